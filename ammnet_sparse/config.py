@@ -1,0 +1,238 @@
+"""Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SyntheticConfig(_Section):
+    """Generated rooms, the data of a run that names no set."""
+
+    frames: Positive = Field(240, description="frames to generate, validation frames included")
+    validation_frames: Positive = Field(40, description="frames of them kept for validation (val.txt)")
+    seed: int = Field(8332, ge=0, description="seed of the rooms; the same seed gives the same files")
+    noise: Literal["none", "kinect"] = Field("kinect", description="depth noise: none, or like a Kinect's")
+
+
+class DataConfig(_Section):
+    root: Path | None = Field(None, description="folder of the set; empty: generated rooms are made and kept")
+    synthetic_root: Path = Field(Path("data/rooms"), description="where generated rooms are kept")
+    dataset: Literal["nyu", "nyucad"] = Field("nyu", description="published layout that root follows")
+    split: str = Field("train", description="list of training frames: <split>.txt in root")
+    validation_frames: Positive = Field(100, description="frames drawn for validation where root has no val.txt")
+    validation_seed: int = Field(8332, description="seed of that draw")
+    workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
+    augment_3d: bool = Field(True, description="flip X, flip Y and exchange X and Y, each with probability 0.5")
+    augment_2d: bool = Field(True, description="resize, crop, flip and photometric changes of images (not of label maps)")
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+
+class ModelConfig(_Section):
+    """The network (DESIGN: section 2 of docs/architecture.md); every width scales with ``width``."""
+
+    width: Positive = Field(256, description="feature channels C; a multiple of 4")
+    grid_shape: tuple[Positive, Positive, Positive] = Field(
+        (60, 36, 60), description="voxels along X, height and Y; multiples of 12"
+    )
+    num_classes: Positive = Field(12, description="classes, empty included")
+    stem_widths: tuple[Positive, Positive] = Field((3, 64), description="channels of the two hidden stem convolutions")
+    image_encoder: Literal["seg2d", "segformer_b2", "resnet50"] = Field(
+        "seg2d", description="2D input: a label map (seg2d), or the image through SegFormer-B2 or ResNet-50"
+    )
+    image_encoder_weights: Path | None = Field(
+        None, description="local file with ImageNet weights: mit_b2.pth, Hugging Face's nvidia/mit-b2, timm's resnet50"
+    )
+    freeze_image_encoder: bool = Field(True, description="the image backbone is not trained (its head is)")
+    num_label_map_classes: Positive = Field(14, description="classes of the 2D label map, void included")
+    inputs: Literal["both", "image", "tsdf"] = Field("both", description="modalities read (Figure 2)")
+    freeze_encoders: bool = Field(False, description="train the decoder alone on given encoders (Figure 2)")
+    sites: Literal["sparse", "dense"] = Field("sparse", description="which voxels are computed; dense: every one")
+    encoder_band: bool = Field(False, description="add the TSDF band 0 < |t| < 0.999 to the encoder sites")
+    fusion: Fusion = Field("modulation", description="how the modalities are joined (Table S2)")
+    modulation1: bool = Field(True, description="M1 on the inputs of the decoder; off: addition (eq. 1)")
+    modulation2: bool = Field(True, description="M2 at half resolution; off: identity")
+    modulation3: bool = Field(True, description="M3 at full resolution; off: identity")
+    modulation_gradient: Literal["full", "gradient_only", "fusion_only", "detached"] = Field(
+        "full",
+        description="Table 5: gradient_only keeps M1's gradient with addition's value, fusion_only the reverse; "
+        "detached stops the gradient into the TSDF features through scale and bias",
+    )
+    encoder_dropout: Probability = Field(0.3, description="channel dropout on the TSDF encoder's way up")
+    head_dropout: Probability = Field(0.5, description="channel dropout in the image head")
+    decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
+    discriminator_width: Positive = Field(64, description="channels of the discriminator's first layer; multiple of 4")
+    discriminator_input: Literal["logits", "softmax"] = Field("logits", description="what it reads of a prediction")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        for name in ("width", "discriminator_width"):
+            if getattr(self, name) % 4:
+                raise ValueError(f"{name}: expected a multiple of 4, found {getattr(self, name)}")
+        if any(size % 12 for size in self.grid_shape):
+            raise ValueError(f"grid_shape: expected multiples of 12, found {self.grid_shape}")
+        return self
+
+
+class LossConfig(_Section):
+    label_smoothing: Probability = Field(0.2, description="of both cross-entropies")
+    weight_2d: float = Field(0.25, ge=0, description="weight of the 2D cross-entropy (image models only)")
+    weight_adversarial: float = Field(0.005, ge=0, description="weight of the adversarial loss of the generator")
+
+
+class AdversarialConfig(_Section):
+    """The adversarial game (section 4.2 of the paper)."""
+
+    enabled: bool = Field(True, description="train the discriminator and against it")
+    geometric_fakes: bool = Field(True, description="truth with voxels erased as fakes (eq. 5)")
+    semantic_fakes: bool = Field(True, description="truth with classes shuffled as fakes (eq. 6)")
+    erase_probability: tuple[Probability, Probability] = Field(
+        (0.1, 0.9), description="range of the erasing probability, drawn per sample; equal ends fix it"
+    )
+    shuffle_probability: tuple[Probability, Probability] = Field(
+        (0.1, 0.9), description="range of the shuffling probability, drawn per class and sample; equal ends fix it"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "AdversarialConfig":
+        for name in ("erase_probability", "shuffle_probability"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: expected low <= high, found {low} > {high}")
+        return self
+
+
+class OptimizerConfig(_Section):
+    """AdamW with a cosine schedule per step; the same for both networks, each with its own state."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="at the start")
+    discriminator_learning_rate: float | None = Field(None, gt=0, description="empty: as learning_rate")
+    final_learning_rate: float = Field(1e-7, ge=0, description="at the end of the cosine")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    weight_decay: float = Field(0.05, ge=0, description="not on biases and batch normalisation")
+    gradient_clip: float = Field(10.0, gt=0, description="largest gradient norm, per network")
+
+
+class TrainingConfig(_Section):
+    epochs: Positive = Field(150, description="passes over the training frames")
+    batch_size: Positive = Field(4, description="frames a forward pass; an incomplete last batch is dropped")
+    accumulate: Positive = Field(1, description="batches whose gradients are summed before a step")
+    seed: int = Field(8332, ge=0, description="of initialisation, order, augmentation, dropout and fakes")
+    mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
+    recompute: Literal["off", "blocks", "full"] = Field(
+        "off", description="recompute activations in the backward pass: per DDR block, or per whole stage and stem"
+    )
+    deterministic: bool = Field(False, description="deterministic algorithms where PyTorch has them")
+    validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between saves of the resumable state in an epoch")
+
+
+class Config(_Section):
+    """Everything that a training run is made of."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the key."""
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (none: the defaults of the code) and applies ``key.sub=value`` overrides in order.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, or a value of the wrong type or range.
+    """
+    source = str(path) if path is not None else "defaults"
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    if overrides:
+        source += " with overrides " + " ".join(overrides)
+    return config_from_dict(values, source=source)
+
+
+def config_from_dict(values: dict[str, Any], *, source: str) -> Config:
+    """A checked configuration from nested dicts; ``source`` names where they come from in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, source)) from error
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes the resolved configuration as YAML that ``load_config`` reads back to the same."""
+    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Yields (dotted key, type, default, meaning) of every key, for ``--help``."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        if isinstance(field.default, BaseModel):
+            yield from describe_keys(type(field.default), f"{key}.")
+        else:
+            kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
+            yield key, kind.replace("typing.", ""), field.default, field.description or ""
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: expected key.sub=value, for example training.epochs=5")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
+        if not isinstance(target, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+    target[last] = value
+
+
+def _describe(error: ValidationError, source: str) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key{_nearest(key)}")
+        else:
+            found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+            lines.append(f"  {key}: {problem['msg']}{found}")
+    return f"{source}:\n" + "\n".join(lines)
+
+
+def _nearest(key: str) -> str:
+    import difflib
+
+    matches = difflib.get_close_matches(key, [name for name, *_ in describe_keys()], n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -1,0 +1,131 @@
+"""A batch of frames as tensors: what the network reads and what the losses compare with."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Frames of one batch. Voxel axes are (X, height, Y), flat index ``(x * H + h) * Y + y``.
+
+    Attributes:
+        tsdf: [B, 1, X, H, Y] float32. Not flipped: about +1 free, -1 occluded, 0 unobserved, falling to 0
+            at the surface. Flipped (``tsdf_is_flipped``): sign * max(0.001, 1 - |t|).
+        mapping: [B, V] integer, V = X * H * Y: pixel ``row * width + column`` that hit the voxel, -1 for none.
+        label_weight: [B, V] bool, True where loss and evaluation look.
+        label: [B, V] uint8 or other integer type, class 0..11 or 255 for ignore; None without ground truth.
+        image: [B, 3, 480, 640] float32, normalised RGB; None for models without an image network.
+        label_map: [B, 480, 640] uint8, the 2D prediction, 0..13; None for models that do not read it.
+        frame_ids: names of the frames, for messages and pictures.
+        tsdf_is_flipped: which convention ``tsdf`` follows.
+    """
+
+    tsdf: Tensor
+    mapping: Tensor
+    label_weight: Tensor
+    label: Tensor | None = None
+    image: Tensor | None = None
+    label_map: Tensor | None = None
+    frame_ids: tuple[str, ...] = ()
+    tsdf_is_flipped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tsdf.ndim != 5 or self.tsdf.shape[1] != 1:
+            raise ValueError(f"Batch.tsdf: expected [B, 1, X, H, Y], found {list(self.tsdf.shape)}")
+        expected = (self.batch_size, self.num_voxels)
+        for name in ("mapping", "label_weight", "label"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(
+                    f"Batch.{name}: expected {list(expected)} to match tsdf {list(self.tsdf.shape)}, "
+                    f"found {list(value.shape)}"
+                )
+        for name, ndim in (("image", 4), ("label_map", 3)):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != ndim or value.shape[0] != self.batch_size):
+                raise ValueError(
+                    f"Batch.{name}: expected {ndim} axes with {self.batch_size} frames first, found {list(value.shape)}"
+                )
+
+    @property
+    def batch_size(self) -> int:
+        return self.tsdf.shape[0]
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """Voxels along (X, height, Y)."""
+        x, height, y = self.tsdf.shape[2:]
+        return x, height, y
+
+    @property
+    def num_voxels(self) -> int:
+        x, height, y = self.grid_shape
+        return x * height * y
+
+    @property
+    def scored_mask(self) -> Tensor:
+        """[B, V] bool: label weight set and label not ignored; the label weight alone without labels."""
+        if self.label is None:
+            return self.label_weight
+        return self.label_weight & (self.label != IGNORE_LABEL)
+
+    @property
+    def hit_mask(self) -> Tensor:
+        """[B, V] bool: voxels that a pixel hits."""
+        return self.mapping != UNMAPPED
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The same batch with every tensor on ``device``."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return self._map_tensors(lambda tensor: tensor.pin_memory())
+
+    def _map_tensors(self, function) -> "Batch":  # type: ignore[no-untyped-def]
+        changed = {
+            field.name: function(value)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **changed)
+
+    @classmethod
+    def collate(cls, batches: Sequence["Batch"]) -> "Batch":
+        """Joins batches along the first axis. Raises ValueError where they hold different fields."""
+        if not batches:
+            raise ValueError("Batch.collate: expected at least one batch, found none")
+        joined: dict[str, Tensor | None] = {}
+        for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map"):
+            values = [getattr(batch, name) for batch in batches]
+            present = [value for value in values if value is not None]
+            if present and len(present) != len(values):
+                lacking = [batch.frame_ids for batch in batches if getattr(batch, name) is None]
+                raise ValueError(f"Batch.collate: {name} is given for some frames but not for {lacking}")
+            joined[name] = torch.cat(present) if present else None
+        conventions = {batch.tsdf_is_flipped for batch in batches}
+        if len(conventions) > 1:
+            raise ValueError("Batch.collate: flipped and unflipped TSDF cannot be mixed in a batch")
+        return cls(
+            **joined,  # type: ignore[arg-type]
+            frame_ids=tuple(frame_id for batch in batches for frame_id in batch.frame_ids),
+            tsdf_is_flipped=conventions.pop(),
+        )
+
+    @classmethod
+    def from_frames(cls, folder: str | Path, ids: Sequence[str]) -> "Batch":
+        """Reads frames of a set on disk (``data/layout.py``), without augmentation, in the order of ``ids``.
+
+        Images and label maps are read where the set has them for every frame.
+        Errors name the file, what was expected and what was found.
+        """
+        from ammnet_sparse.data.layout import FrameFolder
+
+        frames = FrameFolder(folder)
+        return cls.collate([frames.read(frame_id).to_batch() for frame_id in ids])

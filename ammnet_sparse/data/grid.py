@@ -1,0 +1,55 @@
+"""The voxel grid, the camera image, and the classes: the numbers that every room of the project shares.
+
+Array axes of the grid are (world X lateral, world Z height, world Y forward), C order, so that
+the flat voxel index is ``x * 36 * 60 + h * 60 + y``.
+"""
+
+from typing import NamedTuple
+
+GRID_SHAPE = (60, 36, 60)
+"""Voxels along (X, height, Y)."""
+NUM_VOXELS = 60 * 36 * 60
+VOXEL_SIZE = 0.08
+"""Edge of a voxel in metres."""
+FLOOR_OFFSET = -0.05
+"""World height in metres of the lower face of height index 0: the floor lies at 0."""
+
+IMAGE_SHAPE = (480, 640)
+"""Rows and columns of the colour image, of the depth image and of the 2D label map."""
+NUM_PIXELS = 480 * 640
+UNMAPPED_ON_DISK = NUM_PIXELS
+"""How files say that no pixel hits a voxel."""
+UNMAPPED = -1
+"""How tensors say it."""
+
+NUM_LABEL_MAP_CLASSES = 14
+"""Classes of the 2D label map (``Seg2D``): void and 13 classes, used one-hot."""
+
+
+class SceneClass(NamedTuple):
+    """A class of the completed scene with the colour users know it by."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+CLASSES = (
+    SceneClass("empty", (22, 191, 206)),
+    SceneClass("ceiling", (214, 38, 40)),
+    SceneClass("floor", (43, 160, 4)),
+    SceneClass("wall", (158, 216, 229)),
+    SceneClass("window", (114, 158, 206)),
+    SceneClass("chair", (204, 204, 91)),
+    SceneClass("bed", (255, 186, 119)),
+    SceneClass("sofa", (147, 102, 188)),
+    SceneClass("table", (30, 119, 181)),
+    SceneClass("tvs", (188, 188, 33)),
+    SceneClass("furniture", (255, 127, 12)),
+    SceneClass("objects", (196, 175, 214)),
+)
+CLASS_NAMES = tuple(entry.name for entry in CLASSES)
+NUM_CLASSES = len(CLASSES)
+EMPTY_LABEL = 0
+IGNORE_LABEL = 255
+"""Outside the room, or unknown: neither trained on nor scored."""
+IGNORE_COLOR = (153, 153, 153)
