@@ -1,8 +1,9 @@
 """A batch of frames as tensors: what the network reads and what the losses compare with."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,8 +89,8 @@ class Batch:
         """The same batch in page-locked memory (the data loader calls this)."""
         return self._map_tensors(lambda tensor: tensor.pin_memory())
 
-    def _map_tensors(self, function) -> "Batch":  # type: ignore[no-untyped-def]
-        changed = {
+    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {
             field.name: function(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -98,7 +99,7 @@ class Batch:
 
     @classmethod
     def collate(cls, batches: Sequence["Batch"]) -> "Batch":
-        """Joins batches along the first axis. Raises ValueError where they hold different fields."""
+        """Joins batches along the first axis. Raises ValueError where they hold different fields or sizes."""
         if not batches:
             raise ValueError("Batch.collate: expected at least one batch, found none")
         joined: dict[str, Tensor | None] = {}
@@ -108,6 +109,12 @@ class Batch:
             if present and len(present) != len(values):
                 lacking = [batch.frame_ids for batch in batches if getattr(batch, name) is None]
                 raise ValueError(f"Batch.collate: {name} is given for some frames but not for {lacking}")
+            for batch, value in zip(batches, present, strict=False):
+                if value.shape[1:] != present[0].shape[1:]:
+                    raise ValueError(
+                        f"Batch.collate: {name} has shapes {list(present[0].shape[1:])} for {batches[0].frame_ids} and "
+                        f"{list(value.shape[1:])} for {batch.frame_ids}; expected frames of one size"
+                    )
             joined[name] = torch.cat(present) if present else None
         conventions = {batch.tsdf_is_flipped for batch in batches}
         if len(conventions) > 1:
@@ -122,7 +129,7 @@ class Batch:
     def from_frames(cls, folder: str | Path, ids: Sequence[str]) -> "Batch":
         """Reads frames of a set on disk (``data/layout.py``), without augmentation, in the order of ``ids``.
 
-        Images and label maps are read where the set has them for every frame.
+        Images and label maps are read where the set has a folder of them; then every frame needs one.
         Errors name the file, what was expected and what was found.
         """
         from ammnet_sparse.data.layout import FrameFolder

@@ -1,0 +1,22 @@
+"""The operators: schema, readable reference, fake and autograd formula of each. Compiled kernels take over."""
+
+from ammnet_sparse.ops.modulation import modulate
+from ammnet_sparse.ops.perturbation import (
+    draw_erase_probability,
+    draw_shuffle,
+    erase_voxels,
+    one_hot_sites,
+    shuffle_categories,
+)
+from ammnet_sparse.ops.projection import fill_empty, project_features
+
+__all__ = [
+    "draw_erase_probability",
+    "draw_shuffle",
+    "erase_voxels",
+    "fill_empty",
+    "modulate",
+    "one_hot_sites",
+    "project_features",
+    "shuffle_categories",
+]

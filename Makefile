@@ -1,0 +1,66 @@
+# Set-up, training, tests and lint in a virtual environment of its own. `make` alone prints what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+python := $(VENV)/bin/python
+stamp := $(VENV)/.installed
+export AMMNET_SPARSE_SPCONV ?=
+
+.PHONY: help setup train test lint format clean FORCE
+
+help:
+	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
+	@echo 'make test     set up, then run the tests'
+	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
+	@echo 'make format   set up, then format and fix what ruff can fix'
+	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
+	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
+	@echo
+	@echo 'Added to the command:'
+	@echo '  ARGS="..."         passed on, for example: make train ARGS="training.epochs=5"'
+	@echo '                                             make test ARGS="-x tests/test_package.py"'
+	@echo '  PYTHON=python3.12  the Python to use: 3.11, 3.12 or 3.13'
+	@echo '  CXX=clang++        the C++ compiler to use'
+	@echo '  AMMNET_SPARSE_SPCONV=spconv-cu126'
+	@echo '                     another wheel of spconv, for example for Hopper cards on Python 3.11'
+
+setup: $(stamp)
+	@echo '== $(VENV) is ready'
+
+train: $(stamp)
+	@echo '== training'
+	$(python) tools/train.py $(ARGS)
+
+test: $(stamp)
+	@echo '== tests'
+	$(python) -m pytest $(ARGS)
+
+lint: $(stamp)
+	@echo '== lint: ruff (lint and format) and mypy'
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+format: $(stamp)
+	@echo '== format'
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+clean:
+	@echo '== deleting $(VENV), build folders and caches'
+	@if [ -e '$(VENV)' ] && [ ! -e '$(VENV)/pyvenv.cfg' ]; then \
+		echo "$(VENV) is no virtual environment: not deleted" >&2; exit 1; fi
+	@rm -rf '$(VENV)' build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp holds the chosen spconv: another choice installs again, as a newer setup.py does.
+ifneq ($(shell cat '$(stamp)' 2>/dev/null),$(AMMNET_SPARSE_SPCONV))
+$(stamp): FORCE
+endif
+$(stamp): setup.py tools/setup/environment.sh tools/setup/install.py
+	@echo '== setting up $(VENV) (once; again when setup.py or the choice of spconv changes)'
+	@rm -f $@
+	@sh tools/setup/environment.sh '$(PYTHON)' '$(VENV)'
+	@$(python) tools/setup/install.py
+	@echo '$(AMMNET_SPARSE_SPCONV)' > $@

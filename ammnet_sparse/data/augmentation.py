@@ -1,0 +1,219 @@
+"""Augmentation of frames: mirrored and exchanged axes of the voxels, and changes of the colour image.
+
+Everything is done to the data, nothing inside the model. Voxels are moved, never resampled, so each keeps its TSDF,
+label, label weight and the pixel that hit it; where the image is resized, cropped or mirrored, that pixel follows.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as image_functional
+
+from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
+from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
+
+_PROBABILITY = 0.5
+_RESIZE = (0.8, 1.2)
+_BRIGHTNESS = 32.0
+_CONTRAST = _SATURATION = (0.5, 1.5)
+_HUE = 18 / 180
+
+
+def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: bool) -> Frame:
+    """A randomly changed copy of a frame.
+
+    Args:
+        generator: every draw comes from it. 3D and 2D together take the same number of draws whatever is drawn.
+        use_3d: ``augment_3d``.
+        use_2d: ``augment_2d``; without effect on a frame without image.
+    """
+    if use_3d:
+        frame = augment_3d(frame, generator=generator)
+    if use_2d and frame.image is not None:
+        frame = augment_2d(frame, generator=generator)
+    return frame
+
+
+def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
+    """Flips X, flips Y and exchanges X and Y, each with probability 0.5, in this order."""
+    for change, chance in zip((flip_x, flip_y, exchange_xy), _draw(3, generator), strict=True):
+        if chance < _PROBABILITY:
+            frame = change(frame)
+    return frame
+
+
+def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
+    """Changes geometry (``draw_geometry``) and colours (``draw_colors``) of the image; the mapping follows.
+
+    The image becomes float32 on the scale 0..255, padded with ``IMAGE_MEAN``, which normalises to exactly 0.
+
+    Raises:
+        ValueError: a frame without image, or with a label map, which would no longer fit the mapping.
+    """
+    if frame.image is None:
+        raise ValueError(f"frame {frame.frame_id}: expected an image for 2D augmentation, found none; read_image=True")
+    if frame.label_map is not None:
+        raise ValueError(
+            f"frame {frame.frame_id}: expected an image without 2D label map for 2D augmentation, found both, and one "
+            "mapping cannot follow both; read one of them (read_image, read_label_map), or switch 2D augmentation off"
+        )
+    geometry = draw_geometry(generator)
+    colors = draw_colors(generator)
+    image = torch.from_numpy(np.array(frame.image)).permute(2, 0, 1).to(torch.float32)
+    # Colours before padding: their contrast refers to the mean of the picture alone, and the padding stays exact.
+    image = pad_image(colors.apply(geometry.apply(image)))
+    return dataclasses.replace(
+        frame, image=image.permute(1, 2, 0).contiguous().numpy(), mapping=geometry.apply_to_mapping(frame.mapping)
+    )
+
+
+def flip_x(frame: Frame) -> Frame:
+    """Mirrors the voxels left to right: voxel (x, h, y) goes to (X - 1 - x, h, y)."""
+    return _move_voxels(frame, lambda voxels: voxels[::-1])
+
+
+def flip_y(frame: Frame) -> Frame:
+    """Mirrors the voxels front to back: voxel (x, h, y) goes to (x, h, Y - 1 - y)."""
+    return _move_voxels(frame, lambda voxels: voxels[:, :, ::-1])
+
+
+def exchange_xy(frame: Frame) -> Frame:
+    """Exchanges the horizontal axes: voxel (x, h, y) goes to (y, h, x).
+
+    Raises:
+        ValueError: a grid with unlike X and Y, whose frames would no longer fit into one batch.
+    """
+    x, height, y = frame.grid_shape
+    if x != y:
+        raise ValueError(
+            f"frame {frame.frame_id}: expected as many voxels along X as along Y to exchange them, found a grid of "
+            f"{x} x {height} x {y}; switch 3D augmentation off"
+        )
+    return _move_voxels(frame, lambda voxels: voxels.transpose(2, 1, 0))
+
+
+def _move_voxels(frame: Frame, move: Callable[[NDArray[Any]], NDArray[Any]]) -> Frame:
+    return dataclasses.replace(
+        frame,
+        tsdf=np.ascontiguousarray(move(frame.tsdf)),
+        mapping=np.ascontiguousarray(move(frame.mapping)),
+        label_weight=np.ascontiguousarray(move(frame.label_weight)),
+        label=None if frame.label is None else np.ascontiguousarray(move(frame.label)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Resizing, then cropping to at most 480x640, then mirroring; ``pad_image`` fills up below and to the right.
+
+    Attributes:
+        size: rows and columns after resizing.
+        corner: row and column of the resized image where the crop starts; 0 along an axis that is not longer.
+        is_mirrored: left and right are exchanged after cropping.
+    """
+
+    size: tuple[int, int] = IMAGE_SHAPE
+    corner: tuple[int, int] = (0, 0)
+    is_mirrored: bool = False
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Rows and columns after cropping."""
+        return min(self.size[0], IMAGE_SHAPE[0]), min(self.size[1], IMAGE_SHAPE[1])
+
+    def apply(self, image: Tensor) -> Tensor:
+        """[3, crop rows, crop columns] of a [3, 480, 640] image, bilinear."""
+        if self.size != tuple(image.shape[1:]):
+            image = image_functional.resize(image, list(self.size), antialias=True)
+        image = image_functional.crop(image, *self.corner, *self.crop_size)
+        return image_functional.horizontal_flip(image) if self.is_mirrored else image
+
+    def apply_to_mapping(self, mapping: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The pixels of the padded 480x640 image that show what ``mapping`` [any shape] pointed at, -1 where cropped.
+
+        Pixel centres: index c comes to lie at ``(c + 0.5) s - 0.5``, s the ratio of the sizes, and is rounded.
+        """
+        rows, columns = IMAGE_SHAPE
+        wide = mapping.astype(np.int64)
+        # floor((c + 0.5) s) in whole numbers: the rounding above, with halves going up
+        row = (2 * (wide // columns) + 1) * self.size[0] // (2 * rows) - self.corner[0]
+        column = (2 * (wide % columns) + 1) * self.size[1] // (2 * columns) - self.corner[1]
+        crop_rows, crop_columns = self.crop_size
+        is_inside = (row >= 0) & (row < crop_rows) & (column >= 0) & (column < crop_columns) & (mapping != UNMAPPED)
+        if self.is_mirrored:
+            column = crop_columns - 1 - column
+        return np.where(is_inside, row * columns + column, UNMAPPED).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Colors:
+    """Photometric changes, in the order of the attributes; each default changes nothing.
+
+    Attributes:
+        brightness: added, on the scale 0..255.
+        contrast: factor of the distance to the mean grey of the image.
+        saturation: factor of the distance to the grey of the pixel.
+        hue: turn of the hue as a fraction of the full circle, -0.5..0.5.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    def apply(self, image: Tensor) -> Tensor:
+        """The changed image, [3, rows, columns] float32 on the scale 0..255, clipped to it after each change."""
+        if self == Colors():
+            return image
+        image = ((image + self.brightness) / 255).clamp_(0, 1)
+        if self.contrast != 1:
+            image = image_functional.adjust_contrast(image, self.contrast)
+        if self.saturation != 1:
+            image = image_functional.adjust_saturation(image, self.saturation)
+        if self.hue != 0:
+            image = image_functional.adjust_hue(image, self.hue)
+        return image * 255
+
+
+def pad_image(image: Tensor) -> Tensor:
+    """[3, 480, 640] float32 of an image that is no larger: the rest, below and to the right, is ``IMAGE_MEAN``."""
+    padded = torch.tensor(IMAGE_MEAN, dtype=torch.float32)[:, None, None].repeat(1, *IMAGE_SHAPE)
+    padded[:, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+def draw_geometry(generator: torch.Generator) -> Geometry:
+    """Resizing by 0.8..1.2 (probability 0.5), a crop anywhere, mirroring (probability 0.5). Takes five draws."""
+    resize, scale, top, left, mirror = _draw(5, generator)
+    ratio = _between(_RESIZE, scale) if resize < _PROBABILITY else 1.0
+    size = (round(IMAGE_SHAPE[0] * ratio), round(IMAGE_SHAPE[1] * ratio))
+    room = (max(size[0] - IMAGE_SHAPE[0], 0), max(size[1] - IMAGE_SHAPE[1], 0))
+    corner = (int(top * (room[0] + 1)), int(left * (room[1] + 1)))
+    return Geometry(size=size, corner=corner, is_mirrored=mirror < _PROBABILITY)
+
+
+def draw_colors(generator: torch.Generator) -> Colors:
+    """Brightness +-32, contrast and saturation 0.5..1.5, hue +-0.1, each with probability 0.5. Takes eight draws."""
+    chances, values = _draw(4, generator), _draw(4, generator)
+    is_used = [chance < _PROBABILITY for chance in chances]
+    return Colors(
+        brightness=_between((-_BRIGHTNESS, _BRIGHTNESS), values[0]) if is_used[0] else 0.0,
+        contrast=_between(_CONTRAST, values[1]) if is_used[1] else 1.0,
+        saturation=_between(_SATURATION, values[2]) if is_used[2] else 1.0,
+        hue=_between((-_HUE, _HUE), values[3]) if is_used[3] else 0.0,
+    )
+
+
+def _draw(count: int, generator: torch.Generator) -> list[float]:
+    """Numbers in [0, 1)."""
+    values: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    return values
+
+
+def _between(limits: tuple[float, float], fraction: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * fraction

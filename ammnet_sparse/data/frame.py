@@ -1,0 +1,94 @@
+"""One frame as numpy arrays, as it comes from disk or from a camera, and its way into a batch."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import IMAGE_SHAPE
+
+IMAGE_MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean of (red, green, blue), on the scale 0..255."""
+IMAGE_DEVIATION = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation, likewise."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame. Voxel axes are (X, height, Y).
+
+    Attributes:
+        frame_id: name of the frame, for messages and pictures.
+        tsdf: [X, H, Y] float32, not flipped, or flipped where ``tsdf_is_flipped`` (see ``Batch.tsdf``).
+        mapping: [X, H, Y] int32, pixel ``row * 640 + column`` that hit the voxel, -1 for none.
+        label_weight: [X, H, Y] bool, True where loss and evaluation look.
+        label: [X, H, Y] uint8, class 0..11 or 255 for ignore; None without ground truth.
+        image: [480, 640, 3] uint8, upright RGB; float32 on the same scale 0..255 once augmented; or None.
+        label_map: [480, 640] uint8, the 2D prediction, 0..13; or None.
+        tsdf_is_flipped: which convention ``tsdf`` follows.
+
+    Raises:
+        ValueError: an array whose shape does not fit the others or the image.
+    """
+
+    frame_id: str
+    tsdf: NDArray[np.float32]
+    mapping: NDArray[np.int32]
+    label_weight: NDArray[np.bool_]
+    label: NDArray[np.uint8] | None = None
+    image: NDArray[Any] | None = None
+    label_map: NDArray[np.uint8] | None = None
+    tsdf_is_flipped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tsdf.ndim != 3:
+            raise ValueError(f"Frame.tsdf of {self.frame_id}: expected [X, height, Y], found {list(self.tsdf.shape)}")
+        expected = {
+            "mapping": self.tsdf.shape,
+            "label_weight": self.tsdf.shape,
+            "label": self.tsdf.shape,
+            "image": (*IMAGE_SHAPE, 3),
+            "label_map": IMAGE_SHAPE,
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"Frame.{name} of {self.frame_id}: expected {list(shape)}, found {list(value.shape)}")
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """Voxels along (X, height, Y)."""
+        x, height, y = self.tsdf.shape
+        return x, height, y
+
+    def to_batch(self) -> Batch:
+        """The frame as a batch of one: contiguous tensors that share no memory with the frame, image normalised."""
+        return Batch(
+            tsdf=_tensor(self.tsdf.astype(np.float32, copy=False))[None, None],
+            mapping=_tensor(self.mapping).reshape(1, -1),
+            label_weight=_tensor(self.label_weight).reshape(1, -1),
+            label=None if self.label is None else _tensor(self.label).reshape(1, -1),
+            image=None if self.image is None else normalise_image(self.image)[None],
+            label_map=None if self.label_map is None else _tensor(self.label_map)[None],
+            frame_ids=(self.frame_id,),
+            tsdf_is_flipped=self.tsdf_is_flipped,
+        )
+
+
+def normalise_image(image: NDArray[Any]) -> torch.Tensor:
+    """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
+
+    A pixel that equals float32 ``IMAGE_MEAN`` becomes exactly 0: that is how augmentation pads.
+    """
+    planes = _tensor(image).permute(2, 0, 1).to(torch.float32).contiguous()
+    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32)[:, None, None]
+    deviation = torch.tensor(IMAGE_DEVIATION, dtype=torch.float32)[:, None, None]
+    return planes.sub_(mean).div_(deviation)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    # A copy in C order: mirrored views have negative strides, which from_numpy refuses.
+    return torch.from_numpy(np.array(array, order="C", copy=True))

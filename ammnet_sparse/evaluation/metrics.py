@@ -1,0 +1,191 @@
+"""Scene completion (SC) and semantic scene completion (SSC) scores: the protocol of the paper's tables (5.1)."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import SumMetric
+from torchmetrics.classification import BinaryConfusionMatrix, MulticlassConfusionMatrix
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, IGNORE_LABEL, NUM_CLASSES
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a set of frames, as fractions of 1; NaN where the set leaves one undefined (nothing to divide by).
+
+    Attributes:
+        frames: frames scored.
+        sc_precision, sc_recall, sc_iou: occupied against empty over the occluded scored voxels.
+        ssc_iou: intersection over union by class name, empty left out, in the order of ``CLASSES``. A class that
+            neither truth nor prediction holds anywhere is NaN.
+        ssc_miou: mean of ``ssc_iou`` over the classes that are defined (on NYU: all 11).
+        confusion: [12, 12] int64 on the CPU, scored voxels by (true class, predicted class).
+        occupancy: [2, 2] int64 on the CPU, occluded scored voxels by (truly occupied, predicted occupied).
+    """
+
+    frames: int
+    sc_precision: float
+    sc_recall: float
+    sc_iou: float
+    ssc_iou: dict[str, float]
+    ssc_miou: float
+    confusion: Tensor = field(repr=False, compare=False)
+    occupancy: Tensor = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain values in percent, None (JSON null) where undefined, ready for ``json.dump``."""
+        return {
+            "frames": self.frames,
+            "sc": {
+                "precision": _percent(self.sc_precision),
+                "recall": _percent(self.sc_recall),
+                "iou": _percent(self.sc_iou),
+            },
+            "ssc": {
+                "miou": _percent(self.ssc_miou),
+                "iou": {name: _percent(iou) for name, iou in self.ssc_iou.items()},
+            },
+        }
+
+
+def scores_from_counts(confusion: Tensor, occupancy: Tensor, *, frames: int) -> Scores:
+    """Scores from pooled voxel counts.
+
+    Args:
+        confusion: [12, 12] integer, scored voxels by (true class, predicted class).
+        occupancy: [2, 2] integer, occluded scored voxels by (truly occupied, predicted occupied), 0 for empty.
+        frames: frames that the counts were pooled over.
+    """
+    if tuple(confusion.shape) != (NUM_CLASSES, NUM_CLASSES):
+        raise ValueError(f"confusion: expected [{NUM_CLASSES}, {NUM_CLASSES}], found {list(confusion.shape)}")
+    if tuple(occupancy.shape) != (2, 2):
+        raise ValueError(f"occupancy: expected [2, 2], found {list(occupancy.shape)}")
+    confusion = confusion.detach().to("cpu", torch.int64)
+    occupancy = occupancy.detach().to("cpu", torch.int64)
+    hits = confusion.diag().tolist()
+    unions = (confusion.sum(0) + confusion.sum(1) - confusion.diag()).tolist()
+    ssc_iou = {
+        name: _ratio(hits[label], unions[label]) for label, name in enumerate(CLASS_NAMES) if label != EMPTY_LABEL
+    }
+    defined = [iou for iou in ssc_iou.values() if not math.isnan(iou)]
+    (_, false_positives), (false_negatives, true_positives) = occupancy.tolist()
+    return Scores(
+        frames=frames,
+        sc_precision=_ratio(true_positives, true_positives + false_positives),
+        sc_recall=_ratio(true_positives, true_positives + false_negatives),
+        sc_iou=_ratio(true_positives, true_positives + false_positives + false_negatives),
+        ssc_iou=ssc_iou,
+        ssc_miou=_ratio(math.fsum(defined), len(defined)),
+        confusion=confusion,
+        occupancy=occupancy,
+    )
+
+
+class CompletionMetrics:
+    """Counts pooled over batches, and the scores that follow from them.
+
+    SSC looks at the scored voxels (label weight set, label not ignored): one confusion matrix over the whole set,
+    IoU = TP / (TP + FP + FN) per class. Empty can be predicted and counts in FP and FN, but not in the mean.
+    SC looks at those of them that no pixel hits, occupied against empty. What lies outside never matters.
+    """
+
+    def __init__(self, *, device: torch.device | str = "cpu", sync_ranks: bool = False) -> None:
+        """Counts stay on ``device`` until ``compute``.
+
+        ``sync_ranks`` adds up the counts of all processes of a distributed run in ``compute``, which every process
+        must then call.
+        """
+        self._confusion = MulticlassConfusionMatrix(
+            NUM_CLASSES, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=sync_ranks
+        ).to(device)
+        self._occupancy = BinaryConfusionMatrix(
+            ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=sync_ranks
+        ).to(device)
+        self._frames = SumMetric(sync_on_compute=sync_ranks).to(device)
+
+    def update(self, labels_predicted: Tensor, batch: Batch) -> None:
+        """Adds a batch.
+
+        Args:
+            labels_predicted: [B, V] or [B, X, H, Y], any integer type, class 0..11; unscored voxels may hold anything.
+            batch: the frames, with labels, on any device.
+
+        Raises:
+            ValueError: no labels in ``batch``, a shape that does not fit it, or a scored voxel without a class.
+        """
+        truth, predicted = _truth_and_prediction(labels_predicted, batch)
+        device = self._confusion.device
+        scored = batch.scored_mask.to(device)
+        truth, predicted = truth.to(device).long(), predicted.to(device).long()
+        _check_classes(predicted, scored, "labels_predicted")
+        _check_classes(truth, scored, "batch.label")
+        self._confusion.update(predicted[scored], truth[scored])
+        occluded = scored & ~batch.hit_mask.to(device)
+        self._occupancy.update((predicted != EMPTY_LABEL)[occluded].long(), (truth != EMPTY_LABEL)[occluded].long())
+        self._frames.update(batch.batch_size)
+
+    def compute(self) -> Scores:
+        """Scores of everything added so far; NaN where nothing was."""
+        if not self._frames.update_called:
+            confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
+            return scores_from_counts(confusion, torch.zeros(2, 2, dtype=torch.int64), frames=0)
+        return scores_from_counts(
+            self._confusion.compute(), self._occupancy.compute(), frames=int(self._frames.compute())
+        )
+
+    def reset(self) -> None:
+        """Forgets everything added so far."""
+        for metric in (self._confusion, self._occupancy, self._frames):
+            metric.reset()
+
+
+def evaluate(
+    predict: Callable[[Batch], Tensor], batches: Iterable[Batch], *, device: torch.device | str = "cpu"
+) -> Scores:
+    """Scores of a predictor over batches with labels, without gradients.
+
+    Args:
+        predict: from a batch on ``device`` to labels [B, V] or [B, X, H, Y], integers 0..11 at the scored voxels.
+        batches: frames to score, for instance a data loader.
+        device: where prediction and counting run.
+    """
+    metrics = CompletionMetrics(device=device)
+    with torch.inference_mode():
+        for batch in batches:
+            on_device = batch.to(device, non_blocking=True)
+            metrics.update(predict(on_device), on_device)
+    return metrics.compute()
+
+
+def _truth_and_prediction(labels_predicted: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    if batch.label is None:
+        raise ValueError(f"batch.label: expected the ground truth of frames {list(batch.frame_ids)}, found none")
+    flat, grid = (batch.batch_size, batch.num_voxels), (batch.batch_size, *batch.grid_shape)
+    if tuple(labels_predicted.shape) not in (flat, grid):
+        raise ValueError(
+            f"labels_predicted: expected {list(flat)} or {list(grid)}, found {list(labels_predicted.shape)}"
+        )
+    if labels_predicted.is_floating_point() or labels_predicted.dtype == torch.bool:
+        raise ValueError(f"labels_predicted: expected integer classes, found {labels_predicted.dtype}")
+    return batch.label, labels_predicted.reshape(flat)
+
+
+def _check_classes(labels: Tensor, scored: Tensor, name: str) -> None:
+    # A stray value would land in another cell of the confusion matrix instead of raising.
+    stray = scored & ((labels < 0) | (labels >= NUM_CLASSES))
+    if stray.any():
+        found = sorted(set(labels[stray].tolist()))[:5]
+        raise ValueError(f"{name}: expected classes 0..{NUM_CLASSES - 1} at scored voxels, found {found}")
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _percent(fraction: float) -> float | None:
+    return None if math.isnan(fraction) else 100.0 * fraction

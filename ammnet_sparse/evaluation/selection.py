@@ -1,0 +1,110 @@
+"""Which frames of a set a trained network runs on, and on which device; shared by the tools."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ammnet_sparse.config import DataConfig, ModelConfig
+from ammnet_sparse.data.layout import DataError, FrameFolder, training_ids, validation_ids
+from ammnet_sparse.data.splits import some
+
+Split = Literal["train", "val", "test"]
+
+LABEL_MAP_NOTE = (
+    "Note: the network reads 2D label maps. Those published for NYU agree with the truth of the test images as well "
+    "as with that of the training images,\nso figures made with them compare only with each other "
+    "(the paper's DeepLabv3 rows, CVSformer)."
+)
+"""To be shown with every figure of a network that reads label maps."""
+
+
+def reads_label_maps(config: ModelConfig) -> bool:
+    """Whether the network needs 2D label maps (``Seg2D``)."""
+    return config.inputs != "tsdf" and config.image_encoder == "seg2d"
+
+
+def reads_images(config: ModelConfig) -> bool:
+    """Whether the network needs colour images."""
+    return config.inputs != "tsdf" and config.image_encoder != "seg2d"
+
+
+def open_set(
+    root: str | Path, *, dataset: Literal["nyu", "nyucad"], config: ModelConfig, for_pictures: bool = False
+) -> FrameFolder:
+    """The set in ``root`` with the 2D input that the network needs, and no other unless pictures shall show it.
+
+    Raises:
+        DataError: no set, or one without that input.
+    """
+    others = None if for_pictures else False
+    needs_label_map, needs_image = reads_label_maps(config), reads_images(config)
+    folder = FrameFolder(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
+    try:
+        return FrameFolder(
+            root,
+            dataset=dataset,
+            read_image=needs_image or folder.reads_image,
+            read_label_map=needs_label_map or folder.reads_label_map,
+            grid_shape=config.grid_shape,
+        )
+    except DataError as error:
+        kind = "2D label maps (folder Seg2D)" if needs_label_map else "colour images (folder RGB)"
+        raise DataError(
+            f"{root}: the checkpoint was trained with model.image_encoder: {config.image_encoder} and needs {kind}, "
+            f"found none; add them, or use a checkpoint of a network that does not read them"
+        ) from error
+
+
+def split_ids(
+    folder: FrameFolder, split: Split, *, limit: int | None = None, validation_frames: int | None = None
+) -> list[str]:
+    """The ids of a split; ``train`` leaves the validation frames out, ``val`` are those of ``val.txt`` or the drawn.
+
+    Args:
+        limit: only so many of the first frames.
+        validation_frames: how many frames are drawn where there is no ``val.txt``, as ``data.validation_frames`` of
+            the training run; None: the default of that key.
+
+    Raises:
+        DataError: no such list, or one that cannot be used.
+    """
+    defaults = DataConfig()
+    count = defaults.validation_frames if validation_frames is None else validation_frames
+    if split == "test":
+        ids = folder.frame_ids("test")
+    elif split == "val":
+        ids = validation_ids(folder, split=defaults.split, count=count, seed=defaults.validation_seed)
+    else:
+        ids = training_ids(folder, split=defaults.split, count=count, seed=defaults.validation_seed)
+    return ids[:limit]
+
+
+def check_ids(folder: FrameFolder, ids: Sequence[str]) -> None:
+    """Raises DataError, naming them, where the set has no TSDF of some of the frames."""
+    unknown = [frame_id for frame_id in ids if not folder.paths(frame_id).tsdf.is_file()]
+    if unknown:
+        raise DataError(
+            f"{folder.root}: expected frames of the set, found unknown ids {some(unknown)} "
+            f"(no file {folder.paths(unknown[0]).tsdf}); the set's lists name those that are there"
+        )
+
+
+def check_labels(folder: FrameFolder) -> None:
+    """Raises DataError where the set has no ground truth."""
+    if not folder.has_labels:
+        raise DataError(f"{folder.root}: expected ground truth (folder Label), found none; a set without cannot score")
+
+
+def parse_device(text: str) -> torch.device:
+    """A device by name. Raises ValueError for what is none, and for one that this machine lacks."""
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected cpu, cuda or cuda:0, found {text!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
+        )
+    return device

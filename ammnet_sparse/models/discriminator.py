@@ -1,0 +1,48 @@
+"""The discriminator: tells true scenes from predicted and perturbed ones (section 4.2 of the paper)."""
+
+import torch
+from torch import Tensor, nn
+
+from ammnet_sparse.sparse.blocks import DDRBlock
+from ammnet_sparse.sparse.convolutions import PointwiseConv3d
+from ammnet_sparse.sparse.sites import SiteSet, full_sites
+
+
+class Discriminator(nn.Module):
+    """Scores scenes of ``num_classes`` channels, one-hot or logits; positive means real."""
+
+    def __init__(self, num_classes: int, *, width: int, grid_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.grid_shape = grid_shape
+        self.embed = PointwiseConv3d(num_classes, width, bias=False)
+        self.blocks = nn.ModuleList(
+            [
+                DDRBlock(width, width // 4, expansion=4, stride=2),
+                DDRBlock(width, width // 4, expansion=8, stride=2),
+                DDRBlock(2 * width, width // 2, expansion=4, stride=3),
+                DDRBlock(2 * width, width // 2, expansion=4),
+            ]
+        )
+        x, height, y = (size // 12 for size in grid_shape)
+        self.hidden = nn.Linear(2 * width * x * height * y, 2 * width)
+        self.score = nn.Linear(2 * width, 1)
+
+    def forward(self, volume: Tensor, sites: SiteSet | None = None) -> Tensor:
+        """Logits [B, 1] that scenes are real.
+
+        Args:
+            volume: [B, num_classes, X, H, Y] (every voxel is a site), or with ``sites`` features [N, num_classes].
+            sites: where the features live; in training the scored voxels, the same for truth, prediction and fakes.
+        """
+        if sites is None:
+            expected = (self.embed.in_channels, *self.grid_shape)
+            if volume.ndim != 5 or tuple(volume.shape[1:]) != expected:
+                raise ValueError(f"volume: expected [B, {', '.join(map(str, expected))}], found {list(volume.shape)}")
+            sites = full_sites(volume.shape[0], self.grid_shape, volume.device)
+            volume = sites.gather(volume)
+        features, here = self.embed(volume), sites
+        for block in self.blocks:
+            features, here = block(features, here)
+        flat = here.densify(features).flatten(1)
+        scores: Tensor = self.score(torch.relu(self.hidden(flat)))
+        return scores

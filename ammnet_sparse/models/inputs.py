@@ -1,0 +1,73 @@
+"""From a batch to the network's inputs: encoder sites, state channels, one-hot label maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+
+FREE = 0.999
+"""From this TSDF on a voxel that no pixel hits is observed to be free."""
+STATE_CHANNELS = 4
+"""Fractions free, occluded, unobserved, and mean TSDF."""
+
+
+def unflipped_tsdf(batch: Batch) -> Tensor:
+    """[B, 1, X, H, Y] t, about +1 free and -1 occluded, whatever the convention of the file.
+
+    From the flipped f: t = s (1 - |f|), where far free and unobserved space cannot be told apart.
+    """
+    if not batch.tsdf_is_flipped:
+        return batch.tsdf
+    sign = torch.where(batch.tsdf < 0, -1.0, 1.0).to(batch.tsdf.dtype)
+    return sign * (1 - batch.tsdf.abs())
+
+
+def encoder_sites(batch: Batch, *, is_dense: bool, with_band: bool = False) -> SiteSet:
+    """Hit voxels dilated by 3x3x3, with the band 0 < |t| < 0.999 on request; every voxel if ``is_dense``.
+
+    Raises:
+        ValueError: no voxel of the batch is hit by a pixel.
+    """
+    if is_dense:
+        return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
+    hit = batch.hit_mask.view(batch.batch_size, 1, *batch.grid_shape).to(torch.float32)
+    mask = F.max_pool3d(hit, kernel_size=3, stride=1, padding=1) > 0
+    if with_band:
+        distance = unflipped_tsdf(batch).abs()
+        mask |= (distance > 0) & (distance < FREE)
+    sites = sites_from_mask(mask.squeeze(1))
+    if len(sites) == 0:
+        names = ", ".join(batch.frame_ids) or "(unnamed)"
+        raise ValueError(f"frames {names}: expected voxels that a pixel hits, found none in the mapping")
+    return sites
+
+
+def not_free_mask(batch: Batch) -> Tensor:
+    """[B, V] bool: voxels that are not observed to be free (t < 0.999, or hit)."""
+    return (unflipped_tsdf(batch).flatten(1) < FREE) | batch.hit_mask
+
+
+def pooled_state(batch: Batch) -> Tensor:
+    """[B * cells, 4] of every 1/2 cell: fractions free, occluded and unobserved, and mean TSDF (section 4)."""
+    tsdf = unflipped_tsdf(batch)
+    state = torch.cat([(tsdf > 0).to(tsdf.dtype), (tsdf < 0).to(tsdf.dtype), (tsdf == 0).to(tsdf.dtype), tsdf], dim=1)
+    pooled = F.avg_pool3d(state, kernel_size=2)
+    return pooled.permute(0, 2, 3, 4, 1).reshape(-1, STATE_CHANNELS)
+
+
+def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int) -> Tensor:
+    """[N, num_classes] float32: one-hot 2D class of each site's mapped pixel, zeros where no pixel maps.
+
+    Raises:
+        ValueError: a batch without label maps.
+    """
+    if batch.label_map is None:
+        raise ValueError("batch.label_map: expected [B, rows, columns], found None")
+    pixel = batch.mapping.flatten().index_select(0, sites.linear).long()
+    is_hit = pixel >= 0
+    num_pixels = batch.label_map.shape[1] * batch.label_map.shape[2]
+    classes = batch.label_map.flatten()[sites.batch_index * num_pixels + pixel.clamp(min=0)].long()
+    one_hot = torch.zeros(len(sites), num_classes, dtype=torch.float32, device=pixel.device)
+    return one_hot.scatter_(1, classes[:, None], is_hit.to(torch.float32)[:, None])

@@ -1,0 +1,47 @@
+"""The TSDF encoder: looks around at 1/2 and 1/4, answers at the encoder sites."""
+
+from torch import Tensor, nn
+
+from ammnet_sparse.sparse.blocks import ChannelDropout, Stage, Stem, Up, cells_under
+from ammnet_sparse.sparse.sites import SiteSet
+
+
+class TSDFEncoder(nn.Module):
+    """TSDF at the encoder sites -> features F_T at the encoder sites."""
+
+    def __init__(self, width: int, *, stem_widths: tuple[int, int], dropout: float, state_channels: int) -> None:
+        super().__init__()
+        self.stem = Stem(1, stem_widths, width)
+        self.stage_half = Stage(width, width)
+        self.state_projection = nn.Linear(state_channels, width, bias=False) if state_channels else None
+        self.stage_quarter = Stage(width, 2 * width)
+        self.up_half = Up(2 * width, width)
+        self.dropout = ChannelDropout(dropout)
+        self.up_full = Up(width, width)
+
+    def forward(self, tsdf: Tensor, sites: SiteSet, *, state: Tensor | None) -> Tensor:
+        """TSDF [N, 1] at ``sites`` and the state [M, state_channels] of every 1/2 cell -> [N, C]."""
+        half, half_sites = self.stage_half(self.stem(tsdf, sites), sites)
+        half = add_state(half, state, self.state_projection)
+        quarter, quarter_sites = self.stage_quarter(half, half_sites)
+        read = cells_under(sites)
+        raised = self.up_half(quarter, quarter_sites, read)
+        raised = self.dropout(raised, read) + take_sites(half, read)
+        features: Tensor = self.up_full(raised, read, sites)
+        return features
+
+
+def add_state(features: Tensor, state: Tensor | None, projection: nn.Linear | None) -> Tensor:
+    """Features of every 1/2 cell plus what the sites left out (section 4); unchanged without a projection."""
+    if projection is None:
+        return features
+    if state is None:
+        raise ValueError("state: the network has a state projection, found no state channels")
+    projected: Tensor = projection(state.to(features.dtype))
+    return features + projected
+
+
+def take_sites(features: Tensor, sites: SiteSet) -> Tensor:
+    """Rows of features of every cell [M, C] at some of the cells -> [N, C]."""
+    return features if sites.is_full else features.index_select(0, sites.linear)
+

@@ -1,0 +1,260 @@
+"""Perturbed ground truth, the fakes of the adversarial game (equations 5 and 6), and labels as one-hot features.
+
+Everything is computed for the whole batch at once, on the device of the labels and without waiting for it. Random
+numbers depend on the seed and the index of voxel, class and sample alone, see ``philox``.
+"""
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.ops._library import (
+    FLOAT_TYPES,
+    check_integers,
+    check_range,
+    check_same_device,
+    check_seed,
+    define_operator,
+)
+from ammnet_sparse.ops.philox import Stream, integers_below, uniform, words_of_items, words_of_voxels
+
+_EMPTY = 0
+_IGNORE = 255
+
+
+def erase_voxels(labels: Tensor, probability: Tensor, seed: int) -> Tensor:
+    """Makes each non-empty voxel empty with the probability of its sample (equation 5).
+
+    Args:
+        labels: [B, ...] integer, 0 empty, 255 ignored. Empty and ignored voxels stay.
+        probability: [B] float32 in 0 .. 1.
+        seed: any signed 64-bit integer; the same seed erases the same voxels on every device.
+
+    Returns:
+        New labels, shape and type of ``labels``. Not differentiable.
+
+    Raises:
+        ValueError: shapes, devices, or a seed that do not fit.
+        TypeError: labels without integer type, or probabilities that are not float32.
+    """
+    _check_labels("erase_voxels", labels)
+    _check_per_sample("erase_voxels: probability", probability, labels, ndim=1, dtype=torch.float32)
+    check_seed(seed)
+    return _erase_voxels(labels, probability, seed)
+
+
+def shuffle_categories(labels: Tensor, class_map: Tensor, probability: Tensor, seed: int) -> Tensor:
+    """Gives each voxel of class c the class ``class_map[b, c]`` with probability ``probability[b, c]`` (equation 6).
+
+    Args:
+        labels: [B, ...] integer, 0 empty, 255 ignored, else a class below K. Empty and ignored voxels stay.
+        class_map: [B, K] integer, the class that each class becomes, 0 .. K - 1.
+        probability: [B, K] float32 in 0 .. 1; 0 for classes that stay.
+        seed: any signed 64-bit integer; the same seed changes the same voxels on every device. ``draw_shuffle`` and
+            this may be given the same one.
+
+    Returns:
+        New labels, shape and type of ``labels``. Not differentiable.
+
+    Raises:
+        IndexError: a label or a class in ``class_map`` out of range (on the CPU; elsewhere such a voxel stays).
+        ValueError: shapes, devices, or a seed that do not fit.
+        TypeError: labels or classes without integer type, or probabilities that are not float32.
+    """
+    _check_labels("shuffle_categories", labels)
+    check_integers("shuffle_categories: class_map", class_map)
+    _check_per_sample("shuffle_categories: class_map", class_map, labels, ndim=2, dtype=class_map.dtype)
+    _check_per_sample("shuffle_categories: probability", probability, labels, ndim=2, dtype=torch.float32)
+    if class_map.shape != probability.shape or class_map.shape[1] == 0:
+        raise ValueError(
+            "shuffle_categories: expected class_map and probability [B, classes], "
+            f"found {list(class_map.shape)} and {list(probability.shape)}"
+        )
+    check_seed(seed)
+    return _shuffle_categories(labels, class_map, probability, seed)
+
+
+def draw_erase_probability(
+    batch_size: int, probability_range: tuple[float, float], seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Draws the erasing probability of each sample, uniform in ``probability_range``: [B] float32.
+
+    Raises ValueError for a range that is not 0 <= low <= high <= 1, or a seed beyond 64 bits.
+    """
+    check_seed(seed)
+    words = words_of_items(batch_size, 1, seed=seed, stream=Stream.DRAW_ERASE_PROBABILITY, device=device)
+    return _uniform_in(words[:, 0, 0], probability_range)
+
+
+def draw_shuffle(
+    labels: Tensor, *, num_classes: int, probability_range: tuple[float, float], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draws which classes of each sample ``shuffle_categories`` changes, into what and how often (equation 6).
+
+    Of the K classes present in a sample, k of 1 .. K (uniform) are chosen at random, each with a probability of its
+    own and one other class that is not empty. A sample without an object has none chosen.
+
+    Args:
+        labels: [B, ...] integer. A class is present where a voxel has it, so set to 255 what the discriminator does
+            not see. 0, 255 and labels from ``num_classes`` on are no class here.
+        num_classes: empty included, 3 .. 255.
+        probability_range: (low, high) of the probability of a chosen class.
+        seed: any signed 64-bit integer; the same seed draws the same on every device.
+
+    Returns:
+        class_map [B, num_classes] int64, the class itself where it is not chosen, and probability [B, num_classes]
+        float32, 0 where it is not chosen.
+
+    Raises:
+        ValueError: ``num_classes``, ``probability_range``, shape or seed that do not fit.
+        TypeError: labels without integer type.
+    """
+    _check_labels("draw_shuffle", labels)
+    check_seed(seed)
+    if not 3 <= num_classes <= _IGNORE:
+        raise ValueError(
+            f"num_classes: expected 3 .. {_IGNORE} (empty, a class, and one that it can become), found {num_classes}"
+        )
+    words = words_of_items(labels.shape[0], num_classes, seed=seed, stream=Stream.DRAW_SHUFFLE, device=labels.device)
+    order_words, probability_words, target_words, count_words = words.unbind(-1)
+    classes = torch.arange(num_classes, device=labels.device)
+
+    is_present = (labels.long().flatten(1)[:, None, :] == classes[:, None]).any(-1) & (classes != _EMPTY)
+    num_chosen = 1 + integers_below(count_words[:, 0], is_present.sum(1))
+    # Random order of the classes present, the others behind them; the class number tells equal words apart.
+    order = (order_words * num_classes + classes).where(is_present, torch.iinfo(torch.int64).max)
+    rank = (order[:, None, :] < order[:, :, None]).sum(-1)
+    is_chosen = is_present & (rank < num_chosen[:, None])
+
+    other = 1 + integers_below(target_words, num_classes - 2)
+    other = other + (other >= classes)  # the classes but empty and the class itself
+    class_map = other.where(is_chosen, classes)
+    probability = _uniform_in(probability_words, probability_range)
+    return class_map, probability.where(is_chosen, 0.0)
+
+
+def one_hot_sites(labels: Tensor, linear: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One-hot features of sites straight from a label map, for the discriminator.
+
+    Args:
+        labels: [B, V] integer, a class in 0 .. num_classes - 1, or 255 for ignored.
+        linear: [N] integer, ``b * V + v`` of each site, or -1 for a site that has no label.
+        num_classes: columns of the result, at most 255; an empty voxel has a one in column 0.
+        dtype: type of the result, floating.
+
+    Returns:
+        [N, num_classes]; zeros where a label is 255 or ``linear`` is -1. Not differentiable.
+
+    Raises:
+        IndexError: an element of ``linear`` or the label of a site out of range (on the CPU; elsewhere: zeros).
+        ValueError: shapes, devices, or ``num_classes`` that do not fit.
+        TypeError: labels or indices without integer type, or a ``dtype`` that is not floating.
+    """
+    check_integers("one_hot_sites: labels", labels)
+    check_integers("one_hot_sites: linear", linear)
+    if labels.ndim != 2 or linear.ndim != 1:
+        raise ValueError(
+            f"one_hot_sites: expected labels [B, V] and linear [N], found {list(labels.shape)} and {list(linear.shape)}"
+        )
+    if not 1 <= num_classes <= _IGNORE:
+        raise ValueError(f"num_classes: expected 1 .. {_IGNORE}, found {num_classes}")
+    if dtype not in FLOAT_TYPES:
+        raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, found {dtype}")
+    check_same_device(labels, linear=linear)
+    return _one_hot_sites(labels, linear, num_classes, dtype)
+
+
+def _check_labels(operator: str, labels: Tensor) -> None:
+    check_integers(f"{operator}: labels", labels)
+    if labels.ndim < 2:
+        raise ValueError(f"{operator}: expected labels [B, ...], at least two axes, found {list(labels.shape)}")
+
+
+def _check_per_sample(name: str, values: Tensor, labels: Tensor, *, ndim: int, dtype: torch.dtype) -> None:
+    if values.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, found {values.dtype}")
+    if values.ndim != ndim or values.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"{name}: expected {ndim} axes with {labels.shape[0]} samples first, found {list(values.shape)}"
+        )
+    if values.device != labels.device:
+        raise ValueError(f"{name}: expected on {labels.device} like the labels, found on {values.device}")
+
+
+def _check_classes(name: str, label: Tensor, num_classes: int) -> None:
+    if label.device.type == "cpu":
+        classes = label.where(label != _IGNORE, _EMPTY)
+        check_range(f"{name} but {_IGNORE}", classes, low=0, high=num_classes - 1)
+
+
+def _uniform_in(words: Tensor, probability_range: tuple[float, float]) -> Tensor:
+    low, high = probability_range
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"probability_range: expected 0 <= low <= high <= 1, found {tuple(probability_range)}")
+    # In float64, so that a device that contracts product and sum into one step rounds to the same float32.
+    return (uniform(words).double() * (high - low) + low).float()
+
+
+def _erase_voxels_reference(labels: Tensor, probability: Tensor, seed: int) -> Tensor:
+    flat = labels.flatten(1)
+    words = words_of_voxels(*flat.shape, seed=seed, stream=Stream.ERASE_VOXELS, device=labels.device)
+    label = flat.long()
+    is_erased = (label != _EMPTY) & (label != _IGNORE) & (uniform(words) < probability[:, None])
+    return label.masked_fill(is_erased, _EMPTY).to(labels.dtype).view(labels.shape)
+
+
+def _erase_voxels_fake(labels: Tensor, probability: Tensor, seed: int) -> Tensor:
+    return torch.empty_like(labels, memory_format=torch.contiguous_format)
+
+
+def _shuffle_categories_reference(labels: Tensor, class_map: Tensor, probability: Tensor, seed: int) -> Tensor:
+    num_classes = class_map.shape[1]
+    flat = labels.flatten(1)
+    label = flat.long()
+    check_range("shuffle_categories: class_map", class_map, low=0, high=num_classes - 1)
+    _check_classes("shuffle_categories: labels", label, num_classes)
+    has_class = (label > _EMPTY) & (label < num_classes) & (label != _IGNORE)
+    source = label.where(has_class, _EMPTY)
+    target = class_map.long().gather(1, source)
+    words = words_of_voxels(*flat.shape, seed=seed, stream=Stream.SHUFFLE_CATEGORIES, device=labels.device)
+    is_changed = has_class & (uniform(words) < probability.gather(1, source))
+    is_changed &= (target >= 0) & (target < num_classes)
+    return target.where(is_changed, label).to(labels.dtype).view(labels.shape)
+
+
+def _shuffle_categories_fake(labels: Tensor, class_map: Tensor, probability: Tensor, seed: int) -> Tensor:
+    return torch.empty_like(labels, memory_format=torch.contiguous_format)
+
+
+def _one_hot_sites_reference(labels: Tensor, linear: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    check_range("one_hot_sites: linear", linear, low=-1, high=labels.numel() - 1)
+    is_site = (linear >= 0) & (linear < labels.numel())
+    index = linear.long().where(is_site, 0)
+    # Without labels nothing may be read, not even for the sites that have none.
+    label = labels.reshape(-1)[index].long() if labels.numel() else torch.full_like(index, _IGNORE)
+    label = label.where(is_site, _IGNORE)
+    _check_classes("one_hot_sites: labels", label, num_classes)
+    return (label[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
+
+
+def _one_hot_sites_fake(labels: Tensor, linear: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    return labels.new_empty((linear.shape[0], num_classes), dtype=dtype)
+
+
+_erase_voxels = define_operator(
+    "erase_voxels",
+    "(Tensor labels, Tensor probability, SymInt seed) -> Tensor",
+    reference=_erase_voxels_reference,
+    fake=_erase_voxels_fake,
+)
+_shuffle_categories = define_operator(
+    "shuffle_categories",
+    "(Tensor labels, Tensor class_map, Tensor probability, SymInt seed) -> Tensor",
+    reference=_shuffle_categories_reference,
+    fake=_shuffle_categories_fake,
+)
+_one_hot_sites = define_operator(
+    "one_hot_sites",
+    "(Tensor labels, Tensor linear, SymInt num_classes, ScalarType dtype) -> Tensor",
+    reference=_one_hot_sites_reference,
+    fake=_one_hot_sites_fake,
+)

@@ -1,0 +1,228 @@
+"""Building blocks on site features: DDR blocks, stages, the stem and the step up."""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ammnet_sparse.sparse.convolutions import (
+    UP_KERNEL,
+    PointwiseConv3d,
+    SiteConv3d,
+    SiteConvTranspose3d,
+    average_pool,
+)
+from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
+from ammnet_sparse.sparse.sites import Kernel, SiteSet, cells_read, full_sites, strided_sites
+
+AXIS_Y, AXIS_HEIGHT, AXIS_X = 2, 1, 0
+
+
+class Recomputable(nn.Module):
+    """A module whose activations can be recomputed in the backward pass instead of kept.
+
+    Batch normalisation updates its running statistics in the first pass only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_recomputed = False
+
+    def recomputed(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+        """``function(*arguments)``, kept or recomputed as ``is_recomputed`` says."""
+        if not (self.is_recomputed and torch.is_grad_enabled()):
+            return function(*arguments)
+
+        def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+            return contextlib.nullcontext(), unchanged_statistics(self)
+
+        out: Tensor = checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
+        return out
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels, one draw per sample and channel, as ``nn.Dropout3d`` draws them."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+        """[N, C] -> [N, C]; the identity in evaluation mode."""
+        if not self.training or self.probability == 0.0:
+            return features
+        if self.probability == 1.0:
+            return torch.zeros_like(features)
+        keep = 1.0 - self.probability
+        mask = features.new_empty(sites.batch_size, features.shape[1]).bernoulli_(keep).div_(keep)
+        return features * mask.index_select(0, sites.batch_index)
+
+
+class Down(nn.Module):
+    """Average pooling over full windows, 1x1x1 convolution and batch normalisation (the block's shortcuts)."""
+
+    def __init__(self, in_channels: int, out_channels: int, window: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.window = window
+        self.conv = PointwiseConv3d(in_channels, out_channels, bias=False)
+        self.norm = SiteBatchNorm(out_channels)
+
+    def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:
+        """[N_source, in] -> [N_target, out]."""
+        pooled = average_pool(features, source, target=target, window=self.window)
+        normalized: Tensor = self.norm(self.conv(pooled))
+        return normalized
+
+
+def _axis_kernel(axis: int, stride: int, dilation: int) -> Kernel:
+    def along(value: int, elsewhere: int) -> tuple[int, int, int]:
+        x, height, y = (value if position == axis else elsewhere for position in range(3))
+        return x, height, y
+
+    return Kernel(along(3, 1), stride=along(stride, 1), padding=along(dilation, 0), dilation=along(dilation, 1))
+
+
+class DDRBlock(Recomputable):
+    """Dimensional decomposition residual block: 1x1x3, 1x3x1 and 3x1x1 convolutions in a bottleneck.
+
+    Stride 1 keeps the sites. A strided block goes from any sites to every cell of the coarser grid; its
+    intermediate cells are those that contain or touch a site.
+    """
+
+    def __init__(
+        self, in_channels: int, planes: int, *, expansion: int, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        if stride > 1 and dilation > 1:
+            raise ValueError(f"DDRBlock: a strided block has dilation 1, found stride {stride}, dilation {dilation}")
+        out_channels = planes * expansion
+        if stride == 1 and in_channels != out_channels:
+            raise ValueError(f"DDRBlock: stride 1 keeps the channels, found {in_channels} -> {out_channels}")
+        self.stride = stride
+        self.conv1 = PointwiseConv3d(in_channels, planes, bias=False)
+        self.norm1 = SiteBatchNorm(planes, is_activated=True)
+        self.conv2 = SiteConv3d(planes, planes, _axis_kernel(AXIS_Y, stride, dilation))
+        self.norm2 = SiteBatchNorm(planes)
+        self.conv3 = SiteConv3d(planes, planes, _axis_kernel(AXIS_HEIGHT, stride, dilation))
+        self.norm3 = SiteBatchNorm(planes)
+        self.conv4 = SiteConv3d(planes, planes, _axis_kernel(AXIS_X, stride, dilation))
+        self.norm4 = SiteBatchNorm(planes)
+        self.conv5 = PointwiseConv3d(planes, out_channels, bias=False)
+        self.norm5 = SiteBatchNorm(out_channels)
+        if stride > 1:
+            self.down2 = Down(planes, planes, (1, stride, 1))
+            self.down3 = Down(planes, planes, (stride, 1, 1))
+            self.down4 = Down(planes, planes, (stride, 1, 1))
+            self.shortcut = Down(in_channels, out_channels, (stride, stride, stride))
+
+    def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
+        """[N, in] at ``sites`` -> ([M, out], its sites)."""
+        if self.stride == 1:
+            return self.recomputed(self._same, features, sites), sites
+        y_sites = strided_sites(sites, self.conv2.kernel)
+        height_sites = strided_sites(y_sites, self.conv3.kernel)
+        x_sites = _every_cell(strided_sites(height_sites, self.conv4.kernel))
+        route = (sites, y_sites, height_sites, x_sites)
+        return self.recomputed(self._strided, features, route), x_sites
+
+    def _same(self, features: Tensor, sites: SiteSet) -> Tensor:
+        relu = torch.relu
+        out1 = self.norm1(self.conv1(features))
+        out2 = self.norm2(self.conv2(out1, sites, sites))
+        out3 = self.norm3(self.conv3(relu(out2), sites, sites)) + out2
+        out4 = self.norm4(self.conv4(relu(out3), sites, sites)) + out2 + out3
+        return relu(self.norm5(self.conv5(relu(out4))) + features)
+
+    def _strided(self, features: Tensor, route: tuple[SiteSet, SiteSet, SiteSet, SiteSet]) -> Tensor:
+        relu = torch.relu
+        sites, y_sites, height_sites, x_sites = route
+        out1 = self.norm1(self.conv1(features))
+        out2 = self.norm2(self.conv2(out1, sites, y_sites))
+        out2_height = self.down2(out2, y_sites, height_sites)
+        out3 = self.norm3(self.conv3(relu(out2), y_sites, height_sites)) + out2_height
+        out2_x = self.down3(out2_height, height_sites, x_sites)
+        out3_x = self.down4(out3, height_sites, x_sites)
+        out4 = self.norm4(self.conv4(relu(out3), height_sites, x_sites)) + out2_x + out3_x
+        return relu(self.norm5(self.conv5(relu(out4))) + self.shortcut(features, sites, x_sites))
+
+
+def _every_cell(sites: SiteSet) -> SiteSet:
+    return full_sites(sites.batch_size, sites.spatial_shape, sites.linear.device)
+
+
+class Stage(Recomputable):
+    """Four DDR blocks: one of stride 2, then dilations 1, 2 and 3 with a quarter of the channels as planes."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        planes = in_channels // 4
+        blocks = [DDRBlock(in_channels, planes, expansion=out_channels // planes, stride=2)]
+        blocks += [DDRBlock(out_channels, out_channels // 4, expansion=4, dilation=dilation) for dilation in (1, 2, 3)]
+        for index, block in enumerate(blocks):
+            self.add_module(str(index), block)
+
+    def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
+        """[N, in] at ``sites`` -> ([M, out], every cell of the grid at half the resolution)."""
+        coarse = _every_cell(_coarser(sites))
+
+        def run(features: Tensor) -> Tensor:
+            here = sites
+            for block in self.children():
+                features, here = block(features, here)
+            return features
+
+        return self.recomputed(run, features), coarse
+
+
+def _coarser(sites: SiteSet) -> SiteSet:
+    x, height, y = (size // 2 for size in sites.spatial_shape)
+    return full_sites(sites.batch_size, (x, height, y), sites.linear.device)
+
+
+class Stem(Recomputable):
+    """Three 3x3x3 convolutions, each with batch normalisation and ReLU, from voxel to voxel."""
+
+    def __init__(self, in_channels: int, hidden: tuple[int, int], out_channels: int) -> None:
+        super().__init__()
+        kernel = Kernel((3, 3, 3), padding=(1, 1, 1))
+        self.conv1 = SiteConv3d(in_channels, hidden[0], kernel)
+        self.norm1 = SiteBatchNorm(hidden[0], is_activated=True)
+        self.conv2 = SiteConv3d(hidden[0], hidden[1], kernel)
+        self.norm2 = SiteBatchNorm(hidden[1], is_activated=True)
+        self.conv3 = SiteConv3d(hidden[1], out_channels, kernel)
+        self.norm3 = SiteBatchNorm(out_channels, is_activated=True)
+
+    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+        """[N, in] -> [N, out]."""
+        return self.recomputed(self._run, features, sites)
+
+    def _run(self, features: Tensor, sites: SiteSet) -> Tensor:
+        features = self.norm1(self.conv1(features, sites, sites))
+        features = self.norm2(self.conv2(features, sites, sites))
+        normalized: Tensor = self.norm3(self.conv3(features, sites, sites))
+        return normalized
+
+
+class Up(Recomputable):
+    """Transposed convolution to twice the resolution, batch normalisation, ReLU; only at the sites asked for."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = SiteConvTranspose3d(in_channels, out_channels)
+        self.norm = SiteBatchNorm(out_channels, is_activated=True)
+
+    def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:
+        """[N_source, in] -> [N_target, out]."""
+        return self.recomputed(self._run, features, source, target)
+
+    def _run(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:
+        normalized: Tensor = self.norm(self.conv(features, source, target))
+        return normalized
+
+
+def cells_under(sites: SiteSet) -> SiteSet:
+    """The cells at half the resolution that ``Up`` reads for these sites."""
+    x, height, y = (size // 2 for size in sites.spatial_shape)
+    return cells_read(sites, UP_KERNEL, (x, height, y))

@@ -1,0 +1,90 @@
+"""Batch normalisation of site features, with the ReLU that mostly follows it."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SiteBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the sites of a batch, [N, C] -> [N, C]; names and buffers as in torch's layers.
+
+    With ``is_activated`` a ReLU follows, of which the backward pass needs nothing that normalisation does not keep.
+    On a CPU torch adds up [N, C] row by row in the features' type, which loses four digits over 100,000 sites;
+    there the statistics come from ``torch.var_mean`` instead.
+    """
+
+    def __init__(self, num_features: int, *, is_activated: bool = False) -> None:
+        super().__init__(num_features)
+        self.is_activated = is_activated
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training or features.is_cuda:
+            out = super().forward(features)
+            return torch.relu(out) if self.is_activated else out
+        if features.shape[0] < 2:
+            raise ValueError(
+                f"batch normalisation in training mode needs at least 2 sites, found {features.shape[0]}; "
+                "the batch holds too few scored or hit voxels"
+            )
+        variance, mean = torch.var_mean(features.detach(), dim=0, correction=0)
+        self._track(mean, variance, count=features.shape[0])
+        out = _Normalize.apply(features, self.weight, self.bias, mean, torch.rsqrt(variance + self.eps), self.is_activated)
+        return out
+
+    def _track(self, mean: Tensor, variance: Tensor, *, count: int) -> None:
+        if not self.track_running_stats:
+            return
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
+
+
+class _Normalize(torch.autograd.Function):
+    """(x - mean) * inverse deviation * weight + bias, and a ReLU; keeps x alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor, is_activated: bool
+    ) -> Tensor:
+        ctx.save_for_backward(features, weight, bias, mean, deviation)
+        ctx.is_activated = is_activated
+        scale = weight * deviation
+        out = torch.addcmul(bias - mean * scale, features, scale)
+        return out.relu_() if is_activated else out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias, mean, deviation = ctx.saved_tensors
+        gradient = gradients[0]
+        count = features.shape[0]
+        normalized = torch.addcmul(-mean * deviation, features, deviation)
+        if ctx.is_activated:
+            gradient = gradient * (torch.addcmul(bias, normalized, weight) > 0)
+        bias_gradient = gradient.sum(0)
+        weight_gradient = (gradient * normalized).sum(0)
+        features_gradient = None
+        if ctx.needs_input_grad[0]:
+            normalized.mul_(-weight_gradient / count).add_(gradient).sub_(bias_gradient / count)
+            features_gradient = normalized.mul_(weight * deviation)
+        return features_gradient, weight_gradient, bias_gradient, None, None, None
+
+
+@contextlib.contextmanager
+def unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation in training mode uses the batch's statistics here but leaves its running ones alone."""
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

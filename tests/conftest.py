@@ -1,0 +1,45 @@
+"""What all tests share: few threads, generated examples without deadlines, and where the real frames are."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Small tensors gain nothing from many threads, and several test runs may share a machine.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# A busy machine exceeds hypothesis' 200 ms an example without anything being wrong.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked ``cuda`` where there is no device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and there is none")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real frames beside the repository: ``nyu``, ``raw`` and ``rgbd``. Skips where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real frames, and {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nyu_folder(shared_data: Path) -> Path:
+    """The NYU training frames in the published layout. Skips where they are absent."""
+    folder = shared_data / "nyu"
+    if not (folder / "train.txt").is_file():
+        pytest.skip(f"needs the NYU frames, and {folder} holds no train.txt")
+    return folder

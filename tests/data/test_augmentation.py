@@ -1,0 +1,224 @@
+"""Augmentation: voxels move as numpy moves them, and the mapping follows what is done to the image."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.augmentation import (
+    Colors,
+    Geometry,
+    augment,
+    augment_2d,
+    augment_3d,
+    draw_colors,
+    draw_geometry,
+    exchange_xy,
+    flip_x,
+    flip_y,
+    pad_image,
+)
+from ammnet_sparse.data.frame import IMAGE_MEAN, Frame, normalise_image
+from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
+from tests.data.frames import assert_same_frame, random_frame
+
+VOXEL_ARRAYS = ("tsdf", "mapping", "label_weight", "label")
+ROWS, COLUMNS = IMAGE_SHAPE
+EVERY_PIXEL = np.arange(NUM_PIXELS, dtype=np.int32)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("change", "as_numpy"),
+    [
+        (flip_x, lambda voxels: np.flip(voxels, 0)),
+        (flip_y, lambda voxels: np.flip(voxels, 2)),
+        (exchange_xy, lambda voxels: np.swapaxes(voxels, 0, 2)),
+    ],
+)
+def test_voxels_move_together(change, as_numpy) -> None:  # type: ignore[no-untyped-def]
+    frame = random_frame(1, has_image=True, has_label_map=True)
+    changed = change(frame)
+    for name in VOXEL_ARRAYS:
+        np.testing.assert_array_equal(getattr(changed, name), as_numpy(getattr(frame, name)))
+        assert getattr(changed, name).dtype == getattr(frame, name).dtype
+    assert changed.image is frame.image and changed.label_map is frame.label_map
+    assert_same_frame(change(changed), frame)
+    batch, expected = changed.to_batch(), as_numpy(frame.mapping)
+    assert batch.tsdf.is_contiguous() and batch.mapping.is_contiguous()
+    np.testing.assert_array_equal(batch.mapping.numpy(), expected.reshape(1, -1))
+
+
+def test_flips_of_different_axes_differ_and_commute() -> None:
+    frame = random_frame(1)
+    assert not np.array_equal(flip_x(frame).tsdf, flip_y(frame).tsdf)
+    assert_same_frame(flip_x(flip_y(frame)), flip_y(flip_x(frame)))
+    assert_same_frame(exchange_xy(flip_x(frame)), flip_y(exchange_xy(frame)))
+
+
+def test_exchange_needs_a_square_grid() -> None:
+    with pytest.raises(ValueError, match=r"as many voxels along X as along Y .* found a grid of 4 x 3 x 6"):
+        exchange_xy(random_frame(1, grid_shape=(4, 3, 6)))
+
+
+def test_3d_draws_each_of_the_eight_poses_equally() -> None:
+    frame = random_frame(1)
+    poses: dict[bytes, int] = {}
+    generator = _generator(0)
+    for _ in range(800):
+        key = augment_3d(frame, generator=generator).tsdf.tobytes()
+        poses[key] = poses.get(key, 0) + 1
+    assert len(poses) == 8
+    assert min(poses.values()) > 60 and max(poses.values()) < 145  # 4 deviations of a binomial around 100
+
+
+def _ramps() -> torch.Tensor:
+    """An image that says where each of its pixels is: row, column, 0."""
+    row, column = torch.meshgrid(torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
+    return torch.stack([row, column, torch.zeros_like(row)]).float()
+
+
+def _inner(mapping: NDArray[np.int32], margin: int) -> NDArray[np.bool_]:
+    row, column = mapping // COLUMNS, mapping % COLUMNS
+    return (row >= margin) & (row < ROWS - margin) & (column >= margin) & (column < COLUMNS - margin)
+
+
+@pytest.mark.parametrize("size", [(384, 512), (431, 575), (480, 640), (523, 698), (576, 768)])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_mapping_follows_the_image(size: tuple[int, int], is_mirrored: bool) -> None:
+    corner = (max(size[0] - ROWS, 0) // 3, max(size[1] - COLUMNS, 0) // 2)
+    geometry = Geometry(size=size, corner=corner, is_mirrored=is_mirrored)
+    moved = geometry.apply_to_mapping(EVERY_PIXEL)
+    image = pad_image(geometry.apply(_ramps())).reshape(3, -1).numpy()
+    seen = (moved != UNMAPPED) & _inner(EVERY_PIXEL, 2)  # at the edges resizing repeats the outermost pixel
+    scale = size[0] / ROWS
+    for channel, position in ((0, EVERY_PIXEL // COLUMNS), (1, EVERY_PIXEL % COLUMNS)):
+        error = image[channel, moved[seen]] - position[seen]
+        assert np.abs(error).max() < 0.5 / scale + 0.02  # the rounding to a pixel, in pixels of the original
+        assert abs(error.mean()) < 0.13  # ties are rounded up; a wrong convention shifts by more
+    shown = (size[0] * size[1]) if scale < 1 else NUM_PIXELS
+    assert len(np.unique(moved[moved != UNMAPPED])) >= 0.6 * shown
+    if scale <= 1:
+        assert (moved != UNMAPPED).all()
+    else:
+        assert (moved != UNMAPPED).mean() == pytest.approx(1 / scale**2, rel=0.02)
+
+
+def test_unchanged_geometry_changes_nothing() -> None:
+    np.testing.assert_array_equal(Geometry().apply_to_mapping(EVERY_PIXEL), EVERY_PIXEL)
+    assert Geometry().apply(_ramps()).equal(_ramps())
+    mirror = Geometry(is_mirrored=True)
+    np.testing.assert_array_equal(mirror.apply_to_mapping(mirror.apply_to_mapping(EVERY_PIXEL)), EVERY_PIXEL)
+    none = np.full((2, 3, 2), UNMAPPED, dtype=np.int32)
+    np.testing.assert_array_equal(Geometry(size=(400, 533), is_mirrored=True).apply_to_mapping(none), none)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_2d_regions_keep_their_colour(seed: int) -> None:
+    """Every voxel sees the same colour before and after: squares of one colour each, seen at their centres."""
+    square, rng = 40, np.random.default_rng(seed)
+    colors = rng.integers(0, 256, (ROWS // square, COLUMNS // square, 3), dtype=np.uint8)
+    image = colors.repeat(square, axis=0).repeat(square, axis=1)
+    row = rng.integers(0, ROWS // square, (4, 3, 4)) * square + rng.integers(8, 32, (4, 3, 4))
+    column = rng.integers(0, COLUMNS // square, (4, 3, 4)) * square + rng.integers(8, 32, (4, 3, 4))
+    frame = dataclasses.replace(random_frame(seed), image=image, mapping=(row * COLUMNS + column).astype(np.int32))
+
+    geometry = draw_geometry(_generator(seed))
+    mapping = geometry.apply_to_mapping(frame.mapping)
+    moved = pad_image(geometry.apply(torch.from_numpy(image).permute(2, 0, 1).float())).permute(1, 2, 0).numpy()
+
+    seen = mapping != UNMAPPED
+    assert seen.mean() > 0.5
+    np.testing.assert_allclose(
+        moved.reshape(-1, 3)[mapping[seen]], image.reshape(-1, 3)[frame.mapping[seen]], atol=1e-3
+    )
+
+
+def test_padding_normalises_to_exactly_zero() -> None:
+    frame = random_frame(0, has_image=True)
+    seed = next(seed for seed in range(99) if draw_geometry(_generator(seed)).size[0] < 440)
+    geometry = draw_geometry(_generator(seed))
+    changed = augment_2d(frame, generator=_generator(seed))
+    assert changed.image is not None and changed.image.dtype == np.float32
+    assert changed.image.min() >= 0 and changed.image.max() <= 255
+    batch = changed.to_batch()
+    assert batch.image is not None and batch.image.shape == (1, 3, *IMAGE_SHAPE)
+    rows, columns = geometry.size
+    assert (batch.image[..., rows:, :] == 0).all() and (batch.image[..., columns:] == 0).all()
+    assert (batch.image[..., :rows, :columns] != 0).float().mean() > 0.99
+    assert changed.mapping.max() <= (rows - 1) * COLUMNS + columns - 1
+    for name in ("tsdf", "label", "label_weight"):
+        assert getattr(changed, name) is getattr(frame, name)
+
+
+def test_normalisation_is_imagenets() -> None:
+    image = np.array([[[0, 128, 255]]], dtype=np.uint8)
+    expected = (np.array([0, 128, 255]) - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
+    np.testing.assert_allclose(normalise_image(image).numpy()[:, 0, 0], expected, rtol=1e-6)
+    assert (normalise_image(np.full((2, 2, 3), IMAGE_MEAN, dtype=np.float32)) == 0).all()
+
+
+def test_colors() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).uniform(40, 200, (3, 8, 8)).astype(np.float32))
+    assert Colors().apply(image).equal(image)
+    torch.testing.assert_close(Colors(brightness=32).apply(image), image + 32)
+    torch.testing.assert_close(Colors(brightness=-32).apply(image), image - 32)
+    assert Colors(brightness=255).apply(image).eq(255).all()
+    grey = Colors(saturation=0).apply(image)
+    torch.testing.assert_close(grey[0], grey[1])
+    torch.testing.assert_close(Colors(contrast=0).apply(image).std(), torch.tensor(0.0), atol=1e-3, rtol=0)
+    red = torch.tensor([255.0, 0, 0])[:, None, None].expand(3, 2, 2)
+    torch.testing.assert_close(Colors(hue=1 / 3).apply(red)[:, 0, 0], torch.tensor([0.0, 255, 0]), atol=0.5, rtol=0)
+    torch.testing.assert_close(Colors(hue=0.1).apply(Colors(hue=-0.1).apply(image)), image, atol=0.1, rtol=0)
+
+
+def test_draws_keep_their_limits_and_probabilities() -> None:
+    generator = _generator(5)
+    geometries = [draw_geometry(generator) for _ in range(2000)]
+    colors = [draw_colors(generator) for _ in range(2000)]
+    shares = {
+        "resize": np.mean([geometry.size != IMAGE_SHAPE for geometry in geometries]),
+        "mirror": np.mean([geometry.is_mirrored for geometry in geometries]),
+        "brightness": np.mean([color.brightness != 0 for color in colors]),
+        "contrast": np.mean([color.contrast != 1 for color in colors]),
+        "saturation": np.mean([color.saturation != 1 for color in colors]),
+        "hue": np.mean([color.hue != 0 for color in colors]),
+    }
+    for name, share in shares.items():
+        assert abs(share - 0.5) < 0.05, name
+    for geometry in geometries:
+        assert 384 <= geometry.size[0] <= 576 and 512 <= geometry.size[1] <= 768
+        assert geometry.corner[0] in range(max(geometry.size[0] - ROWS, 0) + 1)
+        assert geometry.corner[1] in range(max(geometry.size[1] - COLUMNS, 0) + 1)
+    limits = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
+    for name, (low, high) in limits.items():
+        values = [getattr(color, name) for color in colors]
+        assert low <= min(values) < low + 0.02 * (high - low) and high - 0.02 * (high - low) < max(values) <= high
+
+
+def test_augment_is_what_the_generator_says() -> None:
+    frame = random_frame(2, has_image=True)
+
+    def run(seed: int, *, use_3d: bool = True, use_2d: bool = True, of: Frame = frame) -> Frame:
+        return augment(of, generator=_generator(seed), use_3d=use_3d, use_2d=use_2d)
+
+    assert_same_frame(run(3), run(3))
+    assert any(not np.array_equal(run(3).tsdf, run(seed).tsdf) for seed in range(4, 9))
+    assert run(3, use_3d=False, use_2d=False) is frame
+    assert run(3, use_2d=False).image is frame.image
+    np.testing.assert_array_equal(run(3, use_3d=False).tsdf, frame.tsdf)
+    without_image = random_frame(2, has_label_map=True)
+    assert run(3, use_3d=False, of=without_image) is without_image
+
+
+def test_2d_errors() -> None:
+    with pytest.raises(ValueError, match="frame 0001: expected an image for 2D augmentation, found none"):
+        augment_2d(random_frame(1), generator=_generator(0))
+    both = random_frame(1, has_image=True, has_label_map=True)
+    with pytest.raises(ValueError, match="frame 0001: expected an image without 2D label map .* found both"):
+        augment(both, generator=_generator(0), use_3d=False, use_2d=True)

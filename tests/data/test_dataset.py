@@ -1,0 +1,189 @@
+"""The data set and its loader: augmentation and order follow from seed and epoch alone."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.dataset import EpochSampler, FrameDataset, build_loader, epoch_order
+from ammnet_sparse.data.layout import DataError, FrameFolder
+from tests.data.frames import GRID, random_frame, write_frame, write_set
+
+IDS = [f"{number:04d}" for number in range(7)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> FrameFolder:
+    root = tmp_path_factory.mktemp("set")
+    write_set(root, IDS)
+    return FrameFolder(root, grid_shape=GRID)
+
+
+def _same(first: Batch, second: Batch) -> bool:
+    names = ("tsdf", "mapping", "label_weight", "label", "image", "label_map")
+    pairs = [(getattr(first, name), getattr(second, name)) for name in names]
+    return first.frame_ids == second.frame_ids and all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
+
+
+def _batches(dataset: FrameDataset, *, epoch: int = 0, workers: int = 0, start_batch: int = 0) -> list[Batch]:
+    loader = build_loader(
+        dataset, batch_size=2, shuffle_seed=8332, epoch=epoch, workers=workers, drop_last=True, start_batch=start_batch
+    )
+    batches = list(loader)
+    assert len(loader) == len(batches)
+    return batches
+
+
+def test_frames_come_unchanged_without_augmentation(folder: FrameFolder) -> None:
+    dataset = FrameDataset(folder, IDS)
+    assert len(dataset) == 7
+    for index, frame_id in enumerate(IDS):
+        assert _same(dataset[index], folder.read(frame_id).to_batch())
+
+
+def test_augmentation_depends_on_seed_epoch_and_frame_alone(folder: FrameFolder) -> None:
+    dataset = FrameDataset(folder, IDS, augment_3d=True, seed=1)
+    first = [dataset[index] for index in range(7)]
+    again = FrameDataset(folder, IDS[::-1], augment_3d=True, seed=1)
+    torch.manual_seed(99)
+    assert all(_same(again[6 - index], batch) for index, batch in enumerate(first))
+    dataset.set_epoch(1)
+    assert not all(_same(dataset[index], batch) for index, batch in enumerate(first))
+    dataset.set_epoch(0)
+    assert all(_same(dataset[index], batch) for index, batch in enumerate(first))
+    other = FrameDataset(folder, IDS, augment_3d=True, seed=2)
+    assert not all(_same(other[index], batch) for index, batch in enumerate(first))
+
+
+def test_images_are_augmented(tmp_path: Path) -> None:
+    frame = random_frame(1, has_image=True)
+    write_frame(tmp_path, frame)
+    folder = FrameFolder(tmp_path, grid_shape=GRID)
+    plain = FrameDataset(folder, ["0001"])[0]
+    changed = FrameDataset(folder, ["0001"], augment_2d=True, seed=3)[0]
+    assert plain.image is not None and changed.image is not None
+    assert plain.image.shape == changed.image.shape == (1, 3, 480, 640)
+    assert not torch.equal(plain.image, changed.image)
+    assert torch.equal(plain.tsdf, changed.tsdf)
+
+
+@pytest.mark.parametrize("is_half", [True, False])
+def test_cache_loses_nothing_and_needs_no_files(tmp_path: Path, is_half: bool) -> None:
+    frame = random_frame(1, has_image=True, has_label_map=True)
+    if not is_half:
+        frame.tsdf[...] = np.random.default_rng(0).uniform(-1, 1, GRID)  # values that float16 cannot hold
+    write_frame(tmp_path, frame)
+    folder = FrameFolder(tmp_path, grid_shape=GRID)
+    plain = FrameDataset(folder, ["0001"], augment_3d=True)
+    cached = FrameDataset(folder, ["0001"], augment_3d=True, cache=True)
+    expected = []
+    for epoch in range(4):
+        plain.set_epoch(epoch)
+        expected.append(plain[0])
+    (tmp_path / "TSDF" / "0001.npz").unlink()
+    for epoch in range(4):
+        cached.set_epoch(epoch)
+        batch = cached[0]
+        assert _same(batch, expected[epoch])
+        batch.label.fill_(3)  # type: ignore[union-attr]  # what users do to a batch does not reach the cache
+    cached.set_epoch(0)
+    assert _same(cached[0], expected[0])
+    with pytest.raises(DataError, match=r"TSDF/0001\.npz: expected a file, found none"):
+        plain[0]
+
+
+@pytest.mark.parametrize(("ids", "message"), [([], "found none"), (["0001", "0001"], "found 0001 more than once")])
+def test_lists_that_cannot_be(folder: FrameFolder, ids: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FrameDataset(folder, ids)
+
+
+def test_order_is_fixed_for_ever() -> None:
+    assert epoch_order(7, shuffle_seed=8332, epoch=0) == [3, 1, 6, 4, 0, 2, 5]
+    assert epoch_order(7, shuffle_seed=8332, epoch=1) == [2, 0, 6, 1, 3, 5, 4]
+    assert epoch_order(7, shuffle_seed=None, epoch=1) == list(range(7))
+    assert sorted(epoch_order(100, shuffle_seed=0, epoch=3)) == list(range(100))
+
+
+def test_loader_is_reproducible_with_any_number_of_workers(folder: FrameFolder) -> None:
+    dataset = FrameDataset(folder, IDS, augment_3d=True, seed=5)
+    random_state = torch.get_rng_state()
+    epochs = [_batches(dataset, epoch=epoch) for epoch in range(2)]
+    assert [len(batches) for batches in epochs] == [3, 3]
+    assert [batch.frame_ids for batch in epochs[0]] != [batch.frame_ids for batch in epochs[1]]
+    for workers in (0, 2):
+        again = _batches(dataset, epoch=1, workers=workers)
+        assert all(_same(first, second) for first, second in zip(again, epochs[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("start_batch", [0, 1, 2, 3])
+def test_loader_resumes_within_an_epoch(folder: FrameFolder, start_batch: int) -> None:
+    dataset = FrameDataset(folder, IDS, augment_3d=True, seed=5)
+    whole = _batches(dataset, epoch=4)
+    rest = _batches(FrameDataset(folder, IDS, augment_3d=True, seed=5), epoch=4, start_batch=start_batch)
+    assert len(rest) == 3 - start_batch
+    assert all(_same(first, second) for first, second in zip(rest, whole[start_batch:], strict=True))
+
+
+def test_incomplete_last_batch(folder: FrameFolder) -> None:
+    dataset = FrameDataset(folder, IDS)
+    loader = build_loader(dataset, batch_size=3, shuffle_seed=None, epoch=0, workers=0, drop_last=False)
+    assert [batch.frame_ids for batch in loader] == [tuple(IDS[:3]), tuple(IDS[3:6]), tuple(IDS[6:])]
+    loader = build_loader(dataset, batch_size=3, shuffle_seed=None, epoch=0, workers=0, drop_last=True)
+    assert [batch.batch_size for batch in loader] == [3, 3]
+
+
+def test_processes_share_every_batch() -> None:
+    def batches(rank: int, num_processes: int, batch_size: int, start_batch: int = 0) -> list[list[int]]:
+        return list(
+            EpochSampler(
+                13,
+                batch_size=batch_size,
+                shuffle_seed=1,
+                epoch=2,
+                drop_last=True,
+                start_batch=start_batch,
+                rank=rank,
+                num_processes=num_processes,
+            )
+        )
+
+    alone = batches(0, 1, 4)
+    shared = [batches(rank, 2, 2) for rank in range(2)]
+    assert [sorted(first + second) for first, second in zip(*shared, strict=True)] == [sorted(step) for step in alone]
+    assert batches(1, 2, 2, start_batch=1) == shared[1][1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"batch_size": 8}, "batch_size: expected at most the 7 frames of the list, found 8 frames a step"),
+        ({"start_batch": 4}, r"start_batch: expected 0\.\.3 .* found 4"),
+        ({"start_batch": -1}, r"start_batch: expected 0\.\.3 .* found -1"),
+        ({"rank": 2, "num_processes": 2}, r"rank: expected 0\.\.1, found 2"),
+        ({"num_processes": 2, "drop_last": False}, "drop_last: expected True with 2 processes"),
+    ],
+)
+def test_sampler_errors(changes: dict[str, int], message: str) -> None:
+    options = {"batch_size": 2, "shuffle_seed": 0, "epoch": 0, "drop_last": True, **changes}
+    with pytest.raises(ValueError, match=message):
+        EpochSampler(7, **options)  # type: ignore[arg-type]
+
+
+def test_dataset_can_be_sent_to_processes(folder: FrameFolder) -> None:
+    dataset = FrameDataset(folder, IDS, cache=True)
+    assert _same(pickle.loads(pickle.dumps(dataset))[2], dataset[2])
+
+
+def test_worker_errors_name_the_file(tmp_path: Path) -> None:
+    write_set(tmp_path, ["0001", "0002"])
+    dataset = FrameDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001", "0002"])
+    (tmp_path / "Label" / "0002.npz").unlink()
+    loader = build_loader(dataset, batch_size=2, shuffle_seed=None, epoch=0, workers=1, drop_last=True)
+    with pytest.raises(DataError, match=r"Label/0002\.npz: expected a file, found none"):
+        list(loader)

@@ -1,0 +1,292 @@
+"""Scores against counts by hand and by a naive loop, what must not matter, undefined scores, and the baselines."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, constant_baselines, prior_labels
+from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, evaluate, scores_from_counts
+
+FLOOR, WALL, CHAIR, FURNITURE = (CLASS_NAMES.index(name) for name in ("floor", "wall", "chair", "furniture"))
+
+
+def make_batch(
+    label: list[int], *, weight: list[int] | None = None, hit: list[int] | None = None, frames: int = 1
+) -> Batch:
+    """Frames of a column of voxels [1, 1, V]; all weighted and none hit unless said otherwise."""
+    voxels = len(label) // frames
+    mapping = torch.where(torch.tensor(hit or [0] * len(label)) > 0, 7, UNMAPPED)
+    return Batch(
+        tsdf=torch.zeros(frames, 1, 1, 1, voxels),
+        mapping=mapping.view(frames, voxels),
+        label_weight=torch.tensor(weight or [1] * len(label)).bool().view(frames, voxels),
+        label=torch.tensor(label, dtype=torch.uint8).view(frames, voxels),
+    )
+
+
+def random_batch(rng: np.random.Generator, *, frames: int = 2, shape: tuple[int, int, int] = (4, 3, 5)) -> Batch:
+    voxels = math.prod(shape)
+    label = rng.choice([*range(NUM_CLASSES), IGNORE_LABEL], size=(frames, voxels))
+    return Batch(
+        tsdf=torch.zeros(frames, 1, *shape),
+        mapping=torch.from_numpy(np.where(rng.random((frames, voxels)) < 0.2, 5, UNMAPPED)),
+        label_weight=torch.from_numpy(rng.random((frames, voxels)) < 0.7),
+        label=torch.from_numpy(label.astype(np.uint8)),
+    )
+
+
+def score(predicted: list[int], batch: Batch) -> Scores:
+    metrics = CompletionMetrics()
+    metrics.update(torch.tensor(predicted, dtype=torch.uint8).view(batch.batch_size, -1), batch)
+    return metrics.compute()
+
+
+def naive_scores(predicted: torch.Tensor, batch: Batch) -> tuple[list[float], list[float]]:
+    """(SC precision, recall, IoU), (IoU of classes 1..11) by counting voxel by voxel."""
+    assert batch.label is not None
+    sc = {"tp": 0, "fp": 0, "fn": 0}
+    ssc = [{"tp": 0, "fp": 0, "fn": 0} for _ in CLASS_NAMES]
+    for b in range(batch.batch_size):
+        for v in range(batch.num_voxels):
+            truth, guess = int(batch.label[b, v]), int(predicted[b, v])
+            if not batch.label_weight[b, v] or truth == IGNORE_LABEL:
+                continue
+            if truth == guess:
+                ssc[truth]["tp"] += 1
+            else:
+                ssc[truth]["fn"] += 1
+                ssc[guess]["fp"] += 1
+            if batch.mapping[b, v] != UNMAPPED or (truth == 0 and guess == 0):
+                continue
+            sc["tp" if truth > 0 and guess > 0 else "fn" if truth > 0 else "fp"] += 1
+
+    def ratio(part: int, whole: int) -> float:
+        return part / whole if whole else math.nan
+
+    sc_scores = [ratio(sc["tp"], sc["tp"] + sc["fp"]), ratio(sc["tp"], sc["tp"] + sc["fn"])]
+    return [*sc_scores, ratio(sc["tp"], sum(sc.values()))], [ratio(c["tp"], sum(c.values())) for c in ssc[1:]]
+
+
+def test_counts_by_hand() -> None:
+    """Ten voxels: the last is ignored, the one before has no weight, and the first floor voxel is hit by a pixel."""
+    batch = make_batch(
+        [FLOOR, FLOOR, WALL, WALL, 0, 0, 0, CHAIR, CHAIR, IGNORE_LABEL],
+        weight=[1, 1, 1, 1, 1, 1, 1, 1, 0, 1],
+        hit=[1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    )
+    scores = score([FLOOR, FLOOR, FLOOR, 0, 0, WALL, 0, CHAIR, FLOOR, FLOOR], batch)
+    assert scores.frames == 1
+    # Occluded: floor, 2 walls, 3 empty, chair. TP floor, wall as floor, chair; FN the second wall; FP one empty.
+    assert scores.sc_precision == 3 / 4
+    assert scores.sc_recall == 3 / 4
+    assert scores.sc_iou == 3 / 5
+    # Floor: TP 2, FP 1. Wall: FN 2, FP 1. Chair: TP 1.
+    assert scores.ssc_iou["floor"] == 2 / 3
+    assert scores.ssc_iou["wall"] == 0
+    assert scores.ssc_iou["chair"] == 1
+    assert [name for name, iou in scores.ssc_iou.items() if not math.isnan(iou)] == ["floor", "wall", "chair"]
+    assert scores.ssc_miou == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert scores.confusion[WALL].tolist() == [1, 0, 1] + [0] * 9
+    assert scores.confusion[0, WALL] == 1
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_naive_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    batch = random_batch(rng)
+    predicted = torch.from_numpy(rng.integers(0, NUM_CLASSES, (2, 60), dtype=np.uint8))
+    metrics = CompletionMetrics()
+    metrics.update(predicted, batch)
+    scores = metrics.compute()
+    sc, ssc = naive_scores(predicted, batch)
+    np.testing.assert_allclose([scores.sc_precision, scores.sc_recall, scores.sc_iou], sc)
+    np.testing.assert_allclose(list(scores.ssc_iou.values()), ssc)
+    np.testing.assert_allclose(scores.ssc_miou, np.nanmean(ssc))
+
+
+def test_pools_counts_over_batches_and_volumes() -> None:
+    rng = np.random.default_rng(1)
+    batches = [random_batch(rng, frames=frames) for frames in (2, 1, 3)]
+    predicted = [torch.from_numpy(rng.integers(0, NUM_CLASSES, batch.mapping.shape)) for batch in batches]
+    one_by_one, at_once = CompletionMetrics(), CompletionMetrics()
+    for labels, batch in zip(predicted, batches, strict=True):
+        one_by_one.update(labels.view(batch.batch_size, *batch.grid_shape), batch)
+    at_once.update(torch.cat(predicted), Batch.collate(batches))
+    assert one_by_one.compute().frames == 6
+    assert one_by_one.compute() == at_once.compute()
+    one_by_one.reset()
+    assert one_by_one.compute().frames == 0
+
+
+def test_unscored_voxels_never_matter() -> None:
+    rng = np.random.default_rng(2)
+    batch = random_batch(rng)
+    predicted = torch.from_numpy(rng.integers(0, NUM_CLASSES, batch.mapping.shape))
+    other = torch.where(batch.scored_mask, predicted, 255)
+    assert batch.label is not None
+    first, second = CompletionMetrics(), CompletionMetrics()
+    first.update(predicted, batch)
+    second.update(other, batch)
+    assert first.compute() == second.compute()
+    assert first.compute().confusion.sum() == batch.scored_mask.sum()
+
+
+def test_truth_scores_one() -> None:
+    label = [*range(NUM_CLASSES)]
+    scores = score(label, make_batch(label))
+    assert (scores.sc_precision, scores.sc_recall, scores.sc_iou, scores.ssc_miou) == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "predicted", "undefined"),
+    [
+        (make_batch([0, 0]), [0, 0], {"sc_precision", "sc_recall", "sc_iou", "ssc_miou"}),
+        (make_batch([FLOOR, WALL], hit=[1, 1]), [FLOOR, WALL], {"sc_precision", "sc_recall", "sc_iou"}),
+        (make_batch([FLOOR, WALL]), [0, 0], {"sc_precision"}),
+        (make_batch([0, 0]), [FLOOR, 0], {"sc_recall"}),
+        (make_batch([255, 255]), [FLOOR, 0], {"sc_precision", "sc_recall", "sc_iou", "ssc_miou"}),
+    ],
+    ids=["all empty", "nothing occluded", "nothing predicted", "nothing there", "nothing scored"],
+)
+def test_undefined_scores_are_nan_without_warning(batch: Batch, predicted: list[int], undefined: set[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = score(predicted, batch)
+    values = {name: getattr(scores, name) for name in ("sc_precision", "sc_recall", "sc_iou", "ssc_miou")}
+    assert {name for name, value in values.items() if math.isnan(value)} == undefined
+
+
+def test_nothing_added_is_undefined_without_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = CompletionMetrics().compute()
+    assert scores.frames == 0
+    assert math.isnan(scores.sc_iou)
+
+
+def test_json_is_in_percent_with_null_for_undefined() -> None:
+    found = json.loads(json.dumps(score([FLOOR, 0, WALL, 0], make_batch([FLOOR, 0, 0, FLOOR])).to_json()))
+    assert list(found) == ["frames", "sc", "ssc"]
+    assert found["frames"] == 1
+    assert found["sc"] == {"precision": 50.0, "recall": 50.0, "iou": pytest.approx(100 / 3)}
+    assert list(found["ssc"]["iou"]) == list(CLASS_NAMES[1:])
+    assert found["ssc"]["iou"]["floor"] == 50.0
+    assert found["ssc"]["iou"]["wall"] == 0.0
+    assert found["ssc"]["iou"]["bed"] is None
+    assert found["ssc"]["miou"] == 25.0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [
+        (
+            torch.zeros(1, 3, dtype=torch.uint8),
+            r"labels_predicted: .* \[1, 4\] or \[1, 1, 1, 4\], found \[1, 3\]",
+        ),
+        (torch.zeros(1, 4), "labels_predicted: expected integer classes, found torch.float32"),
+        (torch.full((1, 4), 12), r"labels_predicted: expected classes 0..11 at scored voxels, found \[12\]"),
+        (torch.full((1, 4), -1), r"found \[-1\]"),
+    ],
+)
+def test_bad_predictions_are_refused(predicted: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompletionMetrics().update(predicted, make_batch([0, 1, 2, 3]))
+
+
+def test_frames_without_truth_are_refused() -> None:
+    batch = Batch(
+        tsdf=torch.zeros(1, 1, 1, 1, 2),
+        mapping=torch.full((1, 2), UNMAPPED),
+        label_weight=torch.ones(1, 2).bool(),
+        frame_ids=("0042",),
+    )
+    with pytest.raises(ValueError, match="ground truth of frames .*0042"):
+        CompletionMetrics().update(torch.zeros(1, 2, dtype=torch.uint8), batch)
+
+
+def test_counts_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="confusion: expected"):
+        scores_from_counts(torch.zeros(11, 11).long(), torch.zeros(2, 2).long(), frames=1)
+    with pytest.raises(ValueError, match="occupancy: expected"):
+        scores_from_counts(torch.zeros(12, 12).long(), torch.zeros(4).long(), frames=1)
+
+
+def test_constant_baselines_equal_scored_constants() -> None:
+    rng = np.random.default_rng(3)
+    batches = [random_batch(rng) for _ in range(3)]
+    found = constant_baselines(iter(batches))
+    assert list(found) == list(CLASS_NAMES[1:])
+    for label, name in enumerate(CLASS_NAMES[1:], start=1):
+        expected = evaluate(lambda batch, label=label: torch.full_like(batch.mapping, label), batches)
+        assert found[name] == expected
+        assert torch.equal(found[name].confusion, expected.confusion)
+    best = constant_baseline(batches)
+    assert best.ssc_miou == max(scores.ssc_miou for scores in found.values()) > 0
+
+
+def test_constant_baseline_is_the_most_frequent_class() -> None:
+    scores = constant_baseline([make_batch([FURNITURE, FURNITURE, WALL, 0, 0, 0, 0, 0])])
+    assert scores.ssc_iou["furniture"] == 2 / 8
+    assert scores.ssc_iou["wall"] == 0
+    assert scores.ssc_miou == 1 / 8
+    assert scores.sc_recall == 1
+
+
+def test_class_prior_is_the_most_frequent_scored_class() -> None:
+    # The weight leaves out a vote at voxel 1 and all of voxel 3, where the height (one here) decides: 5 empty votes.
+    label = [FLOOR, WALL, 0, CHAIR] + [FLOOR, WALL, 0, CHAIR] + [0, 0, IGNORE_LABEL, CHAIR] + [0, 0, 0, CHAIR]
+    weight = [1, 1, 1, 0] + [1, 0, 1, 0] + [1, 1, 1, 0] + [0, 1, 1, 0]
+    batch = make_batch(label, weight=weight, frames=4)
+    assert class_prior([batch]).flatten().tolist() == [FLOOR, 0, 0, 0]
+    assert class_prior([batch], empty_weight=0.4).flatten().tolist() == [FLOOR, WALL, 0, 0]
+    repeated = prior_labels(class_prior([batch]), batch)
+    assert repeated.shape == (4, 4)
+    assert torch.equal(repeated[3], class_prior([batch]).flatten())
+
+
+def test_class_prior_falls_back_on_the_height() -> None:
+    label = torch.zeros(2, 2, 3, dtype=torch.uint8)
+    label[:, 0], label[:, 1] = FLOOR, WALL
+    weight = torch.zeros(2, 2, 3, dtype=torch.bool)
+    weight[0, 0, 0] = weight[0, 1, :] = True
+    batch = Batch(
+        tsdf=torch.zeros(1, 1, 2, 2, 3),
+        mapping=torch.full((1, 12), UNMAPPED),
+        label_weight=weight.view(1, -1),
+        label=label.view(1, -1),
+    )
+    assert torch.equal(class_prior([batch]), label)
+
+
+def test_class_prior_errors() -> None:
+    with pytest.raises(ValueError, match="at least one frame"):
+        class_prior([])
+    with pytest.raises(ValueError, match="expected one grid"):
+        class_prior([make_batch([0, 1]), make_batch([0, 1, 2])])
+    with pytest.raises(ValueError, match="prior: expected the grid"):
+        prior_labels(class_prior([make_batch([0, 1])]), make_batch([0, 1, 2]))
+
+
+def test_real_frames_by_class(nyu_folder: Path) -> None:
+    """Row sums of the confusion matrix are the scored voxels by class, counted here from the files themselves."""
+    ids = (nyu_folder / "train.txt").read_text(encoding="utf-8").split()[::100]
+    counted = np.zeros(NUM_CLASSES, dtype=np.int64)
+    for frame_id in ids:
+        with np.load(nyu_folder / "Label" / f"{frame_id}.npz") as labels:
+            label = labels["arr_0"]
+        with np.load(nyu_folder / "TSDF" / f"{frame_id}.npz") as volumes:
+            counted += np.bincount(label[(volumes["arr_1"] > 0) & (label != 255)], minlength=NUM_CLASSES)
+    scores = evaluate(lambda batch: torch.zeros_like(batch.mapping), [Batch.from_frames(nyu_folder, ids)])
+    assert scores.confusion.sum(1).tolist() == counted.tolist()
+    assert scores.confusion[:, 0].tolist() == counted.tolist()
+    assert scores.frames == len(ids)

@@ -1,0 +1,62 @@
+"""The table: the paper's columns, aligned, percent with one decimal."""
+
+import math
+
+import pytest
+import torch
+
+from ammnet_sparse.data.grid import CLASS_NAMES
+from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.evaluation.tables import format_table
+
+
+def make_scores(*, sc: tuple[float, float, float], ssc: list[float], miou: float) -> Scores:
+    iou = dict(zip(CLASS_NAMES[1:], ssc, strict=True))
+    return Scores(1, *sc, iou, miou, confusion=torch.zeros(12, 12), occupancy=torch.zeros(2, 2))
+
+
+PAPER = make_scores(
+    sc=(0.887, 0.845, 0.763),
+    ssc=[0.492, 0.942, 0.470, 0.417, 0.524, 0.681, 0.664, 0.464, 0.524, 0.583, 0.411],
+    miou=0.561,
+)
+
+
+def test_row_of_the_paper() -> None:
+    lines = format_table({"AMMNet": PAPER}).splitlines()
+    cells = [[part for part in block.split()] for block in lines[-1].split("|")]
+    assert cells == [
+        ["AMMNet"],
+        ["88.7", "84.5", "76.3"],
+        ["49.2", "94.2", "47.0", "41.7", "52.4", "68.1", "66.4", "46.4", "52.4", "58.3", "41.1", "56.1"],
+    ]
+    headings = [block.split() for block in lines[1].split("|")]
+    assert headings == [
+        ["Method"],
+        ["Prec.", "Recall", "IoU"],
+        ["ceil.", "floor", "wall", "win.", "chair", "bed", "sofa", "table", "TVs", "furn.", "objs.", "avg."],
+    ]
+    assert [title.strip() for title in lines[0].split("|")][1:] == [
+        "Scene completion",
+        "Semantic scene completion (IoU)",
+    ]
+
+
+def test_rows_are_aligned() -> None:
+    undefined = make_scores(sc=(math.nan, 1.0, 0.0), ssc=[math.nan, 1.0] + [0.0] * 9, miou=0.1)
+    lines = format_table({"a": PAPER, "a much longer name": undefined}).splitlines()
+    assert len(lines) == 5
+    assert len({len(line) for line in lines}) == 1
+    # Headings and figures end in the same columns.
+    ends = [
+        [place + 1 for place in range(len(line)) if line[place] != " " and line[place + 1 : place + 2] in (" ", "")]
+        for line in (lines[1], lines[3])
+    ]
+    assert ends[0][1:] == ends[1][1:]
+    assert [block.split()[-3:] for block in lines[4].split("|")[1:]] == [["-", "100.0", "0.0"], ["0.0", "0.0", "10.0"]]
+    assert lines[4].split("|")[2].split()[:2] == ["-", "100.0"]
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one method"):
+        format_table({})

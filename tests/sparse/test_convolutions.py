@@ -1,0 +1,158 @@
+"""Every way of computing a convolution on sites, against torch's dense layers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ammnet_sparse.sparse.convolutions import (
+    UP_KERNEL,
+    Backend,
+    SiteConv3d,
+    SiteConvTranspose3d,
+    average_pool,
+    convolve,
+    use_backend,
+)
+from ammnet_sparse.sparse.sites import (
+    Kernel,
+    SiteSet,
+    cells_read,
+    full_sites,
+    kernel_map,
+    sites_from_mask,
+    strided_sites,
+)
+
+SHAPE = (12, 6, 12)
+KERNELS = {
+    "3x3x3": Kernel((3, 3, 3), padding=(1, 1, 1)),
+    "along Y, dilation 3": Kernel((1, 1, 3), padding=(0, 0, 3), dilation=(1, 1, 3)),
+    "along height, dilation 2": Kernel((1, 3, 1), padding=(0, 2, 0), dilation=(1, 2, 1)),
+    "along X, stride 2": Kernel((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)),
+    "along Y, stride 3": Kernel((1, 1, 3), stride=(1, 1, 3), padding=(0, 0, 1)),
+}
+
+
+def random_sites(density: float, *, shape: tuple[int, int, int] = SHAPE, batch_size: int = 2) -> SiteSet:
+    generator = torch.Generator().manual_seed(int(density * 1000))
+    return sites_from_mask(torch.rand(batch_size, *shape, generator=generator) < density)
+
+
+def check(out: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor, ...], tolerance: float) -> None:
+    upstream = torch.randn_like(out)
+    gradients = torch.autograd.grad(out, inputs, upstream)
+    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
+    for found, wanted in zip((out, *gradients), (expected, *expected_gradients), strict=True):
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)])
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("density", [0.002, 0.3, 1.0])
+def test_convolution_equals_dense(
+    name: str, density: float, backend: Backend, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    kernel = KERNELS[name]
+    source = random_sites(density)
+    target = source if kernel.stride == (1, 1, 1) else strided_sites(source, kernel)
+    features = torch.randn(len(source), 5, dtype=dtype, requires_grad=True)
+    weight = torch.randn(7, 5, *kernel.size, dtype=dtype, requires_grad=True)
+    with use_backend(backend):
+        out = convolve(features, weight, kernel_map(source, target, kernel))
+    volume = F.conv3d(
+        source.densify(features), weight, stride=kernel.stride, padding=kernel.padding, dilation=kernel.dilation
+    )
+    check(out, target.gather(volume), (features, weight), tolerance)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)])
+@pytest.mark.parametrize("density", [0.002, 0.2, 1.0])
+def test_transposed_convolution_equals_dense_at_its_target(
+    density: float, backend: Backend, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    target = random_sites(density, shape=(24, 12, 24))
+    source = cells_read(target, UP_KERNEL, SHAPE)
+    layer = SiteConvTranspose3d(5, 7).to(dtype)
+    assert layer.bias is not None
+    features = torch.randn(len(source), 5, dtype=dtype, requires_grad=True)
+    with use_backend(backend):
+        out = layer(features, source, target)
+    volume = F.conv_transpose3d(
+        source.densify(features), layer.weight, layer.bias, stride=2, padding=1, output_padding=1
+    )
+    check(out, target.gather(volume), (features, layer.weight, layer.bias), tolerance)
+
+
+def test_cells_read_are_all_that_the_transposed_convolution_needs() -> None:
+    """A cell outside does not change the result; with any cell inside left out, it does."""
+    target = random_sites(0.01, shape=(24, 12, 24))
+    source = cells_read(target, UP_KERNEL, SHAPE)
+    everything = full_sites(2, SHAPE, torch.device("cpu"))
+    features = torch.randn(len(everything), 1, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(1, 1, 3, 3, 3, dtype=torch.float64) + 0.1
+    out = convolve(features, weight, kernel_map(everything, target, UP_KERNEL))
+    (gradient,) = torch.autograd.grad(out.sum(), features)
+    assert torch.equal(gradient.squeeze(1).nonzero().squeeze(1), source.linear)
+
+
+@pytest.mark.parametrize("name", ["along X, stride 2", "along Y, stride 3"])
+def test_strided_sites_contain_or_touch_a_site(name: str) -> None:
+    kernel = KERNELS[name]
+    sites = random_sites(0.02)
+    volume = sites.densify(torch.ones(len(sites), 1))
+    touched = F.conv3d(volume, torch.ones(1, 1, *kernel.size), stride=kernel.stride, padding=kernel.padding)
+    contained = F.max_pool3d(volume, kernel.stride)
+    expected = sites_from_mask(((touched > 0) | (contained > 0)).squeeze(1))
+    assert torch.equal(strided_sites(sites, kernel).linear, expected.linear)
+
+
+@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize("density", [0.05, 1.0])
+def test_average_pool_divides_by_the_full_window(window: tuple[int, int, int], density: float) -> None:
+    source = random_sites(density)
+    kernel = Kernel(window, stride=window)
+    target = strided_sites(source, kernel)
+    features = torch.randn(len(source), 4, dtype=torch.float64, requires_grad=True)
+    pooled = average_pool(features, source, target=target, window=window)
+    expected = target.gather(F.avg_pool3d(source.densify(features), window))
+    check(pooled, expected, (features,), 1e-12)
+
+
+def test_pairs_are_built_once() -> None:
+    sites = random_sites(0.2)
+    kernel = KERNELS["3x3x3"]
+    assert kernel_map(sites, sites, kernel) is kernel_map(sites, sites, kernel)
+    assert kernel_map(sites, sites, kernel).pairs is kernel_map(sites, sites, kernel).pairs
+    first, second = (full_sites(2, SHAPE, torch.device("cpu")) for _ in range(2))
+    assert kernel_map(first, first, kernel) is kernel_map(second, second, kernel)
+
+
+def test_number_of_pairs_counts_neighbours() -> None:
+    """A full grid: along each axis of n cells 3n - 2 pairs of neighbours."""
+    sites = full_sites(1, SHAPE, torch.device("cpu"))
+    expected = (3 * 12 - 2) * (3 * 6 - 2) * (3 * 12 - 2)
+    assert kernel_map(sites, sites, KERNELS["3x3x3"]).num_pairs == expected
+
+
+@pytest.mark.parametrize("backend", ["torch", "spconv"])
+def test_no_site_gives_no_row(backend: Backend) -> None:
+    empty = sites_from_mask(torch.zeros(1, *SHAPE, dtype=torch.bool))
+    layer = SiteConv3d(3, 4, KERNELS["3x3x3"])
+    with use_backend(backend):
+        assert layer(torch.zeros(0, 3), empty, empty).shape == (0, 4)
+
+
+def test_rows_that_do_not_fit_the_sites_are_refused() -> None:
+    sites = random_sites(0.2)
+    layer = SiteConv3d(3, 4, KERNELS["3x3x3"])
+    with pytest.raises(ValueError, match=f"each of {len(sites)} sites, found 2"):
+        layer(torch.zeros(2, 3), sites, sites)
+
+
+def test_dense_backend_needs_every_cell() -> None:
+    sites = random_sites(0.2)
+    layer = SiteConv3d(3, 4, KERNELS["3x3x3"])
+    with use_backend("dense"), pytest.raises(ValueError, match="every cell"):
+        layer(torch.zeros(len(sites), 3), sites, sites)
