@@ -1,3 +1,27 @@
 """AMMNet-sparse: semantic scene completion from one RGB-D view on a graphics card you can afford."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["AMMNet", "Batch", "Prediction", "__version__", "load_model"]
+
+if TYPE_CHECKING:
+    from ammnet_sparse.data.batch import Batch
+    from ammnet_sparse.models.ammnet import AMMNet, Prediction
+    from ammnet_sparse.models.loading import load_model
+
+_HOMES = {
+    "AMMNet": "ammnet_sparse.models.ammnet",
+    "Batch": "ammnet_sparse.data.batch",
+    "Prediction": "ammnet_sparse.models.ammnet",
+    "load_model": "ammnet_sparse.models.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the network only when it is asked for: tools that read data alone start in a moment."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

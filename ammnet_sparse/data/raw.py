@@ -41,10 +41,10 @@ def read_raw_depth(path: str | os.PathLike[str]) -> NDArray[np.float32]:
         RawFileError: not a readable 480x640 single-channel 16-bit image.
     """
     try:
-        rotated = iio.imread(Path(path))
+        rotated = iio.imread(Path(path), plugin="pillow")
     except FileNotFoundError:
         raise
-    except Exception as error:  # imageio's plugins raise many kinds for a broken image
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken png
         raise RawFileError(f"{path}: cannot be read as an image ({error}); expected a 16-bit png") from error
     if rotated.shape != IMAGE_SHAPE or rotated.dtype.kind not in "iu" or rotated.dtype.itemsize < 2:
         raise RawFileError(

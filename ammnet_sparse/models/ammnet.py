@@ -135,13 +135,13 @@ class AMMNet(nn.Module):
         own = {id(parameter) for parameter in self.discriminator.parameters()}
         return [value for value in self.parameters() if value.requires_grad and id(value) not in own]
 
-    def forward(self, batch: Batch, *, voxels: Voxels | None = None) -> Prediction:
+    def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | None = None) -> Prediction:
         """Predicts the classes of a batch's voxels.
 
         Args:
             batch: frames on the configuration's grid, with the 2D input that it names.
             voxels: what to compute: the scored voxels (default in training mode), all that are not observed to be
-                free (default in evaluation mode), or all. ``sites: dense`` computes all.
+                free (default in evaluation mode), all, or given sites of the full grid. ``sites: dense`` computes all.
 
         Raises:
             ValueError: another grid, a missing 2D input, or no voxel to work on.
@@ -166,9 +166,11 @@ class AMMNet(nn.Module):
             image_size = (batch.image.shape[2], batch.image.shape[3])
         return Prediction(voxel_logits, targets, class_logits_2d=class_logits_2d, image_size=image_size)
 
-    def _targets(self, batch: Batch, voxels: Voxels) -> SiteSet:
+    def _targets(self, batch: Batch, voxels: Voxels | SiteSet) -> SiteSet:
         if self.config.sites == "dense" or voxels == "all" or self.decoder.reads_whole_volume:
             return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
+        if isinstance(voxels, SiteSet):
+            return voxels
         mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
         targets = sites_from_mask(mask.view(batch.batch_size, *batch.grid_shape))
         if len(targets) == 0:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.data.synthetic.label_map import predicted_label_map
 from ammnet_sparse.data.synthetic.noise import camera_image, kinect_depth
-from ammnet_sparse.data.synthetic.raycast import View, camera_pose, cast_depth, cast_view, fill_voxels
+from ammnet_sparse.data.synthetic.raycast import View, camera_pose, cast_depth, cast_view
 from ammnet_sparse.data.synthetic.rooms import make_room
 from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
+from ammnet_sparse.data.synthetic.voxelize import fill_voxels
 from ammnet_sparse.data.volume import (
     FINE_VOXEL_SIZE,
     NYU_CAMERA,
@@ -163,9 +164,9 @@ def _ignore_beyond(fine: NDArray[np.uint8], view: View, pose: NDArray[np.float64
     """Sets to 255 what lies outside the rectangle on the floor that holds everything seen, as published labels do."""
     v, u = np.nonzero(view.depth > 0)
     d = view.depth[v, u].astype(np.float64)
-    rays = np.stack([(u - NYU_CAMERA.cx) * d / NYU_CAMERA.fx, (v - NYU_CAMERA.cy) * d / NYU_CAMERA.fy, d])
+    x, y = (u - NYU_CAMERA.cx) * d / NYU_CAMERA.fx, (v - NYU_CAMERA.cy) * d / NYU_CAMERA.fy
     for axis, grid_axis in ((0, 0), (1, 2)):
-        world = pose[axis, :3] @ rays + pose[axis, 3] - origin[axis]
+        world = pose[axis, 0] * x + pose[axis, 1] * y + pose[axis, 2] * d + pose[axis, 3] - origin[axis]
         first = max(0, math.floor((world.min() - EXTENT_MARGIN) / FINE_VOXEL_SIZE))
         end = max(0, math.ceil((world.max() + EXTENT_MARGIN) / FINE_VOXEL_SIZE))
         along = np.moveaxis(fine, grid_axis, 0)

@@ -21,19 +21,19 @@ KINECT_RANGE = (0.5, 8.0)
 
 def smooth_noise(rng: Rng, shape: tuple[int, int], *, cell: int) -> NDArray[np.float32]:
     """[rows, columns] float32: bilinear interpolation of uniform numbers in 0..1, ``cell`` pixels apart."""
-    rows, columns = (_interpolation(size, cell) for size in shape)
-    knots = rng.random((rows.shape[1], columns.shape[1]), dtype=np.float32)
-    return rows @ knots @ columns.T
+    knots = rng.random([(size - 1) // cell + 2 for size in shape], dtype=np.float32)
+    # Elementwise on purpose: a matrix product may round differently with other threads.
+    low, share = _position(shape[0], cell)
+    rows: NDArray[np.float32] = knots[low] * (1 - share)[:, None] + knots[low + 1] * share[:, None]
+    low, share = _position(shape[1], cell)
+    noise: NDArray[np.float32] = rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    return noise
 
 
-def _interpolation(size: int, cell: int) -> NDArray[np.float32]:
-    """[size, knots] weights of linear interpolation."""
-    position = np.arange(size) / cell
-    low = position.astype(int)
-    weights = np.zeros((size, low[-1] + 2), dtype=np.float32)
-    weights[np.arange(size), low] = 1 - (position - low)
-    weights[np.arange(size), low + 1] = position - low
-    return weights
+def _position(size: int, cell: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Index of the knot before each pixel, and the share of the way to the next one."""
+    low, rest = np.divmod(np.arange(size, dtype=np.int64), cell)
+    return low, (rest / cell).astype(np.float32)
 
 
 def kinect_depth(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ammnet_sparse.data.synthetic import materials
-from ammnet_sparse.data.synthetic.scene import MapLabel, Material, Place, SceneBuilder, SceneLabel
+from ammnet_sparse.data.synthetic.scene import MapLabel, Material, Place, SceneBuilder, SceneLabel, Texture
 
 Rng = np.random.Generator
 OBJECTS = SceneLabel.OBJECTS
@@ -125,7 +125,7 @@ def floor_lamp(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 def boxes(builder: SceneBuilder, place: Place, rng: Rng) -> None:
     """A stack of one to three cardboard boxes."""
     item, z = builder.item(place, OBJECTS), 0.0
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(1, 4)):
         size = (rng.uniform(0.3, 0.55), rng.uniform(0.3, 0.5), rng.uniform(0.25, 0.45))
         material = materials.cardboard(rng) if rng.random() < 0.6 else materials.colorful(rng)
         item.box((0, 0, z + size[2] / 2), size, material=material, yaw=rng.normal(0, 0.12))
@@ -172,4 +172,4 @@ def picture(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 def _painting(rng: Rng) -> Material:
     first, second = materials.colorful(rng), materials.colorful(rng)
-    return Material(first.color, second.color, materials.Texture.SPECKLE, rng.uniform(0.08, 0.2))
+    return Material(first.color, second.color, Texture.SPECKLE, rng.uniform(0.08, 0.2))

@@ -1,4 +1,4 @@
-"""Ray casting of a scene to depth, shape index and colour, and filling of its voxels. Compiled with numba."""
+"""Ray casting of a scene to depth, shape index and colour, compiled with numba."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import dataclasses
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel, Texture
-from ammnet_sparse.data.volume import FINE_GRID_SHAPE, FINE_VOXEL_SIZE, Camera
+from ammnet_sparse.data.volume import Camera
 
 _BOX, _CYLINDER, _ELLIPSOID = int(Kind.BOX), int(Kind.CYLINDER), int(Kind.ELLIPSOID)
 _STRIPES, _CHECKS, _GRAIN = int(Texture.STRIPES), int(Texture.CHECKS), int(Texture.GRAIN)
@@ -58,17 +58,6 @@ def cast_view(scene: Scene, pose: NDArray[np.float64], *, camera: Camera) -> Vie
     look = (scene.colors, scene.texture, scene.surface, scene.light)
     _shade(geometry, look, pose, np.array(dataclasses.astuple(camera)), depth, shape, color, incidence)
     return View(depth, shape, color, incidence)
-
-
-def fill_voxels(scene: Scene, origin: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Classes of the 240x144x240 fine voxels: [X, height, Y] uint8, 0..11, or 255 outside the room.
-
-    A voxel belongs to a shape that reaches within half a voxel of its centre, so that what is seen lies on
-    labelled voxels and thin shapes stay whole. ``origin`` is the world position of the grid's lower corner.
-    """
-    labels = np.full(FINE_GRID_SHAPE, IGNORE_LABEL, dtype=np.uint8)
-    _fill(scene.kind, scene.center, scene.half, scene.yaw, scene.label, origin, FINE_VOXEL_SIZE, labels)
-    return labels
 
 
 def camera_pose(height: float, *, yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
@@ -209,11 +198,11 @@ def _surface_at(kind, half, p):
         normal[0], normal[1] = p[0] / (half[0] * half[0]), p[1] / (half[1] * half[1])
         normal /= math.sqrt(np.sum(normal * normal))
         return normal, math.atan2(p[1], p[0]) * half[0], p[2]
-    axis = np.argmax(np.abs(p) - half)
-    normal[axis] = 1.0 if p[axis] > 0 else -1.0
-    if axis == 0:
+    face = np.argmax(np.abs(p) - half)
+    normal[face] = 1.0 if p[face] > 0 else -1.0
+    if face == 0:
         return normal, p[1], p[2]
-    if axis == 1:
+    if face == 1:
         return normal, p[0], p[2]
     return normal, p[0], p[1]
 
@@ -286,37 +275,3 @@ def _shade(geometry, look, pose, intrinsics, depth, shape, color, incidence):
             for channel in range(3):
                 base = colors[n, 0, channel] * (1 - share) + colors[n, 1, channel] * share
                 color[v, u, channel] = min(1.0, base * brightness)
-
-
-@njit(cache=True)
-def _holds(kind, half, x, y, z):
-    """True where a point in the axes of a shape lies inside it."""
-    if kind == _BOX:
-        return abs(x) <= half[0] and abs(y) <= half[1] and abs(z) <= half[2]
-    radial = (x / half[0]) ** 2 + (y / half[1]) ** 2
-    if kind == _CYLINDER:
-        return radial <= 1.0 and abs(z) <= half[2]
-    return radial + (z / half[2]) ** 2 <= 1.0
-
-
-@njit(cache=True)
-def _fill(kind, center, half, yaw, label, origin, size, labels):
-    for n in range(kind.shape[0]):
-        # The interior must not grow into the walls' far side; everything else reaches half a voxel further.
-        grown = half[n] + (0.0 if label[n] == _EMPTY else size / 2)
-        c, s = math.cos(yaw[n]), math.sin(yaw[n])
-        reach_x, reach_y = abs(c) * grown[0] + abs(s) * grown[1], abs(s) * grown[0] + abs(c) * grown[1]
-        first_i = max(0, int(math.floor((center[n, 0] - reach_x - origin[0]) / size)))
-        first_j = max(0, int(math.floor((center[n, 1] - reach_y - origin[1]) / size)))
-        first_k = max(0, int(math.floor((center[n, 2] - grown[2] - origin[2]) / size)))
-        end_i = min(labels.shape[0], int(math.floor((center[n, 0] + reach_x - origin[0]) / size)) + 1)
-        end_j = min(labels.shape[2], int(math.floor((center[n, 1] + reach_y - origin[1]) / size)) + 1)
-        end_k = min(labels.shape[1], int(math.floor((center[n, 2] + grown[2] - origin[2]) / size)) + 1)
-        for i in range(first_i, end_i):
-            dx = origin[0] + (i + 0.5) * size - center[n, 0]
-            for k in range(first_k, end_k):
-                dz = origin[2] + (k + 0.5) * size - center[n, 2]
-                for j in range(first_j, end_j):
-                    dy = origin[1] + (j + 0.5) * size - center[n, 1]
-                    if _holds(kind[n], grown, c * dx + s * dy, c * dy - s * dx, dz):
-                        labels[i, k, j] = label[n]

@@ -1,6 +1,5 @@
 """Layouts of furnished rooms: a shell with windows, and furniture placed by the habits of four kinds of room."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +22,7 @@ def make_room(rng: Rng) -> Scene:
     room.taken.append((-0.45, 0.45, -0.6, 0.9))
     _shell(room, rng)
     _openings(room, rng)
+    _middle(room, rng, count=int(rng.integers(1, 3)))
     furnish = FURNISH[rng.integers(len(FURNISH))]
     furnish(room, rng)
     _fill(room, rng)
@@ -162,23 +162,35 @@ def _armchair(rng: Rng) -> Piece:
     return furniture.sofa(rng, seats=1)
 
 
+def _island(rng: Rng) -> Piece:
+    size = rng.uniform(0.9, 1.6), rng.uniform(0.5, 0.7), rng.uniform(0.85, 1.2)
+    return furniture.cabinet(rng, width=size[0], depth=size[1], height=size[2], things=int(rng.integers(2, 6)))
+
+
 MIDDLE: tuple[Callable[[Rng], Piece], ...] = (
     furniture.chair,
     furniture.office_chair,
-    furniture.dresser,
     furniture.dining_group,
+    furniture.bookshelf,
+    furniture.sofa,
+    _island,
+    _island,
     _low_table,
     _low_table,
     _armchair,
 )
-"""What may stand in the middle of a room; it hides a part of what is behind."""
+"""What may stand in the middle of a room. It hides a part of what is behind: there the scene is to be completed."""
+
+
+def _middle(room: Room, rng: Rng, *, count: int) -> None:
+    for _ in range(count):
+        make = MIDDLE[rng.integers(len(MIDDLE))]
+        room.stand_free(make(rng), rng)
 
 
 def _fill(room: Room, rng: Rng) -> None:
     """Something in the middle, more cabinets where walls are bare, and things on the floor."""
-    for _ in range(rng.integers(2, 6)):
-        make = MIDDLE[rng.integers(len(MIDDLE))]
-        room.stand_free(make(rng), rng)
+    _middle(room, rng, count=int(rng.integers(2, 6)))
     for make in (furniture.dresser, furniture.bookshelf, furniture.chair)[: rng.integers(1, 4)]:
         room.stand_at_wall(make(rng), rng, walls=_shuffled(rng))
     for _ in range(rng.integers(5, 11)):

@@ -1,0 +1,228 @@
+"""Sets of synthetic rooms on disk, in the layout of NYU (``docs``: Data), made by several processes.
+
+A set is written into a sibling folder ``<name>.partial`` and renamed when it is complete, so that a folder of rooms is
+never half a set. An interrupted run goes on where it stopped: frame i depends on the seed and on i only.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from tqdm import tqdm
+
+from ammnet_sparse.config import DataConfig
+from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
+from ammnet_sparse.data.volume import mapping_to_disk
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same parameters would give other files."""
+PARAMETERS_FILE = "rooms.json"
+_UNFINISHED = ".unfinished_"
+_FOLDERS = ("Label", "TSDF", "Mapping", "RGB", "Seg2D")
+
+
+class RoomsError(RuntimeError):
+    """A folder that cannot take or does not hold the rooms asked for; the message says what to do."""
+
+
+def ensure_rooms(config: DataConfig, *, progress: bool = True) -> Path:
+    """The folder of the configured rooms, generated on first use.
+
+    Every set of parameters has a folder of its own in ``config.synthetic_root``, so that a change of the
+    configuration neither reuses nor overwrites other rooms; its name says the parameters, for people who clean up.
+
+    Raises:
+        RoomsError: the folder exists and holds something else.
+    """
+    rooms = config.synthetic
+    name = f"rooms_{rooms.frames}_{rooms.validation_frames}_seed{rooms.seed}_{rooms.noise}_v{GENERATOR_VERSION}"
+    return generate_rooms(
+        config.synthetic_root / name,
+        frames=rooms.frames,
+        validation_frames=rooms.validation_frames,
+        seed=rooms.seed,
+        noise=rooms.noise,
+        progress=progress,
+    )
+
+
+def generate_rooms(
+    folder: str | os.PathLike[str],
+    *,
+    frames: int,
+    validation_frames: int,
+    seed: int,
+    noise: Noise,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Generates a set of rooms, unless ``folder`` holds it already.
+
+    Args:
+        folder: where the set shall be; created.
+        frames: how many, validation frames included; ids are 0001, 0002, ... in ``train.txt``.
+        validation_frames: how many of them ``val.txt`` lists, evenly spread; fewer than ``frames``.
+        seed: the same seed gives the same files, whatever the number of workers.
+        noise: "none", or "kinect" for depth like a Kinect's.
+        workers: processes; None for one per available core, 1 to work in this process. More than one need a
+            main script that is guarded by ``if __name__ == "__main__"``.
+        progress: shows a progress bar.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: parameters out of range.
+        RoomsError: ``folder`` holds something else, or a frame fails.
+    """
+    folder = Path(folder)
+    parameters = _checked_parameters(frames, validation_frames, seed, noise)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected at least 1, or None for one per core, found {workers}")
+    if _holds(folder, parameters):
+        return folder
+    partial_folder = _prepare(folder, parameters)
+    try:
+        _write_frames(partial_folder, parameters, workers=workers, progress=progress)
+        _write_lists(partial_folder, parameters)
+        partial_folder.rename(folder)
+        for leftover in folder.rglob(f"{_UNFINISHED}*"):
+            leftover.unlink()
+    except OSError:
+        # Another process may have finished the same set meanwhile; both write the same files.
+        if not _holds(folder, parameters):
+            raise
+    return folder
+
+
+def _checked_parameters(frames: int, validation_frames: int, seed: int, noise: str) -> dict[str, Any]:
+    if frames < 2:
+        raise ValueError(f"frames: expected at least 2 (one to train on, one to validate on), found {frames}")
+    if not 1 <= validation_frames < frames:
+        raise ValueError(f"validation_frames: expected 1..{frames - 1} of {frames} frames, found {validation_frames}")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, found {seed}")
+    if noise not in ("none", "kinect"):
+        raise ValueError(f"noise: expected 'none' or 'kinect', found {noise!r}")
+    return {
+        "generator_version": GENERATOR_VERSION,
+        "frames": frames,
+        "validation_frames": validation_frames,
+        "seed": seed,
+        "noise": noise,
+    }
+
+
+def _read_parameters(folder: Path) -> Any:
+    try:
+        return json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _holds(folder: Path, parameters: dict[str, Any]) -> bool:
+    """True where a complete set of these parameters lies; RoomsError where something else does."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise RoomsError(f"{folder}: expected a folder for generated rooms, found a file; choose another folder")
+    found = _read_parameters(folder)
+    if found == parameters:
+        return True
+    if found is None and not any(folder.iterdir()):
+        return False
+    described = f"rooms of {found}" if found is not None else f"files but no readable {PARAMETERS_FILE}"
+    raise RoomsError(f"{folder}: expected rooms of {parameters}, found {described}; delete it or choose another folder")
+
+
+def _prepare(folder: Path, parameters: dict[str, Any]) -> Path:
+    """The folder to work in: a new one, or that of an interrupted run of the same parameters."""
+    working = folder.with_name(folder.name + ".partial")
+    if working.exists() and _read_parameters(working) != parameters:
+        shutil.rmtree(working)
+    for name in _FOLDERS:
+        (working / name).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(parameters, indent=2) + "\n"
+    _write(working / PARAMETERS_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    return working
+
+
+def _write_frames(folder: Path, parameters: dict[str, Any], *, workers: int | None, progress: bool) -> None:
+    # A frame's label file is written last and says that the frame is complete.
+    todo = [i for i in range(parameters["frames"]) if not (folder / "Label" / f"{_frame_id(i)}.npz").exists()]
+    make = partial(_make_frame, folder, parameters["seed"], parameters["noise"])
+    workers = min(workers or _available_cores(), max(len(todo), 1))
+    with _mapper(workers) as mapper:
+        results = mapper(make, todo)
+        for _ in tqdm(results, total=len(todo), desc="generating rooms", unit="frame", disable=not progress):
+            pass
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[[Callable[[int], None], list[int]], Iterable[None]]]:
+    """``map`` in this process, or over worker processes; pending frames are dropped on an error."""
+    if workers == 1:
+        yield map
+        return
+    # Spawned, not forked: this process may already hold threads and a CUDA context.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_frame(folder: Path, seed: int, noise: Noise, index: int) -> None:
+    try:
+        write_frame(folder, _frame_id(index), generate_frame(seed, index, noise=noise))
+    except OSError:
+        raise
+    except Exception as error:
+        raise RoomsError(f"frame {index} of seed {seed}: {type(error).__name__}: {error}") from error
+
+
+def write_frame(folder: Path, frame_id: str, frame: SyntheticFrame) -> None:
+    """Writes the files of a frame in the layout of NYU; the label comes last. The folders exist already."""
+    tsdf, weight = frame.tsdf.astype(np.float16), frame.label_weight
+    mapping = mapping_to_disk(frame.mapping)
+    _write(folder / "RGB" / f"NYU{frame_id}_colors.jpg", lambda path: iio.imwrite(path, frame.image, quality=92))
+    _write(folder / "Seg2D" / f"{frame_id}.png", lambda path: iio.imwrite(path, frame.label_map))
+    _write(folder / "Mapping" / f"{frame_id}.npz", lambda path: np.savez_compressed(path, arr_0=mapping))
+    _write(folder / "TSDF" / f"{frame_id}.npz", lambda path: np.savez_compressed(path, arr_0=tsdf, arr_1=weight))
+    _write(folder / "Label" / f"{frame_id}.npz", lambda path: np.savez_compressed(path, arr_0=frame.label))
+
+
+def _write(path: Path, save: Callable[[Path], Any]) -> None:
+    """Writes under a name of this process's own first: a file with its proper name is a whole one."""
+    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}_{path.name}")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_lists(folder: Path, parameters: dict[str, Any]) -> None:
+    frames, validation_frames = parameters["frames"], parameters["validation_frames"]
+    # Every room is drawn on its own, so evenly spread frames are as good as random ones.
+    validation = [(2 * k + 1) * frames // (2 * validation_frames) for k in range(validation_frames)]
+    for name, indices in (("train", range(frames)), ("val", validation)):
+        text = "".join(f"{_frame_id(index)}\n" for index in indices)
+        _write(folder / f"{name}.txt", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+
+
+def _frame_id(index: int) -> str:
+    return f"{index + 1:04d}"

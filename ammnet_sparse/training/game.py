@@ -1,0 +1,255 @@
+"""One step of the adversarial game: the discriminator, then the generator through the updated discriminator."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.config import Config
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import IGNORE_LABEL
+from ammnet_sparse.models.ammnet import AMMNet, Prediction
+from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
+from ammnet_sparse.sparse.normalization import unchanged_statistics
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.training.losses import (
+    fake_loss,
+    image_cross_entropy,
+    num_labelled_pixels,
+    num_scored,
+    real_loss,
+    scene_cross_entropy,
+)
+from ammnet_sparse.training.optimization import Optimization
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """Losses of a step, detached scalars on the device; None for what the configuration leaves out.
+
+    ``loss`` is the generator's sum with weights; ``discriminator`` the sum of its binary cross-entropies.
+    """
+
+    loss: Tensor
+    scene: Tensor
+    image: Tensor | None
+    adversarial: Tensor | None
+    discriminator: Tensor | None
+    generator_gradient_norm: Tensor
+    discriminator_gradient_norm: Tensor | None
+
+    def as_floats(self) -> dict[str, float]:
+        """By name, without those left out; waits for the device."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+
+class AdversarialGame:
+    """Trains the generator, and where the configuration says so the discriminator, a step at a time.
+
+    A step of several batches (gradient accumulation) equals a step of one batch of all their frames, but for batch
+    normalisation. As the generator must meet the updated discriminator, its predictions for the discriminator's
+    step are then made in a first pass without gradients and made again, with the same dropout, in the second.
+    """
+
+    def __init__(
+        self, network: AMMNet, config: Config, *, generator: Optimization, discriminator: Optimization | None
+    ) -> None:
+        if config.adversarial.enabled != (discriminator is not None):
+            raise ValueError("discriminator: expected an optimization exactly if adversarial.enabled")
+        self.network = network
+        self.config = config
+        self.generator = generator
+        self.discriminator = discriminator
+
+    def step(self, batches: Sequence[Batch], *, seed: int) -> StepReport:
+        """One update of each network from the frames of ``batches``; ``seed`` draws the fakes."""
+        self.network.train()
+        scenes = [_Scene(self.network, batch, index) for index, batch in enumerate(batches)]
+        kept = self._predict(scenes[0]) if len(scenes) == 1 else None
+        discriminator_loss = discriminator_norm = None
+        random_states: list[_RandomState] = []
+        if self.discriminator is not None:
+            losses = []
+            for scene in scenes:
+                random_states.append(_RandomState.of(scene.batch.tsdf.device))
+                losses.append(self._discriminate(scene, kept, seed=seed, num_scenes=len(scenes)))
+            discriminator_loss = torch.stack(losses).sum()
+            discriminator_norm = self.discriminator.step()
+        totals = _Totals.of(batches, has_image_loss=self.config.model.image_encoder != "seg2d")
+        reports = []
+        for index, scene in enumerate(scenes):
+            if kept is None and random_states:
+                random_states[index].restore()
+            reports.append(self._generate(scene, kept or self._predict(scene), totals, num_scenes=len(scenes)))
+        norm = self.generator.step()
+        summed = [None if parts[0] is None else torch.stack(parts).sum() for parts in zip(*reports, strict=True)]
+        loss, scene_loss, image_loss, adversarial_loss = summed
+        assert loss is not None and scene_loss is not None
+        return StepReport(
+            loss=loss,
+            scene=scene_loss,
+            image=image_loss,
+            adversarial=adversarial_loss,
+            discriminator=discriminator_loss,
+            generator_gradient_norm=norm,
+            discriminator_gradient_norm=discriminator_norm,
+        )
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.float16, enabled=self.config.training.mixed_precision)
+
+    def _predict(self, scene: "_Scene") -> Prediction:
+        with self._autocast(scene.batch.tsdf.device):
+            prediction: Prediction = self.network(scene.batch, voxels=scene.sites)
+        return prediction
+
+    def _discriminate(self, scene: "_Scene", kept: Prediction | None, *, seed: int, num_scenes: int) -> Tensor:
+        """Adds the discriminator's gradients on one batch; its loss, as a share of the step's."""
+        assert self.discriminator is not None
+        if kept is None:
+            with torch.no_grad(), unchanged_statistics(self.network):
+                kept = self._predict(scene)
+        fakes = self._fakes(scene, seed=seed)
+        with self._autocast(scene.batch.tsdf.device):
+            # Each input in a forward of its own, so that batch statistics never mix.
+            losses = [real_loss(self._score(scene, scene.one_hot(scene.truth)))]
+            losses.append(fake_loss(self._score(scene, self._scored_features(scene, kept).detach())))
+            losses += [fake_loss(self._score(scene, scene.one_hot(labels))) for labels in fakes]
+        loss = torch.stack(losses).sum() / num_scenes
+        self.discriminator.backward(loss)
+        return loss.detach()
+
+    def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
+        """Perturbed truths [B, V] (eqs. 5 and 6)."""
+        config = self.config.adversarial
+        seed = (seed * 64 + scene.index) % 2**63
+        fakes = []
+        if config.geometric_fakes:
+            probability = draw_erase_probability(
+                scene.batch.batch_size, config.erase_probability, seed, scene.truth.device
+            )
+            fakes.append(erase_voxels(scene.truth, probability, seed))
+        if config.semantic_fakes:
+            class_map, probability = draw_shuffle(
+                scene.truth,
+                num_classes=self.config.model.num_classes,
+                probability_range=config.shuffle_probability,
+                seed=seed,
+            )
+            fakes.append(shuffle_categories(scene.truth, class_map, probability, seed))
+        return fakes
+
+    def _generate(
+        self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, num_scenes: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Adds the generator's gradients on one batch; its losses, as shares of the step's."""
+        config = self.config.loss
+        scene_loss = scene_cross_entropy(prediction, scene.batch, label_smoothing=config.label_smoothing)
+        scene_loss = scene_loss / totals.scored
+        loss = scene_loss
+        image_loss = adversarial_loss = None
+        if prediction.class_logits_2d is not None:
+            image_loss = image_cross_entropy(prediction, scene.batch, label_smoothing=config.label_smoothing)
+            image_loss = image_loss / totals.pixels
+            loss = loss + config.weight_2d * image_loss
+        with contextlib.ExitStack() as frozen:
+            if self.discriminator is not None:
+                # Until the backward pass is over: it may compute the discriminator again.
+                frozen.enter_context(_constant(self.discriminator.parameters))
+                frozen.enter_context(unchanged_statistics(self.network.discriminator))
+                with self._autocast(scene.batch.tsdf.device):
+                    scores = self._score(scene, self._scored_features(scene, prediction))
+                adversarial_loss = real_loss(scores) / num_scenes
+                loss = loss + config.weight_adversarial * adversarial_loss
+            self.generator.backward(loss)
+        parts = (loss, scene_loss, image_loss, adversarial_loss)
+        total, part_scene, part_image, part_adversarial = (None if part is None else part.detach() for part in parts)
+        assert total is not None and part_scene is not None
+        return total, part_scene, part_image, part_adversarial
+
+    def _score(self, scene: "_Scene", features: Tensor) -> Tensor:
+        scores: Tensor = self.network.discriminator(features, scene.sites)
+        return scores
+
+    def _scored_features(self, scene: "_Scene", prediction: Prediction) -> Tensor:
+        """What the discriminator reads of a prediction, at its sites: nothing outside the scored voxels."""
+        logits = prediction.voxel_logits
+        if self.config.model.discriminator_input == "softmax":
+            logits = logits.softmax(dim=1)
+        if prediction.sites is not scene.sites:  # a fusion that needed every voxel
+            return logits.index_select(0, scene.sites.linear)
+        if scene.sites.is_full:
+            return logits * scene.batch.scored_mask.flatten()[:, None]
+        return logits
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Totals:
+    """What the means of a step divide by."""
+
+    scored: Tensor
+    pixels: Tensor | None
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], *, has_image_loss: bool) -> "_Totals":
+        scored = torch.stack([num_scored(batch) for batch in batches]).sum()
+        pixels = None
+        if has_image_loss:
+            pixels = torch.stack([num_labelled_pixels(batch) for batch in batches]).sum().clamp(min=1)
+        return cls(scored, pixels)
+
+
+class _Scene:
+    """A batch as the discriminator sees it: truth, 255 where it does not look, and its sites."""
+
+    def __init__(self, network: AMMNet, batch: Batch, index: int) -> None:
+        if batch.label is None:
+            raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
+        self.batch = batch
+        self.index = index
+        self.num_classes = network.config.num_classes
+        scored = batch.scored_mask
+        self.truth = batch.label.masked_fill(~scored, IGNORE_LABEL)
+        shape = batch.grid_shape
+        if network.config.sites == "dense":
+            self.sites: SiteSet = full_sites(batch.batch_size, shape, scored.device)
+        else:
+            self.sites = sites_from_mask(scored.view(batch.batch_size, *shape))
+
+    def one_hot(self, labels: Tensor) -> Tensor:
+        """[N, num_classes] at the sites; zeros where nothing is scored."""
+        return one_hot_sites(labels, self.sites.linear, self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _RandomState:
+    """State of torch's global generators, to draw the same dropout again."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, device: torch.device) -> "_RandomState":
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), cuda, device)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+
+@contextlib.contextmanager
+def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """No gradients for these parameters within the block, but through them."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,82 @@
+"""Cross-entropies of the scene and of the image (eq. 9), from sites, without a dense volume."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
+from ammnet_sparse.models.ammnet import Prediction
+from ammnet_sparse.ops import project_features
+from ammnet_sparse.sparse.sites import SiteSet
+
+
+def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
+    """[N] int64 labels of sites of the full resolution, 255 where the voxel is not scored.
+
+    Raises:
+        ValueError: a batch without labels.
+    """
+    if batch.label is None:
+        raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
+    masked = batch.label.long().masked_fill(~batch.scored_mask, IGNORE_LABEL).flatten()
+    return masked if sites.is_full else masked.index_select(0, sites.linear)
+
+
+def scene_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:
+    """Sum of the smoothed cross-entropies over the scored voxels; divide by ``num_scored`` of all batches of a step."""
+    return F.cross_entropy(
+        prediction.voxel_logits.float(),
+        labels_at(batch, prediction.sites),
+        ignore_index=IGNORE_LABEL,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:
+    """Sum of the smoothed cross-entropies over mapped pixels, each against the label of its voxel (255 ignored).
+
+    Raises:
+        ValueError: a prediction without 2D logits, or a batch without labels.
+    """
+    if prediction.class_logits_2d is None or prediction.image_size is None or batch.label is None:
+        raise ValueError("image_cross_entropy: expected 2D logits and labels, found a model or batch without them")
+    mapping = batch.mapping.flatten()
+    mapped = (mapping != UNMAPPED).nonzero().squeeze(1)
+    logits = project_features(
+        prediction.class_logits_2d,
+        mapping[mapped],
+        mapped // batch.num_voxels,
+        image_size=prediction.image_size,
+        align_corners=True,
+    )
+    return F.cross_entropy(
+        logits.float(),
+        batch.label.flatten()[mapped].long(),
+        ignore_index=IGNORE_LABEL,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def num_scored(batch: Batch) -> Tensor:
+    """Voxels that the 3D cross-entropy averages over, a scalar tensor."""
+    return batch.scored_mask.sum()
+
+
+def num_labelled_pixels(batch: Batch) -> Tensor:
+    """Mapped pixels whose voxel has a label that is not ignored, a scalar tensor."""
+    if batch.label is None:
+        raise ValueError("batch.label: training needs labels, found none")
+    return ((batch.mapping != UNMAPPED) & (batch.label != IGNORE_LABEL)).sum()
+
+
+def real_loss(scores: Tensor) -> Tensor:
+    """Binary cross-entropy of discriminator scores [B, 1] with "real", mean over the batch."""
+    return F.binary_cross_entropy_with_logits(scores.float(), torch.ones_like(scores, dtype=torch.float32))
+
+
+def fake_loss(scores: Tensor) -> Tensor:
+    """Binary cross-entropy of discriminator scores [B, 1] with "fake", mean over the batch."""
+    return F.binary_cross_entropy_with_logits(scores.float(), torch.zeros_like(scores, dtype=torch.float32))

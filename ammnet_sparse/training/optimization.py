@@ -1,0 +1,79 @@
+"""One optimizer, schedule and loss scale for each of the two networks."""
+
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor, nn
+
+from ammnet_sparse.config import OptimizerConfig
+
+
+class Optimization:
+    """AdamW over the trainable parameters of a network, cosine per step, clipping, loss scaling in fp16.
+
+    Weight decay spares biases and normalisation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: OptimizerConfig,
+        *,
+        learning_rate: float,
+        num_steps: int,
+        uses_scaling: bool,
+        device: torch.device,
+    ) -> None:
+        groups = param_groups_weight_decay(network, config.weight_decay)
+        self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        if not self.parameters:
+            raise ValueError(f"{type(network).__name__}: expected trainable parameters, found none")
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+        self.scheduler = CosineLRScheduler(
+            self.optimizer,
+            t_initial=max(num_steps - config.warmup_steps, 1),
+            lr_min=config.final_learning_rate,
+            warmup_t=config.warmup_steps,
+            warmup_lr_init=config.final_learning_rate if config.warmup_steps else 0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=uses_scaling)
+        self.gradient_clip = config.gradient_clip
+        self.num_updates = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss, scaled in fp16."""
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> Tensor:
+        """Clips, updates the parameters, moves the schedule on, clears the gradients; returns the gradient norm."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_updates += 1
+        self.scheduler.step_update(self.num_updates)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores ``state_dict``; the schedule follows from the number of updates."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.num_updates = state["num_updates"]
+        self.scheduler.step_update(self.num_updates)

@@ -1,0 +1,105 @@
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard, a picture."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN
+from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.evaluation.pictures import render_comparison
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.inputs import not_free_mask
+
+
+class Records:
+    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a run folder; a context manager."""
+
+    def __init__(self, folder: Path, *, resumed_at_step: int | None = None) -> None:
+        path = folder / "metrics.jsonl"
+        if resumed_at_step is not None:
+            _drop_later_steps(path, resumed_at_step)
+        self._file = path.open("a" if resumed_at_step is not None else "w", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at_step)
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """A line and a point per value; ``step`` counts updates from 1."""
+        self._write({"kind": "step", "step": step, **values})
+        for name, value in values.items():
+            self._writer.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None) -> None:
+        """A line per epoch (from 1), with the validation scores in percent where there was a validation."""
+        line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": step, **values}
+        if scores is not None:
+            line["validation"] = scores.to_json()
+            self._writer.add_scalar("validation/sc_iou", 100 * scores.sc_iou, step)
+            self._writer.add_scalar("validation/ssc_miou", 100 * scores.ssc_miou, step)
+            for name, iou in scores.ssc_iou.items():
+                if not math.isnan(iou):
+                    self._writer.add_scalar(f"validation_classes/{name}", 100 * iou, step)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"epoch/{name}", value, step)
+        self._write(line)
+        self._writer.flush()
+
+    def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
+        """Prediction beside truth of the first frame of a batch on the network's device."""
+        self._writer.add_image("validation/scene", picture_of(network, batch), step, dataformats="HWC")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """[rows, columns, 3] uint8: prediction, truth and errors of the first frame, drawn where something is scored."""
+    with torch.inference_mode():
+        labels = network(batch).labels[0].cpu().numpy()
+    shape = batch.grid_shape
+    image = label_map = truth = None
+    if batch.image is not None:
+        pixels = batch.image[0].permute(1, 2, 0).cpu().numpy() * np.array(IMAGE_DEVIATION) + np.array(IMAGE_MEAN)
+        image = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    if batch.label_map is not None:
+        label_map = batch.label_map[0].cpu().numpy()
+    visible = not_free_mask(batch)[0]
+    if batch.label is not None:
+        truth = batch.label[0].view(shape).cpu().numpy().astype(np.uint8)
+        visible = batch.scored_mask[0]
+    return render_comparison(
+        labels,
+        truth,
+        image=image,
+        label_map=label_map,
+        visible_mask=visible.view(shape).cpu().numpy(),
+        title=batch.frame_ids[0] if batch.frame_ids else "",
+    )
+
+
+def _drop_later_steps(path: Path, step: int) -> None:
+    """Removes the lines that a resumed run will write again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the run was cut off while it wrote
+        if entry["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
