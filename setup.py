@@ -23,6 +23,7 @@ REQUIREMENTS = [
     "matplotlib>=3.7",
     "numba>=0.60",
     "numpy>=1.26",
+    "pillow>=10",
     "pydantic>=2",
     "pyyaml>=6",
     "safetensors>=0.4",

@@ -34,7 +34,9 @@ class DataConfig(_Section):
     validation_seed: int = Field(8332, description="seed of that draw")
     workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
     augment_3d: bool = Field(True, description="flip X, flip Y and exchange X and Y, each with probability 0.5")
-    augment_2d: bool = Field(True, description="resize, crop, flip and photometric changes of images (not of label maps)")
+    augment_2d: bool = Field(
+        True, description="resize, crop, flip and photometric changes of images (not of label maps)"
+    )
     synthetic: SyntheticConfig = SyntheticConfig()
 
 
@@ -134,7 +136,9 @@ class TrainingConfig(_Section):
     )
     deterministic: bool = Field(False, description="deterministic algorithms where PyTorch has them")
     validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between saves of the resumable state in an epoch")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="minutes between saves of the resumable state in an epoch"
+    )
 
 
 class Config(_Section):

@@ -119,7 +119,7 @@ class AMMNet(nn.Module):
         return self
 
     def set_recompute(self, level: Literal["off", "blocks", "full"]) -> None:
-        """Which activations the backward pass recomputes: none, those in DDR blocks, or in stages, stems and steps up."""
+        """Which activations the backward pass recomputes: none, in DDR blocks, or in stages, stems and steps up."""
         for module in self.modules():
             if isinstance(module, Recomputable):
                 is_block = isinstance(module, DDRBlock)

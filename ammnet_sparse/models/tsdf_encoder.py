@@ -44,4 +44,3 @@ def add_state(features: Tensor, state: Tensor | None, projection: nn.Linear | No
 def take_sites(features: Tensor, sites: SiteSet) -> Tensor:
     """Rows of features of every cell [M, C] at some of the cells -> [N, C]."""
     return features if sites.is_full else features.index_select(0, sites.linear)
-

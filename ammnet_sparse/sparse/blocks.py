@@ -91,9 +91,7 @@ class DDRBlock(Recomputable):
     intermediate cells are those that contain or touch a site.
     """
 
-    def __init__(
-        self, in_channels: int, planes: int, *, expansion: int, stride: int = 1, dilation: int = 1
-    ) -> None:
+    def __init__(self, in_channels: int, planes: int, *, expansion: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         if stride > 1 and dilation > 1:
             raise ValueError(f"DDRBlock: a strided block has dilation 1, found stride {stride}, dilation {dilation}")

@@ -23,8 +23,8 @@ class SiteBatchNorm(nn.BatchNorm1d):
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.training or features.is_cuda:
-            out = super().forward(features)
-            return torch.relu(out) if self.is_activated else out
+            normalized = super().forward(features)
+            return torch.relu(normalized) if self.is_activated else normalized
         if features.shape[0] < 2:
             raise ValueError(
                 f"batch normalisation in training mode needs at least 2 sites, found {features.shape[0]}; "
@@ -32,7 +32,8 @@ class SiteBatchNorm(nn.BatchNorm1d):
             )
         variance, mean = torch.var_mean(features.detach(), dim=0, correction=0)
         self._track(mean, variance, count=features.shape[0])
-        out = _Normalize.apply(features, self.weight, self.bias, mean, torch.rsqrt(variance + self.eps), self.is_activated)
+        deviation = torch.rsqrt(variance + self.eps)
+        out: Tensor = _Normalize.apply(features, self.weight, self.bias, mean, deviation, self.is_activated)
         return out
 
     def _track(self, mean: Tensor, variance: Tensor, *, count: int) -> None:

@@ -31,7 +31,8 @@ class Kernel:
     @property
     def taps(self) -> Iterator[Triple]:
         """Tap positions in C order, the order of a convolution weight's last three axes."""
-        return itertools.product(*(range(size) for size in self.size))
+        x, height, y = self.size
+        return itertools.product(range(x), range(height), range(y))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

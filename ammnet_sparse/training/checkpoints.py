@@ -62,9 +62,7 @@ def initialise_from(network: AMMNet, path: str | Path) -> None:
     expected = network.state_dict()
     state_projections = [name for name in expected if name.endswith("state_projection.weight")]
     kept: dict[str, Tensor] = {
-        name: value
-        for name, value in state.items()
-        if name in expected or not name.endswith("state_projection.weight")
+        name: value for name, value in state.items() if name in expected or not name.endswith("state_projection.weight")
     }
     for name in state_projections:
         kept.setdefault(name, torch.zeros_like(expected[name]))

@@ -153,6 +153,7 @@ class AdversarialGame:
         image_loss = adversarial_loss = None
         if prediction.class_logits_2d is not None:
             image_loss = image_cross_entropy(prediction, scene.batch, label_smoothing=config.label_smoothing)
+            assert totals.pixels is not None
             image_loss = image_loss / totals.pixels
             loss = loss + config.weight_2d * image_loss
         with contextlib.ExitStack() as frozen:

@@ -198,7 +198,8 @@ class Run:
 
     def _score(self, network: AMMNet, description: str, *, show_progress: bool) -> Scores:
         network.eval()
-        batches = tqdm(self._validation_loader(), desc=description, unit="batch", leave=False, disable=not show_progress)
+        loader = self._validation_loader()
+        batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not show_progress)
         return evaluate(lambda batch: network(batch, voxels="scored").labels, batches, device=self.device)
 
     def _score_best(self) -> Scores:

@@ -46,7 +46,9 @@ def check(out: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor,
         assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
-@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)]
+)
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("density", [0.002, 0.3, 1.0])
 def test_convolution_equals_dense(
@@ -66,7 +68,9 @@ def test_convolution_equals_dense(
     check(out, target.gather(volume), (features, weight), tolerance)
 
 
-@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)]
+)
 @pytest.mark.parametrize("density", [0.002, 0.2, 1.0])
 def test_transposed_convolution_equals_dense_at_its_target(
     density: float, backend: Backend, dtype: torch.dtype, tolerance: float
