@@ -1,19 +1,46 @@
 """Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
 
-from collections.abc import Iterator, Sequence
+import difflib
+import types
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_sections(cls, values: Any) -> Any:
+        """A section of which every key is commented out is null in YAML: its defaults are meant."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {key: value for key, value in values.items() if value is not None or not _is_section(fields.get(key))}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        # Else pydantic takes true for 1.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("expected no truth value")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        # No shell expands the ~ of key=~/folder.
+        return value.expanduser() if isinstance(value, Path) else value
 
 
 class SyntheticConfig(_Section):
@@ -23,6 +50,14 @@ class SyntheticConfig(_Section):
     validation_frames: Positive = Field(40, description="frames of them kept for validation (val.txt)")
     seed: int = Field(8332, ge=0, description="seed of the rooms; the same seed gives the same files")
     noise: Literal["none", "kinect"] = Field("kinect", description="depth noise: none, or like a Kinect's")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SyntheticConfig":
+        if self.validation_frames >= self.frames:
+            raise ValueError(
+                f"validation_frames: expected fewer than the {self.frames} frames, found {self.validation_frames}"
+            )
+        return self
 
 
 class DataConfig(_Section):
@@ -118,18 +153,32 @@ class OptimizerConfig(_Section):
     """AdamW with a cosine schedule per step; the same for both networks, each with its own state."""
 
     learning_rate: float = Field(1e-3, gt=0, description="at the start")
-    discriminator_learning_rate: float | None = Field(None, gt=0, description="empty: as learning_rate")
+    discriminator_learning_rate: float | None = Field(
+        None, gt=0, description="the discriminator's at the start; empty: as learning_rate"
+    )
     final_learning_rate: float = Field(1e-7, ge=0, description="at the end of the cosine")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
-    weight_decay: float = Field(0.05, ge=0, description="not on biases and batch normalisation")
+    warmup_steps: int = Field(
+        0, ge=0, description="steps of linear warm-up, from final_learning_rate to learning_rate, before the cosine"
+    )
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on biases and batch normalisation")
     gradient_clip: float = Field(10.0, gt=0, description="largest gradient norm, per network")
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerConfig":
+        for name in ("learning_rate", "discriminator_learning_rate"):
+            start = getattr(self, name)
+            if start is not None and start < self.final_learning_rate:
+                raise ValueError(
+                    f"{name}: expected at least final_learning_rate {self.final_learning_rate:g}, found {start:g}"
+                )
+        return self
 
 
 class TrainingConfig(_Section):
     epochs: Positive = Field(150, description="passes over the training frames")
     batch_size: Positive = Field(4, description="frames a forward pass; an incomplete last batch is dropped")
-    accumulate: Positive = Field(1, description="batches whose gradients are summed before a step")
-    seed: int = Field(8332, ge=0, description="of initialisation, order, augmentation, dropout and fakes")
+    accumulate: Positive = Field(1, description="batches whose gradients make a step, as of one larger batch")
+    seed: Seed = Field(8332, description="of initialisation, order, augmentation, dropout and fakes")
     mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
     recompute: Literal["off", "blocks", "full"] = Field(
         "off", description="recompute activations in the backward pass: per DDR block, or per whole stage and stem"
@@ -160,19 +209,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """Reads a YAML file (none: the defaults of the code) and applies ``key.sub=value`` overrides in order.
 
     Raises:
-        ConfigError: an unreadable file, an unknown key, or a value of the wrong type or range.
+        ConfigError: an unreadable file, an unknown or repeated key, or a value of the wrong type or range.
     """
     source = str(path) if path is not None else "defaults"
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    values = {} if path is None else _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
     if overrides:
@@ -194,14 +234,49 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Yields (dotted key, type, default, meaning) of every key, for ``--help``."""
+    """Yields (dotted key, type and range in words, default, meaning) of every key, for ``--help``."""
     for name, field in section.model_fields.items():
         key = f"{prefix}{name}"
-        if isinstance(field.default, BaseModel):
+        if _is_section(field):
             yield from describe_keys(type(field.default), f"{key}.")
         else:
-            kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
-            yield key, kind.replace("typing.", ""), field.default, field.description or ""
+            yield key, _kind(field.annotation) + _range(field), field.default, field.description or ""
+
+
+def flat_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """The values of every key by its dotted name."""
+    values: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        values |= flat_values(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as ``yaml.safe_load`` reads it, but a key that is there twice is an error instead of replacing the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found the key {key.value!r} more than once; join its parts", key.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected YAML in UTF-8; {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -212,6 +287,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+    if isinstance(value, dict):
+        raise ConfigError(f"override {override!r}: expected a value, found a mapping; set each key by itself")
     *sections, last = key.split(".")
     target = values
     for section in sections:
@@ -227,16 +304,50 @@ def _describe(error: ValidationError, source: str) -> str:
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key{_nearest(key)}")
+        elif isinstance(problem["input"], dict | BaseModel):  # a check of a whole section begins with the key
+            lines.append(f"  {key}.{message}" if problem["type"] == "value_error" else f"  {key}: {message}")
         else:
-            found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-            lines.append(f"  {key}: {problem['msg']}{found}")
+            lines.append(f"  {key}: {message} (found {problem['input']!r})")
     return f"{source}:\n" + "\n".join(lines)
 
 
 def _nearest(key: str) -> str:
-    import difflib
+    known = [name for name, *_ in describe_keys()]
+    # The last part alone finds keys that were put into the wrong section.
+    same_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    matches = same_name or difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
-    matches = difflib.get_close_matches(key, [name for name, *_ in describe_keys()], n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""
+
+def _is_section(field: FieldInfo | None) -> bool:
+    return field is not None and isinstance(field.default, BaseModel)
+
+
+def _kind(annotation: Any) -> str:
+    """A type in the words of YAML: ``int``, ``true or false``, ``a | b``, ``[float, float]``, ``path or empty``."""
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is tuple:
+        return f"[{', '.join(_kind(argument) for argument in arguments)}]"
+    if origin in (Union, types.UnionType):
+        return " or ".join("empty" if argument is type(None) else _kind(argument) for argument in arguments)
+    words = {bool: "true or false", str: "text", Path: "path"}
+    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _range(field: FieldInfo) -> str:
+    symbols = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{symbol} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, symbol in symbols.items()
+        if getattr(bound, name, None) is not None
+    ]
+    return f" {', '.join(bounds)}" if bounds else ""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.models.decoder import Decoder
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders import build_image_encoder
@@ -23,7 +24,8 @@ from ammnet_sparse.models.inputs import (
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
 from ammnet_sparse.ops import fill_empty, project_features
 from ammnet_sparse.sparse.blocks import DDRBlock, Recomputable, Stem
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, neighbor_rows, sites_from_mask
+from ammnet_sparse.sparse.kernel_maps import neighbor_rows
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
 Voxels = Literal["scored", "not_free", "all"]
 EMPTY_LOGIT = 20.0
@@ -53,9 +55,8 @@ class Prediction:
         """[B, num_classes, X, H, Y]; voxels that were not computed are empty."""
         if self.sites.is_full:
             return self.sites.densify(self.voxel_logits).contiguous()
-        empty = torch.zeros_like(self.voxel_logits[:1])
-        empty = F.pad(empty[:, 1:], (1, 0), value=EMPTY_LOGIT)
-        volume = empty.expand(self.sites.batch_size * self.sites.num_cells, -1)
+        volume = self.voxel_logits.new_zeros(self.sites.batch_size * self.sites.num_cells, self.voxel_logits.shape[1])
+        volume[:, EMPTY_LABEL] = EMPTY_LOGIT
         volume = volume.index_copy(0, self.sites.linear, self.voxel_logits)
         shape = (self.sites.batch_size, *self.sites.spatial_shape, -1)
         return volume.view(shape).permute(0, 4, 1, 2, 3).contiguous()
@@ -71,7 +72,7 @@ class Prediction:
     def labels(self) -> Tensor:
         """[B, X, H, Y] uint8: the most likely class; voxels that were not computed are empty."""
         labels = self.voxel_logits.argmax(dim=1).to(torch.uint8)
-        volume = labels.new_zeros(self.sites.batch_size * self.sites.num_cells)
+        volume = labels.new_full((self.sites.batch_size * self.sites.num_cells,), EMPTY_LABEL)
         volume[self.sites.linear] = labels
         return volume.view(self.sites.batch_size, *self.sites.spatial_shape)
 
@@ -82,10 +83,12 @@ class AMMNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        state_channels = STATE_CHANNELS if config.sites == "sparse" else 0
+        # Without the TSDF, sites where a pixel hits leave nothing out.
+        self.has_state = config.sites == "sparse" and config.inputs != "image"
+        state_channels = STATE_CHANNELS if self.has_state else 0
         if config.inputs != "tsdf":
             if config.image_encoder == "seg2d":
-                self.label_map_stem = Stem(config.num_label_map_classes, config.stem_widths, config.width)
+                self.label_map_stem = Stem(config.num_label_map_classes, config.stem_widths, out_channels=config.width)
             else:
                 self.image_encoder = build_image_encoder(
                     kind=config.image_encoder,
@@ -140,23 +143,25 @@ class AMMNet(nn.Module):
 
         Args:
             batch: frames on the configuration's grid, with the 2D input that it names.
-            voxels: what to compute: the scored voxels (default in training mode), all that are not observed to be
-                free (default in evaluation mode), all, or given sites of the full grid. ``sites: dense`` computes all.
+            voxels: what to compute: the scored voxels (default in training mode; without labels, those of label
+                weight), all that are not observed to be free (default in evaluation mode), all, or given sites of
+                the full grid. ``sites: dense``, SENet and CBAM compute all.
 
         Raises:
-            ValueError: another grid, a missing 2D input, or no voxel to work on.
+            ValueError: another grid, a missing 2D input, one that does not fit the mapping, no voxel to work on,
+                or ``voxels`` that mean nothing here.
         """
         config = self.config
         if batch.grid_shape != tuple(config.grid_shape):
             raise ValueError(f"batch.tsdf: expected the grid {tuple(config.grid_shape)}, found {batch.grid_shape}")
         sites = encoder_sites(batch, is_dense=config.sites == "dense", with_band=config.encoder_band)
-        state = pooled_state(batch).to(self._dtype) if config.sites == "sparse" else None
+        state = pooled_state(batch).to(self._dtype) if self.has_state else None
         features, class_logits_2d = self._image_features(batch, sites)
         tsdf_features = None
         if config.inputs != "image":
             tsdf = sites.gather(batch.tsdf.to(self._dtype))
             tsdf_features = self.tsdf_encoder(tsdf, sites, state=state)
-        targets = self._targets(batch, voxels or ("scored" if self.training else "not_free"))
+        targets = self._targets(batch, voxels)
         chunk_size = None if self.training or torch.is_grad_enabled() else CHUNK_SIZE
         voxel_logits = self.decoder(
             features, tsdf_features, sites=sites, voxels=targets, state=state, chunk_size=chunk_size
@@ -166,7 +171,15 @@ class AMMNet(nn.Module):
             image_size = (batch.image.shape[2], batch.image.shape[3])
         return Prediction(voxel_logits, targets, class_logits_2d=class_logits_2d, image_size=image_size)
 
-    def _targets(self, batch: Batch, voxels: Voxels | SiteSet) -> SiteSet:
+    def _targets(self, batch: Batch, voxels: Voxels | SiteSet | None) -> SiteSet:
+        if isinstance(voxels, SiteSet):
+            found, expected = (voxels.batch_size, *voxels.spatial_shape), (batch.batch_size, *batch.grid_shape)
+            if found != expected:
+                raise ValueError(f"voxels: expected sites of the batch's grid {expected}, found sites of {found}")
+        elif voxels is None:
+            voxels = "scored" if self.training else "not_free"
+        elif voxels not in get_args(Voxels):
+            raise ValueError(f"voxels: expected {', '.join(get_args(Voxels))}, sites or None, found {voxels!r}")
         if self.config.sites == "dense" or voxels == "all" or self.decoder.reads_whole_volume:
             return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
         if isinstance(voxels, SiteSet):

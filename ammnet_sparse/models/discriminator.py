@@ -33,6 +33,9 @@ class Discriminator(nn.Module):
         Args:
             volume: [B, num_classes, X, H, Y] (every voxel is a site), or with ``sites`` features [N, num_classes].
             sites: where the features live; in training the scored voxels, the same for truth, prediction and fakes.
+
+        Raises:
+            ValueError: another number of channels, or another grid than the configuration's.
         """
         if sites is None:
             expected = (self.embed.in_channels, *self.grid_shape)
@@ -40,6 +43,13 @@ class Discriminator(nn.Module):
                 raise ValueError(f"volume: expected [B, {', '.join(map(str, expected))}], found {list(volume.shape)}")
             sites = full_sites(volume.shape[0], self.grid_shape, volume.device)
             volume = sites.gather(volume)
+        elif sites.spatial_shape != tuple(self.grid_shape):
+            raise ValueError(f"sites: expected sites of the grid {tuple(self.grid_shape)}, found {sites.spatial_shape}")
+        elif tuple(volume.shape) != (len(sites), self.embed.in_channels):
+            raise ValueError(
+                f"volume: expected features {[len(sites), self.embed.in_channels]} at the sites, "
+                f"found {list(volume.shape)}"
+            )
         features, here = self.embed(volume), sites
         for block in self.blocks:
             features, here = block(features, here)

@@ -61,13 +61,25 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int) -> Ten
     """[N, num_classes] float32: one-hot 2D class of each site's mapped pixel, zeros where no pixel maps.
 
     Raises:
-        ValueError: a batch without label maps.
+        ValueError: a batch without label maps; on the CPU also pixels outside of them and classes out of range.
     """
     if batch.label_map is None:
         raise ValueError("batch.label_map: expected [B, rows, columns], found None")
     pixel = batch.mapping.flatten().index_select(0, sites.linear).long()
     is_hit = pixel >= 0
     num_pixels = batch.label_map.shape[1] * batch.label_map.shape[2]
+    _check_below(pixel, num_pixels, what="batch.mapping: pixels of batch.label_map", frame_ids=batch.frame_ids)
     classes = batch.label_map.flatten()[sites.batch_index * num_pixels + pixel.clamp(min=0)].long()
+    _check_below(classes, num_classes, what="batch.label_map: classes", frame_ids=batch.frame_ids)
     one_hot = torch.zeros(len(sites), num_classes, dtype=torch.float32, device=pixel.device)
     return one_hot.scatter_(1, classes[:, None], is_hit.to(torch.float32)[:, None])
+
+
+def _check_below(values: Tensor, bound: int, *, what: str, frame_ids: tuple[str, ...]) -> None:
+    """Raises ValueError where a value on the CPU is ``bound`` or larger (elsewhere that would wait for the device)."""
+    if values.device.type != "cpu" or len(values) == 0:
+        return
+    largest = int(values.max())
+    if largest >= bound:
+        names = ", ".join(frame_ids) or "(unnamed)"
+        raise ValueError(f"{what}, frames {names}: expected values below {bound}, found {largest}")

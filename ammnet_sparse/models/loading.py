@@ -6,18 +6,12 @@ from typing import Literal
 
 import torch
 
-from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights import load_into, read_weights
 
 OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", "discriminator")
-"""Parts that a converted checkpoint may lack."""
+"""Parts that a converted checkpoint may lack, each as a whole."""
 _STATE_PROJECTION = "state_projection.weight"
-
-
-def build_model(config: ModelConfig) -> AMMNet:
-    """A network as PyTorch initialises it, with the image weights that ``config`` names."""
-    return AMMNet(config)
 
 
 def load_model(
@@ -33,28 +27,35 @@ def load_model(
 
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
+        ValueError: other ``sites``.
+
+    Warns:
+        UserWarning: a file without the backbone or the head of the image encoder, which stay random.
     """
-    state, config, _ = read_weights(path)
-    if sites is not None:
-        config = config.model_copy(update={"sites": sites})
-    # The backbone comes from the file: no initialisation to warn of, no second file to look for.
-    network = AMMNet(config.model_copy(update={"freeze_image_encoder": False, "image_encoder_weights": None}))
-    network.config = config
+    if sites not in ("sparse", "dense", None):
+        raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
+    state, file_config, _ = read_weights(path)
+    config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
+    with warnings.catch_warnings():
+        # The backbone's weights come from this file, not from image_encoder_weights.
+        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        network = AMMNet(config)
     expected = network.state_dict()
-    if config.sites == "dense":
+    if file_config.sites == "sparse" and config.sites == "dense":
         state = {name: value for name, value in state.items() if not name.endswith(_STATE_PROJECTION)}
-    else:
-        state |= {
-            name: torch.zeros_like(value)
-            for name, value in expected.items()
-            if name.endswith(_STATE_PROJECTION) and name not in state
-        }
-    load_into(network, state, source=path, may_lack=OPTIONAL_PARTS)
-    for part in OPTIONAL_PARTS[:2]:
-        if any(name.startswith(part) for name in expected) and not any(name.startswith(part) for name in state):
+    if file_config.sites == "dense" and config.sites == "sparse":
+        state |= {name: torch.zeros_like(expected[name]) for name in expected if name.endswith(_STATE_PROJECTION)}
+    absent = [part for part in OPTIONAL_PARTS if not _names_of(part, state) and _names_of(part, expected)]
+    load_into(network, state, source=path, may_lack=absent)
+    for part in absent:
+        if part != "discriminator":
             warnings.warn(
                 f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
                 "are given (tools/convert_checkpoint.py --image-encoder-weights)",
                 stacklevel=2,
             )
     return network.to(device).eval()
+
+
+def _names_of(part: str, state: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in state if name.startswith(f"{part}.")]

@@ -11,7 +11,7 @@ class TSDFEncoder(nn.Module):
 
     def __init__(self, width: int, *, stem_widths: tuple[int, int], dropout: float, state_channels: int) -> None:
         super().__init__()
-        self.stem = Stem(1, stem_widths, width)
+        self.stem = Stem(1, stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
         self.state_projection = nn.Linear(state_channels, width, bias=False) if state_channels else None
         self.stage_quarter = Stage(width, 2 * width)

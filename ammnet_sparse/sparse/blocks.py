@@ -14,8 +14,9 @@ from ammnet_sparse.sparse.convolutions import (
     SiteConvTranspose3d,
     average_pool,
 )
+from ammnet_sparse.sparse.kernel_maps import Kernel, cells_read, strided_shape, strided_sites
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
-from ammnet_sparse.sparse.sites import Kernel, SiteSet, cells_read, full_sites, strided_sites
+from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
 
 AXIS_Y, AXIS_HEIGHT, AXIS_X = 2, 1, 0
 
@@ -63,7 +64,7 @@ class ChannelDropout(nn.Module):
 class Down(nn.Module):
     """Average pooling over full windows, 1x1x1 convolution and batch normalisation (the block's shortcuts)."""
 
-    def __init__(self, in_channels: int, out_channels: int, window: tuple[int, int, int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, window: Triple) -> None:
         super().__init__()
         self.window = window
         self.conv = PointwiseConv3d(in_channels, out_channels, bias=False)
@@ -110,10 +111,10 @@ class DDRBlock(Recomputable):
         self.conv5 = PointwiseConv3d(planes, out_channels, bias=False)
         self.norm5 = SiteBatchNorm(out_channels)
         if stride > 1:
-            self.down2 = Down(planes, planes, (1, stride, 1))
-            self.down3 = Down(planes, planes, (stride, 1, 1))
-            self.down4 = Down(planes, planes, (stride, 1, 1))
-            self.shortcut = Down(in_channels, out_channels, (stride, stride, stride))
+            self.down2 = Down(planes, planes, window=(1, stride, 1))
+            self.down3 = Down(planes, planes, window=(stride, 1, 1))
+            self.down4 = Down(planes, planes, window=(stride, 1, 1))
+            self.shortcut = Down(in_channels, out_channels, window=(stride, stride, stride))
 
     def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
         """[N, in] at ``sites`` -> ([M, out], its sites)."""
@@ -121,7 +122,7 @@ class DDRBlock(Recomputable):
             return self.recomputed(self._same, features, sites), sites
         y_sites = strided_sites(sites, self.conv2.kernel)
         height_sites = strided_sites(y_sites, self.conv3.kernel)
-        x_sites = _every_cell(strided_sites(height_sites, self.conv4.kernel))
+        x_sites = _every_cell(sites, strided_shape(height_sites.spatial_shape, self.conv4.kernel))
         route = (sites, y_sites, height_sites, x_sites)
         return self.recomputed(self._strided, features, route), x_sites
 
@@ -146,8 +147,13 @@ class DDRBlock(Recomputable):
         return relu(self.norm5(self.conv5(relu(out4))) + self.shortcut(features, sites, x_sites))
 
 
-def _every_cell(sites: SiteSet) -> SiteSet:
-    return full_sites(sites.batch_size, sites.spatial_shape, sites.linear.device)
+def _every_cell(sites: SiteSet, shape: Triple) -> SiteSet:
+    """Every cell of a grid of another ``shape`` over the batch of ``sites``."""
+    return full_sites(sites.batch_size, shape, sites.linear.device)
+
+
+def _half(shape: Triple) -> Triple:
+    return shape[0] // 2, shape[1] // 2, shape[2] // 2
 
 
 class Stage(Recomputable):
@@ -163,7 +169,7 @@ class Stage(Recomputable):
 
     def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
         """[N, in] at ``sites`` -> ([M, out], every cell of the grid at half the resolution)."""
-        coarse = _every_cell(_coarser(sites))
+        coarse = _every_cell(sites, _half(sites.spatial_shape))
 
         def run(features: Tensor) -> Tensor:
             here = sites
@@ -174,15 +180,10 @@ class Stage(Recomputable):
         return self.recomputed(run, features), coarse
 
 
-def _coarser(sites: SiteSet) -> SiteSet:
-    x, height, y = (size // 2 for size in sites.spatial_shape)
-    return full_sites(sites.batch_size, (x, height, y), sites.linear.device)
-
-
 class Stem(Recomputable):
     """Three 3x3x3 convolutions, each with batch normalisation and ReLU, from voxel to voxel."""
 
-    def __init__(self, in_channels: int, hidden: tuple[int, int], out_channels: int) -> None:
+    def __init__(self, in_channels: int, hidden: tuple[int, int], *, out_channels: int) -> None:
         super().__init__()
         kernel = Kernel((3, 3, 3), padding=(1, 1, 1))
         self.conv1 = SiteConv3d(in_channels, hidden[0], kernel)
@@ -222,5 +223,4 @@ class Up(Recomputable):
 
 def cells_under(sites: SiteSet) -> SiteSet:
     """The cells at half the resolution that ``Up`` reads for these sites."""
-    x, height, y = (size // 2 for size in sites.spatial_shape)
-    return cells_read(sites, UP_KERNEL, (x, height, y))
+    return cells_read(sites, UP_KERNEL, _half(sites.spatial_shape))

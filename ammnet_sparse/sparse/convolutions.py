@@ -7,7 +7,8 @@ the two networks it came from. Three ways compute the same sum over the same ker
 * ``torch``: gather, matrix product and addition, tap by tap, on any device and in any float type;
 * ``spconv``: spconv's native algorithm over our index pairs.
 
-``auto`` takes spconv on CUDA, and on a CPU, where spconv reaches about 2 GMAC/s, dense or torch.
+``auto`` takes spconv on CUDA (but for float64 and bfloat16, which it lacks), and on a CPU, where spconv reaches about
+2 GMAC/s, dense or torch.
 Biases are added outside spconv, which rejects them on a CPU in evaluation mode.
 """
 
@@ -20,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ammnet_sparse.sparse.sites import Kernel, KernelMap, SiteSet, containing_cells, kernel_map
+from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, containing_cells
+from ammnet_sparse.sparse.sites import SiteSet
 
 Backend = Literal["auto", "dense", "torch", "spconv"]
 _backend: contextvars.ContextVar[Backend] = contextvars.ContextVar("backend", default="auto")
@@ -64,7 +66,7 @@ class SiteConv3d(nn.Conv3d):
 
     def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:  # type: ignore[override]
         """[N_source, in] -> [N_target, out]."""
-        return convolve(features, self.weight, kernel_map(source, target, self.kernel))
+        return convolve(features, self.weight, KernelMap(source, target, self.kernel))
 
 
 UP_KERNEL = Kernel((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), is_transposed=True)
@@ -79,7 +81,7 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
 
     def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:  # type: ignore[override]
         """[N_source, in] -> [N_target, out]."""
-        out = convolve(features, self.weight, kernel_map(source, target, UP_KERNEL))
+        out = convolve(features, self.weight, KernelMap(source, target, UP_KERNEL))
         assert self.bias is not None
         return out + self.bias
 
@@ -101,7 +103,7 @@ def convolve(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
     backend = _backend.get()
     if backend == "auto":
         if features.is_cuda:
-            backend = "spconv" if features.dtype != torch.float64 else "torch"
+            backend = "spconv" if features.dtype in (torch.float32, torch.float16) else "torch"
         else:
             backend = "dense" if pairs.is_dense else "torch"
     if backend == "dense":

@@ -1,22 +1,51 @@
 """What a run leaves behind: weights for people, and a state that the run itself continues from."""
 
+import dataclasses
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ammnet_sparse.config import flat_values
+from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.image_weights import WeightsError
+from ammnet_sparse.models.loading import OPTIONAL_PARTS
 from ammnet_sparse.models.weights import load_into, read_weights, save_weights
 
 LAST_WEIGHTS = "last.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 STATE = "state.pt"
+_ENCODERS = ("image_encoder", "label_map_stem", "tsdf_encoder")
+_STATE_PROJECTION = "state_projection.weight"
 
 
 class CheckpointError(ValueError):
     """A run folder or state that cannot be continued; the message names the file."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; what a resumed run starts from.
+
+    Attributes:
+        epoch, step: epochs and updates done.
+        batches_done: of the unfinished epoch.
+        best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
+        sums, num_summed: of what the steps of the unfinished epoch recorded, and how many they are.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    step: int = 0
+    best_miou: float = -1.0
+    best_epoch: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    num_summed: int = 0
 
 
 def save_run_weights(folder: Path, name: str, network: AMMNet, *, metadata: dict[str, str]) -> None:
@@ -31,8 +60,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     os.replace(unfinished, folder / STATE)
 
 
-def load_state(folder: Path, *, device: torch.device) -> dict[str, Any]:
-    """Reads what ``save_state`` wrote; executes no code.
+def load_state(folder: Path) -> dict[str, Any]:
+    """Reads what ``save_state`` wrote, onto the CPU; executes no code.
 
     Raises:
         CheckpointError: no such file, or a damaged one.
@@ -44,7 +73,7 @@ def load_state(folder: Path, *, device: torch.device) -> dict[str, Any]:
             "--init-from with its weights"
         )
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use --init-from with {LAST_WEIGHTS}") from error
     if not isinstance(state, dict):
@@ -53,17 +82,45 @@ def load_state(folder: Path, *, device: torch.device) -> dict[str, Any]:
 
 
 def initialise_from(network: AMMNet, path: str | Path) -> None:
-    """Weights of another run to start from (fine-tuning); its widths must fit, its sites may differ.
+    """Weights of another run, or converted ones, to start from (fine-tuning); widths must fit, sites may differ.
+
+    Where the network freezes its encoders (Figure 2), only they are taken: its decoder is trained from the start, and
+    the file may be of a network with other inputs. Parts that a converted checkpoint may lack, the discriminator and
+    the image encoder, stay as they are; a warning says so where they were random and are never trained.
 
     Raises:
         WeightsError: a file that is missing, damaged, or of another network.
     """
-    state, _, _ = read_weights(path)
+    state, config, _ = read_weights(path)
     expected = network.state_dict()
-    state_projections = [name for name in expected if name.endswith("state_projection.weight")]
+    may_lack: tuple[str, ...] = OPTIONAL_PARTS
     kept: dict[str, Tensor] = {
-        name: value for name, value in state.items() if name in expected or not name.endswith("state_projection.weight")
+        name: value for name, value in state.items() if name in expected or not name.endswith(_STATE_PROJECTION)
     }
-    for name in state_projections:
-        kept.setdefault(name, torch.zeros_like(expected[name]))
-    load_into(network, kept, source=path, may_lack=("image_encoder.backbone", "discriminator"))
+    # Weights trained densely have no state channels: on sparse sites these begin by adding nothing.
+    for name, value in expected.items():
+        if name.endswith(_STATE_PROJECTION):
+            kept.setdefault(name, torch.zeros_like(value))
+    if network.config.freeze_encoders:
+        encoders = tuple(f"{name}." for name, _ in network.named_children() if name in _ENCODERS)
+        kept = {name: value for name, value in kept.items() if name.startswith(encoders)}
+        may_lack = ("image_encoder.backbone", "decoder", "discriminator")
+    try:
+        load_into(network, kept, source=path, may_lack=may_lack)
+    except WeightsError as error:
+        before, now = flat_values(config), flat_values(network.config)
+        differing = [f"model.{key} {before[key]} (here {now[key]})" for key in now if before[key] != now[key]]
+        raise WeightsError(f"{error}; the file's network has {', '.join(differing) or 'the same keys'}") from error
+    _warn_of_random_backbone(network, kept, path)
+
+
+def _warn_of_random_backbone(network: AMMNet, state: Mapping[str, Tensor], path: str | Path) -> None:
+    needs_one = reads_images(network.config) and network.config.freeze_image_encoder
+    is_given = network.config.image_encoder_weights is not None or any(
+        name.startswith("image_encoder.backbone.") for name in state
+    )
+    if needs_one and not is_given:
+        warnings.warn(
+            f"{path}: holds no image backbone, so the frozen one stays random: set model.image_encoder_weights",
+            stacklevel=3,
+        )

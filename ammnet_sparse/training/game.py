@@ -50,8 +50,9 @@ class AdversarialGame:
     """Trains the generator, and where the configuration says so the discriminator, a step at a time.
 
     A step of several batches (gradient accumulation) equals a step of one batch of all their frames, but for batch
-    normalisation. As the generator must meet the updated discriminator, its predictions for the discriminator's
-    step are then made in a first pass without gradients and made again, with the same dropout, in the second.
+    normalisation and for what is drawn at random. As the generator must meet the updated discriminator, its
+    predictions for the discriminator's step are then made in a first pass without gradients and made again, with the
+    same dropout, in the second.
     """
 
     def __init__(
@@ -65,7 +66,11 @@ class AdversarialGame:
         self.discriminator = discriminator
 
     def step(self, batches: Sequence[Batch], *, seed: int) -> StepReport:
-        """One update of each network from the frames of ``batches``; ``seed`` draws the fakes."""
+        """One update of each network from the frames of ``batches``, equally many in each; ``seed`` draws the fakes.
+
+        Raises:
+            ValueError: a batch without labels, or with fewer than two scored voxels; names its frames.
+        """
         self.network.train()
         scenes = [_Scene(self.network, batch, index) for index, batch in enumerate(batches)]
         kept = self._predict(scenes[0]) if len(scenes) == 1 else None
@@ -180,7 +185,7 @@ class AdversarialGame:
         logits = prediction.voxel_logits
         if self.config.model.discriminator_input == "softmax":
             logits = logits.softmax(dim=1)
-        if prediction.sites is not scene.sites:  # a fusion that needed every voxel
+        if prediction.sites is not scene.sites:  # a fusion that needs every voxel
             return logits.index_select(0, scene.sites.linear)
         if scene.sites.is_full:
             return logits * scene.batch.scored_mask.flatten()[:, None]
@@ -212,17 +217,23 @@ class _Scene:
         self.batch = batch
         self.index = index
         self.num_classes = network.config.num_classes
+        self.dtype = network.discriminator.embed.weight.dtype
         scored = batch.scored_mask
         self.truth = batch.label.masked_fill(~scored, IGNORE_LABEL)
-        shape = batch.grid_shape
+        sites = sites_from_mask(scored.view(batch.batch_size, *batch.grid_shape))
+        if len(sites) < 2:  # what batch normalisation needs
+            names = ", ".join(batch.frame_ids) or "(unnamed)"
+            raise ValueError(
+                f"frames {names}: expected scored voxels (label weight set and label not {IGNORE_LABEL}) in a training "
+                f"batch, found {len(sites)}; take these frames out of the list, or raise training.batch_size"
+            )
         if network.config.sites == "dense":
-            self.sites: SiteSet = full_sites(batch.batch_size, shape, scored.device)
-        else:
-            self.sites = sites_from_mask(scored.view(batch.batch_size, *shape))
+            sites = full_sites(batch.batch_size, batch.grid_shape, scored.device)
+        self.sites: SiteSet = sites
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """[N, num_classes] at the sites; zeros where nothing is scored."""
-        return one_hot_sites(labels, self.sites.linear, self.num_classes)
+        return one_hot_sites(labels, self.sites.linear, self.num_classes, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

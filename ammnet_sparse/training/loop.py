@@ -1,6 +1,7 @@
 """A training run from its data to its last line, readable from top to bottom."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,26 +14,35 @@ from tqdm import tqdm
 
 from ammnet_sparse.config import Config, ConfigError, save_config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.check import check_set
-from ammnet_sparse.data.dataset import FrameDataset, build_loader
-from ammnet_sparse.data.layout import FrameFolder
-from ammnet_sparse.data.splits import training_ids, validation_ids
+from ammnet_sparse.data.dataset import build_loader
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.selection import open_set
-from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights import load_into, read_weights
 from ammnet_sparse.training.checkpoints import (
     BEST_WEIGHTS,
     LAST_WEIGHTS,
     CheckpointError,
-    initialise_from,
+    Progress,
     load_state,
     save_run_weights,
     save_state,
 )
 from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.preparation import (
+    build_network,
+    check_runnable,
+    check_same_run,
+    make_deterministic,
+    open_datasets,
+    steps_per_epoch,
+)
 from ammnet_sparse.training.records import Records
+
+
+class DivergenceError(RuntimeError):
+    """The loss or a gradient is no number any more; the last saved state is from before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +54,6 @@ class RunResult:
     baseline: Scores
 
 
-@dataclasses.dataclass
-class _Progress:
-    """Where a run stands; what a resumed run starts from."""
-
-    epoch: int = 0
-    batches_done: int = 0
-    step: int = 0
-    best_miou: float = -1.0
-    best_epoch: int = 0
-
-
 class Run:
     """One training run in a folder.
 
@@ -64,11 +63,12 @@ class Run:
         device: where to train.
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
-        limit: train and validate on so many frames only, for a trial.
+        limit: train and validate on so many frames only, for a trial; a resumed run keeps its own.
+        show_progress: progress bars on standard error, and a line for each validation.
 
     Raises:
         ConfigError: a configuration that this machine cannot run, or a resumed one that differs.
-        DataError: a set with missing frames, each named.
+        DataError: a set with missing or broken frames, each named.
         CheckpointError, WeightsError: a state or weights that cannot be used.
     """
 
@@ -81,32 +81,27 @@ class Run:
         resume: bool = False,
         initial_weights: Path | None = None,
         limit: int | None = None,
+        show_progress: bool = True,
     ) -> None:
-        if config.training.mixed_precision and device.type != "cuda":
-            raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
-        if config.data.root is None:
-            raise ConfigError("data.root: expected the folder of a set, found none")
+        check_runnable(config, device, has_weights=resume or initial_weights is not None)
+        state = load_state(folder) if resume else None
+        if state is not None:
+            check_same_run(config, state.get("config"), folder=folder)
+            limit = state.get("limit") if limit is None else limit
         self.config = config
         self.folder = folder
         self.device = device
-        torch.manual_seed(config.training.seed)
-        torch.use_deterministic_algorithms(config.training.deterministic, warn_only=True)
-        self.network = AMMNet(config.model)
-        if initial_weights is not None:
-            initialise_from(self.network, initial_weights)
-        self.network.set_recompute(config.training.recompute)
-        self.network.to(device)
-        frames = open_set(config.data.root, dataset=config.data.dataset, config=config.model)
-        self.training_set, self.validation_set = _datasets(config, frames, limit)
-        batches = len(self.training_set) // config.training.batch_size
-        self.steps_per_epoch = batches // config.training.accumulate
-        if self.steps_per_epoch == 0:
-            needed = config.training.batch_size * config.training.accumulate
-            raise ConfigError(
-                f"training.batch_size: a step needs {needed} frames (with training.accumulate), found "
-                f"{len(self.training_set)} training frames; lower it"
-            )
-        self.progress = _Progress()
+        self.limit = limit
+        self.is_resumed = resume
+        self.show_progress = show_progress
+        self.training_set, self.validation_set = open_datasets(
+            config, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
+        )
+        self.steps_per_epoch = steps_per_epoch(config, num_frames=len(self.training_set))
+        if config.training.deterministic:
+            make_deterministic()
+        self.network = build_network(config, initial_weights=initial_weights, is_resumed=resume).to(device)
+        self.progress = Progress()
         self.generator = self._optimization(
             nn.ModuleDict({name: child for name, child in self.network.named_children() if name != "discriminator"}),
             config.optimizer.learning_rate,
@@ -118,101 +113,118 @@ class Run:
                 config.optimizer.discriminator_learning_rate or config.optimizer.learning_rate,
             )
         self.game = AdversarialGame(self.network, config, generator=self.generator, discriminator=self.discriminator)
-        self.is_resumed = resume
-        if resume:
-            self._restore()
+        if state is not None:
+            self._restore(state)
 
-    def train(self, *, show_progress: bool = True) -> RunResult:
-        """Trains to the last epoch, validates, and leaves the best weights behind."""
+    def train(self) -> RunResult:
+        """Trains to the last epoch, validates, and leaves the best weights behind.
+
+        Raises:
+            RunInterrupted: SIGINT or SIGTERM; the state is saved.
+            DivergenceError: the loss or a gradient is no number.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.folder / "config.yaml")
         baseline = constant_baseline(self._validation_loader())
-        resumed_at_step = self.progress.step if self.is_resumed else None
-        scores: Scores | None = None
         best: Scores | None = None
-        with Records(self.folder, resumed_at_step=resumed_at_step) as records:
+        resumed_at = (self.progress.epoch, self.progress.step) if self.is_resumed else None
+        with Records(self.folder, resumed_at=resumed_at) as records, StopRequest() as stop:
             while self.progress.epoch < self.config.training.epochs:
                 started = time.monotonic()
-                means = self._train_epoch(records, show_progress=show_progress)
+                means = self._train_epoch(records, stop)
                 self.progress.epoch += 1
                 self.progress.batches_done = 0
-                scores = self._validate(records, show_progress=show_progress)
-                if scores is not None and scores.ssc_miou >= self.progress.best_miou:
+                self.progress.sums, self.progress.num_summed = {}, 0
+                scores = self._validate(records)
+                if self.progress.best_epoch == self.progress.epoch:
                     best = scores
-                values = {**means, "seconds": time.monotonic() - started}
+                values: dict[str, float] = {**means, "seconds": time.monotonic() - started}
                 if self.device.type == "cuda":
                     values["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
                 records.epoch(self.progress.epoch, self.progress.step, values, scores)
-                self._save()
+                self._save_weights(LAST_WEIGHTS, scores)
+                self._save_state()
+                if stop.is_set and self.progress.epoch < self.config.training.epochs:
+                    raise RunInterrupted(f"stopped after epoch {self.progress.epoch}")
         return RunResult(best or self._score_best(), self.progress.best_epoch, baseline)
 
-    def _train_epoch(self, records: Records, *, show_progress: bool) -> dict[str, float]:
+    def _train_epoch(self, records: Records, stop: StopRequest) -> dict[str, float]:
         """One pass over the training frames, or what is left of it; mean losses of its steps."""
         accumulate = self.config.training.accumulate
         total = self.steps_per_epoch
-        done = self.progress.batches_done // accumulate
-        sums: dict[str, float] = {}
+        progress = self.progress
         saved = time.monotonic()
-        description = f"epoch {self.progress.epoch + 1}/{self.config.training.epochs}"
-        with tqdm(total=total, initial=done, desc=description, unit="step", disable=not show_progress) as bar:
+        description = f"epoch {progress.epoch + 1}/{self.config.training.epochs}"
+        done = progress.batches_done // accumulate
+        with tqdm(total=total, initial=done, desc=description, unit="step", disable=not self.show_progress) as bar:
             waited = time.monotonic()
             for batches in _groups(self._training_loader(), accumulate):
                 wait_seconds = time.monotonic() - waited
-                started = time.monotonic()
-                seed = self.config.training.seed * 1_000_003 + self.progress.step
-                on_device = [batch.to(self.device, non_blocking=True) for batch in batches]
-                learning_rate = self.generator.learning_rate
-                losses = self.game.step(on_device, seed=seed).as_floats()
-                self.progress.step += 1
-                self.progress.batches_done += accumulate
-                timing = {"seconds": time.monotonic() - started, "wait_seconds": wait_seconds}
-                records.step(
-                    self.progress.step,
-                    {"epoch": self.progress.epoch + 1, **losses, "learning_rate": learning_rate, **timing},
-                )
+                losses = self._step(batches, records, wait_seconds=wait_seconds)
                 for name, value in {**losses, "wait_seconds": wait_seconds}.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    progress.sums[name] = progress.sums.get(name, 0.0) + value
+                progress.num_summed += 1
                 bar.set_postfix({name: f"{losses[name]:.3f}" for name in _SHOWN if name in losses})
                 bar.update()
-                if time.monotonic() - saved > 60 * self.config.training.checkpoint_minutes:
+                if stop.is_set or time.monotonic() - saved > 60 * self.config.training.checkpoint_minutes:
                     self._save_state()
                     saved = time.monotonic()
+                if stop.is_set:
+                    raise RunInterrupted(f"stopped after step {progress.step}")
                 waited = time.monotonic()
-        return {name: value / max(total - done, 1) for name, value in sums.items()}
+        return {name: value / progress.num_summed for name, value in progress.sums.items()}
 
-    def _validate(self, records: Records, *, show_progress: bool) -> Scores | None:
+    def _step(self, batches: list[Batch], records: Records, *, wait_seconds: float) -> dict[str, float]:
+        """One update, written down; its losses."""
+        started = time.monotonic()
+        seed = self.config.training.seed * 1_000_003 + self.progress.step
+        on_device = [batch.to(self.device, non_blocking=True) for batch in batches]
+        learning_rate = self.generator.learning_rate
+        losses = self.game.step(on_device, seed=seed).as_floats()
+        self.progress.step += 1
+        self.progress.batches_done += len(batches)
+        timing = {"seconds": time.monotonic() - started, "wait_seconds": wait_seconds}
+        records.step(
+            self.progress.step, {"epoch": self.progress.epoch + 1, **losses, "learning_rate": learning_rate, **timing}
+        )
+        # In fp16 single steps overflow; loss scaling skips them.
+        broken = [name for name, value in losses.items() if not math.isfinite(value)]
+        if broken and not self.config.training.mixed_precision:
+            frames = ", ".join(frame_id for batch in batches for frame_id in batch.frame_ids)
+            raise DivergenceError(
+                f"step {self.progress.step} (frames {frames}): {', '.join(broken)} are no finite numbers; lower "
+                "optimizer.learning_rate, or add optimizer.warmup_steps"
+            )
+        return losses
+
+    def _validate(self, records: Records) -> Scores | None:
         """Scores on the validation frames, where this epoch has a validation; keeps the best weights."""
         epoch, is_last = self.progress.epoch, self.progress.epoch == self.config.training.epochs
         if epoch % self.config.training.validate_every and not is_last:
             return None
-        scores = self._score(self.network, f"validation {epoch}", show_progress=show_progress)
-        if scores.ssc_miou > self.progress.best_miou or self.progress.best_epoch == 0:
-            self.progress.best_miou, self.progress.best_epoch = scores.ssc_miou, epoch
+        scores = self._score(f"validation {epoch}")
+        # Undefined where neither truth nor prediction holds an object.
+        miou = 0.0 if math.isnan(scores.ssc_miou) else scores.ssc_miou
+        if miou > self.progress.best_miou:
+            self.progress.best_miou, self.progress.best_epoch = miou, epoch
             self._save_weights(BEST_WEIGHTS, scores)
         first = self.validation_set[0].to(self.device)
         records.picture(self.progress.step, self.network, first)
-        self._save_weights(LAST_WEIGHTS, scores)
-        if show_progress:
+        if self.show_progress:
             tqdm.write(f"epoch {epoch}: validation {_summary(scores)}")
         return scores
 
-    def _score(self, network: AMMNet, description: str, *, show_progress: bool) -> Scores:
-        network.eval()
+    def _score(self, description: str) -> Scores:
+        self.network.eval()
         loader = self._validation_loader()
-        batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not show_progress)
-        return evaluate(lambda batch: network(batch, voxels="scored").labels, batches, device=self.device)
+        batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not self.show_progress)
+        return evaluate(lambda batch: self.network(batch, voxels="scored").labels, batches, device=self.device)
 
     def _score_best(self) -> Scores:
-        """Scores of the best weights, for a resumed run that was already at its best."""
+        """Scores of the best weights, for a resumed run that was already at its best; the network takes them on."""
         path = self.folder / BEST_WEIGHTS
-        if path.is_file():
-            initialise_from(self.network, path)
-        return self._score(self.network, "best weights", show_progress=False)
-
-    def _save(self) -> None:
-        self._save_state()
-        if not (self.folder / LAST_WEIGHTS).is_file():
-            self._save_weights(LAST_WEIGHTS, None)
+        load_into(self.network, read_weights(path)[0], source=path)
+        return self._score("best weights")
 
     def _save_weights(self, name: str, scores: Scores | None) -> None:
         metadata = {"epoch": str(self.progress.epoch), "step": str(self.progress.step)}
@@ -225,6 +237,7 @@ class Run:
             "config": self.config.model_dump(mode="json"),
             "progress": dataclasses.asdict(self.progress),
             "frames": [len(self.training_set), len(self.validation_set)],
+            "limit": self.limit,
             "network": self.network.state_dict(),
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict() if self.discriminator is not None else None,
@@ -233,24 +246,27 @@ class Run:
         }
         save_state(self.folder, state)
 
-    def _restore(self) -> None:
-        state = load_state(self.folder, device=torch.device("cpu"))
+    def _restore(self, state: dict[str, Any]) -> None:
+        frames = [len(self.training_set), len(self.validation_set)]
         try:
-            if state["frames"] != [len(self.training_set), len(self.validation_set)]:
+            if state["frames"] != frames:
                 raise CheckpointError(
                     f"{self.folder}: expected {state['frames']} training and validation frames as before, found "
-                    f"{[len(self.training_set), len(self.validation_set)]}; give the same set and --limit"
+                    f"{frames}; give the same set and --limit"
                 )
+            self.progress = Progress(**state["progress"])
             self.network.load_state_dict(state["network"])
             self.generator.load_state_dict(state["generator"])
             if self.discriminator is not None:
                 self.discriminator.load_state_dict(state["discriminator"])
-            self.progress = _Progress(**state["progress"])
             torch.set_rng_state(state["random_cpu"])
             if state["random_cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["random_cuda"], self.device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.folder}: the state does not fit this configuration ({error})") from error
+        begun = self.progress.epoch + (self.progress.batches_done > 0)
+        if self.config.training.epochs < begun:
+            raise ConfigError(f"training.epochs: the run has begun epoch {begun}, found {self.config.training.epochs}")
 
     def _optimization(self, network: nn.Module, learning_rate: float) -> Optimization:
         return Optimization(
@@ -297,23 +313,6 @@ def format_result(result: RunResult) -> str:
 
 def _summary(scores: Scores) -> str:
     return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
-
-
-def _datasets(config: Config, frames: FrameFolder, limit: int | None) -> tuple[FrameDataset, FrameDataset]:
-    data = config.data
-    check_set(frames, quick=True, progress=False).raise_if_broken()
-    lists = [
-        ids(frames, split=data.split, count=data.validation_frames, seed=data.validation_seed)[:limit]
-        for ids in (training_ids, validation_ids)
-    ]
-    training = FrameDataset(
-        frames,
-        lists[0],
-        augment_3d=data.augment_3d,
-        augment_2d=data.augment_2d and frames.reads_image,
-        seed=config.training.seed,
-    )
-    return training, FrameDataset(frames, lists[1])
 
 
 def _groups(loader: "DataLoader[Batch]", size: int) -> Iterator[list[Batch]]:

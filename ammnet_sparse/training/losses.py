@@ -26,7 +26,7 @@ def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
 def scene_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:
     """Sum of the smoothed cross-entropies over the scored voxels; divide by ``num_scored`` of all batches of a step."""
     return F.cross_entropy(
-        prediction.voxel_logits.float(),
+        _at_least_float32(prediction.voxel_logits),
         labels_at(batch, prediction.sites),
         ignore_index=IGNORE_LABEL,
         label_smoothing=label_smoothing,
@@ -52,7 +52,7 @@ def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing
         align_corners=True,
     )
     return F.cross_entropy(
-        logits.float(),
+        _at_least_float32(logits),
         batch.label.flatten()[mapped].long(),
         ignore_index=IGNORE_LABEL,
         label_smoothing=label_smoothing,
@@ -74,9 +74,16 @@ def num_labelled_pixels(batch: Batch) -> Tensor:
 
 def real_loss(scores: Tensor) -> Tensor:
     """Binary cross-entropy of discriminator scores [B, 1] with "real", mean over the batch."""
-    return F.binary_cross_entropy_with_logits(scores.float(), torch.ones_like(scores, dtype=torch.float32))
+    scores = _at_least_float32(scores)
+    return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
 
 
 def fake_loss(scores: Tensor) -> Tensor:
     """Binary cross-entropy of discriminator scores [B, 1] with "fake", mean over the batch."""
-    return F.binary_cross_entropy_with_logits(scores.float(), torch.zeros_like(scores, dtype=torch.float32))
+    scores = _at_least_float32(scores)
+    return F.binary_cross_entropy_with_logits(scores, torch.zeros_like(scores))
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    # Sums over a hundred thousand voxels do not fit fp16.
+    return values.to(torch.promote_types(values.dtype, torch.float32))

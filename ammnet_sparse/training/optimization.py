@@ -72,8 +72,12 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores ``state_dict``; the schedule follows from the number of updates."""
+        """Restores ``state_dict``; schedule and weight decay are those of the configuration, which may have changed."""
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        if state["scaler"]:  # empty where the run was in float32 until now
+            self.scaler.load_state_dict(state["scaler"])
         self.num_updates = state["num_updates"]
         self.scheduler.step_update(self.num_updates)

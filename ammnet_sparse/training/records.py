@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,21 @@ from ammnet_sparse.models.inputs import not_free_mask
 
 
 class Records:
-    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a run folder; a context manager."""
+    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a run folder; a context manager.
 
-    def __init__(self, folder: Path, *, resumed_at_step: int | None = None) -> None:
+    Args:
+        resumed_at: (epochs, steps) done by the run that is continued: what it wrote after them is dropped.
+            None begins anew.
+    """
+
+    def __init__(self, folder: Path, *, resumed_at: tuple[int, int] | None = None) -> None:
         path = folder / "metrics.jsonl"
-        if resumed_at_step is not None:
-            _drop_later_steps(path, resumed_at_step)
-        self._file = path.open("a" if resumed_at_step is not None else "w", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at_step)
+        if resumed_at is not None:
+            _drop_later_lines(path, *resumed_at)
+        self._file = path.open("w" if resumed_at is None else "a", encoding="utf-8")
+        # TensorBoard drops the points from this step on.
+        purge_step = None if resumed_at is None else resumed_at[1] + 1
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
     def __enter__(self) -> "Records":
         return self
@@ -57,11 +65,16 @@ class Records:
         self._writer.flush()
 
     def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
-        """Prediction beside truth of the first frame of a batch on the network's device."""
+        """Prediction beside truth of the first frame of a batch on the network's device; the network is evaluating."""
         self._writer.add_image("validation/scene", picture_of(network, batch), step, dataformats="HWC")
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        # JSON has no NaN and no infinity, which fp16 gradients overflow to: null.
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -90,7 +103,7 @@ def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uin
     )
 
 
-def _drop_later_steps(path: Path, step: int) -> None:
+def _drop_later_lines(path: Path, epoch: int, step: int) -> None:
     """Removes the lines that a resumed run will write again."""
     if not path.is_file():
         return
@@ -100,6 +113,9 @@ def _drop_later_steps(path: Path, step: int) -> None:
             entry = json.loads(line)
         except ValueError:
             continue  # the run was cut off while it wrote
-        if entry["step"] <= step:
+        is_done = entry["epoch"] <= epoch if entry["kind"] == "epoch" else entry["step"] <= step
+        if is_done:
             kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(unfinished, path)

@@ -13,15 +13,8 @@ from ammnet_sparse.sparse.convolutions import (
     convolve,
     use_backend,
 )
-from ammnet_sparse.sparse.sites import (
-    Kernel,
-    SiteSet,
-    cells_read,
-    full_sites,
-    kernel_map,
-    sites_from_mask,
-    strided_sites,
-)
+from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, cells_read, strided_sites
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
 SHAPE = (12, 6, 12)
 KERNELS = {
@@ -61,7 +54,7 @@ def test_convolution_equals_dense(
     features = torch.randn(len(source), 5, dtype=dtype, requires_grad=True)
     weight = torch.randn(7, 5, *kernel.size, dtype=dtype, requires_grad=True)
     with use_backend(backend):
-        out = convolve(features, weight, kernel_map(source, target, kernel))
+        out = convolve(features, weight, KernelMap(source, target, kernel))
     volume = F.conv3d(
         source.densify(features), weight, stride=kernel.stride, padding=kernel.padding, dilation=kernel.dilation
     )
@@ -96,7 +89,7 @@ def test_cells_read_are_all_that_the_transposed_convolution_needs() -> None:
     everything = full_sites(2, SHAPE, torch.device("cpu"))
     features = torch.randn(len(everything), 1, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(1, 1, 3, 3, 3, dtype=torch.float64) + 0.1
-    out = convolve(features, weight, kernel_map(everything, target, UP_KERNEL))
+    out = convolve(features, weight, KernelMap(everything, target, UP_KERNEL))
     (gradient,) = torch.autograd.grad(out.sum(), features)
     assert torch.equal(gradient.squeeze(1).nonzero().squeeze(1), source.linear)
 
@@ -127,17 +120,16 @@ def test_average_pool_divides_by_the_full_window(window: tuple[int, int, int], d
 def test_pairs_are_built_once() -> None:
     sites = random_sites(0.2)
     kernel = KERNELS["3x3x3"]
-    assert kernel_map(sites, sites, kernel) is kernel_map(sites, sites, kernel)
-    assert kernel_map(sites, sites, kernel).pairs is kernel_map(sites, sites, kernel).pairs
+    assert KernelMap(sites, sites, kernel).pairs is KernelMap(sites, sites, kernel).pairs
     first, second = (full_sites(2, SHAPE, torch.device("cpu")) for _ in range(2))
-    assert kernel_map(first, first, kernel) is kernel_map(second, second, kernel)
+    assert KernelMap(first, first, kernel).pairs is KernelMap(second, second, kernel).pairs
 
 
 def test_number_of_pairs_counts_neighbours() -> None:
     """A full grid: along each axis of n cells 3n - 2 pairs of neighbours."""
     sites = full_sites(1, SHAPE, torch.device("cpu"))
     expected = (3 * 12 - 2) * (3 * 6 - 2) * (3 * 12 - 2)
-    assert kernel_map(sites, sites, KERNELS["3x3x3"]).num_pairs == expected
+    assert KernelMap(sites, sites, KERNELS["3x3x3"]).num_pairs == expected
 
 
 @pytest.mark.parametrize("backend", ["torch", "spconv"])

@@ -1,0 +1,47 @@
+"""Ctrl-C and termination signals between two steps, where the state of a run can be saved."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class RunInterrupted(Exception):
+    """A run was asked to stop and has saved its state."""
+
+
+class StopRequest:
+    """Remembers the first SIGINT or SIGTERM within the block; the second one stops at once, as without the block.
+
+    Does nothing outside the main thread, where Python has no signal handlers.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A worker of the data loader, which inherits the handler. The terminal sends Ctrl-C to all processes,
+            # but the frames of the last step are still wanted.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step, or after this epoch's validation; once more to stop at once\n")

@@ -1,0 +1,166 @@
+"""What a run is made of before it starts: a configuration that can run, the data, the network."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
+from ammnet_sparse.data.check import check_set
+from ammnet_sparse.data.dataset import FrameDataset
+from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
+from ammnet_sparse.data.layout import DataError, FrameFolder
+from ammnet_sparse.data.splits import training_ids, validation_ids
+from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.training.checkpoints import CheckpointError, initialise_from
+
+_FIXED = (
+    "model.",
+    "data.dataset",
+    "data.split",
+    "data.validation_frames",
+    "data.validation_seed",
+    "training.batch_size",
+    "training.accumulate",
+    "training.seed",
+    "adversarial.enabled",
+)
+"""Keys that a resumed run cannot change: they decide what the state fits, or which frames come next."""
+
+
+def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -> None:
+    """Raises ConfigError for what is a fine configuration, but not on this device, or not with what is given.
+
+    Args:
+        has_weights: the run starts from weights (resumed or fine-tuned).
+    """
+    model = config.model
+    if config.training.mixed_precision and device.type != "cuda":
+        raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
+    if model.num_classes != NUM_CLASSES:
+        raise ConfigError(f"model.num_classes: the data have {NUM_CLASSES} classes, found {model.num_classes}")
+    if reads_label_maps(model) and model.num_label_map_classes < NUM_LABEL_MAP_CLASSES:
+        raise ConfigError(
+            f"model.num_label_map_classes: the data have {NUM_LABEL_MAP_CLASSES}, found {model.num_label_map_classes}"
+        )
+    if has_weights:
+        return
+    if model.freeze_encoders:
+        raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
+    if reads_images(model) and model.freeze_image_encoder and model.image_encoder_weights is None:
+        raise ConfigError(
+            f"model.image_encoder_weights: a frozen {model.image_encoder} needs ImageNet weights, found none; name a "
+            "local file, or train the backbone too with model.freeze_image_encoder=false"
+        )
+
+
+def check_same_run(config: Config, saved: Any, *, folder: Path) -> None:
+    """Raises ConfigError where a resumed run's configuration differs from the saved one in a key that must stay."""
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with --init-from")
+    before, now = flat_values(config_from_dict(saved, source=f"{folder}: state")), flat_values(config)
+    for key, value in now.items():
+        # The weights are in the state: where the backbone's came from does not matter any more.
+        if key.startswith(_FIXED) and key != "model.image_encoder_weights" and before[key] != value:
+            raise ConfigError(
+                f"{key}: a resumed run keeps {before[key]}, found {value}; to change it, start a new run with "
+                f"--init-from and this run's weights"
+            )
+
+
+def open_datasets(
+    config: Config, *, limit: int | None, is_quick: bool, show_progress: bool
+) -> tuple[FrameDataset, FrameDataset]:
+    """Training and validation frames of ``data.root``, after a check of all of them.
+
+    Args:
+        limit: only so many of each.
+        is_quick: only look whether every file is there, instead of reading each frame once.
+
+    Raises:
+        ConfigError: no ``data.root``.
+        DataError: no set there, one without the labels or the 2D input that the network needs, or broken frames,
+            each named.
+    """
+    data, model = config.data, config.model
+    if data.root is None:
+        raise ConfigError("data.root: expected the folder of a set, found none")
+    # First without 2D input, so that an error below can only be about it.
+    check_labels(FrameFolder(data.root, dataset=data.dataset, read_image=False, read_label_map=False))
+    try:
+        frames = FrameFolder(
+            data.root,
+            dataset=data.dataset,
+            read_image=reads_images(model),
+            read_label_map=reads_label_maps(model),
+            grid_shape=model.grid_shape,
+        )
+    except DataError as error:
+        raise DataError(f"model.image_encoder {model.image_encoder}: {error}") from error
+    training, validation = (
+        ids(frames, split=data.split, count=data.validation_frames, seed=data.validation_seed)[:limit]
+        for ids in (training_ids, validation_ids)
+    )
+    # Other lists of the set may name frames that were never downloaded.
+    check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
+    return (
+        FrameDataset(
+            frames,
+            training,
+            augment_3d=data.augment_3d,
+            augment_2d=data.augment_2d and frames.reads_image,
+            seed=config.training.seed,
+        ),
+        FrameDataset(frames, validation),
+    )
+
+
+def steps_per_epoch(config: Config, *, num_frames: int) -> int:
+    """Updates that an epoch of so many training frames makes.
+
+    Raises:
+        ConfigError: none, or a warm-up that outlasts the run.
+    """
+    training, optimizer = config.training, config.optimizer
+    steps = num_frames // training.batch_size // training.accumulate
+    if steps == 0:
+        raise ConfigError(
+            f"training.batch_size: a step needs {training.batch_size * training.accumulate} frames (times "
+            f"training.accumulate), found {num_frames} training frames; lower it"
+        )
+    if optimizer.warmup_steps >= steps * training.epochs:
+        raise ConfigError(
+            f"optimizer.warmup_steps: expected fewer than the {steps * training.epochs} steps of the run, found "
+            f"{optimizer.warmup_steps}"
+        )
+    return steps
+
+
+def build_network(config: Config, *, initial_weights: Path | None, is_resumed: bool) -> AMMNet:
+    """The network as the seed initialises it, or from weights; a resumed run's state replaces them all.
+
+    Raises:
+        WeightsError: weights that cannot be read or do not fit.
+    """
+    torch.manual_seed(config.training.seed)
+    model = config.model
+    if is_resumed:
+        model = model.model_copy(update={"image_encoder_weights": None})
+    with warnings.catch_warnings():
+        if is_resumed or initial_weights is not None:
+            warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        network = AMMNet(model)
+    network.config = config.model
+    if initial_weights is not None:
+        initialise_from(network, initial_weights)
+    network.set_recompute(config.training.recompute)
+    return network
+
+
+def make_deterministic() -> None:
+    """Deterministic algorithms wherever PyTorch has them, for the whole process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,309 @@
+"""The sparse network: which voxels it computes, what it says of the others, what it refuses and what it keeps."""
+
+import dataclasses
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ammnet_sparse
+from ammnet_sparse.models import ammnet
+from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction
+from ammnet_sparse.models.inputs import not_free_mask
+from ammnet_sparse.sparse.convolutions import use_backend
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from tests.models.scenes import GRID, IMAGE, assert_near, small_config, some_scene, unsettle
+
+CPU = torch.device("cpu")
+
+
+def some_network(dtype: torch.dtype = torch.float64, **changes: Any) -> AMMNet:
+    torch.manual_seed(0)
+    network = AMMNet(small_config(**changes)).to(dtype)
+    unsettle(network)
+    return network
+
+
+@pytest.mark.parametrize("voxels", ["scored", "not_free"])
+@pytest.mark.parametrize("changes", [{}, {"sites": "dense"}, {"inputs": "tsdf"}, {"fusion": "cbam"}], ids=str)
+def test_some_voxels_get_what_they_get_when_all_are_computed(voxels: Any, changes: dict[str, Any]) -> None:
+    network = some_network(**changes).eval()
+    batch = some_scene(2)
+    with torch.no_grad():
+        everywhere = network(batch, voxels="all")
+        prediction = network(batch, voxels=voxels)
+    mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
+    wanted = mask.view(2, 1, *GRID).expand(-1, 12, -1, -1, -1)
+    assert 0.05 < mask.double().mean() < 0.95
+    assert everywhere.sites.is_full
+    assert_near(prediction.logits[wanted], everywhere.logits[wanted], tolerance=1e-12, name="logits")
+
+
+def test_gradients_do_not_depend_on_voxels_beside_those_of_the_loss() -> None:
+    batch = some_scene(2)
+    chosen = batch.scored_mask.flatten()
+    gradients = []
+    for voxels in ("scored", "all"):
+        network = some_network().eval()
+        prediction = network(batch, voxels=voxels)
+        logits = prediction.voxel_logits[chosen] if voxels == "all" else prediction.voxel_logits
+        logits.square().sum().backward()
+        gradients.append({name: value.grad for name, value in network.named_parameters() if value.grad is not None})
+    found, expected = gradients
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_near(found[name], value, tolerance=1e-10, name=name)
+
+
+@pytest.mark.parametrize("voxels", ["not_free", "all"])
+def test_pieces_change_nothing(voxels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = some_network().eval()
+    batch = some_scene(2)
+    expected = network(batch, voxels=voxels)  # with gradients: in one piece
+    monkeypatch.setattr(ammnet, "CHUNK_SIZE", 500)
+    with torch.no_grad():
+        found = network(batch, voxels=voxels)
+    assert torch.equal(found.sites.linear, expected.sites.linear)
+    assert_near(found.voxel_logits, expected.voxel_logits, tolerance=1e-12, name="logits")
+
+
+def test_given_sites_are_the_voxels_computed() -> None:
+    network = some_network().eval()
+    batch = some_scene(2)
+    sites = SiteSet(2, GRID, torch.tensor([5, 700, 7000]))
+    with torch.no_grad():
+        prediction = network(batch, voxels=sites)
+        everywhere = network(batch, voxels="all")
+    assert prediction.sites is sites
+    assert_near(prediction.voxel_logits, everywhere.voxel_logits[sites.linear], tolerance=1e-12, name="logits")
+
+
+def test_training_computes_the_scored_voxels_and_evaluation_all_that_may_be_occupied() -> None:
+    network = some_network()
+    batch = some_scene(2)
+    expected = {True: batch.scored_mask, False: not_free_mask(batch)}
+    for is_training, mask in expected.items():
+        prediction = network.train(is_training)(batch)
+        assert torch.equal(prediction.sites.linear, mask.flatten().nonzero().squeeze(1))
+    unlabelled = dataclasses.replace(batch, label=None)
+    prediction = network(unlabelled, voxels="scored")
+    assert torch.equal(prediction.sites.linear, batch.label_weight.flatten().nonzero().squeeze(1))
+
+
+def test_voxels_that_were_not_computed_are_empty() -> None:
+    sites = SiteSet(2, (2, 1, 2), torch.tensor([1, 6]))
+    voxel_logits = torch.tensor([[0.0, 3.0, 1.0], [0.5, 0.0, 2.0]], requires_grad=True)
+    prediction = Prediction(voxel_logits, sites)
+    assert prediction.logits.shape == (2, 3, 2, 1, 2) and prediction.logits.is_contiguous()
+    assert prediction.logits[0, :, 0, 0, 1].tolist() == [0.0, 3.0, 1.0]
+    assert prediction.logits[1, :, 1, 0, 0].tolist() == [0.5, 0.0, 2.0]
+    others = torch.ones(2, 2, 1, 2, dtype=torch.bool)
+    others[0, 0, 0, 1] = others[1, 1, 0, 0] = False
+    assert (prediction.logits.permute(0, 2, 3, 4, 1)[others] == torch.tensor([EMPTY_LOGIT, 0.0, 0.0])).all()
+    assert prediction.labels.dtype == torch.uint8
+    assert prediction.labels.tolist() == [[[[0, 1]], [[0, 0]]], [[[0, 0]], [[2, 0]]]]
+    assert torch.equal(prediction.logits.argmax(dim=1), prediction.labels.long())
+    assert prediction.logits_2d is None
+    (gradient,) = torch.autograd.grad(prediction.logits.sum(), voxel_logits)
+    assert torch.equal(gradient, torch.ones(2, 3))
+
+
+def test_2d_logits_come_at_image_size_with_aligned_corners() -> None:
+    small = torch.randn(1, 3, 4, 6)
+    sites = full_sites(1, (1, 1, 1), CPU)
+    prediction = Prediction(torch.zeros(1, 3), sites, class_logits_2d=small, image_size=(13, 21))
+    assert prediction.logits_2d is not None and prediction.logits_2d.shape == (1, 3, 13, 21)
+    torch.testing.assert_close(prediction.logits_2d[..., ::4, ::4], small)
+
+
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+@pytest.mark.parametrize("inputs", ["both", "image", "tsdf"])
+def test_state_channels_are_read_where_sites_leave_tsdf_out(sites: str, inputs: str) -> None:
+    network = some_network(sites=sites, inputs=inputs)
+    names = [name for name in network.state_dict() if "state_projection" in name]
+    if sites == "dense" or inputs == "image":
+        assert names == []
+    else:
+        encoders = ["decoder", "tsdf_encoder"]
+        assert sorted(names) == [f"{encoder}.state_projection.weight" for encoder in encoders]
+
+
+def test_free_space_far_from_every_site_is_read_through_the_state() -> None:
+    network = some_network().eval()
+    batch = some_scene(1)
+    tsdf = batch.tsdf.clone()
+    is_site = F.max_pool3d(batch.hit_mask.view(1, 1, *GRID).float(), 3, stride=1, padding=1) > 0
+    tsdf[~is_site & (tsdf == 1)] = 0
+    assert not torch.equal(tsdf, batch.tsdf)
+    changed = dataclasses.replace(batch, tsdf=tsdf)
+    with torch.no_grad():
+        before, after = (network(scene, voxels="all").voxel_logits for scene in (batch, changed))
+        assert not torch.allclose(before, after)
+        for part in (network.decoder, network.tsdf_encoder):
+            assert part.state_projection is not None
+            part.state_projection.weight.zero_()
+        before, after = (network(scene, voxels="all").voxel_logits for scene in (batch, changed))
+    assert torch.equal(before, after)
+
+
+def test_a_network_that_reads_images_alone_does_not_see_the_tsdf() -> None:
+    network = some_network(inputs="image").eval()
+    batch = some_scene(1)
+    changed = dataclasses.replace(batch, tsdf=-batch.tsdf)
+    with torch.no_grad():
+        before, after = (network(scene, voxels="scored").voxel_logits for scene in (batch, changed))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sites": "dense"}, {"inputs": "image"}, {"fusion": "senet"}], ids=str)
+def test_every_weight_of_the_generator_learns(changes: dict[str, Any]) -> None:
+    network = some_network(**changes).train()
+    prediction = network(some_scene(2))
+    prediction.voxel_logits.square().mean().backward()
+    generator, discriminator = network.generator_parameters(), list(network.discriminator.parameters())
+    assert {id(value) for value in generator}.isdisjoint(id(value) for value in discriminator)
+    assert len(generator) + len(discriminator) == len(list(network.parameters()))
+    assert all(value.grad is not None for value in generator)
+    assert all(value.grad is None for value in discriminator)
+
+
+def test_frozen_encoders_keep_weights_and_statistics() -> None:
+    network = some_network(freeze_encoders=True).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network(some_scene(2)).voxel_logits.square().mean().backward()
+    learns = {name.split(".")[0] for name, value in network.named_parameters() if value.grad is not None}
+    assert learns == {"decoder"}
+    changed = {
+        name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == {"decoder"}
+
+
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_spconv_computes_the_same_network(sites: str) -> None:
+    batch = some_scene(2)
+    # In evaluation mode: normalisation over the few cells of a small grid would multiply rounding.
+    network = some_network(torch.float32, sites=sites).eval()
+    results = []
+    for backend in ("torch", "spconv"):
+        network.zero_grad()
+        with use_backend(backend):
+            prediction = network(batch, voxels="scored")
+            scores = network.discriminator(prediction.voxel_logits, prediction.sites)
+            (prediction.voxel_logits.square().mean() + scores.mean()).backward()
+        gradients = {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
+        results.append({"logits": prediction.voxel_logits, "scores": scores} | gradients)
+    expected, found = results
+    assert len(expected) > 200
+    for name, value in expected.items():
+        assert_near(found[name], value, tolerance=1e-4, name=name)
+
+
+def test_spconv_trains_as_torch_does() -> None:
+    batch = some_scene(2)
+    logits = []
+    for backend in ("torch", "spconv"):
+        network = some_network(torch.float32).train()
+        torch.manual_seed(1)
+        with use_backend(backend):
+            logits.append(network(batch).voxel_logits)
+    assert_near(logits[1], logits[0], tolerance=1e-4, name="logits")
+
+
+def test_a_batch_leaves_nothing_behind() -> None:
+    """Site sets and what is derived from them go with their batch, without help of the garbage collector."""
+    network = some_network(torch.float32)
+    batch = some_scene(2)
+
+    def step() -> "list[weakref.ref[SiteSet]]":
+        sites = sites_from_mask(batch.scored_mask.view(2, *GRID))
+        prediction = network(batch, voxels=sites)
+        scores = network.discriminator(prediction.voxel_logits, sites)
+        (prediction.voxel_logits.square().mean() + scores.mean()).backward()
+        kept = [value for value in sites._derived.values() if isinstance(value, SiteSet)]
+        assert kept
+        return [weakref.ref(entry) for entry in (sites, *kept)]
+
+    half, quarter = (full_sites(2, (GRID[0] // by, GRID[1] // by, GRID[2] // by), CPU) for by in (2, 4))
+    for backend in ("torch", "spconv"):
+        with use_backend(backend):
+            step()
+            remembered = len(half._derived), len(quarter._derived)
+            gc.collect()
+            gc.disable()
+            try:
+                assert [reference() for reference in step() if reference() is not None] == []
+            finally:
+                gc.enable()
+            assert (len(half._derived), len(quarter._derived)) == remembered
+
+
+def test_training_works_after_a_prediction_in_inference_mode() -> None:
+    grid = (12, 12, 24)  # of this test alone, so that the full sites are made in inference mode
+    network = some_network(torch.float32, grid_shape=grid, fusion="cbam", sites="dense")
+    batch = some_scene(2, grid=grid)
+    for backend in ("torch", "spconv"):
+        with use_backend(backend):
+            with torch.inference_mode():
+                network.eval()(batch)
+            network.train()(batch).voxel_logits.sum().backward()
+
+
+def test_the_discriminator_scores_volumes_and_sites_alike() -> None:
+    network = some_network(torch.float32).eval()
+    volume = torch.randn(2, 12, *GRID)
+    sites = full_sites(2, GRID, CPU)
+    with torch.no_grad():
+        scores = network.discriminator(volume)
+        assert scores.shape == (2, 1)
+        torch.testing.assert_close(network.discriminator(sites.gather(volume), sites), scores)
+        masked = sites_from_mask(torch.rand(2, *GRID) < 0.2)
+        few = network.discriminator(masked.gather(volume), masked)
+    assert few.shape == (2, 1) and not torch.allclose(few, scores)
+
+
+def test_batches_and_arguments_that_do_not_fit_are_refused() -> None:
+    network = some_network(torch.float32)
+    batch = some_scene(2)
+    with pytest.raises(ValueError, match=r"batch.tsdf: expected the grid \(24, 12, 24\), found \(12, 12, 24\)"):
+        network(some_scene(1, grid=(12, 12, 24)))
+    with pytest.raises(ValueError, match=r"batch.label_map: the model reads 2D label maps .*found none"):
+        network(dataclasses.replace(batch, label_map=None))
+    with pytest.raises(ValueError, match=r"frames 0000, 0001: expected voxels that a pixel hits, found none"):
+        network(dataclasses.replace(batch, mapping=torch.full_like(batch.mapping, -1)))
+    with pytest.raises(ValueError, match=r"frames 0000, 0001: no scored voxel"):
+        network(dataclasses.replace(batch, label_weight=torch.zeros_like(batch.label_weight)))
+    with pytest.raises(ValueError, match=r"voxels: expected scored, not_free, all.*found 'score'"):
+        network(batch, voxels="score")
+    with pytest.raises(ValueError, match=r"voxels: expected sites of the batch's grid \(2, 24, 12, 24\).*\(1, 24,"):
+        network(batch, voxels=full_sites(1, GRID, CPU))
+    reads_images = some_network(torch.float32, image_encoder="resnet50", freeze_image_encoder=False)
+    with pytest.raises(ValueError, match=r"batch.image: image_encoder resnet50 reads images, found none"):
+        reads_images(dataclasses.replace(batch, image=None))
+
+
+def test_the_discriminator_refuses_other_shapes() -> None:
+    discriminator = some_network(torch.float32).discriminator
+    with pytest.raises(ValueError, match=r"volume: expected \[B, 12, 24, 12, 24\], found \[1, 11, 24, 12, 24\]"):
+        discriminator(torch.zeros(1, 11, *GRID))
+    with pytest.raises(ValueError, match=r"sites: expected sites of the grid \(24, 12, 24\), found \(12, 12, 24\)"):
+        discriminator(torch.zeros(2 * 12 * 12 * 24, 12), full_sites(2, (12, 12, 24), CPU))
+    with pytest.raises(ValueError, match=r"volume: expected features \[13824, 12\] at the sites, found \[5, 12\]"):
+        discriminator(torch.zeros(5, 12), full_sites(2, GRID, CPU))
+
+
+def test_mapping_beyond_the_label_map_is_refused() -> None:
+    network = some_network(torch.float32)
+    batch = some_scene(2)
+    mapping = torch.where(batch.hit_mask, IMAGE[0] * IMAGE[1], -1)
+    with pytest.raises(ValueError, match="batch.mapping: pixels of batch.label_map.*below 6144, found 6144"):
+        network(dataclasses.replace(batch, mapping=mapping))
+
+
+def test_the_package_offers_the_network_by_name() -> None:
+    assert ammnet_sparse.AMMNet is AMMNet and ammnet_sparse.Prediction is Prediction
+    with pytest.raises(AttributeError, match="has no attribute 'AMMNetwork'"):
+        _ = ammnet_sparse.AMMNetwork  # type: ignore[attr-defined]

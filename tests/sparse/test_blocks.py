@@ -1,0 +1,193 @@
+"""Blocks on sites against dense ones: on every cell, and on some with everything else masked."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ammnet_sparse.models import dense_blocks
+from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Stem, Up, cells_under
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from tests.models.scenes import assert_near, unsettle
+
+SHAPE = (12, 12, 12)
+CPU = torch.device("cpu")
+
+
+def random_sites(density: float, *, seed: int = 0) -> SiteSet:
+    generator = torch.Generator().manual_seed(seed)
+    return sites_from_mask(torch.rand(2, *SHAPE, generator=generator) < density)
+
+
+def same_weights(network: nn.Module, reference: nn.Module) -> None:
+    unsettle(reference)
+    network.load_state_dict(reference.state_dict())
+    network.double()
+    reference.double()
+
+
+def assert_equal(found: Tensor, expected: Tensor, features: Tensor, modules: tuple[nn.Module, nn.Module]) -> None:
+    """The same values and gradients, of the input and of every weight."""
+    assert_near(found, expected, tolerance=1e-10, name="output")
+    upstream = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((value * upstream).sum(), (features, *module.parameters()))
+        for value, module in zip((found, expected), modules, strict=True)
+    ]
+    largest = max(float(value.abs().max()) for value in gradients[1])
+    names = ["features", *(name for name, _ in modules[0].named_parameters())]
+    for name, value, wanted in zip(names, *gradients, strict=True):
+        scale = largest if name == "conv.bias" else None  # before a normalisation: rounding alone
+        assert_near(value, wanted, tolerance=1e-8, name=name, scale=scale)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (1, 2), (1, 3), (2, 1), (3, 1)])
+def test_a_block_on_every_cell_is_the_dense_one(stride: int, dilation: int, is_training: bool) -> None:
+    torch.manual_seed(0)
+    block = DDRBlock(8, 4, expansion=2, stride=stride, dilation=dilation).train(is_training)
+    reference = dense_blocks.DDRBlock(8, 4, expansion=2, stride=stride, dilation=dilation).train(is_training)
+    same_weights(block, reference)
+    sites = full_sites(2, SHAPE, CPU)
+    features = torch.randn(len(sites), 8, dtype=torch.float64, requires_grad=True)
+    found, target = block(features, sites)
+    assert target is full_sites(2, (12 // stride, 12 // stride, 12 // stride), CPU)
+    expected = target.gather(reference(sites.densify(features)))
+    assert_equal(found, expected, features, (block, reference))
+
+
+def masked(volume: Tensor, is_site: Tensor) -> Tensor:
+    return torch.where(is_site, volume, 0.0)
+
+
+def dense_block_on_sites(block: DDRBlock, volume: Tensor, is_site: Tensor) -> Tensor:
+    """The formulas of section 2 on volumes, with cells that neither contain nor touch a site held at zero."""
+    stride = block.stride
+
+    def normalize(values: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        values = F.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return values.relu() if getattr(norm, "is_activated", False) else values
+
+    def convolve(values: Tensor, convolution: nn.Conv3d, norm: nn.BatchNorm1d) -> Tensor:
+        return normalize(F.conv3d(values, convolution.weight, None, convolution.stride, convolution.padding), norm)
+
+    def down(values: Tensor, module: nn.Module, window: tuple[int, int, int]) -> Tensor:
+        return normalize(F.conv3d(F.avg_pool3d(values, window), module.conv.weight), module.norm)
+
+    def strided(mask: Tensor, convolution: nn.Conv3d) -> Tensor:
+        values = mask.double()
+        ones = torch.ones_like(convolution.weight[:1, :1])
+        touched = F.conv3d(values, ones, None, convolution.stride, convolution.padding)
+        return (touched > 0) | (F.max_pool3d(values, convolution.stride) > 0)
+
+    y_mask = strided(is_site, block.conv2)
+    height_mask = strided(y_mask, block.conv3)
+    first = masked(convolve(volume, block.conv1, block.norm1), is_site)
+    second = masked(convolve(first, block.conv2, block.norm2), y_mask)
+    second_height = down(second, block.down2, (1, stride, 1))
+    third = masked(convolve(second.relu(), block.conv3, block.norm3) + second_height, height_mask)
+    second_x = down(masked(second_height, height_mask), block.down3, (stride, 1, 1))
+    fourth = convolve(third.relu(), block.conv4, block.norm4) + second_x + down(third, block.down4, (stride, 1, 1))
+    shortcut = down(volume, block.shortcut, (stride, stride, stride))
+    return (convolve(fourth.relu(), block.conv5, block.norm5) + shortcut).relu()
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_a_strided_block_on_some_sites_follows_the_formulas(stride: int, density: float) -> None:
+    torch.manual_seed(0)
+    block = DDRBlock(8, 4, expansion=4, stride=stride).double().eval()
+    unsettle(block)
+    sites = random_sites(density)
+    features = torch.randn(len(sites), 8, dtype=torch.float64, requires_grad=True)
+    found, target = block(features, sites)
+    assert target.is_full and target.spatial_shape == (12 // stride, 12 // stride, 12 // stride)
+    is_site = sites.densify(torch.ones(len(sites), 1)) > 0
+    expected = target.gather(dense_block_on_sites(block, sites.densify(features), is_site))
+    assert_equal(found, expected, features, (block, block))
+
+
+def test_a_strided_block_normalises_over_the_cells_that_touch_a_site() -> None:
+    block = DDRBlock(8, 4, expansion=4, stride=2).train()
+    # (0, 0, 0) lies in one window of each axis; (6, 9, 4) in one along Y and in two along height.
+    sites = SiteSet(1, SHAPE, torch.tensor([0, 976]))
+    counted: list[int] = []
+    for norm in (block.norm1, block.norm2, block.norm3, block.norm4, block.shortcut.norm):
+        norm.register_forward_hook(lambda _module, inputs, _out: counted.append(len(inputs[0])))
+    block(torch.randn(2, 8), sites)
+    assert counted == [2, 2, 3, 216, 216]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_stage_on_every_cell_is_the_dense_one(is_training: bool) -> None:
+    torch.manual_seed(0)
+    stage = Stage(8, 16).train(is_training)
+    reference = dense_blocks.Stage(8, 16).train(is_training)
+    same_weights(stage, reference)
+    sites = full_sites(2, SHAPE, CPU)
+    features = torch.randn(len(sites), 8, dtype=torch.float64, requires_grad=True)
+    found, target = stage(features, sites)
+    expected = target.gather(reference(sites.densify(features)))
+    assert_equal(found, expected, features, (stage, reference))
+
+
+@pytest.mark.parametrize("density", [0.1, 1.1])
+def test_a_stem_reads_sites_alone(density: float) -> None:
+    torch.manual_seed(0)
+    stem = Stem(3, (4, 6), out_channels=8).double().eval()
+    unsettle(stem)
+    sites = random_sites(density)
+    features = torch.randn(len(sites), 3, dtype=torch.float64)
+    volume = sites.densify(features)
+    for convolution, norm in ((stem.conv1, stem.norm1), (stem.conv2, stem.norm2), (stem.conv3, stem.norm3)):
+        volume = F.conv3d(volume, convolution.weight, padding=1)
+        volume = sites.densify(nn.BatchNorm1d.forward(norm, sites.gather(volume)).relu())
+    assert_near(stem(features, sites), sites.gather(volume), tolerance=1e-12, name="stem")
+
+
+@pytest.mark.parametrize("density", [0.01, 1.1])
+def test_a_step_up_at_some_sites_is_the_dense_one_there(density: float) -> None:
+    torch.manual_seed(0)
+    up = Up(8, 4).eval()
+    reference = dense_blocks.Up(8, 4).eval()
+    same_weights(up, reference)
+    target = random_sites(density)
+    coarse = full_sites(2, (6, 6, 6), CPU)
+    features = torch.randn(len(coarse), 8, dtype=torch.float64, requires_grad=True)
+    expected = target.gather(reference(coarse.densify(features)))
+    assert_equal(up(features, coarse, target), expected, features, (up, reference))
+    read = cells_under(target)
+    found = up(features.index_select(0, read.linear), read, target)
+    assert_near(found, expected, tolerance=1e-12, name="from the cells that are read")
+
+
+def test_dropout_draws_as_torch_does_one_value_a_sample_and_channel() -> None:
+    sites = random_sites(0.2)
+    features = torch.randn(len(sites), 16)
+    dropout = ChannelDropout(0.3).train()
+    torch.manual_seed(5)
+    found = dropout(features, sites)
+    torch.manual_seed(5)
+    expected = sites.gather(F.dropout3d(sites.densify(features), 0.3))
+    torch.testing.assert_close(found, expected)
+    assert 0 < int((found == 0).sum()) < found.numel()
+
+
+@pytest.mark.parametrize(
+    ("probability", "is_training", "change"),
+    [(0.0, True, torch.clone), (0.5, False, torch.clone), (1.0, True, torch.zeros_like)],
+)
+def test_dropout_at_its_ends(probability: float, is_training: bool, change: Callable[[Tensor], Tensor]) -> None:
+    sites = random_sites(0.2)
+    features = torch.randn(len(sites), 4)
+    found = ChannelDropout(probability).train(is_training)(features, sites)
+    assert torch.equal(found, change(features))
+
+
+def test_blocks_that_cannot_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="a strided block has dilation 1, found stride 2, dilation 3"):
+        DDRBlock(8, 4, expansion=2, stride=2, dilation=3)
+    with pytest.raises(ValueError, match="stride 1 keeps the channels, found 8 -> 16"):
+        DDRBlock(8, 4, expansion=4)

@@ -1,0 +1,127 @@
+"""Batch normalisation over sites, against torch's in float64 and against float64 in float32."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
+
+
+def build_pair(channels: int, *, is_activated: bool) -> tuple[SiteBatchNorm, nn.Module, nn.BatchNorm1d]:
+    torch.manual_seed(0)
+    reference = nn.BatchNorm1d(channels).double()
+    with torch.no_grad():
+        reference.weight.uniform_(0.5, 1.5)
+        reference.bias.uniform_(-0.5, 0.5)
+    norm = SiteBatchNorm(channels, is_activated=is_activated).double()
+    norm.load_state_dict(reference.state_dict())
+    return norm, nn.Sequential(reference, nn.ReLU()) if is_activated else reference, reference
+
+
+@pytest.mark.parametrize("is_activated", [False, True])
+def test_values_gradients_and_statistics_are_those_of_torch(is_activated: bool) -> None:
+    norm, reference, reference_norm = build_pair(5, is_activated=is_activated)
+    for _ in range(3):
+        features = (torch.randn(40, 5, dtype=torch.float64) * 2 + 3).requires_grad_()
+        upstream = torch.randn(40, 5, dtype=torch.float64)
+        results = []
+        for module in (norm, reference):
+            out = module(features)
+            results.append((out, *torch.autograd.grad(out, (features, *module.parameters()), upstream)))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    assert norm.num_batches_tracked == 3
+    expected = dict(reference_norm.named_buffers())
+    torch.testing.assert_close(dict(norm.named_buffers()), expected, rtol=1e-12, atol=1e-12)
+    norm.eval(), reference.eval()
+    features = torch.randn(7, 5, dtype=torch.float64)
+    torch.testing.assert_close(norm(features), reference(features))
+    assert norm.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("is_activated", [False, True])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_gradients_are_exact(is_activated: bool, is_training: bool) -> None:
+    norm, *_ = build_pair(3, is_activated=is_activated)
+    norm.train(is_training)
+    features = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    inputs = (features, norm.weight, norm.bias)
+
+    def normalize(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out = torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (features,))
+        assert isinstance(out, Tensor)
+        return out
+
+    with unchanged_statistics(norm):
+        assert torch.autograd.gradcheck(normalize, inputs)
+
+
+def test_gradients_stop_where_none_are_wanted() -> None:
+    norm, *_ = build_pair(3, is_activated=True)
+    norm(torch.randn(9, 3, dtype=torch.float64)).sum().backward()
+    assert norm.weight.grad is not None
+    norm.requires_grad_(False)
+    features = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.batch_norm(features, None, None, norm.weight, norm.bias, training=True).relu()
+    weights = torch.randn(9, 3, dtype=torch.float64)
+    (found,) = torch.autograd.grad((norm(features) * weights).sum(), features)
+    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), features)[0])
+
+
+def test_single_precision_holds_over_many_sites() -> None:
+    """torch's own, which adds up row by row, loses four digits here."""
+    torch.manual_seed(0)
+    features = torch.randn(100_000, 4) * 0.1 + 5
+    upstream = torch.randn(100_000, 4)
+    norm = SiteBatchNorm(4)
+    results = []
+    for module, dtype in ((norm, torch.float32), (nn.BatchNorm1d(4).double(), torch.float64)):
+        inputs = features.to(dtype, copy=True).requires_grad_()
+        out = module(inputs)
+        gradients = torch.autograd.grad(out, (inputs, *module.parameters()), upstream.to(dtype))
+        results.append([value.double() for value in (out, *gradients)])
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_constant_features_have_no_variance() -> None:
+    norm = SiteBatchNorm(2)
+    features = torch.tensor([0.1, 1e4]).expand(1000, 2)
+    out = norm(features)
+    torch.testing.assert_close(norm.running_var, torch.tensor([0.9, 0.9]))
+    torch.testing.assert_close(norm.running_mean, 0.1 * features[0])
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("has_gradient", [False, True])
+def test_statistics_can_be_left_alone(has_gradient: bool) -> None:
+    norm = SiteBatchNorm(3)
+    plain = nn.BatchNorm1d(3)
+    network = nn.Sequential(norm, plain)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    features = torch.randn(20, 3) + 4
+    with torch.set_grad_enabled(has_gradient), unchanged_statistics(network):
+        with unchanged_statistics(norm):
+            inside = norm(features)
+        inside = plain(norm(features))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert norm.track_running_stats and plain.track_running_stats
+    # The batch's own statistics were used, and afterwards they are tracked again.
+    torch.testing.assert_close(inside.mean(0), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(features), inside)
+    assert norm.num_batches_tracked == plain.num_batches_tracked == 1
+    assert (norm.running_mean > 0.3).all()
+
+
+def test_statistics_are_tracked_again_after_an_error() -> None:
+    norm = SiteBatchNorm(3)
+    with pytest.raises(RuntimeError, match="inside"), unchanged_statistics(norm):
+        raise RuntimeError("inside")
+    assert norm.track_running_stats
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_site_has_no_statistics(count: int) -> None:
+    norm = SiteBatchNorm(3)
+    with pytest.raises(ValueError, match=f"at least 2 sites, found {count}"):
+        norm(torch.randn(count, 3))
+    assert norm.eval()(torch.randn(count, 3)).shape == (count, 3)

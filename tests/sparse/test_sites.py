@@ -1,0 +1,212 @@
+"""Site sets and kernel maps against naive enumeration, and what is remembered where."""
+
+import itertools
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ammnet_sparse.sparse.convolutions import UP_KERNEL
+from ammnet_sparse.sparse.kernel_maps import (
+    Kernel,
+    KernelMap,
+    cells_read,
+    containing_cells,
+    neighbor_rows,
+    strided_shape,
+    strided_sites,
+)
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+
+SHAPE = (6, 4, 6)
+CPU = torch.device("cpu")
+Voxel = tuple[int, ...]
+
+
+def random_sites(density: float = 0.2, *, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> SiteSet:
+    generator = torch.Generator().manual_seed(seed)
+    return sites_from_mask(torch.rand(2, *shape, generator=generator) < density)
+
+
+def voxels_of(sites: SiteSet) -> list[Voxel]:
+    """(frame, X, height, Y) of every site, by arithmetic of its own."""
+    found = []
+    for linear in sites.linear.tolist():
+        frame, cell = divmod(linear, sites.spatial_shape[0] * sites.spatial_shape[1] * sites.spatial_shape[2])
+        x, rest = divmod(cell, sites.spatial_shape[1] * sites.spatial_shape[2])
+        found.append((frame, x, *divmod(rest, sites.spatial_shape[2])))
+    return found
+
+
+def test_sites_of_a_mask_have_ascending_indices_and_coordinates() -> None:
+    mask = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.2
+    sites = sites_from_mask(mask)
+    assert (sites.batch_size, sites.spatial_shape, sites.is_full) == (2, SHAPE, False)
+    assert len(sites) == int(mask.sum()) and sites.num_cells == 144
+    expected = [tuple(row) for row in mask.nonzero().tolist()]
+    assert voxels_of(sites) == expected
+    assert (
+        list(zip(sites.batch_index.tolist(), *(axis.tolist() for axis in sites.coordinates), strict=True)) == expected
+    )
+
+
+def test_a_full_mask_gives_the_full_sites_of_the_process() -> None:
+    sites = sites_from_mask(torch.ones(2, *SHAPE, dtype=torch.bool))
+    assert sites is full_sites(2, SHAPE, CPU) and sites.is_full
+    assert torch.equal(sites.linear, torch.arange(288)) and torch.equal(sites.row_table, sites.linear)
+
+
+@pytest.mark.parametrize("density", [0.2, 1.1])
+def test_volumes_are_gathered_and_made_again(density: float) -> None:
+    sites = random_sites(density)
+    features = torch.randn(len(sites), 3)
+    volume = sites.densify(features)
+    assert volume.shape == (2, 3, *SHAPE)
+    for row, (frame, x, height, y) in enumerate(voxels_of(sites)):
+        assert torch.equal(volume[frame, :, x, height, y], features[row])
+    assert int((volume != 0).sum()) == features.numel()
+    assert torch.equal(sites.gather(volume), features)
+    assert torch.equal(sites.rows_of(sites.linear), torch.arange(len(sites)))
+
+
+def test_rows_of_cells_without_a_site_are_negative() -> None:
+    sites = SiteSet(1, SHAPE, torch.tensor([3, 9, 143]))
+    assert sites.rows_of(torch.tensor([9, 0, 3, 143])).tolist() == [1, -1, 0, 2]
+
+
+def test_chunks_are_consecutive_pieces() -> None:
+    sites = random_sites()
+    pieces = list(sites.chunks(10))
+    assert all(0 < len(piece) <= 10 for piece in pieces)
+    assert torch.equal(torch.cat([piece.linear for piece in pieces]), sites.linear)
+    assert list(sites.chunks(len(sites))) == [sites]
+    every_cell = full_sites(2, SHAPE, CPU)
+    assert not any(piece.is_full for piece in every_cell.chunks(100))
+
+
+KERNELS = [
+    Kernel((3, 3, 3), padding=(1, 1, 1)),
+    Kernel((1, 1, 3), padding=(0, 0, 2), dilation=(1, 1, 2)),
+    Kernel((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)),
+    Kernel((1, 1, 3), stride=(1, 1, 3), padding=(0, 0, 1)),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("density", [0.2, 1.1])
+def test_pairs_are_those_of_the_definition(kernel: Kernel, density: float) -> None:
+    """Tap t of output o reads cell o * stride - padding + t * dilation."""
+    source = random_sites(density)
+    target = strided_sites(source, kernel)
+    assert target.spatial_shape == strided_shape(SHAPE, kernel)
+    row_of = {voxel: row for row, voxel in enumerate(voxels_of(source))}
+    kernel_map = KernelMap(source, target, kernel)
+    for tap, (source_rows, target_rows) in zip(kernel.taps, kernel_map.pairs, strict=True):
+        expected = []
+        for row, (frame, *cell) in enumerate(voxels_of(target)):
+            read = (
+                position * kernel.stride[axis] - kernel.padding[axis] + tap[axis] * kernel.dilation[axis]
+                for axis, position in enumerate(cell)
+            )
+            voxel = (frame, *read)
+            if voxel in row_of:
+                expected.append((row_of[voxel], row))
+        assert list(zip(source_rows.tolist(), target_rows.tolist(), strict=True)) == expected
+    assert kernel_map.num_pairs == sum(len(rows) for rows, _ in kernel_map.pairs)
+
+
+def test_pairs_of_a_transposed_kernel_are_those_of_the_definition() -> None:
+    """Tap t of coarse cell c writes voxel 2 c - 1 + t."""
+    target = random_sites(shape=(12, 8, 12))
+    source = cells_read(target, UP_KERNEL, SHAPE)
+    row_of = {voxel: row for row, voxel in enumerate(voxels_of(target))}
+    for tap, pairs in zip(UP_KERNEL.taps, KernelMap(source, target, UP_KERNEL).pairs, strict=True):
+        expected = set()
+        for row, (frame, *cell) in enumerate(voxels_of(source)):
+            voxel = (frame, *(2 * position - 1 + step for position, step in zip(cell, tap, strict=True)))
+            if voxel in row_of:
+                expected.add((row, row_of[voxel]))
+        assert set(zip(*(rows.tolist() for rows in pairs), strict=True)) == expected
+
+
+def test_spconv_gets_the_same_pairs_padded() -> None:
+    sites = random_sites()
+    kernel_map = KernelMap(sites, sites, KERNELS[0])
+    table, counts = kernel_map.spconv_pairs
+    assert table.dtype == counts.dtype == torch.int32 and table.is_contiguous()
+    assert table.shape == (2, 27, int(counts.max()))
+    for tap, (source, target) in enumerate(kernel_map.pairs):
+        count = int(counts[tap])
+        assert torch.equal(table[0, tap, :count].long(), source) and torch.equal(table[1, tap, :count].long(), target)
+        assert (table[:, tap, count:] == -1).all()
+
+
+def test_neighbours_are_rows_in_c_order_of_offsets() -> None:
+    sites = random_sites()
+    row_of = {voxel: row for row, voxel in enumerate(voxels_of(sites))}
+    expected = [
+        [
+            row_of.get((frame, x + step[0], height + step[1], y + step[2]), -1)
+            for step in itertools.product((-1, 0, 1), repeat=3)
+        ]
+        for frame, x, height, y in voxels_of(sites)
+    ]
+    found = neighbor_rows(sites)
+    assert found.tolist() == expected
+    assert torch.equal(found[:, 13], torch.arange(len(sites)))
+    assert neighbor_rows(sites) is found
+
+
+def test_containing_cells_are_those_of_the_window() -> None:
+    sites = random_sites()
+    coarse = strided_sites(sites, Kernel((1, 2, 3), stride=(1, 2, 3)))
+    rows = containing_cells(sites, coarse, (1, 2, 3))
+    cells = voxels_of(coarse)
+    assert [cells[row] for row in rows.tolist()] == [(b, x, h // 2, y // 3) for b, x, h, y in voxels_of(sites)]
+
+
+def test_frames_do_not_touch_each_other() -> None:
+    mask = torch.zeros(2, *SHAPE, dtype=torch.bool)
+    mask[0, -1, -1, -1] = mask[1, 0, 0, 0] = True
+    sites = sites_from_mask(mask)
+    assert (neighbor_rows(sites) >= 0).sum() == 2
+    assert KernelMap(sites, sites, KERNELS[0]).num_pairs == 2
+
+
+def test_strided_sites_of_few_sites_agree_with_pooling() -> None:
+    kernel = Kernel((1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 1))
+    sites = SiteSet(1, SHAPE, torch.tensor([1]))  # Y = 1: inside of cell 0, reached by cells 0 and 1
+    assert strided_sites(sites, kernel).linear.tolist() == [0, 1]
+    sites = SiteSet(1, SHAPE, torch.tensor([2]))  # Y = 2: the middle of cell 1 alone
+    assert strided_sites(sites, kernel).linear.tolist() == [1]
+    reached = F.max_pool3d(sites.densify(torch.ones(1, 1)), (1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 1))
+    assert reached.flatten().nonzero().flatten().tolist() == [1]
+
+
+def test_what_is_derived_is_shared_and_goes_with_the_finer_sites() -> None:
+    fine = random_sites(shape=(12, 8, 12))
+    half = cells_read(fine, UP_KERNEL, SHAPE)
+    every_cell = full_sites(2, SHAPE, CPU)
+    num_remembered = len(every_cell._derived)
+    assert cells_read(fine, UP_KERNEL, SHAPE) is half
+    for source, target, kernel in ((fine, fine, KERNELS[0]), (half, fine, UP_KERNEL), (every_cell, fine, UP_KERNEL)):
+        assert KernelMap(source, target, kernel).pairs is KernelMap(source, target, kernel).pairs
+        assert KernelMap(source, target, kernel).spconv_pairs is KernelMap(source, target, kernel).spconv_pairs
+    containing_cells(half, full_sites(2, (3, 2, 3), CPU), (2, 2, 2))
+    neighbor_rows(fine)
+    # A full set lives as long as the process: it remembers tables of its own, but nothing of a batch.
+    assert not any("pairs" in str(key) for key in list(every_cell._derived)[num_remembered:])
+    references = [weakref.ref(sites) for sites in (fine, half)]
+    del fine, half, source, target
+    assert [reference() for reference in references] == [None, None]
+
+
+def test_directions_between_two_sets_are_not_confused() -> None:
+    sites, other = random_sites(seed=1), random_sites(seed=2)
+    kernel = Kernel((1, 1, 3), padding=(0, 0, 1))
+    forth, back = KernelMap(sites, other, kernel).pairs, KernelMap(other, sites, kernel).pairs
+    for tap in range(3):
+        assert sorted(zip(*(rows.tolist() for rows in forth[tap]), strict=True)) == sorted(
+            (source, target) for target, source in zip(*(rows.tolist() for rows in back[2 - tap]), strict=True)
+        )

@@ -1,0 +1,198 @@
+"""The configuration: what is read, what is refused, and how messages name it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ammnet_sparse.config import (
+    Config,
+    ConfigError,
+    config_from_dict,
+    describe_keys,
+    flat_values,
+    load_config,
+    save_config,
+)
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_there_are_configurations_for_every_case() -> None:
+    assert {"default.yaml", "nyu_seg2d.yaml", "nyu_segformer.yaml", "nyucad.yaml"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_loads_and_says_what_it_is(path: Path) -> None:
+    load_config(path)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_configurations_are_what_their_names_say() -> None:
+    by_name = {path.stem: load_config(path) for path in CONFIGS}
+    assert by_name["nyu_seg2d"].model.image_encoder == "seg2d"
+    assert by_name["nyu_segformer"].model.image_encoder == "segformer_b2"
+    assert by_name["nyucad"].data.dataset == "nyucad"
+    assert by_name["default"].data.root is None
+    for name in ("nyu_seg2d", "nyu_segformer", "nyucad"):  # the paper's schedule
+        training = by_name[name].training
+        assert (training.epochs, training.batch_size, by_name[name].model.width) == (150, 4, 256)
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    config = load_config()
+    assert config == Config()
+    optimizer, training, loss = config.optimizer, config.training, config.loss
+    assert (optimizer.learning_rate, optimizer.final_learning_rate, optimizer.weight_decay) == (1e-3, 1e-7, 0.05)
+    assert (optimizer.gradient_clip, training.seed, training.batch_size, training.epochs) == (10.0, 8332, 4, 150)
+    assert (loss.label_smoothing, loss.weight_2d, loss.weight_adversarial) == (0.2, 0.25, 0.005)
+    assert config.adversarial.erase_probability == config.adversarial.shuffle_probability == (0.1, 0.9)
+
+
+def test_overrides_win_over_the_file_in_their_order(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  epochs: 3\n  batch_size: 2\nmodel:\n  width: 16\n")
+    overrides = ["training.epochs=4", "training.epochs=5", "optimizer.learning_rate=1e-3", "data.root=~/nyu"]
+    config = load_config(path, [*overrides, "adversarial.erase_probability=[0.2, 0.2]", "model.modulation2=false"])
+    assert (config.training.epochs, config.training.batch_size, config.model.width) == (5, 2, 16)
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.data.root == Path.home() / "nyu"
+    assert config.adversarial.erase_probability == (0.2, 0.2)
+    assert not config.model.modulation2
+    assert load_config(None, ["data.root="]).data.root is None
+
+
+def test_sections_without_keys_have_their_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  # epochs: 3\ndata:\n  synthetic:\n")
+    assert load_config(path) == Config()
+    assert load_config(path, ["training.epochs=3", "data.synthetic.seed=1"]).training.epochs == 3
+    assert load_config(written(tmp_path, "")) == Config()
+
+
+def test_saved_configuration_reads_back_to_the_same(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        [
+            "data.root=some/folder",
+            "optimizer.discriminator_learning_rate=2e-4",
+            "model.stem_widths=[2, 4]",
+            "model.image_encoder_weights=mit_b2.pth",
+        ],
+    )
+    path = tmp_path / "config.yaml"
+    save_config(config, path)
+    assert load_config(path) == config
+    assert flat_values(config).keys() == {key for key, *_ in describe_keys()}
+    assert flat_values(load_config(path)) == flat_values(config)
+    values = yaml.safe_load(path.read_text())
+    assert values["training"]["epochs"] == 150 and values["model"]["stem_widths"] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training:\n  epoch: 3\n", r"  training.epoch: unknown key; did you mean training.epochs\?"),
+        ("epochs: 3\n", r"  epochs: unknown key; did you mean training.epochs\?"),
+        ("training:\n  learning_rate: 1\n", r"did you mean optimizer.learning_rate\?"),
+        ("training:\n  epochs: many\n", r"  training.epochs: .*valid integer.*\(found 'many'\)"),
+        ("training:\n  epochs: 0\n", r"  training.epochs: .*greater than or equal to 1 \(found 0\)"),
+        ("training:\n  epochs: 1.5\n", r"  training.epochs: .*\(found 1.5\)"),
+        ("training:\n  epochs: yes\n", r"  training.epochs: expected no truth value \(found True\)"),
+        ("training:\n  epochs:\n", r"  training.epochs: .*\(found None\)"),
+        ("training:\n  mixed_precision: maybe\n", r"  training.mixed_precision: .*boolean.*'maybe'"),
+        ("training: 3\n", r"  training: .*\(found 3\)"),
+        ("optimizer:\n  learning_rate: .nan\n", r"  optimizer.learning_rate: .*\(found nan\)"),
+        ("optimizer:\n  learning_rate: 1.0e-9\n", r"  optimizer.learning_rate: expected at least final_learning_rate"),
+        ("optimizer:\n  weight_decay: -1\n", r"  optimizer.weight_decay: .*\(found -1\)"),
+        ("loss:\n  label_smoothing: 1.1\n", r"  loss.label_smoothing: .*less than or equal to 1 \(found 1.1\)"),
+        ("adversarial:\n  erase_probability: [0.5, 0.1]\n", r"  adversarial.erase_probability: expected low <= high"),
+        ("adversarial:\n  erase_probability: [0.5, 2]\n", r"  adversarial.erase_probability.1: .*\(found 2\)"),
+        ("model:\n  width: 30\n", r"  model.width: expected a multiple of 4, found 30"),
+        ("model:\n  grid_shape: [60, 36, 61]\n", r"  model.grid_shape: expected multiples of 12, found \(60, 36, 61\)"),
+        ("model:\n  grid_shape: [60, 36]\n", r"  model.grid_shape"),
+        ("model:\n  fusion: sum\n", r"  model.fusion: .*'modulation'.*\(found 'sum'\)"),
+        ("data:\n  root: 2024\n", r"  data.root: .*path.*\(found 2024\)"),
+        (
+            "data:\n  synthetic:\n    frames: 5\n",
+            r"  data.synthetic.validation_frames: expected fewer than the 5 frames",
+        ),
+        ("data:\n  synthetic:\n    frame: 5\n", r"  data.synthetic.frame: unknown key"),
+        ("training:\n  epochs: 3\nmodel:\ntraining:\n  seed: 1\n", "found the key 'training' more than once"),
+        ("training:\n  epochs: 3\n  epochs: 4\n", "found the key 'epochs' more than once"),
+        ("- training\n", "expected a mapping of keys, found list"),
+        ("training: [\n", "expected YAML"),
+        ("root: !!python/object/apply:os.getcwd []\n", "expected YAML"),
+    ],
+)
+def test_errors_name_file_key_and_value(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}:")
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(written(tmp_path, "modle:\n  width: 3\ntraining:\n  epochs: -1\n  batchsize: 3\n"))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    for part in ("modle: unknown key", "training.epochs:", "training.batchsize: unknown key"):
+        assert any(part in line for line in lines)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=f"{path}: cannot read the configuration"):
+            load_config(path)
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ConfigError, match=f"{path}: expected YAML in UTF-8"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "'training.epochs': expected key.sub=value, for example"),
+        ("=3", "expected key.sub=value"),
+        ("training.epochs=[", "'\\[' is not a YAML value"),
+        ("training={epochs: 3}", "expected a value, found a mapping"),
+        ("training.epochs.x=3", "defaults with overrides training.epochs.x=3:\n  training.epochs: "),
+        ("model.depth=3", "model.depth: unknown key"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_override_of_a_value_as_section_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'epochs' is a value, not a section"):
+        load_config(written(tmp_path, "training:\n  epochs: 3\n"), ["training.epochs.x=3"])
+
+
+def test_every_key_is_described() -> None:
+    described = {key: (kind, default, meaning) for key, kind, default, meaning in describe_keys()}
+    assert all(kind and meaning for kind, _, meaning in described.values())
+    assert described["training.epochs"] == ("int >= 1", 150, "passes over the training frames")
+    kinds = {key: kind for key, (kind, *_) in described.items()}
+    assert kinds["data.root"] == "path or empty"
+    assert kinds["model.grid_shape"] == "[int, int, int]"
+    assert kinds["model.sites"] == "sparse | dense"
+    assert kinds["training.deterministic"] == "true or false"
+    assert kinds["loss.label_smoothing"] == "float >= 0.0, <= 1.0"
+
+
+def test_configuration_cannot_be_changed_and_source_is_named() -> None:
+    config = Config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.epochs = 3  # type: ignore[misc]
+    values: dict[str, Any] = {"training": {"epochs": "x"}}
+    with pytest.raises(ConfigError, match="^metadata:\n  training.epochs"):
+        config_from_dict(values, source="metadata")

@@ -1,0 +1,80 @@
+"""Small networks, batches and sets for the tests of training, on the smallest grid there is."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ammnet_sparse.config import Config, config_from_dict
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.optimization import Optimization
+from tests.data.frames import random_frame, write_frame, write_list
+
+GRID = (12, 12, 12)
+
+
+def tiny_config(**sections: dict[str, Any]) -> Config:
+    """Width 8, without dropout; ``sections`` add keys."""
+    model = {
+        "width": 8,
+        "stem_widths": [3, 8],
+        "grid_shape": list(GRID),
+        "discriminator_width": 8,
+        "encoder_dropout": 0,
+        "decoder_dropout": 0,
+        "head_dropout": 0,
+    }
+    values = {**sections, "model": model | sections.get("model", {})}
+    return config_from_dict(values, source="test")
+
+
+def tiny_batch(seeds: Iterable[int], *, has_image: bool = False) -> Batch:
+    """Random frames of every class with label maps, half of their voxels scored."""
+    frames = (random_frame(seed, grid_shape=GRID, has_image=has_image, has_label_map=True) for seed in seeds)
+    return Batch.collate([frame.to_batch() for frame in frames])
+
+
+def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:
+    """A set of random frames; the last ones are listed in val.txt."""
+    ids = [f"{number:04d}" for number in range(1, frames + 1)]
+    for seed, frame_id in enumerate(ids):
+        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_label_map=True))
+    write_list(root / "train.txt", ids)
+    write_list(root / "val.txt", ids[-validation:])
+    return root
+
+
+def make_game(config: Config, *, dtype: torch.dtype = torch.float32, num_steps: int = 10) -> AdversarialGame:
+    """A network and its optimizations, as a run makes them."""
+    torch.manual_seed(0)
+    network = AMMNet(config.model).to(dtype)
+    network.set_recompute(config.training.recompute)
+
+    def optimization(module: nn.Module) -> Optimization:
+        return Optimization(
+            module,
+            config.optimizer,
+            learning_rate=config.optimizer.learning_rate,
+            num_steps=num_steps,
+            uses_scaling=False,
+            device=torch.device("cpu"),
+        )
+
+    generator = nn.ModuleDict({name: child for name, child in network.named_children() if name != "discriminator"})
+    discriminator = optimization(network.discriminator) if config.adversarial.enabled else None
+    return AdversarialGame(network, config, generator=optimization(generator), discriminator=discriminator)
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of parameters and buffers."""
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Names of the tensors that are not bit-identical."""
+    assert before.keys() == after.keys()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}

@@ -1,0 +1,423 @@
+"""One step of the adversarial game: who is changed by what, and what each network sees."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.models import ammnet
+from ammnet_sparse.models.ammnet import Prediction
+from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone
+from ammnet_sparse.sparse.normalization import SiteBatchNorm
+from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
+from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.losses import num_scored, scene_cross_entropy
+from ammnet_sparse.training.optimization import Optimization
+from tests.training.support import differing, make_game, state_of, tiny_batch, tiny_config
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return tiny_batch((1, 2))
+
+
+def frames_of(batch: Batch, which: slice) -> Batch:
+    """Some of the frames of a batch."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    tensors = {name: value[which] for name, value in fields.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(batch, **tensors, frame_ids=batch.frame_ids[which])
+
+
+def before_step(optimization: Optimization | None, action: Callable[[], None]) -> None:
+    """Calls ``action`` right before the optimization updates its network."""
+    assert optimization is not None
+    update = optimization.step
+
+    def step() -> Tensor:
+        action()
+        return update()
+
+    optimization.step = step  # type: ignore[method-assign]
+
+
+def recorded_gradients(game: AdversarialGame) -> dict[str, Tensor]:
+    """Filled by the next step with the gradients of both networks, as they are before clipping."""
+    gradients: dict[str, Tensor] = {}
+    for part in (game.discriminator, game.generator):
+        own = {id(parameter) for parameter in (part.parameters if part is not None else ())}
+
+        def record(own: set[int] = own) -> None:
+            for name, value in game.network.named_parameters():
+                if id(value) in own and value.grad is not None:
+                    gradients[name] = value.grad.clone()
+
+        if part is not None:
+            before_step(part, record)
+    return gradients
+
+
+def scored_sites(batch: Batch) -> SiteSet:
+    return sites_from_mask(batch.scored_mask.view(-1, *batch.grid_shape))
+
+
+@dataclasses.dataclass
+class Call:
+    """What a forward pass of the discriminator read."""
+
+    features: Tensor
+    linear: Tensor
+    has_gradient: bool
+
+
+def recorded_calls(game: AdversarialGame) -> list[Call]:
+    calls: list[Call] = []
+
+    def record(module: Any, inputs: tuple[Any, ...]) -> None:
+        features, sites = inputs
+        calls.append(Call(features.detach().clone(), sites.linear, features.requires_grad))
+
+    game.network.discriminator.register_forward_pre_hook(record)
+    return calls
+
+
+@pytest.mark.parametrize(("recompute", "accumulate"), [("off", 1), ("blocks", 1), ("full", 2)])
+def test_each_step_leaves_the_other_network_bit_identical(batch: Batch, recompute: str, accumulate: int) -> None:
+    game = make_game(tiny_config(training={"recompute": recompute}))
+    network = game.network
+    start, between = state_of(network), {}
+    before_step(game.generator, lambda: between.update(state_of(network)))
+    flags = [value.requires_grad for value in network.parameters()]
+    game.step([batch] * accumulate, seed=1)
+    assert [value.requires_grad for value in network.parameters()] == flags
+    assert all(value.grad is None for value in network.parameters())
+    # ``between`` is from after the generator's backward pass: running statistics of both have moved, its parameters
+    # have not.
+    parameters = {name for name, _ in network.named_parameters()}
+    moved = differing(start, between)
+    assert {name for name in moved & parameters if not name.startswith("discriminator.")} == set()
+    of_discriminator = {name for name in parameters if name.startswith("discriminator.")}
+    assert of_discriminator <= moved
+    # The generator's update changes nothing of the discriminator.
+    later = differing(between, state_of(network))
+    assert later and not any(name.startswith("discriminator.") for name in later)
+    assert {name for name in parameters if not name.startswith("discriminator.")} <= later
+    counters = {
+        name: int(value) for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")
+    }
+    # Four inputs of the discriminator a batch; the generator is counted once a batch.
+    assert {count for name, count in counters.items() if name.startswith("discriminator.")} == {4 * accumulate}
+    assert {count for name, count in counters.items() if not name.startswith("discriminator.")} == {accumulate}
+
+
+def test_discriminator_step_leaves_the_generator_and_its_statistics(batch: Batch) -> None:
+    game = make_game(tiny_config())
+    network = game.network
+    after_forward: dict[str, Tensor] = {}
+    network.register_forward_hook(lambda *_: after_forward.update(state_of(network)))
+    after_discriminator: dict[str, Tensor] = {}
+    assert game.discriminator is not None
+    update = game.discriminator.step
+
+    def step() -> Tensor:
+        norm = update()
+        assert all(value.grad is None for value in network.parameters())
+        after_discriminator.update(state_of(network))
+        return norm
+
+    game.discriminator.step = step  # type: ignore[method-assign]
+    discriminator_later: dict[str, Tensor] = {}
+    before_step(game.generator, lambda: discriminator_later.update(state_of(network.discriminator)))
+    game.step([batch], seed=1)
+    changed = differing(after_forward, after_discriminator)
+    assert changed and all(name.startswith("discriminator.") for name in changed)
+    # And the generator's backward pass through the discriminator leaves that.
+    assert not differing(discriminator_later, state_of(network.discriminator))
+    prefix = "discriminator."
+    own = {name.removeprefix(prefix): value for name, value in after_discriminator.items() if name.startswith(prefix)}
+    assert not differing(own, discriminator_later)
+
+
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_discriminator_loss_is_the_sum_of_four_separate_forwards(batch: Batch, sites: str) -> None:
+    game = make_game(tiny_config(model={"sites": sites}), dtype=torch.float64)
+    discriminator = copy.deepcopy(game.network.discriminator).train()
+    calls = recorded_calls(game)
+    report = game.step([batch], seed=3)
+    truth, prediction, geometric, semantic, through = calls
+    scored = batch.scored_mask.flatten()
+    where = scored.nonzero().squeeze(1)
+    assert batch.label is not None
+    for call in calls:  # the same sites, and nothing at those that are not scored
+        expected = where if sites == "sparse" else torch.arange(scored.numel())
+        assert torch.equal(call.linear, expected)
+        assert (call.features[~scored[call.linear]] == 0).all()
+    label = batch.label.flatten()[where].long()
+    rows = slice(None) if sites == "sparse" else where
+
+    def classes(call: Call) -> Tensor:
+        one_hot = call.features[rows]
+        assert ((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(1) == 1).all()
+        return one_hot.argmax(1)
+
+    assert torch.equal(classes(truth), label)
+    erased, shuffled = classes(geometric), classes(semantic)
+    assert (erased != label).any() and (erased[erased != label] == 0).all()
+    assert (shuffled != label).any() and ((shuffled == 0) == (label == 0)).all()
+    assert torch.equal(prediction.features, through.features)
+    assert [call.has_gradient for call in calls] == [False, False, False, False, True]
+
+    losses = []
+    for call, target in ((truth, 1.0), (prediction, 0.0), (geometric, 0.0), (semantic, 0.0)):
+        if sites == "sparse":
+            score = discriminator(call.features, scored_sites(batch))
+        else:
+            volume = call.features.view(batch.batch_size, *batch.grid_shape, NUM_CLASSES)
+            score = discriminator(volume.permute(0, 4, 1, 2, 3))
+        losses.append(F.binary_cross_entropy_with_logits(score, torch.full_like(score, target)))
+    assert report.discriminator is not None
+    torch.testing.assert_close(report.discriminator, torch.stack(losses).sum().detach(), rtol=1e-9, atol=0)
+
+
+def test_dense_discriminator_sees_nothing_outside_the_scored_voxels(batch: Batch) -> None:
+    """Else it reads the answer off what is not scored."""
+    config = tiny_config(model={"sites": "dense"})
+    scored = batch.scored_mask
+    assert batch.label is not None
+    changed_label = batch.label.where(scored | (batch.label == IGNORE_LABEL), (batch.label + 1) % 12)
+    assert not torch.equal(changed_label, batch.label)
+    losses = []
+    for label, offset in ((batch.label, 0.0), (changed_label, 7.0)):
+        game = make_game(config)
+        predict = game._predict
+
+        def shifted(scene: Any, predict: Any = predict, offset: float = offset) -> Prediction:
+            prediction = predict(scene)
+            shift = torch.where(scored.flatten(), 0.0, offset)[:, None]
+            return dataclasses.replace(prediction, voxel_logits=prediction.voxel_logits + shift)
+
+        game._predict = shifted  # type: ignore[method-assign]
+        report = game.step([dataclasses.replace(batch, label=label)], seed=1)
+        losses.append((report.discriminator, report.adversarial, report.scene))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("accumulate", "expected"), [(1, 1), (3, 6)])
+def test_generator_runs_forward_once_a_step_without_accumulation(batch: Batch, accumulate: int, expected: int) -> None:
+    game = make_game(tiny_config())
+    calls = []
+    game.network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    game.step([batch] * accumulate, seed=1)
+    assert calls == [False] * (expected - accumulate) + [True] * accumulate
+
+
+def test_generator_learns_through_the_updated_discriminator(batch: Batch) -> None:
+    config = tiny_config(loss={"weight_adversarial": 0.7}, optimizer={"learning_rate": 0.01, "gradient_clip": 1e9})
+    game = make_game(config, dtype=torch.float64)
+    updated: list[Any] = []
+    assert game.discriminator is not None
+    stale = copy.deepcopy(game.network.discriminator).train()
+    twin = copy.deepcopy(game.network)
+    before_step(game.generator, lambda: updated.append(copy.deepcopy(game.network.discriminator).train()))
+    gradients = recorded_gradients(game)
+    game.step([batch], seed=1)
+
+    def expected_gradients(discriminator: Any) -> dict[str, Tensor]:
+        network = copy.deepcopy(twin).train()
+        sites = scored_sites(batch)
+        prediction = network(batch, voxels=sites)
+        loss = scene_cross_entropy(prediction, batch, label_smoothing=0.2) / num_scored(batch)
+        score = discriminator(prediction.voxel_logits, sites)
+        (loss + 0.7 * F.binary_cross_entropy_with_logits(score, torch.ones_like(score))).backward()
+        return {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+
+    def distance(expected: dict[str, Tensor]) -> float:
+        largest = max(float(value.abs().max()) for value in expected.values())
+        return max(float((gradients[name] - value).abs().max()) for name, value in expected.items()) / largest
+
+    own = {name for name in gradients if not name.startswith("discriminator.")}
+    expected = expected_gradients(updated[0])
+    assert own == expected.keys()
+    assert distance(expected) < 1e-9
+    assert distance(expected_gradients(stale)) > 1e-4
+
+
+def small_image_encoder(*, width: int, num_classes: int, dropout: float, **others: Any) -> ImageEncoder:
+    widths = (4, 8, 12, 16)
+    backbone = build_segformer_backbone(depths=(1, 1, 1, 1), widths=widths, num_heads=(1, 1, 1, 1))
+    head = ImageHead(widths, width=width, num_classes=num_classes, dropout=dropout)
+    return ImageEncoder(backbone, head, is_frozen=False)
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_accumulation_equals_one_large_batch(image: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With normalisation by running statistics, and fakes that depend on the truth alone."""
+    frames = tiny_batch((1, 2, 3, 4))
+    model: dict[str, Any] = {}
+    if image:
+        model = {"image_encoder": "segformer_b2", "freeze_image_encoder": False}
+        monkeypatch.setattr(ammnet, "build_image_encoder", small_image_encoder)
+        pixels = torch.randn(4, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+        mapping = torch.where(frames.hit_mask, frames.mapping % (32 * 64), frames.mapping)
+        frames = dataclasses.replace(frames, image=pixels, mapping=mapping)
+    halves = [frames_of(frames, slice(0, 2)), frames_of(frames, slice(2, 4))]
+    # Unlike batches: the mean over all their voxels is not the mean of their means.
+    assert num_scored(halves[0]) != num_scored(halves[1])
+    monkeypatch.setattr(SiteBatchNorm, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
+    results = []
+    for batches in ([frames], halves):
+        game = make_game(tiny_config(model=model, optimizer={"gradient_clip": 0.5}), dtype=torch.float64)
+        game._fakes = lambda scene, *, seed: [  # type: ignore[method-assign]
+            scene.truth.where(scene.truth != 3, 0),
+            scene.truth.where(scene.truth != 4, 5),
+        ]
+        gradients = recorded_gradients(game)
+        results.append((game.step(batches, seed=1).as_floats(), gradients, state_of(game.network)))
+    (one, one_gradients, one_state), (two, two_gradients, two_state) = results
+    assert one.keys() == two.keys() and ("image" in one) == image
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-9), name
+    largest = max(float(value.abs().max()) for value in one_gradients.values())
+    assert one_gradients.keys() == two_gradients.keys() == dict(game.network.named_parameters()).keys()
+    for name, value in one_gradients.items():
+        torch.testing.assert_close(two_gradients[name], value, rtol=1e-8, atol=1e-10 * largest, msg=name)
+    for name, value in one_state.items():
+        torch.testing.assert_close(two_state[name], value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_recomputation_changes_neither_gradients_nor_statistics(batch: Batch) -> None:
+    """Dropout on: the recomputed pass must draw the same channels."""
+    dropout = {"encoder_dropout": 0.3, "decoder_dropout": 0.1}
+    results = []
+    for recompute in ("off", "blocks", "full"):
+        game = make_game(tiny_config(model=dropout, training={"recompute": recompute}), dtype=torch.float64)
+        gradients = recorded_gradients(game)
+        torch.manual_seed(7)
+        report = game.step([batch], seed=1)
+        results.append((report.as_floats(), gradients, state_of(game.network), torch.get_rng_state()))
+    kept = results[0]
+    for recomputed in results[1:]:
+        assert recomputed[0] == pytest.approx(kept[0], rel=1e-12)
+        largest = max(float(value.abs().max()) for value in kept[1].values())
+        for name, value in kept[1].items():
+            torch.testing.assert_close(recomputed[1][name], value, rtol=1e-10, atol=1e-12 * largest, msg=name)
+        for name, value in kept[2].items():
+            torch.testing.assert_close(recomputed[2][name], value, rtol=1e-6, atol=1e-9, msg=name)
+        assert torch.equal(recomputed[3], kept[3])
+
+
+def test_accumulation_repeats_the_dropout_of_the_first_pass(batch: Batch) -> None:
+    game = make_game(tiny_config(model={"encoder_dropout": 0.5, "decoder_dropout": 0.5}))
+    calls = recorded_calls(game)
+    game.step([batch, batch], seed=1)
+    predictions = [calls[1].features, calls[5].features]  # of four inputs a batch, the second
+    assert not torch.equal(*predictions)
+    assert [torch.equal(call.features, wanted) for call, wanted in zip(calls[8:], predictions, strict=True)] == [
+        True
+    ] * 2
+
+
+def test_scene_without_object_and_scene_without_scored_voxel(batch: Batch) -> None:
+    assert batch.label is not None
+    label, weight = batch.label.clone(), batch.label_weight.clone()
+    label[0] = torch.where(label[0] == IGNORE_LABEL, IGNORE_LABEL, 0)
+    for without_object in (dataclasses.replace(batch, label=label), dataclasses.replace(batch, label=label * 0)):
+        assert all(map(torch.isfinite, torch.tensor(list(report_of(without_object).values()))))
+    weight[1] = False
+    for sites in ("sparse", "dense"):
+        values = report_of(dataclasses.replace(batch, label_weight=weight), sites=sites)
+        assert all(map(torch.isfinite, torch.tensor(list(values.values()))))
+
+
+def report_of(batch: Batch, *, sites: str = "sparse") -> dict[str, float]:
+    return make_game(tiny_config(model={"sites": sites})).step([batch], seed=1).as_floats()
+
+
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_batch_without_scored_voxel_is_named(batch: Batch, sites: str) -> None:
+    empty = dataclasses.replace(batch, label_weight=torch.zeros_like(batch.label_weight), frame_ids=("0007", "0008"))
+    game = make_game(tiny_config(model={"sites": sites}))
+    start = state_of(game.network)
+    with pytest.raises(ValueError, match="frames 0007, 0008: expected scored voxels .* found 0"):
+        game.step([batch, empty], seed=1)
+    assert not differing(start, state_of(game.network))
+    with pytest.raises(ValueError, match="0001, 0002: training needs labels"):
+        game.step([dataclasses.replace(batch, label=None)], seed=1)
+
+
+def test_softmax_option_shows_the_discriminator_probabilities(batch: Batch) -> None:
+    game = make_game(tiny_config(model={"discriminator_input": "softmax"}))
+    calls = recorded_calls(game)
+    game.step([batch], seed=1)
+    for call in (calls[1], calls[4]):
+        assert (call.features > 0).all()
+        torch.testing.assert_close(call.features.sum(1), torch.ones(len(call.linear)))
+
+
+@pytest.mark.parametrize(
+    ("fakes", "expected"),
+    [
+        ({"geometric_fakes": False}, 3),
+        ({"semantic_fakes": False}, 3),
+        ({"geometric_fakes": False, "semantic_fakes": False}, 2),
+    ],
+)
+def test_fakes_can_be_left_out(batch: Batch, fakes: dict[str, bool], expected: int) -> None:
+    game = make_game(tiny_config(adversarial=fakes))
+    calls = recorded_calls(game)
+    game.step([batch], seed=1)
+    assert len(calls) == expected + 1
+    if "semantic_fakes" not in fakes:
+        assert ((calls[2].features[:, 0] > 0) == (calls[0].features[:, 0] > 0)).all()  # shuffled: empty stays
+
+
+def test_fixed_probabilities_are_used(batch: Batch) -> None:
+    fixed = {"erase_probability": [1.0, 1.0], "shuffle_probability": [0.0, 0.0]}
+    game = make_game(tiny_config(adversarial=fixed))
+    calls = recorded_calls(game)
+    game.step([batch], seed=1)
+    assert (calls[2].features[:, 0] == 1).all()
+    assert torch.equal(calls[3].features, calls[0].features)
+
+
+def test_without_the_game_the_discriminator_is_not_used(batch: Batch) -> None:
+    game = make_game(tiny_config(adversarial={"enabled": False}))
+    calls = recorded_calls(game)
+    discriminator = state_of(game.network.discriminator)
+    for batches in ([batch], [batch, batch]):
+        report = game.step(batches, seed=1)
+        assert (report.adversarial, report.discriminator, report.discriminator_gradient_norm) == (None, None, None)
+        torch.testing.assert_close(report.loss, report.scene)
+    assert not calls and not differing(discriminator, state_of(game.network.discriminator))
+    with pytest.raises(ValueError, match="adversarial.enabled"):
+        AdversarialGame(game.network, tiny_config(), generator=game.generator, discriminator=None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"fusion": kind} for kind in ("modulation", "add", "concat", "senet", "cbam", "highway")]
+    + [{"inputs": "tsdf"}, {"modulation1": False, "modulation2": False, "modulation3": False}, {"encoder_band": True}]
+    + [{"modulation_gradient": "detached"}],
+    ids=str,
+)
+def test_every_fusion_trains(batch: Batch, model: dict[str, Any]) -> None:
+    game = make_game(tiny_config(model=model))
+    start = state_of(game.network)
+    values = game.step([batch], seed=1).as_floats()
+    assert all(torch.isfinite(torch.tensor(list(values.values()))))
+    # The one hidden channel of SENet's and CBAM's squeeze may be dead.
+    trained = {name for name, _ in game.network.named_parameters() if ".squeeze." not in name}
+    assert trained <= differing(start, state_of(game.network))
+
+
+def test_learns_one_batch(batch: Batch) -> None:
+    game = make_game(tiny_config(optimizer={"learning_rate": 0.01}), num_steps=100)
+    losses = [float(game.step([batch], seed=seed).scene) for seed in range(5)]
+    assert losses[-1] < losses[0] - 0.1

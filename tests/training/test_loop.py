@@ -1,0 +1,415 @@
+"""Whole runs on a tiny set: what they leave behind, and that an interrupted one goes on as if nothing had happened."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ammnet_sparse.config import Config, ConfigError, config_from_dict, load_config
+from ammnet_sparse.data.layout import DataError
+from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
+from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.training import records
+from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save_state
+from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
+from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
+from ammnet_sparse.training.preparation import check_runnable
+from tests.data.frames import write_list
+from tests.training.support import tiny_config, tiny_set
+
+CPU = torch.device("cpu")
+TIMES = ("seconds", "wait_seconds")
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_set(tmp_path_factory.mktemp("set"))
+
+
+def run_config(root: Path, **training: Any) -> Config:
+    """Two epochs of two steps of two frames, with dropout and augmentation."""
+    return tiny_config(
+        data={"root": str(root)},
+        model={"encoder_dropout": 0.3, "decoder_dropout": 0.1},
+        training={"epochs": 2, "batch_size": 2, **training},
+    )
+
+
+def with_keys(config: Config, changes: dict[str, Any]) -> Config:
+    values = config.model_dump(mode="json")
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        values[section][name] = value
+    return config_from_dict(values, source="test")
+
+
+def make_run(config: Config, folder: Path, **options: Any) -> Run:
+    return Run(config, folder, device=CPU, show_progress=False, **options)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock said."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert lines_of(found) == lines_of(expected)
+    for name in ("last.safetensors", "best.safetensors"):
+        (weights, config, metadata), (wanted, *others) = read_weights(found / name), read_weights(expected / name)
+        assert [config, metadata] == others
+        assert all(torch.equal(weights[key], value) for key, value in wanted.items())
+    states = [load_state(folder) for folder in (found, expected)]
+    for part in ("generator", "discriminator"):
+        moments, wanted = (state[part]["optimizer"]["state"] for state in states)
+        assert all(torch.equal(moments[key][name], wanted[key][name]) for key in wanted for name in wanted[key])
+    assert torch.equal(states[0]["random_cpu"], states[1]["random_cpu"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+        return folder, make_run(run_config(root), folder).train()
+
+
+def before_call(run: Run, number: int, action: Callable[[], None]) -> None:
+    """Calls ``action`` before the run's step of this number, from 1."""
+    step, done = run.game.step, run.progress
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if done.step + 1 == number:
+            action()
+        return step(*arguments, **options)
+
+    run.game.step = wrapped  # type: ignore[method-assign]
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def crash() -> None:
+    raise RuntimeError("power cut")
+
+
+def test_run_leaves_its_files_behind(uninterrupted: tuple[Path, RunResult], root: Path) -> None:
+    folder, result = uninterrupted
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+        "state.pt",
+        "tensorboard",
+    }
+    config = run_config(root)
+    assert load_config(folder / "config.yaml") == config
+    entries = lines_of(folder)
+    assert [(entry["kind"], entry["step"]) for entry in entries] == [
+        ("step", 1),
+        ("step", 2),
+        ("epoch", 2),
+        ("step", 3),
+        ("step", 4),
+        ("epoch", 4),
+    ]
+    steps = [entry for entry in entries if entry["kind"] == "step"]
+    names = {"loss", "scene", "adversarial", "discriminator", "generator_gradient_norm", "discriminator_gradient_norm"}
+    assert all(names <= entry.keys() for entry in entries)
+    epoch = entries[-1]
+    assert epoch["loss"] == pytest.approx(sum(entry["loss"] for entry in steps[2:]) / 2)
+    rates = [entry["learning_rate"] for entry in steps]
+    assert rates == pytest.approx([1e-7 + 0.5 * (1e-3 - 1e-7) * (1 + math.cos(math.pi * t / 4)) for t in range(4)])
+    for entry in (entries[2], entries[5]):
+        assert entry["validation"]["frames"] == 2 and len(entry["validation"]["ssc"]["iou"]) == 11
+    _, model, metadata = read_weights(folder / "last.safetensors")
+    assert model == config.model and (metadata["epoch"], metadata["step"]) == ("2", "4")
+    best = max((entry["validation"]["ssc"]["miou"], entry["epoch"]) for entry in (entries[2], entries[5]))
+    assert (100 * result.best.ssc_miou, result.best_epoch) == (pytest.approx(best[0]), best[1])
+    text = format_result(result)
+    assert text.startswith(f"best validation (epoch {best[1]}): SSC mIoU {best[0]:.1f} %, SC IoU ")
+    assert f"constant-class baseline: SSC mIoU {100 * result.baseline.ssc_miou:.1f} %" in text
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_run_stopped_within_an_epoch_goes_on_exactly(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path, step: int
+) -> None:
+    whole, result = uninterrupted
+    folder = tmp_path / "run"
+    run = make_run(run_config(root), folder)
+    before_call(run, step, interrupt)
+    with pytest.raises(RunInterrupted, match=f"stopped after step {step}"):
+        run.train()
+    assert lines_of(folder) == [entry for entry in lines_of(whole) if entry["step"] <= step][: len(lines_of(folder))]
+    resumed = make_run(load_config(folder / "config.yaml"), folder, resume=True).train()
+    assert_same_run(folder, whole)
+    assert format_result(resumed) == format_result(result)
+
+
+def test_run_stopped_between_epochs_goes_on_exactly(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = uninterrupted
+    run = make_run(run_config(root), tmp_path)
+    score = run._score
+
+    def interrupted_score(description: str) -> Scores:
+        interrupt()
+        return score(description)
+
+    monkeypatch.setattr(run, "_score", interrupted_score)
+    with pytest.raises(RunInterrupted, match="stopped after epoch 1"):
+        run.train()
+    torch.manual_seed(99)
+    make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
+    assert_same_run(tmp_path, whole)
+
+
+def test_run_that_died_goes_on_from_its_last_state(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once between two saves, then between an epoch's line and its state; the state is one of an older version."""
+    whole, _ = uninterrupted
+    run = make_run(run_config(root), tmp_path)
+    before_call(run, 4, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.train()
+    assert len(lines_of(tmp_path)) == 4
+    state = load_state(tmp_path)  # of the end of epoch 1
+    for name in ("sums", "num_summed"):
+        del state["progress"][name]
+    del state["limit"]
+    save_state(tmp_path, state)
+    run = make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True)
+    monkeypatch.setattr(run, "_save_weights", lambda *_: crash() if run.progress.epoch == 2 else None)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.train()
+    make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
+    assert_same_run(tmp_path, whole)
+
+
+def test_accumulation_goes_on_exactly_and_drops_the_incomplete_group(tmp_path: Path) -> None:
+    config = run_config(tiny_set(tmp_path / "set", frames=12), accumulate=2, epochs=1)
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    run = make_run(config, folders[0])
+    assert run.steps_per_epoch == 2  # of five batches
+    run.train()
+    run = make_run(config, folders[1])
+    before_call(run, 1, interrupt)
+    with pytest.raises(RunInterrupted):
+        run.train()
+    make_run(config, folders[1], resume=True).train()
+    assert_same_run(folders[1], folders[0])
+
+
+def test_finished_run_says_its_result_again_and_can_be_prolonged(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path
+) -> None:
+    whole, result = uninterrupted
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    again = make_run(run_config(root), folder, resume=True).train()
+    assert format_result(again) == format_result(result)
+    assert lines_of(folder) == lines_of(whole)
+    longer = make_run(run_config(root, epochs=3), folder, resume=True).train()
+    assert lines_of(folder)[:6] == lines_of(whole) and lines_of(folder)[-1]["epoch"] == 3
+    assert longer.best.ssc_miou >= result.best.ssc_miou
+    with pytest.raises(ConfigError, match="training.epochs: the run has begun epoch 3, found 2"):
+        make_run(run_config(root), folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.width", 16),
+        ("model.fusion", "add"),
+        ("training.batch_size", 1),
+        ("training.seed", 1),
+        ("adversarial.enabled", False),
+    ],
+)
+def test_resumed_run_keeps_what_its_state_depends_on(
+    uninterrupted: tuple[Path, RunResult], root: Path, key: str, value: Any
+) -> None:
+    config = with_keys(run_config(root), {key: value})
+    with pytest.raises(ConfigError, match=f"{key}: a resumed run keeps .*, found {value}; .*--init-from"):
+        make_run(config, uninterrupted[0], resume=True)
+
+
+def test_resumed_run_may_change_the_rest(uninterrupted: tuple[Path, RunResult], root: Path) -> None:
+    changes = {"optimizer.learning_rate": 2e-3, "training.recompute": "full", "training.epochs": 4}
+    run = make_run(with_keys(run_config(root), changes), uninterrupted[0], resume=True)
+    assert run.progress.step == 4
+    assert run.generator.learning_rate == pytest.approx(1e-3, rel=1e-3)  # half of the longer cosine
+
+
+def test_limit_is_remembered(root: Path, tmp_path: Path) -> None:
+    config = run_config(root, epochs=1)
+    run = make_run(config, tmp_path, limit=2)
+    assert (run.training_set.ids, run.validation_set.ids) == (["0001", "0002"], ["0005", "0006"])
+    run.train()
+    assert len(make_run(config, tmp_path, resume=True).training_set) == 2
+    with pytest.raises(CheckpointError, match=r"expected \[2, 2\] training and validation frames .* found \[4, 2\]"):
+        make_run(config, tmp_path, resume=True, limit=100)
+    with pytest.raises(ConfigError, match="training.batch_size: a step needs 2 frames .*, found 1 training frames"):
+        make_run(config, tmp_path, limit=1)
+
+
+def scores_of(miou: float) -> Scores:
+    confusion = torch.zeros(12, 12, dtype=torch.int64)
+    if not math.isnan(miou):
+        confusion[1, 1], confusion[1, 0] = round(100 * miou), 100 - round(100 * miou)
+    return scores_from_counts(confusion, torch.ones(2, 2, dtype=torch.int64), frames=2)
+
+
+@pytest.mark.parametrize(
+    ("mious", "every", "best"),
+    [([0.1, 0.3, 0.2], 1, 2), ([math.nan, 0.3, 0.3], 1, 2), ([0.1, 0.2, 0.3], 2, 3), ([math.nan] * 3, 1, 1)],
+)
+def test_best_weights_are_those_of_the_best_validation(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mious: list[float], every: int, best: int
+) -> None:
+    run = make_run(run_config(root, epochs=3, validate_every=every), tmp_path, limit=2)
+    monkeypatch.setattr(run, "_train_epoch", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(run, "_score", lambda description: scores_of(mious[run.progress.epoch - 1]))
+    result = run.train()
+    assert result.best_epoch == best
+    assert result.best.ssc_miou == pytest.approx(scores_of(mious[best - 1]).ssc_miou, nan_ok=True)
+    assert read_weights(tmp_path / "best.safetensors")[2]["epoch"] == str(best)
+    assert read_weights(tmp_path / "last.safetensors")[2]["epoch"] == "3"
+    validated = [entry["epoch"] for entry in lines_of(tmp_path) if "validation" in entry]
+    assert validated == ([1, 2, 3] if every == 1 else [2, 3])
+
+
+def test_last_weights_are_saved_without_validation_too(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(run_config(root, epochs=3, validate_every=3), tmp_path, limit=2)
+    epochs = []
+    save_state_of = run._save_state
+
+    def record() -> None:
+        epochs.append(read_weights(tmp_path / "last.safetensors")[2]["epoch"])
+        save_state_of()
+
+    monkeypatch.setattr(run, "_train_epoch", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(run, "_save_state", record)
+    run.train()
+    assert epochs == ["1", "2", "3"]
+
+
+def test_state_is_saved_within_an_epoch_after_some_minutes(root: Path, tmp_path: Path) -> None:
+    run = make_run(run_config(root, checkpoint_minutes=1e-9), tmp_path)
+    before_call(run, 2, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.train()
+    assert load_state(tmp_path)["progress"]["batches_done"] == 1
+
+
+def test_diverged_run_says_so_and_keeps_its_last_state(root: Path, tmp_path: Path) -> None:
+    config = with_keys(run_config(root), {"optimizer.learning_rate": 1e30})
+    with pytest.raises(DivergenceError, match="step 1 .*optimizer.learning_rate"):
+        make_run(config, tmp_path).train()
+    assert not (tmp_path / "state.pt").exists()
+    assert [entry["step"] for entry in lines_of(tmp_path)] == [1]
+
+
+def test_second_signal_stops_at_once_and_handlers_return() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        interrupt()
+        assert stop.is_set
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_broken_frames_are_all_named_before_training(root: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "set"
+    shutil.copytree(root, broken)
+    (broken / "TSDF" / "0003.npz").write_bytes(b"nonsense")
+    np.savez(broken / "Label" / "0006.npz", np.zeros(5, dtype=np.uint8))
+    (broken / "Mapping" / "0005.npz").unlink()
+    with pytest.raises(DataError) as error:
+        make_run(run_config(broken), tmp_path / "run")
+    assert all(f"{name}.npz" in str(error.value) for name in ("TSDF/0003", "Label/0006", "Mapping/0005"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_lists_of_the_set_do_not_matter(root: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "set"
+    shutil.copytree(root, copied)
+    write_list(copied / "test.txt", ["0654"])  # never downloaded
+    assert len(make_run(run_config(copied), tmp_path / "run").training_set) == 4
+
+
+def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "set"
+    shutil.copytree(root, copied)
+    shutil.rmtree(copied / "Seg2D")
+    with pytest.raises(DataError, match="model.image_encoder seg2d: .*Seg2D"):
+        make_run(run_config(copied), tmp_path / "run")
+    tsdf_only = with_keys(run_config(copied), {"model.inputs": "tsdf"})
+    assert make_run(tsdf_only, tmp_path / "run").training_set[0].label_map is None
+    shutil.rmtree(copied / "Label")
+    with pytest.raises(DataError, match="expected ground truth"):
+        make_run(tsdf_only, tmp_path / "run")
+    with pytest.raises(ConfigError, match="data.root"):
+        make_run(with_keys(tsdf_only, {"data.root": None}), tmp_path / "run")
+    with pytest.raises(DataError, match="nowhere"):
+        make_run(with_keys(tsdf_only, {"data.root": str(tmp_path / "nowhere")}), tmp_path / "run")
+    with pytest.raises(DataError, match="12"):
+        make_run(with_keys(run_config(root), {"model.grid_shape": [24, 12, 24]}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"training.mixed_precision": True}, "training.mixed_precision: fp16 needs a CUDA device, found cpu"),
+        ({"model.num_classes": 13}, "model.num_classes: the data have 12 classes, found 13"),
+        ({"model.num_label_map_classes": 13}, "model.num_label_map_classes: the data have 14, found 13"),
+        ({"model.freeze_encoders": True}, "model.freeze_encoders: .*--init-from"),
+        ({"model.image_encoder": "segformer_b2"}, "model.image_encoder_weights: a frozen segformer_b2 needs"),
+    ],
+)
+def test_what_cannot_run_is_refused(root: Path, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_run(with_keys(run_config(root), keys), tmp_path)
+
+
+def test_warm_up_longer_than_the_run_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="optimizer.warmup_steps: expected fewer than the 4 steps"):
+        make_run(with_keys(run_config(root), {"optimizer.warmup_steps": 4}), tmp_path)
+
+
+def test_frozen_parts_may_be_random_where_weights_are_given(root: Path) -> None:
+    config = with_keys(run_config(root), {"model.image_encoder": "segformer_b2", "model.freeze_encoders": True})
+    check_runnable(config, CPU, has_weights=True)
+
+
+def test_fine_tuning_starts_from_the_weights_and_frozen_encoders_stay(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path
+) -> None:
+    weights = uninterrupted[0] / "best.safetensors"
+    config = with_keys(run_config(root, epochs=1), {"model.inputs": "tsdf", "model.freeze_encoders": True})
+    run = make_run(config, tmp_path, initial_weights=weights)
+    run.train()
+    given, trained = read_weights(weights)[0], run.network.state_dict()
+    of_encoder = {name for name in trained if name.startswith("tsdf_encoder.")}
+    assert of_encoder and all(torch.equal(trained[name], given[name]) for name in of_encoder)
+    assert not torch.equal(trained["decoder.classifier.weight"], given["decoder.classifier.weight"])

@@ -1,0 +1,116 @@
+"""The losses against their dense definitions."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.models.ammnet import Prediction
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.training.losses import (
+    fake_loss,
+    image_cross_entropy,
+    labels_at,
+    num_labelled_pixels,
+    num_scored,
+    real_loss,
+    scene_cross_entropy,
+)
+
+GRID = (4, 3, 4)
+IMAGE = (16, 24)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    shape = (3, GRID[0] * GRID[1] * GRID[2])
+    label = torch.randint(0, NUM_CLASSES, shape, generator=generator, dtype=torch.uint8)
+    label[torch.rand(shape, generator=generator) < 0.2] = IGNORE_LABEL
+    mapping = torch.randint(0, IMAGE[0] * IMAGE[1], shape, generator=generator)
+    mapping[torch.rand(shape, generator=generator) < 0.6] = UNMAPPED
+    label_weight = torch.rand(shape, generator=generator) < 0.5
+    return Batch(torch.zeros(3, 1, *GRID), mapping, label_weight, label, frame_ids=("a", "b", "c"))
+
+
+def sites_of(batch: Batch, *, is_dense: bool) -> SiteSet:
+    if is_dense:
+        return full_sites(batch.batch_size, GRID, torch.device("cpu"))
+    return sites_from_mask(batch.scored_mask.view(-1, *GRID))
+
+
+def prediction_of(batch: Batch, *, is_dense: bool, dtype: torch.dtype = torch.float64) -> tuple[Prediction, Tensor]:
+    """A prediction and the dense logits [B, classes, V] it was taken from."""
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.randn(3, NUM_CLASSES, batch.num_voxels, generator=generator, dtype=torch.float64).to(dtype)
+    sites = sites_of(batch, is_dense=is_dense)
+    logits = dense.permute(0, 2, 1).reshape(-1, NUM_CLASSES)[sites.linear]
+    maps = torch.randn(3, NUM_CLASSES, IMAGE[0] // 4, IMAGE[1] // 4, generator=generator, dtype=torch.float64)
+    return Prediction(logits, sites, class_logits_2d=maps, image_size=IMAGE), dense
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_scene_loss_is_cross_entropy_of_dense_logits_over_scored_voxels(
+    batch: Batch, is_dense: bool, smoothing: float
+) -> None:
+    prediction, dense = prediction_of(batch, is_dense=is_dense)
+    assert batch.label is not None
+    target = batch.label.long().where(batch.label_weight, IGNORE_LABEL)
+    expected = F.cross_entropy(dense, target, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
+    found = scene_cross_entropy(prediction, batch, label_smoothing=smoothing) / num_scored(batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_image_loss_is_cross_entropy_of_upsampled_logits_at_mapped_pixels(batch: Batch, smoothing: float) -> None:
+    prediction, _ = prediction_of(batch, is_dense=False)
+    assert prediction.class_logits_2d is not None and batch.label is not None
+    full_size = F.interpolate(prediction.class_logits_2d, size=IMAGE, mode="bilinear", align_corners=True)
+    losses = []
+    for frame, voxel in (batch.mapping != UNMAPPED).nonzero().tolist():
+        label = batch.label[frame, voxel].long()
+        if label != IGNORE_LABEL:  # the label weight does not matter here
+            row, column = divmod(int(batch.mapping[frame, voxel]), IMAGE[1])
+            losses.append(F.cross_entropy(full_size[frame, :, row, column], label, label_smoothing=smoothing))
+    found = image_cross_entropy(prediction, batch, label_smoothing=smoothing)
+    torch.testing.assert_close(found, torch.stack(losses).sum(), rtol=1e-10, atol=0)
+    assert num_labelled_pixels(batch) == len(losses)
+
+
+def test_labels_at_dense_sites_are_ignored_where_nothing_is_scored(batch: Batch) -> None:
+    labels = labels_at(batch, sites_of(batch, is_dense=True))
+    assert ((labels == IGNORE_LABEL) == ~batch.scored_mask.flatten()).all()
+    scored = labels_at(batch, sites_of(batch, is_dense=False))
+    assert torch.equal(scored, labels[labels != IGNORE_LABEL])
+
+
+def test_half_precision_logits_are_summed_in_float32(batch: Batch) -> None:
+    prediction, dense = prediction_of(batch, is_dense=False, dtype=torch.float16)
+    loss = scene_cross_entropy(prediction, batch, label_smoothing=0.2)
+    assert loss.dtype == torch.float32
+    exact = Prediction(prediction.voxel_logits.double(), prediction.sites)
+    torch.testing.assert_close(loss.double(), scene_cross_entropy(exact, batch, label_smoothing=0.2), rtol=1e-5, atol=0)
+    assert real_loss(torch.zeros(2, 1, dtype=torch.float16)).dtype == torch.float32
+
+
+def test_real_and_fake_losses_are_means_of_minus_log_probabilities() -> None:
+    scores = torch.tensor([[-2.0], [0.5], [3.0]], dtype=torch.float64)
+    probability = torch.sigmoid(scores)
+    torch.testing.assert_close(real_loss(scores), -probability.log().mean())
+    torch.testing.assert_close(fake_loss(scores), -(1 - probability).log().mean())
+
+
+def test_missing_labels_are_named(batch: Batch) -> None:
+    prediction, _ = prediction_of(batch, is_dense=False)
+    without = dataclasses.replace(batch, label=None)
+    with pytest.raises(ValueError, match="frames a, b, c: training needs labels"):
+        scene_cross_entropy(prediction, without, label_smoothing=0.2)
+    with pytest.raises(ValueError, match="expected 2D logits and labels"):
+        image_cross_entropy(prediction, without, label_smoothing=0.2)
+    with pytest.raises(ValueError, match="label"):
+        num_labelled_pixels(without)

@@ -1,0 +1,115 @@
+"""Optimizer, schedule and clipping of one network."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ammnet_sparse.config import OptimizerConfig
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.sparse.normalization import SiteBatchNorm
+from ammnet_sparse.training.optimization import Optimization
+from tests.training.support import tiny_config
+
+
+def optimization_of(network: nn.Module, *, num_steps: int = 10, **keys: Any) -> Optimization:
+    config = OptimizerConfig(**keys)
+    return Optimization(
+        network,
+        config,
+        learning_rate=config.learning_rate,
+        num_steps=num_steps,
+        uses_scaling=False,
+        device=torch.device("cpu"),
+    )
+
+
+def run_steps(optimization: Optimization, network: nn.Module, count: int) -> list[float]:
+    """The learning rate of each step."""
+    rates = []
+    for _ in range(count):
+        rates.append(optimization.learning_rate)
+        optimization.backward(sum((value**2).sum() for value in network.parameters()))  # type: ignore[arg-type]
+        optimization.step()
+    return rates
+
+
+def test_weight_decay_spares_biases_and_normalisation() -> None:
+    network = AMMNet(tiny_config().model)
+    optimization = optimization_of(network, weight_decay=0.05)
+    decays = {
+        id(value): group["weight_decay"] for group in optimization.optimizer.param_groups for value in group["params"]
+    }
+    assert len(decays) == len(list(network.parameters()))
+    for module in network.modules():
+        for name, value in module.named_parameters(recurse=False):
+            spared = name == "bias" or isinstance(module, SiteBatchNorm | nn.BatchNorm2d)
+            assert decays[id(value)] == (0.0 if spared else 0.05), (module, name)
+    assert {0.0, 0.05} == set(decays.values())
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[0].requires_grad_(False)
+    assert len(optimization_of(network).parameters) == 2
+    with pytest.raises(ValueError, match="Sequential: expected trainable parameters"):
+        optimization_of(network.requires_grad_(False))
+
+
+def test_cosine_moves_with_every_step_and_ends_at_the_final_rate() -> None:
+    network = nn.Linear(2, 1)
+    optimization = optimization_of(network, num_steps=8, learning_rate=1e-2, final_learning_rate=1e-4)
+    rates = run_steps(optimization, network, 8)
+    expected = [1e-4 + 0.5 * (1e-2 - 1e-4) * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert rates == pytest.approx(expected)
+    assert optimization.learning_rate == pytest.approx(1e-4)
+
+
+def test_warm_up_rises_in_a_line_before_the_cosine() -> None:
+    network = nn.Linear(2, 1)
+    keys = {"learning_rate": 1e-2, "final_learning_rate": 1e-4, "warmup_steps": 4}
+    optimization = optimization_of(network, num_steps=10, **keys)
+    rates = run_steps(optimization, network, 10)
+    assert rates[:5] == pytest.approx([1e-4 + step / 4 * (1e-2 - 1e-4) for step in range(5)])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert optimization.learning_rate == pytest.approx(1e-4)
+
+
+def test_gradients_are_clipped_by_the_norm_of_all_and_cleared() -> None:
+    network = nn.Linear(3, 2)
+    optimization = optimization_of(network, gradient_clip=0.5)
+    seen: list[float] = []
+    optimization.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(float(sum((value.grad**2).sum() for value in network.parameters()) ** 0.5))
+    )
+    optimization.backward(100 * network(torch.ones(1, 3)).sum())
+    norm = optimization.step()
+    assert float(norm) == pytest.approx(100 * math.sqrt(8))
+    assert seen == [pytest.approx(0.5, rel=1e-4)]
+    assert all(value.grad is None for value in network.parameters())
+
+
+def test_restored_optimization_goes_on_exactly() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    optimization = optimization_of(network)
+    run_steps(optimization, network, 3)
+    twin = nn.Linear(3, 2)
+    twin.load_state_dict(network.state_dict())
+    restored = optimization_of(twin)
+    restored.load_state_dict(copy.deepcopy(optimization.state_dict()))  # torch would share the tensors
+    assert run_steps(restored, twin, 4) == run_steps(optimization, network, 4)
+    assert torch.equal(twin.weight, network.weight)
+
+
+def test_restored_optimization_takes_schedule_and_decay_of_its_configuration() -> None:
+    network = nn.Linear(3, 2)
+    before = optimization_of(network, num_steps=4)
+    run_steps(before, network, 4)
+    after = optimization_of(network, num_steps=8, learning_rate=2e-3, weight_decay=0.5)
+    after.load_state_dict(before.state_dict())
+    assert after.learning_rate == pytest.approx(1e-3, rel=1e-3)
+    assert {group["weight_decay"] for group in after.optimizer.param_groups} == {0.0, 0.5}
