@@ -1,6 +1,5 @@
 """What all tests share: few threads, generated examples without deadlines, and where the real frames are."""
 
-import os
 from pathlib import Path
 
 import hypothesis
@@ -9,8 +8,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Small tensors gain nothing from many threads, and several test runs may share a machine.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Small tensors gain nothing from threads, and on a busy machine threads wait for each other.
+torch.set_num_threads(1)
 
 # A busy machine exceeds hypothesis' 200 ms an example without anything being wrong.
 hypothesis.settings.register_profile("project", deadline=None)
