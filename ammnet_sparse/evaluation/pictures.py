@@ -73,15 +73,15 @@ def render_comparison(
     Raises:
         ValueError: volumes of different shapes or with other values, or an image of another form.
     """
-    _check_volume("prediction", prediction, prediction.shape)
+    check_volume("prediction", prediction, prediction.shape)
     visible = np.ones(prediction.shape, dtype=np.bool_) if visible_mask is None else visible_mask.astype(np.bool_)
-    _check_shape("visible_mask", visible, prediction.shape)
+    check_shape("visible_mask", visible, prediction.shape)
     columns = []
     if inputs := _input_panels(image, label_map, panel_size):
         columns.append(_column("Input", inputs, panel_size))
     columns.append(_column("Prediction", _views(prediction, visible, hide_ceiling, panel_size), panel_size))
     if truth is not None:
-        _check_volume("truth", truth, prediction.shape)
+        check_volume("truth", truth, prediction.shape)
         columns.append(_column("Ground truth", _views(truth, visible, hide_ceiling, panel_size), panel_size))
         errors = _error_views(prediction, truth, visible, hide_ceiling, panel_size)
         columns.append(_column("Errors", errors, panel_size))
@@ -122,7 +122,7 @@ def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _views(
     labels: NDArray[np.uint8], visible: NDArray[np.bool_], hide_ceiling: bool, size: int
 ) -> list[NDArray[np.uint8]]:
-    drawn = visible & _is_occupied(labels)
+    drawn = visible & is_occupied(labels)
     if hide_ceiling:
         drawn &= labels != _CEILING
     return _both_views(class_colors(labels), drawn, size)
@@ -135,7 +135,7 @@ def _error_views(
     hide_ceiling: bool,
     size: int,
 ) -> list[NDArray[np.uint8]]:
-    is_predicted, is_true = _is_occupied(prediction), _is_occupied(truth)
+    is_predicted, is_true = is_occupied(prediction), is_occupied(truth)
     kinds = {
         "right class": is_predicted & is_true & (prediction == truth),
         "wrong class": is_predicted & is_true & (prediction != truth),
@@ -227,18 +227,21 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=_TEXT_SIZE)
 
 
-def _is_occupied(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def is_occupied(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where labels of any shape hold a class of something: neither empty nor ignored."""
     return (labels != EMPTY_LABEL) & (labels != IGNORE_LABEL)
 
 
-def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raises ValueError where a volume has not the three axes and the shape expected."""
     if len(shape) != 3 or array.shape != shape:
         expected = list(shape) if len(shape) == 3 else "[X, H, Y]"
         raise ValueError(f"{name}: expected {expected}, found {list(array.shape)}")
 
 
-def _check_volume(name: str, labels: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
-    _check_shape(name, labels, shape)
+def check_volume(name: str, labels: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+    """Raises ValueError where labels are not uint8 classes 0..11 or 255 of this shape."""
+    check_shape(name, labels, shape)
     stray = (labels >= NUM_CLASSES) & (labels != IGNORE_LABEL)
     if labels.dtype != np.uint8 or stray.any():
         found = f"{labels.dtype}" + (f" with {np.unique(labels[stray])[:4].tolist()}" if stray.any() else "")
