@@ -24,6 +24,7 @@ REQUIREMENTS = [
     "numba>=0.60",
     "numpy>=1.26",
     "pillow>=10",
+    "plyfile>=1",
     "pydantic>=2",
     "pyyaml>=6",
     "safetensors>=0.4",
@@ -116,7 +117,7 @@ if __name__ == "__main__":
         ],
         python_requires=PYTHON_REQUIRES,
         packages=find_packages(include=["ammnet_sparse", "ammnet_sparse.*"]),
-        package_data={"ammnet_sparse": ["py.typed"]},
+        package_data={"ammnet_sparse": ["py.typed"], "ammnet_sparse.evaluation": ["templates/*"]},
         install_requires=[
             *TORCH_REQUIREMENTS,
             *spconv_requirements(os.environ.get(SPCONV_VARIABLE, "")),

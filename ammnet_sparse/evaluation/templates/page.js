@@ -1,0 +1,290 @@
+// The page: legends that are switches, scenes to choose from, views beside each other, and what lies under the pointer.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const palette = {
+  classes: data.classes.map((entry) => packColor(entry.color)),
+  errors: data.errors.map((entry) => packColor(entry.color)),
+  parts: data.parts.map((entry) => packColor(entry.color)),
+};
+const VIEW_NAMES = { prediction: "Prediction", truth: "Ground truth", errors: "Errors", input: "Input surface" };
+const element = (id) => document.getElementById(id);
+
+const settings = {
+  classes: data.classes.map((entry) => !entry.hidden),
+  errors: data.errors.map(() => true),
+  parts: data.parts.map(() => true),
+  colorBy: "class",
+  outside: false,
+  cut: Infinity,
+};
+let scene = null;
+let camera = null;
+let renderer = null;
+let choice = null; // key of the chosen views
+let panes = [];
+let paints = new Map(); // of the views shown, for the faces and for the pointer
+
+function make(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function swatch(color) {
+  const square = make("span", { className: "swatch" });
+  square.style.background = `rgb(${color.join(",")})`;
+  return square;
+}
+
+// --- what can be chosen ---
+
+function buildLegend(id, entries, states) {
+  entries.forEach((entry, index) => {
+    if (entry.skipped) return;
+    const box = make("input", { type: "checkbox", checked: states[index], id: `${id}-${index}` });
+    box.dataset.name = entry.name;
+    box.addEventListener("change", () => {
+      states[index] = box.checked;
+      repaint();
+    });
+    const count = make("span", { className: "count" });
+    element(id).append(make("label", { className: "row" }, box, swatch(entry.color), make("span", { textContent: entry.name }), count));
+  });
+}
+
+function buildAllAndNone(id, states) {
+  const set = (value) => {
+    states.fill(value);
+    for (const box of element(id).querySelectorAll("input[type=checkbox]")) box.checked = value;
+    repaint();
+  };
+  element(id).append(make("div", { className: "pair" },
+    make("button", { type: "button", textContent: "All", onclick: () => set(true) }),
+    make("button", { type: "button", textContent: "None", onclick: () => set(false) })));
+}
+
+function buildColorChoice() {
+  const box = make("input", { type: "checkbox", id: "color-by-part" });
+  box.addEventListener("change", () => {
+    settings.colorBy = box.checked ? "part" : "class";
+    repaint();
+  });
+  element("parts").append(make("label", { className: "row" }, box, "Colour by this, not by class"));
+}
+
+// The views that a scene offers: key to label and panes.
+function viewChoices() {
+  const available = ["prediction"];
+  if (scene.truth) available.push("truth", "errors");
+  if (scene.hasHit) available.push("input");
+  const choices = new Map();
+  const beside = scene.truth ? ["prediction", "truth"] : ["prediction", "input"];
+  if (available.length > 1) choices.set("beside", ["Side by side", beside]);
+  for (const view of available) choices.set(view, [VIEW_NAMES[view], [view]]);
+  if (available.length > 2) choices.set("all", ["All", available]);
+  return choices;
+}
+
+function buildViews() {
+  const choices = viewChoices();
+  if (!choices.has(choice)) {
+    const isWide = element("panes").clientWidth > 1.1 * element("panes").clientHeight;
+    choice = isWide && choices.has("beside") ? "beside" : "prediction";
+  }
+  element("views").replaceChildren(...[...choices].map(([key, [label]]) => {
+    const radio = make("input", { type: "radio", name: "view", value: key, id: `view-${key}`, checked: key === choice });
+    radio.addEventListener("change", () => {
+      choice = key;
+      arrange();
+    });
+    return make("label", {}, radio, make("span", { textContent: label }));
+  }));
+}
+
+// --- from choices to a picture ---
+
+async function showScene(index) {
+  element("scene").selectedIndex = index;
+  const decoded = await decodeScene(data.scenes[index]);
+  if (element("scene").selectedIndex !== index) return; // another one has been chosen meanwhile
+  scene = decoded;
+  if (!camera || camera.shape.join() !== scene.shape.join()) camera = new OrbitCamera(scene.shape);
+  settings.cut = scene.shape[1];
+  Object.assign(element("cut"), { max: scene.shape[1], value: scene.shape[1] });
+  element("parts").hidden = !scene.hasHit;
+  element("outside-row").hidden = !scene.hasMask;
+  element("input").hidden = !scene.image;
+  if (scene.image) element("image").src = scene.image;
+  element("note").hidden = !scene.note;
+  element("note").textContent = scene.note;
+  showCounts();
+  buildViews();
+  arrange();
+}
+
+function showCounts() {
+  const counts = countVoxels(scene, data.classes.length);
+  const write = (id, index, numbers) => {
+    const row = element(`${id}-${index}`)?.closest("label");
+    if (!row) return;
+    row.querySelector(".count").textContent = numbers.map((number) => number.toLocaleString("en")).join(" / ");
+    row.classList.toggle("absent", numbers.every((number) => number === 0));
+  };
+  counts.predicted.forEach((count, index) => write("classes", index, scene.truth ? [count, counts.truth[index]] : [count]));
+  counts.errors.forEach((count, index) => write("errors", index, [count]));
+  counts.parts.forEach((count, index) => write("parts", index, [count]));
+  element("classes").querySelector("legend").textContent = scene.truth ? "Classes: predicted / true" : "Classes";
+}
+
+// Splits the canvas into the panes of the chosen views, as square as can be.
+function arrange() {
+  const views = viewChoices().get(choice)[1];
+  element("errors").hidden = !views.includes("errors");
+  const [width, height] = [element("panes").clientWidth, element("panes").clientHeight];
+  let columns = 1;
+  let best = 0;
+  for (let tried = 1; tried <= views.length; tried++) {
+    const smaller = Math.min(width / tried, height / Math.ceil(views.length / tried));
+    if (smaller > best) [best, columns] = [smaller, tried];
+  }
+  const rows = Math.ceil(views.length / columns);
+  panes = views.map((view, index) => ({
+    view, left: (index % columns) / columns, top: Math.floor(index / columns) / rows, width: 1 / columns, height: 1 / rows,
+  }));
+  element("captions").replaceChildren(...panes.map((pane) => {
+    const box = make("div", { className: "caption" }, make("span", { textContent: VIEW_NAMES[pane.view] }),
+      make("i", { textContent: "camera" }));
+    for (const side of ["left", "top", "width", "height"]) box.style[side] = `${100 * pane[side]}%`;
+    return box;
+  }));
+  repaint();
+}
+
+function repaint() {
+  element("cut-height").textContent = `${(settings.cut * data.voxelSize).toFixed(2)} m`;
+  paints = new Map();
+  if (renderer) {
+    for (const { view } of panes) {
+      paints.set(view, paintVoxels(scene, view, settings, palette));
+      renderer.setFaces(view, buildFaces(paints.get(view), scene.shape));
+    }
+  }
+  redraw();
+}
+
+let isWaiting = false;
+
+function redraw() {
+  if (isWaiting) return;
+  isWaiting = true;
+  requestAnimationFrame(() => {
+    isWaiting = false;
+    if (!renderer || !scene) return;
+    renderer.draw(panes, camera, { shape: scene.shape, voxelSize: data.voxelSize });
+    placeCameraLabels();
+  });
+}
+
+// The word "camera" before the side of the grid that the camera looks in from.
+function placeCameraLabels() {
+  const [x, , y] = scene.shape;
+  panes.forEach((pane, index) => {
+    const aspect = (pane.width * element("panes").clientWidth) / (pane.height * element("panes").clientHeight);
+    const m = camera.matrix(aspect);
+    const at = (row) => m[row] * (x / 2) + m[8 + row] * (0.06 * y) + m[12 + row];
+    const label = element("captions").children[index].querySelector("i");
+    label.hidden = at(3) <= 0;
+    label.style.left = `${50 + (50 * at(0)) / at(3)}%`;
+    label.style.top = `${50 - (50 * at(1)) / at(3)}%`;
+  });
+}
+
+function describeVoxel(left, top) {
+  const [right, down] = [left / element("panes").clientWidth, top / element("panes").clientHeight];
+  const pane = panes.find((each) =>
+    right >= each.left && right < each.left + each.width && down >= each.top && down < each.top + each.height);
+  if (!pane || !paints.has(pane.view)) return "";
+  const aspect = (pane.width * element("panes").clientWidth) / (pane.height * element("panes").clientHeight);
+  const ray = camera.ray((2 * (right - pane.left)) / pane.width - 1, 1 - (2 * (down - pane.top)) / pane.height, aspect);
+  const voxel = firstVoxel(paints.get(pane.view), scene.shape, ray.origin, ray.direction);
+  if (voxel < 0) return "";
+  const [, height, depth] = scene.shape;
+  const place = [Math.floor(voxel / depth / height), Math.floor(voxel / depth) % height, voxel % depth];
+  const name = (label) => (label === IGNORE ? "ignored" : data.classes[label].name);
+  const words = [`predicted ${name(scene.prediction[voxel])}`];
+  if (scene.truth) {
+    const kind = errorKind(scene.prediction[voxel], scene.truth[voxel]);
+    words.push(`truly ${name(scene.truth[voxel])}`);
+    if (kind >= 0) words.push(data.errors[kind].name);
+  }
+  if (scene.hasHit) words.push(scene.flags[voxel] & HIT ? data.parts[0].name : data.parts[1].name);
+  return `Voxel ${place.join(", ")}: ${words.join(", ")}`;
+}
+
+// --- start ---
+
+function complain(text) {
+  element("message").hidden = false;
+  element("message").textContent = text;
+  element("canvas").hidden = true;
+  element("captions").hidden = true;
+}
+
+function connect() {
+  data.scenes.forEach((entry) => element("scene").append(make("option", { textContent: entry.name })));
+  element("scenes").hidden = data.scenes.length < 2;
+  const step = (by) => showScene((element("scene").selectedIndex + by + data.scenes.length) % data.scenes.length);
+  element("scene").addEventListener("change", () => showScene(element("scene").selectedIndex));
+  element("previous").addEventListener("click", () => step(-1));
+  element("next").addEventListener("click", () => step(1));
+  buildLegend("classes", data.classes, settings.classes);
+  buildAllAndNone("classes", settings.classes);
+  buildLegend("errors", data.errors, settings.errors);
+  buildLegend("parts", data.parts, settings.parts);
+  buildColorChoice();
+  element("outside").addEventListener("change", () => {
+    settings.outside = element("outside").checked;
+    repaint();
+  });
+  element("cut").addEventListener("input", () => {
+    settings.cut = Number(element("cut").value);
+    repaint();
+  });
+  for (const [id, move] of [["camera-side", "cameraSide"], ["eye-level", "eyeLevel"], ["from-above", "fromAbove"]]) {
+    element(id).addEventListener("click", () => {
+      camera[move]();
+      redraw();
+    });
+  }
+  steer(element("canvas"), () => camera, {
+    onChange: redraw,
+    onPoint: (left, top) => {
+      element("readout").textContent = describeVoxel(left, top) || "No voxel there.";
+    },
+  });
+  new ResizeObserver(() => scene && arrange()).observe(element("panes"));
+  element("canvas").addEventListener("webglcontextlost", (event) => event.preventDefault());
+  element("canvas").addEventListener("webglcontextrestored", () => {
+    renderer.prepare();
+    repaint();
+  });
+}
+
+async function start() {
+  connect();
+  if (typeof DecompressionStream === "undefined") {
+    complain("This browser is too old to unpack the scenes. Use Firefox 113, Chrome 80, Safari 16.4 or later.");
+    document.body.dataset.state = "ready";
+    return;
+  }
+  try {
+    renderer = new Renderer(element("canvas"));
+  } catch (error) {
+    complain("The 3D view needs WebGL2, which this browser does not have or has switched off. Allow hardware "
+      + "acceleration in its settings, or open the page in another browser.");
+  }
+  await showScene(0);
+  document.body.dataset.state = "ready";
+}
+
+start();

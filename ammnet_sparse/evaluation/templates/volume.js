@@ -1,0 +1,161 @@
+// Voxel volumes: decoding, what is drawn in which view and colour, and the faces that one can see.
+// Flat order is (X, height, Y), as in the arrays of the project: index = (x * H + h) * Y + y.
+
+const EMPTY = 0;
+const IGNORE = 255;
+const IN_MASK = 1;
+const HIT = 2;
+const DRAWN = 1 << 24; // above the 24 bits of a colour, so that black is drawn too
+const SURFACE_COLOR = 0xa9adb5; // of the input surface where no image colours it
+
+const packColor = ([red, green, blue]) => (red << 16) | (green << 8) | blue;
+
+async function unpack(text) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+// The volumes of a scene; `truth` and `hitColors` are null where there is none.
+async function decodeScene(entry) {
+  const bytes = await unpack(entry.volumes);
+  const count = entry.shape[0] * entry.shape[1] * entry.shape[2];
+  let offset = 0;
+  const take = (length) => bytes.subarray(offset, (offset += length));
+  const prediction = take(count);
+  const flags = take(count);
+  const truth = entry.hasTruth ? take(count) : null;
+  let hitColors = null;
+  if (entry.hasHitColors) {
+    hitColors = new Uint32Array(count);
+    for (let voxel = 0; voxel < count; voxel++) {
+      if (flags[voxel] & HIT) hitColors[voxel] = packColor(take(3));
+    }
+  }
+  return { ...entry, count, prediction, flags, truth, hitColors };
+}
+
+const isOccupied = (label) => label !== EMPTY && label !== IGNORE;
+
+// How prediction and truth of a voxel compare: an index into the kinds of errors, or -1 for nothing to draw.
+function errorKind(predicted, truth) {
+  if (truth === IGNORE || !(isOccupied(predicted) || isOccupied(truth))) return -1;
+  if (!isOccupied(predicted)) return 2;
+  if (!isOccupied(truth)) return 3;
+  return predicted === truth ? 0 : 1;
+}
+
+// Colour and DRAWN of each voxel in a view, 0 where nothing is drawn.
+function paintVoxels(scene, view, settings, palette) {
+  const paint = new Uint32Array(scene.count);
+  const { prediction, truth, flags } = scene;
+  const [, height, depth] = scene.shape;
+  const labels = view === "truth" ? truth : prediction;
+  for (let voxel = 0; voxel < scene.count; voxel++) {
+    if (Math.floor(voxel / depth) % height >= settings.cut) continue;
+    const isHit = (flags[voxel] & HIT) !== 0;
+    if (view === "input") {
+      if (isHit) paint[voxel] = DRAWN | (scene.hitColors ? scene.hitColors[voxel] : SURFACE_COLOR);
+      continue;
+    }
+    if (!(flags[voxel] & IN_MASK) && !settings.outside) continue;
+    if (scene.hasHit && !settings.parts[isHit ? 0 : 1]) continue;
+    if (view === "errors") {
+      const kind = errorKind(prediction[voxel], truth[voxel]);
+      const label = kind >= 0 && isOccupied(truth[voxel]) ? truth[voxel] : prediction[voxel];
+      if (kind >= 0 && settings.errors[kind] && settings.classes[label]) paint[voxel] = DRAWN | palette.errors[kind];
+    } else {
+      const label = labels[voxel];
+      if (!isOccupied(label) || !settings.classes[label]) continue;
+      paint[voxel] = DRAWN | (settings.colorBy === "part" ? palette.parts[isHit ? 0 : 1] : palette.classes[label]);
+    }
+  }
+  return paint;
+}
+
+// Voxels in the mask by class (predicted, true), by kind of error and by part, for the legends.
+function countVoxels(scene, numClasses) {
+  const counts = {
+    predicted: new Array(numClasses).fill(0), truth: new Array(numClasses).fill(0), errors: [0, 0, 0, 0], parts: [0, 0],
+  };
+  for (let voxel = 0; voxel < scene.count; voxel++) {
+    if (!(scene.flags[voxel] & IN_MASK)) continue;
+    const predicted = scene.prediction[voxel];
+    if (isOccupied(predicted)) {
+      counts.predicted[predicted]++;
+      counts.parts[scene.flags[voxel] & HIT ? 0 : 1]++;
+    }
+    if (!scene.truth) continue;
+    const truth = scene.truth[voxel];
+    if (isOccupied(truth)) counts.truth[truth]++;
+    const kind = errorKind(predicted, truth);
+    if (kind >= 0) counts.errors[kind]++;
+  }
+  return counts;
+}
+
+// The faces between drawn voxels and open space, 8 bytes each: x, height, y, face (2 * axis + side), red, green,
+// blue, and how many neighbours shade each of the four corners (2 bits a corner).
+function buildFaces(paint, shape) {
+  const size = shape.map((length) => length + 2); // a border spares the bounds checks
+  const steps = [size[1] * size[2], size[2], 1];
+  const solid = new Uint8Array(size[0] * size[1] * size[2]);
+  const cells = [];
+  let voxel = 0;
+  for (let x = 0; x < shape[0]; x++) {
+    for (let h = 0; h < shape[1]; h++) {
+      for (let y = 0; y < shape[2]; y++, voxel++) {
+        if (!paint[voxel]) continue;
+        const cell = (x + 1) * steps[0] + (h + 1) * steps[1] + y + 1;
+        solid[cell] = 1;
+        cells.push(cell, x, h, y, paint[voxel]);
+      }
+    }
+  }
+  const faces = [];
+  for (let i = 0; i < cells.length; i += 5) {
+    const color = cells[i + 4];
+    for (let face = 0; face < 6; face++) {
+      const axis = face >> 1;
+      const front = cells[i] + (face & 1 ? steps[axis] : -steps[axis]);
+      if (solid[front]) continue;
+      const across = steps[(axis + 1) % 3];
+      const along = steps[(axis + 2) % 3];
+      let shade = 0;
+      for (let corner = 0; corner < 4; corner++) {
+        const a = corner & 1 ? across : -across;
+        const b = corner & 2 ? along : -along;
+        const first = solid[front + a];
+        const second = solid[front + b];
+        shade |= (first && second ? 3 : first + second + solid[front + a + b]) << (2 * corner);
+      }
+      faces.push(cells[i + 1], cells[i + 2], cells[i + 3], face, (color >> 16) & 255, (color >> 8) & 255, color & 255, shade);
+    }
+  }
+  return Uint8Array.from(faces);
+}
+
+// Index of the first drawn voxel along a ray, or -1; `origin` and `direction` in voxels along (X, height, Y).
+function firstVoxel(paint, shape, origin, direction) {
+  let enter = 0;
+  let leave = Infinity;
+  for (let axis = 0; axis < 3; axis++) {
+    const inverse = 1 / (direction[axis] || 1e-9);
+    const [a, b] = [-origin[axis] * inverse, (shape[axis] - origin[axis]) * inverse];
+    enter = Math.max(enter, Math.min(a, b));
+    leave = Math.min(leave, Math.max(a, b));
+  }
+  if (enter >= leave) return -1;
+  const cell = shape.map((length, axis) =>
+    Math.min(length - 1, Math.max(0, Math.floor(origin[axis] + (enter + 1e-6) * direction[axis]))));
+  const step = direction.map((part) => (part > 0 ? 1 : -1));
+  const crossing = cell.map((index, axis) => (index + (step[axis] > 0 ? 1 : 0) - origin[axis]) / (direction[axis] || 1e-9));
+  for (;;) {
+    const voxel = (cell[0] * shape[1] + cell[1]) * shape[2] + cell[2];
+    if (paint[voxel]) return voxel;
+    const axis = crossing[0] < crossing[1] ? (crossing[0] < crossing[2] ? 0 : 2) : crossing[1] < crossing[2] ? 1 : 2;
+    cell[axis] += step[axis];
+    if (cell[axis] < 0 || cell[axis] >= shape[axis]) return -1;
+    crossing[axis] += Math.abs(1 / (direction[axis] || 1e-9));
+  }
+}
