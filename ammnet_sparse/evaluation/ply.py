@@ -45,6 +45,8 @@ def write_ply(
     if mask is not None:
         check_shape("mask", mask, labels.shape)
         drawn &= mask.astype(np.bool_)
+    corners: NDArray[Any]
+    faces: NDArray[np.int64] | None
     if as_cubes:
         corners, corner_labels, faces = _surface(labels, drawn)
     else:

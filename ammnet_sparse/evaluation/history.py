@@ -1,0 +1,215 @@
+"""What a training run wrote into metrics.jsonl: read back, drawn as curves, and set as a table."""
+
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ammnet_sparse.data.grid import CLASSES, EMPTY_LABEL
+
+METRICS = "metrics.jsonl"
+_MOST_POINTS, _COURSE_POINTS = 300, 30
+_SC_COLUMNS = (("Prec.", "precision"), ("Recall", "recall"), ("IoU", "iou"))
+
+
+class HistoryError(ValueError):
+    """A folder that is no run, or a run without metrics; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Lines of ``metrics.jsonl``, as ``training/records.py`` writes them.
+
+    Attributes:
+        steps: one mapping per update: ``step`` from 1, ``epoch`` from 1, and losses by name.
+        epochs: one per epoch: ``epoch``, ``step``, mean losses of training by name, ``validation`` where there was
+            one: scores in percent as ``Scores.to_json`` has them. Where the run recorded them: ``training``, the same
+            scores of the training frames, and ``validation_scene``, the scene's cross-entropy on validation frames.
+    """
+
+    steps: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+
+    @property
+    def validated(self) -> list[dict[str, Any]]:
+        """The epochs with a validation."""
+        return [line for line in self.epochs if "validation" in line]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The epoch of the best weights: the first of the highest validation SSC mIoU; None before the first one."""
+        return max(self.validated, key=lambda line: line["validation"]["ssc"]["miou"] or 0.0, default=None)
+
+
+def read_history(run: str | Path) -> History:
+    """The metrics of the run in a folder, also of one that is still training.
+
+    Raises:
+        HistoryError: no folder, no run in it, or nothing recorded so far.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise HistoryError(f"{folder}: expected the folder of a training run, found no folder; check the path")
+    path = folder / METRICS
+    if not path.is_file():
+        raise HistoryError(
+            f"{folder}: expected a training run with {METRICS}, found none; name a run of tools/train.py"
+        )
+    lines: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": []}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            lines[line["kind"]].append(line)
+        except (ValueError, TypeError, KeyError):
+            continue  # the last line of a run that was cut off, or is writing just now
+    if not lines["step"] and not lines["epoch"]:
+        raise HistoryError(f"{path}: expected metrics, found none yet; they come with the first training step")
+    return History(lines["step"], lines["epoch"])
+
+
+def curves_html(history: History) -> str:
+    """Figures of losses and scores over the steps, as SVG within HTML."""
+    figures = [_loss_figure(history)]
+    if any("discriminator" in line for line in history.steps):
+        figures.append(_game_figure(history))
+    if history.validated:
+        figures += [_score_figure(history), _class_figure(history)]
+    return '<div class="curves">' + "\n".join(figures) + "</div>"
+
+
+def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table in the columns of the paper's: name of a row to its scores in percent, as ``Scores.to_json`` has them."""
+    names = [entry.name for label, entry in enumerate(CLASSES) if label != EMPTY_LABEL]
+    headings = ["", *(f"SC {title}" for title, _ in _SC_COLUMNS), *names, "SSC mIoU"]
+    lines = ["".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)]
+    for name, scores in rows.items():
+        values = [scores["sc"][key] for _, key in _SC_COLUMNS]
+        values += [scores["ssc"]["iou"].get(class_name) for class_name in names]
+        values.append(scores["ssc"]["miou"])
+        cells = "".join(f"<td>{_percent(value)}</td>" for value in values)
+        lines.append(f'<th scope="row">{html.escape(name)}</th>{cells}')
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
+
+
+def _loss_figure(history: History) -> str:
+    figure, axes = _new_figure("Loss")
+    for name, label, color in (
+        ("loss", "generator, weighted sum (training)", "#9aa3ae"),
+        ("scene", "scene cross-entropy (training)", "#1d5fbf"),
+        ("image", "image cross-entropy (training)", "#2b8a3e"),
+    ):
+        _draw_steps(axes, history, name, label=label, color=color)
+    _draw_epochs(
+        axes,
+        history.epochs,
+        ("validation_scene",),
+        label="scene cross-entropy (validation)",
+        color="#c2410c",
+        marker="o",
+    )
+    return _svg(figure, axes, "Losses over the steps")
+
+
+def _game_figure(history: History) -> str:
+    figure, axes = _new_figure("Adversarial game (logarithmic)")
+    _draw_steps(axes, history, "discriminator", label="discriminator, sum of its losses", color="#7c3aed")
+    _draw_steps(axes, history, "adversarial", label="generator's adversarial loss", color="#c2410c")
+    axes.set_yscale("log")
+    return _svg(figure, axes, "Losses of the adversarial game over the steps")
+
+
+def _score_figure(history: History) -> str:
+    figure, axes = _new_figure("IoU in percent")
+    for part, key, label, color in (("sc", "iou", "SC IoU", "#1d5fbf"), ("ssc", "miou", "SSC mIoU", "#c2410c")):
+        keys = (part, key)
+        _draw_epochs(
+            axes, history.epochs, ("validation", *keys), label=f"{label} (validation)", color=color, marker="o"
+        )
+        _draw_epochs(
+            axes, history.epochs, ("training", *keys), label=f"{label} (training)", color=color, marker="", style="--"
+        )
+    best = history.best
+    axes.set(xlim=(0, None), ylim=(0, None))
+    if best is not None:
+        axes.axvline(best["step"], color="#9aa3ae", linestyle=":", label=f"best weights, epoch {best['epoch']}")
+    return _svg(figure, axes, "Scores over the steps")
+
+
+def _class_figure(history: History) -> str:
+    figure, axes = _new_figure("IoU of each class in percent (validation)")
+    for label, (name, color) in enumerate(CLASSES):
+        if label != EMPTY_LABEL:
+            keys = ("validation", "ssc", "iou", name)
+            rgb = "#{:02x}{:02x}{:02x}".format(*color)
+            _draw_epochs(axes, history.epochs, keys, label=name, color=rgb, marker="o")
+    axes.set(xlim=(0, None), ylim=(0, None))
+    return _svg(figure, axes, "Scores of each class over the steps", legend_columns=4)
+
+
+def _new_figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _draw_steps(axes: Axes, history: History, name: str, *, label: str, color: str) -> None:
+    """A value of every step, pale, and its course: the mean of stretches, which also keep the page small."""
+    points = [(line["step"], line[name]) for line in history.steps if _is_number(line.get(name))]
+    if not points:
+        return
+    for most_points, style in ((_MOST_POINTS, {"alpha": 0.3, "linewidth": 0.8}), (_COURSE_POINTS, {"label": label})):
+        stretches = np.array_split(np.array(points, dtype=np.float64), min(len(points), most_points))
+        step, value = np.array([stretch.mean(0) for stretch in stretches]).T
+        axes.plot(step, value, color=color, **style)
+
+
+def _draw_epochs(
+    axes: Axes, epochs: Iterable[Mapping[str, Any]], keys: Sequence[str], *, label: str, color: str, marker: str,
+    style: str = "-",
+) -> None:  # fmt: skip
+    """A value of every epoch that has it, found by its keys."""
+    points = []
+    for line in epochs:
+        value: Any = line
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if _is_number(value):
+            points.append((line["step"], value))
+    if points:
+        step, values = zip(*points, strict=True)
+        axes.plot(step, values, style, label=label, color=color, marker=marker, markersize=4, linewidth=1.6)
+
+
+def _svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2) -> str:
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=legend_columns, fontsize=8.5, frameon=False)
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+        figure.savefig(file, format="svg", metadata=nothing)
+    picture = file.getvalue()
+    start = picture.index("<svg")
+    return f'<svg role="img" aria-label="{html.escape(description)}"' + picture[start + len("<svg") :]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,165 @@
+"""A page about a training run: curves of loss and IoU, the table of its classes, and its best and worst scenes.
+
+    python tools/report.py RUN
+
+Writes RUN/report.html, one file that works offline. Scenes are predicted with RUN/best.safetensors for the validation
+frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
+Exit code: 0 done, 2 wrong usage (no run, no metrics yet, no data).
+"""
+
+import argparse
+import dataclasses
+import html
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import ammnet_sparse
+from ammnet_sparse.config import Config, load_config
+from ammnet_sparse.data.layout import DataError, FrameFolder, validation_ids
+from ammnet_sparse.evaluation.history import History, curves_html, read_history, table_html
+from ammnet_sparse.evaluation.metrics import Scores, evaluate
+from ammnet_sparse.evaluation.page import Scene, write_page
+from ammnet_sparse.evaluation.selection import (
+    LABEL_MAP_NOTE,
+    check_labels,
+    open_set,
+    parse_device,
+    reads_label_maps,
+)
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        scenes = _report(options)
+    except (OSError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {scenes}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> str:
+    """Writes the page; what it says about its scenes."""
+    history = read_history(options.run)
+    config = load_config(options.run / "config.yaml")
+    options.out = options.out or options.run / "report.html"
+    scenes, remark = _scenes(options, config)
+    name = options.run.resolve().name
+    write_page(options.out, scenes, title=f"Training run {name}", introduction=_introduction(history, config, remark))
+    return remark
+
+
+def _introduction(history: History, config: Config, remark: str) -> str:
+    """The part of the page above the scenes."""
+    last = history.epochs[-1] if history.epochs else None
+    done = f"{last['epoch']} of {config.training.epochs} epochs" if last else "no epoch finished yet"
+    steps = (history.steps or history.epochs)[-1]["step"]
+    model = f"width {config.model.width}, {config.model.image_encoder}, sites {config.model.sites}"
+    parts = [f"<p>{done}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"]
+    parts.append(f"<h2>Training and validation</h2>\n{curves_html(history)}")
+    rows = {}
+    if history.best is not None:
+        rows[f"best, epoch {history.best['epoch']}"] = history.best["validation"]
+        latest = history.validated[-1]
+        rows[f"last, epoch {latest['epoch']}"] = latest["validation"]
+        frames = latest["validation"]["frames"]
+        parts.append(f"<h2>Validation, {frames} frames, percent</h2>\n{table_html(rows)}")
+        if reads_label_maps(config.model):
+            parts.append(f"<p>{html.escape(LABEL_MAP_NOTE)}</p>")
+    else:
+        parts.append("<p>No validation yet.</p>")
+    parts.append(f"<h2>Scenes</h2>\n<p>{html.escape(remark[:1].upper() + remark[1:])}.</p>")
+    return '<section class="report">' + "\n".join(parts) + "</section>"
+
+
+def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], str]:
+    """The best and worst scenes by SSC mIoU, and what they are."""
+    weights = options.run / BEST_WEIGHTS
+    if options.scenes == 0:
+        return [], "no scenes asked for"
+    if not weights.is_file():
+        return [], f"no scenes yet: {BEST_WEIGHTS} comes with the first validation"
+    device = parse_device(options.device)
+    model = ammnet_sparse.load_model(weights, device=device)
+    folder, ids = _validation_frames(options, config, model)
+    ranked = _rank(model, folder, ids, device)
+    if not ranked:
+        return [], f"no scenes: none of {len(ids)} frames has a scored voxel"
+    num_best = min(options.scenes, (len(ranked) + 1) // 2)
+    num_worst = min(options.scenes, len(ranked) - num_best)
+    chosen = [("best", place, *ranked[place - 1]) for place in range(1, num_best + 1)]
+    chosen += [("worst", place, *ranked[-place]) for place in range(1, num_worst + 1)]
+    scenes = []
+    for kind, place, frame_id, scores in chosen:
+        frame = folder.read(frame_id)
+        with torch.inference_mode():
+            labels = model(frame.to_batch().to(device), voxels="not_free").labels[0].cpu().numpy()
+        note = f"Frame {frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
+        name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
+        scenes.append(dataclasses.replace(Scene.from_frame(frame, labels, note=note), name=name))
+    remark = f"{num_best} best and {num_worst} worst of {len(ids)} validation frames by SSC mIoU, with {BEST_WEIGHTS}"
+    return scenes, remark
+
+
+def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNet) -> tuple[FrameFolder, list[str]]:
+    root = options.data or config.data.root
+    if root is None:
+        raise DataError(f"{options.run}/config.yaml: expected data.root, found none; give --data DIR or --scenes 0")
+    try:
+        folder = open_set(root, dataset=config.data.dataset, config=model.config, for_pictures=True)
+        check_labels(folder)
+    except DataError as error:
+        raise DataError(f"{error} (--data DIR names the set, --scenes 0 leaves the scenes out)") from error
+    data = config.data
+    ids = validation_ids(folder, split=data.split, count=data.validation_frames, seed=data.validation_seed)
+    return folder, ids[: options.limit]
+
+
+def _rank(model: AMMNet, folder: FrameFolder, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
+    """Frames with their scores, the highest SSC mIoU first; frames without any class are left out."""
+    scored = []
+    for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
+        batch = folder.read(frame_id).to_batch()
+        scores = evaluate(lambda each: model(each, voxels="scored").labels, [batch], device=device)
+        if not math.isnan(scores.ssc_miou):
+            scored.append((frame_id, scores))
+    return sorted(scored, key=lambda entry: entry[1].ssc_miou, reverse=True)
+
+
+def _percent(fraction: float) -> str:
+    return "undefined" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description=description,
+        epilog=rest.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of tools/train.py")
+    parser.add_argument("--scenes", type=_count, default=3, metavar="N", help="N best and N worst (default: 3)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the set (default: as trained)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: RUN/report.html)")
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N validation frames")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, found {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
