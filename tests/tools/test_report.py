@@ -108,7 +108,7 @@ def test_real_weights_predict_and_the_page_opens(report: Tool, run: Path, tmp_pa
     assert best["hasTruth"] and best["hasMask"] and best["image"]
     program = find_chromium()
     if program is None:
-        return  # tests/evaluation/test_page.py says that the browser is missing
+        return  # tests/evaluation/test_page_in_browser.py says that the browser is missing
     with Browser(program, tmp_path / "profile") as browser:
         page = browser.open(out.as_uri())
         page.click("#next")
