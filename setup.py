@@ -1,4 +1,4 @@
-"""Metadata, dependencies and, in time, the compiled operators of AMMNet on sparse convolutions.
+"""Metadata, dependencies and the compiled operators (tools/setup/build_kernels.py) of AMMNet on sparse convolutions.
 
 ``make`` installs PyTorch first and then this with ``pip install --no-build-isolation``, so that a build here
 sees the PyTorch it will run with. ``python setup.py`` alone does nothing useful: use ``pip install .``.
@@ -6,11 +6,14 @@ sees the PyTorch it will run with. ``python setup.py`` alone does nothing useful
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools" / "setup"))
+from build_kernels import BuildKernels, kernel_extensions  # noqa: E402
 
 PYTHON_REQUIRES = ">=3.11,<3.14"
 """spconv has wheels up to Python 3.13; tools/setup/environment.sh repeats the versions for its advice."""
@@ -91,7 +94,6 @@ def read_version() -> str:
 
 
 if __name__ == "__main__":
-    # Compiled operators (csrc/) are declared here, as ext_modules and cmdclass: PyTorch is importable by now.
     setup(
         name="ammnet-sparse",
         version=read_version(),
@@ -124,5 +126,8 @@ if __name__ == "__main__":
             *REQUIREMENTS,
         ],
         extras_require={"dev": DEV_REQUIREMENTS},
+        # PyTorch is importable by now, as it must be for these.
+        ext_modules=kernel_extensions(),
+        cmdclass={"build_ext": BuildKernels},
         zip_safe=False,
     )

@@ -5,17 +5,28 @@ is differentiable, an autograd formula that calls ``<name>_backward``, an operat
 registered as CompositeExplicitAutograd, so a kernel registered for the dispatch key ``CPU`` or ``CUDA`` takes over
 from it without anything else changing.
 
+The compiled kernels lie beside the package in two libraries, one for each device, and are loaded here.
+``AMMNET_SPARSE_KERNELS=0`` leaves them out, so that the references run; ``kernel_libraries`` says what is loaded.
+
 A caller sees the range of indices and labels checked on the CPU. Elsewhere that would wait for the device: there an
-index out of range reads and writes nothing, and its row is zero.
+index out of range reads and writes nothing, and its row is zero. The CUDA kernels remember that they met one; with
+``AMMNET_SPARSE_CHECK_INDICES=1`` every call waits for the device and raises IndexError then.
 """
 
+import json
+import os
+import platform
 from collections.abc import Callable
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 NAMESPACE = "ammnet_sparse"
+KERNELS_VARIABLE = "AMMNET_SPARSE_KERNELS"
+CHECK_VARIABLE = "AMMNET_SPARSE_CHECK_INDICES"
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 INTEGER_TYPES = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 """Types of labels and indices."""
@@ -40,6 +51,88 @@ def define_operator(
     torch.library.impl(qualified, "default", reference)
     torch.library.register_fake(qualified, fake)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+class KernelLibrary(NamedTuple):
+    """A library of compiled kernels: whether it is loaded, and from where or why not."""
+
+    is_loaded: bool
+    note: str
+
+
+def _load_libraries() -> dict[str, KernelLibrary]:
+    return {device: _load_library(device) for device in ("cpu", "cuda")}
+
+
+def _load_library(device: str) -> KernelLibrary:
+    path = _PACKAGE / f"_kernels_{device}.so"
+    if not _is_switched_on(KERNELS_VARIABLE, default=True):
+        return KernelLibrary(False, f"{KERNELS_VARIABLE}=0")
+    if not path.is_file():
+        return KernelLibrary(False, f"not built: {_reason_not_built(device)}")
+    if device == "cuda" and torch.version.cuda is None:
+        return KernelLibrary(False, f"PyTorch {torch.__version__} is built without CUDA")
+    if device == "cpu" and platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        return KernelLibrary(False, "the processor has no AVX2, or ATEN_CPU_CAPABILITY says not to use it")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return KernelLibrary(False, f"{path}: {error}")
+    return KernelLibrary(True, str(path))
+
+
+def _is_switched_on(variable: str, *, default: bool) -> bool:
+    value = os.environ.get(variable, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{variable}: expected 0 or 1, found {value!r}")
+    return default if value == "" else value == "1"
+
+
+def _reason_not_built(device: str) -> str:
+    """What setup.py noted where it built the package."""
+    report = _PACKAGE / "_kernels_build.json"
+    if not report.is_file():
+        return "the package was not built here (python setup.py build_ext --inplace, or install it again)"
+    return str(json.loads(report.read_text(encoding="utf-8")).get(device, "the build says nothing about it"))
+
+
+_LIBRARIES = _load_libraries()
+_CHECKS_DEVICE_INDICES = _is_switched_on(CHECK_VARIABLE, default=False)
+
+
+def kernel_libraries() -> dict[str, KernelLibrary]:
+    """The libraries of compiled kernels by device, ``cpu`` and ``cuda``. Where one is not loaded, references run."""
+    return dict(_LIBRARIES)
+
+
+def _take_out_of_range_reference(like: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=like.device)
+
+
+# Bits of the operators whose CUDA kernels met an index out of range since it was last called, as csrc numbers them.
+_take_out_of_range = define_operator(
+    "take_out_of_range",
+    "(Tensor like) -> Tensor",
+    reference=_take_out_of_range_reference,
+    fake=lambda like: like.new_empty(1, dtype=torch.int32),
+)
+_BITS = {1: "project_features", 2: "fill_empty", 4: "shuffle_categories", 8: "one_hot_sites"}
+
+
+def out_of_range_operators(like: Tensor) -> list[str]:
+    """Names of the operators whose kernels met an index out of range since this was last asked.
+
+    Waits for the device of ``like``. Always empty on the CPU, where such an index is an error, and for references.
+    """
+    bits = int(_take_out_of_range(like))
+    return [name for bit, name in _BITS.items() if bits & bit]
+
+
+def checked(result: Tensor) -> Tensor:
+    """``result``; with AMMNET_SPARSE_CHECK_INDICES=1 raises IndexError where an index on CUDA was out of range."""
+    if _CHECKS_DEVICE_INDICES and result.device.type == "cuda" and (names := out_of_range_operators(result)):
+        raise IndexError(f"{', '.join(names)}: found an index out of range on {result.device}, run on the CPU for more")
+    return result
 
 
 def register_autograd(

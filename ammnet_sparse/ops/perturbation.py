@@ -13,6 +13,7 @@ from ammnet_sparse.ops._library import (
     check_range,
     check_same_device,
     check_seed,
+    checked,
     define_operator,
 )
 from ammnet_sparse.ops.philox import Stream, integers_below, uniform, words_of_items, words_of_voxels
@@ -70,7 +71,7 @@ def shuffle_categories(labels: Tensor, class_map: Tensor, probability: Tensor, s
             f"found {list(class_map.shape)} and {list(probability.shape)}"
         )
     check_seed(seed)
-    return _shuffle_categories(labels, class_map, probability, seed)
+    return checked(_shuffle_categories(labels, class_map, probability, seed))
 
 
 def draw_erase_probability(
@@ -160,7 +161,7 @@ def one_hot_sites(labels: Tensor, linear: Tensor, num_classes: int, dtype: torch
     if dtype not in FLOAT_TYPES:
         raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, found {dtype}")
     check_same_device(labels, linear=linear)
-    return _one_hot_sites(labels, linear, num_classes, dtype)
+    return checked(_one_hot_sites(labels, linear, num_classes, dtype))
 
 
 def _check_labels(operator: str, labels: Tensor) -> None:

@@ -16,6 +16,7 @@ from ammnet_sparse.ops._library import (
     check_integers,
     check_range,
     check_same_device,
+    checked,
     define_operator,
     forbid_autograd,
     register_autograd,
@@ -72,7 +73,7 @@ def project_features(
     if features.shape[0] == 0 and pixel_of_site.shape[0] > 0:
         raise ValueError(f"project_features: expected features of a sample for {pixel_of_site.shape[0]} sites, found 0")
     check_same_device(features, pixel_of_site=pixel_of_site, batch_of_site=batch_of_site)
-    return _project_features(features, pixel_of_site, batch_of_site, image_height, image_width, align_corners)
+    return checked(_project_features(features, pixel_of_site, batch_of_site, image_height, image_width, align_corners))
 
 
 def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
             f"{list(features.shape)}, found {list(neighbors.shape)}"
         )
     check_same_device(features, neighbors=neighbors)
-    return _fill_empty(features, neighbors)
+    return checked(_fill_empty(features, neighbors))
 
 
 class _Reads(NamedTuple):

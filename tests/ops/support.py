@@ -1,17 +1,50 @@
 """Devices and types that every operator is tested on, and what tests of operators look at."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ammnet_sparse.ops import modulation, perturbation, projection
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 FLOAT_TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGER_TYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 OPS = torch.ops.ammnet_sparse
+
+REFERENCES: dict[str, Callable[..., Any]] = {
+    "project_features": projection._project_features_reference,
+    "project_features_backward": projection._project_features_backward_reference,
+    "fill_empty": projection._fill_empty_reference,
+    "fill_empty_backward": projection._fill_empty_backward_reference,
+    "erase_voxels": perturbation._erase_voxels_reference,
+    "shuffle_categories": perturbation._shuffle_categories_reference,
+    "one_hot_sites": perturbation._one_hot_sites_reference,
+    "modulate": modulation._modulate_reference,
+    "modulate_backward": modulation._modulate_backward_reference,
+}
+"""Every operator that has compiled kernels, with what runs without them."""
+
+
+class References(TorchDispatchMode):
+    """Runs the references of the operators inside the block, where compiled kernels would run; counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.replaced = {getattr(OPS, name).default: reference for name, reference in REFERENCES.items()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Tensors without values, in opcheck, have fakes.
+        if func in self.replaced and all(type(arg) is Tensor for arg in args if isinstance(arg, Tensor)):
+            self.calls += 1
+            return self.replaced[func](*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

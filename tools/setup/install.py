@@ -65,7 +65,10 @@ def check() -> None:
     program = (
         "import torch, torchvision, ammnet_sparse as package; "
         "print(f'== ready: ammnet-sparse {package.__version__}, torch {torch.__version__}, torchvision ' "
-        f"f'{{torchvision.__version__}}, {spconv}, CUDA device: {{torch.cuda.is_available()}}')"
+        f"f'{{torchvision.__version__}}, {spconv}, CUDA device: {{torch.cuda.is_available()}}'); "
+        "from ammnet_sparse.ops import kernel_libraries; "
+        "[print(f'== {device} kernels: {\"loaded from \" * library.is_loaded}{library.note}') "
+        "for device, library in kernel_libraries().items()]"
     )
     if subprocess.run([sys.executable, "-c", program], cwd=Path(sys.executable).parent, check=False).returncode:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision"))

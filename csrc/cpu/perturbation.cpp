@@ -1,0 +1,133 @@
+// Perturbed labels on the CPU. A block of voxels without one that can change, most of a scene, is only copied; for any
+// other the random words are made in vector code and then compared.
+#include "../perturbation.h"
+
+#include <cstring>
+
+namespace ammnet_sparse {
+namespace {
+
+constexpr int64_t kGroupsOfBlock = 32;
+constexpr int64_t kVoxelsOfBlock = kGroupsOfBlock * kVoxelsOfGroup;
+constexpr int64_t kBlocksOfTask = 32;
+
+using BlockWords = uint32_t[kVoxelsOfGroup][kGroupsOfBlock];
+
+void make_words(int64_t first_group, int64_t sample, Stream stream, PhiloxKey key, BlockWords& words) {
+  for (int64_t group = 0; group < kGroupsOfBlock; ++group) {
+    const PhiloxWords made = words_of_voxels(first_group + group, sample, stream, key);
+    AMMNET_UNROLL
+    for (int lane = 0; lane < kVoxelsOfGroup; ++lane) {
+      words[lane][group] = made.word[lane];
+    }
+  }
+}
+
+// Voxels first_voxel .. first_voxel + size - 1 of a sample, at most a block.
+template <typename Label, typename Operator>
+void perturb_block(
+    const Label* labels, Label* result, int64_t first_voxel, int64_t size, int64_t sample,
+    const typename Operator::Sample& change, PhiloxKey key) {
+  bool needs_words = false;
+  for (int64_t i = 0; i < size; ++i) {
+    needs_words |= change.needs_word(labels[i]);
+  }
+  if (!needs_words) {
+    std::memcpy(result, labels, static_cast<size_t>(size) * sizeof(Label));
+    return;
+  }
+  BlockWords words;
+  make_words(first_voxel / kVoxelsOfGroup, sample, Operator::kStream, key, words);
+  for (int64_t i = 0; i < size; ++i) {
+    result[i] = change(labels[i], words[i % kVoxelsOfGroup][i / kVoxelsOfGroup]);
+  }
+}
+
+// labels [B, V], contiguous.
+template <typename Label, typename Operator>
+void perturb(const Tensor& labels, Tensor& result, const Operator& operation, int64_t seed) {
+  const int64_t batch_size = labels.size(0);
+  if (labels.numel() == 0) {
+    return;
+  }
+  const int64_t num_voxels = labels.numel() / batch_size;
+  const int64_t blocks_of_sample = (num_voxels + kVoxelsOfBlock - 1) / kVoxelsOfBlock;
+  const auto* source = static_cast<const Label*>(labels.const_data_ptr());
+  auto* target = static_cast<Label*>(result.mutable_data_ptr());
+  const PhiloxKey key = key_of_seed(seed);
+  torch::stable::parallel_for(0, batch_size * blocks_of_sample, kBlocksOfTask, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t sample = block / blocks_of_sample;
+      const int64_t first = block % blocks_of_sample * kVoxelsOfBlock;
+      const int64_t offset = sample * num_voxels + first;
+      perturb_block<Label, Operator>(
+          source + offset, target + offset, first, std::min(kVoxelsOfBlock, num_voxels - first), sample,
+          operation.of_sample(sample), key);
+    }
+  });
+}
+
+Tensor empty_as(const Tensor& contiguous_labels) {
+  return torch::stable::empty_like(contiguous_labels);
+}
+
+Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t seed) {
+  check_shape(probability, {labels.size(0)}, "erase_voxels: probability");
+  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "erase_voxels: probability: expected float32");
+  const Tensor labels_ = as_contiguous(labels);
+  const Tensor probability_ = as_contiguous(probability);
+  Tensor result = empty_as(labels_);
+  dispatch_integers(labels.scalar_type(), "erase_voxels: labels", [&](auto tag) {
+    using Label = typename decltype(tag)::type;
+    const Erase<Label> erase{static_cast<const float*>(probability_.const_data_ptr())};
+    perturb<Label>(labels_, result, erase, seed);
+  });
+  return result;
+}
+
+// Throws where a label is neither a class nor ignored.
+template <typename Label>
+void check_classes(const Tensor& labels, int64_t num_classes) {
+  const auto* values = static_cast<const Label*>(labels.const_data_ptr());
+  const int64_t size = labels.numel();
+  Label smallest = 0;
+  Label largest = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const Label label = is_object(values[i]) ? values[i] : Label(0);
+    smallest = std::min(smallest, label);
+    largest = std::max(largest, label);
+  }
+  if (static_cast<int64_t>(smallest) < 0 || static_cast<int64_t>(largest) >= num_classes) {
+    throw_out_of_range("shuffle_categories: labels but 255", 0, num_classes - 1, smallest, largest);
+  }
+}
+
+Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const Tensor& probability, int64_t seed) {
+  const int64_t num_classes = class_map.size(1);
+  check_shape(class_map, {labels.size(0), num_classes}, "shuffle_categories: class_map");
+  check_shape(probability, {labels.size(0), num_classes}, "shuffle_categories: probability");
+  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
+  const Tensor labels_ = as_contiguous(labels);
+  const Tensor class_map_ = as_contiguous(class_map);
+  const Tensor probability_ = as_contiguous(probability);
+  check_range(class_map_, 0, num_classes - 1, "shuffle_categories: class_map");
+  Tensor result = empty_as(labels_);
+  dispatch_integers(labels.scalar_type(), "shuffle_categories: labels", [&](auto tag) {
+    using Label = typename decltype(tag)::type;
+    check_classes<Label>(labels_, num_classes);
+    const Shuffle<Label> shuffle{
+        static_cast<const float*>(probability_.const_data_ptr()),
+        integers_of(class_map_, "shuffle_categories: class_map"), num_classes};
+    perturb<Label>(labels_, result, shuffle, seed);
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CPU, library) {
+  library.impl("erase_voxels", TORCH_BOX(&erase_voxels));
+  library.impl("shuffle_categories", TORCH_BOX(&shuffle_categories));
+}
+
+}  // namespace ammnet_sparse

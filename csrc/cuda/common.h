@@ -1,0 +1,93 @@
+// What the CUDA kernels share: 16-byte vectors, launches on PyTorch's current stream, the flags of bad indices.
+#pragma once
+
+#include "../common.h"
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+namespace ammnet_sparse {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+
+// 16 bytes of T, read and written in one instruction where the address is a multiple of 16.
+template <typename T>
+constexpr int kVectorSize = 16 / static_cast<int>(sizeof(T));
+
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Vector {
+  T value[kSize];
+};
+
+template <int kSize, typename T>
+__device__ __forceinline__ Vector<T, kSize> load(const T* source) {
+  return *reinterpret_cast<const Vector<T, kSize>*>(source);
+}
+
+template <int kSize, typename T>
+__device__ __forceinline__ void store(T* target, const Vector<T, kSize>& vector) {
+  *reinterpret_cast<Vector<T, kSize>*>(target) = vector;
+}
+
+inline bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Whether all rows of `channels` elements of type T that begin at one of `pointers` are rows of 16-byte vectors.
+template <typename T, typename... Pointers>
+bool has_vector_rows(int64_t channels, Pointers... pointers) {
+  return channels % kVectorSize<T> == 0 && (is_aligned(pointers) && ...);
+}
+
+// Calls function(std::integral_constant<int, S>{}) with the number S of elements that a thread takes at once.
+template <typename T, typename Function>
+void dispatch_vector(bool has_vectors, Function&& function) {
+  if (has_vectors) {
+    function(std::integral_constant<int, kVectorSize<T>>{});
+  } else {
+    function(std::integral_constant<int, 1>{});
+  }
+}
+
+inline unsigned int num_blocks(int64_t num_threads) {
+  const int64_t blocks = (num_threads + kThreads - 1) / kThreads;
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "too many elements for one launch");
+  return static_cast<unsigned int>(blocks);
+}
+
+// Makes the device of a tensor the current one, in PyTorch and in the CUDA runtime of this library, for the life of
+// the object, and gives PyTorch's current stream there.
+class Launch {
+ public:
+  explicit Launch(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
+    STD_CUDA_CHECK(cudaSetDevice(device_));
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+  int32_t device() const { return device_; }
+  cudaStream_t stream() const { return stream_; }
+  // Throws if the launch failed; does not wait for the kernel.
+  void check() const { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
+
+ private:
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// A bit for each operator, as ammnet_sparse/ops/_library.py names them.
+enum class OutOfRange : unsigned int { kProjectFeatures = 1, kFillEmpty = 2, kShuffleCategories = 4, kOneHotSites = 8 };
+
+// The word on the device of `launch` where kernels leave the bit of their operator when they meet a bad index.
+unsigned int* out_of_range_flags(const Launch& launch);
+
+// Costs nothing unless there is a bad index: a compare that the bounds check needs anyway.
+__device__ __forceinline__ void report(unsigned int* flags, OutOfRange bit) {
+  atomicOr(flags, static_cast<unsigned int>(bit));
+}
+
+}  // namespace ammnet_sparse

@@ -1,0 +1,44 @@
+// The flags that kernels leave when they meet an index out of range: one word on every device, no synchronisation.
+#include "common.h"
+
+#include <atomic>
+
+namespace ammnet_sparse {
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+__device__ unsigned int flags_of_device = 0;
+
+__global__ void take_flags(unsigned int* flags, int32_t* result) {
+  *result = static_cast<int32_t>(atomicExch(flags, 0u));
+}
+
+Tensor take_out_of_range(const Tensor& like) {
+  const Launch launch(like);
+  Tensor result = torch::stable::new_empty(like, {1}, ScalarType::Int);
+  take_flags<<<1, 1, 0, launch.stream()>>>(
+      out_of_range_flags(launch), static_cast<int32_t*>(result.mutable_data_ptr()));
+  launch.check();
+  return result;
+}
+
+}  // namespace
+
+unsigned int* out_of_range_flags(const Launch& launch) {
+  static std::atomic<unsigned int*> known[kMaxDevices] = {};
+  STD_TORCH_CHECK(launch.device() < kMaxDevices, "expected at most ", kMaxDevices, " devices");
+  std::atomic<unsigned int*>& address = known[launch.device()];
+  unsigned int* flags = address.load();
+  if (flags == nullptr) {
+    STD_CUDA_CHECK(cudaGetSymbolAddress(reinterpret_cast<void**>(&flags), flags_of_device));
+    address.store(flags);
+  }
+  return flags;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+  library.impl("take_out_of_range", TORCH_BOX(&take_out_of_range));
+}
+
+}  // namespace ammnet_sparse

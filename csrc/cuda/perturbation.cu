@@ -1,0 +1,165 @@
+// Perturbed labels on CUDA. A thread takes the voxels of 16 bytes, at least the four of one Philox evaluation; it makes
+// random words only for groups with a voxel that can change.
+#include "../perturbation.h"
+#include "common.h"
+
+namespace ammnet_sparse {
+namespace {
+
+template <typename Label>
+constexpr int kVoxelsOfThread = kVectorSize<Label> > kVoxelsOfGroup ? kVectorSize<Label> : kVoxelsOfGroup;
+
+// A label that is no class, or a class that becomes none. Erasing looks nothing up.
+template <typename Label>
+__device__ __forceinline__ bool is_out_of_range(const typename Erase<Label>::Sample&, Label) {
+  return false;
+}
+template <typename Label>
+__device__ __forceinline__ bool is_out_of_range(const typename Shuffle<Label>::Sample& change, Label label) {
+  if (!is_object(label)) {
+    return false;
+  }
+  using Operator = Shuffle<Label>;
+  return !change.needs_word(label) ||
+         !Operator::is_class(change.class_map[change.first + static_cast<int64_t>(label)], change.num_classes);
+}
+
+// labels and result [B, V]; a thread for kVoxelsOfThread voxels, a row of blocks for each sample.
+template <typename Label, typename Operator, bool kIsAligned>
+__global__ void __launch_bounds__(kThreads) perturb_kernel(
+    const Label* __restrict__ labels, Label* __restrict__ result, Operator operation, int64_t batch_size,
+    int64_t num_voxels, PhiloxKey key, unsigned int* flags) {
+  constexpr int kVoxels = kVoxelsOfThread<Label>;
+  constexpr int kSize = kVectorSize<Label>;
+  const int64_t first = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * kVoxels;
+  if (first >= num_voxels) {
+    return;
+  }
+  // Aligned rows are whole vectors, but the last thread of a row may have fewer of them.
+  const int size = static_cast<int>(min(static_cast<int64_t>(kVoxels), num_voxels - first));
+  for (int64_t sample = blockIdx.y; sample < batch_size; sample += gridDim.y) {
+    const int64_t offset = sample * num_voxels + first;
+    const typename Operator::Sample change = operation.of_sample(sample);
+    Label values[kVoxels] = {};
+#pragma unroll
+    for (int i = 0; i < kVoxels; i += kIsAligned ? kSize : 1) {
+      if constexpr (kIsAligned) {
+        if (i < size) {
+          const auto vector = load<kSize>(labels + offset + i);
+#pragma unroll
+          for (int j = 0; j < kSize; ++j) {
+            values[i + j] = vector.value[j];
+          }
+        }
+      } else {
+        values[i] = i < size ? labels[offset + i] : Label(0);
+      }
+    }
+    bool is_bad = false;
+#pragma unroll
+    for (int group = 0; group < kVoxels; group += kVoxelsOfGroup) {
+      if (group >= size) {
+        continue;
+      }
+      bool needs_words = false;
+#pragma unroll
+      for (int i = 0; i < kVoxelsOfGroup; ++i) {
+        needs_words |= change.needs_word(values[group + i]);
+        is_bad |= group + i < size && is_out_of_range<Label>(change, values[group + i]);
+      }
+      if (needs_words) {
+        const PhiloxWords words =
+            words_of_voxels((first + group) / kVoxelsOfGroup, sample, Operator::kStream, key);
+#pragma unroll
+        for (int i = 0; i < kVoxelsOfGroup; ++i) {
+          values[group + i] = change(values[group + i], words.word[i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kVoxels; i += kIsAligned ? kSize : 1) {
+      if (i < size) {
+        if constexpr (kIsAligned) {
+          Vector<Label, kSize> vector;
+#pragma unroll
+          for (int j = 0; j < kSize; ++j) {
+            vector.value[j] = values[i + j];
+          }
+          store(result + offset + i, vector);
+        } else {
+          result[offset + i] = values[i];
+        }
+      }
+    }
+    if (is_bad) {
+      report(flags, OutOfRange::kShuffleCategories);
+    }
+  }
+}
+
+template <typename Label, typename Operator>
+void perturb(const Launch& launch, const Tensor& labels, Tensor& result, const Operator& operation, int64_t seed) {
+  const int64_t batch_size = labels.size(0);
+  if (labels.numel() == 0) {
+    return;
+  }
+  const int64_t num_voxels = labels.numel() / batch_size;
+  const auto* source = static_cast<const Label*>(labels.const_data_ptr());
+  auto* target = static_cast<Label*>(result.mutable_data_ptr());
+  const int64_t threads = (num_voxels + kVoxelsOfThread<Label> - 1) / kVoxelsOfThread<Label>;
+  const dim3 blocks(num_blocks(threads), static_cast<unsigned int>(std::min<int64_t>(batch_size, 65535)));
+  const auto run = [&](auto is_vectors) {
+    perturb_kernel<Label, Operator, is_vectors()><<<blocks, kThreads, 0, launch.stream()>>>(
+        source, target, operation, batch_size, num_voxels, key_of_seed(seed), out_of_range_flags(launch));
+  };
+  if (has_vector_rows<Label>(num_voxels, source, target)) {
+    run(std::true_type{});
+  } else {
+    run(std::false_type{});
+  }
+  launch.check();
+}
+
+Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t seed) {
+  check_shape(probability, {labels.size(0)}, "erase_voxels: probability");
+  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "erase_voxels: probability: expected float32");
+  const Launch launch(labels);
+  const Tensor labels_ = as_contiguous(labels);
+  const Tensor probability_ = as_contiguous(probability);
+  Tensor result = torch::stable::empty_like(labels_);
+  dispatch_integers(labels.scalar_type(), "erase_voxels: labels", [&](auto tag) {
+    using Label = typename decltype(tag)::type;
+    perturb<Label>(
+        launch, labels_, result, Erase<Label>{static_cast<const float*>(probability_.const_data_ptr())}, seed);
+  });
+  return result;
+}
+
+Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const Tensor& probability, int64_t seed) {
+  const int64_t num_classes = class_map.size(1);
+  check_shape(class_map, {labels.size(0), num_classes}, "shuffle_categories: class_map");
+  check_shape(probability, {labels.size(0), num_classes}, "shuffle_categories: probability");
+  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
+  const Launch launch(labels);
+  const Tensor labels_ = as_contiguous(labels);
+  const Tensor class_map_ = as_contiguous(class_map);
+  const Tensor probability_ = as_contiguous(probability);
+  Tensor result = torch::stable::empty_like(labels_);
+  dispatch_integers(labels.scalar_type(), "shuffle_categories: labels", [&](auto tag) {
+    using Label = typename decltype(tag)::type;
+    const Shuffle<Label> shuffle{
+        static_cast<const float*>(probability_.const_data_ptr()),
+        integers_of(class_map_, "shuffle_categories: class_map"), num_classes};
+    perturb<Label>(launch, labels_, result, shuffle, seed);
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+  library.impl("erase_voxels", TORCH_BOX(&erase_voxels));
+  library.impl("shuffle_categories", TORCH_BOX(&shuffle_categories));
+}
+
+}  // namespace ammnet_sparse
