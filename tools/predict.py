@@ -1,70 +1,123 @@
-"""Completes frames of a set: class volumes, and pictures of prediction against truth.
+"""Completes frames: of a set in the published layout, or of your own depth camera.
 
-    python tools/predict.py --checkpoint FILE --data DIR --ids 0003 0004 --out DIR
+    python tools/predict.py --checkpoint FILE --out DIR --data DIR --ids 0003 0004
+    python tools/predict.py --checkpoint FILE --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
 
-Writes for each frame <id>.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
-<id>.png. Voxels observed to be free are empty, unless --everywhere asks for a prediction there.
-Exit code: 0 done, 2 wrong usage (no such file, frame or input).
+Writes for each frame NAME.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
+NAME.png; with --ply NAME_points.ply and NAME_cubes.ply, with --page one page.html of all frames, which any browser
+opens. Voxels observed to be free are empty, unless --everywhere asks for a prediction there.
+
+Own frames: --color and --depth are two files, or two folders whose files match by name. The depth image is registered
+to the colour image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and the floor are
+found in the depth, and it is said how sure that is. docs/own_camera.md has more.
+
+Exit code: 0 done, 1 some frames of a folder were skipped (each is named), 2 wrong usage (no such file or input).
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ammnet_sparse
-from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import IGNORE_LABEL
-from ammnet_sparse.evaluation.pictures import render_comparison
-from ammnet_sparse.evaluation.selection import check_ids, open_set, parse_device
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.camera_images import DEPTH_SCALE, parse_intrinsics
+from ammnet_sparse.data.files import DataError
+from ammnet_sparse.data.own_frames import find_own_frames, read_own_frame
+from ammnet_sparse.data.placement import POSE_AXES
+from ammnet_sparse.evaluation.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
+from ammnet_sparse.evaluation.page import Scene, write_page
+from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set, parse_device
+from ammnet_sparse.models.ammnet import AMMNet
+
+_PAGE = "page.html"
+_OF_SETS, _OF_CAMERAS = ("data", "ids"), ("color", "depth", "intrinsics")
+_CAMERA_EXTRAS = ("depth_scale", "pose", "pose_up", "camera_height", "label_map")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    skipped: list[str] = []
     try:
-        _predict(options)
+        count = _predict(options, skipped)
     except (OSError, ValueError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {len(options.ids)} frames completed (.npz, .png)")
-    return 0
+    for message in skipped:
+        print(f"skipped: {message}", file=sys.stderr)
+    kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
+    print(f"{options.out}: {count} frames completed ({', '.join(kinds)})")
+    return 1 if skipped else 0
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
+    """Completes and writes every frame and counts them; adds those of a folder that cannot be used to ``skipped``."""
     device = parse_device(options.device)
     if not options.checkpoint.is_file():
         raise FileNotFoundError(f"--checkpoint: expected a file, found none at {options.checkpoint}; check the path")
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(options.checkpoint, device=device, **sites)
+    completed_frames = _set_frames(options, model) if options.data else _own_frames(options, model, skipped)
+    scenes: list[Scene] = []
+    count = 0
+    for completed in completed_frames:
+        write_volume(options.out, completed)
+        write_picture(options.out, completed)
+        if options.ply:
+            write_ply_files(options.out, completed)
+        if options.page:
+            scenes.append(completed.to_scene())
+        count += 1
+    if scenes:
+        write_page(options.out / _PAGE, scenes, title="Completed scenes")
+    return count
+
+
+def _set_frames(options: argparse.Namespace, model: AMMNet) -> Iterator[CompletedFrame]:
     folder = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(folder, options.ids)
     options.out.mkdir(parents=True, exist_ok=True)
-    voxels = "all" if options.everywhere else "not_free"
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         frame = folder.read(frame_id)
-        with torch.inference_mode():
-            labels = model(frame.to_batch().to(device), voxels=voxels).labels[0].cpu().numpy()
-        np.savez_compressed(options.out / f"{frame.frame_id}.npz", labels=labels)
-        iio.imwrite(options.out / f"{frame.frame_id}.png", _picture(frame, labels))
+        yield CompletedFrame.of_set(frame, _labels(model, frame.to_batch(), options))
 
 
-def _picture(frame: Frame, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Prediction against truth where that is known, else the prediction alone."""
-    scored = None if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
-    return render_comparison(
-        labels,
-        frame.label,
-        image=frame.image,
-        label_map=frame.label_map,
-        visible_mask=scored,
-        title=f"Frame {frame.frame_id}" + ("" if scored is None else ", scored voxels"),
-    )
+def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) -> Iterator[CompletedFrame]:
+    check_grid(model.config)
+    check_label_map(model.config, has_label_map=options.label_map is not None)
+    camera = parse_intrinsics(options.intrinsics)
+    found, lonely = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
+    skipped += [f"{path}: has no partner of that name" for path in lonely]
+    options.out.mkdir(parents=True, exist_ok=True)
+    for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
+        try:
+            own = read_own_frame(
+                paths,
+                camera=camera,
+                depth_scale=options.depth_scale,
+                pose_up=options.pose_up,
+                camera_height=options.camera_height,
+                tsdf_is_flipped=options.dataset == "nyucad",
+            )
+        except DataError as error:
+            if len(found) == 1:
+                raise
+            skipped.append(f"frame {paths.name}: {error}")
+            continue
+        tqdm.write("\n  ".join([f"frame {paths.name}", *own.describe()]))
+        yield CompletedFrame.of_camera(own, _labels(model, own.frame.to_batch(), options))
+
+
+def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:
+    with torch.inference_mode():
+        prediction = model(batch.to(options.device), voxels="all" if options.everywhere else "not_free")
+    labels: NDArray[np.uint8] = prediction.labels[0].cpu().numpy()
+    return labels
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -72,18 +125,73 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="predict.py",
         description=description,
-        epilog=rest.rpartition("\n\n")[2],
+        epilog=rest.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights to use")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the set")
-    parser.add_argument("--ids", nargs="+", required=True, metavar="ID", help="frames, such as 0003")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, made if missing")
-    parser.add_argument("--dataset", choices=("nyu", "nyucad"), default="nyu", help="layout of the set (default: nyu)")
+    parser.add_argument(
+        "--dataset",
+        choices=("nyu", "nyucad"),
+        default="nyu",
+        help="layout of the set; for own frames: what the checkpoint was trained on, as NYUCAD's TSDF is flipped",
+    )
     parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
-    return parser.parse_args(arguments)
+    parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
+    parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
+    group = parser.add_argument_group("frames of a set")
+    group.add_argument("--data", type=Path, metavar="DIR", help="folder of the set")
+    group.add_argument("--ids", nargs="+", metavar="ID", help="frames, such as 0003")
+    _add_camera_options(parser.add_argument_group("frames of your own camera"))
+    options = parser.parse_args(arguments)
+    _check_source(parser, options)
+    return options
+
+
+def _add_camera_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--color", type=Path, metavar="PATH", help="colour image, or a folder of them")
+    group.add_argument("--depth", type=Path, metavar="PATH", help="depth image of 16 bits, or a folder of them")
+    group.add_argument(
+        "--intrinsics", metavar="NUMBERS", help="fx,fy,cx,cy in pixels, or a text file with them or a 3x3 matrix"
+    )
+    group.add_argument(
+        "--depth-scale", type=float, default=None, metavar="N", help="depth units a metre (default: 1000, millimetres)"
+    )
+    group.add_argument(
+        "--pose", type=Path, metavar="PATH", help="text file with the 4x4 camera-to-world matrix, or a folder of them"
+    )
+    group.add_argument(
+        "--pose-up", choices=POSE_AXES, help="axis of the pose's world that is up, as --pose-up=-y (default: found out)"
+    )
+    group.add_argument(
+        "--camera-height", type=float, metavar="M", help="metres above the floor (default: the floor is looked for)"
+    )
+    group.add_argument(
+        "--label-map", type=Path, metavar="PATH", help="2D label map 0..13, or a folder of them, for Seg2D checkpoints"
+    )
+
+
+def _check_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Either a set or a camera, with all that it needs."""
+
+    def given(names: Sequence[str]) -> list[str]:
+        return ["--" + name.replace("_", "-") for name in names if getattr(options, name) is not None]
+
+    from_set, from_camera = given(_OF_SETS), given((*_OF_CAMERAS, *_CAMERA_EXTRAS))
+    if from_set and from_camera:
+        parser.error(f"expected frames of a set or of a camera, found {from_set[0]} and {from_camera[0]}")
+    needed = _OF_CAMERAS if from_camera else _OF_SETS
+    lacking = [f"--{name}" for name in needed if getattr(options, name) is None]
+    if lacking:
+        what = "frames of a camera" if from_camera else "frames of a set (own frames: --color, --depth, --intrinsics)"
+        parser.error(f"the following arguments are required: {', '.join(lacking)}, for {what}")
+    if options.pose_up is not None and options.pose is None:
+        parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
+    if options.camera_height is not None and not 0 < options.camera_height < 100:
+        parser.error(f"--camera-height: expected metres above 0, found {options.camera_height}")
+    options.depth_scale = DEPTH_SCALE if options.depth_scale is None else options.depth_scale
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from ammnet_sparse.config import DataConfig, ModelConfig
+from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.layout import DataError, FrameFolder, training_ids, validation_ids
 from ammnet_sparse.data.splits import some
 
@@ -95,6 +96,31 @@ def check_labels(folder: FrameFolder) -> None:
     """Raises DataError where the set has no ground truth."""
     if not folder.has_labels:
         raise DataError(f"{folder.root}: expected ground truth (folder Label), found none; a set without cannot score")
+
+
+def check_grid(config: ModelConfig) -> None:
+    """Raises DataError where the network was trained on another grid than that of own frames."""
+    if tuple(config.grid_shape) != GRID_SHAPE:
+        raise DataError(
+            f"the checkpoint: expected model.grid_shape {list(GRID_SHAPE)}, which frames of a camera are made for, "
+            f"found {list(config.grid_shape)}; use another checkpoint"
+        )
+
+
+def check_label_map(config: ModelConfig, *, has_label_map: bool) -> None:
+    """Raises DataError, saying what can be done, where the network reads label maps and a camera's frame has none."""
+    if reads_label_maps(config) and not has_label_map:
+        raise DataError(
+            "the checkpoint was trained with model.image_encoder: seg2d: it reads a 2D label map of the colour image, "
+            "and none is given. Either\n"
+            "  - give one with --label-map: a png with one channel of NYU's 13 classes, from any 2D segmentation "
+            "network trained on them:\n    0 void, 1 bed, 2 books, 3 ceiling, 4 chair, 5 floor, 6 furniture, "
+            "7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
+            "A png of zeros (void) runs too, but then shape alone must tell the classes; or\n"
+            "  - use a checkpoint that reads the colour image itself, trained with model.image_encoder=segformer_b2 "
+            "(configs/nyu_segformer.yaml)\n    or model.image_encoder=resnet50; or one that reads depth alone, "
+            "trained with model.inputs=tsdf"
+        )
 
 
 def parse_device(text: str) -> torch.device:

@@ -1,0 +1,48 @@
+"""Makes the example of a user's own frame: a generated room as a depth camera would record it.
+
+    python tools/make_example.py examples/frame
+
+Writes color.jpg and depth.png (16 bits, millimetres, noise like a Kinect's) of 640x480, intrinsics.txt (3x3),
+pose.txt (4x4, camera to world, Z up, floor at 0) and label_map.png (for checkpoints that read 2D label maps).
+The same seed and index give the same frame.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ammnet_sparse.data.synthetic.frame import generate_frame
+from ammnet_sparse.data.volume import NYU_CAMERA
+
+SEED, INDEX = 2024, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder to write to, made if missing")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the rooms")
+    parser.add_argument("--index", type=int, default=INDEX, help="of the room")
+    options = parser.parse_args()
+    write_example(options.folder, seed=options.seed, index=options.index)
+    print(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}")
+
+
+def write_example(folder: Path, *, seed: int = SEED, index: int = INDEX) -> None:
+    """Writes frame ``index`` of the rooms of ``seed`` as the files of a user's camera."""
+    frame = generate_frame(seed, index, noise="kinect")
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(frame.image).save(folder / "color.jpg", quality=90)
+    Image.fromarray(np.round(frame.depth * 1000).astype(np.uint16)).save(folder / "depth.png", optimize=True)
+    Image.fromarray(frame.label_map).save(folder / "label_map.png", optimize=True)
+    camera = NYU_CAMERA
+    matrix = [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
+    np.savetxt(folder / "intrinsics.txt", matrix, fmt="%.4f")
+    np.savetxt(folder / "pose.txt", frame.pose, fmt="%.6f")
+
+
+if __name__ == "__main__":
+    main()
