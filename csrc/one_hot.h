@@ -17,11 +17,13 @@ struct Column {
   bool is_out_of_range;  // the site, or its label
 };
 
-AMMNET_HOST_DEVICE Column column_of_site(Integers labels, int64_t num_labels, int64_t linear, int64_t num_classes) {
+// Labels: Integers, or a pointer to integers of one type.
+template <typename Labels>
+AMMNET_HOST_DEVICE Column column_of_site(Labels labels, int64_t num_labels, int64_t linear, int64_t num_classes) {
   if (linear < 0 || linear >= num_labels) {
     return {kNoColumn, linear != -1};
   }
-  const int64_t label = labels[linear];
+  const auto label = static_cast<int64_t>(labels[linear]);
   if (label >= 0 && label < num_classes) {
     return {label, false};
   }

@@ -2,7 +2,7 @@
 //
 //   labels       [B, V] integer: 0 empty, 255 ignored, else a class
 //   probability  erase [B], shuffle [B, K] float32
-//   class_map    [B, K] integer: the class that each class becomes
+//   class_map    [B, K] int64: the class that each class becomes
 #pragma once
 
 #include "common.h"
@@ -52,33 +52,34 @@ struct Shuffle {
   static constexpr Stream kStream = Stream::kShuffleCategories;
 
   const float* probability;
-  Integers class_map;
+  const int64_t* class_map;
   int64_t num_classes;
 
   struct Sample {
     const float* probability;  // of the sample's classes
-    Integers class_map;        // of the whole batch
-    int64_t first;             // where the sample's classes begin in it
+    const int64_t* class_map;  // likewise
     int64_t num_classes;
 
     AMMNET_HOST_DEVICE bool needs_word(Label label) const {
-      return is_object(label) && is_class(static_cast<int64_t>(label), num_classes);
+      return is_object(label) & is_class(static_cast<int64_t>(label), num_classes);
     }
-    // A label or a target that is no class leaves the voxel as it is.
+    // A label or a target that is no class leaves the voxel as it is. Without branches, which would be taken at random:
+    // row 0 is read in place of what is no row, and a mask picks the result.
     AMMNET_HOST_DEVICE Label operator()(Label label, uint32_t word) const {
-      if (!needs_word(label) || !(uniform(word) < probability[label])) {
-        return label;
-      }
-      const int64_t target = class_map[first + static_cast<int64_t>(label)];
-      return is_class(target, num_classes) ? static_cast<Label>(target) : label;
+      const bool has_class = needs_word(label);
+      const int64_t row = static_cast<int64_t>(label) & -static_cast<int64_t>(has_class);
+      const int64_t target = class_map[row];
+      const bool is_changed = has_class & (uniform(word) < probability[row]) & is_class(target, num_classes);
+      const int64_t wide = static_cast<int64_t>(label);
+      return static_cast<Label>(wide ^ ((wide ^ target) & -static_cast<int64_t>(is_changed)));
     }
   };
 
   AMMNET_HOST_DEVICE Sample of_sample(int64_t sample) const {
-    return {probability + sample * num_classes, class_map, sample * num_classes, num_classes};
+    return {probability + sample * num_classes, class_map + sample * num_classes, num_classes};
   }
   AMMNET_HOST_DEVICE static bool is_class(int64_t label, int64_t num_classes) {
-    return label >= 0 && label < num_classes;
+    return (label >= 0) & (label < num_classes);
   }
 };
 

@@ -11,14 +11,14 @@ constexpr int64_t kGroupsOfBlock = 32;
 constexpr int64_t kVoxelsOfBlock = kGroupsOfBlock * kVoxelsOfGroup;
 constexpr int64_t kBlocksOfTask = 32;
 
-using BlockWords = uint32_t[kVoxelsOfGroup][kGroupsOfBlock];
+using BlockWords = uint32_t[kVoxelsOfBlock];
 
 void make_words(int64_t first_group, int64_t sample, Stream stream, PhiloxKey key, BlockWords& words) {
   for (int64_t group = 0; group < kGroupsOfBlock; ++group) {
     const PhiloxWords made = words_of_voxels(first_group + group, sample, stream, key);
     AMMNET_UNROLL
     for (int lane = 0; lane < kVoxelsOfGroup; ++lane) {
-      words[lane][group] = made.word[lane];
+      words[group * kVoxelsOfGroup + lane] = made.word[lane];
     }
   }
 }
@@ -26,7 +26,7 @@ void make_words(int64_t first_group, int64_t sample, Stream stream, PhiloxKey ke
 // Voxels first_voxel .. first_voxel + size - 1 of a sample, at most a block.
 template <typename Label, typename Operator>
 void perturb_block(
-    const Label* labels, Label* result, int64_t first_voxel, int64_t size, int64_t sample,
+    const Label* __restrict labels, Label* __restrict result, int64_t first_voxel, int64_t size, int64_t sample,
     const typename Operator::Sample& change, PhiloxKey key) {
   bool needs_words = false;
   for (int64_t i = 0; i < size; ++i) {
@@ -39,7 +39,7 @@ void perturb_block(
   BlockWords words;
   make_words(first_voxel / kVoxelsOfGroup, sample, Operator::kStream, key, words);
   for (int64_t i = 0; i < size; ++i) {
-    result[i] = change(labels[i], words[i % kVoxelsOfGroup][i / kVoxelsOfGroup]);
+    result[i] = change(labels[i], words[i]);
   }
 }
 
@@ -108,7 +108,7 @@ Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const T
   check_shape(probability, {labels.size(0), num_classes}, "shuffle_categories: probability");
   STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
   const Tensor labels_ = as_contiguous(labels);
-  const Tensor class_map_ = as_contiguous(class_map);
+  const Tensor class_map_ = as_contiguous(as_type(class_map, ScalarType::Long));
   const Tensor probability_ = as_contiguous(probability);
   check_range(class_map_, 0, num_classes - 1, "shuffle_categories: class_map");
   Tensor result = empty_as(labels_);
@@ -117,7 +117,7 @@ Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const T
     check_classes<Label>(labels_, num_classes);
     const Shuffle<Label> shuffle{
         static_cast<const float*>(probability_.const_data_ptr()),
-        integers_of(class_map_, "shuffle_categories: class_map"), num_classes};
+        static_cast<const int64_t*>(class_map_.const_data_ptr()), num_classes};
     perturb<Label>(labels_, result, shuffle, seed);
   });
   return result;

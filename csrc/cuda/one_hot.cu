@@ -6,10 +6,10 @@
 namespace ammnet_sparse {
 namespace {
 
-template <typename T>
+template <typename T, typename Label>
 __global__ void __launch_bounds__(kThreads) one_hot_kernel(
-    Integers labels, int64_t num_labels, Integers linear, int64_t num_elements, int num_classes,
-    T* __restrict__ result, unsigned int* flags) {
+    const Label* __restrict__ labels, int64_t num_labels, const int64_t* __restrict__ linear, int64_t num_elements,
+    int num_classes, T* __restrict__ result, unsigned int* flags) {
   constexpr int kSize = kVectorSize<T>;
   const int64_t first = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * kSize;
   if (first >= num_elements) {
@@ -49,9 +49,7 @@ __global__ void __launch_bounds__(kThreads) one_hot_kernel(
 Tensor one_hot_sites(const Tensor& labels, const Tensor& linear, int64_t num_classes, ScalarType dtype) {
   const Launch launch(labels);
   const Tensor labels_ = as_contiguous(labels);
-  const Tensor linear_ = as_contiguous(linear);
-  const Integers label_values = integers_of(labels_, "one_hot_sites: labels");
-  const Integers linear_values = integers_of(linear_, "one_hot_sites: linear");
+  const Tensor linear_ = as_contiguous(as_type(linear, ScalarType::Long));
   Tensor result = torch::stable::new_empty(labels, {linear_.numel(), num_classes}, dtype);
   const int64_t size = result.numel();
   if (size == 0) {
@@ -60,9 +58,13 @@ Tensor one_hot_sites(const Tensor& labels, const Tensor& linear, int64_t num_cla
   dispatch_features(dtype, "one_hot_sites: dtype", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t num_vectors = (size + kVectorSize<T> - 1) / kVectorSize<T>;
-    one_hot_kernel<T><<<num_blocks(num_vectors), kThreads, 0, launch.stream()>>>(
-        label_values, labels_.numel(), linear_values, size, static_cast<int>(num_classes),
-        static_cast<T*>(result.mutable_data_ptr()), out_of_range_flags(launch));
+    dispatch_integers(labels.scalar_type(), "one_hot_sites: labels", [&](auto label_tag) {
+      using Label = typename decltype(label_tag)::type;
+      one_hot_kernel<T, Label><<<num_blocks(num_vectors), kThreads, 0, launch.stream()>>>(
+          static_cast<const Label*>(labels_.const_data_ptr()), labels_.numel(),
+          static_cast<const int64_t*>(linear_.const_data_ptr()), size, static_cast<int>(num_classes),
+          static_cast<T*>(result.mutable_data_ptr()), out_of_range_flags(launch));
+    });
   });
   launch.check();
   return result;

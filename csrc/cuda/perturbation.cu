@@ -21,7 +21,7 @@ __device__ __forceinline__ bool is_out_of_range(const typename Shuffle<Label>::S
   }
   using Operator = Shuffle<Label>;
   return !change.needs_word(label) ||
-         !Operator::is_class(change.class_map[change.first + static_cast<int64_t>(label)], change.num_classes);
+         !Operator::is_class(change.class_map[label], change.num_classes);
 }
 
 // labels and result [B, V]; a thread for kVoxelsOfThread voxels, a row of blocks for each sample.
@@ -142,14 +142,14 @@ Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const T
   STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
   const Launch launch(labels);
   const Tensor labels_ = as_contiguous(labels);
-  const Tensor class_map_ = as_contiguous(class_map);
+  const Tensor class_map_ = as_contiguous(as_type(class_map, ScalarType::Long));
   const Tensor probability_ = as_contiguous(probability);
   Tensor result = torch::stable::empty_like(labels_);
   dispatch_integers(labels.scalar_type(), "shuffle_categories: labels", [&](auto tag) {
     using Label = typename decltype(tag)::type;
     const Shuffle<Label> shuffle{
         static_cast<const float*>(probability_.const_data_ptr()),
-        integers_of(class_map_, "shuffle_categories: class_map"), num_classes};
+        static_cast<const int64_t*>(class_map_.const_data_ptr()), num_classes};
     perturb<Label>(launch, labels_, result, shuffle, seed);
   });
   return result;

@@ -173,6 +173,8 @@ def cpu_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolcha
     compiler = cxx(environment)
     # Every x86-64 since 2013; the package does not load the library on an older one.
     processor = ["-mavx2", "-mfma", "-mf16c"] if platform.machine() == "x86_64" else []
+    # Nobody reads errno or floating-point traps, and without them comparisons become vector code.
+    arithmetic = ["-fno-math-errno", "-fno-trapping-math"]
     warnings = ["-Wall", "-Wextra"]
     extra = environment.get("CXXFLAGS", "").split()
     return Toolchain(
@@ -184,9 +186,10 @@ def cpu_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolcha
             "-fvisibility=hidden",
             *torch_flags(torch_folder),
             *processor,
+            *arithmetic,
             *warnings,
             *extra,
-        ],  # fmt: skip
+        ],
         link=[*compiler, "-shared"],
         link_libraries=[*torch_link_flags(torch_folder), *environment.get("LDFLAGS", "").split()],
     )
