@@ -180,8 +180,10 @@ class TrainingConfig(_Section):
     accumulate: Positive = Field(1, description="batches whose gradients make a step, as of one larger batch")
     seed: Seed = Field(8332, description="of initialisation, order, augmentation, dropout and fakes")
     mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
-    recompute: Literal["off", "blocks", "full"] = Field(
-        "off", description="recompute activations in the backward pass: per DDR block, or per whole stage and stem"
+    recompute: Literal["off", "elementwise", "blocks", "full"] = Field(
+        "off",
+        description="what the backward pass computes again instead of keeping it: normalisation, ReLU and the like "
+        "(elementwise), besides DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
     deterministic: bool = Field(False, description="deterministic algorithms where PyTorch has them")
     validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")

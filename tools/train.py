@@ -30,7 +30,7 @@ from ammnet_sparse.training.preparation import check_runnable
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
 OUT_OF_MEMORY = (
-    "the device is out of memory. In this order: training.recompute=blocks (then full), "
+    "the device is out of memory. In this order: training.recompute=elementwise (then blocks, full), "
     "training.mixed_precision=true, a smaller training.batch_size with training.accumulate, a smaller model.width"
 )
 

@@ -23,8 +23,9 @@ from ammnet_sparse.models.inputs import (
 )
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
 from ammnet_sparse.ops import fill_empty, project_features
-from ammnet_sparse.sparse.blocks import DDRBlock, Recomputable, Stem
+from ammnet_sparse.sparse.blocks import DDRBlock, Recomputable, RecomputeLevel, Stem
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
+from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
 Voxels = Literal["scored", "not_free", "all"]
@@ -109,6 +110,7 @@ class AMMNet(nn.Module):
         self.discriminator = Discriminator(
             config.num_classes, width=config.discriminator_width, grid_shape=config.grid_shape
         )
+        self.keeps_recipes = False
         if config.freeze_encoders:
             for encoder in self._encoders():
                 encoder.requires_grad_(False).eval()
@@ -121,8 +123,13 @@ class AMMNet(nn.Module):
                 encoder.eval()
         return self
 
-    def set_recompute(self, level: Literal["off", "blocks", "full"]) -> None:
-        """Which activations the backward pass recomputes: none, in DDR blocks, or in stages, stems and steps up."""
+    def set_recompute(self, level: RecomputeLevel) -> None:
+        """Which activations the backward pass recomputes, each level more than the one before.
+
+        ``elementwise``: normalisation, ReLU, addition and dropout, no convolution; ``blocks``: whole DDR blocks;
+        ``full``: whole stages, stems, steps up and the head of an image encoder.
+        """
+        self.keeps_recipes = self.discriminator.keeps_recipes = level != "off"
         for module in self.modules():
             if isinstance(module, Recomputable):
                 is_block = isinstance(module, DDRBlock)
@@ -151,9 +158,14 @@ class AMMNet(nn.Module):
             ValueError: another grid, a missing 2D input, one that does not fit the mapping, no voxel to work on,
                 or ``voxels`` that mean nothing here.
         """
+        expected = tuple(self.config.grid_shape)
+        if batch.grid_shape != expected:
+            raise ValueError(f"batch.tsdf: expected the grid {expected}, found {batch.grid_shape}")
+        with recipes_kept(self.keeps_recipes):
+            return self._predict(batch, voxels)
+
+    def _predict(self, batch: Batch, voxels: Voxels | SiteSet | None) -> Prediction:
         config = self.config
-        if batch.grid_shape != tuple(config.grid_shape):
-            raise ValueError(f"batch.tsdf: expected the grid {tuple(config.grid_shape)}, found {batch.grid_shape}")
         sites = encoder_sites(batch, is_dense=config.sites == "dense", with_band=config.encoder_band)
         state = pooled_state(batch).to(self._dtype) if self.has_state else None
         features, class_logits_2d = self._image_features(batch, sites)

@@ -8,6 +8,7 @@ from ammnet_sparse.models.fusion import Addition, Fusion, build_fusion
 from ammnet_sparse.models.tsdf_encoder import add_state, take_sites
 from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Up, cells_under
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
+from ammnet_sparse.sparse.recipes import add
 from ammnet_sparse.sparse.sites import SiteSet
 
 
@@ -79,7 +80,7 @@ class Decoder(nn.Module):
         half = add_state(half, state, self.state_projection)
         quarter, quarter_sites = self.stage_quarter(half, half_sites)
         read = cells_under(voxels)
-        raised = self.up_half(quarter, quarter_sites, read) + take_sites(half, read)
+        raised = add(self.up_half(quarter, quarter_sites, read), take_sites(half, read))
         tsdf_half = self._tsdf_half(tsdf_features, sites, read)
         if self.modulation2 is not None and tsdf_half is not None:
             raised = self.modulation2(raised, tsdf_half, sites=read)

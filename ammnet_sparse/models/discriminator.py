@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.sparse.blocks import DDRBlock
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
+from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
 
@@ -14,6 +15,7 @@ class Discriminator(nn.Module):
     def __init__(self, num_classes: int, *, width: int, grid_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.grid_shape = grid_shape
+        self.keeps_recipes = False
         self.embed = PointwiseConv3d(num_classes, width, bias=False)
         self.blocks = nn.ModuleList(
             [
@@ -50,9 +52,10 @@ class Discriminator(nn.Module):
                 f"volume: expected features {[len(sites), self.embed.in_channels]} at the sites, "
                 f"found {list(volume.shape)}"
             )
-        features, here = self.embed(volume), sites
-        for block in self.blocks:
-            features, here = block(features, here)
-        flat = here.densify(features).flatten(1)
-        scores: Tensor = self.score(torch.relu(self.hidden(flat)))
+        with recipes_kept(self.keeps_recipes):
+            features, here = self.embed(volume), sites
+            for block in self.blocks:
+                features, here = block(features, here)
+            flat = here.densify(features).flatten(1)
+            scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores

@@ -18,6 +18,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from ammnet_sparse.models.image_weights import read_backbone_weights
+from ammnet_sparse.sparse.blocks import Recomputable
 
 NUM_STAGES = 4
 SMALLEST_IMAGE = 32
@@ -38,7 +39,7 @@ class ImageFeatures:
     class_logits: Tensor
 
 
-class ImageHead(nn.Module):
+class ImageHead(Recomputable):
     """SegFormer's all-MLP head: projects four stages to one width, joins them at 1/4 image size and classifies.
 
     Concatenating the upsampled stages (order c4 c3 c2 c1) and applying ``fuse`` equals applying the slice of
@@ -97,12 +98,7 @@ class ImageEncoder(nn.Module):
     """A timm backbone with four stages (1/4 to 1/32 of the image) and the head on them.
 
     Frozen, the backbone has no gradients, stays in evaluation mode whatever ``train`` says, and keeps no
-    activations. To recompute activations in the backward pass, wrap ``head`` and not the whole encoder::
-
-        stages = encoder.extract_stages(image)
-        features = torch.utils.checkpoint.checkpoint(encoder.head, stages, use_reentrant=False)
-
-    Otherwise the frozen backbone, which has nothing to recompute, would run twice.
+    activations. What the backward pass can recompute is the head.
     """
 
     def __init__(
@@ -145,8 +141,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """2D features and class logits of normalised RGB images [B, 3, h, w]; errors as ``extract_stages``."""
-        features: ImageFeatures = self.head(self.extract_stages(image))
-        return features
+        stages = self.extract_stages(image)
+        return self.head.recomputed(self.head, stages)
 
 
 def build_segformer_backbone(

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ammnet_sparse.sparse.blocks import ChannelDropout, Stage, Stem, Up, cells_under
+from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import SiteSet
 
 
@@ -26,7 +27,7 @@ class TSDFEncoder(nn.Module):
         quarter, quarter_sites = self.stage_quarter(half, half_sites)
         read = cells_under(sites)
         raised = self.up_half(quarter, quarter_sites, read)
-        raised = self.dropout(raised, read) + take_sites(half, read)
+        raised = add(self.dropout(raised, read), take_sites(half, read))
         features: Tensor = self.up_full(raised, read, sites)
         return features
 
@@ -43,4 +44,4 @@ def add_state(features: Tensor, state: Tensor | None, projection: nn.Linear | No
 
 def take_sites(features: Tensor, sites: SiteSet) -> Tensor:
     """Rows of features of every cell [M, C] at some of the cells -> [N, C]."""
-    return features if sites.is_full else features.index_select(0, sites.linear)
+    return features if sites.is_full else take_rows(features, sites.linear)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,12 @@ from ammnet_sparse.sparse.convolutions import (
 )
 from ammnet_sparse.sparse.kernel_maps import Kernel, cells_read, strided_shape, strided_sites
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
+from ammnet_sparse.sparse.recipes import add, multiply, no_recipes, relu, take_rows
 from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
+
+RecomputeLevel = Literal["off", "elementwise", "blocks", "full"]
+"""``training.recompute``, each level more than the one before."""
+_Result = TypeVar("_Result")
 
 AXIS_Y, AXIS_HEIGHT, AXIS_X = 2, 1, 0
 
@@ -31,7 +37,7 @@ class Recomputable(nn.Module):
         super().__init__()
         self.is_recomputed = False
 
-    def recomputed(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+    def recomputed(self, function: Callable[..., _Result], *arguments: object) -> _Result:
         """``function(*arguments)``, kept or recomputed as ``is_recomputed`` says."""
         if not (self.is_recomputed and torch.is_grad_enabled()):
             return function(*arguments)
@@ -39,7 +45,8 @@ class Recomputable(nn.Module):
         def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
             return contextlib.nullcontext(), unchanged_statistics(self)
 
-        out: Tensor = checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
+        with no_recipes():
+            out: _Result = checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
         return out
 
 
@@ -58,7 +65,7 @@ class ChannelDropout(nn.Module):
             return torch.zeros_like(features)
         keep = 1.0 - self.probability
         mask = features.new_empty(sites.batch_size, features.shape[1]).bernoulli_(keep).div_(keep)
-        return features * mask.index_select(0, sites.batch_index)
+        return multiply(features, take_rows(mask, sites.batch_index))
 
 
 class Down(nn.Module):
@@ -127,24 +134,22 @@ class DDRBlock(Recomputable):
         return self.recomputed(self._strided, features, route), x_sites
 
     def _same(self, features: Tensor, sites: SiteSet) -> Tensor:
-        relu = torch.relu
         out1 = self.norm1(self.conv1(features))
         out2 = self.norm2(self.conv2(out1, sites, sites))
-        out3 = self.norm3(self.conv3(relu(out2), sites, sites)) + out2
-        out4 = self.norm4(self.conv4(relu(out3), sites, sites)) + out2 + out3
-        return relu(self.norm5(self.conv5(relu(out4))) + features)
+        out3 = add(self.norm3(self.conv3(relu(out2), sites, sites)), out2)
+        out4 = add(self.norm4(self.conv4(relu(out3), sites, sites)), out2, out3)
+        return relu(add(self.norm5(self.conv5(relu(out4))), features))
 
     def _strided(self, features: Tensor, route: tuple[SiteSet, SiteSet, SiteSet, SiteSet]) -> Tensor:
-        relu = torch.relu
         sites, y_sites, height_sites, x_sites = route
         out1 = self.norm1(self.conv1(features))
         out2 = self.norm2(self.conv2(out1, sites, y_sites))
         out2_height = self.down2(out2, y_sites, height_sites)
-        out3 = self.norm3(self.conv3(relu(out2), y_sites, height_sites)) + out2_height
+        out3 = add(self.norm3(self.conv3(relu(out2), y_sites, height_sites)), out2_height)
         out2_x = self.down3(out2_height, height_sites, x_sites)
         out3_x = self.down4(out3, height_sites, x_sites)
-        out4 = self.norm4(self.conv4(relu(out3), height_sites, x_sites)) + out2_x + out3_x
-        return relu(self.norm5(self.conv5(relu(out4))) + self.shortcut(features, sites, x_sites))
+        out4 = add(self.norm4(self.conv4(relu(out3), height_sites, x_sites)), out2_x, out3_x)
+        return relu(add(self.norm5(self.conv5(relu(out4))), self.shortcut(features, sites, x_sites)))
 
 
 def _every_cell(sites: SiteSet, shape: Triple) -> SiteSet:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, containing_cells
+from ammnet_sparse.sparse.recipes import noted
 from ammnet_sparse.sparse.sites import SiteSet
 
 Backend = Literal["auto", "dense", "torch", "spconv"]
@@ -90,10 +91,17 @@ def average_pool(features: Tensor, source: SiteSet, *, target: SiteSet, window: 
     """[N_source, C] -> [N_target, C]: sum over the sites of a window, divided by the full window's volume."""
     volume = window[0] * window[1] * window[2]
     if source.is_full and target.is_full:
-        pooled = F.avg_pool3d(source.densify(features), window)
-        return target.gather(pooled)
-    rows = containing_cells(source, target, window)
-    return features.new_zeros(len(target), features.shape[1]).index_add(0, rows, features) / volume
+
+        def pool(features: Tensor) -> Tensor:
+            return target.gather(F.avg_pool3d(source.densify(features), window))
+
+    else:
+        rows = containing_cells(source, target, window)
+
+        def pool(features: Tensor) -> Tensor:
+            return features.new_zeros(len(target), features.shape[1]).index_add(0, rows, features) / volume
+
+    return noted(pool(features), pool, features)
 
 
 def convolve(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ammnet_sparse.sparse.recipes import has_recipes, noted, relu
+
 
 class SiteBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the sites of a batch, [N, C] -> [N, C]; names and buffers as in torch's layers.
@@ -27,14 +29,32 @@ class SiteBatchNorm(nn.BatchNorm1d):
                 f"batch normalisation in training mode needs at least 2 sites, found {features.shape[0]}; "
                 "the batch holds too few scored or hit voxels"
             )
-        if not self.training or features.is_cuda:
+        if not self.training:
             normalized = super().forward(features)
             return torch.relu(normalized) if self.is_activated else normalized
+        if features.is_cuda:
+            return self._normalize_on_cuda(features)
         variance, mean = _variance_and_mean(features.detach())
         self._track(mean, variance, count=features.shape[0])
         deviation = torch.rsqrt(variance + self.eps)
         out: Tensor = _Normalize.apply(features, self.weight, self.bias, mean, deviation, self.is_activated)
-        return out
+        return noted(
+            out, _activated if self.is_activated else _scaled, features, *_scale_and_shift(self, mean, deviation)
+        )
+
+    def _normalize_on_cuda(self, features: Tensor) -> Tensor:
+        if not has_recipes():
+            normalized = super().forward(features)
+        else:
+            # The recipe needs the statistics that the kernel finds.
+            if self.track_running_stats and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+            normalized, mean, deviation = torch.native_batch_norm(
+                features, self.weight, self.bias, *running, True, self.momentum or 0.0, self.eps
+            )
+            noted(normalized, _scaled, features, *_scale_and_shift(self, mean, deviation))
+        return relu(normalized) if self.is_activated else normalized
 
     def _track(self, mean: Tensor, variance: Tensor, *, count: int) -> None:
         if not self.track_running_stats:
@@ -60,6 +80,21 @@ def _variance_and_mean(features: Tensor) -> tuple[Tensor, Tensor]:
     return variance, mean + remainder
 
 
+def _scale_and_shift(norm: nn.BatchNorm1d, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """([C], [C]) that normalise with the inverse ``deviation``; without gradients."""
+    with torch.no_grad():
+        scale = norm.weight * deviation
+        return scale, norm.bias - mean * scale
+
+
+def _scaled(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, features, scale).to(features.dtype)
+
+
+def _activated(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return _scaled(features, scale, shift).relu_()
+
+
 class _Normalize(torch.autograd.Function):
     """(x - mean) * inverse deviation * weight + bias, and a ReLU; keeps x alone."""
 
@@ -70,7 +105,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(features, weight, bias, mean, deviation)
         ctx.is_activated = is_activated
         scale = weight * deviation
-        out = torch.addcmul(bias - mean * scale, features, scale)
+        out = _scaled(features, scale, bias - mean * scale)
         return out.relu_() if is_activated else out
 
     @staticmethod

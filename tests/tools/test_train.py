@@ -245,7 +245,7 @@ def test_failures_within_training_say_how_to_go_on(
     monkeypatch.setattr(AdversarialGame, "step", fail(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")))
     assert train(longer) == 1
     message = capsys.readouterr().err
-    assert "train.py: CUDA out of memory. Tried\n" in message and "training.recompute=blocks" in message
+    assert "train.py: CUDA out of memory. Tried\n" in message and "training.recompute=elementwise" in message
     assert message.endswith(how)
     monkeypatch.setattr(AdversarialGame, "step", fail(KeyboardInterrupt()))
     assert train(longer) == 130

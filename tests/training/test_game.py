@@ -87,7 +87,7 @@ def recorded_calls(game: AdversarialGame) -> list[Call]:
     return calls
 
 
-@pytest.mark.parametrize(("recompute", "accumulate"), [("off", 1), ("blocks", 1), ("full", 2)])
+@pytest.mark.parametrize(("recompute", "accumulate"), [("off", 1), ("elementwise", 2), ("blocks", 1), ("full", 2)])
 def test_each_step_leaves_the_other_network_bit_identical(batch: Batch, recompute: str, accumulate: int) -> None:
     game = make_game(tiny_config(training={"recompute": recompute}))
     network = game.network
@@ -296,7 +296,7 @@ def test_recomputation_changes_neither_gradients_nor_statistics(batch: Batch) ->
     """Dropout on: the recomputed pass must draw the same channels."""
     dropout = {"encoder_dropout": 0.3, "decoder_dropout": 0.1}
     results = []
-    for recompute in ("off", "blocks", "full"):
+    for recompute in ("off", "elementwise", "blocks", "full"):
         game = make_game(tiny_config(model=dropout, training={"recompute": recompute}), dtype=torch.float64)
         gradients = recorded_gradients(game)
         torch.manual_seed(7)

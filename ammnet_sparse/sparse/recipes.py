@@ -1,0 +1,161 @@
+"""Elementwise work made again in the backward pass instead of kept, with no convolution run twice.
+
+Where autograd would keep the result of normalisation, ReLU, addition or dropout, it keeps a *recipe* instead: the
+function and its inputs, which are kept for the backward pass anyway or have a recipe in turn. So of a convolution,
+its normalisation and its ReLU only the convolution's result stays, about half of all that would be kept otherwise.
+"""
+
+import contextlib
+import contextvars
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _Recipe:
+    """How to make a tensor again; while somebody holds what was made, it is not made twice."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple["Tensor | _Recipe", ...]) -> None:
+        self._function = function
+        self._inputs = inputs
+        self._made: weakref.ref[Tensor] | None = None
+
+    def make(self) -> Tensor:
+        made = self._made() if self._made is not None else None
+        if made is None:
+            made = self._function(*(part.make() if isinstance(part, _Recipe) else part for part in self._inputs))
+            self._made = weakref.ref(made)
+        return made
+
+
+class _View:
+    """What autograd keeps instead of a tensor: a recipe, and which part of its result the tensor was."""
+
+    def __init__(self, recipe: _Recipe, tensor: Tensor) -> None:
+        self._recipe = recipe
+        self._geometry = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+    def tensor(self) -> Tensor:
+        with torch.no_grad():
+            return self._recipe.make().as_strided(*self._geometry)
+
+
+class _Recorder:
+    """The recipes of the tensors alive, found by their memory."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, _Recipe]] = {}
+
+    def note(self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        # Only of results that fill their memory in C order can a view be taken of what is made later.
+        if not result.is_contiguous() or result.storage_offset() != 0:
+            return
+        address = result.untyped_storage().data_ptr()
+
+        def forget(dead: "weakref.ref[Tensor]") -> None:
+            # Once the tensor is gone, other tensors may get its memory.
+            if address in self._known and self._known[address][0] is dead:
+                del self._known[address]
+
+        recipe = _Recipe(function, tuple(self._recipe_or_tensor(part) for part in inputs))
+        self._known[address] = (weakref.ref(result, forget), result._version, recipe)
+
+    def pack(self, tensor: Tensor) -> Tensor | _View:
+        recipe = self._find(tensor)
+        return tensor if recipe is None else _View(recipe, tensor)
+
+    def _recipe_or_tensor(self, part: Tensor) -> Tensor | _Recipe:
+        recipe = self._find(part)
+        is_whole = part.is_contiguous() and part.numel() * part.element_size() == part.untyped_storage().nbytes()
+        return recipe if recipe is not None and is_whole else part.detach()
+
+    def _find(self, tensor: Tensor) -> _Recipe | None:
+        found = self._known.get(tensor.untyped_storage().data_ptr())
+        if found is None or found[0]() is None or found[1] != tensor._version:
+            return None
+        return found[2]
+
+
+def _unpack(kept: Tensor | _View) -> Tensor:
+    return kept.tensor() if isinstance(kept, _View) else kept
+
+
+_recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar("recorder", default=None)
+
+
+@contextlib.contextmanager
+def recipes_kept(is_enabled: bool) -> Iterator[None]:
+    """Within the block autograd keeps recipes where there are some; not enabled, or without gradients, it keeps all."""
+    if not (is_enabled and torch.is_grad_enabled()):
+        yield
+        return
+    recorder = _Recorder()
+    token = _recorder.set(recorder)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(recorder.pack, _unpack):
+            yield
+    finally:
+        _recorder.reset(token)
+
+
+@contextlib.contextmanager
+def no_recipes() -> Iterator[None]:
+    """Within the block nothing is noted: for what is recomputed as a whole, of which nothing shall be held."""
+    token = _recorder.set(None)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def has_recipes() -> bool:
+    """Whether recipes are kept here."""
+    return _recorder.get() is not None
+
+
+def noted(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``result`` itself; where recipes are kept, ``function(*inputs)`` may replace it in what autograd keeps.
+
+    Args:
+        result: what ``function`` returns for the inputs, up to rounding; not changed in place later.
+        function: cheap, of the tensors given alone; called without gradients and outside of autocast, it returns the
+            type of ``result``.
+        inputs: tensors that are needed in the backward pass anyway, or have recipes themselves.
+    """
+    recorder = _recorder.get()
+    if recorder is not None:
+        recorder.note(result, function, inputs)
+    return result
+
+
+def relu(features: Tensor) -> Tensor:
+    """ReLU of any shape."""
+    if not has_recipes():
+        return torch.relu(features)
+    # torch.relu keeps its result before a recipe could be noted for it; this keeps its input, which has one mostly.
+    return noted(F.threshold(features, 0.0, 0.0), torch.relu, features)
+
+
+def add(first: Tensor, *others: Tensor) -> Tensor:
+    """The sum of tensors of one shape and type, added from left to right."""
+    total = first
+    for other in others:
+        total = noted(total + other, torch.add, total, other)
+    return total
+
+
+def take_rows(features: Tensor, rows: Tensor) -> Tensor:
+    """[N, C], [M] int64 -> [M, C]."""
+    return noted(features.index_select(0, rows), _take_rows, features, rows)
+
+
+def _take_rows(features: Tensor, rows: Tensor) -> Tensor:
+    return features.index_select(0, rows)
+
+
+def multiply(first: Tensor, second: Tensor) -> Tensor:
+    """The product of two tensors of one shape and type."""
+    return noted(first * second, torch.mul, first, second)

@@ -1,0 +1,159 @@
+"""Recipes: what autograd keeps shrinks, gradients stay, and nothing stale is ever used."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ammnet_sparse.sparse.normalization import SiteBatchNorm
+from ammnet_sparse.sparse.recipes import add, multiply, no_recipes, noted, recipes_kept, relu, take_rows
+
+
+class LiveStorages(TorchDispatchMode):
+    """Watches the memory of everything that is computed within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        result = function(*arguments, **(keywords or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._seen[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is still held."""
+        return sum(size for reference, size in self._seen.values() if not reference.expired())
+
+
+class Block(nn.Module):
+    """A residual block of matrix products, with everything that has recipes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.norm1, self.norm2 = SiteBatchNorm(8, is_activated=True), SiteBatchNorm(8)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.norm1(self.first(features))
+        hidden = multiply(
+            hidden, take_rows(features.new_tensor([[1.0] * 8, [2.0] * 8]), torch.arange(len(features)) % 2)
+        )
+        return relu(add(self.norm2(self.second(hidden)), features, hidden))
+
+
+@pytest.mark.parametrize("is_enabled", [False, True])
+def test_gradients_of_stacked_blocks_are_the_same(is_enabled: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(Block(), Block(), Block()).double()
+    features = torch.randn(32, 8, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(network(features).square().sum(), [features, *network.parameters()])
+    with recipes_kept(is_enabled):
+        output = network(features)
+    found = torch.autograd.grad(output.square().sum(), [features, *network.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class Counted(torch.autograd.Function):
+    """Squares, and counts the bytes that its saved tensor has as autograd gives it back."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        ctx.save_for_backward(features)
+        return features.square()
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (features,) = ctx.saved_tensors
+        return 2 * features * gradients[0]
+
+
+def made_and_kept(change: str) -> tuple[bool, Tensor, Tensor]:
+    """Whether a noted tensor was let go, the gradient through it, and the gradient to expect."""
+    start = torch.arange(1.0, 5.0, requires_grad=True)
+    with recipes_kept(True):
+        middle = noted(start * 3, lambda features: features * 3, start)
+        if change == "in place":
+            with torch.no_grad():
+                middle.mul_(2)
+        used = middle.view(2, 2).t() if change == "view" else middle
+        result = Counted.apply(used).sum()
+    factor = 2 if change == "in place" else 1
+    watched = weakref.ref(middle)
+    del middle, used
+    gc.collect()
+    result.backward()
+    assert start.grad is not None
+    return watched() is None, start.grad, 18 * factor * start.detach()
+
+
+@pytest.mark.parametrize("change", ["none", "view", "in place"])
+def test_made_again_as_it_was(change: str) -> None:
+    is_gone, found, expected = made_and_kept(change)
+    assert is_gone
+    torch.testing.assert_close(found, expected)
+
+
+def fail(*inputs: Tensor) -> Tensor:
+    raise AssertionError("made again")
+
+
+def test_memory_that_another_tensor_got_is_not_mistaken() -> None:
+    memory, start = torch.full((4,), 5.0), torch.ones(4, requires_grad=True)
+    with recipes_kept(True):
+        dead = noted(memory.detach(), fail, start)
+        assert dead.data_ptr() == memory.data_ptr()
+        del dead
+        result = (start * memory).sum()
+    result.backward()
+    assert start.grad is not None
+    assert start.grad.tolist() == [5.0] * 4
+
+
+def test_less_is_kept() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(*(Block() for _ in range(6)))
+    features = torch.randn(3200, 8)
+    sizes = []
+    for is_enabled in (False, True):
+        with LiveStorages() as storages, recipes_kept(is_enabled):
+            output = network(features)
+        gc.collect()
+        sizes.append(storages.num_bytes - output.nbytes)
+    kept, with_recipes = sizes
+    # Of a block both products stay and the rows of the mask; without recipes twice that.
+    tensor_bytes = features.nbytes
+    assert kept > 6 * 4.5 * tensor_bytes
+    assert with_recipes < 6 * 2.5 * tensor_bytes
+
+
+def test_without_gradients_or_within_recomputation_nothing_is_noted() -> None:
+    start = torch.ones(4, requires_grad=True)
+    with torch.no_grad(), recipes_kept(True):
+        noted(start * 3, fail, start)
+    with recipes_kept(True), no_recipes():
+        result = Counted.apply(noted(start * 3, fail, start))
+    result.sum().backward()
+
+
+def test_nothing_outlives_the_graph() -> None:
+    network = Block()
+    features = torch.randn(32, 8)
+    with recipes_kept(True):
+        hidden = network.first(features)
+        watched = weakref.ref(hidden)
+        output = relu(network.norm2(hidden)).sum()
+    del hidden
+    output.backward()
+    del output
+    assert watched() is None
