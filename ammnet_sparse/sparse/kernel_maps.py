@@ -66,7 +66,10 @@ class KernelMap:
 
     @property
     def spconv_pairs(self) -> tuple[Tensor, Tensor]:
-        """The pairs as spconv's native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32."""
+        """The pairs as spconv's native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
+
+        The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
+        """
         return self._shared("spconv pairs", self._build_spconv_pairs)
 
     @property
@@ -95,14 +98,24 @@ class KernelMap:
         return tuple(self._pairs_of_tap(tap) for tap in self.kernel.taps)
 
     def _build_spconv_pairs(self) -> tuple[Tensor, Tensor]:
-        pairs = self._build_pairs()
-        counts = [source.shape[0] for source, _ in pairs]
-        device = self.source.linear.device
-        table = torch.full((2, len(counts), max(counts)), -1, dtype=torch.int32, device=device)
-        for tap, (source, target) in enumerate(pairs):
-            table[0, tap, : counts[tap]] = source
-            table[1, tap, : counts[tap]] = target
-        return table, torch.tensor(counts, dtype=torch.int32, device=device)
+        # The host waits for the device twice a map here, instead of once a tap.
+        rows = torch.stack([self._row_of_every_target(tap) for tap in self.kernel.taps])
+        is_pair = rows >= 0
+        counts = is_pair.sum(1, dtype=torch.int32).cpu()
+        tap, target = is_pair.nonzero().unbind(1)
+        begin = (counts.cumsum(0) - counts).to(rows.device)
+        position = torch.arange(len(tap), device=rows.device) - begin[tap]
+        table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
+        table[0, tap, position] = rows[is_pair].int()
+        table[1, tap, position] = target.int()
+        return table, counts
+
+    def _row_of_every_target(self, tap: Triple) -> Tensor:
+        """[N_target] source rows that a tap reads, -1 for none."""
+        rows, target_rows = _rows_read(self.target, self.source, self.kernel, tap)
+        if target_rows is None:
+            return rows
+        return rows.new_full((len(self.target),), -1).index_copy_(0, target_rows, rows)
 
     def _pairs_of_tap(self, tap: Triple) -> tuple[Tensor, Tensor]:
         rows, target_rows = _rows_read(self.target, self.source, self.kernel, tap)

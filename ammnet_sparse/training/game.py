@@ -41,9 +41,10 @@ class StepReport:
     discriminator_gradient_norm: Tensor | None
 
     def as_floats(self) -> dict[str, float]:
-        """By name, without those left out; waits for the device."""
+        """By name, without those left out; waits for the device, once."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        there = {name: value.double() for name, value in values.items() if value is not None}
+        return dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
 
 
 class AdversarialGame:
