@@ -86,6 +86,53 @@ def scores_from_counts(confusion: Tensor, occupancy: Tensor, *, frames: int) -> 
     )
 
 
+@dataclass(frozen=True, eq=False)
+class VoxelCounts:
+    """Voxels of scenes by truth and prediction, added up on their device without the host waiting for it.
+
+    Attributes:
+        confusion: [12, 12] int64, scored voxels by (true class, predicted class).
+        occupancy: [2, 2] int64, occluded scored voxels by (truly occupied, predicted occupied).
+        frames: frames that were counted.
+    """
+
+    confusion: Tensor
+    occupancy: Tensor
+    frames: int
+
+    @classmethod
+    def of(cls, labels_predicted: Tensor, labels: Tensor, hit_mask: Tensor, *, frames: int) -> "VoxelCounts":
+        """Counts voxels of ``frames`` frames.
+
+        Args:
+            labels_predicted: [N] integer, class 0..11; not checked, as a check would wait for the device.
+            labels: [N] integer, class 0..11, or 255 where the voxel is not scored.
+            hit_mask: [N] bool, voxels that a pixel hits: SC leaves them out.
+        """
+        scored = labels != IGNORE_LABEL
+        cell = (hit_mask.long() * NUM_CLASSES + labels.long()) * NUM_CLASSES + labels_predicted.long()
+        num_cells = 2 * NUM_CLASSES**2
+        # Not bincount: it asks the device for the largest value. What is not scored falls into a cell of its own.
+        table = cell.new_zeros(num_cells + 1)
+        table.scatter_add_(0, cell.where(scored, num_cells), torch.ones_like(cell))
+        occluded, hit = table[:-1].view(2, NUM_CLASSES, NUM_CLASSES)
+        rows = torch.stack([occluded[0], occluded[1:].sum(0)])
+        return cls(occluded + hit, torch.stack([rows[:, 0], rows[:, 1:].sum(1)], dim=1), frames)
+
+    def __add__(self, other: "VoxelCounts") -> "VoxelCounts":
+        """Counts of both, on the device of ``other``."""
+        device = other.confusion.device
+        return VoxelCounts(
+            self.confusion.to(device) + other.confusion,
+            self.occupancy.to(device) + other.occupancy,
+            self.frames + other.frames,
+        )
+
+    def scores(self) -> Scores:
+        """Scores of what was counted; waits for the device."""
+        return scores_from_counts(self.confusion, self.occupancy, frames=self.frames)
+
+
 class CompletionMetrics:
     """Counts pooled over batches, and the scores that follow from them.
 

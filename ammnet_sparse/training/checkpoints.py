@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.config import flat_values
+from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_weights import WeightsError
@@ -37,6 +38,7 @@ class Progress:
         batches_done: of the unfinished epoch.
         best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
         sums, num_summed: of what the steps of the unfinished epoch recorded, and how many they are.
+        counts: voxels by truth and prediction over those steps; None before the first of them.
     """
 
     epoch: int = 0
@@ -46,6 +48,30 @@ class Progress:
     best_epoch: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     num_summed: int = 0
+    counts: VoxelCounts | None = None
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> "Progress":
+        """From ``dataclasses.asdict``; what states of older versions lack counts from where they stand.
+
+        Raises:
+            TypeError: names that are not ours.
+        """
+        counts = values.get("counts")
+        return cls(**{**values, "counts": None if counts is None else VoxelCounts(**counts)})
+
+    def add(self, values: Mapping[str, float], counts: VoxelCounts) -> None:
+        """Adds a step of the unfinished epoch."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.num_summed += 1
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def end_epoch(self) -> None:
+        """The epoch is done: forgets what belonged to it."""
+        self.epoch += 1
+        self.batches_done = 0
+        self.sums, self.num_summed, self.counts = {}, 0, None
 
 
 def save_run_weights(folder: Path, name: str, network: AMMNet, *, metadata: dict[str, str]) -> None:

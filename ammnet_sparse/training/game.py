@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
+from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
@@ -17,6 +20,7 @@ from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
     fake_loss,
     image_cross_entropy,
+    labels_at,
     num_labelled_pixels,
     num_scored,
     real_loss,
@@ -29,7 +33,8 @@ from ammnet_sparse.training.optimization import Optimization
 class StepReport:
     """Losses of a step, detached scalars on the device; None for what the configuration leaves out.
 
-    ``loss`` is the generator's sum with weights; ``discriminator`` the sum of its binary cross-entropies.
+    ``loss`` is the generator's sum with weights; ``discriminator`` the sum of its binary cross-entropies; ``counts``
+    are of the prediction that the generator was trained on, with its dropout, augmentation and batch statistics.
     """
 
     loss: Tensor
@@ -39,11 +44,12 @@ class StepReport:
     discriminator: Tensor | None
     generator_gradient_norm: Tensor
     discriminator_gradient_norm: Tensor | None
+    counts: VoxelCounts
 
     def as_floats(self) -> dict[str, float]:
-        """By name, without those left out; waits for the device, once."""
+        """Losses and norms by name, without those left out; waits for the device, once."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        there = {name: value.double() for name, value in values.items() if value is not None}
+        there = {name: value.double() for name, value in values.items() if isinstance(value, Tensor)}
         return dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
 
 
@@ -85,11 +91,13 @@ class AdversarialGame:
             discriminator_loss = torch.stack(losses).sum()
             discriminator_norm = self.discriminator.step()
         totals = _Totals.of(batches, has_image_loss=self.config.model.image_encoder != "seg2d")
-        reports = []
+        reports, counts = [], []
         for index, scene in enumerate(scenes):
             if kept is None and random_states:
                 random_states[index].restore()
-            reports.append(self._generate(scene, kept or self._predict(scene), totals, num_scenes=len(scenes)))
+            prediction = kept or self._predict(scene)
+            counts.append(scene.count(prediction))
+            reports.append(self._generate(scene, prediction, totals, num_scenes=len(scenes)))
         norm = self.generator.step()
         summed = [None if parts[0] is None else torch.stack(parts).sum() for parts in zip(*reports, strict=True)]
         loss, scene_loss, image_loss, adversarial_loss = summed
@@ -102,6 +110,7 @@ class AdversarialGame:
             discriminator=discriminator_loss,
             generator_gradient_norm=norm,
             discriminator_gradient_norm=discriminator_norm,
+            counts=functools.reduce(operator.add, counts),
         )
 
     def _autocast(self, device: torch.device) -> torch.autocast:
@@ -235,6 +244,16 @@ class _Scene:
     def one_hot(self, labels: Tensor) -> Tensor:
         """[N, num_classes] at the sites; zeros where nothing is scored."""
         return one_hot_sites(labels, self.sites.linear, self.num_classes, self.dtype)
+
+    def count(self, prediction: Prediction) -> VoxelCounts:
+        """Scored voxels by truth and prediction."""
+        hit = self.batch.hit_mask.flatten()[prediction.sites.linear]
+        return VoxelCounts.of(
+            prediction.voxel_logits.argmax(dim=1),
+            labels_at(self.batch, prediction.sites),
+            hit,
+            frames=self.batch.batch_size,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from ammnet_sparse.config import Config, ConfigError, save_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import build_loader
 from ammnet_sparse.evaluation.baselines import constant_baseline
-from ammnet_sparse.evaluation.metrics import Scores, evaluate
+from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.models.weights import load_into, read_weights
 from ammnet_sparse.training.checkpoints import (
     BEST_WEIGHTS,
@@ -39,6 +39,7 @@ from ammnet_sparse.training.preparation import (
     steps_per_epoch,
 )
 from ammnet_sparse.training.records import Records
+from ammnet_sparse.training.validation import Validation, validate
 
 
 class DivergenceError(RuntimeError):
@@ -64,7 +65,7 @@ class Run:
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
         limit: train and validate on so many frames only, for a trial; a resumed run keeps its own.
-        show_progress: progress bars on standard error, and a line for each validation.
+        show_progress: progress bars on standard error, and a line for each epoch.
 
     Raises:
         ConfigError: a configuration that this machine cannot run, or a resumed one that differs.
@@ -131,25 +132,28 @@ class Run:
         with Records(self.folder, resumed_at=resumed_at) as records, StopRequest() as stop:
             while self.progress.epoch < self.config.training.epochs:
                 started = time.monotonic()
-                means = self._train_epoch(records, stop)
-                self.progress.epoch += 1
-                self.progress.batches_done = 0
-                self.progress.sums, self.progress.num_summed = {}, 0
-                scores = self._validate(records)
+                means, training = self._train_epoch(records, stop)
+                self.progress.end_epoch()
+                validation = self._validate(records)
+                scores = None if validation is None else validation.scores
                 if self.progress.best_epoch == self.progress.epoch:
                     best = scores
                 values: dict[str, float] = {**means, "seconds": time.monotonic() - started}
+                if validation is not None:
+                    values["validation_scene"] = validation.scene
                 if self.device.type == "cuda":
                     values["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-                records.epoch(self.progress.epoch, self.progress.step, values, scores)
+                records.epoch(self.progress.epoch, self.progress.step, values, scores, training=training)
+                if self.show_progress:
+                    tqdm.write(_epoch_line(self.progress.epoch, values, training, scores))
                 self._save_weights(LAST_WEIGHTS, scores)
                 self._save_state()
                 if stop.is_set and self.progress.epoch < self.config.training.epochs:
                     raise RunInterrupted(f"stopped after epoch {self.progress.epoch}")
         return RunResult(best or self._score_best(), self.progress.best_epoch, baseline)
 
-    def _train_epoch(self, records: Records, stop: StopRequest) -> dict[str, float]:
-        """One pass over the training frames, or what is left of it; mean losses of its steps."""
+    def _train_epoch(self, records: Records, stop: StopRequest) -> tuple[dict[str, float], Scores | None]:
+        """One pass over the training frames, or what is left of it; mean losses and the scores of its steps."""
         accumulate = self.config.training.accumulate
         total = self.steps_per_epoch
         progress = self.progress
@@ -160,10 +164,8 @@ class Run:
             waited = time.monotonic()
             for batches in _groups(self._training_loader(), accumulate):
                 wait_seconds = time.monotonic() - waited
-                losses = self._step(batches, records, wait_seconds=wait_seconds)
-                for name, value in {**losses, "wait_seconds": wait_seconds}.items():
-                    progress.sums[name] = progress.sums.get(name, 0.0) + value
-                progress.num_summed += 1
+                losses, counts = self._step(batches, records, wait_seconds=wait_seconds)
+                progress.add({**losses, "wait_seconds": wait_seconds}, counts)
                 bar.set_postfix({name: f"{losses[name]:.3f}" for name in _SHOWN if name in losses})
                 bar.update()
                 if stop.is_set or time.monotonic() - saved > 60 * self.config.training.checkpoint_minutes:
@@ -172,15 +174,19 @@ class Run:
                 if stop.is_set:
                     raise RunInterrupted(f"stopped after step {progress.step}")
                 waited = time.monotonic()
-        return {name: value / progress.num_summed for name, value in progress.sums.items()}
+        means = {name: value / progress.num_summed for name, value in progress.sums.items()}
+        return means, None if progress.counts is None else progress.counts.scores()
 
-    def _step(self, batches: list[Batch], records: Records, *, wait_seconds: float) -> dict[str, float]:
-        """One update, written down; its losses."""
+    def _step(
+        self, batches: list[Batch], records: Records, *, wait_seconds: float
+    ) -> tuple[dict[str, float], VoxelCounts]:
+        """One update, written down; its losses, and what it predicted."""
         started = time.monotonic()
         seed = self.config.training.seed * 1_000_003 + self.progress.step
         on_device = [batch.to(self.device, non_blocking=True) for batch in batches]
         learning_rate = self.generator.learning_rate
-        losses = self.game.step(on_device, seed=seed).as_floats()
+        report = self.game.step(on_device, seed=seed)
+        losses = report.as_floats()
         self.progress.step += 1
         self.progress.batches_done += len(batches)
         timing = {"seconds": time.monotonic() - started, "wait_seconds": wait_seconds}
@@ -195,14 +201,15 @@ class Run:
                 f"step {self.progress.step} (frames {frames}): {', '.join(broken)} are no finite numbers; lower "
                 "optimizer.learning_rate, or add optimizer.warmup_steps"
             )
-        return losses
+        return losses, report.counts
 
-    def _validate(self, records: Records) -> Scores | None:
-        """Scores on the validation frames, where this epoch has a validation; keeps the best weights."""
+    def _validate(self, records: Records) -> Validation | None:
+        """The validation of this epoch, where it has one; keeps the best weights."""
         epoch, is_last = self.progress.epoch, self.progress.epoch == self.config.training.epochs
         if epoch % self.config.training.validate_every and not is_last:
             return None
-        scores = self._score(f"validation {epoch}")
+        validation = self._score(f"validation {epoch}")
+        scores = validation.scores
         # Undefined where neither truth nor prediction holds an object.
         miou = 0.0 if math.isnan(scores.ssc_miou) else scores.ssc_miou
         if miou > self.progress.best_miou:
@@ -210,21 +217,19 @@ class Run:
             self._save_weights(BEST_WEIGHTS, scores)
         first = self.validation_set[0].to(self.device)
         records.picture(self.progress.step, self.network, first)
-        if self.show_progress:
-            tqdm.write(f"epoch {epoch}: validation {_summary(scores)}")
-        return scores
+        return validation
 
-    def _score(self, description: str) -> Scores:
-        self.network.eval()
+    def _score(self, description: str) -> Validation:
         loader = self._validation_loader()
         batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not self.show_progress)
-        return evaluate(lambda batch: self.network(batch, voxels="scored").labels, batches, device=self.device)
+        smoothing = self.config.loss.label_smoothing
+        return validate(self.network, batches, label_smoothing=smoothing, device=self.device)
 
     def _score_best(self) -> Scores:
         """Scores of the best weights, for a resumed run that was already at its best; the network takes them on."""
         path = self.folder / BEST_WEIGHTS
         load_into(self.network, read_weights(path)[0], source=path)
-        return self._score("best weights")
+        return self._score("best weights").scores
 
     def _save_weights(self, name: str, scores: Scores | None) -> None:
         metadata = {"epoch": str(self.progress.epoch), "step": str(self.progress.step)}
@@ -254,7 +259,7 @@ class Run:
                     f"{self.folder}: expected {state['frames']} training and validation frames as before, found "
                     f"{frames}; give the same set and --limit"
                 )
-            self.progress = Progress(**state["progress"])
+            self.progress = Progress.from_state(state["progress"])
             self.network.load_state_dict(state["network"])
             self.generator.load_state_dict(state["generator"])
             if self.discriminator is not None:
@@ -309,6 +314,15 @@ def format_result(result: RunResult) -> str:
         f"best validation (epoch {result.best_epoch}): {_summary(result.best)}; "
         f"constant-class baseline: {_summary(result.baseline)}"
     )
+
+
+def _epoch_line(epoch: int, values: dict[str, float], training: Scores | None, validation: Scores | None) -> str:
+    """Training, and where there was one validation: the 3D cross-entropy and the scores."""
+    parts = []
+    for name, key, scores in (("training", "scene", training), ("validation", "validation_scene", validation)):
+        if scores is not None and key in values:
+            parts.append(f"{name} loss {values[key]:.3f}, {_summary(scores)}")
+    return f"epoch {epoch}: {'; '.join(parts) or 'done'}"
 
 
 def _summary(scores: Scores) -> str:

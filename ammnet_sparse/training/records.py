@@ -48,21 +48,29 @@ class Records:
         for name, value in values.items():
             self._writer.add_scalar(f"step/{name}", value, step)
 
-    def epoch(self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None) -> None:
-        """A line per epoch (from 1), with the validation scores in percent where there was a validation."""
+    def epoch(
+        self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None, *, training: Scores | None = None
+    ) -> None:
+        """A line per epoch (from 1), with the scores in percent where there are some: of validation, of training."""
         line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": step, **values}
         if scores is not None:
             line["validation"] = scores.to_json()
-            self._writer.add_scalar("validation/sc_iou", 100 * scores.sc_iou, step)
-            self._writer.add_scalar("validation/ssc_miou", 100 * scores.ssc_miou, step)
+            self._totals("validation", scores, step)
             for name, iou in scores.ssc_iou.items():
                 if not math.isnan(iou):
                     self._writer.add_scalar(f"validation_classes/{name}", 100 * iou, step)
+        if training is not None:
+            line["training"] = training.to_json()
+            self._totals("training", training, step)
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"epoch/{name}", value, step)
         self._write(line)
         self._writer.flush()
+
+    def _totals(self, name: str, scores: Scores, step: int) -> None:
+        self._writer.add_scalar(f"{name}/sc_iou", 100 * scores.sc_iou, step)
+        self._writer.add_scalar(f"{name}/ssc_miou", 100 * scores.ssc_miou, step)
 
     def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
         """Prediction beside truth of the first frame of a batch on the network's device; the network is evaluating."""

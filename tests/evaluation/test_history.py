@@ -4,7 +4,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,9 @@ def make_scores(miou: float, *, tvs: float = 0.25) -> Scores:
     return Scores(5, 0.8, 0.7, 0.6, iou, miou, confusion=counts[0], occupancy=counts[1])
 
 
-def write_run(folder: Path, *, mious: tuple[float | None, ...], has_game: bool = True) -> Path:
+def write_run(
+    folder: Path, *, mious: tuple[float | None, ...], has_game: bool = True, has_training: bool = False
+) -> Path:
     """A run of ten steps an epoch, written by the writer of real runs."""
     folder.mkdir(parents=True, exist_ok=True)
     game = {"adversarial": 3.0, "discriminator": 2.0} if has_game else {}
@@ -31,7 +32,11 @@ def write_run(folder: Path, *, mious: tuple[float | None, ...], has_game: bool =
                 losses = {"loss": 2.0 / step, "scene": 1.9 / step, **game}
                 records.step(step, {"epoch": epoch, **losses, "learning_rate": 1e-3})
             scores = None if miou is None else make_scores(miou)
-            records.epoch(epoch, 10 * epoch, {"loss": 1.0, "scene": 0.9, "seconds": 3.0}, scores)
+            values = {"loss": 1.0, "scene": 0.9, "seconds": 3.0}
+            if has_training:
+                values["validation_scene"] = 1.2
+            training = make_scores(0.5) if has_training else None
+            records.epoch(epoch, 10 * epoch, values, scores, training=training)
     return folder
 
 
@@ -91,11 +96,7 @@ def test_curves_leave_out_what_a_run_does_not_have(tmp_path: Path) -> None:
 
 
 def test_curves_of_training_scores_where_they_were_recorded(tmp_path: Path) -> None:
-    history = read_history(write_run(tmp_path / "run", mious=(0.2, 0.4)))
-    epochs: list[dict[str, Any]] = [
-        {**line, "training": make_scores(0.5).to_json(), "validation_scene": 1.2} for line in history.epochs
-    ]
-    words = text_of(curves_html(History(history.steps, epochs)))
+    words = text_of(curves_html(read_history(write_run(tmp_path / "run", mious=(0.2, 0.4), has_training=True))))
     assert {"SC IoU (training)", "SSC mIoU (training)", "scene cross-entropy (validation)"} <= set(words)
 
 

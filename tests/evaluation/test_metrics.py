@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, constant_baselines, prior_labels
-from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, evaluate, scores_from_counts
+from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, VoxelCounts, evaluate, scores_from_counts
 
 FLOOR, WALL, CHAIR, FURNITURE = (CLASS_NAMES.index(name) for name in ("floor", "wall", "chair", "furniture"))
 
@@ -74,6 +74,41 @@ def naive_scores(predicted: torch.Tensor, batch: Batch) -> tuple[list[float], li
 
     sc_scores = [ratio(sc["tp"], sc["tp"] + sc["fp"]), ratio(sc["tp"], sc["tp"] + sc["fn"])]
     return [*sc_scores, ratio(sc["tp"], sum(sc.values()))], [ratio(c["tp"], sum(c.values())) for c in ssc[1:]]
+
+
+def counts_of(predicted: torch.Tensor, batch: Batch) -> VoxelCounts:
+    assert batch.label is not None
+    labels = batch.label.masked_fill(~batch.scored_mask, IGNORE_LABEL).flatten()
+    return VoxelCounts.of(predicted.flatten(), labels, batch.hit_mask.flatten(), frames=batch.batch_size)
+
+
+def test_counts_added_up_equal_the_metrics() -> None:
+    rng = np.random.default_rng(4)
+    metrics, counts = CompletionMetrics(), None
+    for _ in range(3):
+        batch = random_batch(rng)
+        predicted = torch.from_numpy(rng.integers(0, NUM_CLASSES, size=(2, batch.num_voxels)).astype(np.uint8))
+        metrics.update(predicted, batch)
+        counts = counts_of(predicted, batch) if counts is None else counts + counts_of(predicted, batch)
+    assert counts is not None and counts.scores() == metrics.compute()
+    assert torch.equal(counts.confusion, metrics.compute().confusion)
+    assert torch.equal(counts.occupancy, metrics.compute().occupancy)
+    nothing = counts_of(torch.zeros(4, dtype=torch.uint8), make_batch([IGNORE_LABEL] * 4))
+    assert nothing.scores().frames == 1 and math.isnan(nothing.scores().ssc_miou)
+
+
+@pytest.mark.cuda
+def test_counting_does_not_wait_for_the_device() -> None:
+    rng = np.random.default_rng(5)
+    batch = random_batch(rng).to("cuda")
+    predicted = torch.from_numpy(rng.integers(0, NUM_CLASSES, size=(2, batch.num_voxels))).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        counts = counts_of(predicted, batch) + counts_of(predicted, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = counts_of(predicted.cpu(), batch.to("cpu"))
+    assert torch.equal(counts.confusion.cpu(), 2 * expected.confusion)
 
 
 def test_counts_by_hand() -> None:

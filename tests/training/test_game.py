@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.evaluation.metrics import CompletionMetrics
 from ammnet_sparse.models import ammnet
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone
@@ -322,6 +323,20 @@ def test_accumulation_repeats_the_dropout_of_the_first_pass(batch: Batch) -> Non
     assert [torch.equal(call.features, wanted) for call, wanted in zip(calls[8:], predictions, strict=True)] == [
         True
     ] * 2
+
+
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_step_counts_the_prediction_it_is_trained_on(batch: Batch, sites: str) -> None:
+    for batches in ([batch], [batch, tiny_batch((3, 4))]):
+        game = make_game(tiny_config(model={"sites": sites}))
+        untrained = copy.deepcopy(game.network).train()
+        metrics = CompletionMetrics()
+        with torch.no_grad():
+            for part in batches:
+                metrics.update(untrained(part, voxels="scored").labels, part)
+        counts = game.step(batches, seed=1).counts
+        assert counts.scores() == metrics.compute() and counts.frames == 2 * len(batches)
+        assert torch.equal(counts.confusion, metrics.compute().confusion)
 
 
 def test_scene_without_object_and_scene_without_scored_voxel(batch: Batch) -> None:

@@ -22,6 +22,7 @@ from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
 from ammnet_sparse.training.preparation import check_runnable
+from ammnet_sparse.training.validation import Validation
 from tests.data.frames import write_list
 from tests.training.support import tiny_config, tiny_set
 
@@ -137,6 +138,8 @@ def test_run_leaves_its_files_behind(uninterrupted: tuple[Path, RunResult], root
     assert rates == pytest.approx([1e-7 + 0.5 * (1e-3 - 1e-7) * (1 + math.cos(math.pi * t / 4)) for t in range(4)])
     for entry in (entries[2], entries[5]):
         assert entry["validation"]["frames"] == 2 and len(entry["validation"]["ssc"]["iou"]) == 11
+        assert entry["training"]["frames"] == 4 and len(entry["training"]["ssc"]["iou"]) == 11
+        assert 0 < entry["validation_scene"] < 10
     _, model, metadata = read_weights(folder / "last.safetensors")
     assert model == config.model and (metadata["epoch"], metadata["step"]) == ("2", "4")
     best = max((entry["validation"]["ssc"]["miou"], entry["epoch"]) for entry in (entries[2], entries[5]))
@@ -169,7 +172,7 @@ def test_run_stopped_between_epochs_goes_on_exactly(
     run = make_run(run_config(root), tmp_path)
     score = run._score
 
-    def interrupted_score(description: str) -> Scores:
+    def interrupted_score(description: str) -> Validation:
         interrupt()
         return score(description)
 
@@ -192,7 +195,7 @@ def test_run_that_died_goes_on_from_its_last_state(
         run.train()
     assert len(lines_of(tmp_path)) == 4
     state = load_state(tmp_path)  # of the end of epoch 1
-    for name in ("sums", "num_summed"):
+    for name in ("sums", "num_summed", "counts"):
         del state["progress"][name]
     del state["limit"]
     save_state(tmp_path, state)
@@ -202,6 +205,33 @@ def test_run_that_died_goes_on_from_its_last_state(
         run.train()
     make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
     assert_same_run(tmp_path, whole)
+
+
+def test_state_of_an_older_version_counts_what_is_left_of_its_epoch(root: Path, tmp_path: Path) -> None:
+    run = make_run(run_config(root, epochs=1), tmp_path)
+    before_call(run, 1, interrupt)
+    with pytest.raises(RunInterrupted):
+        run.train()
+    state = load_state(tmp_path)
+    assert state["progress"].pop("counts")["frames"] == 2
+    save_state(tmp_path, state)
+    make_run(run_config(root, epochs=1), tmp_path, resume=True).train()
+    assert lines_of(tmp_path)[-1]["training"]["frames"] == 2
+    state["progress"]["counts"] = {"unknown": 1}
+    save_state(tmp_path, state)
+    with pytest.raises(CheckpointError, match="the state does not fit this configuration"):
+        make_run(run_config(root, epochs=1), tmp_path, resume=True)
+
+
+def test_a_line_an_epoch_says_how_it_goes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(root, epochs=2, validate_every=2)
+    Run(config, tmp_path, device=CPU, limit=2).train()
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
+    epochs = [entry for entry in lines_of(tmp_path) if entry["kind"] == "epoch"]
+    training = [f"training loss {entry['scene']:.3f}, SSC mIoU {entry['training']['ssc']['miou']:.1f} %, SC IoU "
+                f"{entry['training']['sc']['iou']:.1f} %" for entry in epochs]  # fmt: skip
+    assert first == f"epoch 1: {training[0]}"
+    assert second.startswith(f"epoch 2: {training[1]}; validation loss {epochs[1]['validation_scene']:.3f}, SSC mIoU ")
 
 
 def test_accumulation_goes_on_exactly_and_drops_the_incomplete_group(tmp_path: Path) -> None:
@@ -286,8 +316,8 @@ def test_best_weights_are_those_of_the_best_validation(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mious: list[float], every: int, best: int
 ) -> None:
     run = make_run(run_config(root, epochs=3, validate_every=every), tmp_path, limit=2)
-    monkeypatch.setattr(run, "_train_epoch", lambda *_: {"loss": 1.0})
-    monkeypatch.setattr(run, "_score", lambda description: scores_of(mious[run.progress.epoch - 1]))
+    monkeypatch.setattr(run, "_train_epoch", lambda *_: ({"loss": 1.0}, None))
+    monkeypatch.setattr(run, "_score", lambda description: Validation(scores_of(mious[run.progress.epoch - 1]), 1.0))
     result = run.train()
     assert result.best_epoch == best
     assert result.best.ssc_miou == pytest.approx(scores_of(mious[best - 1]).ssc_miou, nan_ok=True)
@@ -308,7 +338,7 @@ def test_last_weights_are_saved_without_validation_too(
         epochs.append(read_weights(tmp_path / "last.safetensors")[2]["epoch"])
         save_state_of()
 
-    monkeypatch.setattr(run, "_train_epoch", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(run, "_train_epoch", lambda *_: ({"loss": 1.0}, None))
     monkeypatch.setattr(run, "_save_state", record)
     run.train()
     assert epochs == ["1", "2", "3"]

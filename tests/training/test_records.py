@@ -38,18 +38,20 @@ def test_a_line_a_step_and_an_epoch(tmp_path: Path) -> None:
         assert lines_of(tmp_path) == [{"kind": "step", "step": 1, "loss": 2.5, "generator_gradient_norm": None}]
         records.step(2, {"loss": math.nan})
         records.epoch(1, 2, {"loss": 2.0, "seconds": 3.0}, some_scores())
-        records.epoch(2, 2, {"loss": 1.0}, None)
+        records.epoch(2, 2, {"loss": 1.0, "validation_scene": math.nan}, None, training=some_scores())
     _, second, validated, other = lines_of(tmp_path)
     assert second == {"kind": "step", "step": 2, "loss": None}
     assert validated["validation"]["ssc"]["miou"] == pytest.approx(100 * some_scores().ssc_miou)
     assert validated["validation"]["sc"]["iou"] == pytest.approx(60.0)
     assert (validated["kind"], validated["epoch"], validated["seconds"]) == ("epoch", 1, 3.0)
-    assert "validation" not in other
+    assert "validation" not in other and other["validation_scene"] is None
+    assert "training" not in validated and other["training"] == some_scores().to_json()
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scalars = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert scalars["validation/sc_iou"] == [(2, pytest.approx(60.0))]
     assert scalars["validation/ssc_miou"] == [(2, pytest.approx(100 * some_scores().ssc_miou))]
+    assert scalars["training/ssc_miou"] == [(2, pytest.approx(100 * some_scores().ssc_miou))]
     assert scalars["step/loss"][0] == (1, 2.5)
     assert scalars["epoch/loss"] == [(2, 2.0), (2, 1.0)]
 

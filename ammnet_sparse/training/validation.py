@@ -1,0 +1,41 @@
+"""Scores and loss of a network on validation frames, both of the same predictions."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.evaluation.metrics import Scores, evaluate
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.training.losses import num_scored, scene_cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Scores of a set of frames, and the 3D cross-entropy: the mean over all their scored voxels."""
+
+    scores: Scores
+    scene: float
+
+
+def validate(network: AMMNet, batches: Iterable[Batch], *, label_smoothing: float, device: torch.device) -> Validation:
+    """Evaluates a network on ``device`` over batches with labels; it stays in evaluation mode.
+
+    Args:
+        label_smoothing: that of training, so that both losses can be drawn in one figure.
+    """
+    network.eval()
+    # On the device until the end, where the host waits once.
+    sums: list[Tensor] = []
+    counts: list[Tensor] = []
+
+    def predict(batch: Batch) -> Tensor:
+        prediction = network(batch, voxels="scored")
+        sums.append(scene_cross_entropy(prediction, batch, label_smoothing=label_smoothing).double())
+        counts.append(num_scored(batch))
+        return prediction.labels
+
+    scores = evaluate(predict, batches, device=device)
+    return Validation(scores, scene=float(torch.stack(sums).sum() / torch.stack(counts).sum()))
