@@ -97,11 +97,13 @@ class PreparationReport:
     Attributes:
         results: of every frame that has both raw files.
         problems: messages on files that are no raw files or lack their partner.
+        notes: messages on files that bear a frame's name and are left alone.
         num_listed: frames in the list.
     """
 
     results: tuple[FrameResult, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...]
     num_listed: int
 
     def count(self, outcome: Outcome) -> int:
@@ -118,7 +120,8 @@ class PreparationReport:
 
     def describe(self) -> str:
         """The report as text: notes, every problem, and the counts last."""
-        notes = [result.message for result in self.results if result.message and result.outcome != "failed"]
+        repaired = [result.message for result in self.results if result.message and result.outcome != "failed"]
+        notes = [*self.notes, *repaired]
         lines = [*(f"note: {note}" for note in notes), *(f"skipped: {failure}" for failure in self.failures)]
         counts = (
             f"{self.count('written')} frames written, {self.count('rewritten')} replaced, "
@@ -144,7 +147,7 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected at least 1, found {workers}")
-    frame_ids, problems = find_raw_frames(plan.raw)
+    frame_ids, problems, notes = find_raw_frames(plan.raw)
     _claim_folder(plan)
     results: list[FrameResult] = []
     with tqdm(total=len(frame_ids), desc="preparing", unit="frame", disable=not progress) as bar:
@@ -154,7 +157,7 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
     for leftover in plan.out.rglob(f"{_UNFINISHED}*"):
         leftover.unlink(missing_ok=True)
     num_listed = _write_list(plan, results)
-    return PreparationReport(tuple(results), tuple(problems), num_listed)
+    return PreparationReport(tuple(results), tuple(problems), tuple(notes), num_listed)
 
 
 def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:

@@ -65,9 +65,10 @@ def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
     """
     content = Path(path).read_bytes()
     if len(content) < _HEADER_BYTES + 8 or (len(content) - _HEADER_BYTES) % 8:
+        found = f"{len(content)} bytes; the file seems truncated" if content else "an empty file"
         raise RawFileError(
             f"{path}: expected {_HEADER_BYTES} bytes of header and then (value, run length) pairs of 8 bytes, "
-            f"found {len(content)} bytes; the file seems truncated"
+            f"found {found}"
         )
     header = np.frombuffer(content, dtype="<f4", count=19).astype(np.float64)
     if not np.isfinite(header).all():
@@ -81,7 +82,8 @@ def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDA
     unknown = np.unique(values[(values >= NUM_RAW_LABELS) & (values != IGNORE_LABEL)])
     if unknown.size:
         raise RawFileError(
-            f"{path}: expected labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}"
+            f"{path}: expected labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}; "
+            "the file is damaged, of another kind, or goes on behind its end"
         )
     expected, found = int(np.prod(FINE_GRID_SHAPE)), int(lengths.sum())
     if found == expected - 1:

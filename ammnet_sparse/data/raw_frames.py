@@ -29,6 +29,7 @@ IntrinsicsName = Literal["nyu", "nyucad"]
 CAMERAS: dict[str, Camera] = {"nyu": NYU_CAMERA, "nyucad": SSCNET_CAMERA}
 """Intrinsics by the depth they belong to: a Kinect's of NYU, or rendered ones (NYUCAD, SSCNet, MonoScene)."""
 _RAW_NAME = re.compile(r"NYU(\d{4})_0000", re.ASCII)
+_NAMED_AFTER_FRAME = re.compile(r"NYU\d{4}_", re.ASCII)
 RAW_TYPES = (".png", ".bin")
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -52,8 +53,11 @@ class PreparedFrame:
     note: str = ""
 
 
-def find_raw_frames(folder: Path) -> tuple[list[str], list[str]]:
-    """The ids of the frames that have both files, sorted, and messages on all other files of the folder.
+def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """What a folder holds: the ids of the frames that have both files, sorted; problems; and notes.
+
+    A problem is a file that is none of a frame, or lacks its partner. A note is a file of another type that bears the
+    name of a frame that is there (``NYU0003_reference.npz``): people keep such beside the raw files.
 
     Raises:
         DataError: no such folder, or no frame in it.
@@ -61,13 +65,13 @@ def find_raw_frames(folder: Path) -> tuple[list[str], list[str]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected the folder of the raw .png and .bin files, found none; check the path")
     found: dict[str, set[str]] = {}
-    problems = []
+    others = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         match = _RAW_NAME.fullmatch(path.stem)
         if match is None or path.suffix not in RAW_TYPES or not path.is_file():
-            problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; take it away")
+            others.append(path)
         else:
             found.setdefault(match[1], set()).add(path.suffix)
     if not found:
@@ -76,13 +80,20 @@ def find_raw_frames(folder: Path) -> tuple[list[str], list[str]]:
             f"{some(sorted(path.name for path in folder.iterdir()))}; name the folder that holds them, "
             "such as NYUtrain of SSCNet's download"
         )
+    problems, notes = [], []
+    for path in others:
+        if path.name[3:7] in found and _NAMED_AFTER_FRAME.match(path.name) and path.suffix not in RAW_TYPES:
+            notes.append(f"{path}: is no raw file; left alone")
+        else:
+            problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; take it away")
     for frame_id, types in sorted(found.items()):
         for lacking in sorted(set(RAW_TYPES) - types):
             present = (types - {lacking}).pop()
             problems.append(
                 f"{folder / f'NYU{frame_id}_0000{present}'}: expected its partner {lacking} beside it, found none"
             )
-    return sorted(frame_id for frame_id, types in found.items() if len(types) == len(RAW_TYPES)), problems
+    complete = sorted(frame_id for frame_id, types in found.items() if len(types) == len(RAW_TYPES))
+    return complete, problems, notes
 
 
 def read_raw_frame(depth_path: Path, label_path: Path, *, camera: Camera) -> PreparedFrame:

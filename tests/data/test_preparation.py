@@ -215,7 +215,7 @@ def _elsewhere(path: Path) -> None:
         (".png", _eight_bits, "expected a 16-bit depth image"),
         (".png", _larger, "expected a 16-bit depth image"),
         (".png", _no_depth, "no valid pixel"),
-        (".bin", _empty, "found 0 bytes; the file seems truncated"),
+        (".bin", _empty, "found an empty file"),
         (".bin", _cut, "truncated|expected runs that fill"),
         (".bin", _lengthen, "the file is longer than it should be"),
         (".bin", _foreign, "truncated|expected"),
@@ -240,12 +240,17 @@ def test_files_that_belong_to_no_frame(raw: Path, tmp_path: Path) -> None:
     (raw / "NYU0002_0000.png").unlink()
     (raw / "readme.txt").touch()
     (raw / "NYU5_0000.png").touch()
+    (raw / "NYU0002_readme.png").touch()
+    (raw / "NYU0007_reference.npz").touch()
     (raw / ".hidden").touch()
+    (raw / "NYU0001_reference.npz").touch()  # as people keep results beside the raw files
     report = prepare(raw, tmp_path / "out")
-    assert outcomes(report) == {"0001": "written"} and len(report.failures) == 3
+    assert outcomes(report) == {"0001": "written"} and len(report.failures) == 5
     text = report.describe()
     assert "NYU0002_0000.bin: expected its partner .png beside it, found none" in text
-    assert "readme.txt: expected only files" in text and "NYU5_0000.png: expected only files" in text
+    for name in ("readme.txt", "NYU5_0000.png", "NYU0002_readme.png", "NYU0007_reference.npz"):
+        assert f"{name}: expected only files" in text
+    assert "note: " in text and "NYU0001_reference.npz: is no raw file; left alone" in text
 
 
 def test_list_grows_and_loses_what_broke(raw: Path, tmp_path: Path) -> None:
