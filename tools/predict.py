@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
-    print(f"{options.out}: {count} frames completed ({', '.join(kinds)})")
+    frames = f"{count} frame{'s' * (count != 1)} completed ({', '.join(kinds)})"
+    print(f"{options.out}: {frames}" + (f", {len(skipped)} skipped" if skipped else ""))
     return 1 if skipped else 0
 
 
@@ -109,7 +110,7 @@ def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) 
                 raise
             skipped.append(f"frame {paths.name}: {error}")
             continue
-        tqdm.write("\n  ".join([f"frame {paths.name}", *own.describe()]))
+        tqdm.write("\n  ".join([f"{paths.name}:", *own.describe()]))
         yield CompletedFrame.of_camera(own, _labels(model, own.frame.to_batch(), options))
 
 

@@ -50,13 +50,13 @@ class CameraImages:
 
 
 def parse_intrinsics(text: str) -> Camera:
-    """Intrinsics from ``fx,fy,cx,cy``, or from a text file with these or with a 3x3 matrix.
+    """Intrinsics from ``fx,fy,cx,cy`` or the nine numbers of a 3x3 matrix, or from a text file with one of these.
 
     Raises:
         DataError: anything else.
     """
     try:
-        numbers = np.array([float(part) for part in text.split(",")])
+        numbers = _numbers(text)
     except ValueError:
         numbers = _read_numbers(Path(text), what="fx,fy,cx,cy or a 3x3 matrix")
     advice = "give fx,fy,cx,cy in pixels, or a text file with the 3x3 matrix of the camera"
@@ -184,15 +184,16 @@ def to_network_images(
         image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size.
         depth: [rows, columns] float32, metres; other than the image only in size, not in proportions.
         camera: intrinsics of the colour image or of the depth image: of the one whose middle (cx, cy) is near.
-        label_map: [rows, columns] uint8, of the size of the colour image.
+        label_map: [rows, columns] uint8, of the colour image; other than it only in size, not in proportions.
 
     Raises:
         DataError: images of different proportions, or a principal point far from the middle of either.
     """
     size = owner_of_intrinsics(camera, image.shape[:2], depth.shape[:2])
-    if label_map is not None and label_map.shape != image.shape[:2]:
+    if label_map is not None and not _are_alike(image.shape, label_map.shape):
         raise DataError(
-            f"label map: expected the size of the colour image {list(image.shape[:2])}, found {list(label_map.shape)}"
+            f"label map: expected the proportions of the colour image {image.shape[1]}x{image.shape[0]}, found "
+            f"{label_map.shape[1]}x{label_map.shape[0]}; segment the whole image, without cropping or padding"
         )
     scale = min(IMAGE_SHAPE[0] / size[0], IMAGE_SHAPE[1] / size[1])
     rows, columns = (max(1, min(limit, round(length * scale))) for limit, length in zip(IMAGE_SHAPE, size, strict=True))
@@ -217,8 +218,7 @@ def to_network_images(
 
 def owner_of_intrinsics(camera: Camera, color_shape: tuple[int, ...], depth_shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of the image that the intrinsics belong to, by their principal point. Errors as above."""
-    ratio = (color_shape[1] / color_shape[0]) / (depth_shape[1] / depth_shape[0])
-    if abs(ratio - 1) > 0.02:
+    if not _are_alike(color_shape, depth_shape):
         raise DataError(
             f"colour and depth: expected one view in the same proportions, found {color_shape[1]}x{color_shape[0]} and "
             f"{depth_shape[1]}x{depth_shape[0]}; register the depth to the colour image, or crop them alike"
@@ -231,6 +231,11 @@ def owner_of_intrinsics(camera: Camera, color_shape: tuple[int, ...], depth_shap
         f"or of the depth image {depth_shape[1]}x{depth_shape[0]}, found cx {camera.cx:g}, cy {camera.cy:g}; "
         "give those of one of these images, in pixels"
     )
+
+
+def _are_alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether images of these (rows, columns) have the same proportions, but for rounded sizes."""
+    return abs((one[1] / one[0]) / (other[1] / other[0]) - 1) <= 0.02
 
 
 def _scaled(camera: Camera, scale_y: float, scale_x: float, *, top: int, left: int) -> Camera:
@@ -297,7 +302,13 @@ def _read_depth_values(path: Path) -> NDArray[Any]:
 
 def _read_numbers(path: Path, *, what: str) -> NDArray[np.float64]:
     try:
-        text = path.read_text(encoding="utf-8")
-        return np.array([float(part) for part in re.split(r"[\s,;\[\]]+", text.strip(" \t\r\n,;[]"))])
+        return _numbers(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: expected {what}, as numbers or as a text file of them, found no such file") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected {what}, as numbers or as a text file of them, found {error}") from error
+
+
+def _numbers(text: str) -> NDArray[np.float64]:
+    """Numbers between commas, semicolons, spaces, lines and brackets. Raises ValueError for anything else."""
+    return np.array([float(part) for part in re.split(r"[\s,;\[\]]+", text.strip(" \t\r\n,;[]"))])

@@ -70,7 +70,7 @@ class Placement:
         lines = [
             f"up ({self.up_confidence}): {self.up_reason}",
             f"camera: {self.pose[2, 3]:.2f} m above the floor, looking {abs(pitch):.0f} degrees "
-            f"{'up' if pitch > 0 else 'down'}, turned {abs(roll):.0f} degrees {'left' if roll > 0 else 'right'}",
+            f"{'up' if pitch > 0 else 'down'}, tilted {abs(roll):.0f} degrees to the {'left' if roll > 0 else 'right'}",
             f"floor ({self.floor.confidence}): {self.floor.reason}",
         ]
         if self.heading.is_room_axis:

@@ -340,19 +340,31 @@ def test_images_that_do_not_fit(
         camera_images.to_network_images(grey_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
 
 
+def test_label_maps_of_another_size() -> None:
+    label_map = np.zeros((240, 320), dtype=np.uint8)
+    label_map[:, 160:] = 12
+    given = grey_image((960, 1280)), np.ones((480, 640), np.float32)
+    found = camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map).label_map
+    assert found is not None and found.shape == (480, 640)
+    assert not found[:, :320].any() and (found[:, 320:] == 12).all()
+    with pytest.raises(DataError, match="label map: expected the proportions of the colour image 1280x960, found 320x"):
+        camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map[:180])
+
+
 # Files.
 
 
 def test_intrinsics(tmp_path: Path) -> None:
     expected = Camera(585.0, 586.0, 320.0, 240.0)
-    assert parse_intrinsics("585,586, 320,240") == expected
+    for text in ("585,586, 320,240", "585 586 320 240", "585,0,320,0,586,240,0,0,1"):
+        assert parse_intrinsics(text) == expected
     for text in ("585 0 320\n0 586 240\n0 0 1\n", "[[585, 0, 320], [0, 586, 240], [0, 0, 1]]", "585 586 320 240"):
         (tmp_path / "k.txt").write_text(text, encoding="utf-8")
         assert parse_intrinsics(str(tmp_path / "k.txt")) == expected
     for text, message in (
         ("585,586,320", "expected 4 or 9 numbers, found 3"),
         ("-1,586,320,240", "positive focal lengths"),
-        ("no_such.txt", r"no_such.txt: expected fx,fy,cx,cy or a 3x3 matrix"),
+        ("no_such.txt", r"no_such.txt: expected fx,fy,cx,cy or a 3x3 matrix, .* found no such file"),
         ("585,0,320,0,586,240,1,0,1", "expected 0 below the diagonal"),
         ("585,9,320,0,586,240,0,0,1", "expected no skew"),
     ):

@@ -85,7 +85,7 @@ def test_shipped_example(predict: Tool, model: StandIn, tmp_path: Path, capsys: 
     names = ["frame.npz", "frame.png", "frame_cubes.ply", "frame_points.ply", "page.html"]
     assert sorted(path.name for path in out.iterdir()) == names
     printed = capsys.readouterr().out
-    for part in ("up (sure):", "floor (sure):", "m above the floor", "room: its walls run", "1 frames completed"):
+    for part in ("up (sure):", "floor (sure):", "m above the floor", "room: its walls run", "1 frame completed"):
         assert part in printed
     truth = read_pose(EXAMPLE / "pose.txt")
     with np.load(out / "frame.npz", allow_pickle=False) as archive:
@@ -165,7 +165,7 @@ def test_folder_with_broken_frames(
     given += ["--color", str(recordings), "--depth", str(recordings), "--label-map", str(recordings)]
     assert predict([*given, "--intrinsics", INTRINSICS]) == 1
     printed = capsys.readouterr()
-    assert "1 frames completed" in printed.out
+    assert printed.out.endswith("1 frame completed (.npz, .png, page.html), 2 skipped\n")
     assert "skipped: frame b: " in printed.err and "b.depth.png" in printed.err
     assert "c.color.jpg: has no partner" in printed.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npz", "a.png", "page.html"]
