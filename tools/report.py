@@ -34,6 +34,11 @@ from ammnet_sparse.evaluation.selection import (
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
 
+_TRAINING_NOTE = (
+    "Scores of training are those of the predictions that the network learnt from during the epoch, with dropout and "
+    "augmentation; those of validation are of its end, without them."
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
@@ -65,6 +70,8 @@ def _introduction(history: History, config: Config, remark: str) -> str:
     model = f"width {config.model.width}, {config.model.image_encoder}, sites {config.model.sites}"
     parts = [f"<p>{done}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"]
     parts.append(f"<h2>Training and validation</h2>\n{curves_html(history)}")
+    if any("training" in line for line in history.epochs):
+        parts.append(f"<p>{_TRAINING_NOTE}</p>")
     rows = {}
     if history.best is not None:
         rows[f"best, epoch {history.best['epoch']}"] = history.best["validation"]

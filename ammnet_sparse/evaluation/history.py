@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,8 @@ def _svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 
         figure.savefig(file, format="svg", metadata=nothing)
     picture = file.getvalue()
     start = picture.index("<svg")
+    # Within HTML the names of SVG's vocabularies are known; without them the page holds no address at all.
+    picture = re.sub(r' xmlns(:xlink)?="[^"]*"', "", picture)
     return f'<svg role="img" aria-label="{html.escape(description)}"' + picture[start + len("<svg") :]
 
 

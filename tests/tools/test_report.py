@@ -1,5 +1,6 @@
 """tools/report.py over a run folder: what the page holds, which scenes it picks, and how it refuses."""
 
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_page_has_curves_table_and_the_best_and_worst_scenes(
     assert "report.html: 2 best and 2 worst of 5 validation frames" in capsys.readouterr().out
     assert "<h1>Training run my_run</h1>" in page
     assert page.count("<svg role") == 4
+    assert "those of validation are of its end" not in page  # this run has not recorded scores of training
+    assert not re.search("https?://", page)
     assert '<th scope="row">best, epoch 2</th><td>80.0</td>' in page
     assert '<th scope="row">last, epoch 3</th><td>80.0</td>' in page
     names = [entry["name"].partition(",")[0] for entry in read_data(run / "report.html")["scenes"]]
@@ -120,12 +123,12 @@ def test_real_weights_predict_and_the_page_opens(report: Tool, run: Path, tmp_pa
 def test_a_run_before_its_first_validation_has_curves_only(
     report: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_run(tmp_path / "young", mious=(None,))
+    folder = write_run(tmp_path / "young", mious=(None,), has_training=True)
     save_config(config_of(None), folder / "config.yaml")
     assert report([str(folder)]) == 0
     assert "no scenes yet: best.safetensors comes with the first validation" in capsys.readouterr().out
     page = (folder / "report.html").read_text("utf-8")
-    assert "No validation yet" in page
+    assert "No validation yet" in page and "those of validation are of its end" in page
     assert "<canvas" not in page
 
 
