@@ -28,6 +28,7 @@ class CompletedFrame:
         origin: world (X, Y, Z) in metres of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
         arrays: further arrays for the npz file.
         note: a few words for the page.
+        camera_position: (X, Y) of the camera in voxels of the grid; None where it is not known.
     """
 
     frame: Frame
@@ -37,6 +38,7 @@ class CompletedFrame:
     origin: tuple[float, float, float] = (0.0, 0.0, FLOOR_OFFSET)
     arrays: Mapping[str, NDArray[np.generic]] = dataclasses.field(default_factory=dict)
     note: str = ""
+    camera_position: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -67,13 +69,30 @@ class CompletedFrame:
         x, y, z = own.origin.tolist()
         floor = own.placement.floor
         note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
-        return cls(own.frame, labels, own.reliable_mask, "reliable voxels", (x, y, z), arrays, note)
+        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / VOXEL_SIZE).tolist()
+        return cls(
+            own.frame,
+            labels,
+            own.reliable_mask,
+            "reliable voxels",
+            (x, y, z),
+            arrays,
+            note,
+            camera_position=(position[0], position[1]),
+        )
 
     def to_scene(self) -> Scene:
         """The frame as a scene of the page."""
         frame = self.frame
         return Scene(
-            self.name, self.labels, frame.label, self.shown_mask, hit=frame.mapping, image=frame.image, note=self.note
+            self.name,
+            self.labels,
+            frame.label,
+            self.shown_mask,
+            hit=frame.mapping,
+            image=frame.image,
+            note=self.note,
+            camera_position=self.camera_position,
         )
 
 
@@ -95,7 +114,7 @@ def write_picture(folder: Path, completed: CompletedFrame) -> None:
         image=frame.image,
         label_map=frame.label_map,
         visible_mask=completed.shown_mask,
-        title=f"Frame {completed.name}" + (f", {completed.shown_as}" if completed.shown_as else ""),
+        title=f"{completed.name}: {completed.shown_as}" if completed.shown_as else completed.name,
     )
     iio.imwrite(folder / f"{completed.name}.png", picture)
 

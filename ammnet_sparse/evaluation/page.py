@@ -47,6 +47,8 @@ class Scene:
             ``row * columns + column`` of ``image`` and -1 for none; then the image colours the input surface.
         image: [rows, columns, 3] uint8 RGB, the input image.
         note: a few words shown beside the scene.
+        camera_position: (X, Y) of the camera in voxels, outside of the grid as a rule; None where it is not known:
+            then the page marks the camera's side only.
 
     Raises:
         ValueError: arrays of other shapes, types or values; the message names scene and attribute.
@@ -59,6 +61,7 @@ class Scene:
     hit: NDArray[Any] | None = None
     image: NDArray[np.uint8] | None = None
     note: str = ""
+    camera_position: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         shape = self.prediction.shape
@@ -178,6 +181,7 @@ def _scene_data(scene: Scene) -> dict[str, Any]:
         "name": scene.name,
         "note": scene.note,
         "shape": list(scene.prediction.shape),
+        "camera": scene.camera_position,
         "hasTruth": scene.truth is not None,
         "hasMask": scene.mask is not None,
         "hasHit": scene.hit is not None,

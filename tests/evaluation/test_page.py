@@ -66,6 +66,7 @@ def test_page_holds_volumes_colors_and_names(tmp_path: Path) -> None:
     assert len(expected) == 3 * count + 3
     assert (entry["name"], entry["note"], entry["shape"]) == ("one", "so so", list(SHAPE))
     assert entry["image"].startswith("data:image/jpeg;base64,")
+    assert entry["camera"] is None
     assert [each["name"] for each in data["classes"]] == list(CLASS_NAMES)
     assert {each["name"]: tuple(each["color"]) for each in data["errors"]} == ERROR_COLORS
 

@@ -44,7 +44,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     hit[20:23, 0:8, 8] = IMAGE_SHAPE[1] - 1
     image = np.zeros((*IMAGE_SHAPE, 3), dtype=np.uint8)
     image[:, :320], image[:, 320:] = (200, 0, 200), (0, 200, 0)
-    scenes = [Scene("plain", lopsided()), Scene("compared", prediction, truth, mask, hit, image, note="a note")]
+    plain = Scene("plain", lopsided(), camera_position=(18.0, -2.0))
+    scenes = [plain, Scene("compared", prediction, truth, mask, hit, image, note="a note")]
     path = tmp_path_factory.mktemp("page") / "page.html"
     write_page(path, scenes, title="Two scenes")
     return path.as_uri()
@@ -108,6 +109,25 @@ def test_left_is_left_up_is_up_and_far_is_far(page: Page) -> None:
     left, right, near, high, far = place_of(page, *sides, color_of(NEAR), color_of(HIGH), color_of(FAR))
     assert left[1] < right[1]
     assert far[0] < high[0] < near[0]
+
+
+def test_the_camera_stands_where_it_is_known_to(page: Page) -> None:
+    """Else its side is named, in the middle."""
+
+    def place() -> tuple[str, float]:
+        text = page.evaluate("document.querySelector('.caption i').textContent")
+        return text, page.middle_of(".caption i")[0] - page.middle_of(".caption")[0]
+
+    page.click("#from-above")
+    text, off = place()
+    right = page.middle_of("#canvas")[0] + off
+    columns = np.nonzero(pixels_of(page.screenshot("#canvas"), color_of(RIGHT)))[1] + page.box_of("#canvas")[0]
+    assert text == "camera" and page.middle_of("#canvas")[0] + 20 < right < columns.min()
+    page.click("#next")
+    page.wait_for("document.querySelector('#note').textContent === 'a note'")
+    page.click("#view-prediction")
+    page.settle()
+    assert place() == ("camera's side", pytest.approx(0, abs=2))
 
 
 def test_a_click_on_a_class_makes_it_vanish_and_come_back(page: Page) -> None:

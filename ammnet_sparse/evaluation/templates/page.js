@@ -153,7 +153,7 @@ function arrange() {
   }));
   element("captions").replaceChildren(...panes.map((pane) => {
     const box = make("div", { className: "caption" }, make("span", { textContent: VIEW_NAMES[pane.view] }),
-      make("i", { textContent: "camera" }));
+      make("i", {}));
     for (const side of ["left", "top", "width", "height"]) box.style[side] = `${100 * pane[side]}%`;
     return box;
   }));
@@ -185,14 +185,16 @@ function redraw() {
   });
 }
 
-// The word "camera" before the side of the grid that the camera looks in from.
+// The word "camera" where it stood, or "camera's side" before the face of the grid that it looked in through.
 function placeCameraLabels() {
   const [x, , y] = scene.shape;
   panes.forEach((pane, index) => {
     const aspect = (pane.width * element("panes").clientWidth) / (pane.height * element("panes").clientHeight);
     const m = camera.matrix(aspect);
-    const at = (row) => m[row] * (x / 2) + m[8 + row] * (0.06 * y) + m[12 + row];
+    const [right, far] = scene.camera || [x / 2, -0.06 * y];
+    const at = (row) => m[row] * right - m[8 + row] * far + m[12 + row];
     const label = element("captions").children[index].querySelector("i");
+    label.textContent = scene.camera ? "camera" : "camera's side";
     label.hidden = at(3) <= 0;
     label.style.left = `${50 + (50 * at(0)) / at(3)}%`;
     label.style.top = `${50 - (50 * at(1)) / at(3)}%`;
