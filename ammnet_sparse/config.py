@@ -61,13 +61,16 @@ class SyntheticConfig(_Section):
 
 
 class DataConfig(_Section):
-    root: Path | None = Field(None, description="folder of the set; empty: generated rooms are made and kept")
+    root: Path | None = Field(None, description="folder or packed file of the set; empty: generated rooms are kept")
     synthetic_root: Path = Field(Path("data/rooms"), description="where generated rooms are kept")
     dataset: Literal["nyu", "nyucad"] = Field("nyu", description="published layout that root follows")
     split: str = Field("train", description="list of training frames: <split>.txt in root")
     validation_frames: Positive = Field(100, description="frames drawn for validation where root has no val.txt")
     validation_seed: int = Field(8332, description="seed of that draw")
     workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
+    on_device: bool = Field(
+        False, description="keep all frames (no images) on the training device and make the batches there"
+    )
     augment_3d: bool = Field(True, description="flip X, flip Y and exchange X and Y, each with probability 0.5")
     augment_2d: bool = Field(
         True, description="resize, crop, flip and photometric changes of images (not of label maps)"

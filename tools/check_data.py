@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from ammnet_sparse.data.check import PUBLISHED_LISTS, check_set
-from ammnet_sparse.data.layout import DataError, FrameFolder
+from ammnet_sparse.data.files import DataError
+from ammnet_sparse.data.source import open_frames
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        folder = FrameFolder(options.root, dataset=options.dataset)
+        folder = open_frames(options.root, dataset=options.dataset)
         report = check_set(
             folder,
             options.split,

@@ -18,7 +18,7 @@ import ammnet_sparse
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
-from ammnet_sparse.data.layout import FrameFolder
+from ammnet_sparse.data.source import FrameSource
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import (
@@ -81,7 +81,7 @@ def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[s
     }
 
 
-def _loader(folder: FrameFolder, ids: Sequence[str], options: argparse.Namespace) -> Iterable[Batch]:
+def _loader(folder: FrameSource, ids: Sequence[str], options: argparse.Namespace) -> Iterable[Batch]:
     return build_loader(
         FrameDataset(folder, ids),
         batch_size=options.batch_size,

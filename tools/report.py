@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 import ammnet_sparse
 from ammnet_sparse.config import Config, load_config
-from ammnet_sparse.data.layout import DataError, FrameFolder, validation_ids
+from ammnet_sparse.data.layout import DataError, validation_ids
+from ammnet_sparse.data.source import FrameSource
 from ammnet_sparse.evaluation.history import History, curves_html, read_history, table_html
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.page import Scene, write_page
@@ -116,7 +117,7 @@ def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], s
     return scenes, remark
 
 
-def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNet) -> tuple[FrameFolder, list[str]]:
+def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNet) -> tuple[FrameSource, list[str]]:
     root = options.data or config.data.root
     if root is None:
         raise DataError(f"{options.run}/config.yaml: expected data.root, found none; give --data DIR or --scenes 0")
@@ -130,7 +131,7 @@ def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNe
     return folder, ids[: options.limit]
 
 
-def _rank(model: AMMNet, folder: FrameFolder, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
+def _rank(model: AMMNet, folder: FrameSource, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
     """Frames with their scores, the highest SSC mIoU first; frames without any class are left out."""
     scored = []
     for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):

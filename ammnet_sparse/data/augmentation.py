@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as image_functional
 
 from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.splits import hash_of
 
 _PROBABILITY = 0.5
 _RESIZE = (0.8, 1.2)
@@ -39,12 +40,23 @@ def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: b
     return frame
 
 
+def augmentation_generator(*, seed: int, epoch: int, frame_id: str) -> torch.Generator:
+    """The generator of a frame's augmentation: its draws depend on these three alone."""
+    return torch.Generator().manual_seed(hash_of(f"{seed}:{epoch}:{frame_id}") % 2**63)
+
+
 def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
-    """Flips X, flips Y and exchanges X and Y, each with probability 0.5, in this order."""
-    for change, chance in zip((flip_x, flip_y, exchange_xy), _draw(3, generator), strict=True):
-        if chance < _PROBABILITY:
+    """Flips X, flips Y and exchanges X and Y, in this order, as ``draw_moves`` says."""
+    for change, is_drawn in zip((flip_x, flip_y, exchange_xy), draw_moves(generator), strict=True):
+        if is_drawn:
             frame = change(frame)
     return frame
+
+
+def draw_moves(generator: torch.Generator) -> tuple[bool, bool, bool]:
+    """Whether to flip X, flip Y and exchange X and Y, each with probability 0.5. Takes three draws."""
+    flip_x, flip_y, exchange_xy = (chance < _PROBABILITY for chance in _draw(3, generator))
+    return flip_x, flip_y, exchange_xy
 
 
 def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:

@@ -127,12 +127,12 @@ class Batch:
 
     @classmethod
     def from_frames(cls, folder: str | Path, ids: Sequence[str]) -> "Batch":
-        """Reads frames of a set on disk (``data/layout.py``), without augmentation, in the order of ``ids``.
+        """Reads frames of a set on disk (``data/source.py``), without augmentation, in the order of ``ids``.
 
-        Images and label maps are read where the set has a folder of them; then every frame needs one.
+        Images and label maps are read where the set has them; then every frame needs one.
         Errors name the file, what was expected and what was found.
         """
-        from ammnet_sparse.data.layout import FrameFolder
+        from ammnet_sparse.data.source import open_frames
 
-        frames = FrameFolder(folder)
+        frames = open_frames(folder)
         return cls.collate([frames.read(frame_id).to_batch() for frame_id in ids])

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ammnet_sparse.data.files import DataError, missing_file
+from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
-from ammnet_sparse.data.layout import Frame, FrameFolder
+from ammnet_sparse.data.source import FrameSource
 from ammnet_sparse.data.splits import repeated_ids, some
 
 PUBLISHED_LISTS = ("train", "test", "val")
@@ -87,7 +88,7 @@ class SetReport:
 
 
 def check_set(
-    folder: FrameFolder,
+    folder: FrameSource,
     split_names: Sequence[str] = (),
     *,
     quick: bool = False,
@@ -121,7 +122,7 @@ def check_set(
     listed = {name: ids for name, ids in all_lists.items() if name in names}
     frame_ids = list(dict.fromkeys(frame_id for ids in listed.values() for frame_id in ids))
     if quick:
-        missing = ((frame_id, path) for frame_id in frame_ids for path in folder.paths(frame_id).missing())
+        missing = ((frame_id, path) for frame_id in frame_ids for path in folder.missing_files(frame_id))
         problems += [Problem(frame_id, str(missing_file(path))) for frame_id, path in missing]
         return SetReport(tuple(problems), len(frame_ids), {})
     counts: dict[str, _FrameCounts] = {}
@@ -137,7 +138,7 @@ def check_set(
     return SetReport(tuple(problems), len(frame_ids), statistics)
 
 
-def _read_lists(folder: FrameFolder, names: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
+def _read_lists(folder: FrameSource, names: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
     listed: dict[str, list[str]] = {}
     problems = []
     for name in names:
@@ -149,7 +150,7 @@ def _read_lists(folder: FrameFolder, names: Sequence[str]) -> tuple[dict[str, li
     return listed, problems
 
 
-def _list_problems(folder: FrameFolder, listed: dict[str, list[str]]) -> Iterator[Problem]:
+def _list_problems(folder: FrameSource, listed: dict[str, list[str]]) -> Iterator[Problem]:
     for name, ids in listed.items():
         for frame_id in repeated_ids(ids):
             yield Problem(frame_id, f"{folder.list_path(name)}: is there {ids.count(frame_id)} times; keep one")
@@ -170,7 +171,7 @@ class _FrameCounts:
     classes: NDArray[np.int64]
 
 
-def _check_frame(folder: FrameFolder, frame_id: str) -> tuple[_FrameCounts | None, list[DataError]]:
+def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_FrameCounts | None, list[DataError]]:
     frame, problems = folder.read_with_problems(frame_id)
     return (None if frame is None else _count(frame)), problems
 

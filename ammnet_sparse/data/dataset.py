@@ -4,33 +4,29 @@ Nothing here depends on state: augmentation follows from (seed, epoch, frame), t
 is the same with any number of workers, and one that was interrupted continues in the middle of an epoch.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ammnet_sparse.data.augmentation import augment
+from ammnet_sparse.data.augmentation import augment, augmentation_generator
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.data.layout import FrameFolder
-from ammnet_sparse.data.splits import hash_of, repeated_ids, some
+from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.source import FrameSource
+from ammnet_sparse.data.splits import check_unique, hash_of
 
 
 class FrameDataset(Dataset[Batch]):
-    """Frames of a folder as batches of one; ``Batch.collate`` joins them.
+    """Frames of a set as batches of one; ``Batch.collate`` joins them.
 
     Args:
         ids: frames, each once.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the colour image (``augmentation.augment_2d``); frames without one stay as they are.
         seed: of the augmentation.
-        cache: read every frame now and keep it, unchanged, in memory: about 0.4 MB a frame, 0.3 MB more with a
-            label map, 0.9 MB more with an image. Forked workers share it.
+        cache: read every frame now and keep it, unchanged, in memory: about 0.4 MB a frame, 0.15 MB more with
+            a label map, 0.9 MB more with an image. Forked workers share it.
 
     Raises:
         ValueError: no ids, or a repeated one.
@@ -39,7 +35,7 @@ class FrameDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        folder: FrameFolder,
+        folder: FrameSource,
         ids: Sequence[str],
         *,
         augment_3d: bool = False,
@@ -47,17 +43,14 @@ class FrameDataset(Dataset[Batch]):
         seed: int = 0,
         cache: bool = False,
     ) -> None:
-        if not ids:
-            raise ValueError("ids: expected at least one frame, found none")
-        if repeated := repeated_ids(ids):
-            raise ValueError(f"ids: expected every frame once, found {some(repeated)} more than once")
+        check_unique(ids)
         self.folder = folder
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
         self.seed = seed
         self.epoch = 0
-        self._cached = [_CompactFrame.pack(folder.read(frame_id)) for frame_id in self.ids] if cache else None
+        self._cached = [folder.read_compact(frame_id) for frame_id in self.ids] if cache else None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
@@ -70,10 +63,9 @@ class FrameDataset(Dataset[Batch]):
         """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
         frame = self.folder.read(self.ids[index]) if self._cached is None else self._cached[index].unpack()
         if self.augment_3d or self.augment_2d:
-            seed = hash_of(f"{self.seed}:{self.epoch}:{self.ids[index]}") % 2**63
             frame = augment(
                 frame,
-                generator=torch.Generator().manual_seed(seed),
+                generator=augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index]),
                 use_3d=self.augment_3d,
                 use_2d=self.augment_2d,
             )
@@ -148,7 +140,7 @@ def epoch_order(num_frames: int, *, shuffle_seed: int | None, epoch: int) -> lis
 
 
 def build_loader(
-    dataset: FrameDataset,
+    dataset: FrameDataset | DeviceDataset,
     *,
     batch_size: int,
     shuffle_seed: int | None,
@@ -161,11 +153,12 @@ def build_loader(
 ) -> "DataLoader[Batch]":
     """The batches of one epoch; make a new loader for each. Also sets the epoch of ``dataset``.
 
-    Batches lie in page-locked memory where there is a CUDA device. The global random state is not touched.
+    Batches lie in page-locked memory where there is a CUDA device, those of a ``DeviceDataset`` on its device. The
+    global random state is not touched.
 
     Args:
         shuffle_seed: None visits the frames in order.
-        workers: processes that read and augment; 0 does it in this one.
+        workers: processes that read and augment; 0 does it in this one, as ``DeviceDataset`` always does.
         start_batch: batches that are skipped, to resume within an epoch.
         rank, num_processes: of distributed training, see ``EpochSampler``.
     """
@@ -180,58 +173,19 @@ def build_loader(
         rank=rank,
         num_processes=num_processes,
     )
+    collate: Callable[[list[Any]], Batch] = Batch.collate
+    if makes_batches := isinstance(dataset, DeviceDataset):
+        collate = _as_it_is
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=Batch.collate,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=0 if makes_batches else workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available() and not makes_batches,
         generator=torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _CompactFrame:
-    """A frame without loss in half of the memory: the mapping by its hit voxels, the weight as bits."""
-
-    frame_id: str
-    tsdf: NDArray[Any]
-    hit_voxels: NDArray[np.int32]
-    hit_pixels: NDArray[np.int32]
-    label_weight: NDArray[np.uint8]
-    label: NDArray[np.uint8] | None
-    image: NDArray[Any] | None
-    label_map: NDArray[np.uint8] | None
-    tsdf_is_flipped: bool
-
-    @classmethod
-    def pack(cls, frame: Frame) -> "_CompactFrame":
-        half = frame.tsdf.astype(np.float16)
-        is_exact = bool((half.astype(np.float32) == frame.tsdf).all())
-        hit_voxels = np.flatnonzero(frame.mapping != UNMAPPED).astype(np.int32)
-        return cls(
-            frame_id=frame.frame_id,
-            tsdf=half if is_exact else frame.tsdf,
-            hit_voxels=hit_voxels,
-            hit_pixels=frame.mapping.reshape(-1)[hit_voxels],
-            label_weight=np.packbits(frame.label_weight),
-            label=frame.label,
-            image=frame.image,
-            label_map=frame.label_map,
-            tsdf_is_flipped=frame.tsdf_is_flipped,
-        )
-
-    def unpack(self) -> Frame:
-        mapping = np.full(self.tsdf.size, UNMAPPED, dtype=np.int32)
-        mapping[self.hit_voxels] = self.hit_pixels
-        label_weight = np.unpackbits(self.label_weight, count=self.tsdf.size).astype(np.bool_)
-        return Frame(
-            frame_id=self.frame_id,
-            tsdf=self.tsdf.astype(np.float32),
-            mapping=mapping.reshape(self.tsdf.shape),
-            label_weight=label_weight.reshape(self.tsdf.shape),
-            label=self.label,
-            image=self.image,
-            label_map=self.label_map,
-            tsdf_is_flipped=self.tsdf_is_flipped,
-        )
+def _as_it_is(batch: Any) -> Batch:
+    """In place of ``Batch.collate``, for what ``__getitems__`` has made a batch already."""
+    return cast(Batch, batch)

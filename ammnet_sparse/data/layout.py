@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ammnet_sparse.data.compact import CompactFrame
 from ammnet_sparse.data.files import (
     DataError,
     as_label,
@@ -95,7 +96,7 @@ class FrameFolder:
         grid_shape: tuple[int, int, int] = GRID_SHAPE,
     ) -> None:
         self.root = Path(root)
-        self.dataset = dataset
+        self.dataset: Literal["nyu", "nyucad"] = dataset
         self.grid_shape = grid_shape
         if dataset not in ("nyu", "nyucad"):
             raise DataError(f"dataset: expected 'nyu' or 'nyucad', found {dataset!r}")
@@ -169,6 +170,18 @@ class FrameFolder:
             image=_first_existing(images) if self.reads_image else None,
             label_map=_first_existing(label_maps) if self.reads_label_map else None,
         )
+
+    def has_frame(self, frame_id: str) -> bool:
+        """Whether there is a TSDF of that id."""
+        return self.paths(frame_id).tsdf.is_file()
+
+    def missing_files(self, frame_id: str) -> list[Path]:
+        """The files of a frame that are needed and not there; nothing is opened."""
+        return self.paths(frame_id).missing()
+
+    def read_compact(self, frame_id: str) -> CompactFrame:
+        """As ``read``, in few bytes."""
+        return CompactFrame.pack(self.read(frame_id))
 
     def read(self, frame_id: str) -> Frame:
         """Reads and checks a frame.

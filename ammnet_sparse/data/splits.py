@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from ammnet_sparse.data.files import DataError
 
-if TYPE_CHECKING:  # layout reads the lists with the functions below
-    from ammnet_sparse.data.layout import FrameFolder
+if TYPE_CHECKING:  # its sources read the lists with the functions below
+    from ammnet_sparse.data.source import FrameSource
 
 _FRAME_ID = re.compile(r"(?:NYU)?(\d{1,4})(?:_0000)?", re.IGNORECASE | re.ASCII)
 _OWN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
-def validation_ids(folder: "FrameFolder", *, split: str, count: int, seed: int) -> list[str]:
+def validation_ids(folder: "FrameSource", *, split: str, count: int, seed: int) -> list[str]:
     """The frames of the training list ``split`` that are kept for validation.
 
     Those of ``val.txt`` where the set has it; else ``count`` frames drawn by ``seed``: the frames with the smallest
@@ -48,7 +48,7 @@ def validation_ids(folder: "FrameFolder", *, split: str, count: int, seed: int) 
     return sorted(sorted(ids, key=lambda frame_id: hash_of(f"{seed}:{frame_id}"))[:count])
 
 
-def training_ids(folder: "FrameFolder", *, split: str, count: int, seed: int) -> list[str]:
+def training_ids(folder: "FrameSource", *, split: str, count: int, seed: int) -> list[str]:
     """The frames of ``split`` that ``validation_ids`` leaves, in the order of the list; the same errors."""
     validation = set(validation_ids(folder, split=split, count=count, seed=seed))
     return [frame_id for frame_id in folder.frame_ids(split) if frame_id not in validation]
@@ -101,6 +101,14 @@ def check_list_name(split: str) -> None:
 def repeated_ids(ids: Sequence[str]) -> list[str]:
     """The ids that are there more than once, sorted."""
     return sorted(frame_id for frame_id, times in Counter(ids).items() if times > 1)
+
+
+def check_unique(ids: Sequence[str]) -> None:
+    """Raises ValueError where ``ids`` holds no frame, or one more than once."""
+    if not ids:
+        raise ValueError("ids: expected at least one frame, found none")
+    if repeated := repeated_ids(ids):
+        raise ValueError(f"ids: expected every frame once, found {some(repeated)} more than once")
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:

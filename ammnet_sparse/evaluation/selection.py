@@ -8,7 +8,8 @@ import torch
 
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.layout import DataError, FrameFolder, training_ids, validation_ids
+from ammnet_sparse.data.layout import DataError, training_ids, validation_ids
+from ammnet_sparse.data.source import FrameSource, open_frames
 from ammnet_sparse.data.splits import some
 
 Split = Literal["train", "val", "test"]
@@ -33,7 +34,7 @@ def reads_images(config: ModelConfig) -> bool:
 
 def open_set(
     root: str | Path, *, dataset: Literal["nyu", "nyucad"], config: ModelConfig, for_pictures: bool = False
-) -> FrameFolder:
+) -> FrameSource:
     """The set in ``root`` with the 2D input that the network needs, and no other unless pictures shall show it.
 
     Raises:
@@ -41,9 +42,9 @@ def open_set(
     """
     others = None if for_pictures else False
     needs_label_map, needs_image = reads_label_maps(config), reads_images(config)
-    folder = FrameFolder(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
+    folder = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
     try:
-        return FrameFolder(
+        return open_frames(
             root,
             dataset=dataset,
             read_image=needs_image or folder.reads_image,
@@ -59,7 +60,7 @@ def open_set(
 
 
 def split_ids(
-    folder: FrameFolder, split: Split, *, limit: int | None = None, validation_frames: int | None = None
+    folder: FrameSource, split: Split, *, limit: int | None = None, validation_frames: int | None = None
 ) -> list[str]:
     """The ids of a split; ``train`` leaves the validation frames out, ``val`` are those of ``val.txt`` or the drawn.
 
@@ -82,17 +83,17 @@ def split_ids(
     return ids[:limit]
 
 
-def check_ids(folder: FrameFolder, ids: Sequence[str]) -> None:
+def check_ids(folder: FrameSource, ids: Sequence[str]) -> None:
     """Raises DataError, naming them, where the set has no TSDF of some of the frames."""
-    unknown = [frame_id for frame_id in ids if not folder.paths(frame_id).tsdf.is_file()]
+    unknown = [frame_id for frame_id in ids if not folder.has_frame(frame_id)]
     if unknown:
         raise DataError(
-            f"{folder.root}: expected frames of the set, found unknown ids {some(unknown)} "
-            f"(no file {folder.paths(unknown[0]).tsdf}); the set's lists name those that are there"
+            f"{folder.root}: expected frames of the set, found unknown ids {some(unknown)}; "
+            "the set's lists name those that are there"
         )
 
 
-def check_labels(folder: FrameFolder) -> None:
+def check_labels(folder: FrameSource) -> None:
     """Raises DataError where the set has no ground truth."""
     if not folder.has_labels:
         raise DataError(f"{folder.root}: expected ground truth (folder Label), found none; a set without cannot score")

@@ -96,7 +96,7 @@ class Run:
         self.is_resumed = resume
         self.show_progress = show_progress
         self.training_set, self.validation_set = open_datasets(
-            config, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
+            config, device=device, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
         )
         self.steps_per_epoch = steps_per_epoch(config, num_frames=len(self.training_set))
         if config.training.deterministic:
@@ -166,7 +166,8 @@ class Run:
                 wait_seconds = time.monotonic() - waited
                 losses, counts = self._step(batches, records, wait_seconds=wait_seconds)
                 progress.add({**losses, "wait_seconds": wait_seconds}, counts)
-                bar.set_postfix({name: f"{losses[name]:.3f}" for name in _SHOWN if name in losses})
+                wait = f"{1000 * progress.sums['wait_seconds'] / progress.num_summed:.1f}ms"
+                bar.set_postfix({name: f"{losses[name]:.3f}" for name in _SHOWN if name in losses} | {"wait": wait})
                 bar.update()
                 if stop.is_set or time.monotonic() - saved > 60 * self.config.training.checkpoint_minutes:
                     self._save_state()

@@ -10,8 +10,10 @@ import torch
 from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
 from ammnet_sparse.data.check import check_set
 from ammnet_sparse.data.dataset import FrameDataset
+from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.files import DataError
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
-from ammnet_sparse.data.layout import DataError, FrameFolder
+from ammnet_sparse.data.source import open_frames
 from ammnet_sparse.data.splits import training_ids, validation_ids
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
@@ -40,6 +42,11 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
     model = config.model
     if config.training.mixed_precision and device.type != "cuda":
         raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
+    if config.data.on_device and reads_images(model):
+        raise ConfigError(
+            f"data.on_device: frames with images are too large, and model.image_encoder {model.image_encoder} reads "
+            "them; set it to false"
+        )
     if model.num_classes != NUM_CLASSES:
         raise ConfigError(f"model.num_classes: the data have {NUM_CLASSES} classes, found {model.num_classes}")
     if reads_label_maps(model) and model.num_label_map_classes < NUM_LABEL_MAP_CLASSES:
@@ -72,11 +79,12 @@ def check_same_run(config: Config, saved: Any, *, folder: Path) -> None:
 
 
 def open_datasets(
-    config: Config, *, limit: int | None, is_quick: bool, show_progress: bool
-) -> tuple[FrameDataset, FrameDataset]:
+    config: Config, *, device: torch.device, limit: int | None, is_quick: bool, show_progress: bool
+) -> tuple[FrameDataset | DeviceDataset, FrameDataset | DeviceDataset]:
     """Training and validation frames of ``data.root``, after a check of all of them.
 
     Args:
+        device: where they are kept with ``data.on_device``.
         limit: only so many of each.
         is_quick: only look whether every file is there, instead of reading each frame once.
 
@@ -87,11 +95,15 @@ def open_datasets(
     """
     data, model = config.data, config.model
     if data.root is None:
-        raise ConfigError("data.root: expected the folder of a set, found none")
+        raise ConfigError("data.root: expected the folder or packed file of a set, found none")
     # First without 2D input, so that an error below can only be about it.
-    check_labels(FrameFolder(data.root, dataset=data.dataset, read_image=False, read_label_map=False))
+    check_labels(
+        open_frames(
+            data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
+        )
+    )
     try:
-        frames = FrameFolder(
+        frames = open_frames(
             data.root,
             dataset=data.dataset,
             read_image=reads_images(model),
@@ -106,6 +118,18 @@ def open_datasets(
     )
     # Other lists of the set may name frames that were never downloaded.
     check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
+    if data.on_device:
+        return (
+            DeviceDataset(
+                frames,
+                training,
+                device=device,
+                augment_3d=data.augment_3d,
+                seed=config.training.seed,
+                progress=show_progress,
+            ),
+            DeviceDataset(frames, validation, device=device, progress=show_progress),
+        )
     return (
         FrameDataset(
             frames,

@@ -1,0 +1,135 @@
+"""A frame in a third of its memory, without loss: what the packed set stores and what caches keep.
+
+Classes lie two in a byte, masks eight in a byte, the mapping is listed by the voxels that it hits, and the TSDF is
+float16 where that holds every value exactly.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
+
+IGNORE_NIBBLE = 15
+"""How four bits say ``IGNORE_LABEL``."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompactFrame:
+    """A ``Frame`` in few bytes. V voxels in C order of (X, height, Y); attributes that are None as in ``Frame``.
+
+    Attributes:
+        frame_id: name of the frame.
+        tsdf: [X, H, Y] float16 or float32.
+        hits: [N, 2] int32, (flat voxel, pixel) of the voxels that a pixel hits, voxels ascending.
+        label_weight: [ceil(V / 8)] uint8, eight voxels a byte, the first in the highest bit.
+        label: [ceil(V / 2)] uint8, two voxels a byte, the first in the higher half; 15 for ignore.
+        label_map: [480, 320] uint8, two neighbouring pixels of a row a byte, likewise.
+        image: [480, 640, 3] uint8.
+        tsdf_is_flipped: which convention ``tsdf`` follows.
+    """
+
+    frame_id: str
+    tsdf: NDArray[Any]
+    hits: NDArray[np.int32]
+    label_weight: NDArray[np.uint8]
+    label: NDArray[np.uint8] | None = None
+    label_map: NDArray[np.uint8] | None = None
+    image: NDArray[Any] | None = None
+    tsdf_is_flipped: bool = False
+
+    @classmethod
+    def pack(cls, frame: Frame, *, tsdf_type: DTypeLike | None = None) -> "CompactFrame":
+        """Packs a frame.
+
+        Args:
+            tsdf_type: float16 or float32; None: float16 where it holds every value of the frame, else float32.
+
+        Raises:
+            ValueError: classes that four bits cannot hold.
+        """
+        tsdf = frame.tsdf.astype(np.float16 if tsdf_type is None else tsdf_type)
+        if tsdf_type is None and not (tsdf.astype(np.float32) == frame.tsdf).all():
+            tsdf = frame.tsdf
+        voxels = np.flatnonzero(frame.mapping != UNMAPPED)
+        return cls(
+            frame_id=frame.frame_id,
+            tsdf=tsdf,
+            hits=np.stack([voxels, frame.mapping.reshape(-1)[voxels]], axis=1).astype(np.int32),
+            label_weight=np.packbits(frame.label_weight),
+            label=None if frame.label is None else pack_nibbles(frame.label),
+            label_map=None if frame.label_map is None else pack_nibbles(frame.label_map).reshape(IMAGE_SHAPE[0], -1),
+            image=frame.image,
+            tsdf_is_flipped=frame.tsdf_is_flipped,
+        )
+
+    def unpack(self) -> Frame:
+        """The frame, in arrays of its own but for ``image``."""
+        shape, num_voxels = self.tsdf.shape, self.tsdf.size
+        mapping = np.full(num_voxels, UNMAPPED, dtype=np.int32)
+        mapping[self.hits[:, 0]] = self.hits[:, 1]
+        label_weight = np.unpackbits(self.label_weight, count=num_voxels).view(np.bool_)
+        label = None if self.label is None else unpack_nibbles(self.label)[:num_voxels].reshape(shape)
+        return Frame(
+            frame_id=self.frame_id,
+            tsdf=self.tsdf.astype(np.float32),
+            mapping=mapping.reshape(shape),
+            label_weight=label_weight.reshape(shape),
+            label=label,
+            image=self.image,
+            label_map=None if self.label_map is None else unpack_nibbles(self.label_map).reshape(IMAGE_SHAPE),
+            tsdf_is_flipped=self.tsdf_is_flipped,
+        )
+
+
+def compact_shapes(
+    grid_shape: tuple[int, int, int], *, tsdf_type: DTypeLike
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of the arrays of ``CompactFrame`` that have one size for all frames, all but ``hits``."""
+    num_voxels = int(np.prod(grid_shape))
+    rows, columns = IMAGE_SHAPE
+    byte = np.dtype(np.uint8)
+    return {
+        "tsdf": (np.dtype(tsdf_type), grid_shape),
+        "label_weight": (byte, (-(-num_voxels // 8),)),
+        "label": (byte, (-(-num_voxels // 2),)),
+        "label_map": (byte, (rows, columns // 2)),
+        "image": (byte, (rows, columns, 3)),
+    }
+
+
+def pack_nibbles(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[ceil(N / 2)] uint8 of N classes of any shape, 0..14 or 255: two a byte, the first in the higher half.
+
+    Raises:
+        ValueError: another class.
+    """
+    flat = classes.reshape(-1)
+    outside = (flat >= IGNORE_NIBBLE) & (flat != IGNORE_LABEL)
+    if outside.any():
+        raise ValueError(
+            f"classes: expected 0..{IGNORE_NIBBLE - 1} or {IGNORE_LABEL}, found {np.unique(flat[outside])[:4].tolist()}"
+        )
+    nibbles = np.zeros(flat.size + flat.size % 2, dtype=np.uint8)
+    nibbles[: flat.size] = flat & IGNORE_NIBBLE  # 255 becomes 15
+    packed: NDArray[np.uint8] = (nibbles[0::2] << np.uint8(4)) | nibbles[1::2]
+    return packed
+
+
+def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[2 N] uint8: the classes of ``pack_nibbles``, with one more at the end where their number was odd."""
+    return _PAIRS.take(packed.reshape(-1)).view(np.uint8)
+
+
+def _pairs() -> NDArray[np.uint16]:
+    """[256] the two classes of every byte, as one number, so that looking them up copies both at once."""
+    byte = np.arange(256, dtype=np.uint8)
+    classes = np.stack([byte >> 4, byte & IGNORE_NIBBLE], axis=1)
+    classes[classes == IGNORE_NIBBLE] = IGNORE_LABEL
+    return np.ascontiguousarray(classes).view(np.uint16).reshape(-1)
+
+
+_PAIRS = _pairs()
