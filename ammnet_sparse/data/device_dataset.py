@@ -85,6 +85,7 @@ class DeviceDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """These frames as a batch on the device; data loaders prefer this to ``__getitem__``."""
+        indices = [range(len(self))[index] for index in indices]  # IndexErrors here, not on the device
         numbers = torch.tensor([indices, [self._draw_move(index) for index in indices]])
         if self.device.type == "cuda":
             numbers = numbers.pin_memory()  # else the copy would make the host wait

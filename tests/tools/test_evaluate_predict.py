@@ -19,6 +19,7 @@ from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
 from ammnet_sparse.data.layout import FrameFolder, validation_ids
+from ammnet_sparse.data.packing import pack_set
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 GRID = (12, 12, 12)
@@ -165,6 +166,30 @@ def test_splits(evaluate: Tool, checkpoint: Checkpoint, set_folder: Path) -> Non
     assert asked[:2] == drawn
     assert asked[2:4] == [frame_id for frame_id in IDS[:4] if frame_id not in drawn]
     assert asked[4:] == IDS[4:]
+
+
+def test_packed_sets_are_read_like_folders(
+    evaluate: Tool,
+    predict: Tool,
+    checkpoint: Checkpoint,
+    set_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(predict.__globals__, "write_picture", lambda *arguments: None)  # type: ignore[attr-defined]
+    packed = tmp_path / "packed"
+    pack_set(FrameFolder(set_folder, grid_shape=GRID), packed, progress=False)
+    found = []
+    for root, out in ((set_folder, tmp_path / "of_folder"), (packed, tmp_path / "of_file")):
+        capsys.readouterr()
+        assert evaluate(arguments(checkpoint, root)) == 0
+        table = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+        assert predict(arguments(checkpoint, root, "--ids", "0003", "--out", str(out))) == 0
+        found.append((table, (out / "0003.npz").read_bytes()))
+    assert found[0] == found[1] and found[0][0]
+    assert predict(arguments(checkpoint, packed, "--ids", "0042", "--out", str(tmp_path / "unknown"))) == 2
+    assert "unknown ids 0042" in capsys.readouterr().err
 
 
 def test_limit_sites_and_inputs(

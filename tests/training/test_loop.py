@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, config_from_dict, load_config
-from ammnet_sparse.data.layout import DataError
+from ammnet_sparse.data.layout import DataError, FrameFolder
+from ammnet_sparse.data.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.models.weights import read_weights
 from ammnet_sparse.training import records
@@ -24,7 +25,7 @@ from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_
 from ammnet_sparse.training.preparation import check_runnable
 from ammnet_sparse.training.validation import Validation
 from tests.data.frames import write_list
-from tests.training.support import tiny_config, tiny_set
+from tests.training.support import GRID, tiny_config, tiny_set
 
 CPU = torch.device("cpu")
 TIMES = ("seconds", "wait_seconds")
@@ -147,6 +148,16 @@ def test_run_leaves_its_files_behind(uninterrupted: tuple[Path, RunResult], root
     text = format_result(result)
     assert text.startswith(f"best validation (epoch {best[1]}): SSC mIoU {best[0]:.1f} %, SC IoU ")
     assert f"constant-class baseline: SSC mIoU {100 * result.baseline.ssc_miou:.1f} %" in text
+
+
+def test_packed_frames_on_the_device_give_the_same_run(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "packed"
+    pack_set(FrameFolder(root, grid_shape=GRID), out, progress=False)
+    result = make_run(with_keys(run_config(out), {"data.on_device": True}), tmp_path / "run").train()
+    assert format_result(result) == format_result(uninterrupted[1])
+    assert_same_run(tmp_path / "run", uninterrupted[0])
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -415,6 +426,10 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
         ({"model.num_label_map_classes": 13}, "model.num_label_map_classes: the data have 14, found 13"),
         ({"model.freeze_encoders": True}, "model.freeze_encoders: .*--init-from"),
         ({"model.image_encoder": "segformer_b2"}, "model.image_encoder_weights: a frozen segformer_b2 needs"),
+        (
+            {"data.on_device": True, "model.image_encoder": "resnet50"},
+            "data.on_device: frames with images are too large, and model.image_encoder resnet50 reads them",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(root: Path, tmp_path: Path, keys: dict[str, Any], message: str) -> None:

@@ -1,0 +1,169 @@
+"""Frames on the device: the batches of the ordinary loader, bit for bit, without the host having to wait."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ammnet_sparse.data.augmentation import augmentation_generator, draw_moves
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.dataset import FrameDataset, build_loader
+from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.files import DataError
+from ammnet_sparse.data.layout import FrameFolder
+from ammnet_sparse.data.packed import PackedFrames
+from ammnet_sparse.data.packing import pack_set
+from ammnet_sparse.data.source import FrameSource
+from tests.data.frames import GRID, random_frame, write_cad_frame, write_frame, write_set
+
+CPU = torch.device("cpu")
+IDS = [f"{number:04d}" for number in range(9)]
+ODD_GRID = (5, 3, 5)  # 75 voxels: neither halves nor eighths
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFrames:
+    root = tmp_path_factory.mktemp("set")
+    write_set(root, IDS, has_label_map=True)
+    pack_set(FrameFolder(root, grid_shape=GRID), root / "packed", progress=False)
+    return PackedFrames(root / "packed", grid_shape=GRID)
+
+
+def assert_same_batch(found: Batch, expected: Batch) -> None:
+    assert (found.frame_ids, found.tsdf_is_flipped) == (expected.frame_ids, expected.tsdf_is_flipped)
+    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map"):
+        value, wanted = getattr(found, name), getattr(expected, name)
+        assert (value is None) == (wanted is None), name
+        if wanted is not None:
+            assert value.dtype == wanted.dtype and value.is_contiguous(), name
+            assert torch.equal(value.cpu(), wanted), name
+
+
+def assert_same_batches(source: FrameSource, ids: list[str], *, device: torch.device = CPU) -> DeviceDataset:
+    """Compares the batches of three epochs, and of a pass in order, with those of the ordinary data set."""
+    for augment_3d in (True, False):
+        on_device = DeviceDataset(source, ids, device=device, augment_3d=augment_3d, seed=5)
+        ordinary = FrameDataset(source, ids, augment_3d=augment_3d, seed=5)
+        for epoch in range(3):
+            found, expected = (
+                build_loader(dataset, batch_size=2, shuffle_seed=7, epoch=epoch, workers=0, drop_last=False)
+                for dataset in (on_device, ordinary)
+            )
+            assert len(found) == len(expected)
+            for batch, wanted in zip(found, expected, strict=True):
+                assert batch.tsdf.device.type == device.type
+                assert_same_batch(batch, wanted)
+    assert_same_batch(on_device[-1], ordinary[-1])
+    with pytest.raises(IndexError):
+        on_device[len(ids)]
+    return on_device
+
+
+def test_batches_are_those_of_the_ordinary_loader(packed: PackedFrames) -> None:
+    on_device = assert_same_batches(packed, IDS)
+    assert len(on_device) == 9
+    first = packed.read_compact(IDS[0])
+    assert first.label_map is not None
+    assert on_device.num_bytes > 9 * (first.tsdf.nbytes + first.label_map.nbytes)
+
+
+def test_every_move_is_drawn_and_undone(packed: PackedFrames) -> None:
+    """The epochs compared above hold each of the eight moves."""
+    moves = {
+        draw_moves(augmentation_generator(seed=5, epoch=epoch, frame_id=frame_id))
+        for epoch in range(3)
+        for frame_id in IDS
+    }
+    assert len(moves) == 8
+
+
+def test_resumes_within_an_epoch_and_ignores_workers(packed: PackedFrames) -> None:
+    dataset = DeviceDataset(packed, IDS, device=CPU, augment_3d=True, seed=5)
+
+    def batches(start: int) -> list[Batch]:
+        loader = build_loader(
+            dataset, batch_size=2, shuffle_seed=7, epoch=1, workers=3, drop_last=True, start_batch=start
+        )
+        assert loader.num_workers == 0
+        return list(loader)
+
+    for found, expected in zip(batches(2), batches(0)[2:], strict=True):
+        assert_same_batch(found, expected)
+
+
+def test_odd_grids_and_frames_without_hits_or_label_maps(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        frame = random_frame(seed, grid_shape=ODD_GRID)
+        if seed != 2:
+            frame.mapping[...] = -1
+        write_frame(tmp_path, frame)
+    folder = FrameFolder(tmp_path, grid_shape=ODD_GRID)
+    assert_same_batches(folder, ["0001", "0002", "0003"])
+    assert_same_batches(folder, ["0003", "0001"])
+
+
+@pytest.mark.parametrize("inexact", ["0001", "0002"])
+def test_tsdf_that_float16_does_not_hold(tmp_path: Path, inexact: str) -> None:
+    frames = write_set(tmp_path, ["0001", "0002"])
+    frame = frames[int(inexact) - 1]
+    frame.tsdf[...] = np.random.default_rng(0).uniform(-1, 1, GRID)
+    write_frame(tmp_path, frame)
+    assert_same_batches(FrameFolder(tmp_path, grid_shape=GRID), ["0001", "0002"])
+
+
+def test_flipped_frames(tmp_path: Path) -> None:
+    frame = random_frame(1)
+    write_frame(tmp_path, frame)
+    write_cad_frame(tmp_path, frame, half="train")
+    folder = FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
+    assert_same_batches(folder, ["0001"])
+    assert DeviceDataset(folder, ["0001"], device=CPU)[0].tsdf_is_flipped
+
+
+def test_what_cannot_live_on_the_device(tmp_path: Path, packed: PackedFrames) -> None:
+    write_set(tmp_path, ["0001"], has_image=True)
+    with pytest.raises(ValueError, match="frames with images stay on disk"):
+        DeviceDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"], device=CPU)
+    with pytest.raises(ValueError, match="found none"):
+        DeviceDataset(packed, [], device=CPU)
+    with pytest.raises(DataError, match="found unknown id 0042"):
+        DeviceDataset(packed, ["0042"], device=CPU)
+    write_frame(tmp_path / "long", random_frame(1, grid_shape=(4, 3, 2)))
+    long = FrameFolder(tmp_path / "long", grid_shape=(4, 3, 2))
+    with pytest.raises(ValueError, match="found a grid of 4 x 3 x 2; switch 3D augmentation off"):
+        DeviceDataset(long, ["0001"], device=CPU, augment_3d=True)
+    assert DeviceDataset(long, ["0001"], device=CPU)[0].grid_shape == (4, 3, 2)
+
+
+def test_batches_share_no_memory_with_the_frames(packed: PackedFrames) -> None:
+    dataset = DeviceDataset(packed, IDS, device=CPU)
+    for name in ("tsdf", "mapping", "label_weight", "label", "label_map"):
+        getattr(dataset[0], name).fill_(1)
+    assert_same_batch(dataset[0], FrameDataset(packed, IDS)[0])
+
+
+@pytest.mark.cuda
+def test_batches_on_a_gpu_without_waiting(packed: PackedFrames) -> None:
+    device = torch.device("cuda")
+    dataset = assert_same_batches(packed, IDS, device=device)
+    augmented = DeviceDataset(packed, IDS, device=device, augment_3d=True)
+    augmented[0]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for frames in (dataset, augmented):
+            frames.__getitems__([3, 1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_real_frames(nyu_folder: Path) -> None:
+    folder = FrameFolder(nyu_folder, read_image=False)
+    ids = folder.frame_ids("train")[:4]
+    dataset = DeviceDataset(folder, ids, device=CPU, augment_3d=True)
+    dataset.set_epoch(3)
+    ordinary = FrameDataset(folder, ids, augment_3d=True)
+    ordinary.set_epoch(3)
+    assert_same_batch(dataset.__getitems__([2, 0, 3]), Batch.collate([ordinary[index] for index in (2, 0, 3)]))
+    with_longest_hits = dataset.num_bytes / 4 + 8 * 7055  # hits of a frame of the whole set, to which all are filled up
+    assert 795 * with_longest_hits < 600e6
