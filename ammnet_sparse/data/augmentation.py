@@ -47,10 +47,15 @@ def augmentation_generator(*, seed: int, epoch: int, frame_id: str) -> torch.Gen
 
 def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
     """Flips X, flips Y and exchanges X and Y, in this order, as ``draw_moves`` says."""
-    for change, is_drawn in zip((flip_x, flip_y, exchange_xy), draw_moves(generator), strict=True):
-        if is_drawn:
-            frame = change(frame)
-    return frame
+    does_flip_x, does_flip_y, does_exchange_xy = draw_moves(generator)
+    if does_exchange_xy:
+        _check_square(frame)
+
+    def move(voxels: NDArray[Any]) -> NDArray[Any]:
+        voxels = voxels[:: -1 if does_flip_x else 1, :, :: -1 if does_flip_y else 1]
+        return voxels.transpose(2, 1, 0) if does_exchange_xy else voxels
+
+    return _move_voxels(frame, move)
 
 
 def draw_moves(generator: torch.Generator) -> tuple[bool, bool, bool]:
@@ -100,13 +105,17 @@ def exchange_xy(frame: Frame) -> Frame:
     Raises:
         ValueError: a grid with unlike X and Y, whose frames would no longer fit into one batch.
     """
+    _check_square(frame)
+    return _move_voxels(frame, lambda voxels: voxels.transpose(2, 1, 0))
+
+
+def _check_square(frame: Frame) -> None:
     x, height, y = frame.grid_shape
     if x != y:
         raise ValueError(
             f"frame {frame.frame_id}: expected as many voxels along X as along Y to exchange them, found a grid of "
             f"{x} x {height} x {y}; switch 3D augmentation off"
         )
-    return _move_voxels(frame, lambda voxels: voxels.transpose(2, 1, 0))
 
 
 def _move_voxels(frame: Frame, move: Callable[[NDArray[Any]], NDArray[Any]]) -> Frame:
