@@ -2,7 +2,7 @@
 
     python tools/check_data.py ROOT [--dataset nyucad] [--split train] [--quick]
 
-Exit code: 0 the set is clean, 1 it has problems, 2 wrong usage (no such folder or list).
+Exit code: 0 the set is clean, 1 it has problems, 2 wrong usage (no such set or list).
 """
 
 import argparse
@@ -40,7 +40,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=rest.rpartition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("root", help="folder of the set")
+    parser.add_argument("root", help="folder or packed file of the set")
     parser.add_argument("--dataset", choices=("nyu", "nyucad"), default="nyu", help="layout of the set (default: nyu)")
     parser.add_argument(
         "--split",

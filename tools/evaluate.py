@@ -105,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights to score")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the set")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder or packed file of the set")
     parser.add_argument(
         "--split",
         choices=("test", "train", "val"),

@@ -143,7 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
     parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
     group = parser.add_argument_group("frames of a set")
-    group.add_argument("--data", type=Path, metavar="DIR", help="folder of the set")
+    group.add_argument("--data", type=Path, metavar="DIR", help="folder or packed file of the set")
     group.add_argument("--ids", nargs="+", metavar="ID", help="frames, such as 0003")
     _add_camera_options(parser.add_argument_group("frames of your own camera"))
     options = parser.parse_args(arguments)
