@@ -156,7 +156,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of tools/train.py")
     parser.add_argument("--scenes", type=_count, default=3, metavar="N", help="N best and N worst (default: 3)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder or packed file of the set (default: as trained)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder or packed file of the set (default: as trained)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: RUN/report.html)")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N validation frames")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
