@@ -2,7 +2,7 @@
 //
 //   labels       [B, V] integer: 0 empty, 255 ignored, else a class
 //   probability  erase [B], shuffle [B, K] float32
-//   class_map    [B, K] int64: the class that each class becomes
+//   class_map    [B, K] integer: the class that each class becomes
 #pragma once
 
 #include "common.h"
@@ -47,40 +47,71 @@ struct Erase {
   AMMNET_HOST_DEVICE Sample of_sample(int64_t sample) const { return {probability[sample]}; }
 };
 
-template <typename Label>
+// Class: the type of class_map's integers, 32 bits on the CPU for vector code.
+template <typename Label, typename Class>
 struct Shuffle {
   static constexpr Stream kStream = Stream::kShuffleCategories;
 
   const float* probability;
-  const int64_t* class_map;
-  int64_t num_classes;
+  const Class* class_map;
+  Class num_classes;
+  Label last_class;  // the largest label that is a class
 
   struct Sample {
     const float* probability;  // of the sample's classes
-    const int64_t* class_map;  // likewise
-    int64_t num_classes;
+    const Class* class_map;    // likewise
+    Class num_classes;
+    Label last_class;
 
     AMMNET_HOST_DEVICE bool needs_word(Label label) const {
-      return is_object(label) & is_class(static_cast<int64_t>(label), num_classes);
+      using Unsigned = std::make_unsigned_t<Label>;  // a negative label is then a large one
+      return is_object(label) & (static_cast<Unsigned>(label) <= static_cast<Unsigned>(last_class));
     }
-    // A label or a target that is no class leaves the voxel as it is. Without branches, which would be taken at random:
-    // row 0 is read in place of what is no row, and a mask picks the result.
+    AMMNET_HOST_DEVICE bool is_class(Class label) const { return (label >= 0) & (label < num_classes); }
+
+    // Where the label's class is looked up: the first row, in place of a branch, where it is none.
+    AMMNET_HOST_DEVICE Class row_of(Label label) const {
+      return static_cast<Class>(needs_word(label)) * static_cast<Class>(label);
+    }
+    // A label or a target that is no class leaves the voxel as it is.
+    AMMNET_HOST_DEVICE Label change(Label label, uint32_t word, float chance, Class target) const {
+      const bool is_changed = needs_word(label) & (uniform(word) < chance) & is_class(target);
+      return is_changed ? static_cast<Label>(target) : label;
+    }
     AMMNET_HOST_DEVICE Label operator()(Label label, uint32_t word) const {
-      const bool has_class = needs_word(label);
-      const int64_t row = static_cast<int64_t>(label) & -static_cast<int64_t>(has_class);
-      const int64_t target = class_map[row];
-      const bool is_changed = has_class & (uniform(word) < probability[row]) & is_class(target, num_classes);
-      const int64_t wide = static_cast<int64_t>(label);
-      return static_cast<Label>(wide ^ ((wide ^ target) & -static_cast<int64_t>(is_changed)));
+      const Class row = row_of(label);
+      return change(label, word, probability[row], class_map[row]);
     }
   };
 
   AMMNET_HOST_DEVICE Sample of_sample(int64_t sample) const {
-    return {probability + sample * num_classes, class_map + sample * num_classes, num_classes};
-  }
-  AMMNET_HOST_DEVICE static bool is_class(int64_t label, int64_t num_classes) {
-    return (label >= 0) & (label < num_classes);
+    return {probability + sample * num_classes, class_map + sample * num_classes, num_classes, last_class};
   }
 };
+
+inline void check_erase(const Tensor& labels, const Tensor& probability) {
+  check_shape(probability, {labels.size(0)}, "erase_voxels: probability");
+  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "erase_voxels: probability: expected float32");
+}
+
+// Returns the number of classes.
+inline int64_t check_shuffle(const Tensor& labels, const Tensor& class_map, const Tensor& probability) {
+  const int64_t num_classes = class_map.size(1);
+  check_shape(class_map, {labels.size(0), num_classes}, "shuffle_categories: class_map");
+  check_shape(probability, {labels.size(0), num_classes}, "shuffle_categories: probability");
+  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
+  STD_TORCH_CHECK(
+      num_classes >= 1 && num_classes <= std::numeric_limits<int32_t>::max(),
+      "shuffle_categories: class_map: expected at least one class, found ", num_classes);
+  return num_classes;
+}
+
+template <typename Label, typename Class>
+Shuffle<Label, Class> make_shuffle(const Tensor& probability, const Tensor& class_map, int64_t num_classes) {
+  const auto largest = static_cast<int64_t>(std::numeric_limits<Label>::max());
+  return {
+      static_cast<const float*>(probability.const_data_ptr()), static_cast<const Class*>(class_map.const_data_ptr()),
+      static_cast<Class>(num_classes), static_cast<Label>(std::min(num_classes - 1, largest))};
+}
 
 }  // namespace ammnet_sparse

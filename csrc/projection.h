@@ -72,6 +72,13 @@ AMMNET_HOST_DEVICE LineReads<A> line_reads(uint32_t position, uint32_t size, uin
   return {lower, lower + 1 < size ? lower + 1 : lower, fraction};
 }
 
+// The weight with which a line (row or column) of the map is read by a site that lies `fraction` behind its lower line:
+// the one before, or the line itself, which at the border is the upper one too.
+template <typename A>
+AMMNET_HOST_DEVICE A weight_of_line(A fraction, bool is_upper, bool is_last) {
+  return is_upper ? fraction : (is_last ? A(1) : A(1) - fraction);
+}
+
 // The four cells of a site: (upper left, upper right, lower left, lower right) are rows.lower with columns.lower,
 // rows.lower with columns.upper, and so on.
 template <typename A>

@@ -30,7 +30,8 @@ from ammnet_sparse.ops import (
     projection,
     shuffle_categories,
 )
-from ammnet_sparse.sparse.sites import SiteSet, neighbor_rows, sites_from_mask
+from ammnet_sparse.sparse.kernel_maps import neighbor_rows
+from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 
 BATCH_SIZE = 4
 CHANNELS = 256

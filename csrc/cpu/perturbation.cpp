@@ -7,9 +7,9 @@
 namespace ammnet_sparse {
 namespace {
 
-constexpr int64_t kGroupsOfBlock = 32;
+constexpr int64_t kGroupsOfBlock = 8;
 constexpr int64_t kVoxelsOfBlock = kGroupsOfBlock * kVoxelsOfGroup;
-constexpr int64_t kBlocksOfTask = 32;
+constexpr int64_t kBlocksOfTask = 256;
 
 using BlockWords = uint32_t[kVoxelsOfBlock];
 
@@ -23,24 +23,51 @@ void make_words(int64_t first_group, int64_t sample, Stream stream, PhiloxKey ke
   }
 }
 
+template <typename Label>
+void apply(
+    const typename Erase<Label>::Sample& erase, const Label* __restrict labels, const BlockWords& words, int64_t size,
+    Label* __restrict result) {
+  for (int64_t i = 0; i < size; ++i) {
+    result[i] = erase(labels[i], words[i]);
+  }
+}
+
+// In three loops, so that each is vector code.
+template <typename Label>
+void apply(
+    const typename Shuffle<Label, int32_t>::Sample& shuffle, const Label* __restrict labels, const BlockWords& words,
+    int64_t size, Label* __restrict result) {
+  int32_t rows[kVoxelsOfBlock];
+  for (int64_t i = 0; i < size; ++i) {
+    rows[i] = shuffle.row_of(labels[i]);
+  }
+  float chances[kVoxelsOfBlock];
+  int32_t targets[kVoxelsOfBlock];
+  for (int64_t i = 0; i < size; ++i) {
+    chances[i] = shuffle.probability[rows[i]];
+    targets[i] = shuffle.class_map[rows[i]];
+  }
+  for (int64_t i = 0; i < size; ++i) {
+    result[i] = shuffle.change(labels[i], words[i], chances[i], targets[i]);
+  }
+}
+
 // Voxels first_voxel .. first_voxel + size - 1 of a sample, at most a block.
 template <typename Label, typename Operator>
 void perturb_block(
     const Label* __restrict labels, Label* __restrict result, int64_t first_voxel, int64_t size, int64_t sample,
     const typename Operator::Sample& change, PhiloxKey key) {
-  bool needs_words = false;
+  auto needs_words = Label(0);  // not bool, for the sake of vector code
   for (int64_t i = 0; i < size; ++i) {
-    needs_words |= change.needs_word(labels[i]);
+    needs_words |= static_cast<Label>(change.needs_word(labels[i]));
   }
-  if (!needs_words) {
+  if (needs_words == Label(0)) {
     std::memcpy(result, labels, static_cast<size_t>(size) * sizeof(Label));
     return;
   }
   BlockWords words;
   make_words(first_voxel / kVoxelsOfGroup, sample, Operator::kStream, key, words);
-  for (int64_t i = 0; i < size; ++i) {
-    result[i] = change(labels[i], words[i]);
-  }
+  apply<Label>(change, labels, words, size, result);
 }
 
 // labels [B, V], contiguous.
@@ -67,16 +94,11 @@ void perturb(const Tensor& labels, Tensor& result, const Operator& operation, in
   });
 }
 
-Tensor empty_as(const Tensor& contiguous_labels) {
-  return torch::stable::empty_like(contiguous_labels);
-}
-
 Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t seed) {
-  check_shape(probability, {labels.size(0)}, "erase_voxels: probability");
-  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "erase_voxels: probability: expected float32");
+  check_erase(labels, probability);
   const Tensor labels_ = as_contiguous(labels);
   const Tensor probability_ = as_contiguous(probability);
-  Tensor result = empty_as(labels_);
+  Tensor result = torch::stable::empty_like(labels_);
   dispatch_integers(labels.scalar_type(), "erase_voxels: labels", [&](auto tag) {
     using Label = typename decltype(tag)::type;
     const Erase<Label> erase{static_cast<const float*>(probability_.const_data_ptr())};
@@ -87,37 +109,39 @@ Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t see
 
 // Throws where a label is neither a class nor ignored.
 template <typename Label>
-void check_classes(const Tensor& labels, int64_t num_classes) {
+void check_classes(const Tensor& labels, int64_t num_classes, const typename Shuffle<Label, int32_t>::Sample& shuffle) {
   const auto* values = static_cast<const Label*>(labels.const_data_ptr());
   const int64_t size = labels.numel();
-  Label smallest = 0;
-  Label largest = 0;
+  auto is_bad = Label(0);  // not bool, for the sake of vector code
   for (int64_t i = 0; i < size; ++i) {
-    const Label label = is_object(values[i]) ? values[i] : Label(0);
-    smallest = std::min(smallest, label);
-    largest = std::max(largest, label);
+    is_bad |= static_cast<Label>(is_object(values[i]) & !shuffle.needs_word(values[i]));
   }
-  if (static_cast<int64_t>(smallest) < 0 || static_cast<int64_t>(largest) >= num_classes) {
-    throw_out_of_range("shuffle_categories: labels but 255", 0, num_classes - 1, smallest, largest);
+  if (is_bad == Label(0)) {
+    return;
   }
+  int64_t smallest = 0;
+  int64_t largest = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    if (is_object(values[i])) {
+      smallest = std::min(smallest, static_cast<int64_t>(values[i]));
+      largest = std::max(largest, static_cast<int64_t>(values[i]));
+    }
+  }
+  throw_out_of_range("shuffle_categories: labels but 255", 0, num_classes - 1, smallest, largest);
 }
 
 Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const Tensor& probability, int64_t seed) {
-  const int64_t num_classes = class_map.size(1);
-  check_shape(class_map, {labels.size(0), num_classes}, "shuffle_categories: class_map");
-  check_shape(probability, {labels.size(0), num_classes}, "shuffle_categories: probability");
-  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
+  const int64_t num_classes = check_shuffle(labels, class_map, probability);
   const Tensor labels_ = as_contiguous(labels);
-  const Tensor class_map_ = as_contiguous(as_type(class_map, ScalarType::Long));
   const Tensor probability_ = as_contiguous(probability);
-  check_range(class_map_, 0, num_classes - 1, "shuffle_categories: class_map");
-  Tensor result = empty_as(labels_);
+  check_range(as_contiguous(class_map), 0, num_classes - 1, "shuffle_categories: class_map");
+  // Of 32 bits: then eight voxels at a time look their class up.
+  const Tensor class_map_ = as_contiguous(as_type(class_map, ScalarType::Int));
+  Tensor result = torch::stable::empty_like(labels_);
   dispatch_integers(labels.scalar_type(), "shuffle_categories: labels", [&](auto tag) {
     using Label = typename decltype(tag)::type;
-    check_classes<Label>(labels_, num_classes);
-    const Shuffle<Label> shuffle{
-        static_cast<const float*>(probability_.const_data_ptr()),
-        static_cast<const int64_t*>(class_map_.const_data_ptr()), num_classes};
+    const auto shuffle = make_shuffle<Label, int32_t>(probability_, class_map_, num_classes);
+    check_classes<Label>(labels_, num_classes, shuffle.of_sample(0));
     perturb<Label>(labels_, result, shuffle, seed);
   });
   return result;

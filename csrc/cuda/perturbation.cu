@@ -15,13 +15,8 @@ __device__ __forceinline__ bool is_out_of_range(const typename Erase<Label>::Sam
   return false;
 }
 template <typename Label>
-__device__ __forceinline__ bool is_out_of_range(const typename Shuffle<Label>::Sample& change, Label label) {
-  if (!is_object(label)) {
-    return false;
-  }
-  using Operator = Shuffle<Label>;
-  return !change.needs_word(label) ||
-         !Operator::is_class(change.class_map[label], change.num_classes);
+__device__ __forceinline__ bool is_out_of_range(const typename Shuffle<Label, int64_t>::Sample& change, Label label) {
+  return is_object(label) && (!change.needs_word(label) || !change.is_class(change.class_map[label]));
 }
 
 // labels and result [B, V]; a thread for kVoxelsOfThread voxels, a row of blocks for each sample.
@@ -121,8 +116,7 @@ void perturb(const Launch& launch, const Tensor& labels, Tensor& result, const O
 }
 
 Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t seed) {
-  check_shape(probability, {labels.size(0)}, "erase_voxels: probability");
-  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "erase_voxels: probability: expected float32");
+  check_erase(labels, probability);
   const Launch launch(labels);
   const Tensor labels_ = as_contiguous(labels);
   const Tensor probability_ = as_contiguous(probability);
@@ -136,10 +130,7 @@ Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t see
 }
 
 Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const Tensor& probability, int64_t seed) {
-  const int64_t num_classes = class_map.size(1);
-  check_shape(class_map, {labels.size(0), num_classes}, "shuffle_categories: class_map");
-  check_shape(probability, {labels.size(0), num_classes}, "shuffle_categories: probability");
-  STD_TORCH_CHECK(probability.scalar_type() == ScalarType::Float, "shuffle_categories: probability: expected float32");
+  const int64_t num_classes = check_shuffle(labels, class_map, probability);
   const Launch launch(labels);
   const Tensor labels_ = as_contiguous(labels);
   const Tensor class_map_ = as_contiguous(as_type(class_map, ScalarType::Long));
@@ -147,9 +138,7 @@ Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const T
   Tensor result = torch::stable::empty_like(labels_);
   dispatch_integers(labels.scalar_type(), "shuffle_categories: labels", [&](auto tag) {
     using Label = typename decltype(tag)::type;
-    const Shuffle<Label> shuffle{
-        static_cast<const float*>(probability_.const_data_ptr()),
-        static_cast<const int64_t*>(class_map_.const_data_ptr()), num_classes};
+    const auto shuffle = make_shuffle<Label, int64_t>(probability_, class_map_, num_classes);
     perturb<Label>(launch, labels_, result, shuffle, seed);
   });
   return result;

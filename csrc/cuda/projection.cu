@@ -5,14 +5,18 @@
 // sites, so that neighbouring sites share what they read, and the result is turned in shared memory to be written in
 // rows. Neither needs an atomic or a second launch.
 //
-// Backward: atomic additions of whole vectors into float32, or, where the order of sums must be fixed,
-// `gather_gradients`: sites sorted by the cell they read first, and every cell of the map adds up the sites that read
-// it, in order, and writes once.
+// Backward: `gather_gradients`. Every site joins the chain of the cell that it reads first, with one atomic exchange;
+// then every cell of the map adds up the sites of four chains and is written once, in its own type. Added with atomics,
+// the map would have to be zeroed, added to in float32, and rounded: three passes over what is mostly zero. Where the
+// order of sums must be fixed, the chains are made from sorted sites.
 #include "../projection.h"
 #include "common.h"
 
 namespace ammnet_sparse {
 namespace {
+
+// Of a chain of sites.
+constexpr int32_t kEnd = -1;
 
 struct MapStrides {
   int64_t sample;
@@ -120,162 +124,130 @@ __global__ void __launch_bounds__(kThreads) project_planes(
   }
 }
 
-// Adds kSize neighbouring values; the address is aligned to 16 bytes where kSize is more than one.
-template <int kSize>
-__device__ __forceinline__ void add(double* target, const double (&values)[kSize]) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    atomicAdd(target + i, values[i]);
-  }
+// A site in the chain of its first cell: the site behind it (-1 at the end), and how far it lies between cells.
+template <typename A>
+struct alignas(16) Link {
+  int32_t next;
+  A row_fraction;
+  A column_fraction;
+};
+
+// The cell that a site reads first, (sample * h + row) * w + column.
+template <typename A>
+__device__ __forceinline__ int32_t first_cell(const SiteReads<A>& reads, const ProjectionShape& shape) {
+  return static_cast<int32_t>((reads.sample * shape.height + reads.rows.lower) * shape.width + reads.columns.lower);
 }
 
-template <int kSize>
-__device__ __forceinline__ void add(float* target, const float (&values)[kSize]) {
-#if __CUDA_ARCH__ >= 900
-  constexpr bool kHasVectorAdd = kSize % 4 == 0;
-#else
-  constexpr bool kHasVectorAdd = false;
-#endif
-  if constexpr (kHasVectorAdd) {
-#pragma unroll
-    for (int i = 0; i < kSize; i += 4) {
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
-                   :
-                   : "l"(__cvta_generic_to_global(target + i)), "f"(values[i]), "f"(values[i + 1]),
-                     "f"(values[i + 2]), "f"(values[i + 3])
-                   : "memory");
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      atomicAdd(target + i, values[i]);
-    }
-  }
-}
-
-// grad [N, C]; map [B, h, w, C], zero before. Threads as in project_rows.
-template <typename T, int kSize>
-__global__ void __launch_bounds__(kThreads) scatter_gradients(
-    const T* __restrict__ grad, MapStrides strides, ProjectionShape shape, Integers pixel_of_site,
-    Integers batch_of_site, int64_t num_sites, int lane_bits, Accumulate<T>* __restrict__ map, unsigned int* flags) {
-  using A = Accumulate<T>;
-  const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t site = thread >> lane_bits;
-  if (site >= num_sites) {
-    return;
-  }
-  const int lanes = 1 << lane_bits;
-  const int lane = static_cast<int>(thread) & (lanes - 1);
-  const int channels = static_cast<int>(shape.channels);
-  const SiteReads<A> reads = site_reads<A>(pixel_of_site[site], batch_of_site[site], shape);
-  if (reads.is_out_of_range && lane == 0) {
-    report(flags, OutOfRange::kProjectFeatures);
-  }
-  if (!reads.is_hit) {
-    return;
-  }
-  for (int channel = lane * kSize; channel < channels; channel += lanes * kSize) {
-    const auto values = load<kSize>(grad + site * channels + channel);
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner) {
-      const A weight = reads.weight(corner);
-      if (weight == A(0)) {
-        continue;  // at the border, or on a cell: an atomic less
-      }
-      A products[kSize];
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        products[i] = weight * static_cast<A>(values.value[i]);
-      }
-      add(map + offset_of(reads, corner, strides) + channel, products);
-    }
-  }
-}
-
-// The first cell that each site reads, (sample * h + row) * w + column; behind all cells where it reads none.
-__global__ void __launch_bounds__(kThreads) find_first_cells(
+// Puts each site in front of the chain of its first cell. heads: -1 before.
+template <typename A>
+__global__ void __launch_bounds__(kThreads) chain_sites(
     ProjectionShape shape, Integers pixel_of_site, Integers batch_of_site, int64_t num_sites,
-    int64_t* __restrict__ cells, unsigned int* flags) {
+    int32_t* __restrict__ heads, Link<A>* __restrict__ links, unsigned int* flags) {
   const int64_t site = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (site >= num_sites) {
     return;
   }
-  const auto reads = site_reads<float>(pixel_of_site[site], batch_of_site[site], shape);
+  const SiteReads<A> reads = site_reads<A>(pixel_of_site[site], batch_of_site[site], shape);
   if (reads.is_out_of_range) {
     report(flags, OutOfRange::kProjectFeatures);
   }
-  cells[site] = reads.is_hit
-                    ? (reads.sample * shape.height + reads.rows.lower) * shape.width + reads.columns.lower
-                    : shape.batch_size * shape.height * shape.width;
+  if (reads.is_hit) {
+    const int32_t behind = atomicExch(heads + first_cell(reads, shape), static_cast<int32_t>(site));
+    links[site] = {behind, reads.rows.fraction, reads.columns.fraction};
+  }
 }
 
-// starts[cell]: the first place in `sorted` that is not below `cell`.
-__global__ void __launch_bounds__(kThreads) find_starts(
-    const int64_t* __restrict__ sorted, int64_t num_sites, int64_t num_starts, int64_t* __restrict__ starts) {
-  const int64_t cell = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  if (cell >= num_starts) {
+// The first cell of each site, for sorting; behind all cells where it reads none. next: left for chain_sorted.
+template <typename A>
+__global__ void __launch_bounds__(kThreads) find_first_cells(
+    ProjectionShape shape, Integers pixel_of_site, Integers batch_of_site, int64_t num_sites, int32_t num_cells,
+    int32_t* __restrict__ cells, Link<A>* __restrict__ links, unsigned int* flags) {
+  const int64_t site = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (site >= num_sites) {
     return;
   }
-  int64_t low = 0;
-  int64_t high = num_sites;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sorted[middle] < cell) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
+  const SiteReads<A> reads = site_reads<A>(pixel_of_site[site], batch_of_site[site], shape);
+  if (reads.is_out_of_range) {
+    report(flags, OutOfRange::kProjectFeatures);
   }
-  starts[cell] = low;
+  cells[site] = reads.is_hit ? first_cell(reads, shape) : num_cells;
+  links[site] = {kEnd, reads.rows.fraction, reads.columns.fraction};
 }
 
-// The weight with which a site reads a line (row or column) of the map.
+// The same chains as of chain_sites, but each in the order of the sites. sorted, order: of the cells, stable.
 template <typename A>
-__device__ __forceinline__ A weight_of_line(const LineReads<A>& reads, uint32_t line) {
-  return (reads.lower == line ? A(1) - reads.fraction : A(0)) + (reads.upper == line ? reads.fraction : A(0));
+__global__ void __launch_bounds__(kThreads) chain_sorted(
+    const int32_t* __restrict__ sorted, const int64_t* __restrict__ order, int64_t num_sites, int32_t num_cells,
+    int32_t* __restrict__ heads, Link<A>* __restrict__ links) {
+  const int64_t place = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (place >= num_sites || sorted[place] == num_cells) {
+    return;
+  }
+  const int32_t cell = sorted[place];
+  const auto site = static_cast<int32_t>(order[place]);
+  if (place == 0 || sorted[place - 1] != cell) {
+    heads[cell] = site;
+  }
+  if (place + 1 < num_sites && sorted[place + 1] == cell) {
+    links[site].next = static_cast<int32_t>(order[place + 1]);
+  }
 }
 
-// A warp for each cell of map [B, h, w, C]. Sites that read a cell have it, the one above, the one to the left, or the
-// one above that, as their first.
+// A warp for each cell of map [B, h, w, C] and each `tile` of its channels. Sites that read a cell have it, the one to
+// the left, the one above, or the one above that, as their first: four chains, walked side by side so that their loads
+// are under way together.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) gather_gradients(
-    const T* __restrict__ grad, ProjectionShape shape, Integers pixel_of_site, Integers batch_of_site,
-    const int64_t* __restrict__ order, const int64_t* __restrict__ starts, T* __restrict__ map) {
+    const T* __restrict__ grad, ProjectionShape shape, const int32_t* __restrict__ heads,
+    const Link<Accumulate<T>>* __restrict__ links, int tiles_of_cell, T* __restrict__ map) {
   using A = Accumulate<T>;
-  const int64_t cell = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / kWarp;
-  if (cell >= shape.batch_size * shape.height * shape.width) {
+  const int64_t warp = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / kWarp;
+  const int64_t cell = warp / tiles_of_cell;
+  const auto tile = static_cast<int>(warp - cell * tiles_of_cell);
+  const int channel = (tile * kWarp + static_cast<int>(threadIdx.x % kWarp)) * kSize;
+  if (cell >= shape.batch_size * shape.height * shape.width || channel >= shape.channels) {
     return;
   }
-  const int channels = static_cast<int>(shape.channels);
   const auto column = static_cast<uint32_t>(cell % shape.width);
   const auto row = static_cast<uint32_t>(cell / shape.width % shape.height);
-  for (int channel = (threadIdx.x % kWarp) * kSize; channel < channels; channel += kWarp * kSize) {
-    A sums[kSize] = {};
+  int32_t sites[4];
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    const bool is_below = corner & 2;
+    const bool is_right = corner & 1;
+    const bool exists = !(is_below && row == 0) && !(is_right && column == 0);
+    sites[corner] = exists ? heads[cell - (is_below ? shape.width : 0) - (is_right ? 1 : 0)] : kEnd;
+  }
+  A sums[kSize] = {};
+  while ((sites[0] & sites[1] & sites[2] & sites[3]) != kEnd) {
+    Link<A> here[4] = {};
+    Vector<T, kSize> values[4] = {};
+#pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
-      const bool is_above = corner & 2;
-      const bool is_left = corner & 1;
-      if ((is_above && row == 0) || (is_left && column == 0)) {
-        continue;
+      if (sites[corner] != kEnd) {
+        here[corner] = links[sites[corner]];
+        values[corner] = load<kSize>(grad + sites[corner] * shape.channels + channel);
       }
-      const int64_t first_cell = cell - (is_above ? shape.width : 0) - (is_left ? 1 : 0);
-      for (int64_t place = starts[first_cell]; place < starts[first_cell + 1]; ++place) {
-        const int64_t site = order[place];
-        const auto reads = site_reads<A>(pixel_of_site[site], batch_of_site[site], shape);
-        const A weight = weight_of_line(reads.rows, row) * weight_of_line(reads.columns, column);
-        const auto values = load<kSize>(grad + site * channels + channel);
+    }
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      if (sites[corner] != kEnd) {
+        const A weight = weight_of_line(here[corner].row_fraction, corner & 2, row + 1 == shape.height) *
+                         weight_of_line(here[corner].column_fraction, corner & 1, column + 1 == shape.width);
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
-          sums[i] += weight * static_cast<A>(values.value[i]);
+          sums[i] += weight * static_cast<A>(values[corner].value[i]);
         }
+        sites[corner] = here[corner].next;
       }
     }
-    Vector<T, kSize> rounded;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      rounded.value[i] = static_cast<T>(sums[i]);
-    }
-    store(map + cell * channels + channel, rounded);
   }
+  Vector<T, kSize> rounded;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    rounded.value[i] = static_cast<T>(sums[i]);
+  }
+  store(map + cell * shape.channels + channel, rounded);
 }
 
 // Threads for each site: as many as there are vectors in a row, rounded to a power of two, at most a warp.
@@ -338,53 +310,59 @@ Tensor project_features(
   return result;
 }
 
-// [B, h, w, C]
-Tensor scatter(const Launch& launch, const Tensor& grad, const Sites& sites, const ProjectionShape& shape) {
-  return dispatch_features(grad.scalar_type(), "project_features_backward: grad", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using A = Accumulate<T>;
-    const ScalarType wide = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-    Tensor map =
-        torch::stable::new_zeros(grad, {shape.batch_size, shape.height, shape.width, shape.channels}, wide);
-    const auto* grad_data = static_cast<const T*>(grad.const_data_ptr());
-    auto* target = static_cast<A*>(map.mutable_data_ptr());
-    const MapStrides strides{
-        shape.height * shape.width * shape.channels, 1, shape.width * shape.channels, shape.channels};
-    dispatch_vector<T>(has_vector_rows<T>(shape.channels, grad_data, target), [&](auto vector) {
-      const int lane_bits = lane_bits_of(shape.channels, vector());
-      scatter_gradients<T, vector()><<<num_blocks(sites.size() << lane_bits), kThreads, 0, launch.stream()>>>(
-          grad_data, strides, shape, sites.pixels(), sites.samples(), sites.size(), lane_bits, target,
-          out_of_range_flags(launch));
-    });
-    launch.check();
-    return as_type(map, grad.scalar_type());
-  });
-}
-
-// The same in an order that does not depend on how threads happen to run.
-Tensor gather(const Launch& launch, const Tensor& grad, const Sites& sites, const ProjectionShape& shape) {
+// heads [B * h * w]: the first site of each cell's chain, through `links` [N].
+template <typename A>
+Tensor chain(
+    const Launch& launch, const Tensor& grad, const Sites& sites, const ProjectionShape& shape, bool deterministic,
+    Link<A>* links) {
   const int64_t num_cells = shape.batch_size * shape.height * shape.width;
-  Tensor cells = torch::stable::new_empty(grad, {sites.size()}, ScalarType::Long);
-  find_first_cells<<<num_blocks(sites.size()), kThreads, 0, launch.stream()>>>(
-      shape, sites.pixels(), sites.samples(), sites.size(), static_cast<int64_t*>(cells.mutable_data_ptr()),
-      out_of_range_flags(launch));
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(
+      num_cells < kLargest && sites.size() < kLargest, "project_features_backward: expected fewer than ", kLargest,
+      " cells and sites, found ", num_cells, " and ", sites.size());
+  Tensor heads = torch::stable::new_empty(grad, {num_cells}, ScalarType::Int);
+  torch::stable::fill_(heads, kEnd);
+  auto* heads_data = static_cast<int32_t*>(heads.mutable_data_ptr());
+  const unsigned int blocks = num_blocks(sites.size());
+  if (!deterministic) {
+    chain_sites<A><<<blocks, kThreads, 0, launch.stream()>>>(
+        shape, sites.pixels(), sites.samples(), sites.size(), heads_data, links, out_of_range_flags(launch));
+    launch.check();
+    return heads;
+  }
+  const auto end_of_cells = static_cast<int32_t>(num_cells);
+  Tensor cells = torch::stable::new_empty(grad, {sites.size()}, ScalarType::Int);
+  find_first_cells<A><<<blocks, kThreads, 0, launch.stream()>>>(
+      shape, sites.pixels(), sites.samples(), sites.size(), end_of_cells,
+      static_cast<int32_t*>(cells.mutable_data_ptr()), links, out_of_range_flags(launch));
   launch.check();
   const auto [sorted, order] = torch::stable::sort(cells, std::optional<bool>(true), 0, false);
-  Tensor starts = torch::stable::new_empty(grad, {num_cells + 1}, ScalarType::Long);
-  find_starts<<<num_blocks(num_cells + 1), kThreads, 0, launch.stream()>>>(
-      static_cast<const int64_t*>(sorted.const_data_ptr()), sites.size(), num_cells + 1,
-      static_cast<int64_t*>(starts.mutable_data_ptr()));
+  chain_sorted<A><<<blocks, kThreads, 0, launch.stream()>>>(
+      static_cast<const int32_t*>(sorted.const_data_ptr()), static_cast<const int64_t*>(order.const_data_ptr()),
+      sites.size(), end_of_cells, heads_data, links);
   launch.check();
+  return heads;
+}
+
+// [B, h, w, C]
+Tensor gather(
+    const Launch& launch, const Tensor& grad, const Sites& sites, const ProjectionShape& shape, bool deterministic) {
   Tensor map = torch::stable::new_empty(grad, {shape.batch_size, shape.height, shape.width, shape.channels});
-  const auto* order_data = static_cast<const int64_t*>(order.const_data_ptr());
   dispatch_features(grad.scalar_type(), "project_features_backward: grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
+    using A = Accumulate<T>;
+    const Tensor bytes = torch::stable::new_empty(
+        grad, {sites.size() * static_cast<int64_t>(sizeof(Link<A>))}, ScalarType::Byte);
+    auto* links = static_cast<Link<A>*>(bytes.mutable_data_ptr());
+    const Tensor heads = chain<A>(launch, grad, sites, shape, deterministic, links);
     const auto* grad_data = static_cast<const T*>(grad.const_data_ptr());
     auto* target = static_cast<T*>(map.mutable_data_ptr());
     dispatch_vector<T>(has_vector_rows<T>(shape.channels, grad_data, target), [&](auto vector) {
-      gather_gradients<T, vector()><<<num_blocks(num_cells * kWarp), kThreads, 0, launch.stream()>>>(
-          grad_data, shape, sites.pixels(), sites.samples(), order_data,
-          static_cast<const int64_t*>(starts.const_data_ptr()), target);
+      const int64_t tile = kWarp * vector();
+      const int64_t tiles_of_cell = (shape.channels + tile - 1) / tile;
+      gather_gradients<T, vector()><<<num_blocks(heads.numel() * tiles_of_cell * kWarp), kThreads, 0, launch.stream()>>>(
+          grad_data, shape, static_cast<const int32_t*>(heads.const_data_ptr()), links,
+          static_cast<int>(tiles_of_cell), target);
     });
   });
   launch.check();
@@ -401,8 +379,7 @@ Tensor project_features_backward(
   const Sites sites(pixel_of_site, batch_of_site);
   const Tensor grad_ = as_contiguous(grad);
   Tensor map = grad_.numel() == 0 ? torch::stable::new_zeros(grad, {batch_size, height, width, shape.channels})
-               : deterministic    ? gather(launch, grad_, sites, shape)
-                                  : scatter(launch, grad_, sites, shape);
+                                  : gather(launch, grad_, sites, shape, deterministic);
   return torch::stable::permute(map, {0, 3, 1, 2});
 }
 
