@@ -91,7 +91,7 @@ def _gradient(result: Tensor, inputs: list[Tensor], grad: Tensor) -> Step:
     return lambda: torch.autograd.grad(result, inputs, grad, retain_graph=True)
 
 
-def _mapped_pixels(batch: Batch, rows_of_frame: int) -> tuple[Tensor, Tensor]:
+def mapped_pixels(batch: Batch, rows_of_frame: int) -> tuple[Tensor, Tensor]:
     """[N] pixels in the order of the voxels and [N] samples; a frame with fewer gives pixels beside its own too."""
     pixels = []
     for mapping in batch.mapping:
@@ -111,7 +111,7 @@ def _upsample_and_index(features: Tensor, pixel: Tensor, rows_of_frame: int) -> 
 def _projection_cases(
     batch: Batch, device: torch.device, dtype: torch.dtype, *, rows_of_frame: int, size: str
 ) -> Iterator[Case]:
-    pixel, sample = (indices.to(device) for indices in _mapped_pixels(batch, rows_of_frame))
+    pixel, sample = (indices.to(device) for indices in mapped_pixels(batch, rows_of_frame))
     shape = (BATCH_SIZE, CHANNELS, *MAP_SIZE)
     features = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     # The dense original's map lies channels-first.
@@ -146,7 +146,7 @@ def _dilated(mask: Tensor, width: int) -> Tensor:
     return F.max_pool3d(mask[:, None].float(), width, stride=1, padding=width // 2)[:, 0] > 0
 
 
-def _encoder_sites(batch: Batch, *, is_large: bool) -> tuple[SiteSet, Tensor]:
+def encoder_sites(batch: Batch, *, is_large: bool) -> tuple[SiteSet, Tensor]:
     """The hit voxels dilated by 3x3x3, or a larger dilation thinned to 64k sites; and which of them are hit."""
     hit = batch.hit_mask.view(batch.batch_size, *batch.grid_shape)
     mask = _dilated(hit, 3)
@@ -167,7 +167,7 @@ def _fill_volume(volume: Tensor) -> Tensor:
 
 
 def _filling_cases(batch: Batch, device: torch.device, dtype: torch.dtype, *, is_large: bool) -> Iterator[Case]:
-    sites, is_hit = _encoder_sites(batch, is_large=is_large)
+    sites, is_hit = encoder_sites(batch, is_large=is_large)
     sites = SiteSet(sites.batch_size, sites.spatial_shape, sites.linear.to(device))
     neighbors = neighbor_rows(sites)
     features = torch.randn((len(sites), CHANNELS), device=device, dtype=dtype) * is_hit.to(device)[:, None]

@@ -27,9 +27,26 @@ __device__ __forceinline__ Vector<T, kSize> load(const T* source) {
   return *reinterpret_cast<const Vector<T, kSize>*>(source);
 }
 
+// Writes a structure, one of 16 bytes in one instruction: of an assignment the compiler may make four. No kernel reads
+// what it writes, so nothing needs to be ordered with this and loads may be moved before it.
+template <typename Structure>
+__device__ __forceinline__ void store_whole(Structure* target, const Structure& value) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(Structure) == 16) {
+    uint32_t words[4];
+    memcpy(words, &value, sizeof words);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(target)), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]));
+    return;
+  }
+#endif
+  *target = value;
+}
+
 template <int kSize, typename T>
 __device__ __forceinline__ void store(T* target, const Vector<T, kSize>& vector) {
-  *reinterpret_cast<Vector<T, kSize>*>(target) = vector;
+  store_whole(reinterpret_cast<Vector<T, kSize>*>(target), vector);
 }
 
 inline bool is_aligned(const void* pointer) {

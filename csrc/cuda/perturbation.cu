@@ -9,14 +9,29 @@ namespace {
 template <typename Label>
 constexpr int kVoxelsOfThread = kVectorSize<Label> > kVoxelsOfGroup ? kVectorSize<Label> : kVoxelsOfGroup;
 
-// A label that is no class, or a class that becomes none. Erasing looks nothing up.
+// A label that is no class; erasing looks nothing up.
 template <typename Label>
 __device__ __forceinline__ bool is_out_of_range(const typename Erase<Label>::Sample&, Label) {
   return false;
 }
 template <typename Label>
 __device__ __forceinline__ bool is_out_of_range(const typename Shuffle<Label, int64_t>::Sample& change, Label label) {
-  return is_object(label) && (!change.needs_word(label) || !change.is_class(change.class_map[label]));
+  return is_object(label) && !change.needs_word(label);
+}
+
+// A class that becomes none. By all threads of a block together.
+template <typename Label>
+__device__ __forceinline__ bool is_map_out_of_range(const typename Erase<Label>::Sample&) {
+  return false;
+}
+template <typename Label>
+__device__ __forceinline__ bool is_map_out_of_range(const typename Shuffle<Label, int64_t>::Sample& change) {
+  bool is_bad = false;
+#pragma unroll 1
+  for (int64_t label = threadIdx.x; label < change.num_classes; label += kThreads) {
+    is_bad |= !change.is_class(change.class_map[label]);
+  }
+  return is_bad;
 }
 
 // labels and result [B, V]; a thread for kVoxelsOfThread voxels, a row of blocks for each sample.
@@ -27,10 +42,10 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(
   constexpr int kVoxels = kVoxelsOfThread<Label>;
   constexpr int kSize = kVectorSize<Label>;
   const int64_t first = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * kVoxels;
-  if (first >= num_voxels) {
+  if (first >= num_voxels && blockIdx.x != 0) {
     return;
   }
-  // Aligned rows are whole vectors, but the last thread of a row may have fewer of them.
+  // Aligned rows are whole vectors, but the last thread of a row may have fewer of them, and those behind it none.
   const int size = static_cast<int>(min(static_cast<int64_t>(kVoxels), num_voxels - first));
   for (int64_t sample = blockIdx.y; sample < batch_size; sample += gridDim.y) {
     const int64_t offset = sample * num_voxels + first;
@@ -50,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(
         values[i] = i < size ? labels[offset + i] : Label(0);
       }
     }
-    bool is_bad = false;
+    bool is_bad = blockIdx.x == 0 && is_map_out_of_range<Label>(change);
 #pragma unroll
     for (int group = 0; group < kVoxels; group += kVoxelsOfGroup) {
       if (group >= size) {

@@ -83,8 +83,9 @@ __global__ void __launch_bounds__(kThreads) project_rows(
   }
 }
 
-// A block of 32 x 8 threads for 32 sites and 32 channels.
-template <typename T>
+// A block for 32 sites and 32 channels: the lanes of a warp are sites that read one plane, then channels in groups of
+// kSize that are written together.
+template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) project_planes(
     const T* __restrict__ map, MapStrides strides, ProjectionShape shape, Integers pixel_of_site,
     Integers batch_of_site, int64_t num_sites, T* __restrict__ result, unsigned int* flags) {
@@ -115,11 +116,22 @@ __global__ void __launch_bounds__(kThreads) project_planes(
     turned[row + i][column] = static_cast<T>(sum);
   }
   __syncthreads();
+  constexpr int kVectorsOfSite = kWarp / kSize;
 #pragma unroll
-  for (int i = 0; i < kWarp; i += kThreads / kWarp) {
-    const int64_t site = first_site + row + i;
-    if (site < num_sites && first_channel + column < shape.channels) {
-      result[site * shape.channels + first_channel + column] = turned[column][row + i];
+  for (int first = 0; first < kWarp * kVectorsOfSite; first += kThreads) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    if (i >= kWarp * kVectorsOfSite) {
+      return;
+    }
+    const int64_t site = first_site + i / kVectorsOfSite;
+    const int place = i % kVectorsOfSite * kSize;
+    if (site < num_sites && first_channel + place < shape.channels) {
+      Vector<T, kSize> values;
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) {
+        values.value[j] = turned[place + j][i / kVectorsOfSite];
+      }
+      store(result + site * shape.channels + first_channel + place, values);
     }
   }
 }
@@ -153,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) chain_sites(
   }
   if (reads.is_hit) {
     const int32_t behind = atomicExch(heads + first_cell(reads, shape), static_cast<int32_t>(site));
-    links[site] = {behind, reads.rows.fraction, reads.columns.fraction};
+    store_whole(links + site, {behind, reads.rows.fraction, reads.columns.fraction});
   }
 }
 
@@ -171,7 +183,7 @@ __global__ void __launch_bounds__(kThreads) find_first_cells(
     report(flags, OutOfRange::kProjectFeatures);
   }
   cells[site] = reads.is_hit ? first_cell(reads, shape) : num_cells;
-  links[site] = {kEnd, reads.rows.fraction, reads.columns.fraction};
+  store_whole(links + site, {kEnd, reads.rows.fraction, reads.columns.fraction});
 }
 
 // The same chains as of chain_sites, but each in the order of the sites. sorted, order: of the cells, stable.
@@ -292,8 +304,10 @@ Tensor project_features(
       const dim3 blocks(
           num_blocks((sites.size() + kWarp - 1) / kWarp * kThreads),
           static_cast<unsigned int>((shape.channels + kWarp - 1) / kWarp));
-      project_planes<T><<<blocks, kThreads, 0, launch.stream()>>>(
-          map, strides, shape, sites.pixels(), sites.samples(), sites.size(), target, out_of_range_flags(launch));
+      dispatch_vector<T>(has_vector_rows<T>(shape.channels, target), [&](auto vector) {
+        project_planes<T, vector()><<<blocks, kThreads, 0, launch.stream()>>>(
+            map, strides, shape, sites.pixels(), sites.samples(), sites.size(), target, out_of_range_flags(launch));
+      });
       return;
     }
     const bool has_vectors = has_vector_rows<T>(shape.channels, map, target) &&

@@ -1,0 +1,306 @@
+"""Prints the two tables of docs/kernels.md: bytes and expected times of the CUDA kernels, and what the compiler made.
+
+    python tools/kernel_report.py                                   both tables, for the built library and sm_90
+    python tools/kernel_report.py --architecture 8.6 --cuobjdump /usr/local/cuda/bin/cuobjdump
+
+Needs no GPU. Indices are those of real frames (``--data``) or of generated rooms. Bytes that a kernel moves are counted
+from them with a cache of CACHE bytes that forgets what was used longest ago.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from bench_cases import (
+    BATCH_SIZE,
+    CHANNELS,
+    FRAMES_SIZE,
+    MANY_ROWS,
+    MANY_SIZE,
+    MAP_SIZE,
+    ROWS_OF_FRAME,
+    encoder_sites,
+    load_frames,
+    mapped_pixels,
+)
+from torch import Tensor
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_CLASSES
+from ammnet_sparse.ops import kernel_libraries, projection
+from ammnet_sparse.sparse.kernel_maps import neighbor_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+BANDWIDTHS = (3.0e12, 936e9, 360e9)
+CACHE = 2**21
+"""Two thirds of the L2 cache of the smallest card meant (3 MB, 360 GB/s)."""
+SECTOR = 32
+INDEX = 8
+"""Bytes of an index: the network's are int64."""
+CELLS = BATCH_SIZE * MAP_SIZE[0] * MAP_SIZE[1]
+
+
+class Bytes(NamedTuple):
+    """Of one launch: what cannot be avoided, what memory moves, and what the cores read and write."""
+
+    must: float
+    moved: float
+    requested: float
+
+
+def misses(rows: Iterable[int], row_bytes: int) -> int:
+    """How often a row is read from memory where the cache keeps the rows used last."""
+    kept: OrderedDict[int, None] = OrderedDict()
+    count = 0
+    for row in rows:
+        if row in kept:
+            kept.move_to_end(row)
+            continue
+        count += 1
+        kept[row] = None
+        if len(kept) > CACHE // row_bytes:
+            kept.popitem(last=False)
+    return count
+
+
+def projection_bytes(batch: Batch, rows_of_frame: int, item: int) -> Iterator[tuple[str, Bytes]]:
+    pixel, sample = mapped_pixels(batch, rows_of_frame)
+    cells = projection._reads(
+        pixel, sample, batch_size=BATCH_SIZE, map_size=MAP_SIZE, image_size=IMAGE_SHAPE, align_corners=False,
+        dtype=torch.float32,
+    ).cells  # fmt: skip
+    sites, row, indices = len(pixel), CHANNELS * item, 2 * INDEX * len(pixel)
+    touched = cells.unique().numel()
+    written = sites * row
+    yield (
+        "project_features, map channels-last",
+        Bytes(
+            indices + touched * row + written,
+            indices + misses(cells.flatten().tolist(), row) * row + written,
+            indices + 4 * sites * row + written,
+        ),
+    )
+    # In a plane the values of neighbouring cells share sectors, and the caches keep all that a plane has.
+    sectors = (cells // (SECTOR // item)).unique().numel() * SECTOR
+    tiles = CHANNELS // 32
+    yield (
+        "project_features, map channels-first",
+        Bytes(
+            indices + touched * row + written,
+            indices + sectors * CHANNELS + written,
+            tiles * indices + 4 * sites * row + written,
+        ),
+    )
+    links = 16 * sites
+    least = indices + written + CELLS * row
+    chains = indices + 2 * links + 2 * 4 * CELLS
+    yield (
+        "project_features backward",
+        Bytes(least, chains + written + CELLS * row, chains + 4 * (written + links) + 4 * 4 * CELLS + CELLS * row),
+    )
+    # Sorting: four passes over int32 cells and int64 places, each read and written; then the chains from them.
+    sorting = (4 * 2 * (4 + 8) + 3 * (4 + 8)) * sites
+    yield (
+        "project_features backward, deterministic",
+        Bytes(
+            least,
+            chains + sorting + written + CELLS * row,
+            chains + sorting + 4 * (written + links) + 4 * 4 * CELLS + CELLS * row,
+        ),
+    )
+
+
+def filling_bytes(batch: Batch, item: int, *, is_large: bool) -> Iterator[tuple[str, Bytes]]:
+    sites, is_hit = encoder_sites(batch, is_large=is_large)
+    neighbors = neighbor_rows(sites)
+    once, row, indices = len(sites) * CHANNELS * item, CHANNELS * item, INDEX * neighbors.numel()
+    # A site that a pixel hits has no empty channel: forward it reads no neighbour, backward it hands nothing back.
+    forward = neighbors.where(~is_hit[:, None], torch.arange(len(sites))[:, None])
+    read = [forward[site][forward[site] >= 0].unique().tolist() for site in range(len(sites))]
+    num_read = sum(map(len, read))
+    yield (
+        "fill_empty",
+        Bytes(
+            indices + 2 * once,
+            indices + misses((place for rows in read for place in rows), row) * row + once,
+            indices + (num_read + 2 * int((~is_hit).sum()) + 0) * row,
+        ),
+    )
+    present = [rows[rows >= 0].tolist() for rows in neighbors]
+    num_present = sum(map(len, present))
+    num_empty = sum(int((~is_hit[rows]).sum()) for rows in present)
+    moved = misses((place for rows in present for place in rows), 2 * row) * row
+    yield (
+        "fill_empty backward",
+        Bytes(
+            indices + 3 * once,
+            indices + 2 * moved + once,
+            indices + (num_present + num_empty) * row + 2 * once,
+        ),
+    )
+
+
+def other_bytes(batch: Batch, rows: int, item: int, *, is_large: bool) -> Iterator[tuple[str, Bytes]]:
+    num_labels = MANY_ROWS if is_large else batch.mapping.numel()
+    for name in ("erase_voxels", "shuffle_categories"):
+        yield f"{name} ({num_labels} labels, uint8)", Bytes(*[2 * num_labels] * 3)
+    scored = batch.scored_mask.flatten().nonzero().squeeze(1)
+    linear: Tensor = scored.repeat(-(-rows // len(scored)))[:rows]
+    result = rows * NUM_CLASSES * item
+    threads_of_site = -(-NUM_CLASSES * item // 16)
+    yield (
+        "one_hot_sites",
+        Bytes(
+            rows * (INDEX + 1) + result,
+            rows * INDEX + (linear // SECTOR).unique().numel() * SECTOR + result,
+            threads_of_site * rows * (INDEX + 1) + result,
+        ),
+    )
+    once = rows * CHANNELS * item
+    yield "modulate", Bytes(*[4 * once] * 3)
+    yield "modulate backward", Bytes(*[5 * once] * 3)
+
+
+def all_bytes(batch: Batch, *, is_large: bool, item: int) -> dict[str, Bytes]:
+    rows_of_frame = MANY_ROWS // BATCH_SIZE if is_large else ROWS_OF_FRAME
+    return {
+        **dict(projection_bytes(batch, rows_of_frame, item)),
+        **dict(filling_bytes(batch, item, is_large=is_large)),
+        **dict(other_bytes(batch, rows_of_frame * BATCH_SIZE, item, is_large=is_large)),
+    }
+
+
+def print_bytes(batch: Batch) -> None:
+    times = " | ".join(f"{bandwidth / 1e9:.0f} GB/s" for bandwidth in BANDWIDTHS)
+    for size, is_large in ((FRAMES_SIZE, False), (MANY_SIZE, True)):
+        print(f"\n| {size} rows, float32 / float16 | must, MB | memory, MB | cores, MB | {times} |\n|---|--:|--:|--:|" +
+              "--:|" * len(BANDWIDTHS))  # fmt: skip
+        wide, short = (all_bytes(batch, is_large=is_large, item=item) for item in (4, 2))
+        for name, full in wide.items():
+            pair = (full, short[name]) if full != short[name] else (full,)
+            columns = [[f"{value / 1e6:.1f}" for value in entry] for entry in pair]
+            for entry, column in zip(pair, columns, strict=True):
+                column += [f"{entry.moved / bandwidth * 1e6:.1f}" for bandwidth in BANDWIDTHS]
+            cells = [" / ".join(values) for values in zip(*columns, strict=True)]
+            print(f"| {name} | {' | '.join(cells)} |")
+
+
+class Kernel(NamedTuple):
+    """A function of the library in one of its types: ``size`` elements make an access along channels."""
+
+    name: str
+    types: str
+    resources: str
+    loads: str
+    stores: str
+    local: int
+
+
+TYPES = {"f": "float32", "d": "float64", "N3c104HalfE": "float16", "N3c108BFloat16E": "bfloat16", "h": "uint8",
+         "a": "int8", "s": "int16", "i": "int32", "l": "int64"}  # fmt: skip
+
+
+def compiled_kernels(library: Path, *, cuobjdump: str, architecture: str) -> list[Kernel]:
+    """Every kernel of ``library`` for an architecture such as ``sm_90``, by name."""
+
+    def run(what: str) -> str:
+        command = [cuobjdump, what, "-arch", architecture, str(library)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    names = {
+        name
+        for path in (ROOT / "csrc" / "cuda").glob("*.cu")
+        for name in re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", path.read_text("utf-8"))
+    }
+    resources = dict(re.findall(r"Function (\S+):\s+(REG:\d+ STACK:\d+ SHARED:\d+)", run("-res-usage")))
+    kernels = []
+    for part in run("-sass").split("Function : ")[1:]:
+        mangled = part.split()[0]
+        name = max((name for name in names if f"{len(name)}{name}" in mangled), key=len, default=mangled)
+        after = mangled.partition(f"{len(name)}{name}")[2]
+        kernels.append(
+            Kernel(
+                name, _types(after), _resources(resources[mangled]), _widths(r"\bLDG\.(\S+)", part),
+                _widths(r"\bSTG\.(\S+)", part), len(re.findall(r"\b(?:LDL|STL)\b", part)),
+            )
+        )  # fmt: skip
+    return sorted(kernels)
+
+
+def _types(mangled: str) -> str:
+    """The template arguments in words, from what follows a kernel's name."""
+    argument = r"N3c104HalfE|N3c108BFloat16E|NS_\d(?:Erase|Shuffle)I[a-z]+EE?|L[ib]\d+E|[fdhasil]"
+    found = re.match(rf"I((?:{argument})+)E", mangled)
+    words = []
+    for entry in re.findall(argument, found[1]) if found else []:
+        operator = re.search("Erase|Shuffle", entry)
+        size = re.fullmatch(r"L([ib])(\d+)E", entry)
+        if size:
+            words.append(f"x {size[2]}" if size[1] == "i" else ("unaligned", "aligned")[int(size[2])])
+        else:
+            words.append(operator[0] if operator else TYPES[entry])
+    return " ".join(words)
+
+
+def _resources(text: str) -> str:
+    registers, stack, shared = map(int, re.findall(r":(\d+)", text))
+    return f"{registers} | {stack} | {shared}"
+
+
+def _widths(pattern: str, text: str) -> str:
+    widths = Counter(next((width for width in ("128", "64", "16", "8") if re.search(rf"\b[US]?{width}\b", entry)), "32")
+                     for entry in re.findall(pattern, text))  # fmt: skip
+    return ", ".join(f"{count} x {width}" for width, count in sorted(widths.items(), key=lambda item: -int(item[0])))
+
+
+def print_kernels(library: Path, *, cuobjdump: str, architecture: str, is_complete: bool) -> None:
+    print(f"\n| kernel ({architecture}) | type | registers | stack | shared | loads | stores | spills |\n"
+          "|---|---|--:|--:|--:|---|---|--:|")  # fmt: skip
+    for kernel in compiled_kernels(library, cuobjdump=cuobjdump, architecture=architecture):
+        if not is_complete and re.search(r"x 1$|unaligned| int(8|16|32)$|^int", kernel.types):
+            continue
+        print(f"| {kernel.name} | {kernel.types} | {kernel.resources} | {kernel.loads} | {kernel.stores} "
+              f"| {kernel.local} |")  # fmt: skip
+
+
+def find_cuobjdump() -> str | None:
+    """On the path, or the one that Triton brings with PyTorch's wheels."""
+    try:
+        import triton
+    except ImportError:
+        return shutil.which("cuobjdump")
+    beside = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return shutil.which("cuobjdump") or (str(beside) if beside.is_file() else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder of a set in the published layout; else generated rooms")
+    parser.add_argument("--architecture", default="9.0", help="compute capability (%(default)s)")
+    parser.add_argument("--all", action="store_true", help="also kernels for rows that no 16-byte access fits, and rarer types")
+    parser.add_argument("--no-bytes", action="store_true", help="the second table alone")
+    parser.add_argument("--cuobjdump", default=find_cuobjdump(), help="of the CUDA toolkit, or Triton's")
+    arguments = parser.parse_args()
+    if not arguments.no_bytes:
+        print_bytes(load_frames(arguments.data))
+    library = ROOT / "ammnet_sparse" / "_kernels_cuda.so"
+    if not library.is_file():
+        parser.error(f"{library.name}: {kernel_libraries()['cuda'].note}")
+    if arguments.cuobjdump is None:
+        parser.error("--cuobjdump: expected the program of the CUDA toolkit, found none on the path")
+    print_kernels(
+        library,
+        cuobjdump=arguments.cuobjdump,
+        architecture="sm_" + arguments.architecture.replace(".", ""),
+        is_complete=arguments.all,
+    )
+
+
+if __name__ == "__main__":
+    main()
