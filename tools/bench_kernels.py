@@ -238,7 +238,8 @@ def main() -> None:
             print_rows(measured, bandwidth=bandwidth)
             rows += measured
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
+        arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -123,13 +123,13 @@ def filling_bytes(batch: Batch, item: int, *, is_large: bool) -> Iterator[tuple[
     # A site that a pixel hits has no empty channel: forward it reads no neighbour, backward it hands nothing back.
     forward = neighbors.where(~is_hit[:, None], torch.arange(len(sites))[:, None])
     read = [forward[site][forward[site] >= 0].unique().tolist() for site in range(len(sites))]
-    num_read = sum(map(len, read))
+    num_read = sum(map(len, read)) + int((~is_hit).sum())  # the site itself once more
     yield (
         "fill_empty",
         Bytes(
             indices + 2 * once,
             indices + misses((place for rows in read for place in rows), row) * row + once,
-            indices + (num_read + 2 * int((~is_hit).sum()) + 0) * row,
+            indices + num_read * row + once,
         ),
     )
     present = [rows[rows >= 0].tolist() for rows in neighbors]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Batch:
         label_map: [B, 480, 640] uint8, the 2D prediction, 0..13; None for models that do not read it.
         frame_ids: names of the frames, for messages and pictures.
         tsdf_is_flipped: which convention ``tsdf`` follows.
+
+    Raises ValueError for shapes that do not fit each other and, built on the CPU, for pixels and classes out of range.
     """
 
     tsdf: Tensor
@@ -53,6 +55,34 @@ class Batch:
                 raise ValueError(
                     f"Batch.{name}: expected {ndim} axes with {self.batch_size} frames first, found {list(value.shape)}"
                 )
+        if self.tsdf.device.type == "cpu":
+            # Here, once, before it is moved: on a GPU looking at values would wait for the device in every step.
+            self._check_values()
+
+    def _check_values(self) -> None:
+        """Raises ValueError for a pixel outside of the image or label map, or a class that does not exist."""
+        self._check_range("mapping: pixels", self.mapping, low=UNMAPPED, high=None)
+        for name in ("image", "label_map"):
+            value = getattr(self, name)
+            if value is not None:
+                num_pixels = value.shape[-2] * value.shape[-1]
+                self._check_range(f"mapping: pixels of {name}", self.mapping, low=UNMAPPED, high=num_pixels - 1)
+        if self.label is not None:
+            classes = self.label.masked_fill(self.label == IGNORE_LABEL, 0)
+            self._check_range(f"label: classes but {IGNORE_LABEL}", classes, low=0, high=NUM_CLASSES - 1)
+        if self.label_map is not None:
+            self._check_range("label_map: classes", self.label_map, low=0, high=NUM_LABEL_MAP_CLASSES - 1)
+
+    def _check_range(self, what: str, values: Tensor, *, low: int, high: int | None) -> None:
+        if values.numel() == 0:
+            return
+        smallest, largest = (int(bound) for bound in values.aminmax())
+        if smallest < low or (high is not None and largest > high):
+            names = ", ".join(self.frame_ids) or "(unnamed)"
+            expected = f"at least {low}" if high is None else f"in {low} .. {high}"
+            raise ValueError(
+                f"Batch.{what}, frames {names}: expected values {expected}, found {smallest} .. {largest}"
+            )
 
     @property
     def batch_size(self) -> int:

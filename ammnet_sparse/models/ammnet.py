@@ -212,8 +212,9 @@ class AMMNet(nn.Module):
                     "batch.label_map: the model reads 2D label maps (image_encoder: seg2d), found none; "
                     "give the set a Seg2D folder or use a model with an image encoder"
                 )
-            one_hot = label_map_features(batch, sites, num_classes=self.config.num_label_map_classes)
-            return self.label_map_stem(one_hot.to(self._dtype), sites), None
+            num_classes = self.config.num_label_map_classes
+            one_hot = label_map_features(batch, sites, num_classes=num_classes, dtype=self._dtype)
+            return self.label_map_stem(one_hot, sites), None
         if batch.image is None:
             raise ValueError(f"batch.image: image_encoder {self.config.image_encoder} reads images, found none")
         encoded = self.image_encoder(batch.image.to(self._dtype))

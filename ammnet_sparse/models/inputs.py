@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import UNMAPPED
+from ammnet_sparse.ops import one_hot_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
 FREE = 0.999
@@ -57,8 +59,10 @@ def pooled_state(batch: Batch) -> Tensor:
     return pooled.permute(0, 2, 3, 4, 1).reshape(-1, STATE_CHANNELS)
 
 
-def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int) -> Tensor:
-    """[N, num_classes] float32: one-hot 2D class of each site's mapped pixel, zeros where no pixel maps.
+def label_map_features(
+    batch: Batch, sites: SiteSet, *, num_classes: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[N, num_classes]: one-hot 2D class of each site's mapped pixel, zeros where no pixel maps.
 
     Raises:
         ValueError: a batch without label maps; on the CPU also pixels outside of them and classes out of range.
@@ -66,13 +70,16 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int) -> Ten
     if batch.label_map is None:
         raise ValueError("batch.label_map: expected [B, rows, columns], found None")
     pixel = batch.mapping.flatten().index_select(0, sites.linear).long()
-    is_hit = pixel >= 0
     num_pixels = batch.label_map.shape[1] * batch.label_map.shape[2]
     _check_below(pixel, num_pixels, what="batch.mapping: pixels of batch.label_map", frame_ids=batch.frame_ids)
-    classes = batch.label_map.flatten()[sites.batch_index * num_pixels + pixel.clamp(min=0)].long()
-    _check_below(classes, num_classes, what="batch.label_map: classes", frame_ids=batch.frame_ids)
-    one_hot = torch.zeros(len(sites), num_classes, dtype=torch.float32, device=pixel.device)
-    return one_hot.scatter_(1, classes[:, None], is_hit.to(torch.float32)[:, None])
+    linear = (sites.batch_index * num_pixels + pixel).masked_fill_(pixel < 0, UNMAPPED)
+    try:
+        return one_hot_sites(batch.label_map.flatten(1), linear, num_classes, dtype)
+    except IndexError as error:
+        names = ", ".join(batch.frame_ids) or "(unnamed)"
+        raise ValueError(
+            f"batch.label_map, frames {names}: expected classes below num_label_map_classes {num_classes} ({error})"
+        ) from error
 
 
 def _check_below(values: Tensor, bound: int, *, what: str, frame_ids: tuple[str, ...]) -> None:

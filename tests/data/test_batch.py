@@ -90,6 +90,24 @@ def test_shapes_are_checked(changes: dict[str, Any], message: str) -> None:
         dataclasses.replace(_batch(1), **changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("mapping", 480 * 640, r"mapping: pixels of image, frames 0001: expected values in -1 .. 307199"),
+        ("mapping", -2, r"mapping: pixels, frames 0001: expected values at least -1, found -2"),
+        ("label", 12, r"label: classes but 255, frames 0001: expected values in 0 .. 11, found 0 .. 12"),
+        ("label_map", 14, r"label_map: classes, frames 0001: expected values in 0 .. 13"),
+    ],
+)
+def test_values_out_of_range_are_refused_where_the_batch_is_built(name: str, value: int, message: str) -> None:
+    """On a GPU nobody looks at them again."""
+    batch = _batch(1, has_image=True, has_label_map=True)
+    changed = getattr(batch, name).clone()
+    changed.view(-1)[7] = value
+    with pytest.raises(ValueError, match=rf"Batch\.{message}"):
+        dataclasses.replace(batch, **{name: changed})
+
+
 def test_to_moves_every_tensor() -> None:
     batch = _batch(1, has_image=True, has_label_map=True)
     moved = batch.to("meta")

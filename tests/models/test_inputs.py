@@ -141,7 +141,7 @@ def test_label_maps_that_do_not_fit_are_refused() -> None:
     batch = empty_scene()
     sites = full_sites(1, SHAPE, torch.device("cpu"))
     batch.mapping[0, 0] = 5
-    with pytest.raises(ValueError, match=r"batch.label_map: classes, frames \(unnamed\): .* below 5, found 5"):
+    with pytest.raises(ValueError, match=r"batch.label_map, frames \(unnamed\): .* below num_label_map_classes 5 "):
         label_map_features(batch, sites, num_classes=5)
     batch.mapping[0, 0] = 6
     with pytest.raises(ValueError, match="batch.mapping: pixels of batch.label_map.* below 6, found 6"):

@@ -237,6 +237,8 @@ def test_kernels_remember_indices_out_of_range(compiled: None) -> None:
     shuffle_categories(labels, torch.zeros(1, 3, dtype=torch.int64, device="cuda"), torch.zeros(1, 3).cuda(), 0)
     one_hot_sites(labels, place, num_classes=3)
     assert out_of_range_operators(zeros) == ["shuffle_categories", "one_hot_sites"]
+    shuffle_categories(labels * 0, torch.full((1, 3), 3, device="cuda"), torch.zeros(1, 3).cuda(), 0)
+    assert out_of_range_operators(zeros) == ["shuffle_categories"]
     assert out_of_range_operators(zeros) == []
 
 

@@ -252,6 +252,27 @@ def test_labels_and_targets_out_of_range_are_an_error(bad: int) -> None:
         shuffle_categories(labels, class_map, probability, 0)
 
 
+@pytest.mark.parametrize("num_classes", [3, 130, 300])
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_more_classes_than_the_type_of_the_labels_holds(dtype: torch.dtype, num_classes: int) -> None:
+    largest = min(torch.iinfo(dtype).max, num_classes - 1, 254)
+    labels = torch.tensor([[0, 1, largest, 2]], dtype=dtype)
+    class_map = torch.arange(num_classes)[None] - 1
+    class_map[:, 0] = 0
+    for integers in (torch.int16, torch.int64):
+        result = shuffle_categories(labels, class_map.to(integers), torch.ones(1, num_classes), 1)
+        assert result.tolist() == [[0, 0, largest - 1, 1]] and result.dtype == dtype
+    with pytest.raises(ValueError, match=r"expected class_map and probability \[B, classes\]"):
+        shuffle_categories(labels, class_map[:, :0], torch.ones(1, 0), 1)
+
+
+def test_the_kernel_itself_refuses_to_have_no_class(implementation: str) -> None:
+    if implementation == "reference":
+        pytest.skip("the reference reads nothing that is not there: PyTorch checks")
+    with pytest.raises(RuntimeError, match="class_map: expected at least one class, found 0"):
+        OPS.shuffle_categories(torch.ones(1, 4, dtype=torch.uint8), torch.zeros(1, 0).long(), torch.zeros(1, 0), 0)
+
+
 @pytest.mark.cuda
 def test_on_cuda_nothing_waits_and_labels_out_of_range_stay() -> None:
     labels = scenes(2, 4, 5, 6, dtype=torch.int32, device="cuda")
