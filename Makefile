@@ -8,13 +8,14 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format clean FORCE
+.PHONY: help setup train test lint format asan clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
 	@echo 'make test     set up, then run the tests'
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
+	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
 	@echo
@@ -47,6 +48,10 @@ format: $(stamp)
 	@echo '== format'
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
+
+asan: $(stamp)
+	@echo '== C++ kernels under AddressSanitizer'
+	sh tools/asan.sh $(python) $(ARGS)
 
 clean:
 	@echo '== deleting $(VENV), build folders and caches'

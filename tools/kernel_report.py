@@ -283,7 +283,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of a set in the published layout; else generated rooms")
     parser.add_argument("--architecture", default="9.0", help="compute capability (%(default)s)")
-    parser.add_argument("--all", action="store_true", help="also kernels for rows that no 16-byte access fits, and rarer types")
+    parser.add_argument(
+        "--all", action="store_true", help="also kernels for rows that no 16-byte access fits, and rarer types"
+    )
     parser.add_argument("--no-bytes", action="store_true", help="the second table alone")
     parser.add_argument("--cuobjdump", default=find_cuobjdump(), help="of the CUDA toolkit, or Triton's")
     arguments = parser.parse_args()

@@ -80,9 +80,7 @@ class Batch:
         if smallest < low or (high is not None and largest > high):
             names = ", ".join(self.frame_ids) or "(unnamed)"
             expected = f"at least {low}" if high is None else f"in {low} .. {high}"
-            raise ValueError(
-                f"Batch.{what}, frames {names}: expected values {expected}, found {smallest} .. {largest}"
-            )
+            raise ValueError(f"Batch.{what}, frames {names}: expected values {expected}, found {smallest} .. {largest}")
 
     @property
     def batch_size(self) -> int:

@@ -59,9 +59,7 @@ def pooled_state(batch: Batch) -> Tensor:
     return pooled.permute(0, 2, 3, 4, 1).reshape(-1, STATE_CHANNELS)
 
 
-def label_map_features(
-    batch: Batch, sites: SiteSet, *, num_classes: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """[N, num_classes]: one-hot 2D class of each site's mapped pixel, zeros where no pixel maps.
 
     Raises:

@@ -5,7 +5,8 @@ namespace ammnet_sparse {
 namespace {
 
 // Throws where a site reads a label that is neither a class nor ignored.
-void check_labels_of_sites(Integers labels, int64_t num_labels, Integers linear, int64_t num_sites, int64_t num_classes) {
+void check_labels_of_sites(
+    Integers labels, int64_t num_labels, Integers linear, int64_t num_sites, int64_t num_classes) {
   bool is_bad = false;
   int64_t smallest = num_classes;
   int64_t largest = 0;

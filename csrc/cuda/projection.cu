@@ -374,7 +374,8 @@ Tensor gather(
     dispatch_vector<T>(has_vector_rows<T>(shape.channels, grad_data, target), [&](auto vector) {
       const int64_t tile = kWarp * vector();
       const int64_t tiles_of_cell = (shape.channels + tile - 1) / tile;
-      gather_gradients<T, vector()><<<num_blocks(heads.numel() * tiles_of_cell * kWarp), kThreads, 0, launch.stream()>>>(
+      const unsigned int blocks = num_blocks(heads.numel() * tiles_of_cell * kWarp);
+      gather_gradients<T, vector()><<<blocks, kThreads, 0, launch.stream()>>>(
           grad_data, shape, static_cast<const int32_t*>(heads.const_data_ptr()), links,
           static_cast<int>(tiles_of_cell), target);
     });

@@ -82,6 +82,10 @@ def test_the_switch_leaves_only_references(tmp_path: Path) -> None:
         command, env=environment | {"AMMNET_SPARSE_KERNELS": "no"}, capture_output=True, text=True, check=False
     )
     assert "AMMNET_SPARSE_KERNELS: expected 0 or 1, found 'no'" in refused.stderr
+    refused = subprocess.run(
+        command, env=environment | {"AMMNET_SPARSE_CHECK_INDICES": "2"}, capture_output=True, text=True, check=False
+    )
+    assert "AMMNET_SPARSE_CHECK_INDICES: expected 0 or 1, found '2'" in refused.stderr
 
 
 def sites_of_frames(num_sites: int, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -240,6 +244,20 @@ def test_kernels_remember_indices_out_of_range(compiled: None) -> None:
     shuffle_categories(labels * 0, torch.full((1, 3), 3, device="cuda"), torch.zeros(1, 3).cuda(), 0)
     assert out_of_range_operators(zeros) == ["shuffle_categories"]
     assert out_of_range_operators(zeros) == []
+
+
+@pytest.mark.cuda
+def test_the_debug_switch_raises_for_an_index_out_of_range(compiled: None) -> None:
+    program = (
+        "import torch, ammnet_sparse.ops as ops; x = torch.zeros(1, 2, 3, 3, device='cuda');"
+        "zero = torch.zeros(1, dtype=torch.int64, device='cuda');"
+        "ops.project_features(x, zero, zero, image_size=(3, 3));"
+        "ops.project_features(x, zero + 9, zero, image_size=(3, 3))"
+    )
+    environment = os.environ | {"AMMNET_SPARSE_CHECK_INDICES": "1"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "IndexError: project_features: found an index out of range on cuda:0" in result.stderr
 
 
 @pytest.mark.cuda
