@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ammnet_sparse.sparse.recipes import has_recipes, noted, relu
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 
 class SiteBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the sites of a batch, [N, C] -> [N, C]; names and buffers as in torch's layers.
@@ -130,10 +132,16 @@ class _Normalize(torch.autograd.Function):
 def unchanged_statistics(module: nn.Module) -> Iterator[None]:
     """Batch normalisation in training mode uses the batch's statistics here but leaves its running ones alone."""
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    norms = [norm for norm in norms if norm.training]  # others normalise by them
+    kept = [{name: getattr(norm, name) for name in _STATISTICS} for norm in norms]
+    for norm, statistics in zip(norms, kept, strict=True):
+        # Others take the updates. Without any, torch's layers would save fewer tensors for the backward pass than they
+        # did before, which a checkpoint that recomputes them refuses.
+        for name, value in statistics.items():
+            setattr(norm, name, torch.zeros_like(value))
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, statistics in zip(norms, kept, strict=True):
+            for name, value in statistics.items():
+                setattr(norm, name, value)

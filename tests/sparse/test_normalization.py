@@ -1,8 +1,11 @@
 """Batch normalisation over sites, against torch's in float64 and against float64 in float32."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
 
@@ -116,7 +119,21 @@ def test_statistics_are_tracked_again_after_an_error() -> None:
     norm = SiteBatchNorm(3)
     with pytest.raises(RuntimeError, match="inside"), unchanged_statistics(norm):
         raise RuntimeError("inside")
-    assert norm.track_running_stats
+    norm(torch.randn(20, 3) + 4)
+    assert norm.num_batches_tracked == 1 and (norm.running_mean > 0.3).all()
+
+
+def test_torchs_own_layer_can_be_recomputed() -> None:
+    """It saves its running statistics for the backward pass, and a checkpoint counts what is saved."""
+    norm = nn.BatchNorm1d(3)
+    features = torch.randn(20, 3, requires_grad=True)
+
+    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        return contextlib.nullcontext(), unchanged_statistics(norm)
+
+    out = checkpoint(norm, features, use_reentrant=False, context_fn=contexts)
+    out.square().sum().backward()
+    assert norm.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
