@@ -16,6 +16,7 @@ from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.models.dense_blocks import DDRBlock, Stage, Stem, Up
 from ammnet_sparse.models.fusion import Addition, Fusion, build_fusion, select_gradient
 from ammnet_sparse.models.image_encoders import build_image_encoder
+from ammnet_sparse.sparse.blocks import Recomputable
 from ammnet_sparse.sparse.sites import full_sites
 
 
@@ -50,7 +51,7 @@ class TSDFEncoder(nn.Module):
         return self.up_full(raised + half)
 
 
-class DenseModulation(nn.Module):
+class DenseModulation(Recomputable):
     """Eq. 2 on volumes, written with ``Conv3d`` so that it checks ``fusion.Modulation`` and the operator in it."""
 
     def __init__(
@@ -62,6 +63,9 @@ class DenseModulation(nn.Module):
         self.bias = nn.Conv3d(width, width, kernel_size=1)
 
     def forward(self, features: Tensor, tsdf_features: Tensor) -> Tensor:
+        return self.recomputed(self._run, features, tsdf_features)
+
+    def _run(self, features: Tensor, tsdf_features: Tensor) -> Tensor:
         source = tsdf_features.detach() if self.gradient == "detached" else tsdf_features
         modulated = features * (1 + torch.sigmoid(self.scale(source))) + self.bias(source)
         return select_gradient(modulated, features, tsdf_features, gradient=self.gradient)
@@ -186,6 +190,12 @@ class DenseAMMNet(nn.Module):
             for encoder in self._encoders():
                 encoder.eval()
         return self
+
+    def set_recompute(self, is_recomputed: bool) -> None:
+        """Whether the backward pass recomputes stems, DDR blocks, steps up and modulations from their inputs."""
+        for module in self.modules():
+            if isinstance(module, Recomputable):
+                module.is_recomputed = is_recomputed
 
     def forward(self, batch: Batch) -> DensePrediction:
         """Predicts every voxel of a batch.

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ammnet_sparse.sparse.blocks import Recomputable
+
 BATCH_NORM_MOMENTUM = 0.1
 
 
@@ -19,7 +21,7 @@ class Down(nn.Module):
         return self.norm(self.conv(F.avg_pool3d(volume, self.window, self.window)))
 
 
-class DDRBlock(nn.Module):
+class DDRBlock(Recomputable):
     """Dimensional decomposition residual block: 1x1x1, then 1x1x3, 1x3x1 and 3x1x1 with residuals, then 1x1x1.
 
     ``stride`` divides all three axes, each in the convolution along that axis; ``dilation`` spreads each of the
@@ -58,6 +60,9 @@ class DDRBlock(nn.Module):
             self.shortcut = Down(in_channels, out_channels, window=(stride, stride, stride))
 
     def forward(self, volume: Tensor) -> Tensor:
+        return self.recomputed(self._run, volume)
+
+    def _run(self, volume: Tensor) -> Tensor:
         along_y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(volume)))))
         # The residuals must reach the extents of what they are added to: height is divided first, then X.
         along_y_down = self.down2(along_y) if self.stride > 1 else along_y
@@ -79,7 +84,7 @@ class Stage(nn.Sequential):
         super().__init__(strided, *dilated)
 
 
-class Stem(nn.Module):
+class Stem(Recomputable):
     """Three 3x3x3 convolutions at full resolution, each with BN and ReLU."""
 
     def __init__(self, in_channels: int, hidden: tuple[int, int], *, out_channels: int) -> None:
@@ -92,12 +97,15 @@ class Stem(nn.Module):
         self.norm3 = nn.BatchNorm3d(out_channels, momentum=BATCH_NORM_MOMENTUM)
 
     def forward(self, volume: Tensor) -> Tensor:
+        return self.recomputed(self._run, volume)
+
+    def _run(self, volume: Tensor) -> Tensor:
         volume = F.relu(self.norm1(self.conv1(volume)))
         volume = F.relu(self.norm2(self.conv2(volume)))
         return F.relu(self.norm3(self.conv3(volume)))
 
 
-class Up(nn.Module):
+class Up(Recomputable):
     """Transposed convolution that doubles all axes, BN, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -106,6 +114,9 @@ class Up(nn.Module):
         self.norm = nn.BatchNorm3d(out_channels, momentum=BATCH_NORM_MOMENTUM)
 
     def forward(self, volume: Tensor) -> Tensor:
+        return self.recomputed(self._run, volume)
+
+    def _run(self, volume: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(volume)))
 
 

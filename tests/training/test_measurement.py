@@ -1,0 +1,184 @@
+"""Counting multiplications, kept memory, peak memory and seconds."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.sparse.convolutions import SiteConv3d
+from ammnet_sparse.sparse.kernel_maps import Kernel
+from ammnet_sparse.sparse.sites import sites_from_mask
+from ammnet_sparse.training.measurement import (
+    MIB,
+    Allocations,
+    PeakMemory,
+    Stopwatch,
+    counted_layers,
+    held_mebibytes,
+    summed,
+)
+from tests.models.scenes import GRID, small_config, some_scene
+
+CPU = torch.device("cpu")
+
+
+def random_sites(share: float):
+    return sites_from_mask(torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1)) < share)
+
+
+def test_products_on_sites_are_the_pairs_that_exist() -> None:
+    sites = random_sites(0.1)
+    layer = SiteConv3d(3, 5, Kernel((1, 1, 3), padding=(0, 0, 2), dilation=(1, 1, 2)))
+    with counted_layers(nn.ModuleDict({"conv": layer})) as counts:
+        layer(torch.randn(len(sites), 3), sites, sites)
+    frames, x, height, y = (axis.tolist() for axis in (sites.batch_index, *sites.coordinates))
+    cells = set(zip(frames, x, height, y, strict=True))
+    pairs = sum((b, x, h, y + shift) in cells for b, x, h, y in cells for shift in (-2, 0, 2))
+    assert counts.products == {"conv": pairs}
+    assert counts.rows == {"conv": len(sites)}
+    assert counts.multiplications(nn.ModuleDict({"conv": layer})) == {"conv": pairs * 3 * 5}
+
+
+@pytest.mark.parametrize("network_type", [AMMNet, DenseAMMNet])
+def test_a_narrow_network_counts_for_a_wide_one(network_type: type[AMMNet] | type[DenseAMMNet]) -> None:
+    batch = some_scene(1)
+    found = []
+    wide = network_type(small_config(width=16))
+    for network in (wide, network_type(small_config(width=4, stem_widths=(1, 2)))):
+        with torch.no_grad(), counted_layers(network) as counts:
+            logits = network(batch)
+            network.discriminator(logits.logits)
+        found.append(counts.multiplications(wide))
+    assert found[0] == found[1]
+    layers = {name for name, module in wide.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)}
+    assert found[0].keys() == layers, "a layer does its work where no hook sees it"
+
+
+def test_dense_multiplications_are_those_that_torch_counts() -> None:
+    network, batch = DenseAMMNet(small_config()), some_scene(2)
+    with torch.no_grad(), counted_layers(network) as counts, FlopCounterMode(display=False) as flops:
+        network(batch)
+    assert 2 * sum(counts.multiplications(network).values()) == flops.get_total_flops()
+
+
+def test_sums_by_group_keep_the_order() -> None:
+    values = {"b.x": 1, "a.x": 2, "b.y": 4}
+    assert list(summed(values, group_of=lambda name: name[0]).items()) == [("b", 5), ("a", 2)]
+
+
+@pytest.mark.parametrize("network_type", [AMMNet, DenseAMMNet])
+def test_kept_activations_are_those_that_autograd_saves(network_type: type[AMMNet] | type[DenseAMMNet]) -> None:
+    """What is alive after the forward pass against what saved tensors' hooks see, where neither misses anything."""
+    network, batch = network_type(small_config(width=16)), some_scene(2)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    seen: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    allocations = Allocations(network)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), allocations:
+        prediction = network(batch)
+    logits = prediction.logits if isinstance(network, DenseAMMNet) else prediction.voxel_logits
+    kept = allocations.kept([logits])
+    saved = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+    found = kept.num_bytes("activations") + kept.num_bytes("weights")
+    assert found == pytest.approx(saved, rel=0.02)
+    assert sum(kept.by_layer().values()) == sum(kept.by_resolution().values()) == kept.num_bytes()
+    full, half = "x".join(map(str, GRID)), "x".join(str(size // 2) for size in GRID)
+    assert {full, half} <= kept.by_resolution().keys()
+    assert any(name.startswith("decoder.stage_half") for name in kept.by_layer())
+
+
+def test_pairs_of_kernel_maps_are_counted_apart() -> None:
+    sites = random_sites(0.3)
+    layer = SiteConv3d(4, 4, Kernel((3, 3, 3), padding=(1, 1, 1)))
+    features = torch.randn(len(sites), 4, requires_grad=True)
+    with Allocations(layer) as allocations:
+        out = layer(features, sites, sites)
+    kept = allocations.kept([out])
+    assert kept.num_bytes("activations") == 0
+    assert kept.num_bytes("indices") > len(sites) * 8
+
+
+def test_copies_of_parameters_are_counted_apart() -> None:
+    layer = nn.Linear(8, 4)
+    features = torch.randn(10, 8, requires_grad=True)
+    with Allocations(layer) as allocations:
+        out = features.exp() @ layer.weight.half().float().t()
+    kept = allocations.kept([out])
+    assert kept.num_bytes("weights") == layer.weight.numel() * 4
+    assert kept.num_bytes("activations") == features.numel() * 4
+
+
+def test_what_hooks_and_checkpoints_do_not_keep_is_not_counted() -> None:
+    layers = nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
+    features = torch.randn(1000, 64, requires_grad=True)
+    size = features.numel() * 4
+
+    def kept(function) -> int:
+        with Allocations(layers) as allocations:
+            out = function()
+        return allocations.kept([out]).num_bytes()
+
+    def dropping() -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.shape, lambda shape: torch.zeros(shape)):
+            return layers(features)
+
+    assert kept(lambda: layers(features)) == size
+    assert kept(lambda: checkpoint(layers, features, use_reentrant=False)) == 0
+    assert kept(dropping) == 0
+
+
+def test_recomputation_of_the_dense_network_keeps_less_and_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    network, batch = DenseAMMNet(small_config(encoder_dropout=0, decoder_dropout=0)).double(), some_scene(1)
+    results = []
+    for is_recomputed in (False, True):
+        network.zero_grad()
+        network.set_recompute(is_recomputed)
+        with Allocations(network) as allocations:
+            logits = network(batch).logits
+        kept = allocations.kept([logits]).num_bytes()
+        logits.square().mean().backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        counted = [buffer.clone() for name, buffer in network.named_buffers() if "num_batches" in name]
+        results.append((kept, gradients, counted))
+    assert results[1][0] < results[0][0] / 2
+    for plain, recomputed in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(recomputed, plain)
+    assert all(torch.equal(2 * before, after) for before, after in zip(results[0][2], results[1][2], strict=True))
+
+
+def test_peak_memory_sees_what_is_gone_again() -> None:
+    before = held_mebibytes(CPU)
+    peak = PeakMemory(CPU)
+    if before is None or peak.mebibytes() is None:
+        pytest.skip("needs Linux's /proc, to reset and read the peak of the resident set")
+    torch.ones(100 * MIB // 4)
+    found = peak.mebibytes()
+    assert found is not None and 95 < found - before < 150
+    assert held_mebibytes(CPU) < before + 50
+
+
+def test_stopwatch_sums_a_part_over_a_step() -> None:
+    watch = Stopwatch(CPU)
+    for _ in range(2):
+        for _ in range(2):
+            with watch.part("sleep"):
+                time.sleep(0.002)
+        watch.end_lap()
+    layer = nn.Linear(2, 2)
+    watch.time_forward(layer, "forward")
+    layer(torch.zeros(1, 2))
+    watch.end_lap()
+    sleep, forward = watch.column("sleep"), watch.column("forward")
+    assert len(sleep) == 3 and min(sleep[:2]) >= 0.004 and sleep[2] == 0
+    assert forward[:2] == [0, 0] and forward[2] > 0
