@@ -226,7 +226,7 @@ class Allocations(TorchDispatchMode):
 
     def _resolution(self, shape: torch.Size) -> str:
         grid = shape[2:] if len(shape) == 5 else self._grids.get(shape[0]) if len(shape) == 2 else None
-        if grid is not None:
+        if grid is not None and math.prod(grid) > 1:
             return "x".join(map(str, grid))
         return "image" if len(shape) in (3, 4) else "other"
 

@@ -1,0 +1,233 @@
+"""tools/bench_model.py on tiny frames: what it reports, and that both networks make the same step."""
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.models import ammnet, dense
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.training.measurement import Stopwatch, counted_layers
+from tests.data.frames import random_frame, write_frame, write_list
+from tests.training.support import differing, state_of, tiny_batch, tiny_config
+from tests.training.test_game import small_image_encoder
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+ROW = {
+    "net",
+    "variant",
+    "input",
+    "dtype",
+    "saved_mib_per_sample",
+    "forward_gmac_per_sample",
+    "step_seconds",
+    "peak_mib",
+}
+GRID = (24, 12, 24)
+"""The discriminator leaves more than one cell of it, as batch normalisation of a single frame needs."""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools_on_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+        yield
+
+
+def tool(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def make_set(root: Path) -> Path:
+    ids = ["0001", "0002", "0003"]
+    for seed, frame_id in enumerate(ids):
+        write_frame(root, make_frame(seed, frame_id))
+    write_list(root / "train.txt", ids)
+    write_list(root / "val.txt", ids[1:])
+    return root
+
+
+def make_frame(seed: int, frame_id: str = "") -> Frame:
+    return random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True, has_label_map=True)
+
+
+@pytest.fixture(scope="module")
+def set_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("set"))
+
+
+def arguments(root: Path, *more: object) -> list[str]:
+    return ["--data", str(root), "--quick", "--width", "8", "--grid", *map(str, GRID), *map(str, more)]
+
+
+def test_rows_table_plot_and_card(set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = tmp_path / "bench.json", tmp_path / "bench.png"
+    more = ("--json", files[0], "--plot", files[1], "--card-gb", 6, "--variants", "plain", "recompute_blocks")
+    assert tool("bench_model").main(arguments(set_folder, *more)) == 0
+    result = json.loads(files[0].read_text())
+    assert result.keys() == {"frames", "batch", "width", "rows"}
+    assert (result["frames"], result["batch"], result["width"]) == (2, 1, 8)
+    rows = {(row["net"], row["variant"]): row for row in result["rows"]}
+    assert list(rows) == [(net, name) for net in ("sparse", "dense") for name in ("plain", "recompute_blocks")]
+    for row in rows.values():
+        assert row.keys() >= ROW
+        assert row["input"] == "seg2d" and row["dtype"] == "float32"
+        assert row["forward_gmac_per_sample"] > 0 and row["saved_mib_per_sample"] > 0 and row["step_seconds"] > 0
+        parts = row["part_seconds"]
+        assert parts.keys() == {"forward", "backward", "discriminator", "optimizer"}
+        assert min(parts.values()) > 0 and sum(parts.values()) <= row["step_seconds"] + 0.001
+        for key in ("saved_by_group_mib", "saved_by_resolution_mib"):
+            assert sum(row[key].values()) == pytest.approx(row["saved_mib_per_sample"], abs=0.1)
+        apart = ("label map stem", "discriminator")
+        inside = sum(value for group, value in row["gmac_by_group"].items() if group not in apart)
+        assert inside == pytest.approx(row["forward_gmac_per_sample"], abs=0.001)
+    for net in ("sparse", "dense"):
+        assert rows[net, "recompute_blocks"]["saved_mib_per_sample"] < rows[net, "plain"]["saved_mib_per_sample"]
+    assert files[1].stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    for text in ("encoder sites", "24x12x24", "TSDF encoder, stem", "index pairs", "24 GB", "A card of 6 GB"):
+        assert text in printed
+    assert "training.recompute=blocks training.batch_size=4" in printed
+
+
+def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert tool("bench_model").main(arguments(set_folder, "--json", path, "--measure", "macs")) == 0
+    rows = [(row["net"], row["variant"]) for row in json.loads(path.read_text())["rows"]]
+    assert {("sparse", "recompute_full"), ("dense", "channels_last")} <= set(rows)
+    module = tool("bench_variants")
+    assert rows == [(net, name) for net, names in module.VARIANTS.items() for name in names]
+    for net, name in rows:
+        variant = module.Variant(net, name, "float32")
+        config = module.configuration(variant, width=8, input_2d="seg2d", grid_shape=GRID, batch_size=1)
+        network = module.build(variant, config, CPU)
+        recomputed = sum(getattr(child, "is_recomputed", False) for child in network.modules())
+        assert (recomputed > 0) == name.startswith("recompute_") or name == "recompute_elementwise"
+        weight = network.decoder.up_full.conv.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (name == "channels_last")
+
+
+def test_memory_against_batch(set_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    more = ("--nets", "sparse", "--variants", "plain", "--measure", "time", "--batch", 2, "--fit-batches", 1)
+    assert tool("bench_model").main(arguments(set_folder, "--json", path, *more)) == 0
+    result = json.loads(path.read_text())
+    (row,) = result["rows"]
+    assert [point["batch"] for point in row["batches"]] == [1, 2]
+    assert result["batch"] == 2 and row["step_seconds"] == row["batches"][1]["step_seconds"]
+    assert row["peak_mib"] == row["batches"][1]["peak_mib"] > row["static_mib"] > 0
+
+
+def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ammnet, dense):
+        monkeypatch.setattr(module, "build_image_encoder", small_image_encoder)
+    path = tmp_path / "bench.json"
+    more = ("--input", "segformer", "--json", path, "--variants", "plain", "--frames", 1)
+    assert tool("bench_model").main(arguments(set_folder, *more)) == 0
+    for row in json.loads(path.read_text())["rows"]:
+        assert row["input"] == "segformer" and row["step_seconds"] > 0
+        assert row["gmac_by_group"]["image encoder"] > 0
+        assert row["saved_by_group_mib"]["image encoder"] > 0
+
+
+@pytest.mark.parametrize("net", ["sparse", "dense"])
+def test_counts_are_those_of_the_whole_network(net: str) -> None:
+    variants = tool("bench_variants")
+    config = tiny_config(model={"width": 16, "grid_shape": list(GRID)})
+    batches = [make_frame(seed).to_batch() for seed in (1, 2)]
+    network = variants.NETWORKS[net](config.model)
+    with torch.no_grad(), counted_layers(network) as counts:
+        for batch in batches:
+            variants._score(network, batch, network(batch))
+    found = variants.count(net, config, batches)
+    expected = sum(counts.multiplications(network).values()) / 2
+    assert sum(found.multiplications.values()) == pytest.approx(expected, rel=1e-12)
+    assert "inputs" not in found.multiplications, "a layer of no group"
+    scored = sum(int(batch.scored_mask.sum()) for batch in batches) / 2
+    assert found.sites["voxels decoded"] == (scored if net == "sparse" else math.prod(GRID))
+
+
+def test_the_dense_step_is_that_of_the_sparse_network_with_every_voxel_a_site() -> None:
+    config, batch = tiny_config(model={"sites": "dense"}), tiny_batch((1, 2))
+    torch.manual_seed(0)
+    networks: list[Any] = [AMMNet(config.model).double(), DenseAMMNet(config.model).double()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    before = state_of(networks[0])
+    losses = []
+    for network in networks:
+        game = tool("bench_steps").make_game(network, config, Stopwatch(CPU))
+        report = game.step([batch], seed=3)
+        losses.append(report if isinstance(report, dict) else report.as_floats())
+    for name, value in losses[1].items():
+        assert float(value) == pytest.approx(losses[0][name], rel=1e-8), name
+    after = [state_of(network) for network in networks]
+    assert len(differing(before, after[0])) > 0.9 * len(before)
+    for name, value in after[0].items():
+        torch.testing.assert_close(after[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_largest_batch_and_its_keys() -> None:
+    memory = tool("bench_memory")
+    line = memory.memory_line([(1, 300.0), (2, 500.0), (4, 900.0)], static_mib=50.0)
+    assert (line.fixed, line.per_sample) == (pytest.approx(100), pytest.approx(200))
+    assert line.largest_batch((memory.RESERVED_MIB + 100 + 3 * 200 + 1) / 1024) == 3
+    assert line.largest_batch(0.5) == 0
+    one = memory.memory_line([(2, 450.0)], static_mib=50.0)
+    assert (one.fixed, one.per_sample, one.at(4)) == (50, 200, 850)
+    row = {"net": "sparse", "variant": "recompute_full", "dtype": "float16", "input": "segformer"}
+    assert memory.settings(row, width=64, wanted=4, largest=3) == [
+        "model.width=64",
+        "model.image_encoder=segformer_b2",
+        "training.mixed_precision=true",
+        "training.recompute=full",
+        "training.batch_size=2",
+        "training.accumulate=2",
+    ]
+    answer = memory.card_answer([row], [line], card_gb=1, width=64, wanted=4)
+    assert "no  needs" in answer and "training.batch_size=1 training.accumulate=4" in answer
+
+
+def test_generated_rooms_are_counted_without_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    module = tool("bench_model")
+    monkeypatch.setattr(
+        module, "generate_rooms", lambda folder, **parameters: made.append(parameters) or make_set(folder)
+    )
+    path = tmp_path / "bench.json"
+    more = ["--frames", "1", "--width", "8", "--measure", "macs", "--nets", "sparse", "--variants", "plain"]
+    assert module.main([*more, "--grid", *map(str, GRID), "--json", str(path)]) == 0
+    assert made[0]["frames"] == 2 and made[0]["validation_frames"] == 1
+    result = json.loads(path.read_text())
+    (row,) = result["rows"]
+    assert result["frames"] == 1 and row["forward_gmac_per_sample"] > 0
+    assert row["saved_mib_per_sample"] is None and row["step_seconds"] is None and row["peak_mib"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--dtype", "float16"), "fp16 needs a CUDA device"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--nets", "dense", "--variants", "recompute_full"), "--variants"),
+    ],
+)
+def test_what_cannot_be_measured(
+    more: tuple[str, ...], message: str, set_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool("bench_model").main(arguments(set_folder, *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_card_needs_a_step(set_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tool("bench_model").main(arguments(set_folder, "--measure", "macs", "--card-gb", 6))
+    assert "add time to --measure" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""Seconds and peak memory of training steps, for tools/bench_model.py."""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from bench_dense import DenseGame
+from bench_variants import Variant, build
+from torch import Tensor, nn
+
+from ammnet_sparse.config import Config
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.sparse.sites import full_sites
+from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.measurement import PeakMemory, Stopwatch, held_mebibytes
+from ammnet_sparse.training.optimization import Optimization
+
+PARTS = ("forward", "backward", "discriminator", "optimizer")
+
+
+class _TimedOptimization(Optimization):
+    stopwatch: Stopwatch
+    part: str
+
+    def backward(self, loss: Tensor) -> None:
+        with self.stopwatch.part(self.part):
+            super().backward(loss)
+
+    def step(self) -> Tensor:
+        with self.stopwatch.part("optimizer"):
+            return super().step()
+
+
+def _optimization(network: nn.Module, config: Config, stopwatch: Stopwatch, *, part: str) -> _TimedOptimization:
+    made = _TimedOptimization(
+        network,
+        config.optimizer,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=10_000,
+        uses_scaling=config.training.mixed_precision,
+        device=stopwatch.device,
+    )
+    made.stopwatch, made.part = stopwatch, part
+    return made
+
+
+def make_game(network: AMMNet | DenseAMMNet, config: Config, stopwatch: Stopwatch) -> AdversarialGame | DenseGame:
+    """The adversarial step of a network, timed: ``step([batch], seed=...)``.
+
+    ``forward`` is the generator's forward pass, ``backward`` the generator's with the losses' and the discriminator's
+    under it; ``discriminator`` its five forward passes and its own backward pass.
+    """
+    parts = {name: child for name, child in network.named_children() if name != "discriminator"}
+    generator = _optimization(nn.ModuleDict(parts), config, stopwatch, part="backward")
+    discriminator = _optimization(network.discriminator, config, stopwatch, part="discriminator")
+    stopwatch.time_forward(network, "forward")
+    stopwatch.time_forward(network.discriminator, "discriminator")
+    if isinstance(network, AMMNet):
+        return AdversarialGame(network, config, generator=generator, discriminator=discriminator)
+    return DenseGame(network, config, generator=generator, discriminator=discriminator)
+
+
+def measure_steps(
+    variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, batch_size: int, steps: int
+) -> dict[str, Any]:
+    """Seconds and peak memory of training steps of ``batch_size`` frames, as keys of a row.
+
+    Peak memory is what is held beside what was held before the network was made. Raises torch.OutOfMemoryError.
+    """
+    full_sites.cache_clear()  # with the pairs that another variant's run built
+    before = held_mebibytes(device)
+    network = build(variant, config, device)
+    stopwatch = Stopwatch(device)
+    game = make_game(network, config, stopwatch)
+    endless = itertools.cycle(frames)
+    peak = PeakMemory(device)
+    warm_up = 1 if device.type == "cpu" else 3
+    for step in range(warm_up + steps):
+        batch = Batch.collate([next(endless) for _ in range(batch_size)]).to(device)
+        with stopwatch.part("step"):
+            game.step([batch], seed=step)
+        stopwatch.end_lap()
+    most = peak.mebibytes()
+    seconds = sorted(stopwatch.column("step")[warm_up:])
+    return {
+        "step_seconds": round(statistics.median(seconds), 4),
+        "step_seconds_range": [round(seconds[0], 4), round(seconds[-1], 4)],
+        "part_seconds": {part: round(statistics.median(stopwatch.column(part)[warm_up:]), 4) for part in PARTS},
+        "peak_mib": None if most is None or before is None else round(most - before, 1),
+    }

@@ -1,0 +1,256 @@
+"""What tools/bench_model.py measures: the networks, how a step of each is run, and the figures of one variant."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ammnet_sparse.config import Config, TrainingConfig, config_from_dict
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.ammnet import AMMNet, Prediction
+from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction
+from ammnet_sparse.training.measurement import (
+    MIB,
+    Allocations,
+    KeptMemory,
+    LayerCounts,
+    counted_layers,
+    held_mebibytes,
+    summed,
+)
+
+Net = Literal["sparse", "dense"]
+Input = Literal["seg2d", "segformer"]
+NETWORKS: dict[Net, type[AMMNet] | type[DenseAMMNet]] = {"sparse": AMMNet, "dense": DenseAMMNet}
+RECOMPUTE_LEVELS = [level for level in get_args(TrainingConfig.model_fields["recompute"].annotation) if level != "off"]
+VARIANTS: dict[Net, list[str]] = {
+    "sparse": ["plain", *(f"recompute_{level}" for level in RECOMPUTE_LEVELS)],
+    "dense": ["plain", "channels_last", "recompute_blocks"],
+}
+APART = ("image encoder", "label map stem", "discriminator")
+"""Groups that the figure for the 3D network leaves out."""
+
+_GROUPS = {
+    "image_encoder": "image encoder",
+    "label_map_stem": "label map stem",
+    "tsdf_encoder.stem": "TSDF encoder, stem",
+    "tsdf_encoder.stage": "TSDF encoder, stages",
+    "tsdf_encoder.state": "TSDF encoder, stages",
+    "tsdf_encoder": "TSDF encoder, up",
+    "decoder.modulation1": "M1",
+    "decoder.stage": "decoder, stages",
+    "decoder.state": "decoder, stages",
+    "decoder.tsdf_down": "T2",
+    "decoder.tsdf_up": "T3",
+    "decoder.modulation2": "M2",
+    "decoder.modulation3": "M3",
+    "decoder.dropout": "classifier",
+    "decoder.classifier": "classifier",
+    "decoder": "decoder, up",
+    "discriminator": "discriminator",
+}
+_SITES = {
+    "encoder sites": "tsdf_encoder.stem.conv1",
+    "cells at 1 x 1/2 x 1/2 on the way down": "decoder.stage_half.0.conv3",
+    "1/2 cells": "decoder.stage_half.0.conv5",
+    "1/2 cells read by the TSDF encoder": "tsdf_encoder.up_half.conv",
+    "1/2 cells read by the decoder": "decoder.up_half.conv",
+    "1/4 cells": "decoder.stage_quarter.0.conv5",
+    "voxels decoded": "decoder.classifier",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network, how it saves memory, and its float type: ``float16`` is autocast with a scaled loss."""
+
+    net: Net
+    name: str
+    dtype: Literal["float32", "float16"]
+
+    def __str__(self) -> str:
+        return f"{self.net} {self.name} {self.dtype}"
+
+
+def configuration(
+    variant: Variant, *, width: int, input_2d: Input, grid_shape: Sequence[int], batch_size: int
+) -> Config:
+    """The configuration that trains a variant."""
+    level = variant.name.removeprefix("recompute_") if variant.name.startswith("recompute") else "off"
+    model = {
+        "width": width,
+        "grid_shape": list(grid_shape),
+        "image_encoder": "seg2d" if input_2d == "seg2d" else "segformer_b2",
+    }
+    training = {"batch_size": batch_size, "recompute": level, "mixed_precision": variant.dtype == "float16"}
+    return config_from_dict({"model": model, "training": training}, source="bench_model.py")
+
+
+def build(variant: Variant, config: Config, device: torch.device) -> AMMNet | DenseAMMNet:
+    """The network of a variant with random weights."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        network = NETWORKS[variant.net](config.model)
+    if isinstance(network, AMMNet):
+        network.set_recompute(config.training.recompute)
+    else:
+        network.set_recompute(variant.name == "recompute_blocks")
+        if is_channels_last(variant, device):
+            for module in network.modules():
+                if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                    module.to(memory_format=torch.channels_last_3d)  # the rest follows its weights
+    return network.to(device)
+
+
+def is_channels_last(variant: Variant, device: torch.device) -> bool:
+    """The dense reference at its best: on a GPU it recomputes with channels last too."""
+    return variant.net == "dense" and (
+        variant.name == "channels_last" or variant.name == "recompute_blocks" and device.type == "cuda"
+    )
+
+
+def group_of(layer: str) -> str:
+    """The group that a layer is reported in."""
+    return next((group for prefix, group in _GROUPS.items() if layer.startswith(prefix)), "inputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Per sample: multiply-accumulates by group, and positions computed by level."""
+
+    multiplications: dict[str, float]
+    sites: dict[str, float]
+
+
+def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
+    """Counts over frames what a forward pass of generator and discriminator does at ``config``'s width.
+
+    What a layer joins does not depend on channels: a narrow network runs, the wide one only says how many channels
+    each layer has. The image encoder does the same for every frame and is counted once, its attention included.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        wide = NETWORKS[net](config.model)
+    narrow_model = config.model.model_copy(update={"width": 4, "stem_widths": (1, 1), "discriminator_width": 4})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        narrow = NETWORKS[net](narrow_model).train()
+    encoder = {}
+    if config.model.image_encoder != "seg2d":
+        encoder = {"image encoder": _image_multiplications(config, batches[0])}
+        narrow.image_encoder = _BlankImage(  # type: ignore[assignment]
+            narrow_model.width, config.model.num_classes
+        )
+    # All frames are alike to the dense network.
+    frames = batches if net == "sparse" else batches[:1]
+    with torch.no_grad(), counted_layers(narrow) as counts:
+        for batch in frames:
+            _score(narrow, batch, narrow(batch.to("cpu")))
+    samples = sum(batch.batch_size for batch in frames)
+    groups = summed(counts.multiplications(wide), group_of=group_of)
+    multiplications = encoder | {group: value / samples for group, value in groups.items()}
+    return Counts(multiplications, _sites(counts, samples))
+
+
+def _sites(counts: LayerCounts, samples: int) -> dict[str, float]:
+    return {name: counts.rows[layer] / samples for name, layer in _SITES.items() if layer in counts.rows}
+
+
+def _image_multiplications(config: Config, batch: Batch) -> float:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        network = DenseAMMNet(config.model).eval()
+    assert batch.image is not None
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        network.image_encoder(batch.image[:1].to("cpu"))
+    return flops.get_total_flops() / 2
+
+
+class _BlankImage(nn.Module):
+    """In the place of an image encoder: features of the right size."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.channels = (width, num_classes)
+
+    def forward(self, image: Tensor) -> SimpleNamespace:
+        size = (image.shape[0], 1, image.shape[2] // 4, image.shape[3] // 4)
+        features, logits = (image.new_zeros(size).expand(-1, channels, -1, -1) for channels in self.channels)
+        return SimpleNamespace(features=features, class_logits=logits)
+
+
+def _score(network: AMMNet | DenseAMMNet, batch: Batch, prediction: Any) -> Tensor:
+    """The discriminator's scores of a prediction, as in the generator's step."""
+    if isinstance(network, AMMNet):
+        scores: Tensor = network.discriminator(prediction.voxel_logits, prediction.sites)
+        return scores
+    mask = batch.scored_mask.view(batch.batch_size, 1, *batch.grid_shape)
+    dense_scores: Tensor = network.discriminator(prediction.logits * mask)
+    return dense_scores
+
+
+def measure_saved(variant: Variant, config: Config, batches: Sequence[Batch], device: torch.device) -> dict[str, Any]:
+    """MiB a sample that a forward pass keeps for the backward pass, as keys of a row."""
+    network = build(variant, config, device).train()
+    generator: list[KeptMemory] = []
+    discriminator: list[KeptMemory] = []
+    frames = batches if variant.net == "sparse" else batches[:1]
+    for batch in frames:
+        batch = batch.to(device)
+        autocast = torch.autocast(device.type, torch.float16, enabled=variant.dtype == "float16")
+        with autocast, Allocations(network) as allocations:
+            prediction = network(batch)
+        generator.append(allocations.kept(_outputs(prediction)))
+        with autocast, Allocations(network.discriminator) as allocations:
+            scores = _score(network, batch, prediction)
+        discriminator.append(allocations.kept([scores]))
+        del prediction, scores, allocations
+    samples = sum(batch.batch_size for batch in frames)
+
+    def mean(sums: Iterator[Mapping[str, int]]) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for values in sums:
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value / samples / MIB
+        return {name: round(value, 2) for name, value in totals.items()}
+
+    return {
+        "saved_mib_per_sample": mean({"": kept.num_bytes()} for kept in generator)[""],
+        "saved_by_resolution_mib": mean(kept.by_resolution() for kept in generator),
+        "saved_by_group_mib": mean(summed(kept.by_layer(), group_of=group_of) for kept in generator),
+        "saved_indices_mib": mean({"": kept.num_bytes("indices")} for kept in generator)[""],
+        "saved_copies_of_weights_mib": round(generator[0].num_bytes("weights") / MIB, 2),
+        "saved_in_discriminator_mib": mean({"": kept.num_bytes()} for kept in discriminator)[""],
+    }
+
+
+def _outputs(prediction: Prediction | DensePrediction) -> list[Tensor]:
+    if isinstance(prediction, Prediction):
+        return [value for value in (prediction.voxel_logits, prediction.class_logits_2d) if value is not None]
+    return [value for value in (prediction.logits, prediction.logits_2d) if value is not None]
+
+
+def static_mebibytes(config: Config) -> float:
+    """Weights, and of trained ones gradients and AdamW's two moments, in float32; generator and discriminator."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+        network = AMMNet(config.model)
+    return sum(value.numel() * (16 if value.requires_grad else 4) for value in network.parameters()) / MIB
+
+
+@contextlib.contextmanager
+def memory_freed(device: torch.device) -> Iterator[None]:
+    """Gives the allocator's free memory back at the end, so that one variant's fragments do not limit the next."""
+    try:
+        yield
+    finally:
+        held_mebibytes(device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
