@@ -12,7 +12,7 @@ generator's update through it. Per sample are reported
 - GMAC: multiply-accumulates of a forward pass from the actual index pairs, over --frames validation frames. The figure
   of a row is the 3D network's; image encoder, label map stem and discriminator are listed apart.
 - saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over --saved-frames
-  frames; parameters, their copies, the batch, the logits and the index pairs apart.
+  frames in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
 - seconds a step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
@@ -23,6 +23,7 @@ recomputed (on a GPU with channels last too).
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import sys
@@ -151,7 +152,7 @@ def _measure(
             row |= _count_keys(counts[variant.net])
         if "saved" in options.measure:
             with memory_freed(device):
-                row |= measure_saved(variant, config, frames[: options.saved_frames], device)
+                row |= measure_saved(variant, config, _batches(frames, options), device)
         row["batches"] = []
         if "time" in options.measure:
             row["static_mib"] = round(static_mebibytes(config), 1)
@@ -159,6 +160,13 @@ def _measure(
         rows.append(row)
         print_row(row)
     return rows
+
+
+def _batches(frames: Sequence[Batch], options: argparse.Namespace) -> list[Batch]:
+    """The frames to count saved activations over, in batches of ``--batch``."""
+    taken = list(itertools.islice(itertools.cycle(frames), max(min(options.saved_frames, len(frames)), options.batch)))
+    size = options.batch
+    return [Batch.collate(taken[start : start + size]) for start in range(0, len(taken) - size + 1, size)]
 
 
 def _count_keys(counts: Counts) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def print_groups(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _column(row: dict[str, Any], is_whole_net: bool) -> str:
-    short = row["variant"].replace("recompute_", "r. ").replace("channels_last", "ch. last")
+    short = (
+        row["variant"].replace("recompute_", "r. ").replace("elementwise", "elem.").replace("channels_last", "ch. last")
+    )
     half = " 16" if row["dtype"] == "float16" else ""
     return row["net"] if is_whole_net else f"{row['net'][0]}. {short}{half}"
 

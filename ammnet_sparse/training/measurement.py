@@ -225,7 +225,12 @@ class Allocations(TorchDispatchMode):
         self._made[key] = _Made(StorageWeakRef(storage), storage.nbytes(), kind, layer, tensor.shape)
 
     def _resolution(self, shape: torch.Size) -> str:
-        grid = shape[2:] if len(shape) == 5 else self._grids.get(shape[0]) if len(shape) == 2 else None
+        grid = self._grids.get(shape[0]) if len(shape) == 2 else None
+        if len(shape) == 5:
+            x, height, y = shape[2:]
+            grid = (x, height, y)
+            if grid not in self._grids.values() and tuple(shape[1:4]) in self._grids.values():
+                grid = (shape[1], x, height)  # channels stand last
         if grid is not None and math.prod(grid) > 1:
             return "x".join(map(str, grid))
         return "image" if len(shape) in (3, 4) else "other"
