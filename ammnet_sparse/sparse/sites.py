@@ -100,7 +100,8 @@ class SiteSet:
     def gather(self, volume: Tensor) -> Tensor:
         """[B, C, X, H, Y] -> [N, C]: the features of a volume at the sites."""
         flat = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
-        return flat if self.is_full else flat.index_select(0, self.linear)
+        # Of a single frame reshaping gives a view with channels outermost, which recipes cannot replace.
+        return flat.contiguous() if self.is_full else flat.index_select(0, self.linear)
 
     def chunks(self, size: int) -> Iterator["SiteSet"]:
         """The sites in consecutive pieces of at most ``size``."""

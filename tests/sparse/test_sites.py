@@ -210,3 +210,8 @@ def test_directions_between_two_sets_are_not_confused() -> None:
         assert sorted(zip(*(rows.tolist() for rows in forth[tap]), strict=True)) == sorted(
             (source, target) for target, source in zip(*(rows.tolist() for rows in back[2 - tap]), strict=True)
         )
+
+
+def test_features_of_every_cell_of_one_frame_lie_row_by_row() -> None:
+    sites = full_sites(1, (4, 2, 6), torch.device("cpu"))
+    assert sites.gather(torch.randn(1, 3, 4, 2, 6)).is_contiguous()
