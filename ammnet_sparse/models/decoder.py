@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.fusion import Addition, Fusion, build_fusion
-from ammnet_sparse.models.tsdf_encoder import add_state, take_sites
+from ammnet_sparse.models.tsdf_encoder import StateProjection, add_state, take_sites
 from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Up, cells_under
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import add
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
                 build_fusion(config.fusion, width=width, gradient=gradient) if config.modulation1 else Addition()
             )
         self.stage_half = Stage(width, width)
-        self.state_projection = nn.Linear(state_channels, width, bias=False) if state_channels else None
+        self.state_projection = StateProjection(state_channels, width) if state_channels else None
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
         self.up_full = Up(width, width)

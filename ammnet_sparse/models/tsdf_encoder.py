@@ -7,6 +7,20 @@ from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import SiteSet
 
 
+class StateProjection(nn.Linear):
+    """1x1x1 convolution without bias of the state channels of every 1/2 cell (section 4).
+
+    It starts with weights of deviation 1. As PyTorch initialises a linear layer, the state would weigh a sixth as much
+    as the features it is added to, and a short training predicts too little of what is occluded.
+    """
+
+    def __init__(self, state_channels: int, width: int) -> None:
+        super().__init__(state_channels, width, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+
+
 class TSDFEncoder(nn.Module):
     """TSDF at the encoder sites -> features F_T at the encoder sites."""
 
@@ -14,7 +28,7 @@ class TSDFEncoder(nn.Module):
         super().__init__()
         self.stem = Stem(1, stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
-        self.state_projection = nn.Linear(state_channels, width, bias=False) if state_channels else None
+        self.state_projection = StateProjection(state_channels, width) if state_channels else None
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
         self.dropout = ChannelDropout(dropout)
@@ -32,7 +46,7 @@ class TSDFEncoder(nn.Module):
         return features
 
 
-def add_state(features: Tensor, state: Tensor | None, projection: nn.Linear | None) -> Tensor:
+def add_state(features: Tensor, state: Tensor | None, projection: StateProjection | None) -> Tensor:
     """Features of every 1/2 cell plus what the sites left out (section 4); unchanged without a projection."""
     if projection is None:
         return features
