@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler, which measures memory, writes to the screen
 
 import torch
-from bench_cases import Case, Step, load_frames, make_cases
+from bench.cases import Case, Step, load_frames, make_cases
 
 from ammnet_sparse.ops import kernel_libraries
 

@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_memory import MemoryLine, basis_text, card_answer, memory_line, plot
-from bench_steps import measure_steps
-from bench_tables import print_groups, print_header, print_largest_batches, print_row
-from bench_variants import (
+from bench.memory import MemoryLine, basis_text, card_answer, memory_line, plot
+from bench.steps import measure_steps
+from bench.tables import print_groups, print_header, print_largest_batches, print_row
+from bench.variants import (
     APART,
     VARIANTS,
     Counts,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from bench_cases import (
+from bench.cases import (
     BATCH_SIZE,
     CHANNELS,
     FRAMES_SIZE,

@@ -17,7 +17,7 @@ def test_rows_table_and_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(TOOLS))
-    import bench_cases
+    import bench.cases as bench_cases
     import bench_kernels
 
     sizes = {"CHANNELS": 4, "MAP_SIZE": (12, 16), "IMAGE_SHAPE": (48, 64), "ROWS_OF_FRAME": 40, "MANY_ROWS": 256}

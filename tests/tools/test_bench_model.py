@@ -104,7 +104,7 @@ def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_p
     assert tool("bench_model").main(arguments(set_folder, "--json", path, "--measure", "macs")) == 0
     rows = [(row["net"], row["variant"]) for row in json.loads(path.read_text())["rows"]]
     assert {("sparse", "recompute_full"), ("dense", "channels_last")} <= set(rows)
-    module = tool("bench_variants")
+    module = tool("bench.variants")
     assert rows == [(net, name) for net, names in module.VARIANTS.items() for name in names]
     for net, name in rows:
         variant = module.Variant(net, name, "float32")
@@ -141,7 +141,7 @@ def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("net", ["sparse", "dense"])
 def test_counts_are_those_of_the_whole_network(net: str) -> None:
-    variants = tool("bench_variants")
+    variants = tool("bench.variants")
     config = tiny_config(model={"width": 16, "grid_shape": list(GRID)})
     batches = [make_frame(seed).to_batch() for seed in (1, 2)]
     network = variants.NETWORKS[net](config.model)
@@ -164,7 +164,7 @@ def test_the_dense_step_is_that_of_the_sparse_network_with_every_voxel_a_site() 
     before = state_of(networks[0])
     losses = []
     for network in networks:
-        game = tool("bench_steps").make_game(network, config, Stopwatch(CPU))
+        game = tool("bench.steps").make_game(network, config, Stopwatch(CPU))
         report = game.step([batch], seed=3)
         losses.append(report if isinstance(report, dict) else report.as_floats())
     for name, value in losses[1].items():
@@ -176,7 +176,7 @@ def test_the_dense_step_is_that_of_the_sparse_network_with_every_voxel_a_site() 
 
 
 def test_the_largest_batch_and_its_keys() -> None:
-    memory = tool("bench_memory")
+    memory = tool("bench.memory")
     line = memory.memory_line([(1, 300.0), (2, 500.0), (4, 900.0)], static_mib=50.0)
     assert (line.fixed, line.per_sample) == (pytest.approx(100), pytest.approx(200))
     assert line.largest_batch((memory.RESERVED_MIB + 100 + 3 * 200 + 1) / 1024) == 3

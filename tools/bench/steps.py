@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bench_dense import DenseGame
-from bench_variants import Variant, build
+from bench.dense import DenseGame
+from bench.variants import Variant, build
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Config

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench_memory import CARDS_GB, MemoryLine
-from bench_steps import PARTS
+from bench.memory import CARDS_GB, MemoryLine
+from bench.steps import PARTS
 
 
 def print_header() -> None:
