@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import weakref
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,8 +13,11 @@ import ammnet_sparse
 from ammnet_sparse.models import ammnet
 from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction
 from ammnet_sparse.models.inputs import not_free_mask
+from ammnet_sparse.models.tsdf_encoder import StateProjection
+from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.training.measurement import Allocations
 from tests.models.scenes import GRID, IMAGE, assert_near, small_config, some_scene, unsettle
 
 CPU = torch.device("cpu")
@@ -307,3 +310,26 @@ def test_the_package_offers_the_network_by_name() -> None:
     assert ammnet_sparse.AMMNet is AMMNet and ammnet_sparse.Prediction is Prediction
     with pytest.raises(AttributeError, match="has no attribute 'AMMNetwork'"):
         _ = ammnet_sparse.AMMNetwork  # type: ignore[attr-defined]
+
+
+def test_every_level_of_recomputation_keeps_less() -> None:
+    batch = some_scene(2)
+    kept = []
+    for level in get_args(RecomputeLevel):
+        network = some_network(dtype=torch.float32).train()
+        network.set_recompute(level)
+        network(batch)  # what is built once a run is no cost of a step
+        with Allocations(network) as allocations:
+            logits = network(batch).voxel_logits
+        kept.append(allocations.kept([logits]).num_bytes())
+        logits.sum().backward()
+    assert kept == sorted(kept, reverse=True)
+    off, elementwise, *_ = kept
+    assert elementwise < 0.65 * off
+
+
+def test_the_state_begins_as_strong_as_the_features_that_it_joins() -> None:
+    network = some_network(width=64)
+    strengths = [module.weight.std() for module in network.modules() if isinstance(module, StateProjection)]
+    assert len(strengths) == 2
+    assert all(0.8 < strength < 1.2 for strength in strengths)
