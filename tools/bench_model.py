@@ -16,6 +16,7 @@ generator's update through it. Per sample are reported
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
 - seconds a step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
+- seconds and peak MiB of completing one frame: all that is not observed to be free, densely everything.
 
 The dense reference is measured plain, with channels-last weights, and with stems, blocks, steps up and modulations
 recomputed (on a GPU with channels last too).
@@ -34,8 +35,8 @@ from typing import Any
 
 import torch
 from bench.memory import MemoryLine, basis_text, card_answer, memory_line, plot
-from bench.steps import measure_steps
-from bench.tables import print_groups, print_header, print_largest_batches, print_row
+from bench.steps import measure_predictions, measure_steps
+from bench.tables import print_groups, print_header, print_largest_batches, print_predictions, print_row
 from bench.variants import (
     APART,
     VARIANTS,
@@ -51,11 +52,12 @@ from bench.variants import (
 
 from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.layout import FrameFolder
+from ammnet_sparse.data.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import parse_device, split_ids
 
 GENERATED_FRAMES = 4
+MEASURES = ("macs", "saved", "time", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()  # what imports made is no garbage; to look through it again and again takes longer than a small step
     rows = _measure(variants, frames, device, options)
     gc.unfreeze()
+    print_predictions(rows)
     print_groups(rows)
     lines, timed = _memory_lines(rows, options)
     basis = basis_text(timed, lines, is_cuda=device.type == "cuda") if timed else ""
@@ -121,7 +124,7 @@ def _read_frames(options: argparse.Namespace) -> list[Batch]:
 def _read_set(root: Path, options: argparse.Namespace) -> list[Batch]:
     needs_image = options.input == "segformer"
     grid = tuple(options.grid)
-    folder = FrameFolder(root, read_image=needs_image, read_label_map=not needs_image, grid_shape=grid)
+    folder = open_frames(root, read_image=needs_image, read_label_map=not needs_image, grid_shape=grid)
     return [folder.read(frame_id).to_batch() for frame_id in split_ids(folder, "val", limit=options.frames)]
 
 
@@ -157,6 +160,9 @@ def _measure(
         if "time" in options.measure:
             row["static_mib"] = round(static_mebibytes(config), 1)
             _time(row, variant, config, frames, device, options)
+        if "predict" in options.measure and variant.name == "plain":
+            with memory_freed(device):
+                row |= measure_predictions(variant, config, frames, device, count=options.steps)
         rows.append(row)
         print_row(row)
     return rows
@@ -222,7 +228,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     names = list(dict.fromkeys(name for names in VARIANTS.values() for name in names))
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="folder of a set (default: a few generated rooms)")
+    add("--data", type=Path, metavar="DIR", help="folder or packed file of a set (default: a few generated rooms)")
     add("--frames", type=_positive, help="validation frames to count over (default: 40; generated rooms: at most 4)")
     add("--saved-frames", type=_positive, default=4, help="of them, to count saved activations over (default: 4)")
     add("--width", type=_positive, help="feature channels (default: 256)")
@@ -241,8 +247,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--measure",
         nargs="+",
-        choices=("macs", "saved", "time"),
-        default=["macs", "saved", "time"],
+        choices=MEASURES,
+        default=list(MEASURES),
         help="default: all",
     )
     add("--steps", type=_positive, help="steps that count, after warming up (default: 3, on CUDA 10)")

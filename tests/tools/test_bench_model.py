@@ -91,10 +91,19 @@ def test_rows_table_plot_and_card(set_folder: Path, tmp_path: Path, capsys: pyte
         inside = sum(value for group, value in row["gmac_by_group"].items() if group not in apart)
         assert inside == pytest.approx(row["forward_gmac_per_sample"], abs=0.001)
     for net in ("sparse", "dense"):
+        assert rows[net, "plain"]["predict_seconds"] > 0 and rows[net, "plain"]["predict_peak_mib"] >= 0
         assert rows[net, "recompute_blocks"]["saved_mib_per_sample"] < rows[net, "plain"]["saved_mib_per_sample"]
     assert files[1].stat().st_size > 10_000
     printed = capsys.readouterr().out
-    for text in ("encoder sites", "24x12x24", "TSDF encoder, stem", "index pairs", "24 GB", "A card of 6 GB"):
+    for text in (
+        "encoder sites",
+        "24x12x24",
+        "TSDF encoder, stem",
+        "index pairs",
+        "24 GB",
+        "A card of 6 GB",
+        "completing one frame",
+    ):
         assert text in printed
     assert "training.recompute=blocks training.batch_size=4" in printed
 

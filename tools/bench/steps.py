@@ -1,4 +1,4 @@
-"""Seconds and peak memory of training steps, for tools/bench_model.py."""
+"""Seconds and peak memory of training steps and of predictions, for tools/bench_model.py."""
 
 import itertools
 import statistics
@@ -91,4 +91,29 @@ def measure_steps(
         "step_seconds_range": [round(seconds[0], 4), round(seconds[-1], 4)],
         "part_seconds": {part: round(statistics.median(stopwatch.column(part)[warm_up:]), 4) for part in PARTS},
         "peak_mib": None if most is None or before is None else round(most - before, 1),
+    }
+
+
+def measure_predictions(
+    variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, count: int
+) -> dict[str, Any]:
+    """Seconds of completing a frame, and peak memory beside the weights, as keys of a row.
+
+    The sparse network completes what is not observed to be free, in chunks; the dense one everything.
+    """
+    full_sites.cache_clear()
+    network = build(variant, config, device).eval()
+    held = held_mebibytes(device)
+    stopwatch = Stopwatch(device)
+    peak = PeakMemory(device)
+    for frame in itertools.islice(itertools.cycle(frames), 1 + count):
+        batch = frame.to(device)
+        autocast = torch.autocast(device.type, torch.float16, enabled=config.training.mixed_precision)
+        with torch.inference_mode(), autocast, stopwatch.part("predict"):
+            network(batch)
+        stopwatch.end_lap()
+    most = peak.mebibytes()
+    return {
+        "predict_seconds": round(statistics.median(stopwatch.column("predict")[1:]), 4),
+        "predict_peak_mib": None if most is None or held is None else round(most - held, 1),
     }

@@ -27,6 +27,16 @@ def print_row(row: dict[str, Any]) -> None:
     print(text, flush=True)
 
 
+def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    shown = [row for row in rows if "predict_seconds" in row]
+    if not shown:
+        return
+    print(f"\n{'completing one frame':38}{'seconds':>12}{'peak MiB beside weights':>26}")
+    for row in shown:
+        peak = "-" if row["predict_peak_mib"] is None else f"{row['predict_peak_mib']:.0f}"
+        print(f"  {row['net']:7}{row['dtype']:29}{row['predict_seconds']:12.3f}{peak:>26}")
+
+
 def print_groups(rows: Sequence[dict[str, Any]]) -> None:
     firsts = [next((row for row in rows if row["net"] == net), None) for net in ("sparse", "dense")]
     tables = (
