@@ -119,7 +119,10 @@ if __name__ == "__main__":
         ],
         python_requires=PYTHON_REQUIRES,
         packages=find_packages(include=["ammnet_sparse", "ammnet_sparse.*"]),
-        package_data={"ammnet_sparse": ["py.typed"], "ammnet_sparse.evaluation": ["templates/*"]},
+        package_data={
+            "ammnet_sparse": ["py.typed", "weights/*.safetensors"],
+            "ammnet_sparse.evaluation": ["templates/*"],
+        },
         install_requires=[
             *TORCH_REQUIREMENTS,
             *spconv_requirements(os.environ.get(SPCONV_VARIABLE, "")),

@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,22 @@ def test_every_folder_of_the_package_is_packaged() -> None:
     expected = {".".join(folder.relative_to(REPOSITORY).parts) for folder in folders}
     assert set(find_packages(str(REPOSITORY), include=["ammnet_sparse", "ammnet_sparse.*"])) == expected
     assert (REPOSITORY / "ammnet_sparse" / "py.typed").is_file()
+
+
+def test_what_is_no_python_is_packaged(tmp_path: Path) -> None:
+    """Shipped weights and templates reach what is installed (build_py, as in the wheel) and the source package."""
+    commands = ["egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path / "wheel")]
+    commands += ["sdist", "--dist-dir", str(tmp_path / "sdist")]
+    subprocess.run([sys.executable, "setup.py", "--quiet", *commands], cwd=REPOSITORY, check=True, capture_output=True)
+    package = REPOSITORY / "ammnet_sparse"
+    data = {*package.glob("weights/*.safetensors"), *package.glob("evaluation/templates/*"), package / "py.typed"}
+    names = {path.relative_to(REPOSITORY).as_posix() for path in data}
+    assert "ammnet_sparse/weights/nyu_seg2d_w32.safetensors" in names
+    (archive,) = (tmp_path / "sdist").iterdir()
+    with tarfile.open(archive) as source:
+        packed = {name.partition("/")[2] for name in source.getnames()}
+    assert names <= packed
+    assert all((tmp_path / "wheel" / name).read_bytes() == (REPOSITORY / name).read_bytes() for name in names)
 
 
 def test_imports_from_any_folder(tmp_path: Path) -> None:

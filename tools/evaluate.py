@@ -1,7 +1,8 @@
 """Scores a checkpoint on a split: the paper's table, in percent.
 
-    python tools/evaluate.py --checkpoint FILE --data DIR [--split test] [--json FILE]
+    python tools/evaluate.py [--checkpoint FILE] --data DIR [--split test] [--json FILE]
 
+Without --checkpoint the weights shipped with the package are scored (docs/models.md).
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
 Exit code: 0 done, 2 wrong usage (no such file, list or input).
 """
@@ -30,6 +31,7 @@ from ammnet_sparse.evaluation.selection import (
     split_ids,
 )
 from ammnet_sparse.evaluation.tables import format_table
+from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS, chosen_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]:
     """The checkpoint's scores, and those of the baselines on request; and the configuration of its network."""
     device = parse_device(options.device)
-    if not options.checkpoint.is_file():
-        raise FileNotFoundError(f"--checkpoint: expected a file, found none at {options.checkpoint}; check the path")
+    options.checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
     if options.json and not options.json.parent.is_dir():
         raise FileNotFoundError(f"--json: expected a folder {options.json.parent}, found none; make it first")
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(options.checkpoint, device=device, **sites)
+    print(weights, file=sys.stderr)
     folder = open_set(options.data, dataset=options.dataset, config=model.config)
     check_labels(folder)
     ids = split_ids(folder, options.split, limit=options.limit, validation_frames=options.validation_frames)
@@ -104,7 +106,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=rest.rpartition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights to score")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help=f"weights, or the name of shipped ones (default: {DEFAULT_WEIGHTS})"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder or packed file of the set")
     parser.add_argument(
         "--split",

@@ -1,7 +1,9 @@
 """Completes frames: of a set in the published layout, or of your own depth camera.
 
-    python tools/predict.py --checkpoint FILE --out DIR --data DIR --ids 0003 0004
-    python tools/predict.py --checkpoint FILE --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
+    python tools/predict.py [--checkpoint FILE] --out DIR --data DIR --ids 0003 0004
+    python tools/predict.py [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
+
+Without --checkpoint the weights shipped with the package are used (docs/models.md); they read 2D label maps.
 
 Writes for each frame NAME.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
 NAME.png; with --ply NAME_points.ply and NAME_cubes.ply, with --page one page.html of all frames, which any browser
@@ -34,6 +36,7 @@ from ammnet_sparse.evaluation.outputs import CompletedFrame, write_picture, writ
 from ammnet_sparse.evaluation.page import Scene, write_page
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set, parse_device
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS, chosen_weights
 
 _PAGE = "page.html"
 _OF_SETS, _OF_CAMERAS = ("data", "ids"), ("color", "depth", "intrinsics")
@@ -59,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     """Completes and writes every frame and counts them; adds those of a folder that cannot be used to ``skipped``."""
     device = parse_device(options.device)
-    if not options.checkpoint.is_file():
-        raise FileNotFoundError(f"--checkpoint: expected a file, found none at {options.checkpoint}; check the path")
+    options.checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(options.checkpoint, device=device, **sites)
+    print(weights, file=sys.stderr)
     completed_frames = _set_frames(options, model) if options.data else _own_frames(options, model, skipped)
     scenes: list[Scene] = []
     count = 0
@@ -129,7 +132,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=rest.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights to use")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help=f"weights, or the name of shipped ones (default: {DEFAULT_WEIGHTS})"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, made if missing")
     parser.add_argument(
         "--dataset",

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.shipped import find_weights
 from ammnet_sparse.models.weights import load_into, read_weights
 
 OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", "discriminator")
@@ -17,10 +18,11 @@ _STATE_PROJECTION = "state_projection.weight"
 def load_model(
     path: str | Path, *, sites: Literal["sparse", "dense"] | None = None, device: torch.device | str = "cpu"
 ) -> AMMNet:
-    """A network in evaluation mode from a safetensors file of ``tools/train.py`` or ``tools/convert_checkpoint.py``.
+    """A network in evaluation mode from a safetensors file of the project's tools.
 
     Args:
-        path: file of weights; the configuration stands in its metadata.
+        path: file of weights, of any float type, or the name of shipped ones (``nyu_seg2d_w32``); the configuration
+            stands in the metadata, and the network is float32.
         sites: which voxels are computed; None as the file says. Weights trained densely have no state channels:
             on sparse sites these then add nothing. Weights trained sparsely lose them on dense sites.
         device: where the network goes.
@@ -34,6 +36,7 @@ def load_model(
     """
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
+    path = find_weights(path)
     state, file_config, _ = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
     with warnings.catch_warnings():
