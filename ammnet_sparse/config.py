@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Weight = Annotated[float, Field(gt=0)]
 Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
 
 
@@ -128,6 +129,9 @@ class LossConfig(_Section):
     label_smoothing: Probability = Field(0.2, description="of both cross-entropies")
     weight_2d: float = Field(0.25, ge=0, description="weight of the 2D cross-entropy (image models only)")
     weight_adversarial: float = Field(0.005, ge=0, description="weight of the adversarial loss of the generator")
+    class_weights: tuple[Weight, ...] = Field(
+        (), description="of the 3D cross-entropy, one number above 0 a class, empty first; []: every voxel counts alike"
+    )
 
 
 class AdversarialConfig(_Section):
@@ -193,6 +197,13 @@ class TrainingConfig(_Section):
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="minutes between saves of the resumable state in an epoch"
     )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay a step of the exponential moving average of the generator's weights, which validation and "
+        "saved weights then are of; 0: no average",
+    )
 
 
 class Config(_Section):
@@ -204,6 +215,13 @@ class Config(_Section):
     adversarial: AdversarialConfig = AdversarialConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        found, expected = len(self.loss.class_weights), self.model.num_classes
+        if found not in (0, expected):
+            raise ValueError(f"loss.class_weights: expected none or {expected} numbers, one a class, found {found}")
+        return self
 
 
 class ConfigError(ValueError):
@@ -313,7 +331,8 @@ def _describe(error: ValidationError, source: str) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key{_nearest(key)}")
         elif isinstance(problem["input"], dict | BaseModel):  # a check of a whole section begins with the key
-            lines.append(f"  {key}.{message}" if problem["type"] == "value_error" else f"  {key}: {message}")
+            is_ours = problem["type"] == "value_error"
+            lines.append(f"  {f'{key}.{message}'.lstrip('.')}" if is_ours else f"  {key}: {message}")
         else:
             lines.append(f"  {key}: {message} (found {problem['input']!r})")
     return f"{source}:\n" + "\n".join(lines)
@@ -339,6 +358,8 @@ def _kind(annotation: Any) -> str:
         return _kind(arguments[0])
     if origin is Literal:
         return " | ".join(map(str, arguments))
+    if origin is tuple and arguments[-1] is ...:
+        return f"[{_kind(arguments[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(_kind(argument) for argument in arguments)}]"
     if origin in (Union, types.UnionType):

@@ -18,13 +18,14 @@ from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
+    class_weights_of,
     fake_loss,
     image_cross_entropy,
     labels_at,
     num_labelled_pixels,
-    num_scored,
     real_loss,
     scene_cross_entropy,
+    scored_weight,
 )
 from ammnet_sparse.training.optimization import Optimization
 
@@ -71,6 +72,7 @@ class AdversarialGame:
         self.config = config
         self.generator = generator
         self.discriminator = discriminator
+        self.class_weights = class_weights_of(config.loss, next(network.parameters()).device)
 
     def step(self, batches: Sequence[Batch], *, seed: int) -> StepReport:
         """One update of each network from the frames of ``batches``, equally many in each; ``seed`` draws the fakes.
@@ -90,7 +92,8 @@ class AdversarialGame:
                 losses.append(self._discriminate(scene, kept, seed=seed, num_scenes=len(scenes)))
             discriminator_loss = torch.stack(losses).sum()
             discriminator_norm = self.discriminator.step()
-        totals = _Totals.of(batches, has_image_loss=self.config.model.image_encoder != "seg2d")
+        has_image_loss = self.config.model.image_encoder != "seg2d"
+        totals = _Totals.of(batches, has_image_loss=has_image_loss, class_weights=self.class_weights)
         reports, counts = [], []
         for index, scene in enumerate(scenes):
             if kept is None and random_states:
@@ -162,7 +165,9 @@ class AdversarialGame:
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Adds the generator's gradients on one batch; its losses, as shares of the step's."""
         config = self.config.loss
-        scene_loss = scene_cross_entropy(prediction, scene.batch, label_smoothing=config.label_smoothing)
+        scene_loss = scene_cross_entropy(
+            prediction, scene.batch, label_smoothing=config.label_smoothing, class_weights=self.class_weights
+        )
         scene_loss = scene_loss / totals.scored
         loss = scene_loss
         image_loss = adversarial_loss = None
@@ -210,8 +215,8 @@ class _Totals:
     pixels: Tensor | None
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], *, has_image_loss: bool) -> "_Totals":
-        scored = torch.stack([num_scored(batch) for batch in batches]).sum()
+    def of(cls, batches: Sequence[Batch], *, has_image_loss: bool, class_weights: Tensor | None) -> "_Totals":
+        scored = torch.stack([scored_weight(batch, class_weights) for batch in batches]).sum()
         pixels = None
         if has_image_loss:
             pixels = torch.stack([num_labelled_pixels(batch) for batch in batches]).sum().clamp(min=1)

@@ -17,7 +17,9 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import build_loader
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights import load_into, read_weights
+from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
     BEST_WEIGHTS,
     LAST_WEIGHTS,
@@ -114,8 +116,15 @@ class Run:
                 config.optimizer.discriminator_learning_rate or config.optimizer.learning_rate,
             )
         self.game = AdversarialGame(self.network, config, generator=self.generator, discriminator=self.discriminator)
+        decay = config.training.ema_decay
+        self.average = AveragedWeights(self.network, decay=decay) if decay else None
         if state is not None:
             self._restore(state)
+
+    @property
+    def evaluated(self) -> AMMNet:
+        """The network that is validated and saved: the trained one, or its moving average."""
+        return self.network if self.average is None else self.average.network
 
     def train(self) -> RunResult:
         """Trains to the last epoch, validates, and leaves the best weights behind.
@@ -190,6 +199,8 @@ class Run:
         losses = report.as_floats()
         self.progress.step += 1
         self.progress.batches_done += len(batches)
+        if self.average is not None:
+            self.average.update(self.network, step=self.progress.step)
         timing = {"seconds": time.monotonic() - started, "wait_seconds": wait_seconds}
         records.step(
             self.progress.step, {"epoch": self.progress.epoch + 1, **losses, "learning_rate": learning_rate, **timing}
@@ -217,26 +228,31 @@ class Run:
             self.progress.best_miou, self.progress.best_epoch = miou, epoch
             self._save_weights(BEST_WEIGHTS, scores)
         first = self.validation_set[0].to(self.device)
-        records.picture(self.progress.step, self.network, first)
+        records.picture(self.progress.step, self.evaluated, first)
         return validation
 
     def _score(self, description: str) -> Validation:
         loader = self._validation_loader()
         batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not self.show_progress)
-        smoothing = self.config.loss.label_smoothing
-        return validate(self.network, batches, label_smoothing=smoothing, device=self.device)
+        return validate(
+            self.evaluated,
+            batches,
+            label_smoothing=self.config.loss.label_smoothing,
+            device=self.device,
+            class_weights=self.game.class_weights,
+        )
 
     def _score_best(self) -> Scores:
         """Scores of the best weights, for a resumed run that was already at its best; the network takes them on."""
         path = self.folder / BEST_WEIGHTS
-        load_into(self.network, read_weights(path)[0], source=path)
+        load_into(self.evaluated, read_weights(path)[0], source=path)
         return self._score("best weights").scores
 
     def _save_weights(self, name: str, scores: Scores | None) -> None:
         metadata = {"epoch": str(self.progress.epoch), "step": str(self.progress.step)}
         if scores is not None:
             metadata["validation"] = _summary(scores)
-        save_run_weights(self.folder, name, self.network, metadata=metadata)
+        save_run_weights(self.folder, name, self.evaluated, metadata=metadata)
 
     def _save_state(self) -> None:
         state: dict[str, Any] = {
@@ -245,6 +261,7 @@ class Run:
             "frames": [len(self.training_set), len(self.validation_set)],
             "limit": self.limit,
             "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict() if self.discriminator is not None else None,
             "random_cpu": torch.get_rng_state(),
@@ -262,6 +279,10 @@ class Run:
                 )
             self.progress = Progress.from_state(state["progress"])
             self.network.load_state_dict(state["network"])
+            if self.average is not None:
+                # A run that did not average until now begins with what it has.
+                average = state.get("average")
+                self.average.restart(self.network) if average is None else self.average.load_state_dict(average)
             self.generator.load_state_dict(state["generator"])
             if self.discriminator is not None:
                 self.discriminator.load_state_dict(state["discriminator"])

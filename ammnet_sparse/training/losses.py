@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ammnet_sparse.config import LossConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
 from ammnet_sparse.models.ammnet import Prediction
@@ -23,11 +24,24 @@ def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
     return masked if sites.is_full else masked.index_select(0, sites.linear)
 
 
-def scene_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:
-    """Sum of the smoothed cross-entropies over the scored voxels; divide by ``num_scored`` of all batches of a step."""
+def class_weights_of(config: LossConfig, device: torch.device) -> Tensor | None:
+    """[num_classes] float32 of ``loss.class_weights``; None where every voxel counts alike."""
+    return torch.tensor(config.class_weights, device=device) if config.class_weights else None
+
+
+def scene_cross_entropy(
+    prediction: Prediction, batch: Batch, *, label_smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """Sum of the smoothed cross-entropies over the scored voxels; divide by ``scored_weight`` of a step's batches.
+
+    Args:
+        class_weights: [num_classes], as ``weight`` of ``torch.nn.functional.cross_entropy``; None: all 1.
+    """
+    logits = _at_least_float32(prediction.voxel_logits)
     return F.cross_entropy(
-        _at_least_float32(prediction.voxel_logits),
+        logits,
         labels_at(batch, prediction.sites),
+        weight=None if class_weights is None else class_weights.to(logits.dtype),
         ignore_index=IGNORE_LABEL,
         label_smoothing=label_smoothing,
         reduction="sum",
@@ -61,8 +75,22 @@ def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing
 
 
 def num_scored(batch: Batch) -> Tensor:
-    """Voxels that the 3D cross-entropy averages over, a scalar tensor."""
+    """Voxels that the 3D cross-entropy is summed over, a scalar tensor."""
     return batch.scored_mask.sum()
+
+
+def scored_weight(batch: Batch, class_weights: Tensor | None) -> Tensor:
+    """What the 3D cross-entropy is divided by, a scalar tensor: the sum of the weights of the scored voxels' classes.
+
+    Without weights ``num_scored``. As in torch's weighted mean, the loss does not grow with the weights.
+    """
+    if class_weights is None:
+        return num_scored(batch)
+    if batch.label is None:
+        raise ValueError("batch.label: training needs labels, found none")
+    # An ignored voxel is not scored: what stands for it here is multiplied by 0.
+    weights = class_weights[batch.label.long().clamp(max=len(class_weights) - 1)]
+    return (weights * batch.scored_mask).sum()
 
 
 def num_labelled_pixels(batch: Batch) -> Tensor:

@@ -9,22 +9,29 @@ from torch import Tensor
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.training.losses import num_scored, scene_cross_entropy
+from ammnet_sparse.training.losses import scene_cross_entropy, scored_weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Scores of a set of frames, and the 3D cross-entropy: the mean over all their scored voxels."""
+    """Scores of a set of frames, and the 3D cross-entropy: the (weighted) mean over all their scored voxels."""
 
     scores: Scores
     scene: float
 
 
-def validate(network: AMMNet, batches: Iterable[Batch], *, label_smoothing: float, device: torch.device) -> Validation:
+def validate(
+    network: AMMNet,
+    batches: Iterable[Batch],
+    *,
+    label_smoothing: float,
+    device: torch.device,
+    class_weights: Tensor | None = None,
+) -> Validation:
     """Evaluates a network on ``device`` over batches with labels; it stays in evaluation mode.
 
     Args:
-        label_smoothing: that of training, so that both losses can be drawn in one figure.
+        label_smoothing, class_weights: those of training, so that both losses can be drawn in one figure.
     """
     network.eval()
     # On the device until the end, where the host waits once.
@@ -33,8 +40,9 @@ def validate(network: AMMNet, batches: Iterable[Batch], *, label_smoothing: floa
 
     def predict(batch: Batch) -> Tensor:
         prediction = network(batch, voxels="scored")
-        sums.append(scene_cross_entropy(prediction, batch, label_smoothing=label_smoothing).double())
-        counts.append(num_scored(batch))
+        loss = scene_cross_entropy(prediction, batch, label_smoothing=label_smoothing, class_weights=class_weights)
+        sums.append(loss.double())
+        counts.append(scored_weight(batch, class_weights))
         return prediction.labels
 
     scores = evaluate(predict, batches, device=device)

@@ -256,8 +256,12 @@ def small_image_encoder(*, width: int, num_classes: int, dropout: float, **other
     return ImageEncoder(backbone, head, is_frozen=False)
 
 
-@pytest.mark.parametrize("image", [False, True])
-def test_accumulation_equals_one_large_batch(image: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("image", "class_weights"), [(False, []), (True, []), (False, [0.3, *range(1, 12)])], ids=["", "image", "weights"]
+)
+def test_accumulation_equals_one_large_batch(
+    image: bool, class_weights: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With normalisation by running statistics, and fakes that depend on the truth alone."""
     frames = tiny_batch((1, 2, 3, 4))
     model: dict[str, Any] = {}
@@ -274,7 +278,8 @@ def test_accumulation_equals_one_large_batch(image: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
     results = []
     for batches in ([frames], halves):
-        game = make_game(tiny_config(model=model, optimizer={"gradient_clip": 0.5}), dtype=torch.float64)
+        sections = {"model": model, "optimizer": {"gradient_clip": 0.5}, "loss": {"class_weights": class_weights}}
+        game = make_game(tiny_config(**sections), dtype=torch.float64)
         game._fakes = lambda scene, *, seed: [  # type: ignore[method-assign]
             scene.truth.where(scene.truth != 3, 0),
             scene.truth.where(scene.truth != 4, 5),

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ammnet_sparse.config import LossConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, UNMAPPED
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
+    class_weights_of,
     fake_loss,
     image_cross_entropy,
     labels_at,
@@ -19,6 +21,7 @@ from ammnet_sparse.training.losses import (
     num_scored,
     real_loss,
     scene_cross_entropy,
+    scored_weight,
 )
 
 GRID = (4, 3, 4)
@@ -64,6 +67,29 @@ def test_scene_loss_is_cross_entropy_of_dense_logits_over_scored_voxels(
     expected = F.cross_entropy(dense, target, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
     found = scene_cross_entropy(prediction, batch, label_smoothing=smoothing) / num_scored(batch)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weighted_scene_loss_is_torchs_weighted_mean(batch: Batch, smoothing: float) -> None:
+    prediction, dense = prediction_of(batch, is_dense=False)
+    assert batch.label is not None
+    weights = torch.linspace(0.5, 2.0, NUM_CLASSES)
+    target = batch.label.long().where(batch.label_weight, IGNORE_LABEL)
+    expected = F.cross_entropy(
+        dense, target, weight=weights.double(), ignore_index=IGNORE_LABEL, label_smoothing=smoothing
+    )
+    total = scene_cross_entropy(prediction, batch, label_smoothing=smoothing, class_weights=weights)
+    torch.testing.assert_close(total / scored_weight(batch, weights), expected, rtol=1e-6, atol=0)
+    # Doubled weights say the same.
+    doubled = scene_cross_entropy(prediction, batch, label_smoothing=smoothing, class_weights=2 * weights)
+    torch.testing.assert_close(doubled / scored_weight(batch, 2 * weights), expected, rtol=1e-6, atol=0)
+    assert torch.equal(scored_weight(batch, None), num_scored(batch))
+
+
+def test_class_weights_come_from_the_configuration() -> None:
+    assert class_weights_of(LossConfig(), torch.device("cpu")) is None
+    weights = class_weights_of(LossConfig(class_weights=(1.0,) * 11 + (2.5,)), torch.device("cpu"))
+    assert weights is not None and weights.tolist() == [1.0] * 11 + [2.5]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -30,3 +30,23 @@ def test_loss_is_the_mean_over_all_scored_voxels(sites: str) -> None:
             total, voxels = total + float(loss), voxels + int(batch.scored_mask.sum())
         assert found.scores == evaluate(lambda batch: network(batch, voxels="scored").labels, batches)
     assert found.scene == pytest.approx(total / voxels, rel=1e-5)
+
+
+def test_weighted_loss_is_the_weighted_mean_over_the_set() -> None:
+    torch.manual_seed(0)
+    network = AMMNet(tiny_config().model)
+    batches = [tiny_batch((1, 2)), tiny_batch((3,))]
+    weights = torch.arange(1.0, 13.0)
+    device = torch.device("cpu")
+    found = validate(network, batches, label_smoothing=0.2, device=device, class_weights=weights)
+    plain = validate(network, batches, label_smoothing=0.2, device=device)
+    logits, labels = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            assert batch.label is not None
+            scored = batch.scored_mask
+            logits.append(network(batch, voxels="all").logits.flatten(2).movedim(1, -1)[scored])
+            labels.append(batch.label.long()[scored])
+    expected = F.cross_entropy(torch.cat(logits), torch.cat(labels), weight=weights, label_smoothing=0.2)
+    assert found.scene == pytest.approx(float(expected), rel=1e-5)
+    assert found.scores == plain.scores and found.scene != pytest.approx(plain.scene, rel=1e-3)

@@ -1,0 +1,47 @@
+"""An exponential moving average of the generator's weights (``training.ema_decay``)."""
+
+from collections.abc import Mapping
+
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from ammnet_sparse.models.ammnet import AMMNet
+
+_DISCRIMINATOR = "discriminator."
+
+
+class AveragedWeights:
+    """A network whose generator is the moving average of a trained one's; both have the same discriminator.
+
+    Parameters and running statistics of batch normalisation are averaged alike. The decay grows with the steps, as
+    1 - steps^(-2/3), up to the given one, so that early weights do not stay in a short run's average.
+
+    Attributes:
+        network: the average, to be evaluated and saved; never trained.
+    """
+
+    def __init__(self, trained: AMMNet, *, decay: float) -> None:
+        self._average = ModelEmaV3(trained, decay=decay, use_warmup=True)
+        network = self._average.module
+        assert isinstance(network, AMMNet)
+        # Not part of what is averaged: the average of a tensor with itself changes nothing.
+        network.discriminator = trained.discriminator
+        self.network = network
+
+    def update(self, trained: AMMNet, *, step: int) -> None:
+        """Moves the average towards the weights after a step; ``step`` counts from 1, where it becomes them."""
+        self._average.update(trained, step=step)
+
+    def restart(self, trained: AMMNet) -> None:
+        """The average becomes the given weights."""
+        self._average.set(trained)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the trained network: the averaged generator."""
+        state = self.network.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith(_DISCRIMINATOR)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores ``state_dict``. Raises RuntimeError for one of another network."""
+        shared = {f"{_DISCRIMINATOR}{name}": value for name, value in self.network.discriminator.state_dict().items()}
+        self.network.load_state_dict({**state, **shared})

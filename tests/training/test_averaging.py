@@ -1,0 +1,117 @@
+"""The moving average of the generator's weights: its arithmetic, and runs that validate, save and resume it."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ammnet_sparse.config import Config
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.training import records
+from ammnet_sparse.training.averaging import AveragedWeights
+from ammnet_sparse.training.checkpoints import load_state
+from ammnet_sparse.training.interruption import RunInterrupted
+from ammnet_sparse.training.loop import Run
+from tests.training.support import differing, state_of, tiny_config, tiny_set
+
+CPU = torch.device("cpu")
+DECAY = 0.6
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_set(tmp_path_factory.mktemp("set"))
+
+
+def run_config(root: Path, *, ema_decay: float = DECAY) -> Config:
+    """Two epochs of two steps of two frames."""
+    return tiny_config(
+        data={"root": str(root)},
+        model={"encoder_dropout": 0.3},
+        training={"epochs": 2, "batch_size": 2, "ema_decay": ema_decay},
+    )
+
+
+def make_run(config: Config, folder: Path, **options: Any) -> Run:
+    return Run(config, folder, device=CPU, show_progress=False, **options)
+
+
+def test_average_follows_the_generator_alone() -> None:
+    torch.manual_seed(0)
+    network = AMMNet(tiny_config().model)
+    average = AveragedWeights(network, decay=DECAY)
+    variance = next(name for name in network.state_dict() if name.endswith("running_var"))
+    names = ["decoder.classifier.weight", variance]
+    expected = {name: network.state_dict()[name].double().clone() for name in names}
+    for step in range(1, 6):
+        with torch.no_grad():
+            for value in network.state_dict().values():
+                value.copy_(torch.randn_like(value) if value.is_floating_point() else value + 1)
+        average.update(network, step=step)
+        decay = min(DECAY, 1 - step ** (-2 / 3))
+        for name in names:
+            expected[name] = decay * expected[name] + (1 - decay) * network.state_dict()[name].double()
+    found = average.network.state_dict()
+    for name in names:
+        torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert average.network.discriminator is network.discriminator
+    changed = differing(state_of(network), found)
+    assert changed and not any(name.startswith("discriminator.") or "num_batches" in name for name in changed)
+    assert average.state_dict().keys() == {name for name in found if not name.startswith("discriminator.")}
+
+
+def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None:
+    whole = make_run(run_config(root), tmp_path / "run")
+    evaluated = []
+    whole.evaluated.register_forward_hook(lambda *_: evaluated.append(1))
+    whole.train()
+    assert evaluated
+    last = read_weights(tmp_path / "run" / "last.safetensors")[0]
+    assert not differing(last, state_of(whole.evaluated))
+    trained = state_of(whole.network)
+    changed = differing(trained, last)
+    assert changed and not any(name.startswith("discriminator.") for name in changed)
+    state = load_state(tmp_path / "run")
+    assert not differing(state["network"], trained)
+    # The average leaves training alone.
+    plain = make_run(run_config(root, ema_decay=0), tmp_path / "plain")
+    plain.train()
+    assert plain.evaluated is plain.network and not differing(state_of(plain.network), trained)
+    assert load_state(tmp_path / "plain")["average"] is None
+
+
+def test_interrupted_run_goes_on_exactly(root: Path, tmp_path: Path) -> None:
+    make_run(run_config(root), tmp_path / "whole").train()
+    run = make_run(run_config(root), tmp_path / "parts")
+    step = run.game.step
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        if run.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments, **options)
+
+    run.game.step = stopping  # type: ignore[method-assign]
+    with pytest.raises(RunInterrupted):
+        run.train()
+    make_run(run_config(root), tmp_path / "parts", resume=True).train()
+    whole, parts = (load_state(tmp_path / name) for name in ("whole", "parts"))
+    for part in ("network", "average"):
+        assert not differing(whole[part], parts[part])
+    for name in ("best.safetensors", "last.safetensors"):
+        assert not differing(*(read_weights(tmp_path / folder / name)[0] for folder in ("whole", "parts")))
+
+
+def test_a_resumed_run_may_begin_to_average(root: Path, tmp_path: Path) -> None:
+    make_run(run_config(root, ema_decay=0), tmp_path / "run").train()
+    resumed = make_run(run_config(root), tmp_path / "run", resume=True)
+    assert resumed.average is not None and not differing(state_of(resumed.evaluated), state_of(resumed.network))
