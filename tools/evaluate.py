@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 import ammnet_sparse
@@ -21,6 +22,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.source import FrameSource
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
+from ammnet_sparse.evaluation.flips import mean_over_flips
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
@@ -31,6 +33,7 @@ from ammnet_sparse.evaluation.selection import (
     split_ids,
 )
 from ammnet_sparse.evaluation.tables import format_table
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS, chosen_weights
 
 
@@ -65,10 +68,19 @@ def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]
     ids = split_ids(folder, options.split, limit=options.limit, validation_frames=options.validation_frames)
     batches = _progress(_loader(folder, ids, options), "evaluating")
     name = options.checkpoint.stem
-    rows = {name: evaluate(lambda batch: model(batch, voxels="scored").labels, batches, device=device)}
+    if options.flips is None:
+        rows = {name: evaluate(lambda batch: model(batch, voxels="scored").labels, batches, device=device)}
+    else:
+        name = f"{name}, {options.flips} flips"
+        rows = {name: evaluate(lambda batch: _flipped_labels(model, batch, options), batches, device=device)}
     if options.baselines:
         rows |= _baselines(options, model.config, ids)
     return rows, model.config
+
+
+def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:
+    mean = mean_over_flips(lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips)
+    return mean.argmax(dim=1)
 
 
 def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:
@@ -119,6 +131,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
     parser.add_argument("--dataset", choices=("nyu", "nyucad"), default="nyu", help="layout of the set (default: nyu)")
     parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
+    parser.add_argument(
+        "--flips",
+        type=int,
+        choices=(4, 8),
+        nargs="?",
+        const=8,
+        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
+        "without a number 8). Takes as many times longer",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="frames at a time (default: 1)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read frames (default: 0)")

@@ -20,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from ammnet_sparse.data.camera_images import DEPTH_SCALE, parse_intrinsics
 from ammnet_sparse.data.files import DataError
 from ammnet_sparse.data.own_frames import find_own_frames, read_own_frame
 from ammnet_sparse.data.placement import POSE_AXES
+from ammnet_sparse.evaluation.flips import mean_over_flips
 from ammnet_sparse.evaluation.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
 from ammnet_sparse.evaluation.page import Scene, write_page
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set, parse_device
@@ -118,9 +120,17 @@ def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) 
 
 
 def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:
+    voxels: Literal["all", "not_free"] = "all" if options.everywhere else "not_free"
     with torch.inference_mode():
-        prediction = model(batch.to(options.device), voxels="all" if options.everywhere else "not_free")
-    labels: NDArray[np.uint8] = prediction.labels[0].cpu().numpy()
+        batch = batch.to(options.device)
+        if options.flips is None:
+            found = model(batch, voxels=voxels).labels
+        else:
+            mean = mean_over_flips(
+                lambda turned: model(turned, voxels=voxels).probabilities, batch, count=options.flips
+            )
+            found = mean.argmax(dim=1).to(torch.uint8)
+    labels: NDArray[np.uint8] = found[0].cpu().numpy()
     return labels
 
 
@@ -145,6 +155,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
+    parser.add_argument(
+        "--flips",
+        type=int,
+        choices=(4, 8),
+        nargs="?",
+        const=8,
+        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
+        "without a number 8). Takes as many times longer",
+    )
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
     parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
     group = parser.add_argument_group("frames of a set")

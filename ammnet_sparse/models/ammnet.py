@@ -62,6 +62,11 @@ class Prediction:
         shape = (self.sites.batch_size, *self.sites.spatial_shape, -1)
         return volume.view(shape).permute(0, 4, 1, 2, 3).contiguous()
 
+    @property
+    def probabilities(self) -> Tensor:
+        """[B, num_classes, X, H, Y] float32, of each class; voxels that were not computed are empty."""
+        return self.logits.float().softmax(dim=1)
+
     @functools.cached_property
     def logits_2d(self) -> Tensor | None:
         """[B, num_classes, rows, columns] at image size, bilinear with aligned corners; None without images."""

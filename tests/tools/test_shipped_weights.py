@@ -72,6 +72,19 @@ def test_evaluate_takes_shipped_weights_by_name(
     assert json.loads(file.read_text(encoding="utf-8"))["sc"]["iou"] > 50
 
 
+def test_flips_at_test_time(trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--checkpoint", str(trained), "--data", str(root)]
+    assert tool("evaluate")([*given, "--split", "val", "--flips", "4"]) == 0
+    assert "best, 4 flips |" in capsys.readouterr().out
+    found = []
+    for name, more in (("plain", []), ("four", ["--flips", "4"]), ("eight", ["--flips"])):
+        assert tool("predict")([*given, "--ids", "0001", "--out", str(tmp_path / name), *more]) == 0
+        with np.load(tmp_path / name / "0001.npz") as archive:
+            found.append(archive["labels"])
+            assert found[-1].dtype == np.uint8 and found[-1].shape == GRID
+    assert all((found[one] != found[other]).any() for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_nyu_weights_are_no_default_for_nyucad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool("evaluate")(["--data", str(tmp_path), "--dataset", "nyucad"]) == 2
     assert "--checkpoint: expected weights trained on nyucad" in capsys.readouterr().err

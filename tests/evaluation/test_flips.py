@@ -1,0 +1,125 @@
+"""Flips at test time: each orientation once, turned back rightly, and nothing changed where nothing can."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ammnet_sparse.data.augmentation import exchange_xy, flip_x, flip_y
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.evaluation.flips import NumFlips, Orientation, mean_over_flips, orientations
+from ammnet_sparse.models.ammnet import AMMNet
+from tests.data.frames import random_frame
+from tests.training.support import tiny_batch, tiny_config
+
+GRID = (4, 3, 4)
+
+
+def some_batch(*, grid_shape: tuple[int, int, int] = GRID) -> Batch:
+    return Batch.collate([random_frame(seed, grid_shape=grid_shape).to_batch() for seed in (1, 2)])
+
+
+def one_hot_of_mapping(batch: Batch) -> Tensor:
+    """A predictor that looks at each voxel alone, so that turning must not matter."""
+    hit = batch.hit_mask.view(-1, 1, *batch.grid_shape).float()
+    return torch.cat([batch.tsdf, hit, 1 - hit], dim=1)
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_predictor_that_looks_at_voxels_alone_is_unchanged(count: NumFlips) -> None:
+    batch = some_batch()
+    torch.testing.assert_close(mean_over_flips(one_hot_of_mapping, batch, count=count), one_hot_of_mapping(batch))
+
+
+def test_every_orientation_comes_once_and_is_undone() -> None:
+    volume = torch.arange(2 * 4 * 3 * 4).view(2, 1, 4, 3, 4)
+    for count in (4, 8):
+        turned = {tuple(orientation.turn(volume).flatten().tolist()) for orientation in orientations(count)}
+        assert len(turned) == count
+    for orientation in orientations(8):
+        assert torch.equal(orientation.turn_back(orientation.turn(volume)), volume)
+        # Heights stay.
+        heights = torch.arange(3)[None, None, None, :, None].expand(2, 1, 4, 3, 4)
+        assert torch.equal(orientation.turn(heights), heights)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "changes"),
+    [
+        (Orientation(), ()),
+        (Orientation(flips_x=True), (flip_x,)),
+        (Orientation(flips_y=True), (flip_y,)),
+        (Orientation(exchanges=True), (exchange_xy,)),
+        (Orientation(True, True, True), (flip_x, flip_y, exchange_xy)),
+    ],
+)
+def test_batches_are_turned_as_augmentation_turns_frames(
+    orientation: Orientation, changes: tuple[Callable[[Frame], Frame], ...]
+) -> None:
+    frame = random_frame(3, grid_shape=GRID, has_label_map=True)
+    turned = orientation.turn_batch(frame.to_batch())
+    for change in changes:
+        frame = change(frame)
+    expected = frame.to_batch()
+    for field in dataclasses.fields(Batch):
+        found, wanted = getattr(turned, field.name), getattr(expected, field.name)
+        assert torch.equal(found, wanted) if isinstance(wanted, Tensor) else found == wanted, field.name
+
+
+def test_what_leans_to_one_side_is_evened_out() -> None:
+    """A predictor that says "left half" whatever it sees: left and right, front and back end up alike."""
+    batch = some_batch()
+
+    def left(turned: Batch) -> Tensor:
+        scores = torch.zeros(turned.batch_size, 1, *turned.grid_shape)
+        scores[:, :, :2] = 1
+        scores[:, :, 0, 0, 0] = 5
+        return scores
+
+    mean = mean_over_flips(left, batch, count=4)
+    assert torch.equal(mean[:, :, 1:3], torch.full((2, 1, 2, 3, 4), 0.5))
+    corners = mean[:, 0, [0, 0, 3, 3], 0, [0, 3, 0, 3]]
+    assert torch.equal(corners, torch.full((2, 4), (5 + 1) / 4))
+    exchanged = mean_over_flips(left, batch, count=8)
+    torch.testing.assert_close(exchanged, exchanged.transpose(2, 4))
+
+
+def test_object_on_the_left_stays_on_the_left() -> None:
+    batch = some_batch()
+    tsdf = torch.zeros_like(batch.tsdf)
+    tsdf[:, :, 0, 1, 3] = 1
+    batch = dataclasses.replace(batch, tsdf=tsdf)
+    for count in (4, 8):
+        assert torch.equal(mean_over_flips(lambda turned: turned.tsdf, batch, count=count), tsdf)
+
+
+def test_unlike_axes_cannot_be_exchanged() -> None:
+    batch = some_batch(grid_shape=(4, 3, 5))
+    mean = mean_over_flips(lambda turned: turned.tsdf, batch, count=4)
+    torch.testing.assert_close(mean, batch.tsdf)
+    with pytest.raises(ValueError, match=r"found a grid of \(4, 3, 5\); use 4 flips"):
+        mean_over_flips(lambda turned: turned.tsdf, batch, count=8)
+
+
+def test_network_predicts_alike_for_every_orientation_of_a_batch() -> None:
+    """With flips the mean is equivariant, which one forward pass of a network is not."""
+    torch.manual_seed(0)
+    network = AMMNet(tiny_config().model).eval()
+    batch = tiny_batch((1,))
+
+    def score(turned: Batch) -> Tensor:
+        probabilities: Tensor = network(turned, voxels="scored").probabilities
+        return probabilities
+
+    turn = Orientation(flips_x=True, exchanges=True)
+    with torch.inference_mode():
+        plain, mean = score(batch), mean_over_flips(score, batch, count=8)
+        assert not torch.allclose(plain, turn.turn_back(score(turn.turn_batch(batch))), atol=1e-4)
+        again = turn.turn_back(mean_over_flips(score, turn.turn_batch(batch), count=8))
+    torch.testing.assert_close(again, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean.sum(dim=1), torch.ones_like(mean[:, 0]))
+    unscored = ~batch.scored_mask.view(-1, *batch.grid_shape)
+    assert (mean.argmax(dim=1)[unscored] == 0).all()
