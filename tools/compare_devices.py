@@ -1,0 +1,231 @@
+#!/usr/bin/env python3
+"""Trains twice from the same weights on the same batches, on two devices, and compares step by step.
+
+    python tools/compare_devices.py                                  CPU against CUDA, generated rooms
+    python tools/compare_devices.py --data NYU --checkpoint nyu_seg2d_w32 --json devices.json
+    python tools/compare_devices.py --second cpu --second-dtype float64       how far rounding alone drives it
+
+Frames, order and fakes are the same; dropout, which devices draw differently, and TF32 are off. Compared are the
+losses and gradient norms of every step, relative to the first device's, and at the end the classes of scored voxels.
+The first step's losses are of the same weights, so only rounding parts them: --tolerance. AdamW turns gradients near
+zero, whose sign is rounding, into whole steps, so later steps part further: --later-tolerance. Norms and losses of the
+discriminator's judgement may be ten times as far apart. (Seen between float32 and float64 on a CPU, width 16, four
+steps of NYU: loss 1.5e-8 in the first step, 1.4e-4 later; adversarial loss 1.4e-6 and 1.8e-2; 99.7 % equal classes.)
+
+Exit code: 0 within the tolerances, 1 not, 2 wrong usage.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ammnet_sparse.config import Config, load_config
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.synthetic.generate import generate_rooms
+from ammnet_sparse.evaluation.selection import open_set, parse_device, split_ids
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.shipped import find_weights
+from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.preparation import build_network
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_LOOSE = ("adversarial", "discriminator", "generator_gradient_norm", "discriminator_gradient_norm")
+"""Ten times the tolerance: the discriminator's judgement and gradients answer to rounding more than cross-entropies."""
+
+
+class Trained(NamedTuple):
+    """What a device made of the batches: losses and norms by step, and the classes [N] at their scored voxels."""
+
+    steps: list[dict[str, float]]
+    labels: Tensor
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        devices = [parse_device(name) for name in (options.first, options.second)]
+        config = _configuration(options)
+        batches = _batches(options, config)
+        network = build_network(config, initial_weights=_checkpoint(options), is_resumed=False)
+    except (OSError, ValueError) as error:
+        print(f"compare_devices.py: {error}", file=sys.stderr)
+        return 2
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    dtypes = (options.first_dtype, options.second_dtype)
+    first, second = (
+        _train(config, state, batches, device, DTYPES[dtype], adversarial_seed=options.seed)
+        for device, dtype in zip(devices, dtypes, strict=True)
+    )
+    names = [f"{_name(device)}, {dtype}" for device, dtype in zip(devices, dtypes, strict=True)]
+    print(f"{names[0]} against {names[1]}: {len(batches)} steps of {options.batch} frames, width {config.model.width}")
+    result = _compare(first, second, options)
+    _print(result)
+    if options.json:
+        options.json.write_text(json.dumps({"devices": names, **result}, indent=1) + "\n", encoding="utf-8")
+    return 0 if result["is_within"] else 1
+
+
+def _train(
+    config: Config,
+    state: dict[str, Tensor],
+    batches: Sequence[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    adversarial_seed: int,
+) -> Trained:
+    network = AMMNet(config.model)
+    network.load_state_dict(state)
+    network.to(device, dtype)
+
+    def optimization(part: nn.Module) -> Optimization:
+        return Optimization(
+            part,
+            config.optimizer,
+            learning_rate=config.optimizer.learning_rate,
+            num_steps=len(batches),
+            uses_scaling=False,
+            device=device,
+        )
+
+    generator = nn.ModuleDict({name: child for name, child in network.named_children() if name != "discriminator"})
+    game = AdversarialGame(
+        network, config, generator=optimization(generator), discriminator=optimization(network.discriminator)
+    )
+    steps = [
+        game.step([batch.to(device)], seed=adversarial_seed + number).as_floats()
+        for number, batch in enumerate(batches)
+    ]
+    network.eval()
+    labels = []
+    with torch.inference_mode():
+        for batch in batches:
+            found = network(batch.to(device), voxels="scored").labels.flatten(1).cpu()
+            labels.append(found[batch.scored_mask])
+    return Trained(steps, torch.cat(labels))
+
+
+def _compare(first: Trained, second: Trained, options: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for number, (one, other) in enumerate(zip(first.steps, second.steps, strict=True)):
+        tolerance = options.tolerance if number == 0 else options.later_tolerance
+        apart = {name: abs(other[name] - value) / max(abs(value), 1e-12) for name, value in one.items()}
+        is_within = all(
+            math.isfinite(value) and value <= tolerance * (10 if name in _LOOSE else 1) for name, value in apart.items()
+        )
+        rows.append({"step": number + 1, "first": one, "second": other, "apart": apart, "is_within": is_within})
+    agreement = float((first.labels == second.labels).double().mean())
+    is_within = all(row["is_within"] for row in rows) and agreement >= options.agreement
+    return {
+        "tolerance": options.tolerance,
+        "later_tolerance": options.later_tolerance,
+        "least_agreement": options.agreement,
+        "steps": rows,
+        "agreement": agreement,
+        "is_within": is_within,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    names = list(result["steps"][0]["apart"])
+    print("relative differences\nstep  " + "  ".join(f"{name:>27}" for name in names))
+    for row in result["steps"]:
+        verdict = "" if row["is_within"] else "  TOO FAR"
+        print(f"{row['step']:>4}  " + "  ".join(f"{row['apart'][name]:>27.1e}" for name in names) + verdict)
+    print(
+        f"the same class at {result['agreement']:.3%} of the scored voxels (at least {result['least_agreement']:.1%}); "
+        f"allowed: {result['tolerance']:g} in the first step, {result['later_tolerance']:g} later, ten times that for "
+        f"discriminator and norms: {'within' if result['is_within'] else 'NOT within'}"
+    )
+
+
+def _configuration(options: argparse.Namespace) -> Config:
+    overrides = ["model.encoder_dropout=0", "model.decoder_dropout=0", f"training.seed={options.seed}"]
+    if options.checkpoint is not None:
+        model = read_weights(find_weights(options.checkpoint))[1]
+        overrides += [f"model.width={model.width}", f"model.discriminator_width={model.discriminator_width}"]
+        overrides += [f"model.stem_widths={list(model.stem_widths)}", f"model.sites={model.sites}"]
+    else:
+        overrides += [f"model.width={options.width}", "model.discriminator_width=32"]
+    overrides.append(f"model.grid_shape={list(options.grid)}")
+    return load_config(None, [*overrides, *options.overrides])
+
+
+def _checkpoint(options: argparse.Namespace) -> Path | None:
+    return None if options.checkpoint is None else find_weights(options.checkpoint)
+
+
+def _batches(options: argparse.Namespace, config: Config) -> list[Batch]:
+    if options.data is not None:
+        return _read(options.data, options, config)
+    with tempfile.TemporaryDirectory() as temporary:
+        rooms, count = Path(temporary) / "rooms", options.batch * min(options.steps, 3)
+        generate_rooms(
+            rooms, frames=count + 1, validation_frames=1, seed=options.seed, noise="kinect", workers=1, progress=False
+        )
+        return _read(rooms, options, config)
+
+
+def _read(root: Path, options: argparse.Namespace, config: Config) -> list[Batch]:
+    """As many batches as steps, from the first training frames, over and over."""
+    folder = open_set(root, dataset="nyu", config=config.model)
+    ids = split_ids(folder, "train", limit=options.batch * options.steps)
+    if len(ids) < options.batch:
+        raise ValueError(f"--batch: expected at most the {len(ids)} training frames of {root}, found {options.batch}")
+    whole = len(ids) // options.batch * options.batch
+    frames = [folder.read(frame_id).to_batch() for frame_id in ids[:whole]]
+    starts = [step * options.batch % whole for step in range(options.steps)]
+    return [Batch.collate(frames[start : start + options.batch]) for start in starts]
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="compare_devices.py",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--first", default="cpu", metavar="D", help="device that the differences are relative to (default: cpu)")
+    add("--second", default="cuda", metavar="D", help="device compared with it (default: cuda)")
+    add("--first-dtype", choices=tuple(DTYPES), default="float32", help="default: float32")
+    add("--second-dtype", choices=tuple(DTYPES), default="float32", help="default: float32")
+    add("--data", type=Path, metavar="DIR", help="set whose training frames are used (default: generated rooms)")
+    add("--checkpoint", metavar="FILE", help="weights to start from, or the name of shipped ones (default: random)")
+    add("--width", type=_positive, default=16, metavar="N", help="without --checkpoint (default: 16)")
+    add("--grid", type=_positive, nargs=3, default=(60, 36, 60), metavar="N", help="voxels (default: 60 36 60)")
+    add("--steps", type=_positive, default=5, metavar="N", help="default: 5")
+    add("--batch", type=_positive, default=2, metavar="N", help="frames a step (default: 2)")
+    add("--seed", type=int, default=8332, metavar="N", help="of rooms, weights and fakes (default: 8332)")
+    add("--tolerance", type=float, default=1e-4, metavar="T", help="of the first step (default: 1e-4)")
+    add("--later-tolerance", type=float, default=1e-2, metavar="T", help="of the other steps (default: 1e-2)")
+    add("--agreement", type=float, default=0.98, metavar="P", help="least share of equal classes (default: 0.98)")
+    add("--json", type=Path, metavar="FILE", help="file for the figures")
+    add("overrides", nargs="*", metavar="key.sub=value", help="keys of the configuration to change")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
