@@ -1,8 +1,7 @@
-"""What all tests share: few threads, generated examples without deadlines, and where the real frames are."""
+"""What all tests share: few threads, and where the real frames are."""
 
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
@@ -10,10 +9,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Small tensors gain nothing from threads, and on a busy machine threads wait for each other.
 torch.set_num_threads(1)
-
-# A busy machine exceeds hypothesis' 200 ms an example without anything being wrong.
-hypothesis.settings.register_profile("project", deadline=None)
-hypothesis.settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader
 
 from ammnet_sparse.data import packing
@@ -35,6 +32,7 @@ from tests.data.frames import (
     write_list,
     write_set,
 )
+from tests.generated import given, hnp, st
 
 IDS = [f"{number:04d}" for number in range(7)]
 ODD_GRID = (3, 3, 3)  # 27 voxels: neither halves nor eighths

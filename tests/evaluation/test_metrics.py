@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, constant_baselines, prior_labels
 from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, VoxelCounts, evaluate, scores_from_counts
+from tests.generated import given, settings, st
 
 FLOOR, WALL, CHAIR, FURNITURE = (CLASS_NAMES.index(name) for name in ("floor", "wall", "chair", "furniture"))
 

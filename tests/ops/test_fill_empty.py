@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from ammnet_sparse.ops import fill_empty
+from tests.generated import given, settings, st
 from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
 from tests.tolerances import tolerances
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from ammnet_sparse.ops import (
@@ -22,6 +20,7 @@ from ammnet_sparse.ops import (
     project_features,
     shuffle_categories,
 )
+from tests.generated import given, settings, st
 from tests.ops.support import FLOAT_TYPES, INTEGER_TYPES, OPS, REFERENCES, References
 from tests.tolerances import tolerances
 

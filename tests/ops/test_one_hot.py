@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ammnet_sparse.ops import one_hot_sites
+from tests.generated import given, settings, st
 from tests.ops.support import DEVICES, FLOAT_TYPES, INTEGER_TYPES, OPS, no_synchronisation
 
 

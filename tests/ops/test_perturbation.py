@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, shuffle_categories
+from tests.generated import given, settings, st
 from tests.ops.support import DEVICES, INTEGER_TYPES, OPS, no_synchronisation
 from tests.ops.test_philox import naive_philox
 

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ammnet_sparse.ops import project_features
+from tests.generated import given, settings, st
 from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
 from tests.tolerances import tolerances
 

@@ -1,0 +1,40 @@
+"""hypothesis, for tests on generated examples; where it is absent those tests skip and say so, and the others run.
+
+Machines that only run things, such as one with a GPU and no network, often lack packages of development.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+__all__ = ["HAS_HYPOTHESIS", "given", "hnp", "settings", "st"]
+
+try:
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+    from hypothesis.extra import numpy as hnp
+
+    HAS_HYPOTHESIS = True
+    # A busy machine exceeds hypothesis' 200 ms an example without anything being wrong.
+    settings.register_profile("project", deadline=None)
+    settings.load_profile("project")
+except ImportError:
+    HAS_HYPOTHESIS = False
+
+    class _Absent:
+        """Stands for every strategy, and for what is made of them."""
+
+        def __getattr__(self, name: str) -> "_Absent":
+            return self
+
+        def __call__(self, *arguments: Any, **options: Any) -> "_Absent":
+            return self
+
+    def given(*strategies: Any, **named: Any) -> Callable[..., Any]:  # type: ignore[no-redef]
+        return pytest.mark.skip(reason="needs hypothesis, which is not installed")
+
+    def settings(*arguments: Any, **options: Any) -> Callable[..., Any]:  # type: ignore[no-redef]
+        return lambda function: function
+
+    st = hnp = _Absent()  # type: ignore[assignment]
