@@ -68,6 +68,11 @@ class DataConfig(_Section):
     split: str = Field("train", description="list of training frames: <split>.txt in root")
     validation_frames: Positive = Field(100, description="frames drawn for validation where root has no val.txt")
     validation_seed: int = Field(8332, description="seed of that draw")
+    train_on_all: bool = Field(
+        False,
+        description="train on the validation frames too, for a last run: their scores, and the best weights that they "
+        "choose, then mean nothing; take last.safetensors",
+    )
     workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
     on_device: bool = Field(
         False, description="keep all frames (no images) on the training device and make the batches there"

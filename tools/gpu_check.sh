@@ -157,5 +157,5 @@ done
 {
     printf '%-12s %-12s %5s %8s  %s\n' part result code seconds log
     printf '%s\n' "${summary[@]}"
-} | tee "$out/summary.txt"
+} | tee -a "$out/summary.txt"
 exit $failed

@@ -25,6 +25,7 @@ _FIXED = (
     "data.split",
     "data.validation_frames",
     "data.validation_seed",
+    "data.train_on_all",
     "training.batch_size",
     "training.accumulate",
     "training.seed",
@@ -116,6 +117,8 @@ def open_datasets(
         ids(frames, split=data.split, count=data.validation_frames, seed=data.validation_seed)[:limit]
         for ids in (training_ids, validation_ids)
     )
+    if data.train_on_all:
+        training = frames.frame_ids(data.split)[:limit]
     # Other lists of the set may name frames that were never downloaded.
     check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
     if data.on_device:
