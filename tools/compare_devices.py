@@ -7,11 +7,12 @@
 
 Frames, order and fakes are the same; dropout, which devices draw differently, and TF32 are off. Compared are the
 losses and gradient norms of every step, relative to the first device's, and at the end the classes of scored voxels.
-Until the discriminator's first update only rounding parts them: --tolerance. AdamW turns gradients near zero, whose sign
-is rounding, into whole steps, so what comes after it may part further: --later-tolerance. Norms and losses of the
-discriminator's judgement may be ten times as far apart. Seen between float32 and float64 on a CPU with NYU, from random
-weights of width 16 and from the shipped ones: scene loss 5e-8 in the first step and 1.6e-3 later, discriminator 6e-8 and
-4e-2, adversarial loss 8e-2, norms 4e-2; 96 % (four steps from random weights are undecided) and 99.8 % equal classes.
+Until the discriminator's first update only rounding parts them: --tolerance. AdamW turns gradients near zero, whose
+sign is rounding, into whole steps, so what comes after it may part further: --later-tolerance. Norms and losses of the
+discriminator's judgement may be ten times as far apart. Seen between float32 and float64 on a CPU with NYU, from
+random weights of width 16 and from the shipped ones: scene loss 5e-8 in the first step and 1.6e-3 later, discriminator
+6e-8 and 4e-2, adversarial loss 8e-2, norms 4e-2; 96 % (four steps from random weights are undecided) and 99.8 % equal
+classes.
 
 Exit code: 0 within the tolerances, 1 not, 2 wrong usage.
 """
