@@ -1,5 +1,7 @@
 """Reading single files of a set and checking what they hold: whatever type the numbers are stored in."""
 
+import io
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +23,7 @@ from ammnet_sparse.data.grid import (
 _TSDF_TOLERANCE = 1e-3
 """How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
 
+_PARSING = threading.Lock()
 _REPLACE = "replace the file, or take the frame out of the list of frames"
 
 
@@ -43,7 +46,7 @@ def read_npz_array(path: Path, key: str, *, grid_shape: tuple[int, int, int]) ->
         with loaded as archive:
             if key not in archive.files:
                 raise DataError(f"{path}: expected an array named {key!r}, found {sorted(archive.files)}; {_REPLACE}")
-            values: NDArray[Any] = archive[key]
+            values = _read_member(archive, key)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -61,6 +64,20 @@ def read_npz_array(path: Path, key: str, *, grid_shape: tuple[int, int, int]) ->
             f"found shape {list(values.shape)}; {_REPLACE}"
         )
     return values.reshape(grid_shape)
+
+
+def _read_member(archive: np.lib.npyio.NpzFile, key: str) -> NDArray[Any]:
+    """``archive[key]``, which several threads may do at once.
+
+    NumPy reads the header of an array by parsing Python, and Python 3.11 parses wrongly in two threads at once, though
+    seldom ("AST constructor recursion depth mismatch").
+    """
+    assert archive.zip is not None
+    names = archive.zip.namelist()
+    packed = io.BytesIO(archive.zip.read(f"{key}.npy" if f"{key}.npy" in names else key))
+    with _PARSING:
+        values: NDArray[Any] = np.lib.format.read_array(packed, allow_pickle=False)
+    return values
 
 
 def as_label(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
