@@ -116,15 +116,19 @@ class _Normalize(torch.autograd.Function):
         features, weight, bias, mean, deviation = ctx.saved_tensors
         gradient = gradients[0]
         count = features.shape[0]
+        # As few passes over [N, C] as PyTorch's operators allow: they take a sixth of a training step on a CPU.
         normalized = torch.addcmul(-mean * deviation, features, deviation)
         if ctx.is_activated:
-            gradient = gradient * (torch.addcmul(bias, normalized, weight) > 0)
+            out = torch.addcmul(bias, normalized, weight)
+            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
         bias_gradient = gradient.sum(0)
         weight_gradient = (gradient * normalized).sum(0)
         features_gradient = None
         if ctx.needs_input_grad[0]:
-            normalized.mul_(-weight_gradient / count).add_(gradient).sub_(bias_gradient / count)
-            features_gradient = normalized.mul_(weight * deviation)
+            scale = weight * deviation
+            centering = -bias_gradient / count * scale
+            features_gradient = torch.addcmul(centering, normalized, -weight_gradient / count * scale)
+            features_gradient.addcmul_(gradient, scale)
         return features_gradient, weight_gradient, bias_gradient, None, None, None
 
 
