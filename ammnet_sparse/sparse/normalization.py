@@ -45,7 +45,7 @@ class SiteBatchNorm(nn.BatchNorm1d):
         )
 
     def _normalize_on_cuda(self, features: Tensor) -> Tensor:
-        if not has_recipes():
+        if not has_recipes() or self.momentum is None:  # a cumulative average
             normalized = super().forward(features)
         else:
             # The recipe needs the statistics that the kernel finds.
@@ -53,7 +53,7 @@ class SiteBatchNorm(nn.BatchNorm1d):
                 self.num_batches_tracked.add_(1)
             running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
             normalized, mean, deviation = torch.native_batch_norm(
-                features, self.weight, self.bias, *running, True, self.momentum or 0.0, self.eps
+                features, self.weight, self.bias, *running, True, self.momentum, self.eps
             )
             noted(normalized, _scaled, features, *_scale_and_shift(self, mean, deviation))
         return relu(normalized) if self.is_activated else normalized

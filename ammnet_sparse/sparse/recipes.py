@@ -15,10 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class _Kept:
+    """A tensor as it is now, which a recipe needs later; autograd does not watch over it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.detach()
+        self._version = _version(tensor)
+
+    def tensor(self) -> Tensor:
+        if _version(self._tensor) != self._version:
+            raise RuntimeError(
+                f"recipe: expected an input {list(self._tensor.shape)} as it was in the forward pass, found it changed "
+                "in place since; change it after the backward pass, or train with training.recompute=off"
+            )
+        return self._tensor
+
+
 class _Recipe:
     """How to make a tensor again; while somebody holds what was made, it is not made twice."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple["Tensor | _Recipe", ...]) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: "tuple[_Kept | _View, ...]") -> None:
         self._function = function
         self._inputs = inputs
         self._made: weakref.ref[Tensor] | None = None
@@ -26,7 +42,7 @@ class _Recipe:
     def make(self) -> Tensor:
         made = self._made() if self._made is not None else None
         if made is None:
-            made = self._function(*(part.make() if isinstance(part, _Recipe) else part for part in self._inputs))
+            made = self._function(*(part.tensor() for part in self._inputs))
             self._made = weakref.ref(made)
         return made
 
@@ -47,11 +63,12 @@ class _Recorder:
     """The recipes of the tensors alive, found by their memory."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, _Recipe]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], int | None, _Recipe]] = {}
 
     def note(self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
-        # Only of results that fill their memory in C order can a view be taken of what is made later.
-        if not result.is_contiguous() or result.storage_offset() != 0:
+        # Only of results that fill their memory in C order can a view be taken of what is made later; and all that is
+        # empty lies at one address.
+        if not _fills_memory(result) or result.numel() == 0:
             return
         address = result.untyped_storage().data_ptr()
 
@@ -60,23 +77,40 @@ class _Recorder:
             if address in self._known and self._known[address][0] is dead:
                 del self._known[address]
 
-        recipe = _Recipe(function, tuple(self._recipe_or_tensor(part) for part in inputs))
-        self._known[address] = (weakref.ref(result, forget), result._version, recipe)
+        recipe = _Recipe(function, tuple(self._keep(part) for part in inputs))
+        self._known[address] = (weakref.ref(result, forget), _version(result), recipe)
 
     def pack(self, tensor: Tensor) -> Tensor | _View:
         recipe = self._find(tensor)
         return tensor if recipe is None else _View(recipe, tensor)
 
-    def _recipe_or_tensor(self, part: Tensor) -> Tensor | _Recipe:
+    def forget_all(self) -> None:
+        """Lets go of what recipes need, but for those that autograd keeps."""
+        self._known.clear()
+
+    def _keep(self, part: Tensor) -> _Kept | _View:
         recipe = self._find(part)
-        is_whole = part.is_contiguous() and part.numel() * part.element_size() == part.untyped_storage().nbytes()
-        return recipe if recipe is not None and is_whole else part.detach()
+        # Of another shape than what the recipe makes it may be.
+        return _View(recipe, part) if recipe is not None and _fills_memory(part) else _Kept(part)
 
     def _find(self, tensor: Tensor) -> _Recipe | None:
         found = self._known.get(tensor.untyped_storage().data_ptr())
-        if found is None or found[0]() is None or found[1] != tensor._version:
+        if found is None:
+            return None
+        made = found[0]()
+        if made is None or made.dtype != tensor.dtype or found[1] != _version(tensor):
             return None
         return found[2]
+
+
+def _fills_memory(tensor: Tensor) -> bool:
+    """In C order, from the first byte of its memory to the last."""
+    return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it was changed in place; inference tensors do not count that."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _unpack(kept: Tensor | _View) -> Tensor:
@@ -99,6 +133,7 @@ def recipes_kept(is_enabled: bool) -> Iterator[None]:
             yield
     finally:
         _recorder.reset(token)
+        recorder.forget_all()  # or what a result was made of would live as long as the result
 
 
 @contextlib.contextmanager

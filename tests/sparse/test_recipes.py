@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -157,3 +158,104 @@ def test_nothing_outlives_the_graph() -> None:
     output.backward()
     del output
     assert watched() is None
+
+
+def gradient(is_enabled: bool, start: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of the squared sum of what ``compute`` makes of ``start``."""
+    with recipes_kept(is_enabled):
+        result = Counted.apply(compute(start)).sum()
+    gc.collect()
+    (found,) = torch.autograd.grad(result, start)
+    return found
+
+
+def test_inputs_reshaped_are_made_in_their_shape() -> None:
+    start = torch.arange(1.0, 17.0).view(2, 8).requires_grad_()
+
+    def compute(features: Tensor) -> Tensor:
+        return take_rows(multiply(features, features).view(4, 4), torch.tensor([1, 0]))
+
+    torch.testing.assert_close(gradient(True, start, compute), gradient(False, start, compute))
+
+
+def test_parts_of_memory_have_no_recipe() -> None:
+    start = torch.arange(1.0, 13.0).requires_grad_()
+
+    def compute(features: Tensor) -> Tensor:
+        whole = features * 1
+        noted(whole[:4], fail, features)
+        return whole
+
+    torch.testing.assert_close(gradient(True, start, compute), gradient(False, start, compute))
+
+
+def test_other_types_in_the_same_memory_are_not_mistaken() -> None:
+    bits = []
+
+    class KeepsBits(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, features: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+            ctx.save_for_backward(features.view(torch.int32))
+            return features.clone()
+
+        @staticmethod
+        def backward(ctx, *gradients: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+            bits.append(ctx.saved_tensors[0].dtype)
+            return gradients[0]
+
+    start = torch.ones(4, requires_grad=True)
+    gradient(True, start, lambda features: KeepsBits.apply(multiply(features, features)))
+    assert bits == [torch.int32]
+
+
+def test_empty_tensors_share_an_address() -> None:
+    start, features = torch.zeros(0, 4, requires_grad=True), torch.ones(5, 4, requires_grad=True)
+    with recipes_kept(True):
+        nothing = relu(start)
+        result = features.index_select(0, torch.zeros(0, dtype=torch.int64)).sum() + nothing.sum()
+    (found,) = torch.autograd.grad(result, features)
+    assert found.tolist() == torch.zeros(5, 4).tolist()
+
+
+def test_inputs_changed_before_the_backward_pass_are_refused() -> None:
+    start = torch.ones(4, requires_grad=True)
+    with recipes_kept(True):
+        hidden = start * 2
+        result = Counted.apply(noted(hidden + 1, lambda features: features + 1, hidden)).sum()
+    with torch.no_grad():
+        hidden.mul_(10)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        result.backward()
+
+
+def test_backward_passes_through_one_graph_agree() -> None:
+    torch.manual_seed(0)
+    network = Block().double()
+    with recipes_kept(True):
+        result = network(torch.randn(32, 8, dtype=torch.float64)).square().sum()
+    first = torch.autograd.grad(result, list(network.parameters()), retain_graph=True)
+    second = torch.autograd.grad(result, list(network.parameters()))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_inference_tensors_may_enter() -> None:
+    with torch.inference_mode():
+        frozen = torch.ones(3, 4)
+    start = torch.ones(3, 4, requires_grad=True)
+    found = gradient(True, start, lambda features: add(features * 2, frozen))
+    assert found.tolist() == torch.full((3, 4), 12.0).tolist()
+    with recipes_kept(True), torch.inference_mode():
+        assert relu(frozen).tolist() == frozen.tolist()
+
+
+def test_results_that_stay_do_not_hold_what_they_were_made_of() -> None:
+    start = torch.ones(4, requires_grad=True)
+    with recipes_kept(True):
+        hidden = start * 2
+        result = relu(add(hidden, hidden))
+    watched = StorageWeakRef(hidden.untyped_storage())
+    del hidden
+    result.sum().backward()
+    assert watched.expired()
+    assert result.tolist() == [4.0] * 4
