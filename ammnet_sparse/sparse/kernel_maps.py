@@ -106,7 +106,7 @@ class KernelMap:
         begin = (counts.cumsum(0) - counts).to(rows.device)
         position = torch.arange(len(tap), device=rows.device) - begin[tap]
         table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
-        table[0, tap, position] = rows[is_pair].int()
+        table[0, tap, position] = rows[tap, target].int()  # a mask would make the host wait once more
         table[1, tap, position] = target.int()
         return table, counts
 

@@ -180,10 +180,11 @@ def test_inputs_reshaped_are_made_in_their_shape() -> None:
 
 def test_parts_of_memory_have_no_recipe() -> None:
     start = torch.arange(1.0, 13.0).requires_grad_()
+    parts = []  # alive, or they would be forgotten
 
     def compute(features: Tensor) -> Tensor:
         whole = features * 1
-        noted(whole[:4], fail, features)
+        parts.append(noted(whole[:4], fail, features))
         return whole
 
     torch.testing.assert_close(gradient(True, start, compute), gradient(False, start, compute))
