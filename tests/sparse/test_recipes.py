@@ -1,6 +1,7 @@
 """Recipes: what autograd keeps shrinks, gradients stay, and nothing stale is ever used."""
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -260,3 +261,18 @@ def test_results_that_stay_do_not_hold_what_they_were_made_of() -> None:
     result.sum().backward()
     assert watched.expired()
     assert result.tolist() == [4.0] * 4
+
+
+def test_another_thread_may_run_the_backward_pass() -> None:
+    """As autograd does on CUDA."""
+    torch.manual_seed(0)
+    network = Block().double()
+    features = torch.randn(32, 8, dtype=torch.float64)
+    expected = torch.autograd.grad(network(features).square().sum(), list(network.parameters()))
+    with recipes_kept(True):
+        result = network(features).square().sum()
+        thread = threading.Thread(target=result.backward)
+        thread.start()
+        thread.join()
+    for parameter, value in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, value, rtol=1e-12, atol=1e-12)
