@@ -97,6 +97,11 @@ struct SiteReads {
   AMMNET_HOST_DEVICE uint32_t column(int corner) const { return corner & 1 ? columns.upper : columns.lower; }
 };
 
+// [B, h, w, C] as [B, C, h, w], a view. torch::stable::permute would need the headers of PyTorch 2.14 to build.
+inline Tensor as_channels_first(const Tensor& map) {
+  return torch::stable::transpose(torch::stable::transpose(map, 1, 3), 2, 3);
+}
+
 template <typename A>
 AMMNET_HOST_DEVICE SiteReads<A> site_reads(int64_t pixel, int64_t sample, const ProjectionShape& shape) {
   SiteReads<A> reads{};

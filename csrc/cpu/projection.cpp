@@ -171,7 +171,7 @@ Tensor project_features_backward(
     project_backward(
         static_cast<const T*>(grad_.const_data_ptr()), sites.reads<A>(shape, strides), shape.channels,
         static_cast<A*>(map.mutable_data_ptr()));
-    return torch::stable::permute(as_type(map, grad.scalar_type()), {0, 3, 1, 2});
+    return as_channels_first(as_type(map, grad.scalar_type()));
   });
 }
 

@@ -102,7 +102,10 @@ std::tuple<Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& f
     });
     launch.check();
   }
-  return {grad_features, like(grad_scale, torch::stable::empty_like(scale))};
+  // Of a scale with the layout of features, what nearly every one has, nothing more is allocated.
+  return {
+      grad_features,
+      have_same_layout(grad_scale, scale) ? grad_scale : like(grad_scale, torch::stable::empty_like(scale))};
 }
 
 }  // namespace

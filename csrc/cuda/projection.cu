@@ -324,6 +324,16 @@ Tensor project_features(
   return result;
 }
 
+// values [N] in rising order, and which element each was; equal ones stay in their order. By way of the dispatcher:
+// torch::stable::sort would need the headers of PyTorch 2.15 to build.
+std::tuple<Tensor, Tensor> sort_stably(const Tensor& values) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  StableIValue stack[] = {from(values), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
 // heads [B * h * w]: the first site of each cell's chain, through `links` [N].
 template <typename A>
 Tensor chain(
@@ -350,7 +360,7 @@ Tensor chain(
       shape, sites.pixels(), sites.samples(), sites.size(), end_of_cells,
       static_cast<int32_t*>(cells.mutable_data_ptr()), links, out_of_range_flags(launch));
   launch.check();
-  const auto [sorted, order] = torch::stable::sort(cells, std::optional<bool>(true), 0, false);
+  const auto [sorted, order] = sort_stably(cells);
   chain_sorted<A><<<blocks, kThreads, 0, launch.stream()>>>(
       static_cast<const int32_t*>(sorted.const_data_ptr()), static_cast<const int64_t*>(order.const_data_ptr()),
       sites.size(), end_of_cells, heads_data, links);
@@ -395,7 +405,7 @@ Tensor project_features_backward(
   const Tensor grad_ = as_contiguous(grad);
   Tensor map = grad_.numel() == 0 ? torch::stable::new_zeros(grad, {batch_size, height, width, shape.channels})
                                   : gather(launch, grad_, sites, shape, deterministic);
-  return torch::stable::permute(map, {0, 3, 1, 2});
+  return as_channels_first(map);
 }
 
 }  // namespace
