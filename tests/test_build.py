@@ -63,7 +63,9 @@ def test_sources_need_only_the_headers_that_are_asked_for(build: SimpleNamespace
     for path in (REPOSITORY / "csrc").rglob("*.*"):
         for name in re.findall(r"torch::stable::(\w+)\(", path.read_text("utf-8")):
             major, minor = newer.get(name, (0, 0))
-            assert major * 256 + minor <= target, f"{path}: torch::stable::{name} needs PyTorch {major}.{minor} to build"
+            assert major * 256 + minor <= target, (
+                f"{path}: torch::stable::{name} needs PyTorch {major}.{minor} to build"
+            )
 
 
 def test_cuda_home_is_where_the_header_is(build: SimpleNamespace, tmp_path: Path) -> None:
