@@ -54,7 +54,7 @@ from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
-from ammnet_sparse.evaluation.selection import parse_device, split_ids
+from ammnet_sparse.evaluation.selection import parse_device, parse_positive, split_ids
 
 GENERATED_FRAMES = 4
 MEASURES = ("macs", "saved", "time", "predict")
@@ -229,13 +229,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = list(dict.fromkeys(name for names in VARIANTS.values() for name in names))
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder or packed file of a set (default: a few generated rooms)")
-    add("--frames", type=_positive, help="validation frames to count over (default: 40; generated rooms: at most 4)")
-    add("--saved-frames", type=_positive, default=4, help="of them, to count saved activations over (default: 4)")
-    add("--width", type=_positive, help="feature channels (default: 256)")
-    add("--batch", type=_positive, default=1, help="frames a step (default: 1)")
+    add(
+        "--frames",
+        type=parse_positive,
+        help="validation frames to count over (default: 40; generated rooms: at most 4)",
+    )
+    add("--saved-frames", type=parse_positive, default=4, help="of them, to count saved activations over (default: 4)")
+    add("--width", type=parse_positive, help="feature channels (default: 256)")
+    add("--batch", type=parse_positive, default=1, help="frames a step (default: 1)")
     add(
         "--fit-batches",
-        type=_positive,
+        type=parse_positive,
         nargs="*",
         help="further batches for memory against batch (default on CUDA: 1 2 4)",
     )
@@ -251,15 +255,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=list(MEASURES),
         help="default: all",
     )
-    add("--steps", type=_positive, help="steps that count, after warming up (default: 3, on CUDA 10)")
-    add("--grid", type=_positive, nargs=3, default=list(ModelConfig().grid_shape), help="voxels (default: 60 36 60)")
+    add("--steps", type=parse_positive, help="steps that count, after warming up (default: 3, on CUDA 10)")
+    add(
+        "--grid",
+        type=parse_positive,
+        nargs=3,
+        default=list(ModelConfig().grid_shape),
+        help="voxels (default: 60 36 60)",
+    )
     add("--quick", action="store_true", help="a trial: width 16, two frames, one step, where not given")
     add("--json", type=Path, metavar="FILE", help="file for the rows")
     add("--plot", type=Path, metavar="FILE", help="file for a picture of memory and time against batch")
     add("--card-gb", type=float, metavar="GB", help="say what fits a card of so many GB, and with which keys")
     add(
         "--wanted-batch",
-        type=_positive,
+        type=parse_positive,
         default=TrainingConfig().batch_size,
         help="for --card-gb (default: %(default)s)",
     )
@@ -273,13 +283,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if (options.card_gb is not None or options.plot) and "time" not in options.measure:
         parser.error("--card-gb and --plot need the peak memory of a step: add time to --measure")
     return options
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
 
 
 if __name__ == "__main__":

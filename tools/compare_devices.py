@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.synthetic.generate import generate_rooms
-from ammnet_sparse.evaluation.selection import open_set, parse_device, split_ids
+from ammnet_sparse.evaluation.selection import open_set, parse_device, parse_positive, split_ids
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.shipped import find_weights
 from ammnet_sparse.models.weights import read_weights
 from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.optimization import Optimization, generator_of
 from ammnet_sparse.training.preparation import build_network
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -103,7 +103,7 @@ def _train(
             device=device,
         )
 
-    generator = nn.ModuleDict({name: child for name, child in network.named_children() if name != "discriminator"})
+    generator = generator_of(network)
     game = AdversarialGame(
         network, config, generator=optimization(generator), discriminator=optimization(network.discriminator)
     )
@@ -218,10 +218,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--second-dtype", choices=tuple(DTYPES), default="float32", help="default: float32")
     add("--data", type=Path, metavar="DIR", help="set whose training frames are used (default: generated rooms)")
     add("--checkpoint", metavar="FILE", help="weights to start from, or the name of shipped ones (default: random)")
-    add("--width", type=_positive, default=16, metavar="N", help="without --checkpoint (default: 16)")
-    add("--grid", type=_positive, nargs=3, default=(60, 36, 60), metavar="N", help="voxels (default: 60 36 60)")
-    add("--steps", type=_positive, default=5, metavar="N", help="default: 5")
-    add("--batch", type=_positive, default=2, metavar="N", help="frames a step (default: 2)")
+    add("--width", type=parse_positive, default=16, metavar="N", help="without --checkpoint (default: 16)")
+    add("--grid", type=parse_positive, nargs=3, default=(60, 36, 60), metavar="N", help="voxels (default: 60 36 60)")
+    add("--steps", type=parse_positive, default=5, metavar="N", help="default: 5")
+    add("--batch", type=parse_positive, default=2, metavar="N", help="frames a step (default: 2)")
     add("--seed", type=int, default=8332, metavar="N", help="of rooms, weights and fakes (default: 8332)")
     add("--tolerance", type=float, default=1e-4, metavar="T", help="before any update (default: 1e-4)")
     add("--later-tolerance", type=float, default=1e-2, metavar="T", help="later (default: 1e-2)")
@@ -229,12 +229,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="file for the figures")
     add("overrides", nargs="*", metavar="key.sub=value", help="keys of the configuration to change")
     return parser.parse_intermixed_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,15 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.source import FrameSource
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
-from ammnet_sparse.evaluation.flips import mean_over_flips
+from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
+    add_flips_option,
     check_labels,
     open_set,
     parse_device,
+    parse_positive,
     reads_label_maps,
     split_ids,
 )
@@ -79,8 +81,7 @@ def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]
 
 
 def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:
-    mean = mean_over_flips(lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips)
-    return mean.argmax(dim=1)
+    return labels_over_flips(lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips)
 
 
 def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:
@@ -131,22 +132,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
     parser.add_argument("--dataset", choices=("nyu", "nyucad"), default="nyu", help="layout of the set (default: nyu)")
     parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
-    parser.add_argument(
-        "--flips",
-        type=int,
-        choices=(4, 8),
-        nargs="?",
-        const=8,
-        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
-        "without a number 8). Takes as many times longer",
-    )
+    add_flips_option(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="frames at a time (default: 1)")
+    parser.add_argument(
+        "--batch-size", type=parse_positive, default=1, metavar="N", help="frames at a time (default: 1)"
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read frames (default: 0)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N frames")
+    parser.add_argument("--limit", type=parse_positive, metavar="N", help="only the first N frames")
     parser.add_argument(
         "--validation-frames",
-        type=_positive,
+        type=parse_positive,
         metavar="N",
         help="frames drawn for validation where there is no val.txt (default: as data.validation_frames)",
     )
@@ -157,12 +152,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.workers < 0:
         parser.error(f"--workers: expected 0 or more, found {options.workers}")
     return options
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

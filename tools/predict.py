@@ -33,10 +33,17 @@ from ammnet_sparse.data.camera_images import DEPTH_SCALE, parse_intrinsics
 from ammnet_sparse.data.files import DataError
 from ammnet_sparse.data.own_frames import find_own_frames, read_own_frame
 from ammnet_sparse.data.placement import POSE_AXES
-from ammnet_sparse.evaluation.flips import mean_over_flips
+from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
 from ammnet_sparse.evaluation.page import Scene, write_page
-from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set, parse_device
+from ammnet_sparse.evaluation.selection import (
+    add_flips_option,
+    check_grid,
+    check_ids,
+    check_label_map,
+    open_set,
+    parse_device,
+)
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS, chosen_weights
 
@@ -126,10 +133,9 @@ def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray
         if options.flips is None:
             found = model(batch, voxels=voxels).labels
         else:
-            mean = mean_over_flips(
+            found = labels_over_flips(
                 lambda turned: model(turned, voxels=voxels).probabilities, batch, count=options.flips
             )
-            found = mean.argmax(dim=1).to(torch.uint8)
     labels: NDArray[np.uint8] = found[0].cpu().numpy()
     return labels
 
@@ -155,15 +161,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
-    parser.add_argument(
-        "--flips",
-        type=int,
-        choices=(4, 8),
-        nargs="?",
-        const=8,
-        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
-        "without a number 8). Takes as many times longer",
-    )
+    add_flips_option(parser)
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
     parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
     group = parser.add_argument_group("frames of a set")

@@ -21,7 +21,7 @@ import torch
 
 from ammnet_sparse.config import Config, ConfigError, describe_keys, load_config
 from ammnet_sparse.data.synthetic.generate import RoomsError, ensure_rooms
-from ammnet_sparse.evaluation.selection import parse_device
+from ammnet_sparse.evaluation.selection import parse_device, parse_positive
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE, CheckpointError
 from ammnet_sparse.training.interruption import RunInterrupted
 from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
@@ -145,7 +145,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--init-from", type=Path, metavar="FILE", help="weights to start from (fine-tuning); the widths must fit"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only N training and N validation frames")
+    parser.add_argument("--limit", type=parse_positive, metavar="N", help="only N training and N validation frames")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="configuration keys to change, see below")
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
@@ -162,16 +162,6 @@ def _as_text(default: object) -> str:
     if default is None:
         return "empty"
     return json.dumps(default) if isinstance(default, bool | int | float | tuple) else str(default)
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return value
 
 
 if __name__ == "__main__":

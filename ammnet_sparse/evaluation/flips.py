@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
@@ -81,3 +82,8 @@ def mean_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: Nu
         total = scores.clone() if total is None else total.add_(scores)
     assert total is not None
     return total / len(turns)
+
+
+def labels_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: NumFlips) -> Tensor:
+    """[B, X, H, Y] uint8: the class with the largest mean; arguments and errors as ``mean_over_flips``."""
+    return mean_over_flips(score, batch, count=count).argmax(dim=1).to(torch.uint8)

@@ -1,5 +1,6 @@
 """Which frames of a set a trained network runs on, and on which device; shared by the tools."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -122,6 +123,26 @@ def check_label_map(config: ModelConfig, *, has_label_map: bool) -> None:
             "(configs/nyu_segformer.yaml)\n    or model.image_encoder=resnet50; or one that reads depth alone, "
             "trained with model.inputs=tsdf"
         )
+
+
+def add_flips_option(parser: argparse.ArgumentParser) -> None:
+    """The option --flips [4|8]: ``flips`` is None, 4 or 8."""
+    parser.add_argument(
+        "--flips",
+        type=int,
+        choices=(4, 8),
+        nargs="?",
+        const=8,
+        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
+        "without a number 8). Takes as many times longer",
+    )
+
+
+def parse_positive(text: str) -> int:
+    """A whole number of at least 1, as an argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
 
 
 def parse_device(text: str) -> torch.device:

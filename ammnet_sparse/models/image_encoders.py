@@ -4,9 +4,10 @@ Section 3.2 of the paper; DESIGN section 2, "2D features F_R" (a) SegFormer-B2 a
 timm's and keep timm's names; ``image_weights.py`` reads published weights into them.
 """
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -145,6 +146,17 @@ class ImageEncoder(nn.Module):
         return self.head.recomputed(self.head, stages)
 
 
+_RANDOM_BACKBONE = "the frozen image backbone"
+
+
+@contextlib.contextmanager
+def random_backbone_expected() -> Iterator[None]:
+    """Within the block a frozen backbone without weights is no reason to warn: they come later, or do not matter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_RANDOM_BACKBONE, category=UserWarning)
+        yield
+
+
 def build_segformer_backbone(
     *,
     depths: tuple[int, ...] = (3, 4, 6, 3),
@@ -213,7 +225,7 @@ def build_image_encoder(
         load_backbone_weights(encoder, weights)
     elif is_frozen:
         warnings.warn(
-            f"the frozen image backbone ({kind}) is randomly initialised and will not be trained: "
+            f"{_RANDOM_BACKBONE} ({kind}) is randomly initialised and will not be trained: "
             "set model.image_encoder_weights to a local file with ImageNet weights, or load a whole model's checkpoint",
             UserWarning,
             stacklevel=2,

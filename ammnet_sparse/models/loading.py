@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.image_encoders import random_backbone_expected
 from ammnet_sparse.models.shipped import find_weights
 from ammnet_sparse.models.weights import load_into, read_weights
 
@@ -39,9 +40,7 @@ def load_model(
     path = find_weights(path)
     state, file_config, _ = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
-    with warnings.catch_warnings():
-        # The backbone's weights come from this file, not from image_encoder_weights.
-        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    with random_backbone_expected():  # its weights come from this file, not from image_encoder_weights
         network = AMMNet(config)
     expected = network.state_dict()
     if file_config.sites == "sparse" and config.sites == "dense":

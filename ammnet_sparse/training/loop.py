@@ -31,7 +31,7 @@ from ammnet_sparse.training.checkpoints import (
 )
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
-from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.optimization import Optimization, generator_of
 from ammnet_sparse.training.preparation import (
     build_network,
     check_runnable,
@@ -106,7 +106,7 @@ class Run:
         self.network = build_network(config, initial_weights=initial_weights, is_resumed=resume).to(device)
         self.progress = Progress()
         self.generator = self._optimization(
-            nn.ModuleDict({name: child for name, child in self.network.named_children() if name != "discriminator"}),
+            generator_of(self.network),
             config.optimizer.learning_rate,
         )
         self.discriminator = None

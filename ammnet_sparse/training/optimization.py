@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from ammnet_sparse.config import OptimizerConfig
 
 
+def generator_of(network: nn.Module) -> nn.ModuleDict:
+    """What the generator's optimization updates: all children of a network but its discriminator."""
+    return nn.ModuleDict({name: child for name, child in network.named_children() if name != "discriminator"})
+
+
 class Optimization:
     """AdamW over the trainable parameters of a network, cosine per step, clipping, loss scaling in fp16.
 

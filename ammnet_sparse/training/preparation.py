@@ -1,7 +1,7 @@
 """What a run is made of before it starts: a configuration that can run, the data, the network."""
 
+import contextlib
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ammnet_sparse.data.source import open_frames
 from ammnet_sparse.data.splits import training_ids, validation_ids
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.image_encoders import random_backbone_expected
 from ammnet_sparse.training.checkpoints import CheckpointError, initialise_from
 
 _FIXED = (
@@ -176,9 +177,8 @@ def build_network(config: Config, *, initial_weights: Path | None, is_resumed: b
     model = config.model
     if is_resumed:
         model = model.model_copy(update={"image_encoder_weights": None})
-    with warnings.catch_warnings():
-        if is_resumed or initial_weights is not None:
-            warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    has_weights = is_resumed or initial_weights is not None
+    with random_backbone_expected() if has_weights else contextlib.nullcontext():
         network = AMMNet(model)
     network.config = config.model
     if initial_weights is not None:

@@ -11,7 +11,7 @@ from ammnet_sparse.config import Config, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.optimization import Optimization, generator_of
 from tests.data.frames import random_frame, write_frame, write_list
 
 GRID = (12, 12, 12)
@@ -64,7 +64,7 @@ def make_game(config: Config, *, dtype: torch.dtype = torch.float32, num_steps: 
             device=torch.device("cpu"),
         )
 
-    generator = nn.ModuleDict({name: child for name, child in network.named_children() if name != "discriminator"})
+    generator = generator_of(network)
     discriminator = optimization(network.discriminator) if config.adversarial.enabled else None
     return AdversarialGame(network, config, generator=optimization(generator), discriminator=discriminator)
 

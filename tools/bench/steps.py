@@ -17,7 +17,7 @@ from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.measurement import PeakMemory, Stopwatch, held_mebibytes
-from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.optimization import Optimization, generator_of
 
 PARTS = ("forward", "backward", "discriminator", "optimizer")
 
@@ -54,8 +54,7 @@ def make_game(network: AMMNet | DenseAMMNet, config: Config, stopwatch: Stopwatc
     ``forward`` is the generator's forward pass, ``backward`` the generator's with the losses' and the discriminator's
     under it; ``discriminator`` its five forward passes and its own backward pass.
     """
-    parts = {name: child for name, child in network.named_children() if name != "discriminator"}
-    generator = _optimization(nn.ModuleDict(parts), config, stopwatch, part="backward")
+    generator = _optimization(generator_of(network), config, stopwatch, part="backward")
     discriminator = _optimization(network.discriminator, config, stopwatch, part="discriminator")
     stopwatch.time_forward(network, "forward")
     stopwatch.time_forward(network.discriminator, "discriminator")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from ammnet_sparse.config import Config, TrainingConfig, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction
+from ammnet_sparse.models.image_encoders import random_backbone_expected
 from ammnet_sparse.training.measurement import (
     MIB,
     Allocations,
@@ -95,8 +95,7 @@ def configuration(
 def build(variant: Variant, config: Config, device: torch.device) -> AMMNet | DenseAMMNet:
     """The network of a variant with random weights."""
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    with random_backbone_expected():
         network = NETWORKS[variant.net](config.model)
     if isinstance(network, AMMNet):
         network.set_recompute(config.training.recompute)
@@ -135,12 +134,10 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
     What a layer joins does not depend on channels: a narrow network runs, the wide one only says how many channels
     each layer has. The image encoder does the same for every frame and is counted once, its attention included.
     """
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    with torch.device("meta"), random_backbone_expected():
         wide = NETWORKS[net](config.model)
     narrow_model = config.model.model_copy(update={"width": 4, "stem_widths": (1, 1), "discriminator_width": 4})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    with random_backbone_expected():
         narrow = NETWORKS[net](narrow_model).train()
     encoder = {}
     if config.model.image_encoder != "seg2d":
@@ -164,8 +161,7 @@ def _sites(counts: LayerCounts, samples: int) -> dict[str, float]:
 
 
 def _image_multiplications(config: Config, batch: Batch) -> float:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    with random_backbone_expected():
         network = DenseAMMNet(config.model).eval()
     assert batch.image is not None
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
@@ -239,8 +235,7 @@ def _outputs(prediction: Prediction | DensePrediction) -> list[Tensor]:
 
 def static_mebibytes(config: Config) -> float:
     """Weights, and of trained ones gradients and AdamW's two moments, in float32; generator and discriminator."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the frozen image backbone", category=UserWarning)
+    with torch.device("meta"), random_backbone_expected():
         network = AMMNet(config.model)
     return sum(value.numel() * (16 if value.requires_grad else 4) for value in network.parameters()) / MIB
 
