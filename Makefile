@@ -8,7 +8,7 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format asan clean FORCE
+.PHONY: help setup train test lint format asan oldest clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
 	@echo
@@ -52,6 +53,10 @@ format: $(stamp)
 asan: $(stamp)
 	@echo '== C++ kernels under AddressSanitizer'
 	sh tools/asan.sh $(python) $(ARGS)
+
+oldest: $(stamp)
+	@echo '== kernels with the oldest headers'
+	$(python) tools/setup/oldest_headers.py
 
 clean:
 	@echo '== deleting $(VENV), build folders and caches'
