@@ -35,7 +35,7 @@ class Progress:
 
     Attributes:
         epoch, step: epochs and updates done.
-        batches_done: of the unfinished epoch.
+        batches_done, seconds: of the unfinished epoch; the time as of the last save.
         best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
         sums, num_summed: of what the steps of the unfinished epoch recorded, and how many they are.
         counts: voxels by truth and prediction over those steps; None before the first of them.
@@ -43,6 +43,7 @@ class Progress:
 
     epoch: int = 0
     batches_done: int = 0
+    seconds: float = 0.0
     step: int = 0
     best_miou: float = -1.0
     best_epoch: int = 0
@@ -70,7 +71,7 @@ class Progress:
     def end_epoch(self) -> None:
         """The epoch is done: forgets what belonged to it."""
         self.epoch += 1
-        self.batches_done = 0
+        self.batches_done, self.seconds = 0, 0.0
         self.sums, self.num_summed, self.counts = {}, 0, None
 
 

@@ -140,8 +140,8 @@ class Run:
         resumed_at = (self.progress.epoch, self.progress.step) if self.is_resumed else None
         with Records(self.folder, resumed_at=resumed_at) as records, StopRequest() as stop:
             while self.progress.epoch < self.config.training.epochs:
-                started = time.monotonic()
-                means, training = self._train_epoch(records, stop)
+                started = time.monotonic() - self.progress.seconds
+                means, training = self._train_epoch(records, stop, started=started)
                 self.progress.end_epoch()
                 validation = self._validate(records)
                 scores = None if validation is None else validation.scores
@@ -161,7 +161,9 @@ class Run:
                     raise RunInterrupted(f"stopped after epoch {self.progress.epoch}")
         return RunResult(best or self._score_best(), self.progress.best_epoch, baseline)
 
-    def _train_epoch(self, records: Records, stop: StopRequest) -> tuple[dict[str, float], Scores | None]:
+    def _train_epoch(
+        self, records: Records, stop: StopRequest, *, started: float
+    ) -> tuple[dict[str, float], Scores | None]:
         """One pass over the training frames, or what is left of it; mean losses and the scores of its steps."""
         accumulate = self.config.training.accumulate
         total = self.steps_per_epoch
@@ -179,6 +181,7 @@ class Run:
                 bar.set_postfix({name: f"{losses[name]:.3f}" for name in _SHOWN if name in losses} | {"wait": wait})
                 bar.update()
                 if stop.is_set or time.monotonic() - saved > 60 * self.config.training.checkpoint_minutes:
+                    progress.seconds = time.monotonic() - started
                     self._save_state()
                     saved = time.monotonic()
                 if stop.is_set:

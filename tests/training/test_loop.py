@@ -176,6 +176,22 @@ def test_run_stopped_within_an_epoch_goes_on_exactly(
     assert format_result(resumed) == format_result(result)
 
 
+def test_seconds_of_an_epoch_are_those_before_an_interruption_too(root: Path, tmp_path: Path) -> None:
+    run = make_run(run_config(root), tmp_path)
+    before_call(run, 1, interrupt)
+    with pytest.raises(RunInterrupted):
+        run.train()
+    state = load_state(tmp_path)
+    assert 0 < state["progress"]["seconds"] < 1000
+    state["progress"]["seconds"] += 1000
+    save_state(tmp_path, state)
+    make_run(run_config(root), tmp_path, resume=True).train()
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, second = (entry["seconds"] for entry in entries if entry["kind"] == "epoch")
+    assert 1000 < first < 2000 and second < 1000
+    assert load_state(tmp_path)["progress"]["seconds"] == 0
+
+
 def test_run_stopped_between_epochs_goes_on_exactly(
     uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +222,7 @@ def test_run_that_died_goes_on_from_its_last_state(
         run.train()
     assert len(lines_of(tmp_path)) == 4
     state = load_state(tmp_path)  # of the end of epoch 1
-    for name in ("sums", "num_summed", "counts"):
+    for name in ("sums", "num_summed", "counts", "seconds"):
         del state["progress"][name]
     del state["limit"]
     save_state(tmp_path, state)
@@ -327,7 +343,7 @@ def test_best_weights_are_those_of_the_best_validation(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mious: list[float], every: int, best: int
 ) -> None:
     run = make_run(run_config(root, epochs=3, validate_every=every), tmp_path, limit=2)
-    monkeypatch.setattr(run, "_train_epoch", lambda *_: ({"loss": 1.0}, None))
+    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: ({"loss": 1.0}, None))
     monkeypatch.setattr(run, "_score", lambda description: Validation(scores_of(mious[run.progress.epoch - 1]), 1.0))
     result = run.train()
     assert result.best_epoch == best
@@ -349,7 +365,7 @@ def test_last_weights_are_saved_without_validation_too(
         epochs.append(read_weights(tmp_path / "last.safetensors")[2]["epoch"])
         save_state_of()
 
-    monkeypatch.setattr(run, "_train_epoch", lambda *_: ({"loss": 1.0}, None))
+    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: ({"loss": 1.0}, None))
     monkeypatch.setattr(run, "_save_state", record)
     run.train()
     assert epochs == ["1", "2", "3"]
