@@ -85,7 +85,8 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
         """[N_source, in] -> [N_target, out]."""
         out = convolve(features, self.weight, KernelMap(source, target, UP_KERNEL))
         assert self.bias is not None
-        return out + self.bias
+        # Under autocast the sum with a bias in float32 would be in float32, and all that follows.
+        return out + self.bias.to(out.dtype)
 
 
 def average_pool(features: Tensor, source: SiteSet, *, target: SiteSet, window: tuple[int, int, int]) -> Tensor:
