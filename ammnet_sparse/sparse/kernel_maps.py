@@ -101,9 +101,10 @@ class KernelMap:
         # The host waits for the device twice a map here, instead of once a tap.
         rows = torch.stack([self._row_of_every_target(tap) for tap in self.kernel.taps])
         is_pair = rows >= 0
-        counts = is_pair.sum(1, dtype=torch.int32).cpu()
+        pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
+        counts = pairs_of_tap.cpu()
         tap, target = is_pair.nonzero().unbind(1)
-        begin = (counts.cumsum(0) - counts).to(rows.device)
+        begin = pairs_of_tap.cumsum(0) - pairs_of_tap
         position = torch.arange(len(tap), device=rows.device) - begin[tap]
         table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
         table[0, tap, position] = rows[tap, target].int()  # a mask would make the host wait once more
