@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--device", choices=("cpu", "cuda"), action="append", help="all that are found")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
-    parser.add_argument("--data", type=Path, help="folder of a set in the published layout; else generated rooms")
+    parser.add_argument("--data", type=Path, help="folder or packed file of a set; else generated rooms")
     parser.add_argument("--operator", action="append", help="measure only this one (may be given more than once)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement (%(default)s)")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")

@@ -5,7 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.layout import FrameFolder
+from ammnet_sparse.data.packing import pack_set
+from tests.data.frames import random_frame, write_frame, write_list
 from tests.models.scenes import some_scene
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -44,3 +49,20 @@ def test_rows_table_and_plot(
     assert files["--plot"].read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert "spread" in table and "of copy" in table and "a copy of 0 MB moves" in table
+
+
+def test_frames_of_a_folder_and_of_a_packed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from bench.cases import load_frames
+
+    ids = ["0001", "0002", "0003", "0004"]
+    for seed, frame_id in enumerate(ids):
+        write_frame(tmp_path, random_frame(seed, frame_id=frame_id, grid_shape=GRID_SHAPE))
+    write_list(tmp_path / "train.txt", ids[:3])
+    with pytest.raises(ValueError, match="expected 4 training frames, found 3"):
+        load_frames(tmp_path)
+    write_list(tmp_path / "train.txt", ids)
+    pack_set(FrameFolder(tmp_path), tmp_path / "packed", progress=False)
+    folder, packed = load_frames(tmp_path), load_frames(tmp_path / "packed")
+    assert folder.frame_ids == packed.frame_ids == tuple(ids)
+    assert torch.equal(folder.mapping, packed.mapping)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
-from ammnet_sparse.data.layout import FrameFolder
+from ammnet_sparse.data.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.ops import (
     draw_shuffle,
@@ -63,10 +63,10 @@ class Case:
 def load_frames(folder: Path | None) -> Batch:
     """Four frames of a set on disk, or of generated rooms. Raises ValueError where there are fewer."""
     if folder is not None:
-        frames = FrameFolder(folder)
-        ids = (folder / "train.txt").read_text(encoding="utf-8").split()[:BATCH_SIZE]
+        frames = open_frames(folder, read_image=False, read_label_map=False)
+        ids = frames.frame_ids("train")[:BATCH_SIZE]
         if len(ids) < BATCH_SIZE:
-            raise ValueError(f"{folder / 'train.txt'}: expected {BATCH_SIZE} frames, found {len(ids)}")
+            raise ValueError(f"{folder}: expected {BATCH_SIZE} training frames, found {len(ids)}")
         return Batch.collate([frames.read(frame_id).to_batch() for frame_id in ids])
     with tempfile.TemporaryDirectory() as temporary:
         rooms = Path(temporary) / "rooms"
