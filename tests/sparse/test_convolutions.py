@@ -82,6 +82,37 @@ def test_transposed_convolution_equals_dense_at_its_target(
     check(out, target.gather(volume), (features, layer.weight, layer.bias), tolerance)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 3e-2)])
+@pytest.mark.parametrize("channels", [(1, 3), (3, 64), (16, 16), (64, 128)])
+@pytest.mark.parametrize("name", [*KERNELS, "up"])
+def test_spconv_on_cuda_equals_gathering_on_the_cpu(
+    name: str, channels: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    """On a GPU spconv has a kernel for each type and number of channels, and float16 is summed in float16."""
+    torch.manual_seed(0)
+    kernel = KERNELS.get(name, UP_KERNEL)
+    if kernel.is_transposed:
+        target = random_sites(0.2, shape=(24, 12, 24))
+        source = cells_read(target, kernel, SHAPE)
+        shape = channels
+    else:
+        source = random_sites(0.3)
+        target = source if kernel.stride == (1, 1, 1) else strided_sites(source, kernel)
+        shape = channels[::-1]
+    features, weight = torch.randn(len(source), channels[0]), torch.randn(*shape, *kernel.size)
+    upstream = torch.randn(len(target), channels[1])
+    results = []
+    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+        first, second = (SiteSet(s.batch_size, s.spatial_shape, s.linear.to(device)) for s in (source, target))
+        inputs = [value.to(dtype).to(device, kind).requires_grad_() for value in (features, weight)]
+        out = convolve(*inputs, KernelMap(first, first if source is target else second, kernel))
+        gradients = torch.autograd.grad(out, inputs, upstream.to(dtype).to(device, kind))
+        results.append([value.detach().cpu().double() for value in (out, *gradients)])
+    for wanted, found in zip(*results, strict=True):
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
 def test_transposed_convolution_stays_in_half_precision_under_autocast() -> None:
     target = random_sites(0.2, shape=(24, 12, 24))
     source = cells_read(target, UP_KERNEL, SHAPE)

@@ -48,10 +48,12 @@ def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:
     return root
 
 
-def make_game(config: Config, *, dtype: torch.dtype = torch.float32, num_steps: int = 10) -> AdversarialGame:
+def make_game(
+    config: Config, *, dtype: torch.dtype = torch.float32, device: str = "cpu", num_steps: int = 10
+) -> AdversarialGame:
     """A network and its optimizations, as a run makes them."""
     torch.manual_seed(0)
-    network = AMMNet(config.model).to(dtype)
+    network = AMMNet(config.model).to(device, dtype)
     network.set_recompute(config.training.recompute)
 
     def optimization(module: nn.Module) -> Optimization:
@@ -60,8 +62,8 @@ def make_game(config: Config, *, dtype: torch.dtype = torch.float32, num_steps: 
             config.optimizer,
             learning_rate=config.optimizer.learning_rate,
             num_steps=num_steps,
-            uses_scaling=False,
-            device=torch.device("cpu"),
+            uses_scaling=config.training.mixed_precision,
+            device=torch.device(device),
         )
 
     generator = generator_of(network)

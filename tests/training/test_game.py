@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -317,6 +318,45 @@ def test_recomputation_changes_neither_gradients_nor_statistics(batch: Batch) ->
         for name, value in kept[2].items():
             torch.testing.assert_close(recomputed[2][name], value, rtol=1e-6, atol=1e-9, msg=name)
         assert torch.equal(recomputed[3], kept[3])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("mixed_precision", "tolerance"), [(False, 1e-2), (True, 0.3)])
+def test_a_step_on_a_gpu_is_the_same_however_it_is_recomputed(
+    batch: Batch, mixed_precision: bool, tolerance: float
+) -> None:
+    """In float32 also as on the CPU. On so small a grid gradients answer to the rounding of float16."""
+
+    def step(device: str, training: dict[str, Any]) -> tuple[float, Tensor]:
+        # Without the discriminator: normalising over two values a channel here, it answers to any rounding.
+        game = make_game(tiny_config(adversarial={"enabled": False}, training=training), device=device)
+        game.generator.scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=training["mixed_precision"])
+        gradients = recorded_gradients(game)
+        scene = game.step([batch.to(device)], seed=1).as_floats()["scene"]
+        # Recorded before the scale is divided out.
+        scale = game.generator.scaler.get_scale()
+        return scene, torch.cat([value.flatten() for value in gradients.values()]).cpu() / scale
+
+    scene, expected = step("cuda" if mixed_precision else "cpu", {"mixed_precision": mixed_precision})
+    for recompute in ("off", "elementwise", "blocks", "full"):
+        found = step("cuda", {"recompute": recompute, "mixed_precision": mixed_precision})
+        assert found[0] == pytest.approx(scene, rel=1e-2)
+        assert (found[1] - expected).norm() <= tolerance * expected.norm(), recompute
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_adversarial_steps_on_a_gpu(batch: Batch, accumulate: int) -> None:
+    on_device = batch.to("cuda")
+    for recompute, mixed_precision in (("off", False), ("elementwise", True), ("blocks", True), ("full", False)):
+        training = {"recompute": recompute, "mixed_precision": mixed_precision}
+        model = {"encoder_dropout": 0.3, "decoder_dropout": 0.1}
+        game = make_game(tiny_config(model=model, training=training), device="cuda")
+        for seed in range(4):
+            report = game.step([on_device] * accumulate, seed=seed)
+            losses = report.as_floats()
+            assert all(math.isfinite(losses[name]) for name in ("loss", "scene", "adversarial", "discriminator"))
+            assert report.counts.frames == 2 * accumulate
 
 
 def test_accumulation_repeats_the_dropout_of_the_first_pass(batch: Batch) -> None:

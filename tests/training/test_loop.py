@@ -160,6 +160,25 @@ def test_packed_frames_on_the_device_give_the_same_run(
     assert_same_run(tmp_path / "run", uninterrupted[0])
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_run_on_a_gpu_is_stopped_and_goes_on(root: Path, tmp_path: Path, mixed_precision: bool) -> None:
+    changes = {"data.on_device": True, "training.mixed_precision": mixed_precision, "training.ema_decay": 0.9}
+    options: dict[str, Any] = {"device": torch.device("cuda"), "show_progress": False}
+    run = Run(with_keys(run_config(root), changes), tmp_path, **options)
+    before_call(run, 3, interrupt)
+    with pytest.raises(RunInterrupted, match="stopped after step 3"):
+        run.train()
+    run = Run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True, **options)
+    assert run.progress.step == 3 and run.network.training
+    result = run.train()
+    entries = lines_of(tmp_path)
+    assert [entry["step"] for entry in entries if entry["kind"] == "step"] == [1, 2, 3, 4]
+    assert all(0 < entry["scene"] < 10 for entry in entries)
+    assert entries[-1]["validation"]["frames"] == 2 and entries[-1]["training"]["frames"] == 4
+    assert entries[-1]["peak_memory_mib"] > 0 and result.best.frames == 2
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_run_stopped_within_an_epoch_goes_on_exactly(
     uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path, step: int
