@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lacking = [f"package {name}" for name in absent]
     if not absent:
         lacking += _lacking_of_torch(options.device)
+        lacking += _lacking_of_spconv(options.device)
     for what in lacking:
         print(f"LACKING: {what}")
     return 1 if lacking else 0
@@ -73,6 +74,19 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
             yield f"compiled kernels for {name}: {library.note} (tools/gpu_check.sh --build)"
     if device == "cuda" and not torch.cuda.is_available():
         yield "a CUDA device that PyTorch finds"
+
+
+def _lacking_of_spconv(device: str) -> Iterator[str]:
+    try:
+        import spconv.pytorch.functional
+        from spconv.cppconstants import COMPILED_CUDA_GEMM_ARCHS, CPU_ONLY_BUILD
+    except Exception as error:  # what it needs itself may be absent, or of another version
+        yield f"an spconv that can be imported ({type(error).__name__}: {error})"
+        return
+    architectures = ", ".join(f"{major}.{minor}" for major, minor in sorted(COMPILED_CUDA_GEMM_ARCHS))
+    print(f"spconv {spconv.__version__}, CUDA code for {architectures or 'no card'}")
+    if device == "cuda" and CPU_ONLY_BUILD:
+        yield "a CUDA wheel of spconv, such as spconv-cu126"
 
 
 def _output_of(command: list[str]) -> str:

@@ -263,6 +263,7 @@ def test_the_debug_switch_raises_for_an_index_out_of_range(compiled: None) -> No
 def test_kernels_run_on_the_current_stream(compiled: None) -> None:
     features = torch.randn(64, 256, device="cuda")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(20):
             features = modulate(features, torch.zeros_like(features), features)

@@ -140,6 +140,19 @@ def test_environment_names_what_is_lacking(capsys: pytest.CaptureFixture[str]) -
     assert (code == 0) is has_device
 
 
+def test_an_spconv_that_cannot_be_imported_is_lacking(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its wheels are often carried by hand, and without what they need."""
+    script = runpy.run_path(str(REPOSITORY / "tools" / "show_environment.py"))
+    script["main"]([])
+    printed = capsys.readouterr().out
+    assert "spconv 2." in printed and "spconv that can" not in printed
+    monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
+    assert script["main"]([]) == 1
+    assert "LACKING: an spconv that can be imported (" in capsys.readouterr().out
+
+
 def test_tests_run_without_hypothesis(tmp_path: Path) -> None:
     (tmp_path / "hypothesis.py").write_text("raise ImportError", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider"]
