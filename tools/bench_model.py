@@ -84,9 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.card_gb is not None and timed:
         card = card_answer(timed, lines, card_gb=options.card_gb, width=options.width, wanted=options.wanted_batch)
         print("\n" + card)
-    if options.json:
-        result = {"frames": len(frames), "batch": options.batch, "width": options.width, "rows": rows}
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.plot and timed:
         plot(timed, lines, options.plot, basis=basis)
     return 0
@@ -165,6 +162,9 @@ def _measure(
                 row |= measure_predictions(variant, config, frames, device, count=options.steps)
         rows.append(row)
         print_row(row)
+        if options.json:  # after each, as a time limit may end the next
+            result = {"frames": len(frames), "batch": options.batch, "width": options.width, "rows": rows}
+            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return rows
 
 
