@@ -208,13 +208,17 @@ class Run:
         records.step(
             self.progress.step, {"epoch": self.progress.epoch + 1, **losses, "learning_rate": learning_rate, **timing}
         )
-        # In fp16 single steps overflow; loss scaling skips them.
         broken = [name for name, value in losses.items() if not math.isfinite(value)]
-        if broken and not self.config.training.mixed_precision:
+        advice = "lower optimizer.learning_rate, or add optimizer.warmup_steps"
+        if self.config.training.mixed_precision:
+            # In fp16 gradients of single steps overflow; loss scaling skips them. Where a loss did, running statistics
+            # are lost, and no later step brings them back.
+            broken = [name for name in broken if not name.endswith("_gradient_norm")]
+            advice += ", or set training.mixed_precision=false"
+        if broken:
             frames = ", ".join(frame_id for batch in batches for frame_id in batch.frame_ids)
             raise DivergenceError(
-                f"step {self.progress.step} (frames {frames}): {', '.join(broken)} are no finite numbers; lower "
-                "optimizer.learning_rate, or add optimizer.warmup_steps"
+                f"step {self.progress.step} (frames {frames}): {', '.join(broken)} are no finite numbers; {advice}"
             )
         return losses, report.counts
 

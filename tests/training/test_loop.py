@@ -1,5 +1,6 @@
 """Whole runs on a tiny set: what they leave behind, and that an interrupted one goes on as if nothing had happened."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.models.weights import read_weights
 from ammnet_sparse.training import records
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save_state
+from ammnet_sparse.training.game import StepReport
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
 from ammnet_sparse.training.preparation import check_runnable
@@ -404,6 +406,22 @@ def test_diverged_run_says_so_and_keeps_its_last_state(root: Path, tmp_path: Pat
         make_run(config, tmp_path).train()
     assert not (tmp_path / "state.pt").exists()
     assert [entry["step"] for entry in lines_of(tmp_path)] == [1]
+
+
+def test_half_precision_forgives_gradients_that_overflow_but_not_losses(root: Path, tmp_path: Path) -> None:
+    run = make_run(run_config(root), tmp_path)
+    run.config = with_keys(run.config, {"training.mixed_precision": True})  # of which only the judgement is tried
+    step, overflowing = run.game.step, ["generator_gradient_norm"]
+
+    def overflow(*arguments: Any, **options: Any) -> StepReport:
+        if run.progress.step == 2:
+            overflowing.append("scene")
+        return dataclasses.replace(step(*arguments, **options), **dict.fromkeys(overflowing, torch.tensor(math.inf)))
+
+    run.game.step = overflow  # type: ignore[method-assign]
+    with pytest.raises(DivergenceError, match=r"step 3 .*: scene are no finite .* training.mixed_precision=false"):
+        run.train()
+    assert lines_of(tmp_path)[0]["generator_gradient_norm"] is None and load_state(tmp_path)["progress"]["step"] == 2
 
 
 def test_second_signal_stops_at_once_and_handlers_return() -> None:
