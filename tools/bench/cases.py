@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bench.timing import Step
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
@@ -40,8 +41,6 @@ ROWS_OF_FRAME = 2900
 MANY_ROWS = 65536
 FRAMES_SIZE = f"{BATCH_SIZE}x{ROWS_OF_FRAME}"
 MANY_SIZE = str(MANY_ROWS)
-
-Step = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
