@@ -104,8 +104,11 @@ part_kernels() {
         run "${tool[@]}" --seconds 0.01 --no-compile --operator modulate --json "$out/kernels.json" --plot "$out/kernels.png"
         return
     fi
-    run "${tool[@]}" --json "$out/kernels.json" --plot "$out/kernels.png" &&
-        { [ "$device" = cpu ] || run "${tool[@]}" --dtype float16 --no-compile --json "$out/kernels_fp16.json"; }
+    run "${tool[@]}" --json "$out/kernels.json" --plot "$out/kernels.png" || return
+    [ "$device" = cpu ] && return
+    run "${tool[@]}" --dtype float16 --no-compile --json "$out/kernels_fp16.json" &&
+        run "$python" tools/bench_convolutions.py --device "$device" "${of_data[@]}" --dtype float16 \
+            --cudnn-benchmark --json "$out/convolutions_fp16.json"
 }
 part_model() {
     local tool=("$python" tools/bench_model.py --device "$device" "${of_data[@]}" --json "$out/model.json")

@@ -96,7 +96,7 @@ def test_dry_run_names_the_commands_of_a_gpu(python: Path, root: Path, tmp_path:
     assert not (tmp_path / "summary.txt").exists()
     # What is named is there.
     tools = {word for command in commands for word in command.split() if word.startswith("tools/")}
-    assert len(tools) == 4 and all((REPOSITORY / tool).is_file() for tool in tools)
+    assert len(tools) == 5 and all((REPOSITORY / tool).is_file() for tool in tools)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""The benchmark of the convolutions: its cases, and that all ways compute the same, on sizes that measure nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.sparse.convolutions import SiteConv3d, SiteConvTranspose3d
+from tests.models.scenes import some_scene
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import bench_convolutions
+
+    monkeypatch.setattr(bench_convolutions, "load_frames", lambda folder: some_scene(2))
+    return bench_convolutions
+
+
+def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) -> None:
+    batch = some_scene(2)
+    network = AMMNet(ModelConfig(width=4, stem_widths=(2, 4), discriminator_width=4, grid_shape=batch.grid_shape))
+    cases = bench.record_cases(network, batch)
+    layers = {name for name, layer in network.named_modules() if isinstance(layer, (SiteConv3d, SiteConvTranspose3d))}
+    assert {name for case in cases for name in case.layers} == layers
+    assert {case.kind for case in cases} >= {"3x3x3", "3x3x3 up", "1x1x3 /2", "1x3x1 dil 2"}
+    assert {case.pairs.is_dense for case in cases} == {True, False}
+    for case in cases:
+        results = []
+        for way in ("spconv", "torch", "dense") if case.pairs.is_dense else ("spconv", "torch"):
+            torch.manual_seed(1)
+            results.append(bench.make_step(case, way, dtype=torch.float32)())
+        for found in results[1:]:
+            for gradient, expected in zip(found, results[0], strict=True):
+                torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_table_rows_and_totals(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.json"
+    assert bench.main(["--width", "4", "--seconds", "0", "--ways", "torch", "dense", "--json", str(path)]) == 0
+    written = json.loads(path.read_text(encoding="utf-8"))
+    rows, totals = written["rows"], written["totals"]
+    assert (written["device"], written["dtype"]) == ("cpu", "float32")
+    assert all((row["dense"] is not None) == row["is_dense"] for row in rows)
+    expected = sum(row["count"] * row["torch"]["device_ms"] for row in rows)
+    assert totals["torch"]["device_ms"] == pytest.approx(expected)
+    mixed = sum(row["count"] * (row["dense"] or row["torch"])["device_ms"] for row in rows)
+    assert totals["dense"]["device_ms"] == pytest.approx(mixed)
+    assert 0 < max(totals["best"].values()) <= max(totals["torch"].values()) + max(totals["dense"].values())
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"all {sum(row['count'] for row in rows)} convolutions, best: ")
+
+
+def test_wrong_usage_and_data(bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--dtype", "float16"], "spconv computes it on CUDA only; add --ways torch dense"),
+        (["--device", "tpu0"], "tpu0"),
+        (["--ways", "dense"], "add spconv or torch"),
+    ):
+        with pytest.raises(SystemExit):
+            bench.main(arguments)
+        assert message in capsys.readouterr().err
+
+    def broken(folder: Path | None) -> Any:
+        raise ValueError(f"{folder}: expected 4 training frames, found 1")
+
+    monkeypatch.setattr(bench, "load_frames", broken)
+    assert bench.main(["--data", "few"]) == 2
+    assert "bench_convolutions.py: few: expected 4 training frames" in capsys.readouterr().err
+
+
+def test_frames_without_label_maps_will_do(bench: Any) -> None:
+    options = bench._parse(["--width", "4", "--seconds", "0", "--ways", "torch"])
+    assert bench.measure_all(dataclasses.replace(some_scene(2), label_map=None), options)
