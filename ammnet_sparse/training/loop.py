@@ -23,6 +23,7 @@ from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
     BEST_WEIGHTS,
     LAST_WEIGHTS,
+    STATE,
     CheckpointError,
     Progress,
     load_state,
@@ -42,6 +43,9 @@ from ammnet_sparse.training.preparation import (
 )
 from ammnet_sparse.training.records import Records
 from ammnet_sparse.training.validation import Validation, validate
+
+SECONDS_BETWEEN_SAVES = 60.0
+"""The state is saved after an epoch unless it was so lately: short epochs would spend their time writing."""
 
 
 class DivergenceError(RuntimeError):
@@ -118,6 +122,7 @@ class Run:
         self.game = AdversarialGame(self.network, config, generator=self.generator, discriminator=self.discriminator)
         decay = config.training.ema_decay
         self.average = AveragedWeights(self.network, decay=decay) if decay else None
+        self.saved = time.monotonic()
         if state is not None:
             self._restore(state)
 
@@ -156,8 +161,11 @@ class Run:
                 if self.show_progress:
                     tqdm.write(_epoch_line(self.progress.epoch, values, training, scores))
                 self._save_weights(LAST_WEIGHTS, scores)
-                self._save_state()
-                if stop.is_set and self.progress.epoch < self.config.training.epochs:
+                is_last = self.progress.epoch >= self.config.training.epochs
+                is_recent = time.monotonic() - self.saved < SECONDS_BETWEEN_SAVES
+                if is_last or stop.is_set or not is_recent or not (self.folder / STATE).is_file():
+                    self._save_state()
+                if stop.is_set and not is_last:
                     raise RunInterrupted(f"stopped after epoch {self.progress.epoch}")
         return RunResult(best or self._score_best(), self.progress.best_epoch, baseline)
 
@@ -168,7 +176,6 @@ class Run:
         accumulate = self.config.training.accumulate
         total = self.steps_per_epoch
         progress = self.progress
-        saved = time.monotonic()
         description = f"epoch {progress.epoch + 1}/{self.config.training.epochs}"
         done = progress.batches_done // accumulate
         with tqdm(total=total, initial=done, desc=description, unit="step", disable=not self.show_progress) as bar:
@@ -180,10 +187,9 @@ class Run:
                 wait = f"{1000 * progress.sums['wait_seconds'] / progress.num_summed:.1f}ms"
                 bar.set_postfix({name: f"{losses[name]:.3f}" for name in _SHOWN if name in losses} | {"wait": wait})
                 bar.update()
-                if stop.is_set or time.monotonic() - saved > 60 * self.config.training.checkpoint_minutes:
+                if stop.is_set or time.monotonic() - self.saved > 60 * self.config.training.checkpoint_minutes:
                     progress.seconds = time.monotonic() - started
                     self._save_state()
-                    saved = time.monotonic()
                 if stop.is_set:
                     raise RunInterrupted(f"stopped after step {progress.step}")
                 waited = time.monotonic()
@@ -275,6 +281,7 @@ class Run:
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         save_state(self.folder, state)
+        self.saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
         frames = [len(self.training_set), len(self.validation_set)]

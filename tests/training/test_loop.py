@@ -19,7 +19,7 @@ from ammnet_sparse.data.layout import DataError, FrameFolder
 from ammnet_sparse.data.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.models.weights import read_weights
-from ammnet_sparse.training import records
+from ammnet_sparse.training import loop, records
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save_state
 from ammnet_sparse.training.game import StepReport
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
@@ -36,6 +36,11 @@ TIMES = ("seconds", "wait_seconds")
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def state_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -398,6 +403,27 @@ def test_state_is_saved_within_an_epoch_after_some_minutes(root: Path, tmp_path:
     with pytest.raises(RuntimeError, match="power cut"):
         run.train()
     assert load_state(tmp_path)["progress"]["batches_done"] == 1
+
+
+def test_state_is_not_saved_after_every_short_epoch(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first, as there is none yet, and after the last; a run that died goes on from what there is."""
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 1000.0)
+    config, whole = run_config(root, epochs=4), tmp_path / "whole"
+    epochs = []
+    monkeypatch.setattr(
+        loop, "save_state", lambda folder, state: (epochs.append(state["progress"]["epoch"]), save_state(folder, state))
+    )
+    make_run(config, whole).train()
+    assert epochs == [1, 4]
+    run = make_run(config, tmp_path / "died")
+    before_call(run, 6, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.train()
+    assert load_state(tmp_path / "died")["progress"]["epoch"] == 1
+    make_run(config, tmp_path / "died", resume=True).train()
+    assert_same_run(tmp_path / "died", whole)
 
 
 def test_diverged_run_says_so_and_keeps_its_last_state(root: Path, tmp_path: Path) -> None:
