@@ -35,7 +35,8 @@ class Optimization:
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
         if not self.parameters:
             raise ValueError(f"{type(network).__name__}: expected trainable parameters, found none")
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+        # Fused: few launches, and with loss scaling no wait for the device to learn whether a gradient overflowed.
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
         self.scheduler = CosineLRScheduler(
             self.optimizer,
             t_initial=max(num_steps - config.warmup_steps, 1),
