@@ -96,7 +96,7 @@ def test_what_is_no_python_is_packaged(tmp_path: Path) -> None:
     package = REPOSITORY / "ammnet_sparse"
     data = {*package.glob("weights/*.safetensors"), *package.glob("evaluation/templates/*"), package / "py.typed"}
     names = {path.relative_to(REPOSITORY).as_posix() for path in data}
-    assert "ammnet_sparse/weights/nyu_seg2d_w32.safetensors" in names
+    assert "ammnet_sparse/weights/nyu_seg2d_w64.safetensors" in names
     (archive,) = (tmp_path / "sdist").iterdir()
     with tarfile.open(archive) as source:
         packed = {name.partition("/")[2] for name in source.getnames()}

@@ -2,7 +2,7 @@
 """Trains twice from the same weights on the same batches, on two devices, and compares step by step.
 
     python tools/compare_devices.py                                  CPU against CUDA, generated rooms
-    python tools/compare_devices.py --data NYU --checkpoint nyu_seg2d_w32 --json devices.json
+    python tools/compare_devices.py --data NYU --checkpoint nyu_seg2d_w64 --json devices.json
     python tools/compare_devices.py --second cpu --second-dtype float64       how far rounding alone drives it
 
 Frames, order and fakes are the same; dropout, which devices draw differently, and TF32 are off. Compared are the

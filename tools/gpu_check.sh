@@ -126,7 +126,7 @@ part_devices() {
         return
     fi
     run "${tool[@]}" --json "$out/devices.json" &&
-        run "${tool[@]}" --checkpoint nyu_seg2d_w32 --json "$out/devices_trained.json"
+        run "${tool[@]}" --checkpoint nyu_seg2d_w64 --json "$out/devices_trained.json"
 }
 
 summary=() failed=0

@@ -22,7 +22,7 @@ def load_model(
     """A network in evaluation mode from a safetensors file of the project's tools.
 
     Args:
-        path: file of weights, of any float type, or the name of shipped ones (``nyu_seg2d_w32``); the configuration
+        path: file of weights, of any float type, or the name of shipped ones (``nyu_seg2d_w64``); the configuration
             stands in the metadata, and the network is float32.
         sites: which voxels are computed; None as the file says. Weights trained densely have no state channels:
             on sparse sites these then add nothing. Weights trained sparsely lose them on dense sites.

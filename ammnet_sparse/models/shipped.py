@@ -5,7 +5,7 @@ from pathlib import Path
 from ammnet_sparse.models.image_weights import WeightsError
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
-DEFAULT_WEIGHTS = "nyu_seg2d_w32"
+DEFAULT_WEIGHTS = "nyu_seg2d_w64"
 """What the tools take where no checkpoint is named: trained on NYU, reads 2D label maps (docs/models.md)."""
 
 
