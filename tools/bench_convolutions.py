@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from bench.cases import load_frames
 from bench.timing import Step, measure
-from torch import Tensor, nn
+from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
@@ -204,8 +204,7 @@ def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any
         # Which sites there are does not depend on it.
         label_map = torch.zeros(batch.batch_size, *IMAGE_SHAPE, dtype=torch.uint8)
         batch = dataclasses.replace(batch, label_map=label_map)
-    network: nn.Module = AMMNet(ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape))
-    assert isinstance(network, AMMNet)
+    network = AMMNet(ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape))
     cases = record_cases(network.to(options.device), batch.to(options.device))
     dtype = DTYPES[options.dtype]
     return [measure_case(case, options.ways, options.device, dtype=dtype, seconds=options.seconds) for case in cases]

@@ -86,17 +86,7 @@ class BuildKernels(build_ext):
         """Compiles and links one library and says with what. Raises LeftOut."""
         toolchain = find_toolchain(device, os.environ)
         print(f"== {device} kernels with {toolchain.description}", flush=True)
-        folder = Path(self.build_temp) / device
-        folder.mkdir(parents=True, exist_ok=True)
-        headers = [Path(path) for path in extension.depends]
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        with ThreadPoolExecutor(jobs) as pool:
-            objects = list(
-                pool.map(
-                    lambda source: compile_source(Path(source), folder, toolchain=toolchain, headers=headers),
-                    extension.sources,
-                )
-            )
+        objects = compile_all(extension, Path(self.build_temp) / device, toolchain=toolchain)
         library = Path(self.get_ext_fullpath(extension.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         run_compiler([*toolchain.link, *map(str, objects), "-o", str(library), *toolchain.link_libraries])
@@ -130,7 +120,11 @@ def find_toolchain(device: str, environment: Mapping[str, str]) -> Toolchain:
         raise SystemExit(f"{switch(device)}: expected 0, 1 or nothing, found {choice!r}")
     if choice == "0":
         raise LeftOut(f"left out: {switch(device)}=0")
-    torch_folder = find_torch()
+    return toolchain_with(find_torch(), device, environment)
+
+
+def toolchain_with(torch_folder: Path, device: str, environment: Mapping[str, str]) -> Toolchain:
+    """How the library of ``device`` is built with the PyTorch in a folder. Raises LeftOut where it is not."""
     finders: dict[str, Callable[[Path, Mapping[str, str]], Toolchain]] = {"cpu": cpu_toolchain, "cuda": cuda_toolchain}
     return finders[device](torch_folder, environment)
 
@@ -271,6 +265,20 @@ def architecture_flags(architectures: str) -> list[str]:
         if match[4]:
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
     return flags
+
+
+def compile_all(extension: Extension, folder: Path, *, toolchain: Toolchain) -> list[Path]:
+    """Compiles the sources of a library, several at once, into ``folder``; the objects. Raises LeftOut."""
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [Path(path) for path in extension.depends]
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(
+            pool.map(
+                lambda source: compile_source(Path(source), folder, toolchain=toolchain, headers=headers),
+                extension.sources,
+            )
+        )
 
 
 def compile_source(source: Path, folder: Path, *, toolchain: Toolchain, headers: list[Path]) -> Path:

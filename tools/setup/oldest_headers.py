@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles csrc/ with the headers of the oldest PyTorch that setup.py allows; ``make oldest`` and CI call it.
+"""Compiles csrc/ with the headers of the oldest PyTorch that the libraries are for; ``make oldest`` and CI call it.
 
 The libraries are made with the PyTorch that is installed, mostly a newer one, whose headers have what the oldest lack.
 Its wheel is downloaded into build/oldest once (0.5 GB), and nothing of it but the headers is unpacked or installed.
@@ -8,14 +8,12 @@ Exit code: 0 everything compiles, 1 something does not, 2 the wheel cannot be ha
 """
 
 import os
-import re
 import subprocess
 import sys
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from build_kernels import LeftOut, Toolchain, compile_source, cpu_toolchain, cuda_toolchain, kernel_extensions
+from build_kernels import TORCH_TARGET_VERSION, LeftOut, compile_all, kernel_extensions, toolchain_with
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = Path("build") / "oldest"
@@ -25,7 +23,8 @@ ARCHITECTURE = "8.0"
 
 def main() -> int:
     os.chdir(REPOSITORY)
-    release = oldest_release((REPOSITORY / "setup.py").read_text("utf-8"))
+    major, minor = divmod(int(TORCH_TARGET_VERSION, 16) >> 48, 256)
+    release = f"{major}.{minor}"
     torch_folder = FOLDER / release / "torch"
     if not torch_folder.is_dir():
         try:
@@ -35,24 +34,15 @@ def main() -> int:
             return 2
     try:
         environment = {**os.environ, "AMMNET_SPARSE_CUDA_ARCHITECTURES": ARCHITECTURE}
-        finders = {"cpu": cpu_toolchain, "cuda": cuda_toolchain}
         for extension in kernel_extensions():
             device = extension.name.rsplit("_", 1)[1]
-            toolchain = finders[device](torch_folder, environment)
+            toolchain = toolchain_with(torch_folder, device, environment)
             print(f"== {device} kernels with the headers of PyTorch {release} and {toolchain.description}", flush=True)
-            compile_all(extension.sources, extension.depends, toolchain, FOLDER / release / device)
+            compile_all(extension, FOLDER / release / device, toolchain=toolchain)
     except LeftOut as reason:
         print(f"oldest_headers.py: {reason}", file=sys.stderr)
         return 1
     return 0
-
-
-def oldest_release(setup: str) -> str:
-    """The release in ``torch>=RELEASE`` of setup.py, for example 2.11."""
-    match = re.search(r'"torch>=([\d.]+)"', setup)
-    if not match:
-        raise SystemExit('oldest_headers.py: setup.py: expected a requirement like "torch>=2.11", found none')
-    return match[1]
 
 
 def download(release: str, folder: Path) -> Path:
@@ -69,16 +59,6 @@ def unpack_headers(wheel: Path, folder: Path) -> None:
         archive.extractall(unfinished, [name for name in archive.namelist() if name.startswith("torch/include/")])
     unfinished.replace(folder)
     wheel.unlink()
-
-
-def compile_all(sources: list[str], headers: list[str], toolchain: Toolchain, folder: Path) -> None:
-    """Raises LeftOut, with what the compiler says, for the first that does not compile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    depends = [Path(path) for path in headers]
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        list(
-            pool.map(lambda source: compile_source(Path(source), folder, toolchain=toolchain, headers=depends), sources)
-        )
 
 
 if __name__ == "__main__":
