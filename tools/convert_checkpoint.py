@@ -30,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.image_encoder_weights is not None:
             weights |= _read_backbone(options.image_encoder_weights, conversion)
             missing.remove(_BACKBONE)
-        metadata = {"converted_from": options.checkpoint.name, "missing_parts": ",".join(missing)}
+        # A name may hold bytes that are no text; metadata cannot.
+        name = options.checkpoint.name.encode("utf-8", "replace").decode()
+        metadata = {"converted_from": name, "missing_parts": ",".join(missing)}
         save_weights(options.output, weights, model_config=conversion.model_config, metadata=metadata)
     except WeightsError as error:
         # What concerns a file as a whole names it already.
         source = f"{options.checkpoint}: " if isinstance(error, ConversionError) else ""
-        print(f"error: {source}{error}", file=sys.stderr)
+        print(f"error: {source}{error}".encode("utf-8", "replace").decode(), file=sys.stderr)
         return 1
     _report(conversion, weights=len(weights), missing=missing, output=options.output)
     return 0

@@ -25,6 +25,9 @@ UNMAPPED_ON_DISK = NUM_PIXELS
 UNMAPPED = -1
 """How tensors say it."""
 
+TSDF_TOLERANCE = 1e-3
+"""How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
+
 NUM_LABEL_MAP_CLASSES = 14
 """Classes of the 2D label map (``Seg2D``): void and 13 classes, used one-hot."""
 

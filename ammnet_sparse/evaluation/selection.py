@@ -13,6 +13,7 @@ from ammnet_sparse.data.sets.folder import DataError, training_ids, validation_i
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import some
+from ammnet_sparse.devices import checked_device
 
 Split = Literal["train", "val", "test"]
 
@@ -148,12 +149,4 @@ def parse_positive(text: str) -> int:
 
 def parse_device(text: str) -> torch.device:
     """A device by name. Raises ValueError for what is none, and for one that this machine lacks."""
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:0, found {text!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
-        )
-    return device
+    return checked_device(text, name="--device")

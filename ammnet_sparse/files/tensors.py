@@ -7,6 +7,8 @@ error with its name; the system's cache shares them between processes all the sa
 import dataclasses
 import json
 import os
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ammnet_sparse.files.content import advice_for, describe_content, open_file, read_head
+from ammnet_sparse.files.content import advice_for, describe_content, is_text, open_file, read_head
 from ammnet_sparse.files.errors import DataError, FileError, reason
 
 _TYPES: dict[str, torch.dtype] = {
@@ -215,7 +217,7 @@ def read_torch_file(
             _check_logical_size(contents, size)
         # Damaged bytes make the readers raise nearly anything.
         except Exception as error:
-            found = str(error) if type(error) is ValueError else reason(error)
+            found = _torch_reason(error, head)
             raise raises.about(path, expected=what, found=found, advice=advice) from error
     return contents
 
@@ -228,6 +230,16 @@ def is_safetensors(path: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
+
+
+def _torch_reason(error: Exception, head: bytes) -> str:
+    """What a checkpoint is instead; never torch's own advice to load it unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
+            return f"Python objects ({named[1]}), which are never loaded"
+        return describe_content(head) if is_text(head) else "a damaged file, or one with other Python objects"
+    return str(error) if type(error) is ValueError else reason(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

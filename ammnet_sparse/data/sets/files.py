@@ -12,6 +12,7 @@ from ammnet_sparse.data.grid import (
     IMAGE_SHAPE,
     NUM_CLASSES,
     NUM_LABEL_MAP_CLASSES,
+    TSDF_TOLERANCE,
     UNMAPPED,
     UNMAPPED_ON_DISK,
 )
@@ -32,9 +33,6 @@ __all__ = [
     "read_label_map",
     "read_npz_array",
 ]
-
-_TSDF_TOLERANCE = 1e-3
-"""How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
 
 _COLOR_MODES = ("RGB", "RGBA", "L", "LA", "P")
 _PIXEL_BYTES = {"b": 2, "i": 4, "u": 4, "f": 4}
@@ -112,7 +110,7 @@ def as_tsdf(values: NDArray[Any], path: Path) -> NDArray[np.float32]:
         raise DataError(f"{path}: TSDF: expected floats in -1..1, found {values.dtype}; {_REPLACE}")
     with np.errstate(over="ignore"):  # beyond float32 is outside as well
         tsdf = values.astype(np.float32)
-    outside = ~(np.abs(tsdf) <= 1 + _TSDF_TOLERANCE)  # negated, so that NaN is outside
+    outside = ~(np.abs(tsdf) <= 1 + TSDF_TOLERANCE)  # negated, so that NaN is outside
     if outside.any():
         raise _wrong_values(path, "TSDF", "finite floats in -1..1", tsdf[outside])
     return tsdf

@@ -5,7 +5,7 @@ shapes that are expected come from the dense network itself, built without memor
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from pydantic import ValidationError
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.weights.backbones import timm_to_published
+from ammnet_sparse.models.weights.checks import kind_problem, some, type_problem, value_problem
 from ammnet_sparse.models.weights.errors import WeightsError
 
 _WRAPPERS = ("model", "state_dict")
 _PREFIX = "module."
-_NAMES_SHOWN = 6
 
 _OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
 """Parts that a checkpoint may lack as a whole, and how the published names of each begin."""
@@ -163,10 +164,9 @@ def published_name(name: str) -> str:
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Published names to tensors, without wrapping dict and prefix."""
-    for key in _WRAPPERS:
+    for key in _WRAPPERS * 2:  # either order, and never forever
         inner = state.get(key)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
+        state = inner if isinstance(inner, Mapping) else state
     given: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -174,7 +174,9 @@ def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
                 f"{name}: expected a tensor, found {type(value).__name__}; pass the network's state_dict, alone or "
                 "under the key 'model' or 'state_dict'"
             )
-        short = name.removeprefix(_PREFIX)
+        if what := kind_problem(value):
+            raise ConversionError(f"{name}: expected a plain tensor, found {what}; make it dense floats first")
+        short = str(name).removeprefix(_PREFIX)
         if short in given:
             raise ConversionError(f"{short}: given twice, with and without the prefix {_PREFIX!r}")
         given[short] = value
@@ -214,8 +216,12 @@ def _derive_config(
 def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Names and shapes of all weights of the network that the configuration describes."""
     # An encoder that is not frozen: a frozen one without weights warns.
-    with torch.device("meta"):
-        network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
+    try:
+        with torch.device("meta"):
+            network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
+    # Sizes beyond what PyTorch can express raise whatever they meet first.
+    except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
+        raise ConversionError(f"the shapes of the weights give no network: {reason(error)}") from error
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
@@ -247,22 +253,25 @@ def _check(
         for name, value in given.items()
         if name in known and value.shape != known[name]
     ]
+    fitting = {name: value for name, value in given.items() if name in known and value.shape == known[name]}
     unusable = [
-        f"{name} ({value.dtype})"
-        for name, value in given.items()
-        if name in known and value.is_floating_point() == name.endswith("num_batches_tracked")
+        f"{name} ({wrong})"
+        for name, value in fitting.items()
+        if (wrong := type_problem(value, is_floating=not name.endswith("num_batches_tracked")))
     ]
-    not_finite = [
-        name for name, value in given.items() if name in wanted_shapes and not bool(torch.isfinite(value).all())
+    wrong_values = [
+        f"{name} ({wrong})"
+        for name, value in fitting.items()
+        if name in wanted_shapes and (wrong := value_problem(name, value))
     ]
     problems = [
-        f"{title}: {_some(names)}"
+        f"{title}: {some(names)}"
         for title, names in (
             ("unknown names", unknown),
             ("missing names", missing),
             ("wrong shapes", misshapen),
             ("wrong types", unusable),
-            ("infinite or not a number", not_finite),
+            ("wrong values", wrong_values),
         )
         if names
     ]
@@ -277,8 +286,3 @@ def _as_stored(value: Tensor) -> Tensor:
     if value.is_floating_point():
         return value.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
     return value.detach().to("cpu", torch.int64).clone()
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

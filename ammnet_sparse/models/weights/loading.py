@@ -6,14 +6,22 @@ from typing import Literal
 
 import torch
 
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.devices import checked_device
+from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders import random_backbone_expected
+from ammnet_sparse.models.weights.checks import check_state
+from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
 
 OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", "discriminator")
 """Parts that a converted checkpoint may lack, each as a whole."""
 _STATE_PROJECTION = "state_projection.weight"
+_STATE_PARTS = ("decoder.state_projection", "tsdf_encoder.state_projection")
+_MOST_ABSENT = 2**27
+"""Numbers that the parts which a file lacks may have together: 512 MiB of random weights."""
 
 
 def load_model(
@@ -30,24 +38,30 @@ def load_model(
 
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
-        ValueError: other ``sites``.
+        ValueError: other ``sites``, or a device that is not there.
 
     Warns:
         UserWarning: a file without the backbone or the head of the image encoder, which stay random.
     """
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
+    device = checked_device(device)
     path = find_weights(path)
     state, file_config, _ = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
-    with random_backbone_expected():  # its weights come from this file, not from image_encoder_weights
-        network = AMMNet(config)
-    expected = network.state_dict()
+    expected = _expected_state(config, source=path)
     if file_config.sites == "sparse" and config.sites == "dense":
         state = {name: value for name, value in state.items() if not name.endswith(_STATE_PROJECTION)}
-    if file_config.sites == "dense" and config.sites == "sparse":
-        state |= {name: torch.zeros_like(expected[name]) for name in expected if name.endswith(_STATE_PROJECTION)}
     absent = [part for part in OPTIONAL_PARTS if not _names_of(part, state) and _names_of(part, expected)]
+    # Before the network is built: the file's tensors are no larger than the file, its configuration may say anything.
+    projections = [name for name in expected if name.endswith(_STATE_PROJECTION)]
+    adds_state = file_config.sites == "dense" and config.sites == "sparse"
+    check_state(expected, state, source=path, what="AMMNet", may_lack=[*absent, *(_STATE_PARTS if adds_state else ())])
+    _check_absent(expected, absent, source=path)
+    if adds_state:
+        state |= {name: torch.zeros(expected[name].shape) for name in projections}
+    with random_backbone_expected():  # its weights come from this file, not from image_encoder_weights
+        network = AMMNet(config)
     load_into(network, state, source=path, may_lack=absent)
     for part in absent:
         if part != "discriminator":
@@ -57,6 +71,27 @@ def load_model(
                 stacklevel=2,
             )
     return network.to(device).eval()
+
+
+def _expected_state(config: ModelConfig, *, source: Path) -> dict[str, torch.Tensor]:
+    """The state dict of the network without its values: shapes and types, in no memory."""
+    try:
+        with random_backbone_expected(), torch.device("meta"):
+            return AMMNet(config).state_dict()
+    # Sizes beyond what PyTorch can express raise whatever they meet first.
+    except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
+        raise WeightsError(
+            f"{source}: the configuration in its metadata gives no network: {reason(error)}; the file is damaged"
+        ) from error
+
+
+def _check_absent(expected: dict[str, torch.Tensor], absent: list[str], *, source: Path) -> None:
+    size = sum(expected[name].numel() for part in absent for name in _names_of(part, expected))
+    if size > _MOST_ABSENT:
+        raise WeightsError(
+            f"{source}: expected weights of {', '.join(absent)}, found none for a network whose metadata ask for "
+            f"{size:,} of them; the file is damaged"
+        )
 
 
 def _names_of(part: str, state: dict[str, torch.Tensor]) -> list[str]:
