@@ -27,6 +27,7 @@ class Frame:
         image: [480, 640, 3] uint8, upright RGB; float32 on the same scale 0..255 once augmented; or None.
         label_map: [480, 640] uint8, the 2D prediction, 0..13; or None.
         tsdf_is_flipped: which convention ``tsdf`` follows.
+        label_weight_is_computed: the files hold no label weight; it was computed from label and TSDF.
 
     Raises:
         ValueError: an array whose shape does not fit the others or the image.
@@ -40,6 +41,7 @@ class Frame:
     image: NDArray[Any] | None = None
     label_map: NDArray[np.uint8] | None = None
     tsdf_is_flipped: bool = False
+    label_weight_is_computed: bool = False
 
     def __post_init__(self) -> None:
         if self.tsdf.ndim != 3:

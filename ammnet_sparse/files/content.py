@@ -64,12 +64,15 @@ def advice_for(head: bytes, *, otherwise: str) -> str:
     """What to do about content of another kind than expected; ``otherwise`` where the content does not say."""
     found = describe_content(head)
     if found.startswith("a git-lfs"):
-        return "fetch the files themselves with 'git lfs pull'"
-    if found.startswith("a git-annex"):
-        return "fetch the files themselves with 'git annex get'"
-    if found.startswith("an HTML"):
-        return "the download was answered with a page, perhaps to log in: download the file itself"
-    return otherwise
+        advice = "fetch the files themselves with 'git lfs pull'"
+    elif found.startswith("a git-annex"):
+        advice = "fetch the files themselves with 'git annex get'"
+    elif found.startswith("an HTML"):
+        advice = "the download was answered with a page, perhaps to log in: download the file itself"
+    else:
+        return otherwise
+    _, comma, alternative = otherwise.partition(", or ")
+    return f"{advice}{comma}{alternative}"
 
 
 def is_text(head: bytes) -> bool:

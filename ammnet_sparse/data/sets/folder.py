@@ -1,20 +1,24 @@
-"""The published layout of NYU and NYUCAD on disk: where the files of a frame are, and reading them.
+"""The published layouts of NYU and NYUCAD on disk: where the files of a frame are, and reading them.
 
 ``root`` holds, or holds in a folder ``NYU``::
 
-    Label/0003.npz  TSDF/0003.npz  Mapping/0003.npz
-    RGB/NYU0003_colors.{png,jpg}        or {train,test}/RGB/NYU0003_rgb.{png,jpg}
-    Seg2D/0003.png                      or seg_result_label13/0003.png
-    train.txt  test.txt  val.txt        frame ids, one a line: 0003, NYU0003 or NYU0003_0000
+    Label/0003.npz  TSDF/0003.npz  Mapping/0003.npz       or L, T and Mapping (CVSformer's repository)
+    RGB/NYU0003_colors.{png,jpg}      or R, or {train,test}/RGB, {trainset,testset}/RGB with NYU0003_rgb.{png,jpg}
+    Seg2D/0003.png                    or seg_result_label13/0003.png
+    train.txt  test.txt  val.txt      frame ids, one a line: 0003, NYU0003 or NYU0003_0000
 
 and for NYUCAD besides, in a folder ``NYUCAD`` (``root`` may also be that folder, beside ``NYU`` or the folders above)::
 
     {train,test}/TSDF_lr/NYU0003_0000_voxels.npz    {train,test}/mapping/NYU0003_0000_voxels.npz
 
-Labels, colours and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders.
+Labels, colours and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders. A set
+without lists (AMMNet's repository) has those that its folders of colour images say. Where TSDF files hold no label
+weight, it is computed from label and TSDF, as for NYUCAD.
 """
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,13 +50,21 @@ from ammnet_sparse.data.sets.splits import (
 )
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import unflip_tsdf
+from ammnet_sparse.files.arrays import array_names
 
 __all__ = ["DataError", "Frame", "FrameFolder", "FramePaths", "training_ids", "validation_ids"]
 
-_IMAGE_NAMES = (("RGB", "_colors"), ("train/RGB", "_rgb"), ("test/RGB", "_rgb"))
+_HALVES = {"train": ("train", "trainset"), "test": ("test", "testset")}
+"""Folders of the frames of a list, by the list."""
+_HALF_FOLDERS = tuple(folder for folders in _HALVES.values() for folder in folders)
+_IMAGE_FOLDERS = ("RGB", "R", *(f"{half}/{name}" for half in _HALF_FOLDERS for name in ("RGB", "R")))
+_IMAGE_NAMES = ("NYU{}_colors", "NYU{}_rgb", "NYU{}", "{}", "NYU{}_0000")
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
+_IMAGE_ID = re.compile(r"(?:NYU)?(\d{4})(?:_colors|_rgb|_0000)?", re.ASCII)
 _LABEL_MAP_FOLDERS = ("Seg2D", "seg_result_label13")
-_CAD_HALVES = ("train", "test")
+_LABEL_FOLDERS, _TSDF_FOLDERS = ("Label", "L"), ("TSDF", "T")
+_MAPPING_FOLDERS = ("Mapping", "mapping")
+_VOXEL_FILE = re.compile(r"NYU(\d{4})_0000_voxels", re.ASCII)
 
 _T = TypeVar("_T")
 
@@ -105,14 +117,16 @@ class FrameFolder:
             raise DataError(f"{self.root}: expected the folder of a set, found {_kind(self.root)}; check the path")
         self._cad = self._find_cad() if dataset == "nyucad" else None
         self._base = self._find_base()
-        self.has_labels = (self._base / "Label").is_dir()
-        image_folders = [self._base / folder for folder, _ in _IMAGE_NAMES]
+        self._label_folder = _existing_folder(self._base, _LABEL_FOLDERS)
+        self.has_labels = self._label_folder.is_dir()
+        self._has_warned = False
+        image_folders = [self._base / folder for folder in _IMAGE_FOLDERS]
         self.reads_image = _decide(read_image, image_folders, name="read_image")
         label_map_folders = [self._base / folder for folder in _LABEL_MAP_FOLDERS]
         self.reads_label_map = _decide(read_label_map, label_map_folders, name="read_label_map")
 
     def has_split(self, split: str) -> bool:
-        """Whether the set has a list ``<split>.txt``."""
+        """Whether the set has a list ``<split>.txt``, or a folder that says which frames are its."""
         return self._find_list(split) is not None
 
     def frame_ids(self, split: str) -> list[str]:
@@ -131,10 +145,15 @@ class FrameFolder:
 
     def listed_ids(self, split: str) -> list[str]:
         """As ``frame_ids``, repetitions included."""
-        return read_id_list(self.list_path(split))
+        path = self.list_path(split)
+        return _ids_of_folder(path) if path.is_dir() else read_id_list(path)
 
     def list_path(self, split: str) -> Path:
-        """The file ``<split>.txt``. Raises DataError where there is none, naming the lists that are there."""
+        """The file ``<split>.txt``, or the folder that stands for it.
+
+        Raises:
+            DataError: there is neither; names the lists that are there.
+        """
         path = self._find_list(split)
         if path is None:
             found = sorted({file.stem for folder in self._list_folders() for file in folder.glob("*.txt")})
@@ -152,25 +171,28 @@ class FrameFolder:
         """
         frame_id = parse_frame_id(frame_id, source="frame_id")
         if self._cad is None:
-            tsdf = self._base / "TSDF" / f"{frame_id}.npz"
-            mapping = self._base / "Mapping" / f"{frame_id}.npz"
+            tsdf = _existing_folder(self._base, _TSDF_FOLDERS) / f"{frame_id}.npz"
+            mapping = _existing_folder(self._base, _MAPPING_FOLDERS) / f"{frame_id}.npz"
         else:
             name = f"NYU{frame_id}_0000_voxels.npz"
-            tsdf = _first_existing(self._cad / half / "TSDF_lr" / name for half in _CAD_HALVES)
-            mapping = _first_existing(self._cad / half / "mapping" / name for half in _CAD_HALVES)
-        images = (
-            self._base / folder / f"NYU{frame_id}{suffix}{kind}"
-            for folder, suffix in _IMAGE_NAMES
-            for kind in _IMAGE_TYPES
-        )
+            tsdf = _first_existing(self._cad / half / "TSDF_lr" / name for half in _HALF_FOLDERS)
+            mapping = _first_existing(self._cad / half / "mapping" / name for half in _HALF_FOLDERS)
         label_maps = (self._base / folder / f"{frame_id}.png" for folder in _LABEL_MAP_FOLDERS)
         return FramePaths(
             tsdf=tsdf,
             mapping=mapping,
-            label=self._base / "Label" / f"{frame_id}.npz" if self.has_labels else None,
-            image=_first_existing(images) if self.reads_image else None,
+            label=self._label_folder / f"{frame_id}.npz" if self.has_labels else None,
+            image=_first_existing(self._image_paths(frame_id)) if self.reads_image else None,
             label_map=_first_existing(label_maps) if self.reads_label_map else None,
         )
+
+    def _image_paths(self, frame_id: str) -> Iterator[Path]:
+        for folder in _IMAGE_FOLDERS:
+            # The published name first: it is the one that messages show where none exists.
+            names = sorted(_IMAGE_NAMES, key=lambda name: name.endswith("_rgb") != ("/" in folder))  # noqa: B023
+            for name in names:
+                for kind in _IMAGE_TYPES:
+                    yield self._base / folder / f"{name.format(frame_id)}{kind}"
 
     def has_frame(self, frame_id: str) -> bool:
         """Whether there is a TSDF of that id."""
@@ -214,23 +236,47 @@ class FrameFolder:
         )
         label = attempt(lambda path: as_label(self._array(path, "arr_0"), path), paths.label)
         label_weight: NDArray[np.bool_] | None = None
-        if not is_cad and paths.tsdf.is_file():  # a missing file has been reported already
+        lacks_weight = is_cad or not paths.tsdf.is_file()  # a missing file has been reported already
+        if not lacks_weight and tsdf is not None:
+            lacks_weight = "arr_1" not in array_names(paths.tsdf)
+        if not lacks_weight:
             label_weight = attempt(lambda path: as_label_weight(self._array(path, "arr_1"), path), paths.tsdf)
         image = attempt(read_color_image, paths.image)
         label_map = attempt(read_label_map, paths.label_map)
         if problems or tsdf is None or mapping is None:
             return None, _without_repetitions(problems)
         if label_weight is None:
-            label_weight = _recomputed_label_weight(label, tsdf)
-        frame_id = parse_frame_id(frame_id, source="frame_id")
-        return Frame(frame_id, tsdf, mapping, label_weight, label, image, label_map, tsdf_is_flipped=is_cad), []
+            label_weight = _computed_label_weight(label, tsdf, is_flipped=is_cad)
+            self._warn_of_computed_weight(paths.tsdf)
+        frame = Frame(
+            frame_id=parse_frame_id(frame_id, source="frame_id"),
+            tsdf=tsdf,
+            mapping=mapping,
+            label_weight=label_weight,
+            label=label,
+            image=image,
+            label_map=label_map,
+            tsdf_is_flipped=is_cad,
+            label_weight_is_computed=lacks_weight,
+        )
+        return frame, []
+
+    def _warn_of_computed_weight(self, path: Path) -> None:
+        """Once a set; NYUCAD's files never hold one, so there it goes without saying."""
+        if self._cad is None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{self.root}: frames without a label weight (arr_1 of {path.parent.name}/{path.name}, for one): it is "
+                "computed from label and TSDF: occupied, or TSDF below -0.5",
+                stacklevel=4,
+            )
 
     def _array(self, path: Path, key: str) -> NDArray[Any]:
         return read_npz_array(path, key, grid_shape=self.grid_shape)
 
     def _find_cad(self) -> Path:
         for folder in (self.root / "NYUCAD", self.root):
-            if any((folder / half / "TSDF_lr").is_dir() for half in _CAD_HALVES):
+            if any((folder / half / "TSDF_lr").is_dir() for half in _HALF_FOLDERS):
                 return folder
         raise DataError(
             f"{self.root}: expected NYUCAD/train/TSDF_lr or NYUCAD/test/TSDF_lr for dataset nyucad, "
@@ -238,16 +284,17 @@ class FrameFolder:
         )
 
     def _find_base(self) -> Path:
-        needed = ("TSDF", "Mapping") if self._cad is None else ("Label",)
+        needed = [_TSDF_FOLDERS, _MAPPING_FOLDERS] if self._cad is None else [_LABEL_FOLDERS]
         candidates = [self.root, self.root / "NYU"]
         if self._cad == self.root:
             candidates += [self.root.parent, self.root.parent / "NYU"]
         for folder in candidates:
-            if all((folder / name).is_dir() for name in needed):
+            if all(any((folder / name).is_dir() for name in names) for names in needed):
                 return folder
+        listed = " and ".join(names[0] for names in needed)
         raise DataError(
-            f"{self.root}: expected the folders {' and '.join(needed)} there or in NYU, "
-            f"found {some(_names_in(self.root))}; see the layout of a set in the documentation"
+            f"{self.root}: expected the folders {listed} there or in NYU, "
+            f"found {some(_names_in(self.root))}; see the layouts of a set in the documentation"
         )
 
     def _list_folders(self) -> list[Path]:
@@ -256,12 +303,40 @@ class FrameFolder:
 
     def _find_list(self, split: str) -> Path | None:
         check_list_name(split)
-        return next((path for folder in self._list_folders() if (path := folder / f"{split}.txt").is_file()), None)
+        lists = (folder / f"{split}.txt" for folder in self._list_folders())
+        return next((path for path in lists if path.is_file()), None) or self._find_half(split)
+
+    def _find_half(self, split: str) -> Path | None:
+        """The folder whose files are the frames of a list that the set does not have."""
+        names = _HALVES.get(split, ())
+        folders = [self._base / half / name for half in names for name in ("RGB", "R")]
+        if self._cad is not None:
+            folders = [self._cad / half / "TSDF_lr" for half in names] + folders
+        return next((folder for folder in folders if folder.is_dir() and any(_ids_in(folder))), None)
 
 
-def _recomputed_label_weight(label: NDArray[np.uint8] | None, flipped: NDArray[np.float32]) -> NDArray[np.bool_]:
-    known = np.zeros(flipped.shape, dtype=np.uint8) if label is None else label
-    return label_weight_of(known, unflip_tsdf(flipped)).astype(np.bool_)
+def _computed_label_weight(
+    label: NDArray[np.uint8] | None, tsdf: NDArray[np.float32], *, is_flipped: bool
+) -> NDArray[np.bool_]:
+    known = np.zeros(tsdf.shape, dtype=np.uint8) if label is None else label
+    return label_weight_of(known, unflip_tsdf(tsdf) if is_flipped else tsdf).astype(np.bool_)
+
+
+def _ids_in(folder: Path) -> Iterator[str]:
+    for path in folder.iterdir():
+        match = _IMAGE_ID.fullmatch(path.stem) if path.suffix.lower() in _IMAGE_TYPES else None
+        match = match or (_VOXEL_FILE.fullmatch(path.stem) if path.suffix == ".npz" else None)
+        if match:
+            yield match[1]
+
+
+def _ids_of_folder(folder: Path) -> list[str]:
+    return sorted(set(_ids_in(folder)))
+
+
+def _existing_folder(base: Path, names: Sequence[str]) -> Path:
+    """The first of these folders that exists; else the first."""
+    return next((base / name for name in names if (base / name).is_dir()), base / names[0])
 
 
 def _decide(wanted: bool | None, folders: Sequence[Path], *, name: str) -> bool:

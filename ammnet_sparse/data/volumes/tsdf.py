@@ -4,6 +4,8 @@ Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.0
 the grid.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,6 +13,9 @@ from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, GridShape
 from ammnet_sparse.data.volumes import kernels
 from ammnet_sparse.data.volumes.camera import Camera, checked_depth, checked_origin, checked_pose, intrinsics
 from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL, TRUNCATION
+
+Unobserved = Literal["free", "surface"]
+"""How a flipped TSDF holds space that was not observed: like free space far away, or like a surface."""
 
 
 def tsdf_from_depth(
@@ -57,14 +62,24 @@ def truncated_squared_distance(surface: NDArray[np.bool_]) -> NDArray[np.uint16]
     return squared
 
 
-def flip_tsdf(tsdf: NDArray[np.floating]) -> NDArray[np.float32]:
+def flip_tsdf(tsdf: NDArray[np.floating], *, unobserved: Unobserved = "free") -> NDArray[np.float32]:
     """The flipped convention of SSCNet, DDRNet and NYUCAD's ``tsdf_lr``: ``s * max(0.001, 1 - |t|)``.
 
-    s is the sign of t, and +1 where ``|t| < 0.001``: unobserved and surface both become +1.
+    s is the sign of t, and +1 where ``|t| < 0.001``.
+
+    Args:
+        tsdf: not flipped, any shape.
+        unobserved: what becomes of t = 0, space that was not observed. ``free``: 0.001, like free space far from a
+            surface, as SSCNet's own source has it; ``surface``: +1, as the rule above says and EdgeNet's files have.
     """
     magnitude = np.abs(tsdf)
     sign = np.where((tsdf < 0) & (magnitude >= 0.001), np.float32(-1), np.float32(1))
-    return (sign * np.maximum(0.001, 1 - magnitude)).astype(np.float32)
+    flipped = (sign * np.maximum(0.001, 1 - magnitude)).astype(np.float32)
+    if unobserved == "free":
+        flipped[tsdf == 0] = 0.001
+    elif unobserved != "surface":
+        raise ValueError(f"unobserved: expected 'free' or 'surface', found {unobserved!r}")
+    return flipped
 
 
 def unflip_tsdf(flipped: NDArray[np.floating]) -> NDArray[np.float32]:

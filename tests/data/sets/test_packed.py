@@ -128,7 +128,9 @@ def test_odd_grids_images_and_frames_without_hits(tmp_path: Path) -> None:
         assert_same_frame(packed.read(frame.frame_id), frame)
     without = open_frames(tmp_path / "packed", read_image=False, grid_shape=ODD_GRID)
     assert without.read("0002").image is None
-    assert not check_set(packed, progress=False).problems
+    problems = check_set(packed, progress=False).problems
+    assert [problem.frame_id for problem in problems] == ["0001", "0003"]
+    assert all("expected a voxel that a pixel hits, found none" in problem.message for problem in problems)
 
 
 def test_flipped_sets_stay_flipped(tmp_path: Path) -> None:

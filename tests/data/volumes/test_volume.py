@@ -195,8 +195,14 @@ def test_raw_labels_become_classes() -> None:
 def test_flipped_convention_and_back() -> None:
     tsdf = np.array([1.0, 0.4, 0.0005, 0.0, -0.0005, -0.4, -1.0], dtype=np.float32)
     flipped = flip_tsdf(tsdf)
-    np.testing.assert_allclose(flipped, [0.001, 0.6, 0.9995, 1.0, 0.9995, -0.6, -0.001], atol=1e-6)
-    np.testing.assert_allclose(unflip_tsdf(flipped), tsdf, atol=1.001e-3)
+    # Unobserved space becomes free space far away, as in SSCNet's source; or a surface, where that is asked for.
+    np.testing.assert_allclose(flipped, [0.001, 0.6, 0.9995, 0.001, 0.9995, -0.6, -0.001], atol=1e-6)
+    np.testing.assert_allclose(unflip_tsdf(flipped), [1.0, 0.4, 0.0005, 1.0, 0.0005, -0.4, -1.0], atol=1.001e-3)
+    as_surface = flip_tsdf(tsdf, unobserved="surface")
+    np.testing.assert_allclose(as_surface, [0.001, 0.6, 0.9995, 1.0, 0.9995, -0.6, -0.001], atol=1e-6)
+    np.testing.assert_allclose(unflip_tsdf(as_surface), tsdf, atol=1.001e-3)
+    with pytest.raises(ValueError, match="unobserved: expected 'free' or 'surface', found 'empty'"):
+        flip_tsdf(tsdf, unobserved="empty")  # type: ignore[arg-type]
 
 
 def test_label_weight_rule() -> None:
