@@ -1,22 +1,36 @@
 """Scores a checkpoint on a split: the paper's table, in percent.
 
-    python tools/evaluate.py [--checkpoint FILE] --data DIR [--split test] [--json FILE]
+    ammnet evaluate [--checkpoint FILE] --data DIR [--split test] [--json FILE]
 
 Without --checkpoint the weights shipped with the package are scored (docs/models.md).
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
-Exit code: 0 done, 2 wrong usage (no such file, list or input).
+Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
 import ammnet_sparse
+from ammnet_sparse.cli.errors import check_output_file, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_data_option,
+    add_dataset_option,
+    add_device_option,
+    add_flips_option,
+    add_json_option,
+    add_limit_option,
+    add_sites_option,
+    add_workers_option,
+    choose_device,
+    parse_positive,
+)
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
@@ -26,11 +40,8 @@ from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
-    add_flips_option,
     check_labels,
     open_set,
-    parse_device,
-    parse_positive,
     reads_label_maps,
     split_ids,
 )
@@ -39,37 +50,36 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 
 
+@command("evaluate")
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet evaluate``; returns its exit code."""
     options = _parse(arguments)
-    try:
-        rows, config = _score(options)
-        if options.json:
-            options.json.write_text(json.dumps(next(iter(rows.values())).to_json(), indent=2) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    frames = next(iter(rows.values())).frames
-    print(f"{options.data}, {options.split}: {frames} frames, percent")
+    if options.json:
+        check_output_file(options.json, option="--json")
+    rows, config = _score(options)
+    scores = next(iter(rows.values()))
+    print(f"{options.data}, {options.split}: {scores.frames} frames, percent")
     print(format_table(rows))
     if reads_label_maps(config):
         print(LABEL_MAP_NOTE)
+    if options.json:  # after the table, which took minutes
+        with writing_to(options.json):
+            options.json.write_text(json.dumps(scores.to_json(), indent=2) + "\n", encoding="utf-8")
     return 0
 
 
 def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]:
     """The checkpoint's scores, and those of the baselines on request; and the configuration of its network."""
-    device = parse_device(options.device)
-    options.checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
-    if options.json and not options.json.parent.is_dir():
-        raise FileNotFoundError(f"--json: expected a folder {options.json.parent}, found none; make it first")
+    device = choose_device(options.device)
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
     sites = {} if options.sites is None else {"sites": options.sites}
-    model = ammnet_sparse.load_model(options.checkpoint, device=device, **sites)
+    model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
     folder = open_set(options.data, dataset=options.dataset, config=model.config)
     check_labels(folder)
     ids = split_ids(folder, options.split, limit=options.limit, validation_frames=options.validation_frames)
     batches = _progress(_loader(folder, ids, options), "evaluating")
-    name = options.checkpoint.stem
+    name = checkpoint.stem
     if options.flips is None:
         rows = {name: evaluate(lambda batch: model(batch, voxels="scored").labels, batches, device=device)}
     else:
@@ -112,33 +122,25 @@ def _progress(batches: Iterable[Batch], title: str) -> Iterable[Batch]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=description,
-        epilog=rest.rpartition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", help=f"weights, or the name of shipped ones (default: {DEFAULT_WEIGHTS})"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder or packed file of the set")
+    parser = CommandParser("evaluate", __doc__)
+    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS)
+    add_data_option(parser, required=True)
     parser.add_argument(
         "--split",
         choices=("test", "train", "val"),
         default="test",
         help="frames to score; train: without the validation frames, val: val.txt or the drawn ones (default: test)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
-    parser.add_argument("--dataset", choices=("nyu", "nyucad"), default="nyu", help="layout of the set (default: nyu)")
-    parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
+    add_json_option(parser, "write the scores there as well")
+    add_dataset_option(parser)
+    add_sites_option(parser)
     add_flips_option(parser)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add_device_option(parser)
     parser.add_argument(
         "--batch-size", type=parse_positive, default=1, metavar="N", help="frames at a time (default: 1)"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read frames (default: 0)")
-    parser.add_argument("--limit", type=parse_positive, metavar="N", help="only the first N frames")
+    add_workers_option(parser, "processes that read frames (default: 0, this process reads)")
+    add_limit_option(parser, "frames")
     parser.add_argument(
         "--validation-frames",
         type=parse_positive,
@@ -148,11 +150,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baselines", action="store_true", help="score the best constant class and the class prior too"
     )
-    options = parser.parse_args(arguments)
-    if options.workers < 0:
-        parser.error(f"--workers: expected 0 or more, found {options.workers}")
-    return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return parser.parse(arguments)

@@ -1,18 +1,17 @@
-#!/usr/bin/env python3
 """Makes weights small enough to hand out: half precision, without the discriminator.
 
-    python tools/export_weights.py --checkpoint runs/NAME/best.safetensors --out nyu_seg2d_w256.safetensors \\
+    ammnet export --checkpoint runs/NAME/best.safetensors --out nyu_seg2d_w256.safetensors \\
         --data /data/nyu --ids 0003 0004
 
 Tensors with several axes (convolutions, matrices) are stored as --dtype; biases and normalisation stay float32, which
 costs little and spares variances the range of float16. The file loads as a float32 network like any other. With --data
 the predictions for frames of a set are compared with those of the checkpoint; without, nothing is compared.
 
-Exit code: 0 done, 1 the file would be too large or predicts too differently (nothing is written), 2 wrong usage.
+Exit code: 0 done, 1 the file would be too large or predicts too differently (nothing is written), 2 wrong usage,
+130 interrupted.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ammnet_sparse.cli.errors import (
+    CommandFailed,
+    check_output_file,
+    check_output_folder,
+    command,
+    writing_to,
+)
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_data_option,
+    add_dataset_option,
+    add_device_option,
+    add_out_option,
+    choose_device,
+)
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.evaluation.selection import check_ids, open_set, split_ids
 from ammnet_sparse.models.ammnet import AMMNet
@@ -31,20 +46,22 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 _FRAMES = 3
 
 
-class Unfit(Exception):
+class UnfitWeightsError(CommandFailed):
     """Weights that must not be handed out as asked; the message says why."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; nothing was written")
 
+
+@command("export")
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet export``; returns its exit code."""
     options = _parse(arguments)
-    try:
+    check_output_folder(options.out.parent)
+    if options.out.is_dir():
+        check_output_file(options.out)
+    with writing_to(options.out):
         print(_export(options))
-    except (OSError, ValueError) as error:
-        print(f"export_weights: {error}", file=sys.stderr)
-        return 2
-    except Unfit as error:
-        print(f"export_weights: {error}; nothing was written", file=sys.stderr)
-        return 1
     return 0
 
 
@@ -52,7 +69,7 @@ def converted(state: Mapping[str, Tensor], *, dtype: torch.dtype, keep_discrimin
     """The tensors to store: those of several axes as ``dtype``, all others unchanged.
 
     Raises:
-        Unfit: a value beyond the range of ``dtype``.
+        UnfitWeightsError: a value beyond the range of ``dtype``.
     """
     kept = {
         name: value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
@@ -61,7 +78,9 @@ def converted(state: Mapping[str, Tensor], *, dtype: torch.dtype, keep_discrimin
     }
     for name, value in kept.items():
         if not torch.isfinite(value).all():
-            raise Unfit(f"{name}: expected values that {dtype} can hold, found one that it cannot; use --dtype float32")
+            raise UnfitWeightsError(
+                f"{name}: expected values that {dtype} can hold, found one that it cannot; use --dtype float32"
+            )
     return kept
 
 
@@ -88,15 +107,19 @@ def _export(options: argparse.Namespace) -> str:
         save_weights(trial, kept, model_config=config, metadata={**metadata, "stored_as": options.dtype})
         size = trial.stat().st_size / 1e6
         if size > options.max_mb:
-            raise Unfit(f"{options.out}: expected at most {options.max_mb:g} MB (--max-mb), found {size:.1f} MB")
+            raise UnfitWeightsError(
+                f"{options.out}: expected at most {options.max_mb:g} MB (--max-mb), found {size:.1f} MB"
+            )
         if options.data:
-            original = load_model(source)
+            device = choose_device(options.device)
+            original = load_model(source, device=device)
             folder_of_set = open_set(options.data, dataset=options.dataset, config=original.config)
             ids = options.ids or split_ids(folder_of_set, "val", limit=_FRAMES)
             check_ids(folder_of_set, ids)
-            same = agreement(original, load_model(trial), [Batch.from_frame(folder_of_set.read(name)) for name in ids])
+            batches = [Batch.from_frame(folder_of_set.read(name)).to(device) for name in ids]
+            same = agreement(original, load_model(trial, device=device), batches)
             if same < options.min_agreement:
-                raise Unfit(
+                raise UnfitWeightsError(
                     f"{options.out}: expected the checkpoint's class at {options.min_agreement:.4%} of the voxels "
                     f"(--min-agreement), found {same:.4%} over the frames {', '.join(ids)}"
                 )
@@ -108,22 +131,17 @@ def _export(options: argparse.Namespace) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="export_weights.py",
-        description=description,
-        epilog=rest.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("export", __doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="weights of tools/train.py or convert_checkpoint.py")
-    add("--out", type=Path, required=True, metavar="FILE", help="file to write, ending in .safetensors")
+    add_checkpoint_option(parser)
+    add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
     add("--dtype", choices=tuple(DTYPES), default="float16", help="of tensors with several axes (default: float16)")
     add("--keep-discriminator", action="store_true", help="store the discriminator, too")
     add("--max-mb", type=float, default=50.0, metavar="N", help="largest file, in 10^6 bytes (default: 50)")
-    add("--data", type=Path, metavar="DIR", help="set whose frames predictions are compared on")
+    add_data_option(parser, note=", whose frames predictions are compared on")
     add("--ids", nargs="+", metavar="ID", help=f"frames to compare on (default: {_FRAMES} of the validation frames)")
-    add("--dataset", choices=("nyu", "nyucad"), default="nyu", help="layout of the set (default: nyu)")
+    add_dataset_option(parser)
+    add_device_option(parser)
     add(
         "--min-agreement",
         type=float,
@@ -131,11 +149,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="P",
         help="least fraction of voxels that must keep their class (default: 0.999)",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if options.ids and not options.data:
         parser.error("--ids: names frames of --data, and there is no --data")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Completes frames: of a set in the published layout, or of your own depth camera.
 
-    python tools/predict.py [--checkpoint FILE] --out DIR --data DIR --ids 0003 0004
-    python tools/predict.py [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
+    ammnet predict [--checkpoint FILE] --out DIR --data DIR --ids 0003 0004
+    ammnet predict [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
 
 Without --checkpoint the weights shipped with the package are used (docs/models.md); they read 2D label maps.
 
@@ -13,7 +13,7 @@ Own frames: --color and --depth are two files, or two folders whose files match 
 to the colour image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and the floor are
 found in the depth, and it is said how sure that is. docs/own_camera.md has more.
 
-Exit code: 0 done, 1 some frames of a folder were skipped (each is named), 2 wrong usage (no such file or input).
+Exit code: 0 done, 1 some frames were skipped (each is named), 2 wrong usage (no such file or input), 130 interrupted.
 """
 
 import argparse
@@ -28,20 +28,25 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ammnet_sparse
+from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_data_option,
+    add_dataset_option,
+    add_device_option,
+    add_flips_option,
+    add_out_option,
+    add_sites_option,
+    choose_device,
+)
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.camera.images import DEPTH_SCALE, parse_intrinsics
 from ammnet_sparse.data.camera.own_frames import find_own_frames, read_own_frame
 from ammnet_sparse.data.camera.placement import POSE_AXES
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.evaluation.flips import labels_over_flips
-from ammnet_sparse.evaluation.selection import (
-    add_flips_option,
-    check_grid,
-    check_ids,
-    check_label_map,
-    open_set,
-    parse_device,
-)
+from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
@@ -52,14 +57,14 @@ _OF_SETS, _OF_CAMERAS = ("data", "ids"), ("color", "depth", "intrinsics")
 _CAMERA_EXTRAS = ("depth_scale", "pose", "pose_up", "camera_height", "label_map")
 
 
+@command("predict")
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet predict``; returns its exit code."""
     options = _parse(arguments)
     skipped: list[str] = []
-    try:
+    check_output_folder(options.out)
+    with writing_to(options.out):
         count = _predict(options, skipped)
-    except (OSError, ValueError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
@@ -70,12 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     """Completes and writes every frame and counts them; adds those of a folder that cannot be used to ``skipped``."""
-    device = parse_device(options.device)
-    options.checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
+    device = choose_device(options.device)
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
     sites = {} if options.sites is None else {"sites": options.sites}
-    model = ammnet_sparse.load_model(options.checkpoint, device=device, **sites)
+    model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
-    completed_frames = _set_frames(options, model) if options.data else _own_frames(options, model, skipped)
+    completed_frames = (
+        _set_frames(options, model, device) if options.data else _own_frames(options, model, device, skipped)
+    )
     scenes: list[Scene] = []
     count = 0
     for completed in completed_frames:
@@ -91,16 +98,18 @@ def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     return count
 
 
-def _set_frames(options: argparse.Namespace, model: AMMNet) -> Iterator[CompletedFrame]:
+def _set_frames(options: argparse.Namespace, model: AMMNet, device: torch.device) -> Iterator[CompletedFrame]:
     folder = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(folder, options.ids)
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         frame = folder.read(frame_id)
-        yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame), options))
+        yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame).to(device), options))
 
 
-def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) -> Iterator[CompletedFrame]:
+def _own_frames(
+    options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str]
+) -> Iterator[CompletedFrame]:
     check_grid(model.config)
     check_label_map(model.config, has_label_map=options.label_map is not None)
     camera = parse_intrinsics(options.intrinsics)
@@ -112,7 +121,7 @@ def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) 
             own = read_own_frame(
                 paths,
                 camera=camera,
-                depth_scale=options.depth_scale,
+                depth_scale=DEPTH_SCALE if options.depth_scale is None else options.depth_scale,
                 pose_up=options.pose_up,
                 camera_height=options.camera_height,
                 tsdf_is_flipped=options.dataset == "nyucad",
@@ -123,13 +132,12 @@ def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) 
             skipped.append(f"frame {paths.name}: {error}")
             continue
         tqdm.write("\n  ".join([f"{paths.name}:", *own.describe()]))
-        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame), options))
+        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options))
 
 
 def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:
     voxels: Literal["all", "not_free"] = "all" if options.everywhere else "not_free"
     with torch.inference_mode():
-        batch = batch.to(options.device)
         if options.flips is None:
             found = model(batch, voxels=voxels).labels
         else:
@@ -141,34 +149,21 @@ def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="predict.py",
-        description=description,
-        epilog=rest.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", help=f"weights, or the name of shipped ones (default: {DEFAULT_WEIGHTS})"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, made if missing")
-    parser.add_argument(
-        "--dataset",
-        choices=("nyu", "nyucad"),
-        default="nyu",
-        help="layout of the set; for own frames: what the checkpoint was trained on, as NYUCAD's TSDF is flipped",
-    )
-    parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser = CommandParser("predict", __doc__)
+    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS)
+    add_out_option(parser, "folder to write to, made if missing", metavar="DIR", required=True)
+    add_dataset_option(parser, note="; for own frames: what the checkpoint was trained on, as NYUCAD's TSDF is flipped")
+    add_sites_option(parser)
+    add_device_option(parser)
     parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
     add_flips_option(parser)
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
     parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
     group = parser.add_argument_group("frames of a set")
-    group.add_argument("--data", type=Path, metavar="DIR", help="folder or packed file of the set")
+    add_data_option(group)
     group.add_argument("--ids", nargs="+", metavar="ID", help="frames, such as 0003")
     _add_camera_options(parser.add_argument_group("frames of your own camera"))
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     _check_source(parser, options)
     return options
 
@@ -196,7 +191,7 @@ def _add_camera_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _check_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _check_source(parser: CommandParser, options: argparse.Namespace) -> None:
     """Either a set or a camera, with all that it needs."""
 
     def given(names: Sequence[str]) -> list[str]:
@@ -214,8 +209,3 @@ def _check_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
     if options.camera_height is not None and not 0 < options.camera_height < 100:
         parser.error(f"--camera-height: expected metres above 0, found {options.camera_height}")
-    options.depth_scale = DEPTH_SCALE if options.depth_scale is None else options.depth_scale
-
-
-if __name__ == "__main__":
-    sys.exit(main())

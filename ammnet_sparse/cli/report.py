@@ -1,10 +1,10 @@
 """A page about a training run: curves of loss and IoU, the table of its classes, and its best and worst scenes.
 
-    python tools/report.py RUN
+    ammnet report RUN
 
 Writes RUN/report.html, one file that works offline. Scenes are predicted with RUN/best.safetensors for the validation
 frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
-Exit code: 0 done, 2 wrong usage (no run, no metrics yet, no data).
+Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 130 interrupted.
 """
 
 import argparse
@@ -19,18 +19,22 @@ import torch
 from tqdm import tqdm
 
 import ammnet_sparse
+from ammnet_sparse.cli.errors import check_output_file, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_data_option,
+    add_device_option,
+    add_limit_option,
+    add_out_option,
+    choose_device,
+    parse_count,
+)
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.sets.folder import DataError, validation_ids
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.selection import (
-    LABEL_MAP_NOTE,
-    check_labels,
-    open_set,
-    parse_device,
-    reads_label_maps,
-)
+from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, check_labels, open_set, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
 from ammnet_sparse.pictures.page import Scene, write_page
@@ -42,25 +46,24 @@ _TRAINING_NOTE = (
 )
 
 
+@command("report")
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet report``; returns its exit code."""
     options = _parse(arguments)
-    try:
-        scenes = _report(options)
-    except (OSError, ValueError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.out}: {scenes}")
+    out = options.out or options.run / "report.html"
+    print(f"{out}: {_report(options, out)}")
     return 0
 
 
-def _report(options: argparse.Namespace) -> str:
+def _report(options: argparse.Namespace, out: Path) -> str:
     """Writes the page; what it says about its scenes."""
     history = read_history(options.run)
     config = load_config(options.run / "config.yaml")
-    options.out = options.out or options.run / "report.html"
+    check_output_file(out)
     scenes, remark = _scenes(options, config)
     name = options.run.resolve().name
-    write_page(options.out, scenes, title=f"Training run {name}", introduction=_introduction(history, config, remark))
+    with writing_to(out):
+        write_page(out, scenes, title=f"Training run {name}", introduction=_introduction(history, config, remark))
     return remark
 
 
@@ -96,7 +99,7 @@ def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], s
         return [], "no scenes asked for"
     if not weights.is_file():
         return [], f"no scenes yet: {BEST_WEIGHTS} comes with the first validation"
-    device = parse_device(options.device)
+    device = choose_device(options.device)
     model = ammnet_sparse.load_model(weights, device=device)
     folder, ids = _validation_frames(options, config, model)
     ranked = _rank(model, folder, ids, device)
@@ -148,29 +151,11 @@ def _percent(fraction: float) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="report.py",
-        description=description,
-        epilog=rest.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of tools/train.py")
-    parser.add_argument("--scenes", type=_count, default=3, metavar="N", help="N best and N worst (default: 3)")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder or packed file of the set (default: as trained)"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: RUN/report.html)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N validation frames")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, found {text!r}")
-    return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser = CommandParser("report", __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `ammnet train`")
+    parser.add_argument("--scenes", type=parse_count, default=3, metavar="N", help="N best and N worst (default: 3)")
+    add_data_option(parser, note=" (default: as trained)")
+    add_out_option(parser, "page to write (default: RUN/report.html)", metavar="FILE")
+    add_limit_option(parser, "validation frames")
+    add_device_option(parser)
+    return parser.parse(arguments)
