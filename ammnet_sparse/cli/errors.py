@@ -99,8 +99,7 @@ def describe_os_error(error: OSError) -> str:
         return str(error)
     place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
     advice = _ADVICE.get(error.errno)
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    return f"{place}{reason}" + (f"; {advice}" if advice else "")
+    return f"{place}{error.strerror}" + (f"; {advice}" if advice else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

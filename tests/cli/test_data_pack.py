@@ -83,7 +83,7 @@ def test_broken_frames_end_with_1(pack: Tool, root: Path, tmp_path: Path, capsys
         (["--dataset", "nyucad"], "expected NYUCAD/train/TSDF_lr"),
         (["--data", "absent"], "absent: expected the folder of a set, found nothing"),
         (["--out", "absent/packed"], "--out: expected a folder absent, found none; make it first"),
-        (["--workers", "-1"], "--workers: expected 0 or more, found -1"),
+        (["--workers", "-1"], "--workers: expected a whole number of at least 0, found '-1'"),
     ],
 )
 def test_wrong_usage_ends_with_2(

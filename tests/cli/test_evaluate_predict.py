@@ -1,4 +1,4 @@
-"""`ammnet evaluate` and `ammnet predict` over a small set on disk: what they print and write, which voxels they ask for, and how they refuse."""
+"""`ammnet evaluate` and `ammnet predict` over a small set: what they print and write, and how they refuse."""
 
 import dataclasses
 import json
