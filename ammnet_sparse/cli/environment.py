@@ -99,7 +99,9 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
 
 def _lacking_of_spconv(device: str) -> Iterator[str]:
     try:
-        import spconv.pytorch.functional
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # spconv's own, about PyTorch's newer names
+            import spconv.pytorch.functional
         from spconv.cppconstants import COMPILED_CUDA_GEMM_ARCHS, CPU_ONLY_BUILD
     except Exception as error:  # what it needs itself may be absent, or of another version
         yield f"an spconv that can be imported ({type(error).__name__}: {error})"

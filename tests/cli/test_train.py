@@ -246,6 +246,7 @@ def test_failures_within_training_say_how_to_go_on(
     monkeypatch.setattr(AdversarialGame, "step", fail(KeyboardInterrupt()))
     assert train(longer) == 130
     assert capsys.readouterr().err.endswith(f"ammnet train: interrupted{how}")
+    monkeypatch.setattr(AdversarialGame, "step", fail(KeyboardInterrupt()))
     assert train(["--output", str(tmp_path / "new"), f"data.root={root}", *TINY]) == 130
     assert capsys.readouterr().err.endswith("ammnet train: interrupted\nno state had been saved yet\n")
     monkeypatch.setattr(AdversarialGame, "step", fail(OSError(28, "No space left on device")))
