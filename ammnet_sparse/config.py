@@ -111,8 +111,9 @@ class ModelConfig(_Section):
     modulation3: bool = Field(True, description="M3 at full resolution; off: identity")
     modulation_gradient: Literal["full", "gradient_only", "fusion_only", "detached"] = Field(
         "full",
-        description="Table 5: gradient_only keeps M1's gradient with addition's value, fusion_only the reverse; "
-        "detached stops the gradient into the TSDF features through scale and bias",
+        description="Table 5, of M1: gradient_only has addition's value and modulation's gradient, fusion_only "
+        "modulation's value and addition's gradient (scale and bias are trained); detached stops the gradient into the "
+        "TSDF features through scale and bias",
     )
     encoder_dropout: Probability = Field(0.3, description="channel dropout on the TSDF encoder's way up")
     head_dropout: Probability = Field(0.5, description="channel dropout in the image head")
