@@ -84,7 +84,7 @@ def _train(name: str, options: argparse.Namespace, deadline: float | None) -> in
     if (folder / STATE).is_file():
         command += ["--resume", str(folder)]
     else:
-        command += ["--config", str(CONFIG), "--output", str(folder), *_overrides(name, options)]
+        command += ["--config", str(CONFIG), "--out", str(folder), *_overrides(name, options)]
     command += ["--device", options.device] if options.device else []
     print(f"== {name}: {' '.join(command)}", flush=True)
     process = subprocess.Popen(command)

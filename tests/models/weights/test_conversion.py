@@ -1,7 +1,6 @@
 """Conversion of published dense checkpoints: nothing is lost, and nothing wrong passes."""
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ammnet_sparse.cli import convert
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.dense import DenseAMMNet
@@ -75,12 +75,7 @@ def published(network: DenseAMMNet) -> dict[str, Tensor]:
 
 @pytest.fixture
 def tool() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", REPOSITORY / "tools" / "convert_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
+    return convert.main
 
 
 def without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
@@ -255,6 +250,6 @@ def test_the_tool_refuses_what_it_cannot_convert(
             "complete.pth: holds an image backbone of its own",
         ),
     ):
-        assert tool(arguments) == 1
+        assert tool(arguments) == 2
         assert message in capsys.readouterr().err
     assert not output.exists()

@@ -1,4 +1,4 @@
-"""tools/predict.py on frames of a user's camera: the shipped example, folders, what is said, and how it refuses."""
+"""`ammnet predict` on frames of a user's camera: the shipped example, folders, what is said, and how it refuses."""
 
 import re
 import runpy
@@ -17,6 +17,7 @@ from plyfile import PlyData
 from torch import nn
 
 import ammnet_sparse
+from ammnet_sparse.cli import predict as command
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.camera.images import read_pose
@@ -32,7 +33,7 @@ Tool = Callable[[list[str]], int]
 
 @pytest.fixture(scope="module")
 def predict() -> Tool:
-    return runpy.run_path(str(REPOSITORY / "tools" / "predict.py"))["main"]
+    return lambda arguments: command.main(["--device", "cpu", *arguments])
 
 
 class StandIn(nn.Module):

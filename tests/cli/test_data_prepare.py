@@ -1,11 +1,11 @@
-"""tools/prepare_data.py: says the intrinsics aloud, names what it skips, and its exit codes."""
+"""`ammnet data prepare`: says the intrinsics aloud, names what it skips, and its exit codes."""
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ammnet_sparse.cli import data_prepare
 from ammnet_sparse.data.sets.folder import FrameFolder
 from tests.data.raw.raw_files import write_raw_frame
 
@@ -14,7 +14,7 @@ Tool = Callable[[list[str]], int]
 
 @pytest.fixture(scope="module")
 def prepare_data() -> Tool:
-    return runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"))["main"]
+    return data_prepare.main
 
 
 @pytest.fixture(scope="module")
@@ -74,4 +74,4 @@ def test_wrong_usage(prepare_data: Tool, raw: Path, tmp_path: Path, capsys: pyte
         with pytest.raises(SystemExit) as stopped:
             prepare_data([*arguments(raw, tmp_path / "out"), *more])
         assert stopped.value.code == 2
-    assert "--workers: expected at least 1, found 0" in capsys.readouterr().err
+    assert "--workers: expected a whole number of at least 1" in capsys.readouterr().err

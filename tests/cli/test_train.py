@@ -1,8 +1,7 @@
-"""tools/train.py as people use it: train, stop, resume, fine-tune, mistype."""
+"""`ammnet train` as people use it: train, stop, resume, fine-tune, mistype."""
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from ammnet_sparse.cli import train as command
 from ammnet_sparse.config import describe_keys, load_config
 from ammnet_sparse.data.synthetic.generate import RoomsError
 from ammnet_sparse.training import records
@@ -35,13 +35,8 @@ Tool = Callable[[list[str]], int]
 
 
 @pytest.fixture(scope="module")
-def main() -> dict[str, Any]:
-    return runpy.run_path(str(SCRIPT))
-
-
-@pytest.fixture(scope="module")
-def train(main: dict[str, Any]) -> Tool:
-    return lambda arguments: main["main"](["--device", "cpu", *arguments])
+def train() -> Tool:
+    return lambda arguments: command.main(["--device", "cpu", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def refuse(train: Tool, capsys: pytest.CaptureFixture[str]) -> Callable[..., str
         capsys.readouterr()
         assert train(list(arguments)) == 2
         output = capsys.readouterr()
-        (message,) = output.err.split("train.py: ")[1:]
+        (message,) = output.err.split("ammnet train: ")[1:]
         assert "Traceback" not in output.err and "best validation" not in output.out
         return message
 
@@ -124,7 +119,7 @@ def test_default_folder_is_named_by_the_time(
 
 
 def test_generated_rooms_are_the_default_data(
-    train: Tool, main: dict[str, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Tool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -132,19 +127,19 @@ def test_generated_rooms_are_the_default_data(
         asked.append(config.synthetic.frames)
         return root
 
-    monkeypatch.setitem(main["main"].__globals__, "ensure_rooms", ensure)
+    monkeypatch.setattr(command, "ensure_rooms", ensure)
     assert train(["--output", str(tmp_path / "run"), *TINY, "--limit", "2"]) == 0
     assert asked == [240]
     assert load_config(tmp_path / "run" / "config.yaml").data.root == root
 
 
 def test_what_fails_anyway_fails_before_rooms_are_made(
-    refuse: Callable[..., str], main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ensure(config: Any) -> Path:
         raise AssertionError("rooms were made")
 
-    monkeypatch.setitem(main["main"].__globals__, "ensure_rooms", ensure)
+    monkeypatch.setattr(command, "ensure_rooms", ensure)
     assert "fp16 needs a CUDA device, found cpu" in refuse("training.mixed_precision=true")
     assert "--init-from absent.safetensors: expected a file" in refuse("--init-from", "absent.safetensors")
     assert "needs ImageNet weights" in refuse("model.image_encoder=segformer_b2")
@@ -152,7 +147,7 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
     def fail(config: Any) -> Path:
         raise RoomsError("data/rooms: holds something else")
 
-    monkeypatch.setitem(main["main"].__globals__, "ensure_rooms", fail)
+    monkeypatch.setattr(command, "ensure_rooms", fail)
     assert refuse() == "data/rooms: holds something else\n"
 
 
@@ -175,14 +170,14 @@ def test_mistakes_get_one_message(refuse: Callable[..., str], finished: Path, ro
     assert "config.yaml: expected the configuration of a run" in refuse("--resume", str(tmp_path))
     shutil.copy(finished / "config.yaml", tmp_path)
     assert "state.pt: expected the state of an interrupted run" in refuse("--resume", str(tmp_path))
-    assert "leave out --config, --output, --init-from" in refuse("--resume", str(finished), *output)
+    assert "leave out --config, --out, --init-from" in refuse("--resume", str(finished), *output)
     assert "model.width: a resumed run keeps 8, found 16" in refuse("--resume", str(finished), "model.width=16")
 
 
-def test_mistakes_in_the_device_are_named(main: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_the_device_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     count = torch.cuda.device_count()
     for device, message in ((f"cuda:{count}", f"found 'cuda:{count}'"), ("gpu", "expected cpu, cuda or cuda:0")):
-        assert main["main"](["--device", device]) == 2
+        assert command.main(["--device", device]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -197,17 +192,17 @@ def test_mistakes_in_the_device_are_named(main: dict[str, Any], capsys: pytest.C
     ],
 )
 def test_mistakes_in_options_show_the_usage(
-    main: dict[str, Any], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main["main"](arguments)
+        command.main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_help_lists_every_key_with_its_meaning(main: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main["main"](["--help"])
+        command.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for key, kind, _, meaning in describe_keys():
@@ -215,7 +210,7 @@ def test_help_lists_every_key_with_its_meaning(main: dict[str, Any], capsys: pyt
     assert "training.epochs (int >= 1; 150): passes over the training frames" in text
     assert "data.root (path or empty; empty): " in text
     assert "adversarial.erase_probability ([float, float]; [0.1, 0.9]): " in text
-    for option in ("--config", "--output", "--device", "--resume", "--init-from", "--limit"):
+    for option in ("--config", "--out", "--output", "--device", "--resume", "--init-from", "--limit"):
         assert option in text
 
 
@@ -241,17 +236,20 @@ def test_failures_within_training_say_how_to_go_on(
         return step
 
     longer = ["--resume", str(folder), "training.epochs=2"]
-    how = f"\ncontinue with: python tools/train.py --resume {folder}\n"
+    how = f"\ncontinue with: ammnet train --resume {folder}\n"
     monkeypatch.setattr(AdversarialGame, "step", fail(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")))
     assert train(longer) == 1
     message = capsys.readouterr().err
-    assert "train.py: CUDA out of memory. Tried\n" in message and "training.recompute=elementwise" in message
+    assert (
+        "ammnet train: out of memory: CUDA out of memory. Tried\n" in message
+        and "training.recompute=elementwise" in message
+    )
     assert message.endswith(how)
     monkeypatch.setattr(AdversarialGame, "step", fail(KeyboardInterrupt()))
     assert train(longer) == 130
-    assert capsys.readouterr().err.endswith(f"train.py: interrupted{how}")
+    assert capsys.readouterr().err.endswith(f"ammnet train: interrupted{how}")
     assert train(["--output", str(tmp_path / "new"), f"data.root={root}", *TINY]) == 130
-    assert capsys.readouterr().err.endswith("train.py: interrupted; no state had been saved yet\n")
+    assert capsys.readouterr().err.endswith("ammnet train: interrupted\nno state had been saved yet\n")
     monkeypatch.setattr(AdversarialGame, "step", fail(OSError(28, "No space left on device")))
     assert train(longer) == 2
     assert "No space left on device" in capsys.readouterr().err
@@ -276,7 +274,7 @@ def test_terminated_process_saves_and_is_resumed(finished: Path, root: Path, tmp
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.endswith(f"continue with: python tools/train.py --resume {folder}\n") and "Traceback" not in errors
+    assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
     steps = sum(json.loads(line)["kind"] == "step" for line in (folder / "metrics.jsonl").read_text().splitlines())
     epochs = steps // 2 + 1
     assert train(["--resume", str(folder), f"training.epochs={epochs}", "data.workers=0"]) == 0

@@ -1,29 +1,28 @@
-"""tools/pack_data.py as people use it, and the tools that then read its file instead of the folder."""
+"""`ammnet data pack` as people use it, and the commands that then read its file instead of the folder."""
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ammnet_sparse.cli import data_check, data_pack
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.packed import PackedFrames
 from tests.data.frames import assert_same_frame, random_frame, write_frame, write_list
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 IDS = ["0001", "0002", "0003"]
 Tool = Callable[[list[str]], int]
 
 
 @pytest.fixture(scope="module")
 def pack() -> Tool:
-    return runpy.run_path(str(TOOLS / "pack_data.py"))["main"]
+    return data_pack.main
 
 
 @pytest.fixture(scope="module")
 def check() -> Tool:
-    return runpy.run_path(str(TOOLS / "check_data.py"))["main"]
+    return data_check.main
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""The tools over a small set on disk: what they print and write, which voxels they ask for, and how they refuse."""
+"""`ammnet evaluate` and `ammnet predict` over a small set on disk: what they print and write, which voxels they ask for, and how they refuse."""
 
 import dataclasses
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,26 +14,32 @@ import torch
 from torch import Tensor, nn
 
 import ammnet_sparse
+from ammnet_sparse.cli import evaluate as evaluate_command
+from ammnet_sparse.cli import predict as predict_command
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
 from ammnet_sparse.data.sets.folder import FrameFolder, validation_ids
 from ammnet_sparse.data.sets.packing import pack_set
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 GRID = (12, 12, 12)
 IDS = [f"{number:04d}" for number in range(1, 9)]
 Tool = Callable[..., int]
 
 
+def on_cpu(main: Tool) -> Tool:
+    """The command on the CPU wherever the tests run, as the last ``--device`` counts."""
+    return lambda arguments: main(["--device", "cpu", *arguments])
+
+
 @pytest.fixture(scope="module")
 def evaluate() -> Tool:
-    return runpy.run_path(str(TOOLS / "evaluate.py"))["main"]
+    return on_cpu(evaluate_command.main)
 
 
 @pytest.fixture(scope="module")
 def predict() -> Tool:
-    return runpy.run_path(str(TOOLS / "predict.py"))["main"]
+    return on_cpu(predict_command.main)
 
 
 def write_set(root: Path, *, with_label_maps: bool = True, with_labels: bool = True, with_images: bool = False) -> Path:
@@ -177,7 +182,7 @@ def test_packed_sets_are_read_like_folders(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(predict.__globals__, "write_picture", lambda *arguments: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(predict_command, "write_picture", lambda *arguments: None)
     packed = tmp_path / "packed"
     pack_set(FrameFolder(set_folder, grid_shape=GRID), packed, progress=False)
     found = []

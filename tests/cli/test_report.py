@@ -1,7 +1,6 @@
-"""tools/report.py over a run folder: what the page holds, which scenes it picks, and how it refuses."""
+"""`ammnet report` over a run folder: what the page holds, which scenes it picks, and how it refuses."""
 
 import re
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import ammnet_sparse
+from ammnet_sparse.cli import report as command
 from ammnet_sparse.config import Config, DataConfig, ModelConfig, save_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
@@ -21,7 +21,6 @@ from tests.pictures.browser import Browser, find_chromium
 from tests.pictures.test_history import write_run
 from tests.pictures.test_page import read_data
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "report.py"
 GRID = (24, 12, 24)
 IDS = [f"{number:04d}" for number in range(1, 8)]
 VALIDATION = IDS[2:]
@@ -30,7 +29,7 @@ Tool = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def report() -> Tool:
-    return runpy.run_path(str(TOOL))["main"]
+    return lambda arguments: command.main(["--device", "cpu", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +168,6 @@ def test_what_is_no_run_is_refused(report: Tool, tmp_path: Path, capsys: pytest.
         write_run(folder, mious=(0.1,))
     assert report([str(folder)]) == 2
     output: Any = capsys.readouterr()
-    assert output.err.startswith("report: ")
+    assert output.err.startswith("ammnet report: ")
     assert expected in output.err
     assert list(folder.glob("*.html")) == []

@@ -1,7 +1,6 @@
 """The tools right after installation, with the shipped weights; and the tool that makes such weights."""
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ammnet_sparse.cli.main import run
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
 from ammnet_sparse.models.ammnet import AMMNet
@@ -24,13 +24,12 @@ Tool = Callable[[list[str]], int]
 
 
 def tool(name: str) -> Tool:
-    main: Tool = runpy.run_path(str(REPOSITORY / "tools" / f"{name}.py"))["main"]
-    return main
+    return lambda arguments: run(name, ["--device", "cpu", *arguments])
 
 
 @pytest.fixture(scope="module")
 def export() -> Tool:
-    return tool("export_weights")
+    return tool("export")
 
 
 @pytest.fixture(scope="module")
