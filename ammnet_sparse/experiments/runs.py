@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.config import Config, load_config
+from ammnet_sparse.config import Config, save_config
 from ammnet_sparse.experiments.tables import Row, Table, config_of, read_table, table_names
 from ammnet_sparse.pictures.history import History, HistoryError, read_history
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE
@@ -37,7 +37,7 @@ class Settings:
     folder: Path
     out: Path
     base: Path | None
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
     device: str | None = None
     deadline: float | None = None
 
@@ -48,12 +48,11 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run: its row, its seed, its folder, and the run whose encoders it freezes."""
+    """A run: its configuration, its seed, its folder, and the run whose encoders it freezes."""
 
-    row: Row
+    config: Config
     seed: int
     folder: Path
-    overrides: tuple[str, ...]
     stage1: "RunPlan | None" = None
 
     @property
@@ -70,7 +69,7 @@ class RunPlan:
         history = self.history
         if history is None or not history.epochs or not (self.folder / STATE).is_file():
             return False
-        return bool(history.epochs[-1]["epoch"] >= load_config(self.folder / "config.yaml").training.epochs)
+        return bool(history.epochs[-1]["epoch"] >= self.config.training.epochs)
 
 
 def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPlan:
@@ -87,7 +86,7 @@ def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPla
         owner = _first_with(config, settings, overrides) or owner
     else:
         stage1 = plan_run(table, table.rows[row.encoders_of], seed=seed, settings=settings)
-    return RunPlan(row, seed, settings.out / owner / f"seed{seed}", overrides, stage1)
+    return RunPlan(config, seed, settings.out / owner / f"seed{seed}", stage1)
 
 
 def _first_with(config: Config, settings: Settings, overrides: Sequence[str]) -> str | None:
@@ -114,12 +113,13 @@ def train_run(plan: RunPlan, settings: Settings) -> int:
         return 3
     command = [sys.executable, "-m", "ammnet_sparse.cli", "train"]
     if (plan.folder / STATE).is_file():
-        command += ["--resume", str(plan.folder)]
+        command += ["--resume", str(plan.folder), f"training.epochs={plan.config.training.epochs}"]
     else:
-        command += ["--config", str(plan.row.path), "--out", str(plan.folder)]
-        command += [] if settings.base is None else ["--base", str(settings.base)]
+        file = plan.folder.with_name(f"{plan.folder.name}.yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_config(plan.config, file)
+        command += ["--config", str(file), "--out", str(plan.folder)]
         command += [] if plan.stage1 is None else ["--init-from", str(plan.stage1.folder / BEST_WEIGHTS)]
-        command += plan.overrides
     command += [] if settings.device is None else ["--device", settings.device]
     print(f"== {plan.folder}: {' '.join(command)}", flush=True)
     process = subprocess.Popen(command)

@@ -4,7 +4,6 @@ Names and shapes of its state dict are those of the sparse network. Volumes are 
 """
 
 import dataclasses
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
