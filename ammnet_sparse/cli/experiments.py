@@ -6,9 +6,9 @@ Examples:
   ammnet experiments table4 m1 m1_m2 --data NYU model.image_encoder_weights=mit_b2.pth
   ammnet experiments table3 --base seg2d --only-table      what has been trained so far
 
-A row is a configuration (configs/experiments/TABLE/ROW.yaml) that differs from the base in the keys that the paper's row
-names. Calling again goes on where it stopped: finished runs are left alone, others resumed. Rows of several tables that
-are the same network are trained once. With --seconds the run in progress is stopped in time, with its state saved.
+A row is a configuration (configs/experiments/TABLE/ROW.yaml) that differs from the base in the keys that the paper's
+row names. Calling again goes on where it stopped: finished runs are left alone, others resumed. Rows of several tables
+that are the same network are trained once. With --seconds the run in progress is stopped in time, with its state saved.
 Keys given as key.sub=value hold for every row.
 
 Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 time is up and something is left to train.

@@ -62,8 +62,8 @@ def format_table(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) 
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Percent, on the validation frames at the best epoch by SSC mIoU; mean and deviation over the seeds. The paper's "
-        "figures are of the test frames.",
+        "Percent, on the validation frames at the best epoch by SSC mIoU; mean and deviation over the seeds. The "
+        "paper's figures are of the test frames.",
     ]
     return "\n".join(lines)
 

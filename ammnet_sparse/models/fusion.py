@@ -42,10 +42,10 @@ class Modulation(Fusion):
     sg = stop-gradient (the paper gives no formulas, these are ours):
 
     * ``full``: mod;
-    * ``gradient_only`` keeps the interdependent gradient: mod + sg(add - mod), the value of addition with the gradients
-      of modulation;
-    * ``fusion_only`` keeps the feature fusion: add + mod(sg F_R, sg F_T) - sg(add), the value of modulation; F_R and F_T
-      get the gradients of addition, the convolutions of scale and bias those of eq. 2;
+    * ``gradient_only`` keeps the interdependent gradient: mod + sg(add - mod), the value of addition with the
+      gradients of modulation;
+    * ``fusion_only`` keeps the feature fusion: add + mod(sg F_R, sg F_T) - sg(add), the value of modulation; F_R
+      and F_T get the gradients of addition, the convolutions of scale and bias those of eq. 2;
     * ``detached``: mod with scale and bias of sg(F_T). Through M1 the TSDF features then get no gradient at all: in a
       sparse or dense network that has M1 alone the TSDF encoder stays as initialized. Not a row of Table 5.
     """
@@ -169,7 +169,7 @@ def build_fusion(kind: FusionKind, *, width: int, gradient: ModulationGradient =
 def modulation_inputs(
     features: Tensor, tsdf_features: Tensor, *, gradient: ModulationGradient
 ) -> tuple[Tensor, Tensor]:
-    """What eq. 2 reads of F_R and of F_T, any shape: their gradients stopped as the variant wants; see ``Modulation``."""
+    """What eq. 2 reads of F_R and F_T, any shape, their gradients stopped as the variant wants; see ``Modulation``."""
     if gradient == "fusion_only":
         return features.detach(), tsdf_features.detach()
     return features, tsdf_features.detach() if gradient == "detached" else tsdf_features
