@@ -111,7 +111,7 @@ def train_run(plan: RunPlan, settings: Settings) -> int:
         return code
     if settings.is_time_up:
         return 3
-    command = [sys.executable, "-m", "ammnet_sparse.cli", "train"]
+    command = [sys.executable, "-m", "ammnet_sparse", "train"]
     if (plan.folder / STATE).is_file():
         command += ["--resume", str(plan.folder), f"training.epochs={plan.config.training.epochs}"]
     else:
