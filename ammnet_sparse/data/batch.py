@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame
-from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, TSDF_TOLERANCE, UNMAPPED
 from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.devices import checked_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Batch:
         frame_ids: names of the frames, for messages and pictures.
         tsdf_is_flipped: which convention ``tsdf`` follows.
 
-    Raises ValueError for shapes that do not fit each other and, built on the CPU, for pixels and classes out of range.
+    Raises ValueError for shapes that do not fit each other, for types other than these and, built on the CPU, for a
+    TSDF that is not finite or beyond -1..1, and for pixels and classes out of range.
     """
 
     tsdf: Tensor
@@ -53,6 +55,10 @@ class Batch:
                     f"Batch.{name}: expected {list(expected)} to match tsdf {list(self.tsdf.shape)}, "
                     f"found {list(value.shape)}"
                 )
+        for name, (is_fitting, wanted) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not is_fitting(value.dtype):
+                raise ValueError(f"Batch.{name}: expected {wanted}, found {value.dtype}; convert it first")
         for name, ndim in (("image", 4), ("label_map", 3)):
             value = getattr(self, name)
             if value is not None and (value.ndim != ndim or value.shape[0] != self.batch_size):
@@ -64,7 +70,14 @@ class Batch:
             self._check_values()
 
     def _check_values(self) -> None:
-        """Raises ValueError for a pixel outside of the image or label map, or a class that does not exist."""
+        """Raises ValueError for a TSDF out of range, a pixel outside of the images, or a class that does not exist."""
+        if self.tsdf.numel() and not bool((self.tsdf.abs() <= 1 + TSDF_TOLERANCE).all()):  # so that NaN is found
+            names = ", ".join(self.frame_ids) or "(unnamed)"
+            outside = self.tsdf[~(self.tsdf.abs() <= 1 + TSDF_TOLERANCE)]
+            raise ValueError(
+                f"Batch.tsdf, frames {names}: expected finite values in -1 .. 1, found {outside.numel()} others "
+                f"({', '.join(str(value) for value in outside[:4].tolist())})"
+            )
         self._check_range("mapping: pixels", self.mapping, low=UNMAPPED, high=None)
         for name in ("image", "label_map"):
             value = getattr(self, name)
@@ -113,8 +126,18 @@ class Batch:
         """[B, V] bool: voxels that a pixel hits."""
         return self.mapping != UNMAPPED
 
+    def select(self, chosen: Tensor) -> "Batch":
+        """The frames for which ``chosen``, [B] bool, is True; the batch itself where it is everywhere."""
+        if bool(chosen.all()):
+            return self
+        indices = chosen.nonzero().flatten()
+        selected = self._map_tensors(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        frame_ids = tuple(self.frame_ids[index] for index in indices.tolist()) if self.frame_ids else ()
+        return dataclasses.replace(selected, frame_ids=frame_ids)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same batch with every tensor on ``device``."""
+        """The same batch with every tensor on ``device``. Raises ValueError for a device that is not there."""
+        device = checked_device(device)
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
@@ -180,6 +203,21 @@ class Batch:
         """
         frames = open_frames(source)
         return cls.collate([cls.from_frame(frames.read(frame_id)) for frame_id in ids])
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+_TYPES: dict[str, tuple[Callable[[torch.dtype], bool], str]] = {
+    "tsdf": (lambda dtype: dtype in (torch.float32, torch.float64), "float32 (convert a half-precision TSDF first)"),
+    "mapping": (lambda dtype: dtype in (torch.int32, torch.int64), "int32 or int64, which hold every pixel"),
+    "label_weight": (lambda dtype: dtype == torch.bool, "bool (label_weight > 0)"),
+    "label": (_is_integer, "integers"),
+    "image": (lambda dtype: dtype.is_floating_point, "normalized floats (data.batch.normalize_image)"),
+    "label_map": (_is_integer, "integers"),
+}
+"""Types of the fields, and how they are called."""
 
 
 def normalize_image(image: NDArray[Any]) -> torch.Tensor:

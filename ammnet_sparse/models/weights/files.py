@@ -66,7 +66,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: expected a file with weights, found {'a folder' if path.is_dir() else 'nothing'}")
-    advice = "a .pth checkpoint of the dense AMMNet is converted by tools/convert_checkpoint.py"
+    advice = "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`"
     with SafetensorsFile(path, what="an undamaged safetensors file", advice=advice, raises=WeightsError) as file:
         config = _read_config(path, file.metadata)
         tensors = {name: file.read(name) for name in file.entries}
@@ -95,7 +95,7 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     if metadata.get("format") != FORMAT or "config" not in metadata:
         raise WeightsError(
             f"{path}: expected the metadata format: {FORMAT} and config, found keys {sorted(metadata)}; weights of "
-            "other programs are converted by tools/convert_checkpoint.py"
+            "other programs are converted by `ammnet convert`"
         )
     try:
         return ModelConfig.model_validate(json.loads(metadata["config"]))
