@@ -337,7 +337,7 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
-    text = read_text(path, what="a configuration", most=_MOST_BYTES, advice="check the path", raises=ConfigError)
+    text = read_text(path, what="YAML", most=_MOST_BYTES, advice="check the path", raises=ConfigError)
     try:
         values = parse_yaml(text)
     except YamlProblem as error:

@@ -44,6 +44,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.camera.images import DEPTH_SCALE, parse_intrinsics
 from ammnet_sparse.data.camera.own_frames import find_own_frames, read_own_frame
 from ammnet_sparse.data.camera.placement import POSE_AXES
+from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set
@@ -81,7 +82,7 @@ def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
     completed_frames = (
-        _set_frames(options, model, device) if options.data else _own_frames(options, model, device, skipped)
+        _set_frames(options, model, device, skipped) if options.data else _own_frames(options, model, device, skipped)
     )
     scenes: list[Scene] = []
     count = 0
@@ -98,12 +99,24 @@ def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     return count
 
 
-def _set_frames(options: argparse.Namespace, model: AMMNet, device: torch.device) -> Iterator[CompletedFrame]:
+def _set_frames(
+    options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str]
+) -> Iterator[CompletedFrame]:
     folder = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(folder, options.ids)
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
-        frame = folder.read(frame_id)
+        try:
+            frame = folder.read(frame_id)
+            if (frame.mapping == UNMAPPED).all():
+                raise DataError(
+                    f"{folder.root}: expected voxels that a pixel hits, found none: nothing to predict from"
+                )
+        except DataError as error:
+            if len(options.ids) == 1:
+                raise
+            skipped.append(f"frame {frame_id}: {error}")
+            continue
         yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame).to(device), options))
 
 
