@@ -24,8 +24,9 @@ from ammnet_sparse.data.synthetic.generate import RoomsError, ensure_rooms
 from ammnet_sparse.evaluation.selection import parse_device, parse_positive
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE, CheckpointError
 from ammnet_sparse.training.interruption import RunInterrupted
-from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
+from ammnet_sparse.training.loop import DivergenceError, Run
 from ammnet_sparse.training.preparation import check_runnable
+from ammnet_sparse.training.records import RunResult, format_result
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "default.yaml"
