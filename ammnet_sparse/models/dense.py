@@ -19,6 +19,7 @@ from ammnet_sparse.models.fusion import (
     Fusion,
     ModulationGradient,
     build_fusion,
+    modulation_inputs,
     select_gradient,
 )
 from ammnet_sparse.models.image_branches import ImageBranch
@@ -70,8 +71,8 @@ class DenseModulation(Recomputable):
         return self.recomputed(self._run, features, tsdf_features)
 
     def _run(self, features: Tensor, tsdf_features: Tensor) -> Tensor:
-        source = tsdf_features.detach() if self.gradient == "detached" else tsdf_features
-        modulated = features * (1 + torch.sigmoid(self.scale(source))) + self.bias(source)
+        modulated_features, source = modulation_inputs(features, tsdf_features, gradient=self.gradient)
+        modulated = modulated_features * (1 + torch.sigmoid(self.scale(source))) + self.bias(source)
         return select_gradient(modulated, features, tsdf_features, gradient=self.gradient)
 
 

@@ -52,7 +52,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     for part in absent:
         warnings.warn(
             f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
-            "are given (tools/convert_checkpoint.py --image-encoder-weights)",
+            "are given (`ammnet convert --image-encoder-weights`)",
             stacklevel=2,
         )
     return network.to(device).eval()
@@ -70,7 +70,7 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
     if not state:
         raise WeightsError(
             f"{path}: expected the weights of a {DISCRIMINATOR}, found none; shipped weights and files of "
-            "tools/export_weights.py lack it, unless exported with --keep-discriminator"
+            "`ammnet export` lack it, unless exported with --keep-discriminator"
         )
     discriminator = build_discriminator(config)
     load_into(discriminator, state, source=path)
