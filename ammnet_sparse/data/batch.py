@@ -55,16 +55,16 @@ class Batch:
                     f"Batch.{name}: expected {list(expected)} to match tsdf {list(self.tsdf.shape)}, "
                     f"found {list(value.shape)}"
                 )
-        for name, (is_fitting, wanted) in _TYPES.items():
-            value = getattr(self, name)
-            if value is not None and not is_fitting(value.dtype):
-                raise ValueError(f"Batch.{name}: expected {wanted}, found {value.dtype}; convert it first")
         for name, ndim in (("image", 4), ("label_map", 3)):
             value = getattr(self, name)
             if value is not None and (value.ndim != ndim or value.shape[0] != self.batch_size):
                 raise ValueError(
                     f"Batch.{name}: expected {ndim} axes with {self.batch_size} frames first, found {list(value.shape)}"
                 )
+        for name, (is_fitting, wanted) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not is_fitting(value.dtype):
+                raise ValueError(f"Batch.{name}: expected {wanted}, found {value.dtype}; convert it first")
         if self.tsdf.device.type == "cpu":
             # Here, once, before it is moved: on a GPU looking at values would wait for the device in every step.
             self._check_values()

@@ -27,6 +27,8 @@ UNMAPPED = -1
 
 TSDF_TOLERANCE = 1e-3
 """How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
+FREE_TSDF = 0.999
+"""From this TSDF on a voxel that no pixel hits is observed to be free."""
 
 NUM_LABEL_MAP_CLASSES = 14
 """Classes of the 2D label map (``Seg2D``): void and 13 classes, used one-hot."""

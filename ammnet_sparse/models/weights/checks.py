@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types in which weights may be stored; in the network they are float32."""
 _INTEGERS = (torch.int64, torch.int32)
 _VARIANCE = "running_var"
-_NAMES_SHOWN = 6
 
 
 def kind_problem(value: Tensor) -> str | None:
@@ -51,7 +50,7 @@ def check_plain(state: Mapping[str, Tensor], *, source: object) -> None:
     unusable = [f"{name} ({what})" for name, value in state.items() if (what := kind_problem(value))]
     if unusable:
         raise WeightsError(
-            f"{source}: expected plain tensors, found {some(unusable)}; convert them with "
+            f"{source}: expected plain tensors, found {some_names(unusable)}; convert them with "
             "tensor.to_dense().dequantize().float() as far as they need it, and save the state_dict again"
         )
 
@@ -97,14 +96,8 @@ def check_state(
     if not any(problems.values()):
         problems["wrong values"] = _problems((name, value_problem(name, value)) for name, value in known.items())
     if any(problems.values()):
-        found = "; ".join(f"{title}: {some(names)}" for title, names in problems.items() if names)
+        found = "; ".join(f"{title}: {some_names(names)}" for title, names in problems.items() if names)
         raise WeightsError(f"{source}: expected the weights of this {what}; found {found}")
-
-
-def some(names: Sequence[str]) -> str:
-    """Names for a message: the first few, and how many more there are."""
-    shown = ", ".join(name if len(name) <= 200 else f"{name[:200]}..." for name in names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
 def _problems(found: Iterable[tuple[str, str | None]]) -> list[str]:

@@ -14,12 +14,12 @@ from torch import Tensor
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.files.errors import reason
-from ammnet_sparse.models.dense import DenseAMMNet
-from ammnet_sparse.models.weights.backbones import timm_to_published
-from ammnet_sparse.models.weights.checks import kind_problem, some, type_problem, value_problem
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
+from ammnet_sparse.models.weights.backbones import WRAPPERS, timm_to_published
+from ammnet_sparse.models.weights.checks import kind_problem, type_problem, value_problem
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.models.weights.parts import join_states
 
-_WRAPPERS = ("model", "state_dict")
 _PREFIX = "module."
 
 _OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
@@ -219,7 +219,7 @@ def published_name(name: str) -> str:
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Published names to tensors, without wrapping dict and prefix."""
-    for key in _WRAPPERS * 2:  # either order, and never forever
+    for key in WRAPPERS * 2:  # either order, and never forever
         inner = state.get(key)
         state = inner if isinstance(inner, Mapping) else state
     given: dict[str, Tensor] = {}
@@ -270,14 +270,13 @@ def _derive_config(
 
 def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Names and shapes of all weights of the network that the configuration describes."""
-    # An encoder that is not frozen: a frozen one without weights warns.
     try:
         with torch.device("meta"):
-            network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
+            networks = build_dense_generator(config), build_dense_discriminator(config)
     # Sizes beyond what PyTorch can express raise whatever they meet first.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
         raise ConversionError(f"the shapes of the weights give no network: {reason(error)}") from error
-    return {name: value.shape for name, value in network.state_dict().items()}
+    return {name: value.shape for name, value in join_states(*(part.state_dict() for part in networks)).items()}
 
 
 def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
@@ -320,7 +319,7 @@ def _check(
         if name in wanted_shapes and (wrong := value_problem(name, value))
     ]
     problems = [
-        f"{title}: {some(names)}"
+        f"{title}: {some_names(names)}"
         for title, names in (
             ("unknown names", unknown),
             ("missing names", missing),

@@ -1,32 +1,39 @@
-"""From a file of weights to a network that predicts."""
+"""From a file of weights to networks that predict and judge."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.devices import checked_device
 from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_encoders import random_backbone_expected
+from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.weights.checks import check_state
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.models.weights.parts import (
+    DISCRIMINATOR,
+    OPTIONAL_PARTS,
+    Sites,
+    fit_state_projections,
+    names_of,
+    split_state,
+)
 from ammnet_sparse.models.weights.shipped import find_weights
 
-OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", "discriminator")
-"""Parts that a converted checkpoint may lack, each as a whole."""
-_STATE_PROJECTION = "state_projection.weight"
-_STATE_PARTS = ("decoder.state_projection", "tsdf_encoder.state_projection")
 _MOST_ABSENT = 2**27
 """Numbers that the parts which a file lacks may have together: 512 MiB of random weights."""
 
+_Network = TypeVar("_Network", bound=nn.Module)
 
-def load_model(
-    path: str | Path, *, sites: Literal["sparse", "dense"] | None = None, device: torch.device | str = "cpu"
-) -> AMMNet:
+
+def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.device | str = "cpu") -> AMMNet:
     """A network in evaluation mode from a safetensors file of the project's tools.
 
     Args:
@@ -47,37 +54,59 @@ def load_model(
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
     device = checked_device(device)
     path = find_weights(path)
-    state, file_config, _ = read_weights(path)
+    file_state, file_config, _ = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
-    expected = _expected_state(config, source=path)
-    if file_config.sites == "sparse" and config.sites == "dense":
-        state = {name: value for name, value in state.items() if not name.endswith(_STATE_PROJECTION)}
-    absent = [part for part in OPTIONAL_PARTS if not _names_of(part, state) and _names_of(part, expected)]
+    state, _ = split_state(file_state)
     # Before the network is built: the file's tensors are no larger than the file, its configuration may say anything.
-    projections = [name for name in expected if name.endswith(_STATE_PROJECTION)]
-    adds_state = file_config.sites == "dense" and config.sites == "sparse"
-    check_state(expected, state, source=path, what="AMMNet", may_lack=[*absent, *(_STATE_PARTS if adds_state else ())])
+    expected = _state_without_memory(build_generator, config, source=path)
+    fitted = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
+    given = {name: value for name, value in fitted.items() if not value.is_meta}
+    added = [name.rpartition(".")[0] for name in fitted if name not in given]
+    absent = [part for part in OPTIONAL_PARTS if names_of(part, expected) and not names_of(part, state)]
+    check_state(expected, given, source=path, what="AMMNet", may_lack=[*absent, *added])
     _check_absent(expected, absent, source=path)
-    if adds_state:
-        state |= {name: torch.zeros(expected[name].shape) for name in projections}
-    with random_backbone_expected():  # its weights come from this file, not from image_encoder_weights
-        network = AMMNet(config)
+    network = build_generator(config)
+    state = fit_state_projections(state, network.state_dict(), trained=file_config.sites, wanted=config.sites)
     load_into(network, state, source=path, may_lack=absent)
     for part in absent:
-        if part != "discriminator":
-            warnings.warn(
-                f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
-                "are given (`ammnet convert --image-encoder-weights`)",
-                stacklevel=2,
-            )
+        warnings.warn(
+            f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
+            "are given (`ammnet convert --image-encoder-weights`)",
+            stacklevel=2,
+        )
     return network.to(device).eval()
 
 
-def _expected_state(config: ModelConfig, *, source: Path) -> dict[str, torch.Tensor]:
-    """The state dict of the network without its values: shapes and types, in no memory."""
+def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") -> Discriminator:
+    """The discriminator of a file of weights, in evaluation mode, float32; arguments as of ``load_model``.
+
+    Raises:
+        WeightsError: a file that is missing, damaged, or holds no discriminator.
+    """
+    device = checked_device(device)
+    path = find_weights(path)
+    file_state, config, _ = read_weights(path)
+    _, state = split_state(file_state)
+    if not state:
+        raise WeightsError(
+            f"{path}: expected the weights of a {DISCRIMINATOR}, found none; shipped weights and files of "
+            "`ammnet export` lack it, unless exported with --keep-discriminator"
+        )
+    check_state(
+        _state_without_memory(build_discriminator, config, source=path), state, source=path, what="Discriminator"
+    )
+    discriminator = build_discriminator(config)
+    load_into(discriminator, state, source=path)
+    return discriminator.to(device).eval()
+
+
+def _state_without_memory(
+    build: Callable[[ModelConfig], _Network], config: ModelConfig, *, source: Path
+) -> dict[str, torch.Tensor]:
+    """The state dict of a network on the meta device: shapes and types, but no values."""
     try:
-        with random_backbone_expected(), torch.device("meta"):
-            return AMMNet(config).state_dict()
+        with torch.device("meta"):
+            return build(config).state_dict()
     # Sizes beyond what PyTorch can express raise whatever they meet first.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
         raise WeightsError(
@@ -86,13 +115,9 @@ def _expected_state(config: ModelConfig, *, source: Path) -> dict[str, torch.Ten
 
 
 def _check_absent(expected: dict[str, torch.Tensor], absent: list[str], *, source: Path) -> None:
-    size = sum(expected[name].numel() for part in absent for name in _names_of(part, expected))
+    size = sum(expected[name].numel() for part in absent for name in names_of(part, expected))
     if size > _MOST_ABSENT:
         raise WeightsError(
             f"{source}: expected weights of {', '.join(absent)}, found none for a network whose metadata ask for "
             f"{size:,} of them; the file is damaged"
         )
-
-
-def _names_of(part: str, state: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name in state if name.startswith(f"{part}.")]
