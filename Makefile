@@ -8,11 +8,12 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format asan oldest clean FORCE
+.PHONY: help setup train test fuzz lint format asan oldest clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
 	@echo 'make test     set up, then run the tests'
+	@echo 'make fuzz     set up, then read 20,000 damaged files of every kind; raw errors are counted, and fail'
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
@@ -38,6 +39,10 @@ train: $(stamp)
 test: $(stamp)
 	@echo '== tests'
 	$(python) -m pytest $(ARGS)
+
+fuzz: $(stamp)
+	@echo '== damaged files of every kind'
+	$(python) -m tests.fuzz $(ARGS)
 
 lint: $(stamp)
 	@echo '== lint: ruff (lint and format) and mypy'

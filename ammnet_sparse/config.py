@@ -1,6 +1,7 @@
 """Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
 
 import difflib
+import os
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -337,6 +338,9 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        raise ConfigError(f"{path}: cannot read the configuration ({found}); check the path")
     text = read_text(path, what="YAML", most=_MOST_BYTES, advice="check the path", raises=ConfigError)
     try:
         values = parse_yaml(text)

@@ -79,8 +79,13 @@ def read_image(
         try:
             head = read_head(file)
             with Image.open(file, formats=list(formats)) as image:
-                orientation = _orientation(image)
-                if problem := _size_problem(image, size, most_pixels, is_turned=upright and orientation >= 5):
+                # Before the orientation is asked for: of a png Pillow decodes everything to find it.
+                can_turn = upright and image.size == size
+                problem = _size_problem(image, size, most_pixels, is_turned=can_turn)
+                orientation = 1 if problem else _orientation(image)
+                is_turned = upright and orientation >= 5
+                problem = problem or _size_problem(image, size, most_pixels, is_turned=is_turned)
+                if problem:
                     raise raises.about(path, expected=problem[0], found=problem[1], advice=advice)
                 image.load()
                 picture: Image.Image = ImageOps.exif_transpose(image) if upright and orientation != 1 else image

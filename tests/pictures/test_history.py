@@ -109,7 +109,7 @@ def test_a_step_with_values_of_any_kind_is_drawn(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"nowhere: expected the folder of a training run, found no folder"):
         read_history(tmp_path / "nowhere")
-    with pytest.raises(HistoryError, match=r"expected a training run with metrics\.jsonl, found none; name a run"):
+    with pytest.raises(HistoryError, match=r"expected a training run with metrics\.jsonl, found none; name "):
         read_history(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(HistoryError, match=r"metrics\.jsonl: expected metrics, found none yet"):
