@@ -75,7 +75,12 @@ def as_label(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     check_integral(values, path, name="label")
     outside = ((values < 0) | (values >= NUM_CLASSES)) & (values != IGNORE_LABEL)
     if outside.any():
-        raise _wrong_values(path, "label", f"classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}", values[outside])
+        found, advice = values[outside], _REPLACE
+        if found.min() >= NUM_CLASSES and np.unique(found).size > 1:
+            advice = (
+                "of a longer list of classes? Map them to the 11 classes, or take the frame out of the list of frames"
+            )
+        raise _wrong_values(path, "label", f"classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}", found, advice=advice)
     return values.astype(np.uint8)
 
 
@@ -184,6 +189,6 @@ def check_integral(values: NDArray[Any], path: Path, *, name: str) -> None:
             raise _wrong_values(path, name, "whole numbers", values[fractional])
 
 
-def _wrong_values(path: Path, name: str, expected: str, found: NDArray[Any]) -> DataError:
+def _wrong_values(path: Path, name: str, expected: str, found: NDArray[Any], *, advice: str = _REPLACE) -> DataError:
     examples = ", ".join(str(value) for value in np.unique(found)[:4].tolist())
-    return DataError(f"{path}: {name}: expected {expected}, found {found.size} other values ({examples}); {_REPLACE}")
+    return DataError(f"{path}: {name}: expected {expected}, found {found.size} other values ({examples}); {advice}")
