@@ -191,12 +191,13 @@ def test_what_is_derived_is_shared_and_goes_with_the_finer_sites() -> None:
     num_remembered = len(every_cell._derived)
     assert cells_read(fine, UP_KERNEL, SHAPE) is half
     for source, target, kernel in ((fine, fine, KERNELS[0]), (half, fine, UP_KERNEL), (every_cell, fine, UP_KERNEL)):
-        assert KernelMap(source, target, kernel).pairs is KernelMap(source, target, kernel).pairs
+        assert KernelMap(source, target, kernel).table is KernelMap(source, target, kernel).table
+        assert KernelMap(source, target, kernel).inverse is KernelMap(source, target, kernel).inverse
         assert KernelMap(source, target, kernel).spconv_pairs is KernelMap(source, target, kernel).spconv_pairs
     containing_cells(half, full_sites(2, (3, 2, 3), CPU), (2, 2, 2))
     neighbor_rows(fine)
     # A full set lives as long as the process: it remembers tables of its own, but nothing of a batch.
-    assert not any("pairs" in str(key) for key in list(every_cell._derived)[num_remembered:])
+    assert not any("table" in str(key) for key in list(every_cell._derived)[num_remembered:])
     references = [weakref.ref(sites) for sites in (fine, half)]
     del fine, half, source, target
     assert [reference() for reference in references] == [None, None]
