@@ -16,9 +16,11 @@ from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders import build_image_encoder
 from ammnet_sparse.models.inputs import (
     STATE_CHANNELS,
+    SitePlan,
     encoder_sites,
     label_map_features,
     not_free_mask,
+    plan_sites,
     pooled_state,
 )
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
@@ -26,7 +28,7 @@ from ammnet_sparse.ops import fill_empty, project_features
 from ammnet_sparse.sparse.blocks import DDRBlock, Recomputable, RecomputeLevel, Stem
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 from ammnet_sparse.sparse.recipes import recipes_kept
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
 Voxels = Literal["scored", "not_free", "all"]
 EMPTY_LOGIT = 20.0
@@ -150,7 +152,7 @@ class AMMNet(nn.Module):
         own = {id(parameter) for parameter in self.discriminator.parameters()}
         return [value for value in self.parameters() if value.requires_grad and id(value) not in own]
 
-    def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | None = None) -> Prediction:
+    def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | SitePlan | None = None) -> Prediction:
         """Predicts the classes of a batch's voxels.
 
         Args:
@@ -169,16 +171,16 @@ class AMMNet(nn.Module):
         with recipes_kept(self.keeps_recipes):
             return self._predict(batch, voxels)
 
-    def _predict(self, batch: Batch, voxels: Voxels | SiteSet | None) -> Prediction:
+    def _predict(self, batch: Batch, voxels: Voxels | SiteSet | SitePlan | None) -> Prediction:
         config = self.config
-        sites = encoder_sites(batch, is_dense=config.sites == "dense", with_band=config.encoder_band)
+        plan = self._plan(batch, voxels)
+        sites, targets = plan.encoder, plan.voxels
         state = pooled_state(batch).to(self._dtype) if self.has_state else None
         features, class_logits_2d = self._image_features(batch, sites)
         tsdf_features = None
         if config.inputs != "image":
             tsdf = sites.gather(batch.tsdf.to(self._dtype))
             tsdf_features = self.tsdf_encoder(tsdf, sites, state=state)
-        targets = self._targets(batch, voxels)
         chunk_size = None if self.training or torch.is_grad_enabled() else CHUNK_SIZE
         voxel_logits = self.decoder(
             features, tsdf_features, sites=sites, voxels=targets, state=state, chunk_size=chunk_size
@@ -188,24 +190,40 @@ class AMMNet(nn.Module):
             image_size = (batch.image.shape[2], batch.image.shape[3])
         return Prediction(voxel_logits, targets, class_logits_2d=class_logits_2d, image_size=image_size)
 
-    def _targets(self, batch: Batch, voxels: Voxels | SiteSet | None) -> SiteSet:
-        if isinstance(voxels, SiteSet):
-            found, expected = (voxels.batch_size, *voxels.spatial_shape), (batch.batch_size, *batch.grid_shape)
+    def plan_sites(self, batch: Batch, voxels: Tensor) -> SitePlan:
+        """The sites of a batch with those of a mask [B, V] bool as what to predict; waits for the device once.
+
+        Raises:
+            ValueError: no voxel of the batch is hit by a pixel.
+        """
+        is_dense = self.config.sites == "dense"
+        return plan_sites(batch, voxels, is_dense=is_dense, with_band=self.config.encoder_band)
+
+    def _plan(self, batch: Batch, voxels: Voxels | SiteSet | SitePlan | None) -> SitePlan:
+        if isinstance(voxels, SitePlan | SiteSet):
+            targets = voxels if isinstance(voxels, SiteSet) else voxels.voxels
+            found, expected = (targets.batch_size, *targets.spatial_shape), (batch.batch_size, *batch.grid_shape)
             if found != expected:
                 raise ValueError(f"voxels: expected sites of the batch's grid {expected}, found sites of {found}")
         elif voxels is None:
             voxels = "scored" if self.training else "not_free"
         elif voxels not in get_args(Voxels):
             raise ValueError(f"voxels: expected {', '.join(get_args(Voxels))}, sites or None, found {voxels!r}")
-        if self.config.sites == "dense" or voxels == "all" or self.decoder.reads_whole_volume:
-            return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
-        if isinstance(voxels, SiteSet):
-            return voxels
-        mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
-        targets = sites_from_mask(mask.view(batch.batch_size, *batch.grid_shape))
-        if len(targets) == 0:
-            raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
-        return targets
+        is_dense = self.config.sites == "dense"
+        is_whole = is_dense or voxels == "all" or self.decoder.reads_whole_volume
+        if voxels in ("scored", "not_free") and not is_whole:
+            mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
+            plan = self.plan_sites(batch, mask)
+            if len(plan.voxels) == 0:
+                raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
+            return plan
+        if isinstance(voxels, SitePlan):
+            encoder = voxels.encoder
+        else:
+            encoder = encoder_sites(batch, is_dense=is_dense, with_band=self.config.encoder_band)
+        if is_whole or isinstance(voxels, str):
+            return SitePlan(encoder, full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device))
+        return SitePlan(encoder, voxels if isinstance(voxels, SiteSet) else voxels.voxels)
 
     def _image_features(self, batch: Batch, sites: SiteSet) -> tuple[Tensor | None, Tensor | None]:
         """F_R [N, C] at the encoder sites and the 2D class logits at a quarter of the image size."""

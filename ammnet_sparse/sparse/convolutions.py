@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ammnet_sparse.ops import sum_rows
 from ammnet_sparse.sparse import spconv_engine
 from ammnet_sparse.sparse.gather_product import GatherProduct
-from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, containing_cells
+from ammnet_sparse.sparse.kernel_maps import KernelMap, containing_cells
+from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
 from ammnet_sparse.sparse.recipes import noted
 from ammnet_sparse.sparse.sites import SiteSet
 
@@ -75,10 +76,6 @@ class SiteConv3d(nn.Conv3d):
     def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:  # type: ignore[override]
         """[N_source, in] -> [N_target, out]."""
         return convolve(features, self.weight, KernelMap(source, target, self.kernel))
-
-
-UP_KERNEL = Kernel((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), is_transposed=True)
-"""Doubles every axis (output padding 1)."""
 
 
 class SiteConvTranspose3d(nn.ConvTranspose3d):
@@ -159,7 +156,13 @@ def _convolve_dense(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tenso
         missing = [
             size - ((coarse - 1) * step - 2 * padding + dilation * (taps - 1) + 1)
             for size, coarse, step, padding, dilation, taps in zip(
-                shape, pairs.source.spatial_shape, kernel.stride, kernel.padding, kernel.dilation, kernel.size, strict=True
+                shape,
+                pairs.source.spatial_shape,
+                kernel.stride,
+                kernel.padding,
+                kernel.dilation,
+                kernel.size,
+                strict=True,
             )
         ]
         out = F.conv_transpose3d(volume, weight, stride=kernel.stride, padding=kernel.padding, output_padding=missing)

@@ -8,13 +8,21 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ammnet_sparse.sparse.kernels import (
+    NEIGHBORHOOD,
+    Kernel,
+    all_residues,
+    shifts_of_residue,
+    strided_shape,
+    taps_of_residues,
+)
+from ammnet_sparse.sparse.masks import read_mask, strided_mask
 from ammnet_sparse.sparse.sites import (
     BORDER,
     SiteSet,
@@ -27,23 +35,6 @@ from ammnet_sparse.sparse.sites import (
 )
 
 _Built = TypeVar("_Built")
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """Geometry of a convolution or pooling: taps, stride, padding and dilation along (X, height, Y)."""
-
-    size: Triple
-    stride: Triple = (1, 1, 1)
-    padding: Triple = (0, 0, 0)
-    dilation: Triple = (1, 1, 1)
-    is_transposed: bool = False
-
-    @property
-    def taps(self) -> Iterator[Triple]:
-        """Tap positions in C order, the order of a convolution weight's last three axes."""
-        x, height, y = self.size
-        return itertools.product(range(x), range(height), range(y))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +76,17 @@ class KernelMap:
     @property
     def table(self) -> Tensor:
         """[N_target, taps] int32: the source row that each tap reads for each target, -1 for none; taps in C order."""
-        return self._shared("table", lambda: _table(self.target, self.source, self.kernel))
+        return self.shared("table", lambda: _table(self.target, self.source, self.kernel))
 
     @property
     def inverse(self) -> Tensor:
         """[N_source, taps] int32: the target row for which each tap reads each source, -1 for none."""
-        return self._shared("inverse", self._build_inverse)
+        return self.shared("inverse", self._build_inverse)
 
     @property
     def groups(self) -> TargetGroups:
         """The targets of a transposed kernel by residue; waits for the device unless the sites were planned."""
-        return self._shared("groups", lambda: _target_groups(self.target, self.source, self.kernel))
+        return self.shared("groups", lambda: _target_groups(self.target, self.source, self.kernel))
 
     @property
     def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -107,24 +98,12 @@ class KernelMap:
         return tuple(pairs)
 
     @property
-    def spconv_pairs(self) -> tuple[Tensor, Tensor]:
-        """The pairs as spconv's native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
-
-        The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
-        """
-        return self._shared("native pairs", self._build_spconv_pairs)
-
-    @property
-    def spconv_masks(self) -> "MaskedPairs":
-        """The pairs as spconv's implicit matrix product takes them."""
-        return self._shared("masked pairs", self._build_spconv_masks)
-
-    @property
     def num_pairs(self) -> int:
         """Multiplications of one input with one output channel, over all taps."""
         return int((self.table >= 0).sum())
 
-    def _shared(self, name: str, build: Callable[[], _Built]) -> _Built:
+    def shared(self, name: str, build: Callable[[], _Built]) -> _Built:
+        """What ``build`` returns, built once for this kernel between these site sets, and remembered on one of them."""
         owner, other = self._owner_and_other()
         key = (name, id(other), self.source is owner, self.kernel)
         # The other set is kept beside the table, or its id could come to mean another set.
@@ -153,61 +132,6 @@ class KernelMap:
             return self.table.flip(1)
         return _table(self.source, self.target, dataclasses.replace(kernel, is_transposed=not kernel.is_transposed))
 
-    def _build_spconv_pairs(self) -> tuple[Tensor, Tensor]:
-        rows = self.table.t()
-        is_pair = rows >= 0
-        pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
-        counts = pairs_of_tap.cpu()
-        tap, target = is_pair.nonzero().unbind(1)
-        begin = pairs_of_tap.cumsum(0) - pairs_of_tap
-        position = torch.arange(len(tap), device=rows.device) - begin[tap]
-        table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
-        table[0, tap, position] = rows[tap, target]  # a mask would make the host wait once more
-        table[1, tap, position] = target.int()
-        return table, counts
-
-    def _build_spconv_masks(self) -> "MaskedPairs":
-        return MaskedPairs(*_masked(self.table), *_masked(self.inverse))
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedPairs:
-    """What spconv's implicit matrix product reads, forward for the targets and backward for the sources.
-
-    ``pairs`` [taps, N] int32 are a table's columns, ``mask`` [N, 1] int32 has a bit for every tap that reads a row,
-    and ``order`` [N] int32 sorts the rows by their masks, so that rows that are computed together have like taps.
-    """
-
-    pairs: Tensor
-    mask: Tensor
-    order: Tensor
-    backward_pairs: Tensor
-    backward_mask: Tensor
-    backward_order: Tensor
-
-
-MOST_MASKED_TAPS = 31
-"""Bits of a mask that sort as integers with a sign do."""
-
-
-def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if table.shape[1] > MOST_MASKED_TAPS:
-        raise ValueError(f"kernel: expected at most {MOST_MASKED_TAPS} taps for masks, found {table.shape[1]}")
-    bits = _constant(tuple(1 << tap for tap in range(table.shape[1])), table.device).int()
-    mask = ((table >= 0) * bits).sum(1, dtype=torch.int32)
-    return table.t().contiguous(), mask[:, None], mask.argsort(stable=True).int()
-
-
-def strided_shape(shape: Triple, kernel: Kernel) -> Triple:
-    """Output grid of a strided convolution."""
-    x, height, y = (
-        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-        for size, padding, dilation, taps, stride in zip(
-            shape, kernel.padding, kernel.dilation, kernel.size, kernel.stride, strict=True
-        )
-    )
-    return x, height, y
-
 
 def strided_sites(sites: SiteSet, kernel: Kernel) -> SiteSet:
     """Cells of the strided grid that contain a site or that the kernel reaches from one, shared once built."""
@@ -222,18 +146,6 @@ def strided_key(kernel: Kernel) -> Hashable:
     return "strided", kernel
 
 
-def strided_mask(mask: Tensor, kernel: Kernel) -> Tensor:
-    """[B, X, H, Y] bool mask of a grid -> that of the cells of ``strided_sites``."""
-    shape = strided_shape((mask.shape[1], mask.shape[2], mask.shape[3]), kernel)
-    reached = _offsets(kernel)
-    contained = [list(range(stride)) for stride in kernel.stride]
-    joined = [sorted({*first, *second}) for first, second in zip(reached, contained, strict=True)]
-    num_unlike = sum(first != second for first, second in zip(reached, contained, strict=True))
-    if num_unlike <= 1 or joined == reached:  # what is reached or contained is a box itself
-        return _any_within(mask, joined, kernel.stride, shape)
-    return _any_within(mask, reached, kernel.stride, shape) | _any_within(mask, contained, kernel.stride, shape)
-
-
 def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
     """Cells of a coarser grid of this ``shape`` that a transposed convolution onto ``sites`` reads, shared."""
     if sites.is_full:
@@ -244,33 +156,6 @@ def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
 def read_key(kernel: Kernel, shape: Triple) -> Hashable:
     """Under which ``cells_read`` are remembered."""
     return "read", kernel, shape
-
-
-def read_mask(mask: Tensor, kernel: Kernel, shape: Triple) -> Tensor:
-    """[B, X, H, Y] bool mask of a grid -> that of the cells of ``cells_read`` on the coarser grid of ``shape``."""
-    return _any_within(mask, _offsets(kernel), kernel.stride, shape)
-
-
-def _offsets(kernel: Kernel) -> list[list[int]]:
-    """Per axis what the taps add to a cell times the stride."""
-    return [
-        [tap * dilation - padding for tap in range(size)]
-        for size, padding, dilation in zip(kernel.size, kernel.padding, kernel.dilation, strict=True)
-    ]
-
-
-def _any_within(mask: Tensor, offsets: Sequence[Sequence[int]], stride: Triple, shape: Triple) -> Tensor:
-    """[B, X, H, Y] bool: whether ``mask`` is set at a cell times the stride plus any of the offsets, axis by axis."""
-    for axis, (steps, step, size) in enumerate(zip(offsets, stride, shape, strict=True), start=1):
-        if list(steps) == [0] and step == 1:
-            continue
-        before, after = max(0, -steps[0]), max(0, (size - 1) * step + steps[-1] + 1 - mask.shape[axis])
-        padded = F.pad(mask, (0, 0) * (3 - axis) + (before, after)) if before or after else mask
-        slices = [padded.narrow(axis, before + offset, (size - 1) * step + 1) for offset in steps]
-        if step > 1:
-            slices = [part[(slice(None),) * axis + (slice(None, None, step),)] for part in slices]
-        mask = functools.reduce(torch.logical_or, slices)
-    return mask
 
 
 def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
@@ -291,10 +176,6 @@ def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
     return rows
 
 
-NEIGHBORHOOD = Kernel((3, 3, 3), padding=(1, 1, 1))
-"""The 3x3x3 neighborhood of a voxel."""
-
-
 def neighbor_rows(sites: SiteSet) -> Tensor:
     """[N, 27] int32: rows of the 3x3x3 neighborhood in C order of offsets, -1 for none, shared once built."""
     return KernelMap(sites, sites, NEIGHBORHOOD).table
@@ -303,17 +184,6 @@ def neighbor_rows(sites: SiteSet) -> Tensor:
 def residue_key(stride: Triple) -> Hashable:
     """Under which the numbers of sites by residue are remembered, one for each residue in C order."""
     return "residue counts", stride
-
-
-def residue_counts(mask: Tensor, stride: Triple) -> Tensor:
-    """[B, X, H, Y] bool -> [residues] int64: sites by the residues of their coordinates modulo the stride, C order."""
-    counts = mask.sum(0)
-    padding = [(-size) % step for size, step in zip(counts.shape, stride, strict=True)]
-    if any(padding):
-        counts = F.pad(counts, (0, padding[2], 0, padding[1], 0, padding[0]))
-    x, height, y = counts.shape
-    split = counts.view(x // stride[0], stride[0], height // stride[1], stride[1], y // stride[2], stride[2])
-    return split.sum((0, 2, 4)).flatten()
 
 
 def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
@@ -335,14 +205,14 @@ def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
 def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGroups:
     device = target.linear.device
     residues = _residues(target, kernel.stride)
-    num_residues = math.prod(kernel.stride)
 
     def count() -> list[int]:
-        found: list[int] = residue_counts(target.mask, kernel.stride).tolist()
+        numbers = constant(tuple(range(math.prod(kernel.stride))), device)
+        found: list[int] = (residues[:, None] == numbers).sum(0).tolist()
         return found
 
     counts = target.remembered(residue_key(kernel.stride), count)
-    taps = _taps_of_residues(kernel)
+    taps = taps_of_residues(kernel)
     order = residues.to(torch.uint8).argsort(stable=True)
     position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
     most = max(len(served) for served in taps)
@@ -352,12 +222,12 @@ def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGr
     cells = constants.index_select(0, residues_in_order).add_(origins[:, None])
     table = bordered_table(source).index_select(0, cells.flatten()).view(cells.shape)
     groups, first, first_tap = [], 0, 0
-    for residue in range(num_residues):
-        end, end_tap = first + counts[residue], first_tap + len(taps[residue])
+    for count_of_residue, served in zip(counts, taps, strict=True):
+        end, end_tap = first + count_of_residue, first_tap + len(served)
         if end > first:
             groups.append((first, end, first_tap, end_tap))
         first, first_tap = end, end_tap
-    tap_order = _constant(tuple(itertools.chain.from_iterable(taps)), device)
+    tap_order = constant(tuple(itertools.chain.from_iterable(taps)), device)
     return TargetGroups(position, table, tap_order, tuple(groups))
 
 
@@ -387,48 +257,13 @@ def _residues(sites: SiteSet, stride: Triple) -> Tensor:
     return sites.of_cells(("residues", stride), build)
 
 
-def _shifts_of_residue(kernel: Kernel, residue: Triple, shape: Triple) -> list[int | None]:
-    """Per tap what to add to an origin in a grid of ``shape``; None for a tap that does not serve the residue."""
-    found: list[int | None] = []
-    for tap in kernel.taps:
-        offset = []
-        for axis in range(3):
-            shift = tap[axis] * kernel.dilation[axis] - kernel.padding[axis]
-            if kernel.is_transposed:
-                rest = residue[axis] - shift
-                offset.append(rest // kernel.stride[axis] if rest % kernel.stride[axis] == 0 else None)
-            else:
-                offset.append(shift)
-        x, height, y = offset
-        if x is None or height is None or y is None:
-            found.append(None)
-        else:
-            found.append((x * shape[1] + height) * shape[2] + y)
-    return found
-
-
-def _all_residues(kernel: Kernel) -> list[Triple]:
-    if not kernel.is_transposed:
-        return [(0, 0, 0)]
-    x, height, y = kernel.stride
-    return list(itertools.product(range(x), range(height), range(y)))
-
-
-def _taps_of_residues(kernel: Kernel) -> list[list[int]]:
-    """For each residue in C order the taps that serve it."""
-    return [
-        [tap for tap, shift in enumerate(_shifts_of_residue(kernel, residue, (1, 1, 1))) if shift is not None]
-        for residue in _all_residues(kernel)
-    ]
-
-
 _FAR = -(2**40)
 
 
 @functools.lru_cache(maxsize=256)
 def _tap_constants(kernel: Kernel, shape: Triple, device: torch.device) -> Tensor:
-    """[residues, taps] int64 of ``_shifts_of_residue``, far below 0 for None; one row where residues do not matter."""
-    rows = [_shifts_of_residue(kernel, residue, shape) for residue in _all_residues(kernel)]
+    """[residues, taps] int64 of ``shifts_of_residue``, far below 0 for None; one row where residues do not matter."""
+    rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
     with torch.inference_mode(False):
         return torch.tensor([[_FAR if shift is None else shift for shift in row] for row in rows], device=device)
 
@@ -436,14 +271,14 @@ def _tap_constants(kernel: Kernel, shape: Triple, device: torch.device) -> Tenso
 @functools.lru_cache(maxsize=64)
 def _grouped_constants(kernel: Kernel, shape: Triple, width: int, device: torch.device) -> Tensor:
     """[residues, width] int64: the shifts of each residue's own taps, filled up with the first."""
-    rows = [_shifts_of_residue(kernel, residue, shape) for residue in _all_residues(kernel)]
+    rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
     served = [[shift for shift in row if shift is not None] or [0] for row in rows]
     with torch.inference_mode(False):
         return torch.tensor([row + row[:1] * (width - len(row)) for row in served], device=device)
 
 
 @functools.lru_cache(maxsize=64)
-def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+def constant(values: tuple[int, ...], device: torch.device) -> Tensor:
     """[n] int64 on the device: copied there once, as a copy makes the host wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)

@@ -55,6 +55,10 @@ class SiteSet:
         found: _Built = self._derived[key]
         return found
 
+    def remember(self, key: Hashable, value: object) -> None:
+        """Keeps what ``remembered`` would build; the same must hold of it."""
+        self._derived.setdefault(key, value)
+
     @property
     def num_cells(self) -> int:
         """Cells of one frame's grid."""
@@ -142,7 +146,9 @@ def sites_from_mask(mask: Tensor) -> SiteSet:
     return sites_from_masks([mask])[0][0]
 
 
-def sites_from_masks(masks: Sequence[Tensor], *, counts: Sequence[Tensor] = ()) -> tuple[list[SiteSet], list[list[int]]]:
+def sites_from_masks(
+    masks: Sequence[Tensor], *, counts: Sequence[Tensor] = ()
+) -> tuple[list[SiteSet], list[list[int]]]:
     """Site sets of many masks, and numbers that the host needs beside them, in one wait for the device.
 
     Args:
@@ -167,7 +173,7 @@ def sites_from_masks(masks: Sequence[Tensor], *, counts: Sequence[Tensor] = ()) 
         else:
             made = SiteSet(mask.shape[0], shape, positions[begin:end] - first)
             rows = ends[first : first + size] - (begin + 1)
-            made.remembered("row table", functools.partial(rows.masked_fill, ~mask.flatten(), -1))
+            made.remember("row table", rows.masked_fill_(~mask.flatten(), -1))
             sites.append(made)
         begin = end
     return sites, [[next(rest) for _ in range(values.numel())] for values in counts]

@@ -2,9 +2,10 @@
 
 On CUDA through its implicit matrix product, one call a convolution, with float32 accumulation. spconv's modules build
 pairs and masks for target sites of spconv's own choice; ours are chosen by the network, so the same arrays are made
-of our tables (``KernelMap.spconv_masks``). Its native algorithm, which runs on a CPU too, is for all else.
+of our tables (``masked_pairs``). Its native algorithm, which runs on a CPU too, is for all else.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -14,13 +15,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ammnet_sparse.sparse.kernel_maps import MOST_MASKED_TAPS, Kernel, KernelMap, cells_read, strided_sites
+from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, constant, strided_sites
+from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
 from ammnet_sparse.sparse.sites import SiteSet
 
 CHANNEL_MULTIPLE = 8
 """Channels that spconv's tensor core kernels read at once in fp16; others take slow ways, or none."""
 
 Convolve = Callable[[Tensor, Tensor, KernelMap], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPairs:
+    """What the implicit matrix product reads, forward for the targets and backward for the sources.
+
+    ``pairs`` [taps, N] int32 are a table's columns, ``mask`` [N, 1] int32 has a bit for every tap that reads a row,
+    and ``order`` [N] int32 sorts the rows by their masks, so that rows that are computed together have like taps.
+    """
+
+    pairs: Tensor
+    mask: Tensor
+    order: Tensor
+    backward_pairs: Tensor
+    backward_mask: Tensor
+    backward_order: Tensor
+
+
+MOST_MASKED_TAPS = 31
+"""Bits of a mask that sort as integers with a sign do."""
+
+
+def masked_pairs(pairs: KernelMap) -> MaskedPairs:
+    """The pairs of a map as the implicit matrix product takes them, shared once built."""
+    return pairs.shared("masked pairs", lambda: MaskedPairs(*_masked(pairs.table), *_masked(pairs.inverse)))
+
+
+def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    bits = constant(tuple(1 << tap for tap in range(table.shape[1])), table.device).int()
+    mask = ((table >= 0) * bits).sum(1, dtype=torch.int32)
+    return table.t().contiguous(), mask[:, None], mask.argsort(stable=True).int()
+
+
+def native_pairs(pairs: KernelMap) -> tuple[Tensor, Tensor]:
+    """The pairs of a map as the native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
+
+    The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
+    """
+
+    def build() -> tuple[Tensor, Tensor]:
+        rows = pairs.table.t()
+        is_pair = rows >= 0
+        pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
+        counts = pairs_of_tap.cpu()
+        tap, target = is_pair.nonzero().unbind(1)
+        begin = pairs_of_tap.cumsum(0) - pairs_of_tap
+        position = torch.arange(len(tap), device=rows.device) - begin[tap]
+        table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
+        table[0, tap, position] = rows[tap, target]  # a mask would make the host wait once more
+        table[1, tap, position] = target.int()
+        return table, counts
+
+    return pairs.shared("native pairs", build)
 
 
 def is_served(features: Tensor, weight: Tensor, pairs: KernelMap) -> bool:
@@ -39,7 +94,7 @@ def convolve_native(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tenso
     import spconv.pytorch.functional as spconv_functional
     from spconv.core import ConvAlgo
 
-    indices, counts = pairs.spconv_pairs
+    indices, counts = native_pairs(pairs)
     out: Tensor = spconv_functional.indice_conv(
         features.contiguous(), _spconv_weight(weight, pairs), indices, counts, len(pairs.target), ConvAlgo.Native
     )
@@ -79,7 +134,7 @@ class _ImplicitProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
-        masked = pairs.spconv_masks
+        masked = masked_pairs(pairs)
         out, ctx.tile_masks, ctx.tile_width = _forward(
             features.contiguous(),
             _spconv_weight(weight, pairs),
@@ -99,7 +154,7 @@ class _ImplicitProduct(torch.autograd.Function):
         features, weight = ctx.saved_tensors
         needs_features, needs_weight, _ = ctx.needs_input_grad
         gradient = gradients[0].contiguous()
-        masked = ctx.pairs.spconv_masks
+        masked = masked_pairs(ctx.pairs)
         filters = _spconv_weight(weight, ctx.pairs)
         if needs_features and not needs_weight:
             # A forward pass the other way, which computes no gradient of a frozen weight.
@@ -130,7 +185,7 @@ _KINDS = {
     "3x3x3": Kernel((3, 3, 3), padding=(1, 1, 1)),
     "dilated": Kernel((1, 1, 3), padding=(0, 0, 2), dilation=(1, 1, 2)),
     "strided": Kernel((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)),
-    "transposed": Kernel((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), is_transposed=True),
+    "transposed": UP_KERNEL,
 }
 _CHECKED_CHANNELS = (24, 40)
 """No layer's: what spconv finds fastest on a few rows must not be what it takes for many."""
@@ -186,6 +241,6 @@ def _evaluate(
     convolve: Convolve, values: Tensor, weight: Tensor, pairs: KernelMap, upstream: Tensor, *, is_frozen: bool
 ) -> list[Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = [values.clone().requires_grad_(), weight.clone().requires_grad_(not is_frozen)]
-        out = convolve(*inputs, pairs)
-        return [out, *torch.autograd.grad(out, [value for value in inputs if value.requires_grad], upstream)]
+        values, weight = values.clone().requires_grad_(), weight.clone().requires_grad_(not is_frozen)
+        out = convolve(values, weight, pairs)
+        return [out, *torch.autograd.grad(out, [values] if is_frozen else [values, weight], upstream)]
