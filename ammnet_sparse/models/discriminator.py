@@ -29,15 +29,19 @@ class Discriminator(nn.Module):
         self.hidden = nn.Linear(2 * width * x * height * y, 2 * width)
         self.score = nn.Linear(2 * width, 1)
 
-    def forward(self, volume: Tensor, sites: SiteSet | None = None) -> Tensor:
+    def forward(self, volume: Tensor, sites: SiteSet | None = None, *, num_groups: int = 1) -> Tensor:
         """Logits [B, 1] that scenes are real.
 
         Args:
             volume: [B, num_classes, X, H, Y] (every voxel is a site), or with ``sites`` features [N, num_classes].
             sites: where the features live; in training the scored voxels, the same for truth, prediction and fakes.
+            num_groups: groups of equally many scenes, all with the same sites (see ``repeated_sites``), that are
+                scored as in forward passes of their own: in training mode each is normalized by its own statistics,
+                and the running ones are updated by the first group, then by the second, and so on.
 
         Raises:
-            ValueError: another number of channels, or another grid than the configuration's.
+            ValueError: another number of channels, another grid than the configuration's, or scenes or sites that do
+                not make ``num_groups`` equal groups.
         """
         if sites is None:
             expected = (self.embed.in_channels, *self.grid_shape)
@@ -52,10 +56,24 @@ class Discriminator(nn.Module):
                 f"volume: expected features {[len(sites), self.embed.in_channels]} at the sites, "
                 f"found {list(volume.shape)}"
             )
+        if num_groups < 1 or sites.batch_size % num_groups or len(sites) % num_groups:
+            raise ValueError(
+                f"num_groups: expected a divisor of {sites.batch_size} scenes with {len(sites)} sites, "
+                f"found {num_groups}"
+            )
         with recipes_kept(self.keeps_recipes):
             features, here = self.embed(volume), sites
             for block in self.blocks:
-                features, here = block(features, here)
+                features, here = block(features, here, num_groups=num_groups)
             flat = here.densify(features).flatten(1)
             scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores
+
+
+def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
+    """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on."""
+    batch_size = sites.batch_size * times
+    if sites.is_full:
+        return full_sites(batch_size, sites.spatial_shape, sites.linear.device)
+    begin = torch.arange(0, batch_size, sites.batch_size, device=sites.linear.device) * sites.num_cells
+    return SiteSet(batch_size, sites.spatial_shape, (begin[:, None] + sites.linear).flatten())

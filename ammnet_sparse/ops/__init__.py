@@ -3,6 +3,7 @@
 from ammnet_sparse.ops._library import kernel_libraries, out_of_range_operators
 from ammnet_sparse.ops.gather import gather_taps, sum_rows, sum_taps
 from ammnet_sparse.ops.modulation import modulate
+from ammnet_sparse.ops.normalization import Normalized, RunningStatistics, apply_normalization, normalize_sites
 from ammnet_sparse.ops.perturbation import (
     draw_erase_probability,
     draw_shuffle,
@@ -13,6 +14,9 @@ from ammnet_sparse.ops.perturbation import (
 from ammnet_sparse.ops.projection import fill_empty, project_features
 
 __all__ = [
+    "Normalized",
+    "RunningStatistics",
+    "apply_normalization",
     "draw_erase_probability",
     "draw_shuffle",
     "erase_voxels",
@@ -20,6 +24,7 @@ __all__ = [
     "gather_taps",
     "kernel_libraries",
     "modulate",
+    "normalize_sites",
     "one_hot_sites",
     "out_of_range_operators",
     "project_features",

@@ -14,11 +14,12 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
+from ammnet_sparse.models.discriminator import repeated_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.training.losses import (
     class_weights_of,
-    fake_loss,
+    discriminator_loss,
     image_cross_entropy,
     labels_at,
     num_labelled_pixels,
@@ -130,12 +131,15 @@ class AdversarialGame:
             with torch.no_grad(), unchanged_statistics(self.network):
                 kept = self._predict(scene)
         fakes = self._fakes(scene, seed=seed)
+        predicted = self._scored_features(scene, kept).detach()
+        true, *fake = scene.one_hot(scene.truth, *fakes)
+        # The order in which they update the discriminator's running statistics.
+        inputs = (true, predicted, *fake)
+        sites = repeated_sites(scene.sites, len(inputs))
         with self._autocast(scene.batch.tsdf.device):
-            # Each input in a forward of its own, so that batch statistics never mix.
-            losses = [real_loss(self._score(scene, scene.one_hot(scene.truth)))]
-            losses.append(fake_loss(self._score(scene, self._scored_features(scene, kept).detach())))
-            losses += [fake_loss(self._score(scene, scene.one_hot(labels))) for labels in fakes]
-        loss = torch.stack(losses).sum() / num_scenes
+            # One forward pass, in which batch statistics never mix.
+            scores = self.network.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
+            loss = discriminator_loss(scores, num_groups=len(inputs)) / num_scenes
         self.discriminator.backward(loss)
         return loss.detach()
 
@@ -244,9 +248,10 @@ class _Scene:
                 f"batch, found {num_scored}; take these frames out of the list, or raise training.batch_size"
             )
 
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """[N, num_classes] at the sites; zeros where nothing is scored."""
-        return one_hot_sites(labels, self.sites.linear, self.num_classes, self.dtype)
+    def one_hot(self, *labels: Tensor) -> tuple[Tensor, ...]:
+        """[N, num_classes] at the sites, of each of ``labels`` [B, V]; zeros where nothing is scored."""
+        linear = repeated_sites(self.sites, len(labels)).linear
+        return one_hot_sites(torch.cat(labels), linear, self.num_classes, self.dtype).chunk(len(labels))
 
     def count(self, prediction: Prediction) -> VoxelCounts:
         """Scored voxels by truth and prediction."""

@@ -112,6 +112,20 @@ def fake_loss(scores: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, torch.zeros_like(scores))
 
 
+def discriminator_loss(scores: Tensor, *, num_groups: int) -> Tensor:
+    """Sum of the binary cross-entropies of groups of scenes, each the mean over its scenes.
+
+    Args:
+        scores: [num_groups * B, 1]; the scenes of the first group are real, those of the others are fake.
+        num_groups: truth, prediction and fakes.
+    """
+    scores = _at_least_float32(scores)
+    scenes = scores.shape[0] // num_groups
+    is_real = torch.zeros_like(scores)
+    is_real[:scenes] = 1
+    return F.binary_cross_entropy_with_logits(scores, is_real, reduction="sum") / scenes
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     # Sums over a hundred thousand voxels do not fit fp16.
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ammnet_sparse.ops import modulation, perturbation, projection
+from ammnet_sparse.ops import modulation, normalization, perturbation, projection
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 FLOAT_TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -27,6 +27,9 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "one_hot_sites": perturbation._one_hot_sites_reference,
     "modulate": modulation._modulate_reference,
     "modulate_backward": modulation._modulate_backward_reference,
+    "normalize_sites": normalization._normalize_sites_reference,
+    "apply_normalization": normalization._apply_normalization_reference,
+    "normalize_sites_backward": normalization._normalize_sites_backward_reference,
 }
 """Every operator that has compiled kernels, with what runs without them."""
 

@@ -10,20 +10,20 @@ from torch.utils.checkpoint import checkpoint
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
 
 
-def build_pair(channels: int, *, is_activated: bool) -> tuple[SiteBatchNorm, nn.Module, nn.BatchNorm1d]:
+def build_pair(channels: int, *, with_relu: bool) -> tuple[SiteBatchNorm, nn.Module, nn.BatchNorm1d]:
     torch.manual_seed(0)
     reference = nn.BatchNorm1d(channels).double()
     with torch.no_grad():
         reference.weight.uniform_(0.5, 1.5)
         reference.bias.uniform_(-0.5, 0.5)
-    norm = SiteBatchNorm(channels, is_activated=is_activated).double()
+    norm = SiteBatchNorm(channels, with_relu=with_relu).double()
     norm.load_state_dict(reference.state_dict())
-    return norm, nn.Sequential(reference, nn.ReLU()) if is_activated else reference, reference
+    return norm, nn.Sequential(reference, nn.ReLU()) if with_relu else reference, reference
 
 
-@pytest.mark.parametrize("is_activated", [False, True])
-def test_values_gradients_and_statistics_are_those_of_torch(is_activated: bool) -> None:
-    norm, reference, reference_norm = build_pair(5, is_activated=is_activated)
+@pytest.mark.parametrize("with_relu", [False, True])
+def test_values_gradients_and_statistics_are_those_of_torch(with_relu: bool) -> None:
+    norm, reference, reference_norm = build_pair(5, with_relu=with_relu)
     for _ in range(3):
         features = (torch.randn(40, 5, dtype=torch.float64) * 2 + 3).requires_grad_()
         upstream = torch.randn(40, 5, dtype=torch.float64)
@@ -41,10 +41,10 @@ def test_values_gradients_and_statistics_are_those_of_torch(is_activated: bool) 
     assert norm.num_batches_tracked == 3
 
 
-@pytest.mark.parametrize("is_activated", [False, True])
+@pytest.mark.parametrize("with_relu", [False, True])
 @pytest.mark.parametrize("is_training", [False, True])
-def test_gradients_are_exact(is_activated: bool, is_training: bool) -> None:
-    norm, *_ = build_pair(3, is_activated=is_activated)
+def test_gradients_are_exact(with_relu: bool, is_training: bool) -> None:
+    norm, *_ = build_pair(3, with_relu=with_relu)
     norm.train(is_training)
     features = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
     inputs = (features, norm.weight, norm.bias)
@@ -59,7 +59,7 @@ def test_gradients_are_exact(is_activated: bool, is_training: bool) -> None:
 
 
 def test_gradients_stop_where_none_are_wanted() -> None:
-    norm, *_ = build_pair(3, is_activated=True)
+    norm, *_ = build_pair(3, with_relu=True)
     norm(torch.randn(9, 3, dtype=torch.float64)).sum().backward()
     assert norm.weight.grad is not None
     norm.requires_grad_(False)
