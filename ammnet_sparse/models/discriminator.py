@@ -68,12 +68,3 @@ class Discriminator(nn.Module):
             flat = here.densify(features).flatten(1)
             scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores
-
-
-def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
-    """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on."""
-    batch_size = sites.batch_size * times
-    if sites.is_full:
-        return full_sites(batch_size, sites.spatial_shape, sites.linear.device)
-    begin = torch.arange(0, batch_size, sites.batch_size, device=sites.linear.device) * sites.num_cells
-    return SiteSet(batch_size, sites.spatial_shape, (begin[:, None] + sites.linear).flatten())

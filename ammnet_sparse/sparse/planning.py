@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from ammnet_sparse.sparse.kernel_maps import read_key, residue_key, strided_key
+from ammnet_sparse.sparse.kernel_maps import read_key, residue_key, strided_key, strided_sites
 from ammnet_sparse.sparse.kernels import AXIS_HEIGHT, AXIS_Y, UP_KERNEL, axis_kernel, half_shape
 from ammnet_sparse.sparse.masks import read_mask, residue_counts, strided_mask
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_masks
@@ -49,3 +49,19 @@ def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
         sites[index].remember(residue_key(UP_KERNEL.stride), counts[index])
         sites[index - num].remember(residue_key(UP_KERNEL.stride), counts[num + index])
     return sites[:num]
+
+
+def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
+    """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on; shared once built.
+
+    What strided blocks derive of it is what they derive of ``sites``, as often.
+    """
+    repeated = sites.repeated(times)
+    here, there = sites, repeated
+    for kernel in WAY_DOWN:
+        if there.is_full:
+            break
+        here = strided_sites(here, kernel)
+        there.remember(strided_key(kernel), here.repeated(times))
+        there = strided_sites(there, kernel)
+    return repeated

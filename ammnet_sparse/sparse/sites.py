@@ -123,6 +123,20 @@ class SiteSet:
         # Of a single frame reshaping gives a view with channels outermost, which recipes cannot replace.
         return flat.contiguous() if self.is_full else flat.index_select(0, self.linear)
 
+    def repeated(self, times: int) -> "SiteSet":
+        """A batch of ``times`` as many frames: these, then the same once more, and so on; shared once built."""
+        if times == 1:
+            return self
+        batch_size = self.batch_size * times
+        if self.is_full:
+            return full_sites(batch_size, self.spatial_shape, self.linear.device)
+
+        def build() -> SiteSet:
+            begin = torch.arange(0, batch_size, self.batch_size, device=self.linear.device) * self.num_cells
+            return SiteSet(batch_size, self.spatial_shape, (begin[:, None] + self.linear).flatten())
+
+        return self.remembered(("repeated", times), build)
+
     def chunks(self, size: int) -> Iterator["SiteSet"]:
         """The sites in consecutive pieces of at most ``size``."""
         if len(self) <= size:

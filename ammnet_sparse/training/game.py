@@ -14,9 +14,9 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
-from ammnet_sparse.models.discriminator import repeated_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
+from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.training.losses import (
     class_weights_of,
     discriminator_loss,
