@@ -243,4 +243,4 @@ def _evaluate(
     with torch.inference_mode(False), torch.enable_grad():
         values, weight = values.clone().requires_grad_(), weight.clone().requires_grad_(not is_frozen)
         out = convolve(values, weight, pairs)
-        return [out, *torch.autograd.grad(out, [values] if is_frozen else [values, weight], upstream)]
+        return [out.detach(), *torch.autograd.grad(out, [values] if is_frozen else [values, weight], upstream)]

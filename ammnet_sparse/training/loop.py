@@ -37,6 +37,7 @@ from ammnet_sparse.training.preparation import (
     build_network,
     check_runnable,
     check_same_run,
+    convolution_backend,
     make_deterministic,
     open_datasets,
     steps_per_epoch,
@@ -91,6 +92,7 @@ class Run:
         show_progress: bool = True,
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
+        self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
         if state is not None:
             check_same_run(config, state.get("config"), folder=folder)
