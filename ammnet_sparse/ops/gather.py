@@ -131,7 +131,7 @@ def _gather_taps_fake(features: Tensor, table: Tensor, inverse: Tensor | None) -
 def _gather_taps_backward_reference(grad: Tensor, inverse: Tensor) -> Tensor:
     check_range("gather_taps: inverse", inverse, low=-1, high=grad.shape[0] - 1)
     num_taps = inverse.shape[1]
-    parts = grad.view(grad.shape[0], num_taps, -1).to(accumulation_dtype(grad.dtype))
+    parts = grad.view(grad.shape[0], num_taps, grad.shape[1] // num_taps).to(accumulation_dtype(grad.dtype))
     total = parts.new_zeros(inverse.shape[0], parts.shape[2])
     if grad.shape[0] == 0:
         return total.to(grad.dtype)

@@ -19,6 +19,7 @@ from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
     BEST_WEIGHTS,
@@ -140,6 +141,10 @@ class Run:
             RunInterrupted: SIGINT or SIGTERM; the state is saved.
             DivergenceError: the loss or a gradient is no number.
         """
+        with use_backend(self.backend):
+            return self._train()
+
+    def _train(self) -> RunResult:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.folder / "config.yaml")
         baseline = constant_baseline(self._validation_loader())
