@@ -395,6 +395,7 @@ def _save(
     features, weight, bias, residual1, residual2 = inputs[:5]
     eps, with_sum, with_relu, keep_residuals = inputs[-4:]
     ctx.eps, ctx.is_training, ctx.num_inputs = eps, is_training, len(inputs)
+    ctx.with_sum, ctx.with_relu = with_sum, with_relu
     has_relu_and_residuals = with_relu and residual1 is not None
     ctx.needs_residual = has_relu_and_residuals and any(ctx.needs_input_grad[3:5])
     if not has_relu_and_residuals or not keep_residuals:
@@ -415,6 +416,9 @@ def _save_of_application(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _gradient(ctx: Any, grad_sum: Tensor | None, grad_activated: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    # A trace gives gradients to results that were not asked for too: empty ones.
+    grad_sum = grad_sum if ctx.with_sum else None
+    grad_activated = grad_activated if ctx.with_relu else None
     if grad_sum is None and grad_activated is None:
         return (None,) * ctx.num_inputs
     needs_residual = ctx.needs_residual and grad_activated is not None

@@ -151,9 +151,7 @@ class DDRBlock(Recomputable):
         result: Tensor = self.norm5(self.conv5(out4), features, with_relu=True, num_groups=num_groups)
         return result
 
-    def _strided(
-        self, features: Tensor, route: tuple[SiteSet, SiteSet, SiteSet, SiteSet], num_groups: int
-    ) -> Tensor:
+    def _strided(self, features: Tensor, route: tuple[SiteSet, SiteSet, SiteSet, SiteSet], num_groups: int) -> Tensor:
         sites, y_sites, height_sites, x_sites = route
         out1 = self.norm1(self.conv1(features), num_groups=num_groups)
         activated2, out2 = self.norm2(
