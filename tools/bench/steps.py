@@ -52,7 +52,7 @@ def make_game(network: AMMNet | DenseAMMNet, config: Config, stopwatch: Stopwatc
     """The adversarial step of a network, timed: ``step([batch], seed=...)``.
 
     ``forward`` is the generator's forward pass, ``backward`` the generator's with the losses' and the discriminator's
-    under it; ``discriminator`` its five forward passes and its own backward pass.
+    under it; ``discriminator`` its forward passes and its own backward pass.
     """
     generator = _optimization(generator_of(network), config, stopwatch, part="backward")
     discriminator = _optimization(network.discriminator, config, stopwatch, part="discriminator")
