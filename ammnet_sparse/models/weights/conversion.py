@@ -1,11 +1,11 @@
-"""Weights of the published dense AMMNet under this project's names.
+"""Weights of the published dense AMMNet under this project's names, and the other way round.
 
 Every weight of a checkpoint is accounted for: renamed, listed as unused with the reason, or an error. Names and
 shapes that are expected come from the dense network itself, built without memory on torch's meta device.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from pydantic import ValidationError
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.models.dense import DenseAMMNet
-from ammnet_sparse.models.weights.backbones import timm_to_published
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
+from ammnet_sparse.models.weights.backbones import WRAPPERS, timm_to_published
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.models.weights.parts import join_states
 
-_WRAPPERS = ("model", "state_dict")
 _PREFIX = "module."
-_NAMES_SHOWN = 6
 
 _OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
 """Parts that a checkpoint may lack as a whole, and how the published names of each begin."""
@@ -141,6 +140,61 @@ def convert_dense_state_dict(
     return Conversion(weights, config, unused, missing_parts)
 
 
+def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The inverse of ``convert_dense_state_dict``: weights of a network with dense sites under the published names.
+
+    The result has every name of the published state dict, so that the original loads it strictly. The poolings of
+    blocks with stride 1, which no forward pass reads, get the values that batch normalization and convolution would
+    leave silent. Converted back, the weights are the same bits.
+
+    Args:
+        weights: by our names; ``image_encoder.backbone``, ``image_encoder.head`` and ``discriminator`` may be absent as
+            a whole.
+        config: of their network.
+
+    Raises:
+        ConversionError: a network that the original is not (sparse sites, another image encoder, fusion or input), or
+            weights that are missing, unknown or misshapen.
+    """
+    required = {
+        "sites": "dense",
+        "image_encoder": "segformer_b2",
+        "inputs": "both",
+        "fusion": "modulation",
+        "modulation1": True,
+        "modulation2": True,
+        "modulation3": True,
+    }
+    if differing := [
+        f"model.{key} {expected} (found {getattr(config, key)})"
+        for key, expected in required.items()
+        if getattr(config, key) != expected
+    ]:
+        raise ConversionError(f"expected the network of the dense original, with {', '.join(differing)}")
+    expected = {
+        name: shape
+        for name, shape in _expected_shapes(config).items()
+        if any(given.startswith(_part_of(name)) for given in weights)
+    }
+    source_of = {name: published_name(name) for name in expected}
+    given = {source_of.get(name, name): value for name, value in weights.items()}
+    _check(given, {source_of[name]: shape for name, shape in expected.items()}, optional_shapes={})
+    state = {source_of[name]: weights[name].detach().cpu().contiguous() for name in expected}
+    for name, shape in _unused_shapes(expected):
+        kind = name.rpartition(".")[2]
+        if kind == "num_batches_tracked":
+            state[name] = torch.tensor(0)
+        else:
+            is_one = kind == "running_var" or (kind == "weight" and len(shape) == 1)
+            state[name] = torch.ones(shape) if is_one else torch.zeros(shape)
+    return state
+
+
+def _part_of(name: str) -> str:
+    """The part that a weight belongs to where a checkpoint may lack that part; else the weight's own name."""
+    return next((f"{part}." for part in _OPTIONAL_PARTS if name.startswith(f"{part}.")), "")
+
+
 def published_name(name: str) -> str:
     """The published name of one of our weights, for example ``complete.pre_layer_R11.weight``.
 
@@ -163,7 +217,7 @@ def published_name(name: str) -> str:
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Published names to tensors, without wrapping dict and prefix."""
-    for key in _WRAPPERS:
+    for key in WRAPPERS:
         inner = state.get(key)
         if isinstance(inner, Mapping):
             return _unwrap(inner)
@@ -213,10 +267,9 @@ def _derive_config(
 
 def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Names and shapes of all weights of the network that the configuration describes."""
-    # An encoder that is not frozen: a frozen one without weights warns.
     with torch.device("meta"):
-        network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
-    return {name: value.shape for name, value in network.state_dict().items()}
+        state = join_states(build_dense_generator(config).state_dict(), build_dense_discriminator(config).state_dict())
+    return {name: value.shape for name, value in state.items()}
 
 
 def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
@@ -256,7 +309,7 @@ def _check(
         name for name, value in given.items() if name in wanted_shapes and not bool(torch.isfinite(value).all())
     ]
     problems = [
-        f"{title}: {_some(names)}"
+        f"{title}: {some_names(names)}"
         for title, names in (
             ("unknown names", unknown),
             ("missing names", missing),
@@ -277,8 +330,3 @@ def _as_stored(value: Tensor) -> Tensor:
     if value.is_floating_point():
         return value.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
     return value.detach().to("cpu", torch.int64).clone()
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

@@ -11,12 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
-_NAMES_SHOWN = 6
 
 
 def save_weights(
@@ -72,7 +71,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(
             f"{path}: expected an undamaged safetensors file ({error}); a .pth checkpoint of the dense AMMNet is "
-            "converted by tools/convert_checkpoint.py"
+            "converted by `ammnet convert`"
         ) from error
     return tensors, config, {key: value for key, value in metadata.items() if key not in _RESERVED}
 
@@ -103,7 +102,7 @@ def load_into(
     ]
     problems = {"missing names": missing, "unknown names": unknown, "wrong shapes": misshapen}
     if any(problems.values()):
-        found = "; ".join(f"{title}: {_some(names)}" for title, names in problems.items() if names)
+        found = "; ".join(f"{title}: {some_names(names)}" for title, names in problems.items() if names)
         raise WeightsError(f"{source}: expected the weights of this {type(network).__name__}; found {found}")
     network.load_state_dict(dict(state), strict=False)
 
@@ -112,7 +111,7 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     if metadata.get("format") != FORMAT or "config" not in metadata:
         raise WeightsError(
             f"{path}: expected the metadata format: {FORMAT} and config, found keys {sorted(metadata)}; weights of "
-            "other programs are converted by tools/convert_checkpoint.py"
+            "other programs are converted by `ammnet convert`"
         )
     try:
         return ModelConfig.model_validate(json.loads(metadata["config"]))
@@ -125,8 +124,3 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         ) from error
     except ValueError as error:
         raise WeightsError(f"{path}: the configuration in its metadata is no JSON: {error}") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
