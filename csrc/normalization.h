@@ -1,8 +1,8 @@
 // Batch normalization of site features with residuals and ReLU: what happens to one value of one channel.
 //
-// features [G * n, C]: the rows of group g are g * n .. (g + 1) * n - 1, and every group has statistics of its own, mean
-// and variance [G, C] (the biased variance). weight and bias [C] are shared. Residuals, sum and activated result are as
-// features:
+// features [G * n, C]: the rows of group g are g * n .. (g + 1) * n - 1, and every group has statistics of its own,
+// mean and variance [G, C] (the biased variance). weight and bias [C] are shared. Residuals, sum and activated result
+// are as features:
 //
 //     sum       = (features - mean) / sqrt(variance + eps) * weight + bias [+ residual1 [+ residual2]]
 //     activated = max(sum, 0)
@@ -37,8 +37,8 @@ struct Moments {
   A squares;
 };
 
-// One more value (Welford); `inverse_count` counts it already. Sums of squares would lose their digits where the mean is
-// large beside the deviation.
+// One more value (Welford); `inverse_count` counts it already. Sums of squares would lose their digits where the mean
+// is large beside the deviation.
 template <typename A>
 AMMNET_HOST_DEVICE void add_value(A value, A inverse_count, A& mean, A& squares) {
   const A delta = value - mean;

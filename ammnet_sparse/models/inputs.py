@@ -7,14 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.ops import one_hot_sites
+from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
+from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
+from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 from ammnet_sparse.sparse.masks import dilated
 from ammnet_sparse.sparse.planning import planned_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
-FREE = 0.999
-"""From this TSDF on a voxel that no pixel hits is observed to be free."""
 STATE_CHANNELS = 4
 """Fractions free, occluded, unobserved, and mean TSDF."""
 
@@ -77,7 +76,7 @@ def encoder_mask(batch: Batch, *, with_band: bool = False) -> Tensor:
     mask = dilated(batch.hit_mask.view(batch.batch_size, *batch.grid_shape))
     if with_band:
         distance = unflipped_tsdf(batch).abs().squeeze(1)
-        mask = mask | ((distance > 0) & (distance < FREE))
+        mask = mask | ((distance > 0) & (distance < FREE_TSDF))
     return mask
 
 
@@ -90,7 +89,7 @@ def _checked(sites: SiteSet, batch: Batch) -> SiteSet:
 
 def not_free_mask(batch: Batch) -> Tensor:
     """[B, V] bool: voxels that are not observed to be free (t < 0.999, or hit)."""
-    return (unflipped_tsdf(batch).flatten(1) < FREE) | batch.hit_mask
+    return (unflipped_tsdf(batch).flatten(1) < FREE_TSDF) | batch.hit_mask
 
 
 def pooled_state(batch: Batch) -> Tensor:
@@ -120,6 +119,13 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype:
         raise ValueError(
             f"batch.label_map, frames {names}: expected classes below num_label_map_classes {num_classes} ({error})"
         ) from error
+
+
+def project_to_sites(features: Tensor, batch: Batch, sites: SiteSet, *, image_size: tuple[int, int]) -> Tensor:
+    """2D features [B, C, rows / 4, columns / 4] at the mapped pixel of each site, empty channels filled -> [N, C]."""
+    pixel = batch.mapping.flatten().index_select(0, sites.linear)
+    projected = project_features(features, pixel, sites.batch_index, image_size=image_size)
+    return fill_empty(projected, neighbor_rows(sites))
 
 
 def _check_below(values: Tensor, bound: int, *, what: str, frame_ids: tuple[str, ...]) -> None:

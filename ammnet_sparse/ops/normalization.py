@@ -1,8 +1,8 @@
-"""Batch normalization of site features with the residuals that are added to it and the ReLU that follows, in one operator.
+"""Batch normalization of site features, the residuals added to it and the ReLU that follows, in one operator.
 
-Written out in PyTorch the same takes a dozen operators forward and as many backward, each a pass over memory. Statistics
-are taken as in ``torch.var_mean``: they hold to the last digits in float32 where the mean is large beside the deviation,
-which sums of rows and of squares do not.
+Written out in PyTorch the same takes a dozen operators forward and as many backward, each a pass over memory.
+Statistics keep their digits in float32 where the mean is large beside the deviation, which sums of rows and of squares
+do not.
 
 Rows may form *groups* of equal size, the rows of group g contiguous. Every group has statistics of its own, as if the
 groups were normalized one after another.
@@ -25,7 +25,7 @@ from ammnet_sparse.ops._library import (
 
 
 class RunningStatistics(NamedTuple):
-    """Buffers of a normalization layer, changed in place: mean [C], unbiased variance [C], number of batches [] int64."""
+    """Buffers of a layer, changed in place: mean [C], variance [C] (unbiased), number of batches [] int64."""
 
     mean: Tensor
     variance: Tensor
@@ -62,9 +62,10 @@ def normalize_sites(
     with_relu: bool = False,
     keep_residuals: bool = False,
 ) -> Normalized:
-    """``(features - mean) / sqrt(variance + eps) * weight + bias + residuals`` by the statistics of the rows, and its ReLU.
+    """``(features - mean) / sqrt(variance + eps) * weight + bias + residuals``, and its ReLU.
 
-    float16 and bfloat16 are computed in float32 and rounded once.
+    Mean and variance are those of the rows, channel by channel. float16 and bfloat16 are computed in float32 and
+    rounded once.
 
     Args:
         features: [N, C], N a multiple of ``num_groups``; rows of a group contiguous, at least two in each.
@@ -184,7 +185,8 @@ def _checked(
         check_same_device(features, residuals=residual)
     if not has_result:
         raise ValueError(f"{name}: expected with_sum, with_relu or both, found neither")
-    return (*residuals, None, None)[:2]
+    residual1, residual2 = (*residuals, None, None)[:2]
+    return residual1, residual2
 
 
 def _check_statistics(name: str, features: Tensor, **tensors: Tensor) -> None:
@@ -395,6 +397,7 @@ def _save(
     features, weight, bias, residual1, residual2 = inputs[:5]
     eps, with_sum, with_relu, keep_residuals = inputs[-4:]
     ctx.eps, ctx.is_training, ctx.num_inputs = eps, is_training, len(inputs)
+    ctx.with_sum, ctx.with_relu = with_sum, with_relu
     has_relu_and_residuals = with_relu and residual1 is not None
     ctx.needs_residual = has_relu_and_residuals and any(ctx.needs_input_grad[3:5])
     if not has_relu_and_residuals or not keep_residuals:
@@ -415,6 +418,9 @@ def _save_of_application(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _gradient(ctx: Any, grad_sum: Tensor | None, grad_activated: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    # A trace gives gradients to results that were not asked for too: empty ones.
+    grad_sum = grad_sum if ctx.with_sum else None
+    grad_activated = grad_activated if ctx.with_relu else None
     if grad_sum is None and grad_activated is None:
         return (None,) * ctx.num_inputs
     needs_residual = ctx.needs_residual and grad_activated is not None

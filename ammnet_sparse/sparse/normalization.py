@@ -51,26 +51,26 @@ class SiteBatchNorm(nn.BatchNorm1d):
         with_relu = self.with_relu if with_relu is None else with_relu
         if any(residual.dtype != features.dtype for residual in residuals):
             # Autocast mixes types; a sum has the common one.
-            total = add(self._normalize(features, (), relu=False, total=True, groups=num_groups)[0], *residuals)
+            total = add(self._normalize(features, (), num_groups, with_relu=False, with_sum=True)[0], *residuals)
             result = relu(total) if with_relu else total
             return (result, total) if with_relu and with_sum else result
         total, activated = self._normalize(
-            features, residuals, relu=with_relu, total=with_sum or not with_relu, groups=num_groups
+            features, residuals, num_groups, with_relu=with_relu, with_sum=with_sum or not with_relu
         )
         if not with_relu:
             return total
         return (activated, total) if with_sum else activated
 
     def _normalize(
-        self, features: Tensor, residuals: tuple[Tensor, ...], *, relu: bool, total: bool, groups: int
+        self, features: Tensor, residuals: tuple[Tensor, ...], num_groups: int, *, with_relu: bool, with_sum: bool
     ) -> tuple[Tensor, Tensor]:
         """Sum and its ReLU; what is not asked for is ``features`` instead."""
         weight, bias, mean, variance = self._in_type_of(features)
         if self.training or mean is None or variance is None:
-            if features.shape[0] < 2 * groups:
+            if features.shape[0] < 2 * num_groups:
                 raise ValueError(
                     "batch normalization in training mode needs at least 2 sites, found "
-                    f"{features.shape[0] // groups}; the batch holds too few scored or hit voxels"
+                    f"{features.shape[0] // num_groups}; the batch holds too few scored or hit voxels"
                 )
             running = None
             if mean is not None and variance is not None and not self.has_unchanged_statistics:
@@ -85,10 +85,10 @@ class SiteBatchNorm(nn.BatchNorm1d):
                 bias,
                 residuals=residuals,
                 running=running,
-                num_groups=groups,
+                num_groups=num_groups,
                 eps=self.eps,
-                with_sum=total,
-                with_relu=relu,
+                with_sum=with_sum,
+                with_relu=with_relu,
                 keep_residuals=has_recipes(),
             )
             if running is not None and mean is not self.running_mean:
@@ -102,8 +102,8 @@ class SiteBatchNorm(nn.BatchNorm1d):
                 variance=variance,
                 residuals=residuals,
                 eps=self.eps,
-                with_sum=total,
-                with_relu=relu,
+                with_sum=with_sum,
+                with_relu=with_relu,
                 keep_residuals=has_recipes(),
             )
         if has_recipes():

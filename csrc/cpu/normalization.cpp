@@ -1,6 +1,6 @@
 // Normalization on the CPU. Rows are taken in chunks that stay in the cache; sums over the chunks are formed in double,
 // in their order, so that the number of threads changes nothing.
-#include "../normalization.h"
+#include "../normalization_arguments.h"
 
 namespace ammnet_sparse {
 namespace {
@@ -18,11 +18,8 @@ struct Sizes {
 };
 
 Sizes sizes_of(const Tensor& features, int64_t num_groups, const char* name) {
-  STD_TORCH_CHECK(features.dim() == 2, name, ": expected features [N, C]");
-  STD_TORCH_CHECK(
-      num_groups >= 1 && features.size(0) % num_groups == 0, name, ": expected rows of ", num_groups,
-      " equal groups, found ", features.size(0));
-  return {num_groups, features.size(0) / num_groups, features.size(1)};
+  const int64_t rows = checked_rows(features, num_groups, name);
+  return {num_groups, rows, features.size(1)};
 }
 
 // Calls function(group, chunk) for every chunk of every group, from several threads.
@@ -44,42 +41,14 @@ struct Rows {
   Rows at(int64_t offset) const { return {data == nullptr ? nullptr : data + offset}; }
 };
 
-// A tensor that outlives the rows: contiguous, of the type of features.
-Tensor prepared(const Tensor& tensor, const Tensor& features, const char* name) {
-  check_shape(tensor, {features.size(0), features.size(1)}, name);
-  return as_contiguous(as_type(tensor, features.scalar_type()));
-}
-
-std::optional<Tensor> prepared(const std::optional<Tensor>& tensor, const Tensor& features, const char* name) {
-  return tensor.has_value() ? std::optional<Tensor>(prepared(*tensor, features, name)) : std::nullopt;
-}
-
 template <typename T>
 Rows<const T> rows_of(const std::optional<Tensor>& tensor) {
-  return {tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr};
+  return {data_of<T>(tensor)};
 }
 
 template <typename T>
 Rows<T> results_of(const Tensor& tensor, bool is_wanted) {
-  return {is_wanted ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr};
-}
-
-Tensor new_result(const Tensor& features, bool is_wanted) {
-  return is_wanted ? torch::stable::new_empty(features, {features.size(0), features.size(1)})
-                   : torch::stable::new_empty(features, {0});
-}
-
-ScalarType statistics_type(const Tensor& features) {
-  return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// [C] parameters or [G, C] statistics.
-template <typename A>
-const A* checked_statistics(const Tensor& tensor, int64_t size, const Tensor& features, const char* name) {
-  STD_TORCH_CHECK(
-      tensor.numel() == size && tensor.is_contiguous() && tensor.scalar_type() == statistics_type(features), name,
-      ": expected ", size, " contiguous values in float32 (float64 for float64 features)");
-  return static_cast<const A*>(tensor.const_data_ptr());
+  return {data_of_result<T>(tensor, is_wanted)};
 }
 
 // By group and channel what a value is normalized with.
@@ -233,7 +202,7 @@ std::tuple<Tensor, Tensor> apply_normalization(
     bool with_relu, bool) {
   const char* name = "apply_normalization";
   STD_TORCH_CHECK(features.dim() == 2, name, ": expected features [N, C]");
-  const Sizes sizes = sizes_of(features, std::max<int64_t>(1, mean.numel() / std::max<int64_t>(1, features.size(1))), name);
+  const Sizes sizes = sizes_of(features, groups_of(mean, features), name);
   const Tensor features_ = as_contiguous(features);
   const auto residual1_ = prepared(residual1, features, "apply_normalization: residual1");
   const auto residual2_ = prepared(residual2, features, "apply_normalization: residual2");
@@ -279,11 +248,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites(
           static_cast<A*>(running_var->mutable_data_ptr()));
     }
   });
-  if (num_batches_tracked.has_value()) {
-    STD_TORCH_CHECK(
-        num_batches_tracked->numel() == 1 && num_batches_tracked->scalar_type() == ScalarType::Long, name,
-        ": expected num_batches_tracked as one int64");
-    *static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) += num_groups;
+  if (int64_t* num_batches = checked_counter(num_batches_tracked, name)) {
+    *num_batches += num_groups;
   }
   auto [sum, activated] = apply_normalization(
       features_, weight, bias, residual1, residual2, mean, variance, eps, with_sum, with_relu, keep_residuals);
@@ -410,7 +376,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites_backward(
     const Tensor& variance, double eps, bool is_training, bool needs_residual) {
   const char* name = "normalize_sites_backward";
   STD_TORCH_CHECK(features.dim() == 2, name, ": expected features [N, C]");
-  const Sizes sizes = sizes_of(features, std::max<int64_t>(1, mean.numel() / std::max<int64_t>(1, features.size(1))), name);
+  const Sizes sizes = sizes_of(features, groups_of(mean, features), name);
   const Tensor features_ = as_contiguous(features);
   const auto residual1_ = prepared(residual1, features, "normalize_sites_backward: residual1");
   const auto residual2_ = prepared(residual2, features, "normalize_sites_backward: residual2");

@@ -40,6 +40,8 @@ REFERENCES: dict[str, Callable[..., Any]] = {
 class References(TorchDispatchMode):
     """Runs the references of the operators inside the block, where compiled kernels would run; counts the calls."""
 
+    supports_higher_order_operators = True  # what opcheck wraps operators in that change an argument
+
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0

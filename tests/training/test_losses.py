@@ -14,6 +14,7 @@ from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
     class_weights_of,
+    discriminator_loss,
     fake_loss,
     image_cross_entropy,
     labels_at,
@@ -129,6 +130,15 @@ def test_real_and_fake_losses_are_means_of_minus_log_probabilities() -> None:
     probability = torch.sigmoid(scores)
     torch.testing.assert_close(real_loss(scores), -probability.log().mean())
     torch.testing.assert_close(fake_loss(scores), -(1 - probability).log().mean())
+
+
+def test_the_discriminators_loss_is_the_sum_over_its_inputs() -> None:
+    scores = torch.linspace(-3, 4, 8, dtype=torch.float64).sin()[:, None] * 3
+    for num_groups in (2, 4, 8):
+        real, *fakes = scores.chunk(num_groups)
+        expected = real_loss(real) + sum(fake_loss(group) for group in fakes)
+        torch.testing.assert_close(discriminator_loss(scores, num_groups=num_groups), expected)
+    assert discriminator_loss(scores.half(), num_groups=2).dtype == torch.float32
 
 
 def test_missing_labels_are_named(batch: Batch) -> None:
