@@ -53,6 +53,7 @@ class Orientation(NamedTuple):
             mapping=turn_flat(batch.mapping),
             label_weight=turn_flat(batch.label_weight),
             label=None if batch.label is None else turn_flat(batch.label),
+            depth_hit=None if batch.depth_hit is None else turn_flat(batch.depth_hit),
         )
 
 

@@ -101,6 +101,8 @@ class AMMNet(nn.Module):
                     width=config.width,
                     num_classes=config.num_classes,
                     dropout=config.head_dropout,
+                    dropout_kind=config.dropout_kind,
+                    head_width=config.head_width,
                     is_frozen=config.freeze_image_encoder,
                     weights=config.image_encoder_weights,
                 )
@@ -109,6 +111,7 @@ class AMMNet(nn.Module):
                 config.width,
                 stem_widths=config.stem_widths,
                 dropout=config.encoder_dropout,
+                dropout_kind=config.dropout_kind,
                 state_channels=state_channels,
             )
         self.decoder = Decoder(config, state_channels=state_channels)
@@ -183,9 +186,7 @@ class AMMNet(nn.Module):
         voxel_logits = self.decoder(
             features, tsdf_features, sites=sites, voxels=targets, state=state, chunk_size=chunk_size
         )
-        image_size = None
-        if batch.image is not None and class_logits_2d is not None:
-            image_size = (batch.image.shape[2], batch.image.shape[3])
+        image_size = None if class_logits_2d is None else batch.image_shape
         return Prediction(voxel_logits, targets, class_logits_2d=class_logits_2d, image_size=image_size)
 
     def _targets(self, batch: Batch, voxels: Voxels | SiteSet | None) -> SiteSet:
@@ -220,11 +221,14 @@ class AMMNet(nn.Module):
             num_classes = self.config.num_label_map_classes
             one_hot = label_map_features(batch, sites, num_classes=num_classes, dtype=self._dtype)
             return self.label_map_stem(one_hot, sites), None
-        if batch.image is None:
+        if batch.image_stages is not None:
+            encoded = self.image_encoder.join_stages([stage.to(self._dtype) for stage in batch.image_stages])
+        elif batch.image is not None:
+            encoded = self.image_encoder(batch.image.to(self._dtype))
+        else:
             raise ValueError(f"batch.image: image_encoder {self.config.image_encoder} reads images, found none")
-        encoded = self.image_encoder(batch.image.to(self._dtype))
         pixel = batch.mapping.flatten().index_select(0, sites.linear)
-        image_size = (batch.image.shape[2], batch.image.shape[3])
+        image_size = batch.image_shape
         features = project_features(encoded.features, pixel, sites.batch_index, image_size=image_size)
         return fill_empty(features, neighbor_rows(sites)), encoded.class_logits
 

@@ -36,13 +36,20 @@ class DensePrediction:
 class TSDFEncoder(nn.Module):
     """TSDF [B, 1, X, H, Y] -> features F_T [B, C, X, H, Y]."""
 
-    def __init__(self, width: int, *, stem_widths: tuple[int, int], dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        stem_widths: tuple[int, int],
+        dropout: float,
+        dropout_kind: Literal["element", "channel"] = "element",
+    ) -> None:
         super().__init__()
         self.stem = Stem(1, stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
-        self.dropout = nn.Dropout3d(dropout)
+        self.dropout = nn.Dropout3d(dropout) if dropout_kind == "channel" else nn.Dropout(dropout)
         self.up_full = Up(width, width)
 
     def forward(self, tsdf: Tensor) -> Tensor:
@@ -168,12 +175,17 @@ class DenseAMMNet(nn.Module):
                     width=config.width,
                     num_classes=config.num_classes,
                     dropout=config.head_dropout,
+                    dropout_kind=config.dropout_kind,
+                    head_width=config.head_width,
                     is_frozen=config.freeze_image_encoder,
                     weights=config.image_encoder_weights,
                 )
         if config.inputs != "image":
             self.tsdf_encoder = TSDFEncoder(
-                config.width, stem_widths=config.stem_widths, dropout=config.encoder_dropout
+                config.width,
+                stem_widths=config.stem_widths,
+                dropout=config.encoder_dropout,
+                dropout_kind=config.dropout_kind,
             )
         self.decoder = Decoder(config)
         self.discriminator = Discriminator(
@@ -247,9 +259,9 @@ def project_densely(features: Tensor, batch: Batch) -> Tensor:
     if batch.image is None:
         raise ValueError("batch.image: its size is needed to project features, found None")
     full = F.interpolate(features, size=batch.image.shape[2:], mode="bilinear", align_corners=False)
-    is_hit = batch.hit_mask[:, None]
+    is_mapped = (batch.mapping != UNMAPPED)[:, None]
     pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()[:, None].expand(-1, features.shape[1], -1)
-    taken = torch.where(is_hit, full.flatten(2).gather(2, pixel), 0.0)
+    taken = torch.where(is_mapped, full.flatten(2).gather(2, pixel), 0.0)
     volume = taken.view(*taken.shape[:2], *batch.grid_shape)
     neighbourhood = F.avg_pool3d(volume, kernel_size=3, stride=1, padding=1, count_include_pad=True)
     return volume + torch.where(volume == 0, neighbourhood, 0.0)
@@ -261,7 +273,7 @@ def gather_label_map(batch: Batch, *, num_classes: int) -> Tensor:
         raise ValueError("batch.label_map: expected [B, rows, columns], found None")
     pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()
     category = batch.label_map.flatten(1).gather(1, pixel).long()
-    one_hot = F.one_hot(category, num_classes) * batch.hit_mask[..., None]
+    one_hot = F.one_hot(category, num_classes) * (batch.mapping != UNMAPPED)[..., None]
     # Contiguous: torch normalises channels-last volumes on a CPU with four digits less.
     return one_hot.transpose(1, 2).reshape(batch.batch_size, num_classes, *batch.grid_shape).contiguous()
 
