@@ -20,7 +20,12 @@ from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_encoders import load_encoder_weights, random_backbone_expected
+from ammnet_sparse.models.image_encoders import (
+    ImageEncoder,
+    build_image_encoder,
+    load_encoder_weights,
+    random_backbone_expected,
+)
 from ammnet_sparse.models.weights.efficientnet import installed_weights
 from ammnet_sparse.training.checkpoints import CheckpointError, initialise_from
 
@@ -156,6 +161,52 @@ def open_datasets(
             seed=config.training.seed,
         ),
         FrameDataset(frames, validation, truth_2d=truth_2d),
+    )
+
+
+def open_encoder_datasets(
+    config: Config, *, device: torch.device, limit: int | None
+) -> tuple[EpochDataset, EpochDataset]:
+    """Frames for training an image encoder on 2D segmentation, and for scoring it: images and dense 2D truth.
+
+    Raises:
+        ConfigError: a configuration without an image encoder or ``data.label_2d``.
+        DataError: as ``open_datasets``.
+    """
+    if not reads_images(config.model):
+        raise ConfigError(f"model.image_encoder: expected a network for images, found {config.model.image_encoder}")
+    if config.data.label_2d is None:
+        raise ConfigError("data.label_2d: expected the folder of dense 2D truth that the encoder learns, found none")
+    # Voxels are not looked at: moving them would cost time and change nothing.
+    data = config.data.model_copy(update={"cache_features": False, "augment_3d": False})
+    config = config.model_copy(update={"data": data})
+    return open_datasets(config, device=device, limit=limit, is_quick=True, show_progress=False)
+
+
+def build_encoder(config: Config) -> ImageEncoder:
+    """The image encoder of a configuration, to be trained as a whole from ImageNet weights; ``head_width`` wide.
+
+    Raises:
+        ConfigError: a backbone whose weights are neither named nor installed.
+        WeightsError: weights that cannot be read or do not fit.
+    """
+    model = config.model
+    weights = model.image_encoder_weights
+    if weights is None and has_packaged_weights(model):
+        weights = installed_weights(model.image_encoder)
+    if weights is None:
+        raise ConfigError(
+            f"model.image_encoder_weights: {model.image_encoder} starts from ImageNet weights, found none; name a file"
+        )
+    assert model.image_encoder != "seg2d"
+    return build_image_encoder(
+        kind=model.image_encoder,
+        width=model.head_width or model.width,
+        num_classes=model.num_classes,
+        dropout=model.head_dropout,
+        dropout_kind=model.dropout_kind,
+        is_frozen=False,
+        weights=weights,
     )
 
 
