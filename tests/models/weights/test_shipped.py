@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import ammnet_sparse
+from ammnet_sparse.models.weights import shipped
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import (
     DEFAULT_WEIGHTS,
     FOLDER,
+    Input2D,
     chosen_weights,
     find_weights,
     is_shipped,
@@ -44,6 +46,30 @@ def test_half_precision_files_make_float32_networks() -> None:
     loaded = network.state_dict()
     assert {value.dtype for value in loaded.values() if value.is_floating_point()} == {torch.float32}
     assert all(torch.equal(loaded[name], value.to(loaded[name].dtype)) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "expected"),
+    [
+        (("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"), "label map", "nyu_seg2d_w64"),
+        (("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"), "color image", "nyu_rgb_w64"),
+        (("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"), "depth alone", "nyu_depth_w64"),
+        (("nyu_seg2d_w64", "nyu_depth_w64"), "color image", "nyu_depth_w64"),
+        (("nyu_seg2d_w64",), "color image", "nyu_seg2d_w64"),
+        (("nyu_seg2d_w64", "nyu_rgb_w64"), None, "nyu_seg2d_w64"),
+    ],
+)
+def test_weights_follow_what_is_given(
+    there: tuple[str, ...], given: Input2D | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    for name in there:
+        (tmp_path / f"{name}.safetensors").touch()
+    path, line = chosen_weights(None, dataset="nyu", given=given)
+    assert path == tmp_path / f"{expected}.safetensors" and expected in line
+    assert given is None or f"for {given}" in line
+    named, line = chosen_weights(there[-1], dataset="nyu", given=given)
+    assert named.stem == there[-1] and "no --checkpoint" not in line
 
 
 def test_what_was_chosen_is_said(tmp_path: Path) -> None:
