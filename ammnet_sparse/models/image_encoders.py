@@ -211,7 +211,7 @@ def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str,
 
 
 def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
-    """Loads the backbone (``load_backbone_weights``), and the head of a file of tools/train_encoder.py where it fits.
+    """Loads the backbone (``load_backbone_weights``), and the head of a file of ammnet train-encoder where it fits.
 
     A head fits where it has the widths and classes of this one; what brings its channels to the network's width is no
     part of that file and stays as it is.
@@ -245,7 +245,7 @@ def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
 
 
 HEAD_PREFIX = "head."
-"""How the names of the head begin in a file of tools/train_encoder.py; those of the backbone have ``backbone.``."""
+"""How the names of the head begin in a file of ammnet train-encoder; those of the backbone have ``backbone.``."""
 
 
 def stage_widths(backbone: ImageBackbone) -> list[int]:

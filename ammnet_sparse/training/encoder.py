@@ -48,6 +48,7 @@ class EncoderSettings:
         label_smoothing: of the cross-entropy.
         ema_decay: of the moving average of the weights, which is scored and saved.
         mixed_precision: bfloat16 and channels-last on a GPU.
+        workers: processes that load frames, where these do not lie on the device.
         seed: of the order of frames.
     """
 
@@ -61,6 +62,7 @@ class EncoderSettings:
     label_smoothing: float = 0.1
     ema_decay: float = 0.99
     mixed_precision: bool = True
+    workers: int = 0
     seed: int = 8332
 
 
@@ -129,7 +131,7 @@ def train_encoder(
             batch_size=settings.batch_size,
             shuffle_seed=settings.seed,
             epoch=epoch,
-            workers=0,
+            workers=settings.workers,
             drop_last=True,
         )
         for batch in loader:
@@ -222,6 +224,7 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, path, metadata=metadata)
+        path.chmod(0o644)  # safetensors makes files that nobody else can read
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
 
