@@ -27,12 +27,10 @@ class FrameDataset(Dataset[Batch]):
         augment_2d: changes of the colour image (``augmentation.augment_2d``); frames without one stay as they are.
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
-        cache: read every frame now and keep it, unchanged, in memory: about 0.4 MB a frame, 0.15 MB more with
-            a label map, 0.9 MB more with an image. Forked workers share it.
 
     Raises:
         ValueError: no ids, or a repeated one.
-        DataError: a frame that cannot be read (without ``cache``: when it is asked for).
+        DataError: a frame that cannot be read, when it is asked for.
     """
 
     def __init__(
@@ -44,7 +42,6 @@ class FrameDataset(Dataset[Batch]):
         augment_2d: bool = False,
         truth_2d: Truth2D | None = None,
         seed: int = 0,
-        cache: bool = False,
     ) -> None:
         check_unique(ids)
         self.folder = folder
@@ -55,7 +52,6 @@ class FrameDataset(Dataset[Batch]):
         self.seed = seed
         self.epoch = 0
         self.makes_batches = False
-        self._cached = [folder.read_compact(frame_id) for frame_id in self.ids] if cache else None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
@@ -66,7 +62,7 @@ class FrameDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
-        frame = self.folder.read(self.ids[index]) if self._cached is None else self._cached[index].unpack()
+        frame = self.folder.read(self.ids[index])
         if self.truth_2d is not None:
             frame = dataclasses.replace(frame, label_2d=self.truth_2d.read(frame.frame_id))
         if self.augment_3d or self.augment_2d:

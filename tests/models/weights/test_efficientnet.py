@@ -111,10 +111,7 @@ def test_absent_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_features_of_an_image() -> None:
-    with pytest.warns(UserWarning, match="randomly initialised"):
-        encoder = build_image_encoder(
-            kind="efficientnet_lite0", width=16, num_classes=12, dropout=0.5, is_frozen=True, weights=None
-        )
+    encoder = build_image_encoder(kind="efficientnet_lite0", width=16, num_classes=12, dropout=0.5, is_frozen=True)
     encoder.train()
     assert encoder.head.training and not encoder.backbone.training
     output = encoder(torch.randn(1, 3, 70, 101))
