@@ -512,7 +512,7 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
         ({"data.cache_features": True}, "data.cache_features: .* only with model.image_encoder a network that reads"),
         (
             {"data.cache_features": True, "model.image_encoder": "resnet50"},
-            "data.cache_features: features can be kept only with data.augment_2d false",
+            "data.cache_features: features are kept only with data.augment_2d false",
         ),
     ],
 )
