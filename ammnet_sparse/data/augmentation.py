@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image_functional
 
-from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
+from ammnet_sparse.data.frame import IMAGE_MEAN, Frame, color_planes
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.splits import hash_of
 from ammnet_sparse.data.symmetry import Symmetry
@@ -218,7 +218,7 @@ class Colors:
 
 def pad_image(image: Tensor) -> Tensor:
     """[3, 480, 640] float32 of an image that is no larger: the rest, below and to the right, is ``IMAGE_MEAN``."""
-    padded = torch.tensor(IMAGE_MEAN, dtype=torch.float32, device=image.device)[:, None, None].repeat(1, *IMAGE_SHAPE)
+    padded = color_planes(IMAGE_MEAN, image.device).repeat(1, *IMAGE_SHAPE)
     padded[:, : image.shape[1], : image.shape[2]] = image
     return padded
 

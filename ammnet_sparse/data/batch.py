@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame
+from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame, color_planes
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
 from ammnet_sparse.data.sets.source import open_frames
 
@@ -236,10 +236,7 @@ def normalize_image(image: NDArray[Any]) -> torch.Tensor:
 
 def normalize_planes(planes: Tensor) -> Tensor:
     """[..., 3, rows, columns] float32 RGB on the scale 0..255, on any device, normalised in place."""
-    mean, deviation = (
-        torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (IMAGE_MEAN, IMAGE_DEVIATION)
-    )
-    return planes.sub_(mean.to(planes.device)).div_(deviation.to(planes.device))
+    return planes.sub_(color_planes(IMAGE_MEAN, planes.device)).div_(color_planes(IMAGE_DEVIATION, planes.device))
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
