@@ -143,7 +143,7 @@ def test_other_files_and_arguments_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "absent.safetensors")
     pickled = tmp_path / "network.pth"
     torch.save(network.state_dict(), pickled)
-    with pytest.raises(WeightsError, match=r"network.pth: expected an undamaged safetensors.*convert_checkpoint.py"):
+    with pytest.raises(WeightsError, match=r"network.pth: expected an undamaged safetensors.*`ammnet convert`"):
         load_model(pickled)
     save_weights(path, network.state_dict(), model_config=small_config(width=16))
     with pytest.raises(WeightsError, match="wrong shapes: "):
