@@ -15,7 +15,7 @@ from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 _FEWEST_VOXELS = 200
 _THINNEST = 1.2
 """Voxels that the hit ones must deviate in every direction: a projection cannot be told from points of one plane."""
-_GOOD, _BAD = 16.0, 40.0
+_GOOD, _BAD = 22.0, 45.0
 """Pixels of the median error of a mapping that a camera made, and of one that it did not."""
 _IN_FRONT = 0.98
 _OTHER_WIDTHS = (80, 160, 224, 256, 320, 424, 427, 480, 512, 561)
