@@ -17,9 +17,8 @@ weight, it is computed from label and TSDF, as for NYUCAD.
 """
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +38,19 @@ from ammnet_sparse.data.sets.files import (
     read_label_map,
     read_npz_array,
 )
+from ammnet_sparse.data.sets.layout import (
+    HALF_FOLDERS,
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    LABEL_MAP_FOLDERS,
+    MAPPING_FOLDERS,
+    TSDF_FOLDERS,
+    existing_folder,
+    find_half,
+    first_existing,
+    ids_of_folder,
+    image_paths,
+)
 from ammnet_sparse.data.sets.splits import (
     check_list_name,
     parse_frame_id,
@@ -53,18 +65,6 @@ from ammnet_sparse.data.volumes.tsdf import unflip_tsdf
 from ammnet_sparse.files.arrays import array_names
 
 __all__ = ["DataError", "Frame", "FrameFolder", "FramePaths", "training_ids", "validation_ids"]
-
-_HALVES = {"train": ("train", "trainset"), "test": ("test", "testset")}
-"""Folders of the frames of a list, by the list."""
-_HALF_FOLDERS = tuple(folder for folders in _HALVES.values() for folder in folders)
-_IMAGE_FOLDERS = ("RGB", "R", *(f"{half}/{name}" for half in _HALF_FOLDERS for name in ("RGB", "R")))
-_IMAGE_NAMES = ("NYU{}_colors", "NYU{}_rgb", "NYU{}", "{}", "NYU{}_0000")
-_IMAGE_TYPES = (".png", ".jpg", ".jpeg")
-_IMAGE_ID = re.compile(r"(?:NYU)?(\d{4})(?:_colors|_rgb|_0000)?", re.ASCII)
-_LABEL_MAP_FOLDERS = ("Seg2D", "seg_result_label13")
-_LABEL_FOLDERS, _TSDF_FOLDERS = ("Label", "L"), ("TSDF", "T")
-_MAPPING_FOLDERS = ("Mapping", "mapping")
-_VOXEL_FILE = re.compile(r"NYU(\d{4})_0000_voxels", re.ASCII)
 
 _T = TypeVar("_T")
 
@@ -117,12 +117,12 @@ class FrameFolder:
             raise DataError(f"{self.root}: expected the folder of a set, found {_kind(self.root)}; check the path")
         self._cad = self._find_cad() if dataset == "nyucad" else None
         self._base = self._find_base()
-        self._label_folder = _existing_folder(self._base, _LABEL_FOLDERS)
+        self._label_folder = existing_folder(self._base, LABEL_FOLDERS)
         self.has_labels = self._label_folder.is_dir()
         self._has_warned = False
-        image_folders = [self._base / folder for folder in _IMAGE_FOLDERS]
+        image_folders = [self._base / folder for folder in IMAGE_FOLDERS]
         self.reads_image = _decide(read_image, image_folders, name="read_image")
-        label_map_folders = [self._base / folder for folder in _LABEL_MAP_FOLDERS]
+        label_map_folders = [self._base / folder for folder in LABEL_MAP_FOLDERS]
         self.reads_label_map = _decide(read_label_map, label_map_folders, name="read_label_map")
 
     def has_split(self, split: str) -> bool:
@@ -146,7 +146,7 @@ class FrameFolder:
     def listed_ids(self, split: str) -> list[str]:
         """As ``frame_ids``, repetitions included."""
         path = self.list_path(split)
-        return _ids_of_folder(path) if path.is_dir() else read_id_list(path)
+        return ids_of_folder(path) if path.is_dir() else read_id_list(path)
 
     def list_path(self, split: str) -> Path:
         """The file ``<split>.txt``, or the folder that stands for it.
@@ -171,28 +171,20 @@ class FrameFolder:
         """
         frame_id = parse_frame_id(frame_id, source="frame_id")
         if self._cad is None:
-            tsdf = _existing_folder(self._base, _TSDF_FOLDERS) / f"{frame_id}.npz"
-            mapping = _existing_folder(self._base, _MAPPING_FOLDERS) / f"{frame_id}.npz"
+            tsdf = existing_folder(self._base, TSDF_FOLDERS) / f"{frame_id}.npz"
+            mapping = existing_folder(self._base, MAPPING_FOLDERS) / f"{frame_id}.npz"
         else:
             name = f"NYU{frame_id}_0000_voxels.npz"
-            tsdf = _first_existing(self._cad / half / "TSDF_lr" / name for half in _HALF_FOLDERS)
-            mapping = _first_existing(self._cad / half / "mapping" / name for half in _HALF_FOLDERS)
-        label_maps = (self._base / folder / f"{frame_id}.png" for folder in _LABEL_MAP_FOLDERS)
+            tsdf = first_existing(self._cad / half / "TSDF_lr" / name for half in HALF_FOLDERS)
+            mapping = first_existing(self._cad / half / "mapping" / name for half in HALF_FOLDERS)
+        label_maps = (self._base / folder / f"{frame_id}.png" for folder in LABEL_MAP_FOLDERS)
         return FramePaths(
             tsdf=tsdf,
             mapping=mapping,
             label=self._label_folder / f"{frame_id}.npz" if self.has_labels else None,
-            image=_first_existing(self._image_paths(frame_id)) if self.reads_image else None,
-            label_map=_first_existing(label_maps) if self.reads_label_map else None,
+            image=first_existing(image_paths(self._base, frame_id)) if self.reads_image else None,
+            label_map=first_existing(label_maps) if self.reads_label_map else None,
         )
-
-    def _image_paths(self, frame_id: str) -> Iterator[Path]:
-        for folder in _IMAGE_FOLDERS:
-            # The published name first: it is the one that messages show where none exists.
-            names = sorted(_IMAGE_NAMES, key=lambda name: name.endswith("_rgb") != ("/" in folder))  # noqa: B023
-            for name in names:
-                for kind in _IMAGE_TYPES:
-                    yield self._base / folder / f"{name.format(frame_id)}{kind}"
 
     def has_frame(self, frame_id: str) -> bool:
         """Whether there is a TSDF of that id."""
@@ -276,7 +268,7 @@ class FrameFolder:
 
     def _find_cad(self) -> Path:
         for folder in (self.root / "NYUCAD", self.root):
-            if any((folder / half / "TSDF_lr").is_dir() for half in _HALF_FOLDERS):
+            if any((folder / half / "TSDF_lr").is_dir() for half in HALF_FOLDERS):
                 return folder
         raise DataError(
             f"{self.root}: expected NYUCAD/train/TSDF_lr or NYUCAD/test/TSDF_lr for dataset nyucad, "
@@ -284,7 +276,7 @@ class FrameFolder:
         )
 
     def _find_base(self) -> Path:
-        needed = [_TSDF_FOLDERS, _MAPPING_FOLDERS] if self._cad is None else [_LABEL_FOLDERS]
+        needed = [TSDF_FOLDERS, MAPPING_FOLDERS] if self._cad is None else [LABEL_FOLDERS]
         candidates = [self.root, self.root / "NYU"]
         if self._cad == self.root:
             candidates += [self.root.parent, self.root.parent / "NYU"]
@@ -304,15 +296,7 @@ class FrameFolder:
     def _find_list(self, split: str) -> Path | None:
         check_list_name(split)
         lists = (folder / f"{split}.txt" for folder in self._list_folders())
-        return next((path for path in lists if path.is_file()), None) or self._find_half(split)
-
-    def _find_half(self, split: str) -> Path | None:
-        """The folder whose files are the frames of a list that the set does not have."""
-        names = _HALVES.get(split, ())
-        folders = [self._base / half / name for half in names for name in ("RGB", "R")]
-        if self._cad is not None:
-            folders = [self._cad / half / "TSDF_lr" for half in names] + folders
-        return next((folder for folder in folders if folder.is_dir() and any(_ids_in(folder))), None)
+        return next((path for path in lists if path.is_file()), None) or find_half(self._base, split, cad=self._cad)
 
 
 def _computed_label_weight(
@@ -320,23 +304,6 @@ def _computed_label_weight(
 ) -> NDArray[np.bool_]:
     known = np.zeros(tsdf.shape, dtype=np.uint8) if label is None else label
     return label_weight_of(known, unflip_tsdf(tsdf) if is_flipped else tsdf).astype(np.bool_)
-
-
-def _ids_in(folder: Path) -> Iterator[str]:
-    for path in folder.iterdir():
-        match = _IMAGE_ID.fullmatch(path.stem) if path.suffix.lower() in _IMAGE_TYPES else None
-        match = match or (_VOXEL_FILE.fullmatch(path.stem) if path.suffix == ".npz" else None)
-        if match:
-            yield match[1]
-
-
-def _ids_of_folder(folder: Path) -> list[str]:
-    return sorted(set(_ids_in(folder)))
-
-
-def _existing_folder(base: Path, names: Sequence[str]) -> Path:
-    """The first of these folders that exists; else the first."""
-    return next((base / name for name in names if (base / name).is_dir()), base / names[0])
 
 
 def _decide(wanted: bool | None, folders: Sequence[Path], *, name: str) -> bool:
@@ -347,15 +314,6 @@ def _decide(wanted: bool | None, folders: Sequence[Path], *, name: str) -> bool:
             f"add the files, or choose a model that does not read them"
         )
     return has_one if wanted is None else wanted
-
-
-def _first_existing(candidates: Iterator[Path]) -> Path:
-    """The first file that exists; else the first whose folder does; else the first."""
-    listed = list(candidates)
-    for path in listed:
-        if path.is_file():
-            return path
-    return next((path for path in listed if path.parent.is_dir()), listed[0])
 
 
 def _without_repetitions(problems: list[DataError]) -> list[DataError]:
