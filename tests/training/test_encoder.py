@@ -173,7 +173,7 @@ def test_what_cannot_be_trained_is_refused(frames: TwoColors, root: Path, tmp_pa
         with pytest.raises(DataError, match=message):
             Truth2D(tmp_path / "some").read("0001")
     (tmp_path / "some" / "0001.png").write_bytes(b"no png")
-    with pytest.raises(DataError, match="expected a readable png of 2D labels"):
+    with pytest.raises(DataError, match="expected a readable png with 2D labels"):
         Truth2D(tmp_path / "some").read("0001")
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.sets.conventions import convention_problems, conventions_of, unobserved_of
+from ammnet_sparse.data.sets.projection_fit import judge_mapping
 from ammnet_sparse.data.synthetic.frame import generate_frame
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf
 
@@ -136,3 +137,16 @@ def test_pixels_of_a_smaller_image_without_geometry(rooms: list[Frame]) -> None:
     assert "pixels of a smaller image" in problem
     mapping[hit] = pixels * 3
     assert _problems([dataclasses.replace(rooms[0], mapping=mapping)]) == []
+
+
+@pytest.mark.parametrize(
+    ("sign_x", "sign_h", "expected"),
+    [(1, -1, []), (-1, -1, ["left and right are mirrored"]), (1, 1, ["the height axis points down"])],
+)
+def test_sides_without_a_projection(sign_x: int, sign_h: int, expected: list[str]) -> None:
+    mapping = np.full((60, 36, 60), -1, dtype=np.int32)
+    x, height = np.mgrid[:60, :36]
+    column, row = 320 + sign_x * (10 * (x - 30)), 240 + sign_h * (12 * (height - 18))
+    mapping[:, :, 40] = row * 640 + column  # of a single plane
+    found = judge_mapping(mapping)
+    assert len(found) == len(expected) and all(text in problem for text, problem in zip(expected, found, strict=True))
