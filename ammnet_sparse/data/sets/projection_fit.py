@@ -25,7 +25,7 @@ _UPSIDE_DOWN = "the height axis points down, or is another axis"
 _FLATTEST = 0.3
 """Part of its largest value that the determinant of a projection must have for its sign to mean something."""
 _OPPOSITE = 0.3
-"""Correlation of the wrong sign of columns and X, of rows and height; in published frames 0.39 and more, -0.62 and less."""
+"""Correlation of the wrong sign of columns and X, of rows and height; published frames have 0.39 up, -0.62 down."""
 _PLACES = {"X": 0, "height": 1, "Y": 2}
 
 
