@@ -26,7 +26,7 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.splits import some
-from ammnet_sparse.data.volumes.camera import Camera, own_frame_origin
+from ammnet_sparse.data.volumes.camera import Camera, CameraView
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf, tsdf_from_depth
 
@@ -201,10 +201,9 @@ def make_own_frame(
     placement = place_camera(
         images.depth, camera=images.camera, pose=pose, pose_up=pose_up, camera_height=camera_height
     )
-    origin = own_frame_origin(placement.pose)
-    view = {"camera": images.camera, "pose": placement.pose, "origin": origin}
-    mapping = mapping_from_depth(images.depth, **view)  # type: ignore[arg-type]
-    tsdf = tsdf_from_depth(images.depth, **view)  # type: ignore[arg-type]
+    view = CameraView.of_own_frame(images.camera, placement.pose)
+    origin = view.origin
+    mapping, tsdf = mapping_from_depth(images.depth, view=view), tsdf_from_depth(images.depth, view=view)
     is_hit = mapping != UNMAPPED
     if not is_hit.any():
         raise DataError(
