@@ -37,7 +37,11 @@ REQUIREMENTS = [
     "tqdm>=4.60",
 ]
 
+EXR_REQUIREMENTS = ["OpenEXR>=3.3"]
+"""For depth images of a camera that are stored as exr."""
+
 DEV_REQUIREMENTS = [
+    *EXR_REQUIREMENTS,
     "hypothesis>=6.100",
     "mypy>=2,<3",
     "pytest>=8",
@@ -128,7 +132,7 @@ if __name__ == "__main__":
             *spconv_requirements(os.environ.get(SPCONV_VARIABLE, "")),
             *REQUIREMENTS,
         ],
-        extras_require={"dev": DEV_REQUIREMENTS},
+        extras_require={"exr": EXR_REQUIREMENTS, "dev": DEV_REQUIREMENTS},
         # PyTorch is importable by now, as it must be for these.
         ext_modules=kernel_extensions(),
         cmdclass={"build_ext": BuildKernels},

@@ -95,6 +95,7 @@ def place_camera(
     pose: NDArray[np.float64] | None = None,
     pose_up: str | None = None,
     camera_height: float | None = None,
+    previous: Placement | None = None,
 ) -> Placement:
     """Finds the vertical, the floor and the room's direction of a view.
 

@@ -9,10 +9,17 @@ from PIL import Image
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.camera import images as camera_images
+from ammnet_sparse.data.camera.color import read_color
+from ammnet_sparse.data.camera.depth import read_depth
 from ammnet_sparse.data.camera.floor import ASSUMED_CAMERA_HEIGHT
-from ammnet_sparse.data.camera.images import CameraImages, parse_intrinsics, read_color, read_depth, read_pose
-from ammnet_sparse.data.camera.own_frames import OwnFramePaths, find_own_frames, make_own_frame, read_own_frame
+from ammnet_sparse.data.camera.frame_files import OwnFramePaths, find_own_frames
+from ammnet_sparse.data.camera.images import CameraImages
+from ammnet_sparse.data.camera.intrinsics import parse_intrinsics
+from ammnet_sparse.data.camera.label_maps import read_own_label_map
+from ammnet_sparse.data.camera.own_frames import make_own_frame
 from ammnet_sparse.data.camera.placement import Placement, axis_direction, place_camera
+from ammnet_sparse.data.camera.poses import read_pose
+from ammnet_sparse.data.camera.reading import CameraSettings, read_own_frame
 from ammnet_sparse.data.camera.surface import surface_from_depth
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
@@ -117,8 +124,9 @@ def test_ordinary_rgbd_frame(shared_data: Path) -> None:
     paths, lonely = find_own_frames(folder, folder, pose=folder)
     assert [path.name for path in paths] == ["frame-000000"] and not lonely
     camera = parse_intrinsics(str(folder / "camera-intrinsics.txt"))
-    own = read_own_frame(paths[0], camera=camera)
-    alone = read_own_frame(OwnFramePaths("x", paths[0].color, paths[0].depth), camera=camera)
+    settings = CameraSettings.of_camera(camera)
+    own = read_own_frame(paths[0], settings=settings)
+    alone = read_own_frame(OwnFramePaths("x", paths[0].color, paths[0].depth), settings=settings)
     np.testing.assert_allclose(own.placement.pose, alone.placement.pose, atol=1e-12)
     placed, given = own.placement, read_pose(folder / "frame-000000.pose.txt")
     assert placed.up_confidence == "sure" and placed.floor.is_seen and placed.floor.confidence == "sure"
@@ -350,7 +358,7 @@ def test_label_maps_of_another_size() -> None:
     found = camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map).label_map
     assert found is not None and found.shape == (480, 640)
     assert not found[:, :320].any() and (found[:, 320:] == 12).all()
-    with pytest.raises(DataError, match="label map: expected the proportions of the colour image 1280x960, found 320x"):
+    with pytest.raises(DataError, match="label map: expected the proportions of the color image 1280x960, found 320x"):
         camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map[:180])
 
 
@@ -424,17 +432,21 @@ def test_depth_files(tmp_path: Path) -> None:
 def test_color_files(tmp_path: Path) -> None:
     picture = Image.fromarray(grey_image((4, 6)))
     picture.save(tmp_path / "c.png")
-    assert read_color(tmp_path / "c.png").shape == (4, 6, 3)
+    assert read_color(tmp_path / "c.png")[0].shape == (4, 6, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    with pytest.raises(DataError, match=r"turned\.jpg: expected an image stored upright"):
-        read_color(tmp_path / "turned.jpg")
-    with pytest.raises(DataError, match=r"none\.jpg: expected a file, found none"):
+    stored, turn = read_color(tmp_path / "turned.jpg")
+    assert stored.shape == (4, 6, 3) and turn == 90
+    exif[0x0112] = 2
+    picture.save(tmp_path / "mirrored.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"mirrored\.jpg: expected an image that is upright or turned"):
+        read_color(tmp_path / "mirrored.jpg")
+    with pytest.raises(DataError, match=r"none\.jpg: expected a color image, found no such file"):
         read_color(tmp_path / "none.jpg")
     Image.fromarray(np.full((4, 6), 14, dtype=np.uint8)).save(tmp_path / "labels.png")
     with pytest.raises(DataError, match=r"labels\.png: expected one channel of classes 0\.\.13 .*found up to 14"):
-        camera_images.read_own_label_map(tmp_path / "labels.png")
+        read_own_label_map(tmp_path / "labels.png")
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -454,7 +466,7 @@ def test_frames_of_folders(tmp_path: Path) -> None:
     frames, lonely = find_own_frames(one, one, pose=one)
     assert [frame.name for frame in frames] == ["frame-000001", "frame-000002"]
     assert frames[0].pose == one / "frame-000001.pose.txt" and frames[1].color == one / "frame-000002.color.jpg"
-    assert lonely == [str(one / "frame-000003.color.jpg")]
+    assert len(lonely) == 1 and "frame-000003.color.jpg: has no partner: no depth image of that name" in lonely[0]
 
     rgb, depth = touch(tmp_path / "rgb", "7.png", "8.png"), touch(tmp_path / "depth", "7.png", "8.png")
     labels = touch(tmp_path / "labels", "8.png")
@@ -472,7 +484,7 @@ def test_files_that_make_no_frames(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "rgb", "a.png"), touch(tmp_path / "depth", "b.png")
     twice = touch(tmp_path / "twice", "a.png", "a.jpg")
     for color, other, message in (
-        (rgb, depth, "expected frames whose files have a name in common, found colour images a and depth images b"),
+        (rgb, depth, "expected frames whose files have a name in common, found color images a and depth images b"),
         (rgb, depth / "b.png", "expected two files or two folders"),
         (tmp_path / "no", depth, "color .*no: expected a file or a folder, found nothing"),
         (twice, depth, r"expected one color file a frame, found a\.jpg and a\.png"),
