@@ -72,6 +72,7 @@ def own_frame_from_view(
     pose_up: str | None = None,
     camera_height: float | None = None,
     previous: Placement | None = None,
+    is_told_upright: bool = False,
     tsdf_is_flipped: bool = False,
 ) -> OwnFrame:
     """The frame of images of any size; arguments and errors as ``make_own_frame`` and ``View.to_network_images``."""
@@ -82,6 +83,7 @@ def own_frame_from_view(
         pose_up=pose_up,
         camera_height=camera_height,
         previous=previous,
+        is_told_upright=is_told_upright,
         tsdf_is_flipped=tsdf_is_flipped,
     )
 
@@ -94,6 +96,7 @@ def make_own_frame(
     pose_up: str | None = None,
     camera_height: float | None = None,
     previous: Placement | None = None,
+    is_told_upright: bool = False,
     tsdf_is_flipped: bool = False,
     notes: tuple[str, ...] = (),
 ) -> OwnFrame:
@@ -102,7 +105,8 @@ def make_own_frame(
     Args:
         images: color, depth and intrinsics at the network's size.
         name: of the frame.
-        pose, pose_up, camera_height, previous: what is known of the camera, as ``place_camera`` takes it.
+        pose, pose_up, camera_height, previous, is_told_upright: what is known of the camera, as ``place_camera``
+            takes it.
         tsdf_is_flipped: the TSDF in the flipped convention, for networks trained on NYUCAD.
         notes: what was found out about the files, to be described with the frame.
 
@@ -118,6 +122,7 @@ def make_own_frame(
         pose_up=pose_up,
         camera_height=camera_height,
         previous=previous,
+        is_told_upright=is_told_upright,
     )
     view = CameraView.of_own_frame(images.camera, placement.pose)
     covered = coverage(images, view)

@@ -74,7 +74,7 @@ def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: 
     Raises:
         DataError: a file that cannot be used, or images that do not fit together.
     """
-    view, pose, notes = read_view(paths, settings=settings)
+    view, pose, notes, is_told_upright = _read(paths, settings)
     return make_own_frame(
         view.to_network_images(),
         name=paths.name,
@@ -82,6 +82,7 @@ def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: 
         pose_up=settings.pose_up,
         camera_height=settings.camera_height,
         previous=previous,
+        is_told_upright=is_told_upright,
         tsdf_is_flipped=settings.tsdf_is_flipped,
         notes=tuple(notes),
     )
@@ -93,6 +94,11 @@ def read_view(paths: OwnFramePaths, *, settings: CameraSettings) -> tuple[View, 
     Raises:
         DataError: as ``read_own_frame``.
     """
+    return _read(paths, settings)[:3]
+
+
+def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray[np.float64] | None, list[str], bool]:
+    """As ``read_view``, and whether user or EXIF said how the images lie."""
     color, exif_turn = read_color(paths.color)
     depth, notes = read_depth_with_notes(
         paths.depth,
@@ -114,13 +120,13 @@ def read_view(paths: OwnFramePaths, *, settings: CameraSettings) -> tuple[View, 
     notes += intrinsics.notes
     stored = _Stored(color, depth, label_map, intrinsics, color_intrinsics, pose)
     if settings.rotate is not None:
-        return *stored.turned(settings.rotate, is_told=True), notes
+        return *stored.turned(settings.rotate, is_told=True), notes, True
     if exif_turn:
         notes.append(
             f"color: EXIF turns it by {exif_turn} degrees clockwise, and so was all that lies like it "
             "(--rotate 0 leaves the images as they are stored)"
         )
-    return *stored.turned(exif_turn, is_told=False), notes
+    return *stored.turned(exif_turn, is_told=False), notes, exif_turn != 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
