@@ -146,7 +146,7 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
 
 
 def _template(name: str) -> str:
-    return (resources.files("ammnet_sparse.evaluation") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("ammnet_sparse.pictures") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _to_json(value: Any) -> str:

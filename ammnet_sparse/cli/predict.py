@@ -1,0 +1,193 @@
+"""Completes frames: of a set in the published layout, or of your own depth camera.
+
+    ammnet predict [--checkpoint FILE] --out DIR --data DIR --ids 0003 0004
+    ammnet predict [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
+
+Without --checkpoint the weights shipped with the package are used (docs/models.md); they read 2D label maps.
+
+Writes for each frame NAME.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
+NAME.png; with --ply NAME_points.ply and NAME_cubes.ply, with --page one page.html of all frames, which any browser
+opens. Voxels observed to be free are empty, unless --everywhere asks for a prediction there.
+
+Own frames: --color and --depth are two files, or two folders whose files match by name, number or time stamp. The depth
+image is registered to the color image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and
+the floor are found in the depth, and it is said how sure that is. docs/own_camera.md has more.
+
+Exit code: 0 done, 1 some frames were skipped or lie all but outside the grid (each is named), 2 wrong usage (no such
+file or input), 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import ammnet_sparse
+from ammnet_sparse.cli.camera_options import (
+    CAMERA_EXTRAS,
+    CAMERA_FILES,
+    add_camera_options,
+    camera_settings,
+    check_camera_options,
+    given_options,
+)
+from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_data_option,
+    add_dataset_option,
+    add_device_option,
+    add_flips_option,
+    add_out_option,
+    add_sites_option,
+    choose_device,
+)
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.camera.coverage import LITTLE
+from ammnet_sparse.data.camera.frame_files import find_own_frames
+from ammnet_sparse.data.camera.reading import read_own_frame
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.evaluation.flips import labels_over_flips
+from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
+from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
+from ammnet_sparse.pictures.page import Scene, write_page
+
+_PAGE = "page.html"
+_OF_SETS = ("data", "ids")
+
+
+@command("predict")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet predict``; returns its exit code."""
+    options = _parse(arguments)
+    skipped: list[str] = []
+    outside: list[str] = []
+    check_output_folder(options.out)
+    with writing_to(options.out):
+        count = _predict(options, skipped, outside)
+    for message in skipped:
+        print(f"skipped: {message}", file=sys.stderr)
+    for message in outside:
+        print(f"hardly completed: {message}", file=sys.stderr)
+    kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
+    frames = f"{count} frame{'s' * (count != 1)} completed ({', '.join(kinds)})"
+    of_these = f", {len(outside)} of them with less than {LITTLE:.0%} of the depth in the grid" if outside else ""
+    print(f"{options.out}: {frames}{of_these}" + (f", {len(skipped)} skipped" if skipped else ""))
+    return 1 if skipped or outside else 0
+
+
+def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]) -> int:
+    """Completes and writes every frame and counts them.
+
+    Frames of a folder that cannot be used are added to ``skipped``, those of which hardly anything lies in the grid to
+    ``outside``.
+    """
+    device = choose_device(options.device)
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
+    sites = {} if options.sites is None else {"sites": options.sites}
+    model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
+    print(weights, file=sys.stderr)
+    completed_frames = (
+        _set_frames(options, model, device) if options.data else _own_frames(options, model, device, skipped, outside)
+    )
+    scenes: list[Scene] = []
+    count = 0
+    for completed in completed_frames:
+        write_volume(options.out, completed)
+        write_picture(options.out, completed)
+        if options.ply:
+            write_ply_files(options.out, completed)
+        if options.page:
+            scenes.append(completed.to_scene())
+        count += 1
+    if scenes:
+        write_page(options.out / _PAGE, scenes, title="Completed scenes")
+    return count
+
+
+def _set_frames(options: argparse.Namespace, model: AMMNet, device: torch.device) -> Iterator[CompletedFrame]:
+    folder = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
+    check_ids(folder, options.ids)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
+        frame = folder.read(frame_id)
+        yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame).to(device), options))
+
+
+def _own_frames(
+    options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str], outside: list[str]
+) -> Iterator[CompletedFrame]:
+    check_grid(model.config)
+    check_label_map(model.config, has_label_map=options.label_map is not None)
+    settings = camera_settings(options)
+    found, lonely = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
+    skipped += lonely
+    options.out.mkdir(parents=True, exist_ok=True)
+    for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
+        try:
+            own = read_own_frame(paths, settings=settings)
+        except DataError as error:
+            if len(found) == 1:
+                raise
+            skipped.append(f"frame {paths.name}: {error}")
+            continue
+        tqdm.write("\n  ".join([f"{paths.name}:", *own.describe()]))
+        if own.coverage.is_little:
+            outside.append(f"frame {paths.name}: {own.grid_share:.1%} of its depth lies in the grid")
+        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options))
+
+
+def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:
+    voxels: Literal["all", "not_free"] = "all" if options.everywhere else "not_free"
+    with torch.inference_mode():
+        if options.flips is None:
+            found = model(batch, voxels=voxels).labels
+        else:
+            found = labels_over_flips(
+                lambda turned: model(turned, voxels=voxels).probabilities, batch, count=options.flips
+            )
+    labels: NDArray[np.uint8] = found[0].cpu().numpy()
+    return labels
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("predict", __doc__)
+    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS)
+    add_out_option(parser, "folder to write to, made if missing", metavar="DIR", required=True)
+    add_dataset_option(parser, note="; for own frames: what the checkpoint was trained on, as NYUCAD's TSDF is flipped")
+    add_sites_option(parser)
+    add_device_option(parser)
+    parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
+    add_flips_option(parser)
+    parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
+    parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
+    group = parser.add_argument_group("frames of a set")
+    add_data_option(group)
+    group.add_argument("--ids", nargs="+", metavar="ID", help="frames, such as 0003")
+    add_camera_options(parser.add_argument_group("frames of your own camera"))
+    options = parser.parse(arguments)
+    _check_source(parser, options)
+    return options
+
+
+def _check_source(parser: CommandParser, options: argparse.Namespace) -> None:
+    """Either a set or a camera, with all that it needs."""
+    from_set = given_options(options, _OF_SETS)
+    from_camera = given_options(options, (*CAMERA_FILES, *CAMERA_EXTRAS))
+    if from_set and from_camera:
+        parser.error(f"expected frames of a set or of a camera, found {from_set[0]} and {from_camera[0]}")
+    needed = CAMERA_FILES if from_camera else _OF_SETS
+    lacking = [f"--{name}" for name in needed if getattr(options, name) is None]
+    if lacking:
+        what = "frames of a camera" if from_camera else "frames of a set (own frames: --color, --depth, --intrinsics)"
+        parser.error(f"the following arguments are required: {', '.join(lacking)}, for {what}")
+    check_camera_options(parser, options)
