@@ -58,7 +58,7 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         "--rotate",
         type=int,
         choices=TURNS,
-        help="degrees clockwise that make the images upright, intrinsics and pose with them; 0: they are (default: EXIF)",
+        help="degrees clockwise that make the images upright, intrinsics and pose with them; 0: none (default: EXIF)",
     )
     group.add_argument(
         "--pose",

@@ -20,7 +20,6 @@ file or input), 130 interrupted.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np

@@ -91,8 +91,8 @@ def _reach(view: CameraView) -> str:
     """What the grid covers along the world's axes, from the camera: depends on where it looks."""
     low = view.origin - view.pose[:3, 3]
     high = low + np.array(GRID_SHAPE)[[0, 2, 1]] * VOXEL_SIZE
-    behind = f"{-low[1]:.1f} m behind the camera to " if low[1] < 0 else f"{low[1]:.1f} to "
+    from_to = f"{-low[1]:.1f} m behind the camera to" if low[1] < 0 else f"{low[1]:.1f} to"
     return (
-        f"{behind}{high[1]:.1f} m ahead of it, {-low[0]:.1f} m to the left to {high[0]:.1f} m to the right, and "
-        f"{-view.origin[2]:.2f} m below the floor to {view.origin[2] + GRID_SHAPE[1] * VOXEL_SIZE:.2f} m above it"
+        f"{from_to} {high[1]:.1f} m ahead of the camera, {-low[0]:.1f} m to its left to {high[0]:.1f} m to its right, "
+        f"and {-view.origin[2]:.2f} m below the floor to {view.origin[2] + GRID_SHAPE[1] * VOXEL_SIZE:.2f} m above it"
     )

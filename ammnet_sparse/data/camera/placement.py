@@ -34,6 +34,7 @@ _AXIS_WEIGHTS = {"z": 3.0, "y": 2.0, "-y": 2.0}
 """How much more likely a direction is up if it is an axis of the pose's world that usually is."""
 _OTHER_AXIS_WEIGHT, _HEIGHT_WEIGHT = 0.3, 5.0
 """The same for the other axes, and where the pose's height above its 0 is that above the floor seen."""
+_RANK: dict[Confidence, int] = {"guess": 0, "likely": 1, "sure": 2}
 _ASIDE = 60.0
 """Degrees of tilt from which on the images themselves should be turned."""
 _FLOOR_AGREES = 0.10
@@ -162,6 +163,8 @@ def place_camera(
     up, floor = _find_floor(depth, up, surface, camera=camera, may_tilt=axis is None, camera_height=camera_height)
     if pose is not None and axis is not None and camera_height is None:
         floor = _floor_with_pose(floor, surface, up, pose, axis)
+    if floor.is_seen and _RANK[floor.confidence] > _RANK[confidence]:
+        floor = dataclasses.replace(floor, confidence=confidence)  # no surer than the vertical that it lies across
     heading = find_heading(surface, up)
     if pose is not None and axis is not None:
         heading = _heading_with_pose(heading, pose, up)
