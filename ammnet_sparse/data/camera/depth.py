@@ -30,6 +30,8 @@ _SCALES = (
     (10000.0, "tenths of millimetres"),
     (100.0, "centimetres"),
 )
+_MIN_ROTATED_MEDIAN = 750
+"""Millimetres of the median of decoded depth below which the room is smaller than the plain reading has it: coarse."""
 _MAX_COARSE = 0.8
 """Share of multiples of 16 up to which multiples of 8 are taken for rotated bits; of those it is about half."""
 _ENCODED_SCALES = {"millimetres": 1000.0, "rotated": 1000.0, "metres": 1.0}
@@ -96,6 +98,11 @@ def metres_from_values(
         scale = _found_scale(values, usual_scale, notes)
     metres = depth_in_metres(values, scale=scale)
     _check_plausible(values, metres, name=name, scale=scale, is_rotated=is_rotated)
+    if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
+        notes.append(
+            "depth: all but a few values are multiples of 8, but a room comes out as they are; if the bits are rotated "
+            "(SUN RGB-D, SSCNet), give --depth-encoding rotated"
+        )
     if encoding == "auto" and not is_rotated and scale == DEPTH_SCALE and _looks_like_tum(values, metres):
         notes.append(
             "depth: taken as millimetres, but all values are multiples of 5, as in TUM's files of 5000 units a metre; "
@@ -108,7 +115,9 @@ def _looks_rotated(values: NDArray[Any]) -> bool:
     """Whether 16-bit depth holds rotated bits; a camera whose steps are 16 mm and more has multiples of 8, too."""
     if values.dtype.kind not in "iu" or guess_depth_encoding(values) != "rotated":
         return False
-    return _multiples_share(values, 16) <= _MAX_COARSE
+    measured = values[(values > 0) & (values < LARGEST_CODE)]
+    is_room = float(np.median(decode_rotated(measured))) >= _MIN_ROTATED_MEDIAN
+    return is_room and _multiples_share(values, 16) <= _MAX_COARSE
 
 
 def _multiples_share(values: NDArray[Any], factor: int) -> float:
@@ -167,7 +176,7 @@ def _check_plausible(
 ) -> None:
     measured = metres[metres > 0]
     raw_median = _median(values, scale)
-    if math.isnan(raw_median) or (not measured.size and raw_median <= FARTHEST):
+    if math.isnan(raw_median) or (not measured.size and _is_plausible(raw_median)):
         raise DataError(f"{name}: expected depth, found no valid pixel")
     median = float(np.median(measured)) if measured.size else raw_median
     # What was thrown away as too far counts here: with a wrong scale it is nearly everything.

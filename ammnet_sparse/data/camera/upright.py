@@ -30,6 +30,8 @@ _LOOKING_DOWN, _ON_ITS_SIDE, _UPSIDE_DOWN = 0.28, 0.1, 0.05
 _UNTOLD_PRIOR = 3.0
 """By this much the priors are raised where the confidence is judged and no one said that the images are upright: one
 camera in three lying on its side must not make an error that is called sure."""
+_TOLD_PRIOR = 0.1
+"""The same factor where someone did say so."""
 _MAX_RIVAL, _LIKELY_RIVAL = 0.3, 1.2
 """Score of the next best candidate by the raised priors, as a share of the best one's, up to which that is sure, and
 likely."""
@@ -88,7 +90,7 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
 
     Args:
         surface: what the camera sees.
-        is_told: someone said that the images are upright; then priors count in full for the confidence, too.
+        is_told: someone said that the images are upright: a camera on its side or upside down is hardly believed.
     """
     near = find_gravity(surface)
     if near.agreement == 0:
@@ -96,9 +98,9 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
     # The vertical near the image's upright comes first: it is refined as it always was.
     axes = [(near.up, near.vote), *((axis, vote) for axis, vote in room_axes(surface, apart_from=near.up))]
     judged = [(*_evidence(surface, direction), direction, vote) for axis, vote in axes for direction in (axis, -axis)]
-    candidates = _ranked(judged, raised=1.0)
+    candidates = _ranked(judged, raised=_TOLD_PRIOR if is_told else 1.0)
     best = candidates[0]
-    rivals = _ranked(judged, raised=1.0 if is_told else _UNTOLD_PRIOR)
+    rivals = _ranked(judged, raised=_TOLD_PRIOR if is_told else _UNTOLD_PRIOR)
     own = next(c.score for c in rivals if c.up is best.up)
     others = [c.score for c in rivals if angle_between(c.up, best.up) > 25.0]
     rival = max(others, default=0.0) / own
@@ -109,7 +111,10 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
 
 def _confidence(gravity: Gravity, best: Candidate, rival: float, *, is_told: bool) -> Confidence:
     """Sure only where the alternatives lose and a floor with something on it is seen, or someone told."""
-    is_clear = rival <= _MAX_RIVAL and (is_told or (best.floor.is_seen and best.has_standing))
+    if is_told:
+        is_clear = rival <= 2 * _MAX_RIVAL
+    else:
+        is_clear = rival <= _MAX_RIVAL and best.floor.is_seen and best.has_standing
     if gravity.confidence == "sure" and not is_clear:
         return "likely" if rival <= _LIKELY_RIVAL else "guess"
     if gravity.confidence == "likely" and rival > _LIKELY_RIVAL:
@@ -142,10 +147,10 @@ def _prior(up: Vector, raised: float) -> float:
     tilt = angle_between(up, CAMERA_UP)
     roll = abs(math.degrees(math.atan2(up[0], -up[1])))
     if up[2] < -0.85 or (up[2] < -0.3 and roll < 30.0):
-        least = _LOOKING_DOWN
+        least = _LOOKING_DOWN * max(1.0, raised)
     else:
-        least = _ON_ITS_SIDE if tilt < 120.0 else _UPSIDE_DOWN
-    return max(math.exp(-((tilt / _TILT_PRIOR) ** 2)), min(1.0, raised * least))
+        least = (_ON_ITS_SIDE if tilt < 120.0 else _UPSIDE_DOWN) * raised
+    return max(math.exp(-((tilt / _TILT_PRIOR) ** 2)), min(1.0, least))
 
 
 def _evidence(surface: Surface, up: Vector) -> tuple[float, Floor, bool]:

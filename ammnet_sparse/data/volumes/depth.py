@@ -21,6 +21,10 @@ _FAR_CODE = 8190
 """From here on (millimetres; the largest number of 13 bits is 8191) a group of pixels that stands alone is no depth."""
 
 
+_CODE_WIDTH = 4
+"""Millimetres."""
+
+
 def depth_in_metres(values: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
     """Depth in metres, 0 wherever the values are no depth.
 
@@ -54,7 +58,9 @@ def _too_far(metres: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[n
     far = millimetres >= _FAR_CODE - 0.5
     # A hall goes on without a gap; a code stands alone, with next to nothing in the metre before it.
     before = (millimetres >= _FAR_CODE - 1000) & ~far
-    if far.sum() >= needed and before.sum() < 0.05 * far.sum():
+    stands_alone = far.sum() >= needed and before.sum() < 0.05 * far.sum()
+    # Where it is most of the image it must be one number: otherwise the unit is wrong, which others find out.
+    if stands_alone and (far.sum() <= 0.5 * count or np.ptp(millimetres[far]) < _CODE_WIDTH):
         is_code |= far
     largest = float(millimetres[~is_code].max(initial=0.0))
     for code in _NEAR_CODES:
