@@ -42,8 +42,18 @@ def ramp(shape: tuple[int, int] = (60, 80), low: float = 1.2, high: float = 4.5)
     return np.round(values + 0.2 * np.sin(np.arange(shape[1]) / 5.0), 3)
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64])
-@pytest.mark.parametrize("code", [0, 65535, 8191, -1, np.nan, np.inf, -np.inf, 1e10])
+_CODES: list[tuple[type[Any], float]] = [
+    *((dtype, code) for dtype in (np.uint16, np.int32) for code in (0, 65535, 8191)),
+    (np.int32, -1),
+    *(
+        (dtype, code)
+        for dtype in (np.float32, np.float64)
+        for code in (0, 65535, 8191, -1, np.nan, np.inf, -np.inf, 1e10)
+    ),
+]
+
+
+@pytest.mark.parametrize(("dtype", "code"), _CODES)
 def test_codes_that_are_no_depth(dtype: type[Any], code: float) -> None:
     """One rule for every type, in millimetres and in metres."""
     metres = ramp()
@@ -53,8 +63,6 @@ def test_codes_that_are_no_depth(dtype: type[Any], code: float) -> None:
     values = metres * 1000
     values[mask] = code
     info = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
-    if info is not None and not (np.isfinite(code) and info.min <= code <= info.max):
-        pytest.skip("the type has no such number")
     stored = np.round(values).astype(dtype) if info is not None else values.astype(dtype)
     np.testing.assert_allclose(depth_in_metres(stored, scale=1000.0), expected, atol=1e-3)
     if info is None:
