@@ -193,7 +193,8 @@ def _continued(
     camera_height: float | None,
 ) -> Placement:
     """The placement of the frame before, corrected by what this frame's depth says."""
-    up, floor = _find_floor(depth, kept.up, surface, camera=camera, may_tilt=False, camera_height=camera_height)
+    seen, floor = _find_floor(depth, kept.up, surface, camera=camera, may_tilt=True, camera_height=camera_height)
+    up = kept.smoothed_up(previous.up, seen)
     floor = kept.smoothed_floor(previous.floor, floor, surface)
     heading = kept.smoothed_heading(previous.heading, find_heading(surface, up), up)
     return dataclasses.replace(
@@ -202,7 +203,7 @@ def _continued(
         floor=floor,
         heading=heading,
         up=up,
-        up_reason=f"kept from the frame before, {kept.correction:.1f} degrees corrected",
+        up_reason=f"kept from the frame before, {angle_between(seen, previous.up):.1f} degrees off this one's",
         alternative=None,
         is_continued=True,
     )

@@ -32,15 +32,17 @@ _MIN_SAMPLES = 200
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kept:
-    """The vertical of the frame before, corrected.
+    """The vertical of the frame before, as the new depth shows it.
 
     Attributes:
         up: [3] float64 of length 1.
-        correction: degrees by which the new depth moved it.
     """
 
     up: Vector
-    correction: float
+
+    def smoothed_up(self, before: Vector, now: Vector) -> Vector:
+        """The vertical: the new one where the camera was turned, otherwise one between."""
+        return now if angle_between(now, before) > _STANDS_STILL else _between(before, now)
 
     def smoothed_floor(self, before: Floor, now: Floor, surface: Surface) -> Floor:
         """The floor: the new one smoothed where both agree; the old one where none is seen and nothing lies below."""
@@ -82,7 +84,7 @@ class Kept:
 def keep(previous: "Placement", surface: Surface) -> Kept | None:
     """The vertical of the frame before as this frame's depth corrects it; None where it contradicts."""
     if len(surface) < _MIN_SAMPLES:
-        return Kept(previous.up, 0.0)
+        return Kept(previous.up)
     if previous.up_confidence == "guess":
         return None
     found = refined(previous.up, surface.normals)
@@ -93,7 +95,7 @@ def keep(previous: "Placement", surface: Surface) -> Kept | None:
     least = max(_MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT * previous.gravity.agreement)
     if correction > _MAX_TURN or agreement < least:
         return None
-    return Kept(found if correction > _STANDS_STILL else _between(previous.up, found), correction)
+    return Kept(found)
 
 
 def _between(before: Vector, now: Vector) -> Vector:
