@@ -107,6 +107,8 @@ class Placement:
             other = describe_direction(self.alternative.up)
             other_turn = upright_turn(self.alternative.up)
             how = f" (--rotate {other_turn} would turn it upright)" if other_turn else ""
+            if self.alternative.up[2] < -0.8:
+                how = " (a --pose of 1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1 with --pose-up=-z says so)"
             upright = (
                 "--rotate 0 says that the images are upright" if not turn else f"--rotate {turn} turns them upright"
             )

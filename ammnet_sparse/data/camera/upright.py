@@ -45,6 +45,12 @@ _USUAL_SHARE = 0.01
 """Share of the surface that may hang, facing down, in any room, and that stands in nearly all."""
 _STEEP = -0.8
 """z of an up direction in camera coordinates below which the camera looks down by more than 53 degrees."""
+_MAX_ONE_WAY, _PLANE_THICKNESS = 0.95, 0.1
+"""Share of the surface that faces one way, from which on nothing tells a wall from a floor, and metres either side of a
+plane that belong to it."""
+_MAX_ONE_PLANE, _ONE_PLANE_FACTOR = 0.98, 0.3
+"""Share of the surface on one plane from which on nothing else is seen, and what then speaks against looking straight at
+the floor or the ceiling."""
 _MIN_STANDING = 0.005
 """Share of the surface that must face up above the floor for the floor to be told from a ceiling."""
 
@@ -106,6 +112,8 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
     rival = max(others, default=0.0) / own
     gravity = near if best.up is near.up else _gravity_of(surface, best.up)
     confidence = _confidence(gravity, best, rival, is_told=is_told)
+    if _share_of_one_way(surface, on_one_plane=False) > _MAX_ONE_WAY:
+        confidence = "guess"
     return Upright(dataclasses.replace(gravity, confidence=confidence, rival=rival), tuple(candidates))
 
 
@@ -142,6 +150,20 @@ def _ranked(judged: list[tuple[float, Floor, bool, Vector, float]], *, raised: f
     return sorted(candidates, key=lambda candidate: -candidate.score)
 
 
+def _share_of_one_way(surface: Surface, *, on_one_plane: bool) -> float:
+    """Share of the samples that face as most do, or that also lie on the plane of most."""
+    middle = np.median(surface.normals, axis=0)
+    length = float(np.linalg.norm(middle))
+    if length < 0.5:
+        return 0.0
+    middle /= length
+    alike = surface.normals @ middle > _LEVEL
+    if on_one_plane:
+        heights = surface.points @ middle
+        alike &= np.abs(heights - np.median(heights)) < _PLANE_THICKNESS
+    return float(alike.mean())
+
+
 def _prior(up: Vector, raised: float) -> float:
     """How usual a camera with this vertical is."""
     tilt = angle_between(up, CAMERA_UP)
@@ -149,7 +171,8 @@ def _prior(up: Vector, raised: float) -> float:
     if up[2] < -0.85 or (up[2] < -0.3 and roll < 30.0):
         least = _LOOKING_DOWN * max(1.0, raised)
     else:
-        least = (_ON_ITS_SIDE if tilt < 120.0 else _UPSIDE_DOWN) * raised
+        is_on_its_side = tilt < 120.0 and up[2] < 0.85  # otherwise it hangs, or looks straight up
+        least = (_ON_ITS_SIDE if is_on_its_side else _UPSIDE_DOWN) * raised
     return max(math.exp(-((tilt / _TILT_PRIOR) ** 2)), min(1.0, least))
 
 
@@ -173,4 +196,8 @@ def _evidence(surface: Surface, up: Vector) -> tuple[float, Floor, bool]:
         factor *= 0.3
     span = float(high - low)
     factor *= 0.25 if span > _VERY_TALL else 0.5 if span > _TALL else 1.0
+    if is_steep or up[2] > -_STEEP:
+        # One plane across the view is a wall more often than the floor seen from straight above it.
+        is_plane = _share_of_one_way(surface, on_one_plane=True) > _MAX_ONE_PLANE
+        factor *= _ONE_PLANE_FACTOR if is_plane else 1.0
     return factor, floor, not is_steep and standing >= max(_MIN_STANDING, 2 * hanging)

@@ -63,7 +63,7 @@ def room_view(seed: int, kind: Kind) -> RoomView:
 def box_room(
     seed: int, *, height: float = 1.4, pitch: float = -20.0, roll: float = 0.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Depth [480, 640] without noise of a bare room with up to three boxes on its floor, by ``NYU_CAMERA``; and the pose.
+    """Depth [480, 640] without noise of a bare room with up to three boxes, by ``NYU_CAMERA``; and the pose.
 
     Args:
         height: metres of the camera above the floor.
