@@ -4,12 +4,13 @@
     python tools/bench_convolutions.py --data NYU --device cuda --dtype float16 --json convolutions.json
     python tools/bench_convolutions.py --width 16 --seconds 0.2                   a trial on the CPU
 
-The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (its native algorithm over our index pairs),
-``torch`` (gather, product and addition, tap by tap) and, where every cell is a site, ``dense`` (a plain convolution of
-rows as they lie, channels last). Shapes are recorded from a forward pass of generator and discriminator over four
-frames; layers of one kind, shape and site sets are one row. Times are medians over forward and backward pass together:
-``device`` as the device saw them, ``host`` until the calls returned, which on CUDA is the time of the launches. The sum
-at the end says what each way, and the best of them for every row, makes of all convolutions of the step.
+The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (on CUDA its implicit matrix product over our
+tables, or ``gather`` where it serves no such channels; elsewhere its native algorithm), ``gather`` (gathered rows and
+one matrix product) and, where every cell is a site, ``dense`` (a plain convolution of rows as they lie, channels last).
+Shapes are recorded from a forward pass of generator and discriminator over four frames; layers of one kind, shape and
+site sets are one row. Times are medians over forward and backward pass together: ``device`` as the device saw them,
+``host`` until the calls returned, which on CUDA is the time of the launches. The sum at the end says what each way, and
+the best of them for every row, makes of all convolutions of the step.
 
 Exit code: 0 done, 2 wrong usage or data.
 """
@@ -35,8 +36,9 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import (
-    UP_KERNEL,
     Backend,
     SiteConv3d,
     SiteConvTranspose3d,
@@ -44,8 +46,9 @@ from ammnet_sparse.sparse.convolutions import (
     use_backend,
 )
 from ammnet_sparse.sparse.kernel_maps import KernelMap
+from ammnet_sparse.sparse.kernels import UP_KERNEL
 
-WAYS: tuple[Backend, ...] = ("spconv", "torch", "dense")
+WAYS: tuple[Backend, ...] = ("spconv", "gather", "dense")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -69,7 +72,7 @@ class Case:
         return text + (f" dil {max(kernel.dilation)}" if max(kernel.dilation) > 1 else "")
 
 
-def record_cases(network: AMMNet, batch: Batch) -> list[Case]:
+def record_cases(generator: AMMNet, discriminator: Discriminator, *, batch: Batch) -> list[Case]:
     """The convolutions of a training step's forward passes: the generator's, and one of the discriminator's."""
     calls: dict[tuple[Any, ...], tuple[KernelMap, list[str]]] = {}
 
@@ -81,13 +84,14 @@ def record_cases(network: AMMNet, batch: Batch) -> list[Case]:
 
     handles = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: record(name, layer, inputs))
+        for network in (generator, discriminator)
         for name, layer in network.named_modules()
         if isinstance(layer, (SiteConv3d, SiteConvTranspose3d))
     ]
     try:
         with torch.no_grad():
-            prediction = network.train()(batch)
-            network.discriminator(prediction.voxel_logits, prediction.sites)
+            prediction = generator.train()(batch)
+            discriminator(prediction.voxel_logits, prediction.sites)
     finally:
         for handle in handles:
             handle.remove()
@@ -204,8 +208,10 @@ def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any
         # Which sites there are does not depend on it.
         label_map = torch.zeros(batch.batch_size, *IMAGE_SHAPE, dtype=torch.uint8)
         batch = dataclasses.replace(batch, label_map=label_map)
-    network = AMMNet(ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape))
-    cases = record_cases(network.to(options.device), batch.to(options.device))
+    config = ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape)
+    generator = build_generator(config).to(options.device)
+    discriminator = build_discriminator(config).to(options.device)
+    cases = record_cases(generator, discriminator, batch=batch.to(options.device))
     dtype = DTYPES[options.dtype]
     return [measure_case(case, options.ways, options.device, dtype=dtype, seconds=options.seconds) for case in cases]
 
@@ -228,9 +234,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     if options.ways == ["dense"]:
-        parser.error("--ways dense: it computes only where every cell is a site; add spconv or torch")
+        parser.error("--ways dense: it computes only where every cell is a site; add spconv or gather")
     if options.dtype == "float16" and options.device.type == "cpu" and "spconv" in options.ways:
-        parser.error("--dtype float16: spconv computes it on CUDA only; add --ways torch dense")
+        parser.error("--dtype float16: spconv computes it on CUDA only; add --ways gather dense")
     return options
 
 

@@ -15,16 +15,18 @@ from ammnet_sparse.data.augmentation import (
     augment_3d,
     draw_colors,
     draw_geometry,
-    exchange_xy,
-    flip_x,
-    flip_y,
+    move_voxels,
     pad_image,
 )
 from ammnet_sparse.data.batch import Batch, normalize_image
 from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.sets.compact import CompactFrame
+from ammnet_sparse.data.symmetry import Symmetry
 from tests.data.frames import assert_same_frame, random_frame
 
+FLIP_X, FLIP_Y = Symmetry(flips_x=True), Symmetry(flips_y=True)
+EXCHANGE = Symmetry(exchanges_xy=True)
 VOXEL_ARRAYS = ("tsdf", "mapping", "label_weight", "label")
 ROWS, COLUMNS = IMAGE_SHAPE
 EVERY_PIXEL = np.arange(NUM_PIXELS, dtype=np.int32)
@@ -35,21 +37,21 @@ def _generator(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    ("change", "as_numpy"),
+    ("symmetry", "as_numpy"),
     [
-        (flip_x, lambda voxels: np.flip(voxels, 0)),
-        (flip_y, lambda voxels: np.flip(voxels, 2)),
-        (exchange_xy, lambda voxels: np.swapaxes(voxels, 0, 2)),
+        (FLIP_X, lambda voxels: np.flip(voxels, 0)),
+        (FLIP_Y, lambda voxels: np.flip(voxels, 2)),
+        (EXCHANGE, lambda voxels: np.swapaxes(voxels, 0, 2)),
     ],
 )
-def test_voxels_move_together(change, as_numpy) -> None:  # type: ignore[no-untyped-def]
+def test_voxels_move_together(symmetry, as_numpy) -> None:  # type: ignore[no-untyped-def]
     frame = random_frame(1, has_image=True, has_label_map=True)
-    changed = change(frame)
+    changed = move_voxels(frame, symmetry)
     for name in VOXEL_ARRAYS:
         np.testing.assert_array_equal(getattr(changed, name), as_numpy(getattr(frame, name)))
         assert getattr(changed, name).dtype == getattr(frame, name).dtype
     assert changed.image is frame.image and changed.label_map is frame.label_map
-    assert_same_frame(change(changed), frame)
+    assert_same_frame(move_voxels(changed, symmetry), frame)
     batch, expected = Batch.from_frame(changed), as_numpy(frame.mapping)
     assert batch.tsdf.is_contiguous() and batch.mapping.is_contiguous()
     np.testing.assert_array_equal(batch.mapping.numpy(), expected.reshape(1, -1))
@@ -57,14 +59,17 @@ def test_voxels_move_together(change, as_numpy) -> None:  # type: ignore[no-unty
 
 def test_flips_of_different_axes_differ_and_commute() -> None:
     frame = random_frame(1)
-    assert not np.array_equal(flip_x(frame).tsdf, flip_y(frame).tsdf)
-    assert_same_frame(flip_x(flip_y(frame)), flip_y(flip_x(frame)))
-    assert_same_frame(exchange_xy(flip_x(frame)), flip_y(exchange_xy(frame)))
+    by_x, by_y, exchanged = (move_voxels(frame, symmetry) for symmetry in (FLIP_X, FLIP_Y, EXCHANGE))
+    assert not np.array_equal(by_x.tsdf, by_y.tsdf)
+    assert_same_frame(move_voxels(by_y, FLIP_X), move_voxels(by_x, FLIP_Y))
+    assert_same_frame(move_voxels(by_x, EXCHANGE), move_voxels(exchanged, FLIP_Y))
+    # Flips first, then the exchange.
+    assert_same_frame(move_voxels(frame, Symmetry(True, False, True)), move_voxels(by_x, EXCHANGE))
 
 
 def test_exchange_needs_a_square_grid() -> None:
     with pytest.raises(ValueError, match=r"as many voxels along X as along Y .* found a grid of 4 x 3 x 6"):
-        exchange_xy(random_frame(1, grid_shape=(4, 3, 6)))
+        move_voxels(random_frame(1, grid_shape=(4, 3, 6)), EXCHANGE)
 
 
 def test_3d_draws_each_of_the_eight_poses_equally() -> None:
@@ -138,6 +143,45 @@ def test_2d_regions_keep_their_colour(seed: int) -> None:
     np.testing.assert_allclose(
         moved.reshape(-1, 3)[mapping[seen]], image.reshape(-1, 3)[frame.mapping[seen]], atol=1e-3
     )
+
+
+@pytest.mark.parametrize("size", [(384, 512), (480, 640), (523, 698), (576, 768)])
+def test_dense_truth_moves_with_the_pixels(size: tuple[int, int]) -> None:
+    """Regions of one class: wherever the mapping sends the inside of one, its class lies; padding is unlabelled."""
+    square = 32
+    classes = np.random.default_rng(1).integers(1, 12, (ROWS // square, COLUMNS // square), dtype=np.uint8)
+    truth = classes.repeat(square, axis=0).repeat(square, axis=1)
+    corner = (max(size[0] - ROWS, 0) // 3, max(size[1] - COLUMNS, 0) // 2)
+    for is_mirrored in (False, True):
+        geometry = Geometry(size=size, corner=corner, is_mirrored=is_mirrored)
+        changed = geometry.apply_to_classes(torch.from_numpy(truth)).numpy()
+        assert changed.shape == IMAGE_SHAPE and changed.dtype == np.uint8
+        rows, columns = geometry.crop_size
+        assert (changed[rows:] == 255).all() and (changed[:, columns:] == 255).all()
+        assert (changed[:rows, :columns] != 255).all()
+        moved = geometry.apply_to_mapping(EVERY_PIXEL)
+        inside = (EVERY_PIXEL // COLUMNS % square - 15.5) ** 2 < 144
+        inside &= (EVERY_PIXEL % COLUMNS % square - 15.5) ** 2 < 144
+        seen = inside & (moved != UNMAPPED)
+        np.testing.assert_array_equal(changed.reshape(-1)[moved[seen]], truth.reshape(-1)[seen])
+
+
+def test_cropping_a_pixel_leaves_the_hit() -> None:
+    """2D augmentation takes the pixel to sample from a voxel, never its hit, through every later step."""
+    seeds = [seed for seed in range(99) if draw_geometry(_generator(seed)).size[0] > 540][:3]
+    frame = random_frame(0, has_image=True)
+    for seed in seeds:
+        changed = augment_2d(frame, generator=_generator(seed))
+        was_hit = frame.mapping != UNMAPPED
+        assert (changed.mapping[was_hit] == UNMAPPED).any()
+        np.testing.assert_array_equal(changed.hit_mask, was_hit)
+        turned = move_voxels(changed, FLIP_X)
+        np.testing.assert_array_equal(turned.hit_mask, was_hit[::-1])
+        batch = Batch.collate([Batch.from_frame(frame), Batch.from_frame(turned)])
+        assert batch.hit_mask[0].equal(torch.from_numpy(was_hit).flatten())
+        assert batch.hit_mask[1].equal(torch.from_numpy(was_hit[::-1].copy()).flatten())
+        with pytest.raises(ValueError, match="found one with a hit mask of its own"):
+            CompactFrame.pack(changed)
 
 
 def test_padding_normalises_to_exactly_zero() -> None:

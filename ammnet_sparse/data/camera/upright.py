@@ -49,8 +49,8 @@ _MAX_ONE_WAY, _PLANE_THICKNESS = 0.95, 0.1
 """Share of the surface that faces one way, from which on nothing tells a wall from a floor, and metres either side of a
 plane that belong to it."""
 _MAX_ONE_PLANE, _ONE_PLANE_FACTOR = 0.98, 0.3
-"""Share of the surface on one plane from which on nothing else is seen, and what then speaks against looking straight at
-the floor or the ceiling."""
+"""Share of the surface on one plane from which on nothing else is seen, and what then speaks against looking straight
+at the floor or the ceiling."""
 _MIN_STANDING = 0.005
 """Share of the surface that must face up above the floor for the floor to be told from a ceiling."""
 

@@ -12,15 +12,17 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from timm.models import EfficientNetFeatures
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights import efficientnet
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
-_WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model")
+"""Keys under which programs put the state dict into a checkpoint."""
 _PREFIXES = re.compile(r"(?:(?:module|encoder|segformer|backbone)\.)*")
-_NAMES_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +102,16 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
             f"{path}: cannot read the weights; expected tensors by name and nothing else, in an undamaged file "
             f"(download it again, or save only its state_dict). The reader says: {reason}"
         ) from error
-    for wrapper in _WRAPPERS * 2:  # either order, and never forever
+    for wrapper in WRAPPERS * 2:  # either order, and never forever
         if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
             contents = contents[wrapper]
     if not isinstance(contents, dict):
         raise WeightsError(f"{path}: expected a dict of tensors by name, found {type(contents).__name__}")
     tensors = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path}: expected tensors by name, found {_some(sorted(map(str, contents)))}")
+        raise WeightsError(
+            f"{path}: expected tensors by name, found {some_names(sorted(map(str, contents))) or 'nothing'}"
+        )
     return tensors
 
 
@@ -115,7 +119,7 @@ def read_backbone_weights(backbone: nn.Module, path: str | Path) -> BackboneWeig
     """Reads and checks a file against a backbone without changing the backbone; every weight is accounted for.
 
     Args:
-        backbone: timm's PyramidVisionTransformerV2 (as SegFormer) or ResNet.
+        backbone: timm's PyramidVisionTransformerV2 (as SegFormer), ResNet or EfficientNetFeatures.
         path: file that ``read_weights_file`` reads, names as published, Hugging Face's or timm's, under any of
             the prefixes ``module.``, ``encoder.``, ``segformer.``, ``backbone.``.
 
@@ -138,7 +142,7 @@ def read_backbone_weights(backbone: nn.Module, path: str | Path) -> BackboneWeig
             found[name] = _Entry(file_name, tensor)
     if not found:
         raise WeightsError(
-            f"{path}: expected ImageNet weights of {kind}, found none of its names among {_some(sorted(tensors))}"
+            f"{path}: expected ImageNet weights of {kind}, found none of its names among {some_names(sorted(tensors))}"
         )
     _check_names(found, backbone, path=path, kind=kind)
     _check_values(found, backbone, path=path)
@@ -156,10 +160,12 @@ def _check_names(found: dict[str, _Entry], backbone: nn.Module, *, path: str | P
     # Files from before PyTorch 0.4.1 lack these counters, and nothing reads them.
     missing = sorted(name for name in expected - found.keys() if not name.endswith("num_batches_tracked"))
     if missing:
-        raise WeightsError(f"{path}: expected all weights of {kind}, missing are (timm's names) {_some(missing)}")
+        raise WeightsError(f"{path}: expected all weights of {kind}, missing are (timm's names) {some_names(missing)}")
     surplus = sorted(found[name].file_name for name in found.keys() - expected)
     if surplus:
-        raise WeightsError(f"{path}: expected weights of {kind}, found those of a larger backbone: {_some(surplus)}")
+        raise WeightsError(
+            f"{path}: expected weights of {kind}, found those of a larger backbone: {some_names(surplus)}"
+        )
 
 
 def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | Path) -> None:
@@ -175,7 +181,7 @@ def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | 
         elif not torch.isfinite(tensor).all():
             problems.append(f"{file_name} has values that are not finite")
     if problems:
-        raise WeightsError(f"{path}: weights that do not fit: {_some(problems)}")
+        raise WeightsError(f"{path}: weights that do not fit: {some_names(problems)}")
 
 
 def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:
@@ -184,7 +190,12 @@ def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:
         return "the SegFormer backbone", _segformer_to_timm
     if isinstance(backbone, ResNet):
         return "the ResNet backbone", _resnet_to_timm
-    raise TypeError(f"backbone: expected timm's PyramidVisionTransformerV2 or ResNet, found {type(backbone).__name__}")
+    if isinstance(backbone, EfficientNetFeatures):
+        return "the EfficientNet-Lite backbone", lambda name: efficientnet.published_to_timm(name, backbone)
+    raise TypeError(
+        "backbone: expected timm's PyramidVisionTransformerV2, ResNet or EfficientNetFeatures, found "
+        f"{type(backbone).__name__}"
+    )
 
 
 def _resnet_to_timm(name: str) -> str | None:
@@ -256,9 +267,3 @@ def _join_keys_and_values(tensors: dict[str, Tensor], path: str | Path) -> dict[
 def _strip_prefixes(name: str) -> str:
     match = _PREFIXES.match(name)
     return name[match.end() :] if match else name
-
-
-def _some(items: list[str]) -> str:
-    """The first few of ``items`` and how many there are."""
-    shown = ", ".join(items[:_NAMES_SHOWN])
-    return f"{shown}, ... ({len(items)} in all)" if len(items) > _NAMES_SHOWN else shown or "nothing"
