@@ -14,7 +14,7 @@ from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
 from ammnet_sparse.data.raw.files import RawFileError, depth_encoding_of, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.splits import some
-from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
@@ -117,8 +117,8 @@ def read_raw_frame(
     _check_runs(label_path)
     label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
     try:
-        mapping = mapping_from_depth(depth, camera=camera, pose=raw.pose, origin=raw.origin)
-        tsdf = tsdf_from_depth(depth, camera=camera, pose=raw.pose, origin=raw.origin)
+        view = CameraView(camera, raw.pose, raw.origin)
+        mapping, tsdf = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
     except ValueError as error:
         raise RawFileError(f"{label_path}: {error}; the file is damaged or of another kind") from error
     if (mapping == UNMAPPED).all():

@@ -7,11 +7,11 @@ the grid.
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, GridShape
 from ammnet_sparse.data.volumes import kernels
-from ammnet_sparse.data.volumes.camera import Camera, checked_depth, checked_origin, checked_pose, intrinsics
+from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrinsics
 from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL, TRUNCATION
 
 Unobserved = Literal["free", "surface"]
@@ -21,9 +21,7 @@ Unobserved = Literal["free", "surface"]
 def tsdf_from_depth(
     depth: NDArray[np.floating],
     *,
-    camera: Camera,
-    pose: ArrayLike,
-    origin: ArrayLike,
+    view: CameraView,
     grid_shape: GridShape = GRID_SHAPE,
     voxel_size: float = VOXEL_SIZE,
 ) -> NDArray[np.float32]:
@@ -35,16 +33,16 @@ def tsdf_from_depth(
         [X * height * Y] float32 in [-1, 1]: +1 observed free, -1 occluded, 0 unobserved; the distance is Euclidean,
         between fine voxels, and saturates at 12 of them.
     """
-    depth, pose, origin = checked_depth(depth), checked_pose(pose), checked_origin(origin)
+    depth, pose, origin, camera = checked_depth(depth), view.pose, view.origin, intrinsics(view.camera)
     fine_size = voxel_size / FINE_PER_VOXEL
     surface = np.zeros([size * FINE_PER_VOXEL for size in grid_shape], dtype=np.bool_)
-    kernels.mark_surface(depth, intrinsics(camera), pose, origin, fine_size, surface)
+    kernels.mark_surface(depth, camera, pose, origin, fine_size, surface)
     squared = truncated_squared_distance(surface)
     # Rigid inverse: world to camera.
     rotation, translation = pose[:3, :3].T, -pose[:3, :3].T @ pose[:3, 3]
     magnitude = np.minimum(1.0, np.sqrt(np.arange(TRUNCATION**2 + 1)) / TRUNCATION)
     tsdf = np.zeros(grid_shape, dtype=np.float64)
-    kernels.integrate(depth, intrinsics(camera), rotation, translation, origin, fine_size, squared, magnitude, tsdf)
+    kernels.integrate(depth, camera, rotation, translation, origin, fine_size, squared, magnitude, tsdf)
     return tsdf.astype(np.float32).reshape(-1)
 
 
