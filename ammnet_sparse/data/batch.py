@@ -113,6 +113,15 @@ class Batch:
         """[B, V] bool: voxels that a pixel hits."""
         return self.mapping != UNMAPPED
 
+    def select(self, chosen: Tensor) -> "Batch":
+        """The frames for which ``chosen``, [B] bool, is True; the batch itself where it is everywhere."""
+        if bool(chosen.all()):
+            return self
+        indices = chosen.nonzero().flatten()
+        selected = self._map_tensors(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        frame_ids = tuple(self.frame_ids[index] for index in indices.tolist()) if self.frame_ids else ()
+        return dataclasses.replace(selected, frame_ids=frame_ids)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch with every tensor on ``device``."""
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -120,6 +129,14 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory (the data loader calls this)."""
         return self._map_tensors(lambda tensor: tensor.pin_memory())
+
+    def share_memory(self) -> "Batch":
+        """The same batch in memory that processes share, so that sending it to another one allocates nothing.
+
+        Raises:
+            RuntimeError: too little shared memory (/dev/shm).
+        """
+        return self._map_tensors(lambda tensor: tensor.share_memory_())
 
     def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {

@@ -4,7 +4,7 @@ Nothing here depends on state: augmentation follows from (seed, epoch, frame), t
 is the same with any number of workers, and one that was interrupted continues in the middle of an epoch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.splits import check_unique, hash_of
+from ammnet_sparse.data.workers import BatchMaker, WatchedLoader
 
 
 class FrameDataset(Dataset[Batch]):
@@ -157,6 +158,8 @@ def build_loader(
         workers: processes that read and augment; 0 does it in this one, as ``DeviceDataset`` always does.
         start_batch: batches that are skipped, to resume within an epoch.
         rank, num_processes: of distributed training, see ``EpochSampler``.
+
+    Iterating raises the errors of reading frames (DataError), and ``workers.WorkerError`` where a worker ends.
     """
     dataset.set_epoch(epoch)
     sampler = EpochSampler(
@@ -169,17 +172,16 @@ def build_loader(
         rank=rank,
         num_processes=num_processes,
     )
-    collate: Callable[[list[Any]], Batch] = Batch.collate
-    if makes_batches := isinstance(dataset, DeviceDataset):
-        collate = _as_it_is
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=0 if makes_batches else workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available() and not makes_batches,
-        generator=torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
-    )
+    options: dict[str, Any] = {
+        "batch_sampler": sampler,
+        "generator": torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
+    }
+    if isinstance(dataset, DeviceDataset):
+        return DataLoader(dataset, collate_fn=_as_it_is, **options)
+    options["pin_memory"] = torch.cuda.is_available()
+    if workers == 0:
+        return DataLoader(dataset, collate_fn=Batch.collate, **options)
+    return WatchedLoader(BatchMaker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
 
 
 def _as_it_is(batch: Any) -> Batch:

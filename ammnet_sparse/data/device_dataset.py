@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.augmentation import augmentation_generator, draw_symmetry
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.splits import check_unique
 from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
+from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
 
 
 class DeviceDataset(Dataset[Batch]):
@@ -32,6 +34,9 @@ class DeviceDataset(Dataset[Batch]):
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         seed: of the augmentation.
         progress: show a progress bar on standard error while they are read.
+
+    Attributes:
+        unusable: by id why a frame cannot be trained on (see ``usable``), found while the frames were read.
 
     Raises:
         ValueError: no ids or a repeated one, a source that reads images, or a grid with unlike X and Y to exchange.
@@ -62,7 +67,8 @@ class DeviceDataset(Dataset[Batch]):
         self.grid_shape = source.grid_shape
         self._is_flipped = source.dataset == "nyucad"
         self._num_voxels = math.prod(source.grid_shape)
-        self._tensors = _load(source, self.ids, device=device, progress=progress)
+        self.unusable: dict[str, str] = {}
+        self._tensors = _load(source, self.ids, device=device, unusable=self.unusable, progress=progress)
         self._source_voxels = source_voxels(self.grid_shape).to(device) if augment_3d else None
 
     @property
@@ -119,8 +125,13 @@ class DeviceDataset(Dataset[Batch]):
         return SYMMETRIES.index(draw_symmetry(generator))
 
 
-def _load(source: FrameSource, ids: list[str], *, device: torch.device, progress: bool) -> dict[str, Tensor]:
-    """The arrays of all frames on the device, by name, each [F, ...]; hits filled up with voxel V, pixel -1."""
+def _load(
+    source: FrameSource, ids: list[str], *, device: torch.device, unusable: dict[str, str], progress: bool
+) -> dict[str, Tensor]:
+    """The arrays of all frames on the device, by name, each [F, ...]; hits filled up with voxel V, pixel -1.
+
+    ``unusable`` receives the frames that cannot be trained on, and why.
+    """
     tensors: dict[str, Tensor] = {}
     hits = []
     for index, frame_id in enumerate(tqdm(ids, desc=f"frames to {device}", unit="frame", disable=not progress)):
@@ -128,6 +139,10 @@ def _load(source: FrameSource, ids: list[str], *, device: torch.device, progress
         if frame.tsdf.shape != source.grid_shape:
             raise DataError(f"{source.root}: frame {frame_id}: expected {source.grid_shape}, found {frame.tsdf.shape}")
         hits.append(frame.hits)
+        if len(frame.hits) == 0:
+            unusable[frame_id] = NO_HIT
+        elif not _has_scored_voxel(frame.unpack()):
+            unusable[frame_id] = NO_SCORED_VOXEL
         for name in ("tsdf", "label_weight", "label", "label_map"):
             array = getattr(frame, name)
             if array is None:
@@ -144,6 +159,11 @@ def _load(source: FrameSource, ids: list[str], *, device: torch.device, progress
         padded[:, index, : len(listed)] = listed.T
     tensors["hit_voxel"], tensors["hit_pixel"] = torch.from_numpy(padded).to(device).unbind()
     return tensors
+
+
+def _has_scored_voxel(frame: Frame) -> bool:
+    scored = frame.label_weight if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
+    return bool(scored.any())
 
 
 def _unpack_mapping(voxel: Tensor, pixel: Tensor, *, num_voxels: int) -> Tensor:
