@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,8 +79,11 @@ class WatchedLoader(DataLoader[Batch]):
                 item: Any = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                raise WorkerError(_explain(error, getattr(iterator, "_workers", []))) from error
+            except (RuntimeError, OSError, EOFError) as error:  # a connection to a worker that has ended, too
+                workers: list[Any] = getattr(iterator, "_workers", [])
+                if not _has_one_ended(workers) and isinstance(error, OSError):
+                    raise
+                raise WorkerError(_explain(error, workers)) from error
             if isinstance(item, _Failure):
                 if isinstance(item.error, RuntimeError) and _is_about_shared_memory(str(item.error)):
                     raise WorkerError(f"{_first_line(item.error)}; {_SHARED_MEMORY}") from item.error
@@ -96,6 +100,14 @@ def _leave_ended_workers_to_the_loader() -> None:
     if threading.current_thread() is threading.main_thread():
         with contextlib.suppress(ValueError, OSError):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _has_one_ended(workers: list[Any], *, seconds: float = 5.0) -> bool:
+    """Whether one of the workers has; waits a moment for one that is about to."""
+    deadline = time.monotonic() + seconds
+    while all(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return any(not worker.is_alive() for worker in workers)
 
 
 def _explain(error: Exception, workers: list[Any]) -> str:

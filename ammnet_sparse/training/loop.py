@@ -112,6 +112,8 @@ class Run:
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
         self._first_seen: Batch | None = None
+        self._stop: StopRequest | None = None
+        self._is_suspect = False
         if state is not None:
             self.saves.restore(self.parts, state)
             self.saves.changes += self.changes
@@ -148,16 +150,17 @@ class Run:
         best: Scores | None = None
         resumed_at = (progress.epoch, progress.step) if self.is_resumed else None
         with Records(self.folder, resumed_at=resumed_at) as records, StopRequest() as stop:
+            self._stop = stop
             for change in self.changes:
                 records.change(progress.step, change)
             baseline = constant_baseline(self._validation_loader())
             while progress.epoch < num_epochs:
                 started = time.monotonic() - progress.seconds
                 self._train_epoch(records, stop, started=started)
-                if not self.saves.is_save_recent():
+                if self._is_validated(progress.epoch + 1) and not self._is_saved():
                     self.saves.save_state(self.parts)
                 with self._saving_state_on_error(stop):
-                    validation = self._validate(records, stop)
+                    validation = self._validate(records)
                 scores = None if validation is None else validation.scores
                 values, training = progress.means(), progress.scores()
                 progress.end_epoch()
@@ -172,11 +175,15 @@ class Run:
                 self._say(epoch_line(progress.epoch, values, training, validation=scores))
                 self.saves.save_weights(LAST_WEIGHTS, self.parts, scores, epoch=progress.epoch)
                 is_last = progress.epoch >= num_epochs
-                if is_last or stop.is_set or not self.saves.is_save_recent():
+                if is_last or stop.is_set or not self._is_saved():
                     self.saves.save_state(self.parts)
                 if stop.is_set and not is_last:
                     raise RunInterrupted(f"stopped after epoch {progress.epoch}")
         return RunResult(best or self._score_best(), progress.best_epoch, baseline)
+
+    def _is_saved(self) -> bool:
+        """Whether the end of an epoch is no reason to save the state; a diverging run keeps the one from before."""
+        return self._is_suspect or self.saves.is_save_recent()
 
     def _train_epoch(self, records: Records, stop: StopRequest, *, started: float) -> None:
         """One pass over the training frames, or what is left of it."""
@@ -204,7 +211,7 @@ class Run:
                 progress.batches_done += len(loaded)
                 bar.show_step(losses, wait_seconds=progress.means().get("wait_seconds", 0.0))
                 progress.seconds = time.monotonic() - started
-                if stop.is_set or self.saves.is_save_due():
+                if stop.is_set or (self.saves.is_save_due() and not self._is_suspect):
                     self.saves.save_state(self.parts)
                 if stop.is_set:
                     raise RunInterrupted(f"stopped after step {progress.step}")
@@ -239,23 +246,26 @@ class Run:
         """Whether a loss or gradient of a step is not finite; then nothing of it is left in the networks."""
         progress = self.progress
         broken = _not_finite(losses)
+        self._is_suspect = bool(broken) and not self._is_overflow(broken)
         if not broken:
             progress.skipped_in_a_row = 0
             return False
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        if not all(name.endswith("_gradient_norm") for name in broken):
+        if self._is_suspect:
             self.game.undo_statistics()
         return True
+
+    def _is_overflow(self, broken: list[str]) -> bool:
+        """Whether gradients were too large for float16: loss scaling begins too high, and halves the scale."""
+        return self.config.training.mixed_precision and all(name.endswith("_gradient_norm") for name in broken)
 
     def _check_divergence(self, losses: dict[str, float], batches: list[Batch]) -> None:
         """Raises DivergenceError after too many skipped steps in a row."""
         progress, broken = self.progress, _not_finite(losses)
-        limit, advice = MOST_SKIPPED_STEPS, "lower optimizer.learning_rate, or add optimizer.warmup_steps"
+        limit = MOST_OVERFLOWS if self._is_overflow(broken) else MOST_SKIPPED_STEPS
+        advice = "lower optimizer.learning_rate, or add optimizer.warmup_steps"
         if self.config.training.mixed_precision:
-            # Loss scaling begins too high and halves the scale with every gradient that overflows.
-            if all(name.endswith("_gradient_norm") for name in broken):
-                limit = MOST_OVERFLOWS
             advice += ", or set training.mixed_precision=false"
         if progress.skipped_in_a_row >= limit:
             frames = ", ".join(frame_id for batch in batches for frame_id in batch.frame_ids)
@@ -296,13 +306,18 @@ class Run:
         if self.show_progress:
             tqdm.write(line)
 
-    def _validate(self, records: Records, stop: StopRequest) -> Validation | None:
+    def _is_validated(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, ends with a validation."""
+        training = self.config.training
+        return epoch % training.validate_every == 0 or epoch == training.epochs
+
+    def _validate(self, records: Records) -> Validation | None:
         """The validation of the epoch that has been trained, where it has one; keeps the best weights."""
         progress = self.progress
         epoch = progress.epoch + 1
-        if epoch % self.config.training.validate_every and epoch != self.config.training.epochs:
+        if not self._is_validated(epoch):
             return None
-        validation = self._score(f"validation {epoch}", stop)
+        validation = self._score(f"validation {epoch}")
         for remark in validation.scores.remarks():
             if remark not in self._remarks:
                 self._remarks.add(remark)
@@ -316,15 +331,15 @@ class Run:
             records.picture(progress.step, self.evaluated, self._first_seen.to(self.device))
         return validation
 
-    def _score(self, description: str, stop: StopRequest | None = None) -> Validation:
+    def _score(self, description: str) -> Validation:
         bar = tqdm(
             self._validation_loader(), desc=description, unit="batch", leave=False, disable=not self.show_progress
         )
 
         def batches() -> Iterator[Batch]:
             for batch in bar:
-                if stop is not None and stop.is_set:
-                    raise RunInterrupted(f"stopped in the {description}")
+                if self._stop is not None and self._stop.is_set:
+                    raise RunInterrupted(f"stopped in the validation of epoch {self.progress.epoch + 1}")
                 if self._first_seen is None and bool((mask := usable_mask(batch)).any()):
                     self._first_seen = batch.select(mask)
                 yield batch
