@@ -4,16 +4,17 @@ Nothing here depends on state: augmentation follows from (seed, epoch, frame), t
 is the same with any number of workers, and one that was interrupted continues in the middle of an epoch.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ammnet_sparse.data.augmentation import augment, augmentation_generator
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique, hash_of
 from ammnet_sparse.data.workers import BatchMaker, WatchedLoader
 
@@ -25,6 +26,7 @@ class FrameDataset(Dataset[Batch]):
         ids: frames, each once.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the colour image (``augmentation.augment_2d``); frames without one stay as they are.
+        truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
 
     Raises:
@@ -39,6 +41,7 @@ class FrameDataset(Dataset[Batch]):
         *,
         augment_3d: bool = False,
         augment_2d: bool = False,
+        truth_2d: Truth2D | None = None,
         seed: int = 0,
     ) -> None:
         check_unique(ids)
@@ -46,8 +49,11 @@ class FrameDataset(Dataset[Batch]):
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
+        self.truth_2d = truth_2d
         self.seed = seed
         self.epoch = 0
+        self.makes_batches = False
+        self.unusable: dict[str, str] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
@@ -59,6 +65,8 @@ class FrameDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
         frame = self.folder.read(self.ids[index])
+        if self.truth_2d is not None:
+            frame = dataclasses.replace(frame, label_2d=self.truth_2d.read(frame.frame_id))
         if self.augment_3d or self.augment_2d:
             frame = augment(
                 frame,
@@ -67,6 +75,26 @@ class FrameDataset(Dataset[Batch]):
                 use_2d=self.augment_2d,
             )
         return Batch.from_frame(frame)
+
+
+class EpochDataset(Protocol):
+    """What ``build_loader`` needs of a data set: ``FrameDataset``, ``DeviceDataset`` or ``StageDataset``.
+
+    Attributes:
+        ids: names of the frames.
+        makes_batches: its items are whole batches on the training device (``__getitems__``), made in this process.
+        unusable: with ``makes_batches``, by id why a frame cannot be trained on (see ``usable``).
+    """
+
+    ids: list[str]
+    makes_batches: bool
+    unusable: dict[str, str]
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -137,7 +165,7 @@ def epoch_order(num_frames: int, *, shuffle_seed: int | None, epoch: int) -> lis
 
 
 def build_loader(
-    dataset: FrameDataset | DeviceDataset,
+    dataset: EpochDataset,
     *,
     batch_size: int,
     shuffle_seed: int | None,
@@ -176,11 +204,11 @@ def build_loader(
         "batch_sampler": sampler,
         "generator": torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
     }
-    if isinstance(dataset, DeviceDataset):
-        return DataLoader(dataset, collate_fn=_as_it_is, **options)
+    if dataset.makes_batches:
+        return DataLoader(cast(Dataset[Batch], dataset), collate_fn=_as_it_is, **options)
     options["pin_memory"] = torch.cuda.is_available()
     if workers == 0:
-        return DataLoader(dataset, collate_fn=Batch.collate, **options)
+        return DataLoader(cast(Dataset[Batch], dataset), collate_fn=Batch.collate, **options)
     return WatchedLoader(BatchMaker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
 
 

@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.dataset import build_loader
-from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.dataset import EpochDataset, build_loader
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.usable import usable_mask, why_unusable
 from ammnet_sparse.data.workers import WorkerError
@@ -24,6 +23,7 @@ from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
+from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, load_state
 from ammnet_sparse.training.folder_lock import FolderLock
@@ -33,9 +33,11 @@ from ammnet_sparse.training.networks import build_networks
 from ammnet_sparse.training.preparation import (
     check_runnable,
     check_same_run,
+    convolution_backend,
     make_deterministic,
     open_datasets,
     steps_per_epoch,
+    with_image_stages,
 )
 from ammnet_sparse.training.records import Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import RunFolder, RunParts
@@ -84,6 +86,7 @@ class Run:
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
         lock = FolderLock(folder) if resume and folder.is_dir() else None
+        self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
         self.changes: list[dict[str, Any]] = []
         if state is not None:
@@ -95,6 +98,8 @@ class Run:
         self.limit = limit
         self.is_resumed = resume
         self.show_progress = show_progress
+        self.training_set: EpochDataset
+        self.validation_set: EpochDataset
         self.training_set, self.validation_set = open_datasets(
             config, device=device, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
         )
@@ -117,6 +122,11 @@ class Run:
         if state is not None:
             self.saves.restore(self.parts, state)
             self.saves.changes += self.changes
+        if config.data.cache_features:  # of the weights that are trained with, a resumed run's included
+            self.training_set, self.validation_set = (
+                with_image_stages(frames, config, networks.generator, device=device, show_progress=show_progress)
+                for frames in (self.training_set, self.validation_set)
+            )
 
     @property
     def progress(self) -> Progress:
@@ -141,7 +151,8 @@ class Run:
         """
         self.saves.begin()
         try:
-            return self._train()
+            with use_backend(self.backend):
+                return self._train()
         finally:
             self.saves.end()
 
@@ -276,7 +287,7 @@ class Run:
 
     def _usable(self, batch: Batch) -> Batch | None:
         """The frames of a batch that can be trained on, or None; the others are named, each once."""
-        if isinstance(self.training_set, DeviceDataset):  # which looked at them before they went to the device
+        if self.training_set.makes_batches:  # on the device, and looked at before they went there
             unusable = self.training_set.unusable
             reasons = {name: unusable[name] for name in batch.frame_ids if name in unusable}
             mask = torch.tensor([name not in reasons for name in batch.frame_ids])
