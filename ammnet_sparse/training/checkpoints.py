@@ -102,6 +102,13 @@ def summary(scores: Scores) -> str:
     return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
 
 
+_OF_THE_MACHINE = {
+    "data": ("root", "synthetic_root", "label_2d", "workers", "on_device", "cache_features"),
+    "model": ("image_encoder_weights",),
+}
+"""Keys that say where files lie and how they are read, and nothing of what is trained."""
+
+
 def run_metadata(
     config: Config, num_frames: Sequence[int], *, epoch: int, step: int, scores: Scores | None
 ) -> dict[str, str]:
@@ -114,16 +121,18 @@ def run_metadata(
         scores: of the weights on the validation frames.
     """
     values = config.model_dump(mode="json")
-    root = config.data.root
-    for section, key in (("data", "root"), ("data", "synthetic_root"), ("model", "image_encoder_weights")):
-        del values[section][key]
+    for section, keys in _OF_THE_MACHINE.items():
+        for key in keys:
+            del values[section][key]
+    data = config.data
+    are_rooms = data.root is not None and data.root.resolve() == data.synthetic_root.resolve()
     metadata = {
         "version": ammnet_sparse.__version__,
         "epoch": str(epoch),
         "epochs": str(config.training.epochs),
         "step": str(step),
-        "data": f"{config.data.dataset}{f', {root.name}' if root is not None else ''}: {num_frames[0]} training and "
-        f"{num_frames[1]} validation frames",
+        "data": f"{'generated rooms' if are_rooms else data.dataset}, {num_frames[0]} training and {num_frames[1]} "
+        "validation frames",
         "training_config": json.dumps(values),
     }
     if scores is not None:

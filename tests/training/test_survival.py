@@ -249,7 +249,7 @@ def test_weights_say_what_they_were_trained_on(root: Path, tmp_path: Path) -> No
     run.train()
     metadata = read_weights(tmp_path / "best.safetensors")[2]
     assert metadata["epoch"] == metadata["epochs"] == "1" and metadata["step"] == "2" and metadata["version"]
-    assert metadata["data"] == f"nyu, {root.name}: 4 training and 2 validation frames"
+    assert metadata["data"] == "nyu, 4 training and 2 validation frames"
     values = json.loads(metadata["training_config"])
     assert values["training"]["batch_size"] == 2 and values["optimizer"]["learning_rate"] == 1e-3
     assert str(root) not in metadata["training_config"]
