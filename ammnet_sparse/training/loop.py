@@ -164,7 +164,8 @@ class Run:
             self._stop = stop
             for change in self.changes:
                 records.change(progress.step, change)
-            baseline = constant_baseline(self._validation_loader())
+            with self._saving_state_on_error(stop):
+                baseline = constant_baseline(self._validation_loader())
             while progress.epoch < num_epochs:
                 started = time.monotonic() - progress.seconds
                 self._train_epoch(records, stop, started=started)

@@ -31,6 +31,9 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
             on sparse sites these then add nothing. Weights trained sparsely lose them on dense sites.
         device: where the network goes.
 
+    Returns:
+        The network; ``metadata`` says what it was trained on and how well it did, as far as the file does.
+
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
         ValueError: other ``sites``.
@@ -41,7 +44,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
     path = find_weights(path)
-    file_state, file_config, _ = read_weights(path)
+    file_state, file_config, metadata = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
     network = build_generator(config)
     expected = network.state_dict()
@@ -49,6 +52,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     state = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
     absent = [part for part in OPTIONAL_PARTS if names_of(part, expected) and not names_of(part, state)]
     load_into(network, state, source=path, may_lack=absent)
+    network.metadata = metadata
     for part in absent:
         warnings.warn(
             f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
