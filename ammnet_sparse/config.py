@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import FileError
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml, short
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -296,10 +297,15 @@ def load_config(
     """
     source = str(path) if path is not None else "defaults"
     values = {} if path is None else _read_inheriting(Path(path), base=base)
-    for override in overrides:
-        _apply_override(values, override)
     if overrides:
         source += " with overrides " + " ".join(overrides)
+    return with_overrides(values, overrides, source=source)
+
+
+def with_overrides(values: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
+    """A checked configuration from nested dicts, which are changed, and ``key.sub=value`` overrides in order."""
+    for override in overrides:
+        _apply_override(values, override)
     return config_from_dict(values, source=source)
 
 
@@ -313,7 +319,7 @@ def config_from_dict(values: dict[str, Any], *, source: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes the resolved configuration as YAML that ``load_config`` reads back to the same."""
-    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:

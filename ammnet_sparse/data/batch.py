@@ -174,6 +174,14 @@ class Batch:
         """The same batch in page-locked memory (the data loader calls this)."""
         return self._map_tensors(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> "Batch":
+        """The same batch in memory that processes share, so that sending it to another one allocates nothing.
+
+        Raises:
+            RuntimeError: too little shared memory (/dev/shm).
+        """
+        return self._map_tensors(lambda tensor: tensor.share_memory_())
+
     def with_stages(self, stages: tuple[Tensor, ...]) -> "Batch":
         """The same batch with ``image_stages`` in place of images."""
         return dataclasses.replace(self, image=None, image_stages=stages)

@@ -1,6 +1,7 @@
 """What a run needs before it starts: a configuration that can run, and the data."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ _FIXED = (
     "adversarial.enabled",
 )
 """Keys that a resumed run cannot change: they decide what the state fits, or which frames come next."""
+_FREE = (
+    "data.synthetic_root",
+    "data.synthetic.",
+    "data.workers",
+    "data.cache_features",
+    "data.on_device",
+    "model.image_encoder_weights",
+    "training.epochs",
+    "training.recompute",
+    "training.convolution_backend",
+    "training.deterministic",
+    "training.validate_every",
+    "training.checkpoint_minutes",
+)
+"""Keys that it may change: what is trained stays the same, or goes on longer. The rooms are there, as ``data.root``;
+weights of an image backbone are in the state."""
 
 
 def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -> None:
@@ -81,18 +98,41 @@ def check_cacheable(config: Config) -> None:
             raise ConfigError(f"data.cache_features: features are kept only with {key} {expected}; change one of them")
 
 
-def check_same_run(config: Config, saved: Any, *, folder: Path) -> None:
-    """Raises ConfigError where a resumed run's configuration differs from the saved one in a key that must stay."""
+def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool = False) -> list[dict[str, Any]]:
+    """Compares the configuration of a resumed run with the saved one.
+
+    Args:
+        may_change: allow other values of keys that decide what is trained, unless the state does not fit them.
+
+    Returns:
+        The keys of that kind that have changed, each as {"key", "before", "now"} of plain values.
+
+    Raises:
+        ConfigError: a key that must stay differs.
+    """
     if not isinstance(saved, dict):
         raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with --init-from")
     before, now = flat_values(config_from_dict(saved, source=f"{folder}: state")), flat_values(config)
-    for key, value in now.items():
-        # The weights are in the state: where the backbone's came from does not matter any more.
-        if key.startswith(_FIXED) and key != "model.image_encoder_weights" and before[key] != value:
-            raise ConfigError(
-                f"{key}: a resumed run keeps {before[key]}, found {value}; to change it, start a new run with "
-                f"--init-from and this run's weights"
-            )
+    changed = [key for key, value in now.items() if before[key] != value and not key.startswith(_FREE)]
+    for key in changed:
+        kept = f"{key}: a resumed run keeps {before[key]}, found {now[key]}"
+        if key.startswith(_FIXED):
+            raise ConfigError(f"{kept}; to change it, start a new run with --init-from and this run's weights")
+        if not may_change:
+            raise ConfigError(f"{kept}; it decides what is trained: to change it all the same, add --change")
+    plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
+    return [{"key": key, "before": plain["before"].get(key), "now": plain["now"].get(key)} for key in changed]
+
+
+def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings of plain values as one of dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_plain(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def open_datasets(

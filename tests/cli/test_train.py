@@ -210,14 +210,14 @@ def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str
     assert "training.epochs (int >= 1; 150): passes over the training frames" in text
     assert "data.root (path or empty; empty): " in text
     assert "adversarial.erase_probability ([float, float]; [0.1, 0.9]): " in text
-    for option in ("--config", "--out", "--output", "--device", "--resume", "--init-from", "--limit"):
+    for option in ("--config", "--out", "--output", "--device", "--resume", "--change", "--init-from", "--limit"):
         assert option in text
 
 
 def test_fine_tuning(train: Tool, refuse: Callable[..., str], finished: Path, root: Path, tmp_path: Path) -> None:
     weights, data = ["--init-from", str(finished / "best.safetensors")], f"data.root={root}"
     message = refuse(*weights, data, *TINY, "model.width=16", "--output", str(tmp_path / "wide"))
-    assert "model.width 8 (here 16)" in message and str(finished / "best.safetensors") in message
+    assert "set model.width=8\n" in message and str(finished / "best.safetensors") in message
     arguments = [*weights, data, *TINY, "--limit", "2", "model.sites=dense", "--output", str(tmp_path / "dense")]
     assert train(arguments) == 0
     assert load_config(tmp_path / "dense" / "config.yaml").model.sites == "dense"

@@ -1,7 +1,6 @@
 """Weights of a network on disk: one safetensors file that also says which network they belong to."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.files.errors import reason
 from ammnet_sparse.files.tensors import SafetensorsFile
+from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.weights.checks import check_state
 from ammnet_sparse.models.weights.errors import WeightsError
 
@@ -48,12 +48,13 @@ def save_weights(
     config = model_config.model_copy(update={"image_encoder_weights": None})
     metadata |= {"format": FORMAT, "config": config.model_dump_json()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        safetensors.torch.save_file(tensors, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot write the weights ({error})") from error
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot write the weights: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: cannot write the weights: {error}") from error
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, str]]:

@@ -43,6 +43,9 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
             on sparse sites these then add nothing. Weights trained sparsely lose them on dense sites.
         device: where the network goes.
 
+    Returns:
+        The network; ``metadata`` says what it was trained on and how well it did, as far as the file does.
+
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
         ValueError: other ``sites``, or a device that is not there.
@@ -54,7 +57,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
     device = checked_device(device)
     path = find_weights(path)
-    file_state, file_config, _ = read_weights(path)
+    file_state, file_config, metadata = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
     state, _ = split_state(file_state)
     # Before the network is built: the file's tensors are no larger than the file, its configuration may say anything.
@@ -68,6 +71,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     network = build_generator(config)
     state = fit_state_projections(state, network.state_dict(), trained=file_config.sites, wanted=config.sites)
     load_into(network, state, source=path, may_lack=absent)
+    network.metadata = metadata
     for part in absent:
         warnings.warn(
             f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
