@@ -1,7 +1,8 @@
 """The options that describe a user's camera and its files, shared by the commands that complete its frames."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ammnet_sparse.cli.options import CommandParser
@@ -11,6 +12,8 @@ from ammnet_sparse.data.camera.label_maps import LABEL_MAP_CLASSES
 from ammnet_sparse.data.camera.placement import POSE_AXES
 from ammnet_sparse.data.camera.reading import CameraSettings
 from ammnet_sparse.data.camera.view import TURNS
+from ammnet_sparse.data.volumes.tsdf import Unobserved
+from ammnet_sparse.models.weights.files import UNOBSERVED
 
 CAMERA_FILES = ("color", "depth", "intrinsics")
 CAMERA_EXTRAS = (
@@ -23,6 +26,7 @@ CAMERA_EXTRAS = (
     "camera_height",
     "label_map",
     "label_map_classes",
+    "unobserved",
 )
 """Names of the options that only frames of a camera have."""
 
@@ -81,6 +85,12 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--label-map-classes", choices=LABEL_MAP_CLASSES, help="classes of label maps (default: nyu13, 0..13)"
     )
+    group.add_argument(
+        "--unobserved",
+        choices=("free", "surface"),
+        help="with --dataset nyucad: what a flipped TSDF holds in unobserved space, 0.001 as SSCNet's source (free) or "
+        "+1 (surface); default: as the weights say, else free",
+    )
 
 
 def given_options(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -94,12 +104,23 @@ def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> 
         parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
     if options.camera_height is not None and not 0 < options.camera_height < 100:
         parser.error(f"--camera-height: expected metres above 0, found {options.camera_height}")
+    if options.unobserved is not None and options.dataset != "nyucad":
+        parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
     if options.label_map_classes is not None and options.label_map is None:
         parser.error("--label-map-classes: says what the numbers of --label-map mean, and there is no --label-map")
 
 
-def camera_settings(options: argparse.Namespace) -> CameraSettings:
-    """What the options say of the camera. Raises DataError for intrinsics that cannot be read."""
+def camera_settings(options: argparse.Namespace, metadata: Mapping[str, str]) -> CameraSettings:
+    """What the options say of the camera. Raises DataError for intrinsics that cannot be read.
+
+    Args:
+        metadata: of the weights, which say what unobserved space was in the TSDF that they were trained on.
+    """
+    trained = metadata.get(UNOBSERVED)
+    unobserved: Unobserved = options.unobserved or ("surface" if trained == "surface" else "free")
+    if options.dataset == "nyucad":
+        reason = "as asked" if options.unobserved else "as the weights say" if trained else "as SSCNet's source has it"
+        print(f"Unobserved space in the flipped TSDF: {unobserved} ({reason}; --unobserved)", file=sys.stderr)
     return CameraSettings(
         intrinsics=read_intrinsics(options.intrinsics),
         color_intrinsics=None if options.color_intrinsics is None else read_intrinsics(options.color_intrinsics),
@@ -110,4 +131,5 @@ def camera_settings(options: argparse.Namespace) -> CameraSettings:
         pose_up=options.pose_up,
         camera_height=options.camera_height,
         tsdf_is_flipped=options.dataset == "nyucad",
+        unobserved=unobserved,
     )

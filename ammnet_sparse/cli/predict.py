@@ -155,7 +155,7 @@ def _own_frames(
 ) -> Iterator[CompletedFrame]:
     check_grid(model.config)
     check_label_map(model.config, has_label_map=options.label_map is not None)
-    settings = camera_settings(options)
+    settings = camera_settings(options, getattr(model, "metadata", {}))
     found, lonely = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
     skipped += lonely
     options.out.mkdir(parents=True, exist_ok=True)

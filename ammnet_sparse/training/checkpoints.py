@@ -16,7 +16,7 @@ from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.writing import keep_as, replacing_open
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.weights.files import save_weights
+from ammnet_sparse.models.weights.files import UNOBSERVED, save_weights
 from ammnet_sparse.models.weights.parts import join_states
 
 CONFIG = "config.yaml"
@@ -110,7 +110,13 @@ _OF_THE_MACHINE = {
 
 
 def run_metadata(
-    config: Config, num_frames: Sequence[int], *, epoch: int, step: int, scores: Scores | None
+    config: Config,
+    num_frames: Sequence[int],
+    *,
+    epoch: int,
+    step: int,
+    scores: Scores | None,
+    unobserved: str | None = None,
 ) -> dict[str, str]:
     """What a file of weights says of its training: configuration, data, length, figures and version, as text.
 
@@ -119,6 +125,8 @@ def run_metadata(
     Args:
         num_frames: training and validation frames.
         scores: of the weights on the validation frames.
+        unobserved: what the flipped TSDF of the set holds in unobserved space, ``free`` or ``surface``; None: it is
+            not flipped, or does not show.
     """
     values = config.model_dump(mode="json")
     for section, keys in _OF_THE_MACHINE.items():
@@ -135,6 +143,8 @@ def run_metadata(
         "validation frames",
         "training_config": json.dumps(values),
     }
+    if unobserved is not None:
+        metadata[UNOBSERVED] = unobserved
     if scores is not None:
         metadata["validation"] = summary(scores)
         metadata["validation_scores"] = json.dumps(scores.to_json())

@@ -37,6 +37,7 @@ from ammnet_sparse.training.preparation import (
     make_deterministic,
     open_datasets,
     steps_per_epoch,
+    unobserved_in,
     with_image_stages,
 )
 from ammnet_sparse.training.records import Records, RunResult, StepBar, epoch_line
@@ -114,6 +115,7 @@ class Run:
         self.parts = RunParts(networks, self.game, average, Progress())
         num_frames = [len(self.training_set), len(self.validation_set)]
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
+        self.saves.unobserved = unobserved_in(self.validation_set, config)
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
         self._first_seen: Batch | None = None

@@ -12,12 +12,14 @@ from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.sets.check import check_set
+from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import FramesWithImages, Truth2D
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.stage_dataset import StageDataset
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders import ImageEncoder, build_image_encoder, load_encoder_weights
@@ -286,6 +288,14 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
         )
     except DataError as error:
         raise DataError(f"model.image_encoder {model.image_encoder}: {error}") from error
+
+
+def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8) -> Unobserved | None:
+    """What unobserved space is in the flipped TSDF of these frames, by the first that show it; None where it is not."""
+    if config.data.dataset != "nyucad":
+        return None
+    found = (unobserved_of(frames[index].tsdf.cpu().numpy()) for index in range(min(most_frames, len(frames))))
+    return next((name for name in found if name is not None), None)
 
 
 def steps_per_epoch(config: Config, *, num_frames: int) -> int:

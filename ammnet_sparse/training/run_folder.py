@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, save_config
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.averaging import AveragedWeights
@@ -56,6 +57,7 @@ class RunFolder:
 
     Attributes:
         changes: keys that resumed runs have changed in what is trained (``preparation.check_same_run``).
+        unobserved: what the flipped TSDF of the set holds in unobserved space (``preparation.unobserved_in``).
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class RunFolder:
         self.limit = limit
         self.device = device
         self.changes: list[dict[str, Any]] = []
+        self.unobserved: Unobserved | None = None
         self._saved = time.monotonic()
         self._lock = lock
 
@@ -96,7 +99,14 @@ class RunFolder:
     def save_weights(self, name: str, parts: RunParts, scores: Scores | None, *, epoch: int) -> None:
         """Weights of generator and discriminator after ``epoch`` epochs, with their scores where there are some."""
         progress = parts.progress
-        metadata = run_metadata(self.config, self.num_frames, epoch=epoch, step=progress.step, scores=scores)
+        metadata = run_metadata(
+            self.config,
+            self.num_frames,
+            epoch=epoch,
+            step=progress.step,
+            scores=scores,
+            unobserved=self.unobserved,
+        )
         save_run_weights(self.path, name, parts.evaluated, parts.networks.discriminator, metadata=metadata)
 
     def is_save_due(self) -> bool:

@@ -18,7 +18,7 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import CameraView
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
-from ammnet_sparse.data.volumes.tsdf import flip_tsdf, tsdf_from_depth
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, tsdf_from_depth
 from ammnet_sparse.files.errors import DataError
 
 _BEHIND = -0.5
@@ -72,6 +72,7 @@ def own_frame_from_view(
     previous: Placement | None = None,
     is_told_upright: bool = False,
     tsdf_is_flipped: bool = False,
+    unobserved: Unobserved = "free",
 ) -> OwnFrame:
     """The frame of images of any size; arguments and errors as ``make_own_frame`` and ``View.to_network_images``."""
     return make_own_frame(
@@ -83,6 +84,7 @@ def own_frame_from_view(
         previous=previous,
         is_told_upright=is_told_upright,
         tsdf_is_flipped=tsdf_is_flipped,
+        unobserved=unobserved,
     )
 
 
@@ -96,6 +98,7 @@ def make_own_frame(
     previous: Placement | None = None,
     is_told_upright: bool = False,
     tsdf_is_flipped: bool = False,
+    unobserved: Unobserved = "free",
     notes: tuple[str, ...] = (),
 ) -> OwnFrame:
     """The frame of a view.
@@ -106,6 +109,7 @@ def make_own_frame(
         pose, pose_up, camera_height, previous, is_told_upright: what is known of the camera, as ``place_camera``
             takes it.
         tsdf_is_flipped: the TSDF in the flipped convention, for networks trained on NYUCAD.
+        unobserved: what a flipped TSDF holds in unobserved space (``flip_tsdf``); as the network was trained.
         notes: what was found out about the files, to be described with the frame.
 
     Raises:
@@ -133,7 +137,7 @@ def make_own_frame(
         )
     frame = Frame(
         frame_id=name,
-        tsdf=(flip_tsdf(tsdf) if tsdf_is_flipped else tsdf).reshape(GRID_SHAPE),
+        tsdf=(flip_tsdf(tsdf, unobserved=unobserved) if tsdf_is_flipped else tsdf).reshape(GRID_SHAPE),
         mapping=mapping.reshape(GRID_SHAPE),
         label_weight=((tsdf < FREE_TSDF) | is_hit).reshape(GRID_SHAPE),
         image=images.image,

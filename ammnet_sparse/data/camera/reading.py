@@ -24,6 +24,7 @@ from ammnet_sparse.data.camera.view import (
     turned_pose,
 )
 from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.files.errors import DataError
 
 
@@ -40,7 +41,7 @@ class CameraSettings:
             None: as EXIF says.
         label_map_classes: the class list of label maps.
         pose_up, camera_height: as ``place_camera``.
-        tsdf_is_flipped: as ``make_own_frame``.
+        tsdf_is_flipped, unobserved: as ``make_own_frame``.
     """
 
     intrinsics: Intrinsics
@@ -52,6 +53,7 @@ class CameraSettings:
     pose_up: str | None = None
     camera_height: float | None = None
     tsdf_is_flipped: bool = False
+    unobserved: Unobserved = "free"
 
     def __post_init__(self) -> None:
         if self.rotate is not None and self.rotate not in TURNS:
@@ -84,6 +86,7 @@ def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: 
         previous=previous,
         is_told_upright=is_told_upright,
         tsdf_is_flipped=settings.tsdf_is_flipped,
+        unobserved=settings.unobserved,
         notes=tuple(notes),
     )
 

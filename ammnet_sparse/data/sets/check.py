@@ -25,10 +25,18 @@ PUBLISHED_LISTS = ("train", "test", "val")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a set. ``frame_id`` is empty where it is about a list."""
+    """Something wrong with a set.
+
+    Attributes:
+        frame_id: empty where it is about a list, or the whole set.
+        message: file, expected, found, and what to do.
+        is_broken: frames cannot be read, or lists contradict each other. Otherwise everything can be read, and would
+            be trained on and scored, though not as meant.
+    """
 
     frame_id: str
     message: str
+    is_broken: bool = True
 
     def __str__(self) -> str:
         return f"{self.frame_id}: {self.message}" if self.frame_id else self.message
@@ -70,9 +78,15 @@ class SetReport:
         return not self.problems
 
     def raise_if_broken(self, limit: int = 20) -> None:
-        """Raises DataError naming every problem (the first ``limit`` in full) unless the set is clean."""
-        if self.problems:
+        """Raises DataError naming every problem (the first ``limit`` in full) where frames or lists are broken.
+
+        Warns of what is suspicious about the set as a whole, such as a TSDF of another convention.
+        """
+        if any(problem.is_broken for problem in self.problems):
             raise DataError("\n".join(self._problem_lines(limit)))
+        for problem in self.problems:
+            if not problem.frame_id:
+                warnings.warn(problem.message, stacklevel=2)
 
     def describe(self, limit: int | None = None) -> str:
         """The report as text: statistics of each list, then the problems (at most ``limit`` of them)."""
@@ -138,12 +152,13 @@ def check_set(
         results = pool.map(lambda frame_id: _check_frame(folder, frame_id), frame_ids)
         bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
         for frame_id, (frame, found) in zip(frame_ids, bar, strict=True):
-            problems += [Problem(frame_id, str(problem)) for problem in found]
+            problems += [Problem(frame_id, str(problem), is_broken=frame is None) for problem in found]
             if frame is not None:
                 checked[frame_id] = frame
     judged = [frame.conventions for frame in checked.values() if frame.conventions is not None]
     is_flipped = folder.dataset == "nyucad"
-    problems += [Problem("", f"{folder.root}: {text}") for text in convention_problems(judged, is_flipped=is_flipped)]
+    suspicions = convention_problems(judged, is_flipped=is_flipped)
+    problems += [Problem("", f"{folder.root}: {text}", is_broken=False) for text in suspicions]
     num_voxels = int(np.prod(folder.grid_shape))
     statistics = {name: _sum_up(ids, checked, num_voxels=num_voxels) for name, ids in listed.items()}
     return SetReport(tuple(problems), len(frame_ids), statistics, tuple(_notes(folder, checked)))

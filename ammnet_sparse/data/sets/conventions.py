@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_PIXELS, UNMAPPED
-from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.projection_fit import axes_in_order, judge_mapping
 from ammnet_sparse.data.volumes.tsdf import Unobserved, unflip_tsdf
 
@@ -116,18 +115,6 @@ def unobserved_of(flipped: NDArray[np.floating]) -> Unobserved | None:
     if as_surface >= 0.1:
         return "surface"
     return "free" if as_free >= 0.1 else None
-
-
-def unobserved_of_set(source: FrameSource, ids: Sequence[str], *, most_frames: int = 8) -> Unobserved | None:
-    """``unobserved_of`` of a set, by the first frames that say something; None for sets of an unflipped TSDF.
-
-    Raises:
-        DataError: a frame that cannot be read.
-    """
-    if source.dataset != "nyucad":
-        return None
-    found = (unobserved_of(source.read(frame_id).tsdf) for frame_id in ids[:most_frames])
-    return next((name for name in found if name is not None), None)
 
 
 def _occupied_shares(label: NDArray[np.uint8], hit: NDArray[np.bool_]) -> tuple[float, dict[str, float]]:

@@ -16,6 +16,8 @@ from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.weights.checks import check_state
 from ammnet_sparse.models.weights.errors import WeightsError
 
+UNOBSERVED = "tsdf_unobserved"
+"""Metadata key: unobserved space in the flipped TSDF that a network was trained on, ``free`` or ``surface``."""
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
