@@ -198,7 +198,14 @@ class TrainingConfig(_Section):
         description="what the backward pass computes again instead of keeping it: normalisation, ReLU and the like "
         "(elementwise), besides DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
-    deterministic: bool = Field(False, description="deterministic algorithms where PyTorch has them")
+    deterministic: bool = Field(
+        False, description="deterministic algorithms where PyTorch has them; on CUDA convolution_backend auto is gather"
+    )
+    convolution_backend: Literal["auto", "spconv", "gather", "dense"] = Field(
+        "auto",
+        description="what computes 3D convolutions: spconv, gathered rows and one matrix product, or plain convolutions "
+        "of volumes; auto: on CUDA spconv between sparse sites",
+    )
     validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="minutes between saves of the resumable state in an epoch"

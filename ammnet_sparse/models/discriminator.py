@@ -7,7 +7,7 @@ from ammnet_sparse.models.recomputation import set_recompute
 from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import recipes_kept
-from ammnet_sparse.sparse.sites import SiteSet, full_sites
+from ammnet_sparse.sparse.sites import SiteSet
 
 
 class Discriminator(nn.Module):
@@ -78,12 +78,3 @@ class Discriminator(nn.Module):
             flat = here.densify(hidden).flatten(1)
             scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores
-
-
-def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
-    """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on."""
-    batch_size = sites.batch_size * times
-    if sites.is_full:
-        return full_sites(batch_size, sites.spatial_shape, sites.linear.device)
-    begin = torch.arange(0, batch_size, sites.batch_size, device=sites.linear.device) * sites.num_cells
-    return SiteSet(batch_size, sites.spatial_shape, (begin[:, None] + sites.linear).flatten())

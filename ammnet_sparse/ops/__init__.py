@@ -1,6 +1,7 @@
 """The operators: schema, readable reference, fake and autograd formula of each. Compiled kernels take over."""
 
 from ammnet_sparse.ops._library import kernel_libraries, out_of_range_operators
+from ammnet_sparse.ops.gather import gather_taps, sum_rows, sum_taps
 from ammnet_sparse.ops.modulation import modulate
 from ammnet_sparse.ops.normalization import Normalized, RunningStatistics, apply_normalization, normalize_sites
 from ammnet_sparse.ops.perturbation import (
@@ -20,6 +21,7 @@ __all__ = [
     "draw_shuffle",
     "erase_voxels",
     "fill_empty",
+    "gather_taps",
     "kernel_libraries",
     "modulate",
     "normalize_sites",
@@ -27,4 +29,6 @@ __all__ = [
     "out_of_range_operators",
     "project_features",
     "shuffle_categories",
+    "sum_rows",
+    "sum_taps",
 ]

@@ -116,7 +116,7 @@ _take_out_of_range = define_operator(
     reference=_take_out_of_range_reference,
     fake=lambda like: like.new_empty(1, dtype=torch.int32),
 )
-_BITS = {1: "project_features", 2: "fill_empty", 4: "shuffle_categories", 8: "one_hot_sites"}
+_BITS = {1: "project_features", 2: "fill_empty", 4: "shuffle_categories", 8: "one_hot_sites", 16: "gather_taps"}
 
 
 def out_of_range_operators(like: Tensor) -> list[str]:

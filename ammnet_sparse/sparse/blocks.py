@@ -9,13 +9,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ammnet_sparse.sparse.convolutions import (
-    UP_KERNEL,
     PointwiseConv3d,
     SiteConv3d,
     SiteConvTranspose3d,
     average_pool,
 )
-from ammnet_sparse.sparse.kernel_maps import Kernel, cells_read, strided_shape, strided_sites
+from ammnet_sparse.sparse.kernel_maps import cells_read, strided_sites
+from ammnet_sparse.sparse.kernels import (
+    AXIS_HEIGHT,
+    AXIS_X,
+    AXIS_Y,
+    NEIGHBORHOOD,
+    UP_KERNEL,
+    axis_kernel,
+    half_shape,
+    strided_shape,
+)
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
 from ammnet_sparse.sparse.recipes import multiply, no_recipes, take_rows
 from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
@@ -23,8 +32,6 @@ from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
 RecomputeLevel = Literal["off", "elementwise", "blocks", "full"]
 """``training.recompute``, each level more than the one before."""
 _Result = TypeVar("_Result")
-
-AXIS_Y, AXIS_HEIGHT, AXIS_X = 2, 1, 0
 
 
 class Recomputable(nn.Module):
@@ -84,14 +91,6 @@ class Down(nn.Module):
         return normalized
 
 
-def _axis_kernel(axis: int, stride: int, dilation: int) -> Kernel:
-    def along(value: int, elsewhere: int) -> tuple[int, int, int]:
-        x, height, y = (value if position == axis else elsewhere for position in range(3))
-        return x, height, y
-
-    return Kernel(along(3, 1), stride=along(stride, 1), padding=along(dilation, 0), dilation=along(dilation, 1))
-
-
 class DDRBlock(Recomputable):
     """Dimensional decomposition residual block: 1x1x3, 1x3x1 and 3x1x1 convolutions in a bottleneck.
 
@@ -109,11 +108,11 @@ class DDRBlock(Recomputable):
         self.stride = stride
         self.conv1 = PointwiseConv3d(in_channels, planes, bias=False)
         self.norm1 = SiteBatchNorm(planes, with_relu=True)
-        self.conv2 = SiteConv3d(planes, planes, _axis_kernel(AXIS_Y, stride, dilation))
+        self.conv2 = SiteConv3d(planes, planes, axis_kernel(AXIS_Y, stride=stride, dilation=dilation))
         self.norm2 = SiteBatchNorm(planes)
-        self.conv3 = SiteConv3d(planes, planes, _axis_kernel(AXIS_HEIGHT, stride, dilation))
+        self.conv3 = SiteConv3d(planes, planes, axis_kernel(AXIS_HEIGHT, stride=stride, dilation=dilation))
         self.norm3 = SiteBatchNorm(planes)
-        self.conv4 = SiteConv3d(planes, planes, _axis_kernel(AXIS_X, stride, dilation))
+        self.conv4 = SiteConv3d(planes, planes, axis_kernel(AXIS_X, stride=stride, dilation=dilation))
         self.norm4 = SiteBatchNorm(planes)
         self.conv5 = PointwiseConv3d(planes, out_channels, bias=False)
         self.norm5 = SiteBatchNorm(out_channels)
@@ -180,10 +179,6 @@ def _every_cell(sites: SiteSet, shape: Triple) -> SiteSet:
     return full_sites(sites.batch_size, shape, sites.linear.device)
 
 
-def _half(shape: Triple) -> Triple:
-    return shape[0] // 2, shape[1] // 2, shape[2] // 2
-
-
 class Stage(Recomputable):
     """Four DDR blocks: one of stride 2, then dilations 1, 2 and 3 with a quarter of the channels as planes."""
 
@@ -197,7 +192,7 @@ class Stage(Recomputable):
 
     def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
         """[N, in] at ``sites`` -> ([M, out], every cell of the grid at half the resolution)."""
-        coarse = _every_cell(sites, _half(sites.spatial_shape))
+        coarse = _every_cell(sites, half_shape(sites.spatial_shape))
 
         def run(features: Tensor) -> Tensor:
             here = sites
@@ -213,12 +208,11 @@ class Stem(Recomputable):
 
     def __init__(self, in_channels: int, hidden: tuple[int, int], *, out_channels: int) -> None:
         super().__init__()
-        kernel = Kernel((3, 3, 3), padding=(1, 1, 1))
-        self.conv1 = SiteConv3d(in_channels, hidden[0], kernel)
+        self.conv1 = SiteConv3d(in_channels, hidden[0], NEIGHBORHOOD)
         self.norm1 = SiteBatchNorm(hidden[0], with_relu=True)
-        self.conv2 = SiteConv3d(hidden[0], hidden[1], kernel)
+        self.conv2 = SiteConv3d(hidden[0], hidden[1], NEIGHBORHOOD)
         self.norm2 = SiteBatchNorm(hidden[1], with_relu=True)
-        self.conv3 = SiteConv3d(hidden[1], out_channels, kernel)
+        self.conv3 = SiteConv3d(hidden[1], out_channels, NEIGHBORHOOD)
         self.norm3 = SiteBatchNorm(out_channels, with_relu=True)
 
     def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
@@ -251,4 +245,4 @@ class Up(Recomputable):
 
 def cells_under(sites: SiteSet) -> SiteSet:
     """The cells at half the resolution that ``Up`` reads for these sites."""
-    return cells_read(sites, UP_KERNEL, _half(sites.spatial_shape))
+    return cells_read(sites, UP_KERNEL, half_shape(sites.spatial_shape))

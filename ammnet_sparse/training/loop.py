@@ -17,6 +17,7 @@ from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
+from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, load_state
 from ammnet_sparse.training.game import build_game
@@ -25,6 +26,7 @@ from ammnet_sparse.training.networks import build_networks
 from ammnet_sparse.training.preparation import (
     check_runnable,
     check_same_run,
+    convolution_backend,
     make_deterministic,
     open_datasets,
     steps_per_epoch,
@@ -68,6 +70,7 @@ class Run:
         show_progress: bool = True,
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
+        self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
         if state is not None:
             check_same_run(config, state.get("config"), folder=folder)
@@ -112,6 +115,10 @@ class Run:
             RunInterrupted: SIGINT or SIGTERM; the state is saved.
             DivergenceError: the loss or a gradient is not finite.
         """
+        with use_backend(self.backend):
+            return self._train()
+
+    def _train(self) -> RunResult:
         self.saves.begin()
         progress, num_epochs = self.progress, self.config.training.epochs
         baseline = constant_baseline(self._validation_loader())

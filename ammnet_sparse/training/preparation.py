@@ -15,6 +15,7 @@ from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
+from ammnet_sparse.sparse.convolutions import Backend
 from ammnet_sparse.training.checkpoints import CheckpointError
 
 _FIXED = (
@@ -168,3 +169,22 @@ def make_deterministic() -> None:
     """Deterministic algorithms wherever PyTorch has them, for the whole process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def convolution_backend(config: Config, device: torch.device) -> Backend:
+    """What computes a run's convolutions.
+
+    Deterministic runs on CUDA do without spconv, which picks its algorithms by their time in each process.
+
+    Raises:
+        ConfigError: spconv is demanded of a deterministic run on CUDA.
+    """
+    backend = config.training.convolution_backend
+    if not config.training.deterministic or device.type != "cuda":
+        return backend
+    if backend == "spconv":
+        raise ConfigError(
+            "training.convolution_backend: spconv picks its algorithms by their time, so that a run with "
+            "training.deterministic=true does not repeat itself; set it to auto or gather"
+        )
+    return "gather" if backend == "auto" else backend

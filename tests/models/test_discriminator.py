@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ammnet_sparse.models.discriminator import Discriminator, repeated_sites
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
 GRID = (12, 12, 24)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ammnet_sparse.ops import modulation, normalization, perturbation, projection
+from ammnet_sparse.ops import gather, modulation, normalization, perturbation, projection
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 FLOAT_TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -25,6 +25,9 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "erase_voxels": perturbation._erase_voxels_reference,
     "shuffle_categories": perturbation._shuffle_categories_reference,
     "one_hot_sites": perturbation._one_hot_sites_reference,
+    "gather_taps": gather._gather_taps_reference,
+    "gather_taps_backward": gather._gather_taps_backward_reference,
+    "sum_rows": gather._sum_rows_reference,
     "modulate": modulation._modulate_reference,
     "modulate_backward": modulation._modulate_backward_reference,
     "normalize_sites": normalization._normalize_sites_reference,
