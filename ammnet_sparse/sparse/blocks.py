@@ -75,6 +75,28 @@ class ChannelDropout(nn.Module):
         return multiply(features, take_rows(mask, sites.batch_index))
 
 
+class ElementDropout(nn.Module):
+    """Dropout of single values; where every cell is a site, the draws are those of ``nn.Dropout`` on the volume."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+        """[N, C] -> [N, C]; the identity in evaluation mode."""
+        if not self.training or self.probability == 0.0:
+            return features
+        if self.probability == 1.0:
+            return torch.zeros_like(features)
+        keep = 1.0 - self.probability
+        if sites.is_full:
+            volume = features.new_empty(sites.batch_size, features.shape[1], sites.num_cells)
+            mask = volume.bernoulli_(keep).div_(keep).transpose(1, 2).reshape(features.shape)
+        else:
+            mask = torch.empty_like(features).bernoulli_(keep).div_(keep)
+        return multiply(features, mask)
+
+
 class Down(nn.Module):
     """Average pooling over full windows, 1x1x1 convolution and batch normalisation (the block's shortcuts)."""
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.dataset import build_loader
+from ammnet_sparse.data.dataset import EpochDataset, build_loader
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
@@ -30,6 +30,7 @@ from ammnet_sparse.training.preparation import (
     make_deterministic,
     open_datasets,
     steps_per_epoch,
+    with_image_stages,
 )
 from ammnet_sparse.training.records import Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import RunFolder, RunParts
@@ -81,6 +82,8 @@ class Run:
         self.limit = limit
         self.is_resumed = resume
         self.show_progress = show_progress
+        self.training_set: EpochDataset
+        self.validation_set: EpochDataset
         self.training_set, self.validation_set = open_datasets(
             config, device=device, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
         )
@@ -97,6 +100,11 @@ class Run:
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device)
         if state is not None:
             self.saves.restore(self.parts, state)
+        if config.data.cache_features:  # of the weights that are trained with, a resumed run's included
+            self.training_set, self.validation_set = (
+                with_image_stages(frames, config, networks.generator, device=device, show_progress=show_progress)
+                for frames in (self.training_set, self.validation_set)
+            )
 
     @property
     def progress(self) -> Progress:
