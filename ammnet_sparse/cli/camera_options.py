@@ -12,8 +12,10 @@ from ammnet_sparse.data.camera.placement import POSE_AXES
 from ammnet_sparse.data.camera.reading import CameraSettings
 from ammnet_sparse.data.camera.view import TURNS
 
-CAMERA_FILES = ("color", "depth", "intrinsics")
+CAMERA_FILES = ("depth", "intrinsics")
+"""Names of the options that every frame of a camera needs."""
 CAMERA_EXTRAS = (
+    "color",
     "color_intrinsics",
     "depth_scale",
     "depth_encoding",
@@ -24,12 +26,14 @@ CAMERA_EXTRAS = (
     "label_map",
     "label_map_classes",
 )
-"""Names of the options that only frames of a camera have."""
+"""Names of the other options that only frames of a camera have."""
 
 
 def add_camera_options(group: argparse._ArgumentGroup) -> None:
     """``--color``, ``--depth``, ``--intrinsics`` and what else can be said of a camera."""
-    group.add_argument("--color", type=Path, metavar="PATH", help="color image, or a folder of them")
+    group.add_argument(
+        "--color", type=Path, metavar="PATH", help="color image, or a folder of them (default: depth is all)"
+    )
     group.add_argument(
         "--depth", type=Path, metavar="PATH", help="depth image (png, tiff, exr, npy, npz), or a folder of them"
     )
@@ -94,6 +98,8 @@ def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> 
         parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
     if options.camera_height is not None and not 0 < options.camera_height < 100:
         parser.error(f"--camera-height: expected metres above 0, found {options.camera_height}")
+    if options.color_intrinsics is not None and options.color is None:
+        parser.error("--color-intrinsics: says how --color was taken, and there is no --color")
     if options.label_map_classes is not None and options.label_map is None:
         parser.error("--label-map-classes: says what the numbers of --label-map mean, and there is no --label-map")
 
