@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ammnet_sparse.cli.options import CommandParser
 from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
+from ammnet_sparse.data.camera.given_pose import POSE_AXES
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.data.camera.label_maps import LABEL_MAP_CLASSES
-from ammnet_sparse.data.camera.placement import POSE_AXES
 from ammnet_sparse.data.camera.reading import CameraSettings
 from ammnet_sparse.data.camera.view import TURNS
 

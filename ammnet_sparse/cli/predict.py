@@ -145,8 +145,7 @@ def _own_frames(
     check_label_map(model.config, has_label_map=options.label_map is not None)
     if reads_images(model.config) and options.color is None:
         raise DataError(
-            "the checkpoint reads color images, and there is no --color; give one, or use a checkpoint of depth "
-            "alone"
+            "the checkpoint reads color images, and there is no --color; give one, or use a checkpoint of depth alone"
         )
     settings = camera_settings(options)
     found, lonely = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)

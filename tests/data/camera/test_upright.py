@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ammnet_sparse.data.camera.directions import describe_direction, upright_turn
 from ammnet_sparse.data.camera.floor import find_floor
 from ammnet_sparse.data.camera.images import CameraImages
 from ammnet_sparse.data.camera.own_frames import make_own_frame, own_frame_from_view
-from ammnet_sparse.data.camera.placement import Placement, describe_direction, place_camera, upright_turn
+from ammnet_sparse.data.camera.placement import Placement, place_camera
 from ammnet_sparse.data.camera.surface import surface_from_depth
 from ammnet_sparse.data.camera.view import View, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE
