@@ -7,16 +7,18 @@ from pathlib import Path
 
 from ammnet_sparse.cli.options import CommandParser
 from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
+from ammnet_sparse.data.camera.given_pose import POSE_AXES
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.data.camera.label_maps import LABEL_MAP_CLASSES
-from ammnet_sparse.data.camera.placement import POSE_AXES
 from ammnet_sparse.data.camera.reading import CameraSettings
 from ammnet_sparse.data.camera.view import TURNS
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.models.weights.files import UNOBSERVED
 
-CAMERA_FILES = ("color", "depth", "intrinsics")
+CAMERA_FILES = ("depth", "intrinsics")
+"""Names of the options that every frame of a camera needs."""
 CAMERA_EXTRAS = (
+    "color",
     "color_intrinsics",
     "depth_scale",
     "depth_encoding",
@@ -28,12 +30,14 @@ CAMERA_EXTRAS = (
     "label_map_classes",
     "unobserved",
 )
-"""Names of the options that only frames of a camera have."""
+"""Names of the other options that only frames of a camera have."""
 
 
 def add_camera_options(group: argparse._ArgumentGroup) -> None:
     """``--color``, ``--depth``, ``--intrinsics`` and what else can be said of a camera."""
-    group.add_argument("--color", type=Path, metavar="PATH", help="color image, or a folder of them")
+    group.add_argument(
+        "--color", type=Path, metavar="PATH", help="color image, or a folder of them (default: depth is all)"
+    )
     group.add_argument(
         "--depth", type=Path, metavar="PATH", help="depth image (png, tiff, exr, npy, npz), or a folder of them"
     )
@@ -106,6 +110,8 @@ def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> 
         parser.error(f"--camera-height: expected metres above 0, found {options.camera_height}")
     if options.unobserved is not None and options.dataset != "nyucad":
         parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
+    if options.color_intrinsics is not None and options.color is None:
+        parser.error("--color-intrinsics: says how --color was taken, and there is no --color")
     if options.label_map_classes is not None and options.label_map is None:
         parser.error("--label-map-classes: says what the numbers of --label-map mean, and there is no --label-map")
 

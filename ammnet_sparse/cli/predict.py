@@ -2,9 +2,10 @@
 
     ammnet predict [--checkpoint FILE] --out DIR --data DIR --ids 0003 0004
     ammnet predict [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
+    ammnet predict [--checkpoint FILE] --out DIR --depth d.png --intrinsics fx,fy,cx,cy
 
 Without --checkpoint weights shipped with the package are used (docs/models.md), by what the frames have: nyu_seg2d_w64
-for 2D label maps, nyu_rgb_w64 for colour images, nyu_depth_w64 for depth alone; it is said which.
+for 2D label maps, nyu_rgb_w64 for color images, nyu_depth_w64 for depth alone; it is said which.
 
 Writes for each frame NAME.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
 NAME.png; with --ply NAME_points.ply and NAME_cubes.ply, with --page one page.html of all frames, which any browser
@@ -57,7 +58,7 @@ from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.evaluation.flips import labels_over_flips
-from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set
+from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set, reads_images
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
@@ -122,7 +123,9 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
 def _given_input(options: argparse.Namespace) -> Input2D:
     """What the frames have beside depth, which the default weights follow."""
     if not options.data:
-        return "color image" if options.label_map is None else "label map"
+        if options.label_map is not None:
+            return "label map"
+        return "depth alone" if options.color is None else "color image"
     frames = open_frames(options.data, dataset=options.dataset)
     if frames.reads_label_map:
         return "label map"
@@ -155,6 +158,10 @@ def _own_frames(
 ) -> Iterator[CompletedFrame]:
     check_grid(model.config)
     check_label_map(model.config, has_label_map=options.label_map is not None)
+    if reads_images(model.config) and options.color is None:
+        raise DataError(
+            "the checkpoint reads color images, and there is no --color; give one, or use a checkpoint of depth alone"
+        )
     settings = camera_settings(options, getattr(model, "metadata", {}))
     found, lonely = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
     skipped += lonely

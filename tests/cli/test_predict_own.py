@@ -298,3 +298,19 @@ def test_classes_of_label_maps(
     assert predict(arguments(tmp_path, *label_map, "--label-map-classes", "nyu40")) == 0
     found = model.batches[0].label_map
     assert found is not None and set(np.unique(found.numpy())) == {3}  # ceiling
+
+
+def test_depth_alone(predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks that read no image need none; those that do say so."""
+    given = camera_arguments(tmp_path, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", INTRINSICS)
+    model.config = ModelConfig(inputs="tsdf")
+    assert predict([*given, "--page"]) == 0
+    assert model.batches[0].image is None and model.batches[0].frame_ids == ("frame",)
+    plain = arguments(tmp_path, has_label_map=False)
+    assert predict(plain) == 0
+    np.testing.assert_array_equal(model.batches[0].mapping.numpy(), model.batches[1].mapping.numpy())
+    capsys.readouterr()
+    model.config = ModelConfig(image_encoder="resnet50")
+    assert "there is no --color" in refused(predict, given, capsys)
+    model.config = ModelConfig()
+    assert predict([*given, "--label-map", str(EXAMPLE / "label_map.png")]) == 0

@@ -40,13 +40,14 @@ class OwnFramePaths:
     """The files of one frame; its name is what their names have in common.
 
     Attributes:
+        color: None where the depth image is all there is.
         pose: a file of one pose, or of a trajectory, which ``time`` or ``index`` then looks up.
         time: seconds, where the file names are time stamps.
         index, count: the frame's place among all frames found.
     """
 
     name: str
-    color: Path
+    color: Path | None
     depth: Path
     pose: Path | None = None
     label_map: Path | None = None
@@ -56,7 +57,7 @@ class OwnFramePaths:
 
 
 def find_own_frames(
-    color: Path, depth: Path, *, pose: Path | None = None, label_map: Path | None = None
+    color: Path | None, depth: Path, *, pose: Path | None = None, label_map: Path | None = None
 ) -> tuple[list[OwnFramePaths], list[str]]:
     """The frames of files or folders.
 
@@ -65,7 +66,7 @@ def find_own_frames(
     one frame, as are ``rgb/0007.jpg`` and ``depth/0007.png``, ``NYU0003_colors.jpg`` and ``NYU0003_0000.png``, or
     ``color.jpg`` and ``depth.png``. Where no names agree, the numbers in them are compared. Names that are time stamps,
     and TUM's folders with ``rgb.txt`` and ``depth.txt``, are associated by time. All kinds may stand in one folder.
-    One pose (or trajectory) and one label map for a folder of frames may be files.
+    One pose (or trajectory) and one label map for a folder of frames may be files. Without ``color`` depth is all.
 
     Returns:
         The frames by name, and a message for each file in these folders that lacks a partner.
@@ -78,10 +79,10 @@ def find_own_frames(
         if path is not None and not path.exists():
             name = kind.replace("_", " ")
             raise DataError(f"{name} {path}: expected a file or a folder, found nothing; check the path")
-    if color.is_dir() != depth.is_dir():
+    if color is not None and color.is_dir() != depth.is_dir():
         raise DataError(f"expected two files or two folders, found {color} and {depth}; name two of a kind")
-    is_list = color.suffix.lower() == depth.suffix.lower() == ".txt"
-    if color.is_file() and not is_list:
+    is_list = depth.suffix.lower() == ".txt" and (color is None or color.suffix.lower() == ".txt")
+    if depth.is_file() and not is_list:
         return [_single(color, depth, pose, label_map)], []
     folders: dict[str, Path] = {}
     for kind, path in given.items():
@@ -98,8 +99,8 @@ def find_own_frames(
         raise _no_frame(files, folders)
     frames = [
         OwnFramePaths(
-            key or color.resolve().name,
-            files["color"][key],
+            key or (color or depth).resolve().name,
+            files["color"][key] if "color" in files else None,
             files["depth"][key],
             files["pose"][key] if "pose" in files else given["pose"],
             files["label_map"][key] if "label_map" in files else given["label_map"],
@@ -112,12 +113,13 @@ def find_own_frames(
     return frames, _lonely(files, folders)
 
 
-def _single(color: Path, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
+def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
     for name, path in (("pose", pose), ("label map", label_map)):
         if path is not None and path.is_dir():
             raise DataError(f"{name} {path}: expected a file for one frame, found a folder; name the file")
-    name = _key(color, "color") or color.resolve().parent.name or color.stem
-    return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(color.stem))
+    first, kind = (depth, "depth") if color is None else (color, "color")
+    name = _key(first, kind) or first.resolve().parent.name or first.stem
+    return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(first.stem))
 
 
 def _files_of(folder: Path, kind: str) -> Files:
@@ -164,10 +166,11 @@ def _listed(path: Path) -> Files:
 
 def _matched(files: dict[str, Files]) -> dict[str, Files]:
     """The files with keys that agree: as their names do, by time stamp, or by the number in their names."""
-    first = files["color"]
+    first_kind = "color" if "color" in files else "depth"
+    first = files[first_kind]
     for kind in ("depth", "label_map", "pose"):
         others = files.get(kind)
-        if not others:
+        if not others or kind == first_kind:
             continue
         times = {key: time_stamp(key) for key in (*first, *others)}
         if first and all(time is not None for time in times.values()) and not set(others) <= set(first):
@@ -205,7 +208,7 @@ def _check_kinds(files: Mapping[str, Files], folders: Mapping[str, Path]) -> Non
 
 def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataError:
     """The error that says which kind of file has no partner."""
-    common = set(files["color"]) & set(files["depth"])
+    common = set(files.get("color", files["depth"])) & set(files["depth"])
     if not common:
         return DataError(
             f"{folders['color']} and {folders['depth']}: expected frames whose files have a name in common, found "
@@ -220,7 +223,7 @@ def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataEr
             )
         common &= set(files.get(kind, common))
     return DataError(
-        f"{folders['color']}: expected frames with all of {', '.join(_NAMES[kind] for kind in files)}, found none"
+        f"{folders['depth']}: expected frames with all of {', '.join(_NAMES[kind] for kind in files)}, found none"
     )
 
 
@@ -228,9 +231,9 @@ def _lonely(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[str
     """A message for each color and depth image that makes no frame: which kind it lacks."""
     messages = []
     for kind in ("color", "depth"):
-        for key, path in files[kind].items():
+        for key, path in files.get(kind, {}).items():
             lacking = [other for other in files if key not in files[other]]
-            if lacking and (kind == "color" or "color" in lacking):
+            if lacking and (kind == "color" or "color" in lacking or "color" not in files):
                 names = " and ".join(f"no {_NAMES[other]} of that name in {folders[other]}" for other in lacking)
                 messages.append(f"{path}: has no partner: {names}")
     return sorted(messages)

@@ -28,20 +28,20 @@ class CameraImages:
     """What the network's images are made of.
 
     Attributes:
-        image: [480, 640, 3] uint8 RGB.
+        image: [480, 640, 3] uint8 RGB; None where there is none.
         depth: [480, 640] float32, metres along the optical axis, 0 where missing.
         camera: intrinsics of these images.
         label_map: [480, 640] uint8, 0..13; or None.
     """
 
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8] | None
     depth: NDArray[np.float32]
     camera: Camera
     label_map: NDArray[np.uint8] | None = None
 
 
 def to_network_images(
-    image: NDArray[np.uint8],
+    image: NDArray[np.uint8] | None,
     depth: NDArray[np.float32],
     *,
     camera: Camera,
@@ -52,7 +52,7 @@ def to_network_images(
     """Scales and pads the images of one view to 480x640 (the rule at the top of this module).
 
     Args:
-        image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size.
+        image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size. None: depth alone.
         depth: [rows, columns] float32, metres; without ``color_camera`` other than the image only in size, not in
             proportions.
         camera: intrinsics of the color image or of the depth image: of the one whose middle (cx, cy) is nearer.
@@ -64,6 +64,9 @@ def to_network_images(
     Raises:
         DataError: images of different proportions, or a principal point far from the middle of either.
     """
+    has_image = image is not None
+    if image is None:
+        image = np.zeros((*(depth if label_map is None else label_map).shape, 3), dtype=np.uint8)
     if label_map is not None and not are_alike(image.shape, label_map.shape):
         raise DataError(
             f"label map: expected the proportions of the color image {image.shape[1]}x{image.shape[0]}, found "
@@ -77,21 +80,21 @@ def to_network_images(
     scale = min(IMAGE_SHAPE[0] / size[0], IMAGE_SHAPE[1] / size[1])
     rows, columns = (max(1, min(limit, round(length * scale))) for limit, length in zip(IMAGE_SHAPE, size, strict=True))
     top, left = (IMAGE_SHAPE[0] - rows) // 2, (IMAGE_SHAPE[1] - columns) // 2
-    framed = CameraImages(
-        image=np.full((*IMAGE_SHAPE, 3), MEAN_COLOR, dtype=np.uint8),
-        depth=np.zeros(IMAGE_SHAPE, dtype=np.float32),
-        camera=scaled_camera(camera, rows / size[0], columns / size[1], top=top, left=left),
-        label_map=None if label_map is None else np.zeros(IMAGE_SHAPE, dtype=np.uint8),
-    )
     place = (slice(top, top + rows), slice(left, left + columns))
-    picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS)
-    framed.image[place] = np.asarray(picture) if image.shape[:2] != (rows, columns) else image
-    framed.depth[place] = _resampled_depth(depth, rows, columns)
-    if framed.label_map is not None and label_map is not None:
-        framed.label_map[place] = label_map[_nearest(label_map.shape[0], rows)][
+    framed_image = framed_label_map = None
+    if has_image:
+        framed_image = np.full((*IMAGE_SHAPE, 3), MEAN_COLOR, dtype=np.uint8)
+        picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS)
+        framed_image[place] = np.asarray(picture) if image.shape[:2] != (rows, columns) else image
+    framed_depth = np.zeros(IMAGE_SHAPE, dtype=np.float32)
+    framed_depth[place] = _resampled_depth(depth, rows, columns)
+    if label_map is not None:
+        framed_label_map = np.zeros(IMAGE_SHAPE, dtype=np.uint8)
+        framed_label_map[place] = label_map[_nearest(label_map.shape[0], rows)][
             :, _nearest(label_map.shape[1], columns)
         ]
-    return framed
+    framed_camera = scaled_camera(camera, rows / size[0], columns / size[1], top=top, left=left)
+    return CameraImages(framed_image, framed_depth, framed_camera, framed_label_map)
 
 
 def owner_of_intrinsics(

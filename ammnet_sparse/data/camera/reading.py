@@ -102,7 +102,6 @@ def read_view(paths: OwnFramePaths, *, settings: CameraSettings) -> tuple[View, 
 
 def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray[np.float64] | None, list[str], bool]:
     """As ``read_view``, and whether user or EXIF said how the images lie."""
-    color, exif_turn = read_color(paths.color)
     depth, notes = read_depth_with_notes(
         paths.depth,
         scale=settings.depth_scale,
@@ -113,6 +112,10 @@ def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray
     if paths.label_map is not None:
         label_map, more = read_own_label_map(paths.label_map, classes=settings.label_map_classes)
         notes += more
+    if paths.color is not None:
+        color, exif_turn = read_color(paths.color)
+    else:  # a stand-in of the size of what shows the same
+        color, exif_turn = np.zeros((*(depth if label_map is None else label_map).shape, 3), dtype=np.uint8), 0
     pose = None
     if paths.pose is not None:
         pose = read_trajectory(paths.pose).pose_of(paths.time, index=paths.index, count=paths.count)
@@ -122,14 +125,18 @@ def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray
         color_intrinsics = color_intrinsics.fitting([color.shape])
     notes += intrinsics.notes
     stored = _Stored(color, depth, label_map, intrinsics, color_intrinsics, pose)
+    degrees = exif_turn if settings.rotate is None else settings.rotate
+    view, pose = stored.turned(degrees, is_told=settings.rotate is not None)
+    if paths.color is None:
+        view = dataclasses.replace(view, color=None)
     if settings.rotate is not None:
-        return *stored.turned(settings.rotate, is_told=True), notes, True
+        return view, pose, notes, True
     if exif_turn:
         notes.append(
             f"color: EXIF turns it by {exif_turn} degrees clockwise, and so was all that lies like it "
             "(--rotate 0 leaves the images as they are stored)"
         )
-    return *stored.turned(exif_turn, is_told=False), notes, exif_turn != 0
+    return view, pose, notes, exif_turn != 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ class View:
     """Color and depth of one moment, of any size.
 
     Attributes:
-        color: [rows, columns, 3] uint8 RGB.
+        color: [rows, columns, 3] uint8 RGB; None where depth is all there is.
         depth: [rows, columns] float32, metres along the optical axis, 0 where missing; registered to the color image.
         camera: intrinsics of the depth image or of the color image: of the one whose middle is nearer to (cx, cy).
         color_camera: the color image's own, where its proportions are others; then ``camera`` is the depth image's.
@@ -39,7 +39,7 @@ class View:
         DataError: arrays of another form.
     """
 
-    color: NDArray[np.uint8]
+    color: NDArray[np.uint8] | None
     depth: NDArray[np.float32]
     camera: Camera
     color_camera: Camera | None = None
@@ -47,17 +47,16 @@ class View:
     intrinsics_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.color.ndim != 3 or self.color.shape[2] != 3 or self.color.dtype != np.uint8:
-            raise DataError(
-                f"color: expected [rows, columns, 3] uint8, found {self.color.dtype} {list(self.color.shape)}"
-            )
+        color = self.color
+        if color is not None and (color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8):
+            raise DataError(f"color: expected [rows, columns, 3] uint8, found {color.dtype} {list(color.shape)}")
         if self.depth.ndim != 2 or self.depth.dtype.kind != "f":
             raise DataError(
                 f"depth: expected [rows, columns] floats in metres, found {self.depth.dtype} {list(self.depth.shape)}; "
                 "metres_from_values of data/camera/depth.py makes them of a sensor's numbers"
             )
-        if min(*self.color.shape, *self.depth.shape) < 1:
-            raise DataError(f"color and depth: expected pixels, found {self.color.shape} and {self.depth.shape}")
+        if not self.depth.size or (color is not None and not color.size):
+            raise DataError(f"color and depth: expected pixels, found none in one, depth {list(self.depth.shape)}")
         with np.errstate(invalid="ignore"):
             usable = np.isfinite(self.depth) & (self.depth > 0)
         object.__setattr__(self, "depth", np.where(usable, self.depth, 0).astype(np.float32))
@@ -83,10 +82,10 @@ class View:
             self.camera, degrees, self._color_shape(), self.depth.shape, known=self.intrinsics_size
         )
         color_camera = self.color_camera
-        if color_camera is not None:
+        if color_camera is not None and self.color is not None:
             color_camera, _ = turned_camera(color_camera, degrees, self.color.shape, self.color.shape)
         return View(
-            turned_image(self.color, degrees),
+            None if self.color is None else turned_image(self.color, degrees),
             turned_image(self.depth, degrees),
             camera,
             color_camera,
@@ -96,7 +95,10 @@ class View:
 
     def _color_shape(self) -> tuple[int, ...]:
         """Of the images that ``camera`` may belong to."""
-        return self.depth.shape if self.color_camera is not None else self.color.shape
+        if self.color_camera is not None:
+            return self.depth.shape
+        image = self.label_map if self.color is None else self.color
+        return self.depth.shape if image is None else image.shape
 
 
 def turned_image(image: NDArray[Kind], degrees: int) -> NDArray[Kind]:

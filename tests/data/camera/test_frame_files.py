@@ -172,6 +172,18 @@ def test_folder_that_is_one_frame(tmp_path: Path) -> None:
     assert frames[0].label_map == folder / "label_map.png" and frames[0].pose == folder / "pose.txt" and not lonely
 
 
+def test_depth_alone(tmp_path: Path) -> None:
+    depth = touch(tmp_path / "kitchen", "depth.png", "7.depth.png", "7.color.png")
+    frames, lonely = find_own_frames(None, depth)
+    assert [(f.name, f.color, f.depth.name) for f in frames] == [
+        ("kitchen", None, "depth.png"),
+        ("7", None, "7.depth.png"),
+    ]
+    assert not lonely
+    single, _ = find_own_frames(None, depth / "depth.png")
+    assert (single[0].name, single[0].color) == ("kitchen", None)
+
+
 def test_one_label_map_for_all(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "rgb", "1.png", "2.png"), touch(tmp_path / "depth", "1.png", "2.png")
     label_map = touch(tmp_path / "labels", "zeros.png") / "zeros.png"

@@ -10,10 +10,11 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.camera import images as camera_images
 from ammnet_sparse.data.camera.floor import ASSUMED_CAMERA_HEIGHT
 from ammnet_sparse.data.camera.frame_files import OwnFramePaths, find_own_frames
+from ammnet_sparse.data.camera.given_pose import axis_direction
 from ammnet_sparse.data.camera.images import CameraImages
 from ammnet_sparse.data.camera.intrinsics import parse_intrinsics
 from ammnet_sparse.data.camera.own_frames import make_own_frame
-from ammnet_sparse.data.camera.placement import Placement, axis_direction, place_camera
+from ammnet_sparse.data.camera.placement import Placement, place_camera
 from ammnet_sparse.data.camera.poses import read_pose
 from ammnet_sparse.data.camera.reading import CameraSettings, read_own_frame
 from ammnet_sparse.data.camera.surface import surface_from_depth

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ammnet_sparse.data.camera.directions import describe_direction, upright_turn
 from ammnet_sparse.data.camera.floor import find_floor
 from ammnet_sparse.data.camera.images import CameraImages
 from ammnet_sparse.data.camera.own_frames import make_own_frame, own_frame_from_view
-from ammnet_sparse.data.camera.placement import Placement, describe_direction, place_camera, upright_turn
+from ammnet_sparse.data.camera.placement import Placement, place_camera
 from ammnet_sparse.data.camera.surface import surface_from_depth
 from ammnet_sparse.data.camera.view import View, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE
@@ -226,3 +227,35 @@ def test_a_floor_out_of_sight_is_kept() -> None:
     found = place_camera(covered, camera=NYU_CAMERA, previous=previous)
     assert found.is_continued and found.pose[2, 3] == pytest.approx(previous.pose[2, 3], abs=0.01)
     assert not place_camera(covered, camera=NYU_CAMERA).floor.is_seen
+
+
+@pytest.mark.slow
+def test_statistics_of_cameras_held_in_any_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/own_camera.md has the figures: what is found, and what is called sure, of each way to hold a camera."""
+    floor = [(view.depth, view.pose) for view in (room_view(seed, "floor") for seed in range(200, 225))]
+    no_floor = [(view.depth, view.pose) for view in (room_view(seed, "no floor") for seed in range(200, 215))]
+    kinds = {
+        "upright": (floor, 0),
+        "upright, no floor in view": (no_floor, 0),
+        **{f"turned by {degrees}": (floor, degrees) for degrees in (90, 180, 270)},
+        "straight down": ([box_room(seed, height=1.6, pitch=-86.0, roll=40.0 * seed) for seed in range(25)], 0),
+        "0.4 m above the floor": ([box_room(seed, height=0.4, pitch=-8.0) for seed in range(25)], 0),
+    }
+    lines = []
+    for name, (given, degrees) in kinds.items():
+        counts = {"right": 0, "sure and right": 0, "sure and wrong": 0}
+        for depth, pose in given:
+            turned, camera, up = lying(depth, pose, degrees)
+            found = place_camera(turned, camera=camera)
+            is_right, is_sure = angle(found.up, up) < 5, found.up_confidence == "sure"
+            counts["right"] += is_right
+            counts["sure and right"] += is_sure and is_right
+            counts["sure and wrong"] += is_sure and not is_right
+        lines.append(f"{name}: of {len(given)} {counts}")
+        assert counts["sure and wrong"] <= (0 if degrees == 0 else 3)
+        if name.startswith("upright"):
+            assert counts["right"] == len(given)
+        if name == "upright":
+            assert counts["sure and right"] >= 0.7 * len(given)
+    with capsys.disabled():
+        print("", *lines, sep="\n")
