@@ -45,7 +45,7 @@ def test_every_source_is_built(build: SimpleNamespace, monkeypatch: pytest.Monke
     assert [extension.name for extension in extensions] == ["ammnet_sparse._kernels_cpu", "ammnet_sparse._kernels_cuda"]
     sources = {Path(source) for extension in extensions for source in extension.sources}
     assert sources == {path for path in Path("csrc").rglob("*") if path.suffix in (".cpp", ".cu")}
-    operators = {"projection", "fill_empty", "perturbation", "one_hot", "modulation", "normalization"}
+    operators = {"projection", "fill_empty", "perturbation", "one_hot", "modulation", "normalization", "gather"}
     assert operators == {source.stem for source in sources if source.suffix == ".cpp"}
     assert operators <= {source.stem for source in sources if source.suffix == ".cu"}
 
