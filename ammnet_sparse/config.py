@@ -3,7 +3,7 @@
 import difflib
 import os
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -339,6 +339,26 @@ def flat_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, name)
         values |= flat_values(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
     return values
+
+
+def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings of plain values as one of dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_plain(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
+    """The dotted names of the keys that were given, as opposed to those at their defaults."""
+    keys: set[str] = set()
+    for name in config.model_fields_set:
+        value = getattr(config, name)
+        keys |= given_keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}"}
+    return keys
 
 
 _LONGEST_INHERITANCE = 8

@@ -33,7 +33,15 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     choose_device,
 )
-from ammnet_sparse.config import Config, ConfigError, describe_keys, load_config, with_overrides
+from ammnet_sparse.config import (
+    Config,
+    ConfigError,
+    describe_keys,
+    flat_plain,
+    given_keys,
+    load_config,
+    with_overrides,
+)
 from ammnet_sparse.data.synthetic.generate import ensure_rooms
 from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.models.weights.errors import WeightsError
@@ -93,13 +101,17 @@ def _folder_of(options: argparse.Namespace) -> Iterator[Path]:
     if named := options.resume or options.out:
         yield named
         return
-    folder = create_run_folder(RUNS, datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S"))
+    folder = create_run_folder(RUNS, _name_of_now())
     try:
         yield folder
     except BaseException:
         with contextlib.suppress(OSError):  # it holds something by now
             folder.rmdir()
         raise
+
+
+def _name_of_now() -> str:
+    return datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
 
 
 def _train(run: Run) -> RunResult:
@@ -131,15 +143,33 @@ def _resumed_config(options: argparse.Namespace) -> Config:
     path = options.resume / CONFIG
     if not path.is_file() and not (options.resume / STATE).is_file():
         raise CheckpointError(f"{path}: expected the configuration of a run, found nothing; name a run's folder")
+    problem = _damage_of(path)
+    if problem is None:
+        return load_config(path, options.overrides)
+    warnings.warn(f"{problem}; the configuration in the run's state is taken", stacklevel=2)
+    source = f"{options.resume / STATE} with overrides {' '.join(options.overrides)}"
+    return with_overrides(stored_config(options.resume), options.overrides, source=source)
+
+
+def _damage_of(path: Path) -> str | None:
+    """What is wrong with a run's configuration for which its state has another one; None for an undamaged file.
+
+    Raises:
+        ConfigError: a file that cannot be used, and no state to take the configuration from.
+    """
+    has_state = (path.parent / STATE).is_file()
     try:
-        load_config(path)
+        config = load_config(path)
     except ConfigError as error:
-        if not (options.resume / STATE).is_file():
+        if not has_state:
             raise
-        warnings.warn(f"{str(error).splitlines()[0]}; the state's configuration is taken", stacklevel=2)
-        source = f"{options.resume / STATE} with overrides {' '.join(options.overrides)}"
-        return with_overrides(stored_config(options.resume), options.overrides, source=source)
-    return load_config(path, options.overrides)
+        return str(error).splitlines()[0]
+    # A run writes every key that it knows: where some lack, the version was an older one, or the file has been cut.
+    given = given_keys(config)
+    if not has_state or given >= {key for key, *_ in describe_keys()}:
+        return None
+    cut = flat_plain(stored_config(path.parent)).keys() - given
+    return f"{path}: lacks keys that the run has, such as {min(cut)}" if cut else None
 
 
 def _new_config(options: argparse.Namespace) -> Config:

@@ -1,13 +1,12 @@
 """What a run needs before it starts: a configuration that can run, and the data."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
+from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_plain, flat_values
 from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
@@ -124,17 +123,6 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
             raise ConfigError(f"{kept}; it decides what is trained: to change it all the same, add --change")
     plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
     return [{"key": key, "before": plain["before"].get(key), "now": plain["now"].get(key)} for key in changed]
-
-
-def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings of plain values as one of dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flat_plain(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def open_datasets(

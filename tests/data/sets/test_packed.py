@@ -418,12 +418,6 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_the_cache_takes_packed_frames(folder: FrameFolder, packed: PackedFrames) -> None:
-    cached = FrameDataset(packed, IDS, augment_3d=True, cache=True)
-    plain = FrameDataset(folder, IDS, augment_3d=True)
-    assert_same_batch(cached[3], plain[3])
-
-
 def test_real_frames_are_the_same(nyu_folder: Path, tmp_path: Path) -> None:
     folder = FrameFolder(nyu_folder, read_image=False)
     folder.frame_ids = lambda split: ["0003", "0004", "0005"]  # type: ignore[method-assign]
