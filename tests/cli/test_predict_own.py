@@ -22,6 +22,8 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.camera.poses import read_pose
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
+from ammnet_sparse.data.sets.conventions import unobserved_of
+from ammnet_sparse.models.weights.files import UNOBSERVED
 from tests.data.camera.own_views import angle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -314,3 +316,27 @@ def test_depth_alone(predict: Tool, model: StandIn, tmp_path: Path, capsys: pyte
     assert "there is no --color" in refused(predict, given, capsys)
     model.config = ModelConfig()
     assert predict([*given, "--label-map", str(EXAMPLE / "label_map.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [(None, [], 0.001), ("surface", [], 1.0), ("free", [], 0.001), ("surface", ["--unobserved", "free"], 0.001)],
+)
+def test_unobserved_space_is_as_the_weights_were_trained(
+    predict: Tool,
+    model: StandIn,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trained: str | None,
+    given: list[str],
+    expected: float,
+) -> None:
+    model.metadata = {} if trained is None else {UNOBSERVED: trained}  # type: ignore[assignment]
+    assert predict(arguments(tmp_path, "--dataset", "nyucad", *given)) == 0
+    (batch,) = model.batches
+    assert batch.tsdf_is_flipped
+    name = "surface" if expected == 1.0 else "free"
+    assert f"Unobserved space in the flipped TSDF: {name}" in capsys.readouterr().err
+    assert unobserved_of(batch.tsdf.numpy()) == name
+    assert predict(arguments(tmp_path)) == 0
+    assert not model.batches[1].tsdf_is_flipped

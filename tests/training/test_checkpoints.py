@@ -1,27 +1,35 @@
 """Saved states and weights: whole or not at all, and what fits what."""
 
+import dataclasses
 import errno
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from ammnet_sparse.config import Config, DataConfig
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
 from ammnet_sparse.files import writing
 from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.files import UNOBSERVED, read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_discriminator, load_model
 from ammnet_sparse.training.checkpoints import (
     PREVIOUS_STATE,
     STATE,
     CheckpointError,
     load_state,
+    run_metadata,
     save_run_weights,
     save_state,
 )
 from ammnet_sparse.training.networks import Networks, build_networks, initialise_from
+from ammnet_sparse.training.preparation import unobserved_in
+from tests.data.frames import random_frame
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
 
 
@@ -190,3 +198,19 @@ def test_checkpoint_without_discriminator_leaves_it(tmp_path: Path) -> None:
     initialise_from(others, path)
     assert not differing(discriminator, state_of(others.discriminator))
     assert not differing(state_of(generator), state_of(others.generator))
+
+
+def test_weights_say_what_unobserved_space_was() -> None:
+    counts = {"epoch": 1, "step": 2, "scores": None}
+    assert UNOBSERVED not in run_metadata(Config(), [3, 2], **counts)  # type: ignore[arg-type]
+    assert run_metadata(Config(), [3, 2], unobserved="surface", **counts)[UNOBSERVED] == "surface"  # type: ignore[arg-type]
+    config = Config(data=DataConfig(dataset="nyucad"))
+    tsdf = np.where(np.random.default_rng(0).random((12, 12, 12)) < 0.5, 0, 0.4)
+    names: tuple[Unobserved, ...] = ("free", "surface")
+    for unobserved in names:
+        frame = dataclasses.replace(
+            random_frame(1, grid_shape=(12, 12, 12)), tsdf=flip_tsdf(tsdf, unobserved=unobserved), tsdf_is_flipped=True
+        )
+        frames: Any = [Batch.from_frame(frame)]
+        assert unobserved_in(frames, config) == unobserved
+        assert unobserved_in(frames, Config()) is None
