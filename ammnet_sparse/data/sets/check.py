@@ -100,6 +100,8 @@ class SetReport:
         frames = {problem.frame_id for problem in self.problems if problem.frame_id}
         shown = self.problems if limit is None else self.problems[:limit]
         head = f"{len(self.problems)} problems, {len(frames)} of {self.num_frames} frames affected:"
+        if not frames:
+            head = f"{len(self.problems)} problems of the set as a whole:"
         lines = [head, *(f"  {problem}" for problem in shown)]
         rest = sorted({problem.frame_id for problem in self.problems[len(shown) :]} - {""})
         if len(shown) < len(self.problems):
