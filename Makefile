@@ -8,15 +8,17 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format asan oldest clean FORCE
+.PHONY: help setup train test fuzz lint format asan oldest soak clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
 	@echo 'make test     set up, then run the tests'
+	@echo 'make fuzz     set up, then read 20,000 damaged files of every kind; raw errors are counted, and fail'
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
+	@echo 'make soak     train 2,000 steps and see that the memory of the process stays flat (about 10 minutes)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
 	@echo
@@ -39,6 +41,10 @@ test: $(stamp)
 	@echo '== tests'
 	$(python) -m pytest $(ARGS)
 
+fuzz: $(stamp)
+	@echo '== damaged files of every kind'
+	$(python) -m tests.fuzz $(ARGS)
+
 lint: $(stamp)
 	@echo '== lint: ruff (lint and format) and mypy'
 	$(python) -m ruff check .
@@ -57,6 +63,10 @@ asan: $(stamp)
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'
 	$(python) tools/setup/oldest_headers.py
+
+soak: $(stamp)
+	@echo '== soak'
+	$(python) tools/soak.py $(ARGS)
 
 clean:
 	@echo '== deleting $(VENV), build folders and caches'

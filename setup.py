@@ -38,7 +38,11 @@ REQUIREMENTS = [
     "tqdm>=4.60",
 ]
 
+EXR_REQUIREMENTS = ["OpenEXR>=3.3"]
+"""For depth images of a camera that are stored as exr."""
+
 DEV_REQUIREMENTS = [
+    *EXR_REQUIREMENTS,
     "hypothesis>=6.100",
     "mypy>=2,<3",
     "pytest>=8",
@@ -145,7 +149,7 @@ if __name__ == "__main__":
             *spconv_requirements(os.environ.get(SPCONV_VARIABLE, "")),
             *REQUIREMENTS,
         ],
-        extras_require={"dev": DEV_REQUIREMENTS, "rgb": RGB_REQUIREMENTS},
+        extras_require={"dev": DEV_REQUIREMENTS, "exr": EXR_REQUIREMENTS, "rgb": RGB_REQUIREMENTS},
         entry_points={"console_scripts": ["ammnet = ammnet_sparse.cli.main:main"]},
         # PyTorch is importable by now, as it must be for these.
         ext_modules=kernel_extensions(),

@@ -1,8 +1,9 @@
 """Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
 
 import difflib
+import os
 import types
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,11 +11,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import FileError
+from ammnet_sparse.files.writing import write_text
+from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml, short
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weight = Annotated[float, Field(gt=0)]
 Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
+
+
+_MOST_BYTES = 2**20
+_MOST_PROBLEMS = 20
+_DEEPEST_KEY = 8
 
 
 class _Section(BaseModel):
@@ -41,7 +52,14 @@ class _Section(BaseModel):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         # No shell expands the ~ of key=~/folder.
-        return value.expanduser() if isinstance(value, Path) else value
+        if not isinstance(value, Path):
+            return value
+        if "\0" in str(value):
+            raise ValueError("expected a path without zero bytes")
+        try:
+            return value.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"expected a path, or one that begins with ~/ or the ~name of a user: {error}") from error
 
 
 class SyntheticConfig(_Section):
@@ -259,7 +277,7 @@ class Config(_Section):
         return self
 
 
-class ConfigError(ValueError):
+class ConfigError(FileError):
     """A configuration that cannot be used; the message names the file and the key."""
 
 
@@ -279,10 +297,15 @@ def load_config(
     """
     source = str(path) if path is not None else "defaults"
     values = {} if path is None else _read_inheriting(Path(path), base=base)
-    for override in overrides:
-        _apply_override(values, override)
     if overrides:
         source += " with overrides " + " ".join(overrides)
+    return with_overrides(values, overrides, source=source)
+
+
+def with_overrides(values: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
+    """A checked configuration from nested dicts, which are changed, and ``key.sub=value`` overrides in order."""
+    for override in overrides:
+        _apply_override(values, override)
     return config_from_dict(values, source=source)
 
 
@@ -296,7 +319,7 @@ def config_from_dict(values: dict[str, Any], *, source: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes the resolved configuration as YAML that ``load_config`` reads back to the same."""
-    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
@@ -318,17 +341,24 @@ def flat_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as ``yaml.safe_load`` reads it, but a key that is there twice is an error instead of replacing the first."""
+def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings of plain values as one of dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_plain(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"found the key {key.value!r} more than once; join its parts", key.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
+
+def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
+    """The dotted names of the keys that were given, as opposed to those at their defaults."""
+    keys: set[str] = set()
+    for name in config.model_fields_set:
+        value = getattr(config, name)
+        keys |= given_keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}"}
+    return keys
 
 
 _LONGEST_INHERITANCE = 8
@@ -346,7 +376,7 @@ def _read_inheriting(path: Path, *, base: str | Path | None = None, heirs: tuple
     values = _read_yaml(path)
     named = values.pop("base", None)
     if named is not None and not isinstance(named, str):
-        raise ConfigError(f"{path}: base: expected the name of a YAML file, found {named!r}")
+        raise ConfigError(f"{path}: base: expected the name of a YAML file, found {short(named)}")
     parent = base if base is not None else None if named is None else path.parent / named
     if parent is None:
         return values
@@ -363,12 +393,14 @@ def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        raise ConfigError(f"{path}: cannot read the configuration ({found}); check the path")
+    text = read_text(path, what="YAML", most=_MOST_BYTES, advice="check the path", raises=ConfigError)
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML in UTF-8; {error}") from error
+        values = parse_yaml(text)
+    except YamlProblem as error:
+        raise ConfigError(f"{path}: expected YAML, found {error}; correct the file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -377,39 +409,72 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
+    shown = _cut(override)
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"override {override!r}: expected key.sub=value, for example training.epochs=5")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
-    if isinstance(value, dict):
-        raise ConfigError(f"override {override!r}: expected a value, found a mapping; set each key by itself")
+        raise ConfigError(f"override {shown!r}: expected key.sub=value, for example training.epochs=5")
     *sections, last = key.split(".")
+    if len(sections) > _DEEPEST_KEY:
+        raise ConfigError(f"override {shown!r}: expected a key such as training.epochs, found {len(sections)} dots")
+    value = _override_value(key, text, shown)
     target = values
     for section in sections:
         if target.get(section) is None:
             target[section] = {}
         target = target[section]
         if not isinstance(target, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+            raise ConfigError(f"override {shown!r}: {section!r} is a value, not a section")
     target[last] = value
+
+
+def _override_value(key: str, text: str, shown: str) -> Any:
+    """A value of the command line. Names of files and lists are taken as they stand, whatever YAML makes of them."""
+    is_text = key in _text_keys()
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if is_text and not is_quoted:
+        return None if text in ("", "null", "~") else text
+    if "#" in text and not is_quoted:
+        raise ConfigError(f"override {shown!r}: expected a value, found '#' in it, which begins no comment here")
+    try:
+        value = parse_yaml(text) if text else None
+    except YamlProblem as error:
+        raise ConfigError(f"override {shown!r}: {_cut(text)!r} is not a YAML value: {error}") from error
+    if isinstance(value, dict):
+        raise ConfigError(f"override {shown!r}: expected a value, found a mapping; set each key by itself")
+    return value
+
+
+def _text_keys(section: type[BaseModel] | None = None, prefix: str = "") -> set[str]:
+    """Dotted keys whose values are paths or free text."""
+    keys = set()
+    for name, field in (section or Config).model_fields.items():
+        if _is_section(field):
+            keys |= _text_keys(type(field.default), f"{prefix}{name}.")
+        elif {field.annotation, *get_args(field.annotation)} & {Path, str}:
+            keys.add(f"{prefix}{name}")
+    return keys
 
 
 def _describe(error: ValidationError, source: str) -> str:
     lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+    problems = error.errors(include_url=False)
+    for problem in problems[:_MOST_PROBLEMS]:
+        key = _cut(".".join(str(part) for part in problem["loc"]))
+        message = _cut(problem["msg"].removeprefix("Value error, "), 400)
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key{_nearest(key)}")
         elif isinstance(problem["input"], dict | BaseModel):  # a check of a whole section begins with the key
             is_ours = problem["type"] == "value_error"
             lines.append(f"  {f'{key}.{message}'.lstrip('.')}" if is_ours else f"  {key}: {message}")
         else:
-            lines.append(f"  {key}: {message} (found {problem['input']!r})")
-    return f"{source}:\n" + "\n".join(lines)
+            lines.append(f"  {key}: {message} (found {short(problem['input'])})")
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MOST_PROBLEMS} more")
+    return f"{_cut(source, 500)}:\n" + "\n".join(lines)
+
+
+def _cut(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _nearest(key: str) -> str:

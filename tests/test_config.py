@@ -1,5 +1,6 @@
 """The configuration: what is read, what is refused, and how messages name it."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,76 @@ def test_configuration_cannot_be_changed_and_source_is_named() -> None:
     values: dict[str, Any] = {"training": {"epochs": "x"}}
     with pytest.raises(ConfigError, match="^metadata:\n  training.epochs"):
         config_from_dict(values, source="metadata")
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghijkl")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "more than 10,000 values once aliases are written out"),
+        (f"model:\n  grid_shape: &x\n    - [{', '.join(['1'] * 20_000)}]\n", "more than 10,000 values"),
+        ("a: &a [*a]\n", "an alias of what it is part of"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested deeper than 50 levels"),
+        ("a: " + "{a: " * 60 + "1" + "}" * 60, "nested deeper than 50 levels"),
+        ("training:\n  epochs: !!bool abc\n", "a value that cannot be read"),
+        ("training:\n  epochs: 2001-99-99\n", "a value that cannot be read"),
+        ("training:\n  epochs: !!int many\n", "a value that cannot be read"),
+        ("training:\n  epochs: " + "9" * 5000 + "\n", "a value that cannot be read"),
+        ("training: !!python/object:os.system {}\n", "could not determine a constructor"),
+        ("data:\n  root: ~nobody_of_that_name/data\n", "data.root: expected a path"),
+        ('data:\n  root: "a\\0b"\n', "expected a path without zero bytes"),
+        ("training:\n  seed: 0x" + "f" * 5000 + "\n", "training.seed: "),
+        ("".join(f"key_{number}: 1\n" for number in range(3000)), "and 2980 more"),
+    ],
+)
+def test_hostile_files_end_in_a_short_message(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 6000 and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.root=/data/nyu #2", Path("/data/nyu #2")),
+        ("data.root=#2", Path("#2")),
+        ("data.root=/data/nyu: the set", Path("/data/nyu: the set")),
+        ("data.root=[old] data", Path("[old] data")),
+        ("data.root=2024", Path("2024")),
+        ("data.root=2001-99-99", Path("2001-99-99")),
+        ("data.root=true", Path("true")),
+        ("data.root='/data/nyu #2'", Path("/data/nyu #2")),
+        ('data.root="/data/nyu"', Path("/data/nyu")),
+        ("data.root=", None),
+        ("data.root=null", None),
+    ],
+)
+def test_paths_on_the_command_line_are_taken_as_they_stand(override: str, expected: Path | None) -> None:
+    assert load_config(None, [override]).data.root == expected
+
+
+def test_lists_on_the_command_line_are_text() -> None:
+    assert load_config(None, ["data.split=0042"]).data.split == "0042"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.epochs=5 #fast",
+        "training.epochs=2001-99-99",
+        "training.epochs=!!bool abc",
+        "training.epochs=" + "[" * 3000,
+        "training.epochs=" + "x" * 100_000,
+        "data.root=~nobody_of_that_name",
+        ".".join("a" * 3000) + "=1",
+    ],
+)
+def test_hostile_overrides_end_in_a_short_message(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert len(str(caught.value)) < 2000

@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConversionError as error:
         # What concerns a file as a whole names it already.
         raise ConversionError(f"{options.checkpoint}: {error}") from error
-    metadata = {"converted_from": options.checkpoint.name, "missing_parts": ",".join(missing)}
+    # A name may hold bytes that are no text; metadata cannot.
+    name = options.checkpoint.name.encode("utf-8", "replace").decode()
+    metadata = {"converted_from": name, "missing_parts": ",".join(missing)}
     with writing_to(out):
         save_weights(out, weights, model_config=conversion.model_config, metadata=metadata)
     _report(conversion, weights=len(weights), missing=missing, output=out)

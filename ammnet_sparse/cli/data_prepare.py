@@ -15,15 +15,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import UsageError, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, parse_positive
 from ammnet_sparse.data.raw.frames import CAMERAS
 from ammnet_sparse.data.raw.preparation import PreparationPlan, prepare_set
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 
 _BELONG_TO = {
     "nyu": "a Kinect's depth: the published NYU files come from these",
     "nyucad": "rendered depth: NYUCAD, SSCNet, MonoScene",
 }
+
+
+_UNOBSERVED = {"free": "as free space, 0.001", "surface": "as a surface, +1"}
 
 
 @command("data prepare")
@@ -37,13 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"intrinsics {options.intrinsics}: fx {camera.fx}, fy {camera.fy}, cx {camera.cx}, cy {camera.cy} "
         f"({_BELONG_TO[options.intrinsics]})"
     )
+    if options.unobserved is not None and not options.flipped:
+        raise UsageError("--unobserved: says what a flipped TSDF holds; expected --flipped with it, found none")
+    unobserved: Unobserved = options.unobserved or "free"
     convention = "flipped, in NYUCAD's layout" if options.flipped else "not flipped"
+    if options.flipped:
+        print(f"Unobserved space in the TSDF: {_UNOBSERVED[unobserved]} (--unobserved {unobserved})")
     print(f"TSDF: {convention}; frames listed in {split}.txt", flush=True)
-    plan = PreparationPlan(options.raw, options.out, options.intrinsics, split, options.flipped)
+    plan = PreparationPlan(
+        options.raw,
+        options.out,
+        options.intrinsics,
+        split,
+        options.flipped,
+        unobserved,
+        None if options.depth_encoding == "auto" else options.depth_encoding,
+    )
     with writing_to(options.out):
         report = prepare_set(plan, workers=options.workers, progress=sys.stderr.isatty())
     print(report.describe())
-    print(f"{options.out / split}.txt: {report.num_listed} frames")
+    listed = f"{report.num_listed} frames" if report.num_listed else "no list, as no frame is complete"
+    print(f"{options.out / split}.txt: {listed}")
     return 0 if report.is_clean else 1
 
 
@@ -58,6 +76,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="camera of the depth: nyu (Kinect) or nyucad (rendered); with the wrong one half of the mapping is wrong",
     )
     parser.add_argument("--flipped", action="store_true", help="flipped TSDF, as SSCNet, DDRNet and NYUCAD have it")
+    parser.add_argument(
+        "--unobserved",
+        choices=tuple(_UNOBSERVED),
+        help="with --flipped: unobserved space as free, 0.001 as SSCNet's source has it (default), or as surface, +1",
+    )
+    parser.add_argument(
+        "--depth-encoding",
+        choices=("auto", "rotated", "plain"),
+        default="auto",
+        help="how the .png hold millimetres: bits rotated by 3 (SSCNet), plain, or told from the values (default)",
+    )
     parser.add_argument("--split", choices=("train", "test"), help="list of the frames (default: by the folder's name)")
     parser.add_argument("--workers", type=parse_positive, metavar="N", help="processes (default: one a core)")
     return parser.parse(arguments)

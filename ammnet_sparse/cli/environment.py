@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = _default_kind() if device is None else device.partition(":")[0]
         lacking += _lacking_of_torch(kind)
         lacking += _lacking_of_spconv(kind)
+        _print_weights()
     for what in lacking:
         print(f"LACKING: {what}")
     return 1 if lacking else 0
@@ -96,6 +97,21 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
             yield f"compiled kernels for {name}: {library.note} (install the package where a compiler is found)"
     if device == "cuda" and not torch.cuda.is_available():
         yield "a CUDA device that PyTorch finds"
+
+
+def _print_weights() -> None:
+    """The shipped weights, with what their files say of them."""
+    from ammnet_sparse.models.weights.files import read_weights
+    from ammnet_sparse.models.weights.shipped import FOLDER, shipped_names
+
+    for name in shipped_names():
+        said = read_weights(FOLDER / f"{name}.safetensors")[2]
+        parts = [
+            f"{said['epoch']} epochs on {said['data']}" if "data" in said else "",
+            f"validation {said['validation']}" if "validation" in said else "",
+            f"made by version {said['version']}" if "version" in said else "",
+        ]
+        print(f"weights {name}: {'; '.join(part for part in parts if part) or 'nothing is said of them'}")
 
 
 def _lacking_of_spconv(device: str) -> Iterator[str]:

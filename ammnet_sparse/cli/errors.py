@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def command(name: str) -> Callable[[Main], Main]:
         @functools.wraps(main)
         def run(arguments: Sequence[str] | None = None) -> int:
             try:
-                code = main(arguments)
+                with _plain_warnings(name):
+                    code = main(arguments)
                 sys.stdout.flush()
                 return code
             except BrokenPipeError:
@@ -66,6 +68,25 @@ def command(name: str) -> Callable[[Main], Main]:
         return run
 
     return decorate
+
+
+@contextlib.contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Prints the warnings that are meant for users as messages of the command, without a line of its code."""
+    before = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is UserWarning:
+            return f"ammnet {name}: warning: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def describe(error: BaseException) -> tuple[str, int] | None:

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scores = next(iter(rows.values()))
     print(f"{options.data}, {options.split}: {scores.frames} frames, percent")
     print(format_table(rows))
+    for remark in scores.remarks():
+        print(remark)
     if reads_label_maps(config):
         print(LABEL_MAP_NOTE)
     if options.json:  # after the table, which took minutes

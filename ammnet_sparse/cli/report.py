@@ -73,16 +73,20 @@ def _introduction(history: History, config: Config, remark: str) -> str:
     done = f"{last['epoch']} of {config.training.epochs} epochs" if last else "no epoch finished yet"
     steps = (history.steps or history.epochs)[-1]["step"]
     model = f"width {config.model.width}, {config.model.image_encoder}, sites {config.model.sites}"
-    parts = [f"<p>{done}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"]
+    parts = [
+        f"<p>{html.escape(done)}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"
+    ]
     parts.append(f"<h2>Training and validation</h2>\n{curves_html(history)}")
     if any("training" in line for line in history.epochs):
         parts.append(f"<p>{_TRAINING_NOTE}</p>")
+    if history.num_malformed:
+        parts.append(f"<p>{history.num_malformed} lines of metrics.jsonl are malformed and left out.</p>")
     rows = {}
     if history.best is not None:
         rows[f"best, epoch {history.best['epoch']}"] = history.best["validation"]
         latest = history.validated[-1]
         rows[f"last, epoch {latest['epoch']}"] = latest["validation"]
-        frames = latest["validation"]["frames"]
+        frames = html.escape(str(latest["validation"]["frames"]))
         parts.append(f"<h2>Validation, {frames} frames, percent</h2>\n{table_html(rows)}")
         if reads_label_maps(config.model):
             parts.append(f"<p>{html.escape(LABEL_MAP_NOTE)}</p>")

@@ -10,9 +10,11 @@ Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted
 """
 
 import argparse
+import contextlib
 import datetime
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ammnet_sparse.cli.configs import DEFAULT_CONFIG, config_names, find_config
@@ -31,49 +33,58 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     choose_device,
 )
-from ammnet_sparse.config import Config, describe_keys, load_config
+from ammnet_sparse.config import (
+    Config,
+    ConfigError,
+    describe_keys,
+    flat_plain,
+    given_keys,
+    load_config,
+    with_overrides,
+)
 from ammnet_sparse.data.synthetic.generate import ensure_rooms
+from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.shipped import find_weights
-from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE, CheckpointError
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE, CheckpointError, stored_config
+from ammnet_sparse.training.folder_lock import create_run_folder
 from ammnet_sparse.training.loop import DivergenceError, Run
+from ammnet_sparse.training.memory import memory_advice
 from ammnet_sparse.training.preparation import check_runnable
 from ammnet_sparse.training.records import RunResult, format_result
 
-OUT_OF_MEMORY = (
-    "to need less of it, in this order: training.recompute=elementwise (then blocks, full), "
-    "training.mixed_precision=true on a GPU, a smaller training.batch_size with training.accumulate, a smaller "
-    "model.width"
-)
+RUNS = Path("runs")
 
 
 @command("train")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet train``; returns its exit code."""
     options = _parse(arguments)
-    folder, config = _run_folder_and_config(options)
-    with writing_to(folder):
-        run = _begin(options, folder, config)
-        print(format_result(_train(run, folder)))
+    config = _resumed_config(options) if options.resume is not None else _new_config(options)
+    run = _begin(options, config)
+    with writing_to(run.folder):
+        print(format_result(_train(run)))
     return 0
 
 
-def _begin(options: argparse.Namespace, folder: Path, config: Config) -> Run:
+def _begin(options: argparse.Namespace, config: Config) -> Run:
     """The run, its data and network in place; what it will do is printed."""
     device = choose_device(options.device)
     # Rooms take minutes: check what can be checked before they are generated.
     check_runnable(config, device, has_weights=bool(options.resume or options.init_from))
     initial_weights = None if options.init_from is None else _initial_weights(options.init_from)
-    check_output_folder(folder, option="--out" if options.resume is None else "--resume")
+    check_output_folder(options.resume or options.out or RUNS, option="--out" if options.resume is None else "--resume")
     config = _with_data(config)
-    run = Run(
-        config,
-        folder,
-        device=device,
-        resume=options.resume is not None,
-        initial_weights=initial_weights,
-        limit=options.limit,
-    )
+    with _folder_of(options) as folder:
+        run = Run(
+            config,
+            folder,
+            device=device,
+            resume=options.resume is not None,
+            initial_weights=initial_weights,
+            limit=options.limit,
+            may_change=options.change,
+        )
     done = run.progress
     begun = f"{done.epoch} epochs and {done.step} steps are done, " if done.step else ""
     print(
@@ -84,18 +95,37 @@ def _begin(options: argparse.Namespace, folder: Path, config: Config) -> Run:
     return run
 
 
-def _train(run: Run, folder: Path) -> RunResult:
+@contextlib.contextmanager
+def _folder_of(options: argparse.Namespace) -> Iterator[Path]:
+    """The run's folder: the one that is named, or a new one that no other run has; taken away again on an error."""
+    if named := options.resume or options.out:
+        yield named
+        return
+    folder = create_run_folder(RUNS, _name_of_now())
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something by now
+            folder.rmdir()
+        raise
+
+
+def _name_of_now() -> str:
+    return datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+
+
+def _train(run: Run) -> RunResult:
     """Trains to the end; whatever stops it says how to go on."""
     try:
         result = run.train()
-    except DivergenceError as error:
-        raise CommandFailed(f"{error}\n{_how_to_go_on(folder)}") from error
+    except (DivergenceError, WorkerError) as error:
+        raise CommandFailed(f"{error}\n{_how_to_go_on(run.folder)}") from error
     except BaseException as error:
         if is_out_of_memory(error):
-            error.add_note(OUT_OF_MEMORY)
-        error.add_note(_how_to_go_on(folder))
+            error.add_note(memory_advice(run.config))
+        error.add_note(_how_to_go_on(run.folder))
         raise
-    print(f"Best weights: {folder / BEST_WEIGHTS}")
+    print(f"Best weights: {run.folder / BEST_WEIGHTS}")
     return result
 
 
@@ -106,23 +136,56 @@ def _initial_weights(name: str) -> Path:
         raise UsageError(f"--init-from {error}") from error
 
 
-def _run_folder_and_config(options: argparse.Namespace) -> tuple[Path, Config]:
-    if options.resume is not None:
-        if options.config is not None or options.init_from is not None or options.out is not None:
-            raise UsageError("--resume: takes everything from its folder; leave out --config, --out, --init-from")
-        path = options.resume / "config.yaml"
-        if not path.is_file():
-            raise CheckpointError(f"{path}: expected the configuration of a run, found nothing; name a run's folder")
-        return options.resume, load_config(path, options.overrides)
-    config = load_config(find_config(options.config or DEFAULT_CONFIG), options.overrides)
-    folder = options.out or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder}: expected a folder, found a file; choose another")
-    if (folder / STATE).is_file():
-        raise UsageError(f"--out {folder}: holds a run already; continue it with --resume {folder}, or choose another")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"--out {folder}: expected a new or empty folder, found files in it; choose another")
-    return folder, config
+def _resumed_config(options: argparse.Namespace) -> Config:
+    """The configuration of the run that is continued: of its config.yaml, or of its state where that is damaged."""
+    if options.config is not None or options.init_from is not None or options.out is not None:
+        raise UsageError("--resume: takes everything from its folder; leave out --config, --out, --init-from")
+    path = options.resume / CONFIG
+    if not path.is_file() and not (options.resume / STATE).is_file():
+        raise CheckpointError(f"{path}: expected the configuration of a run, found nothing; name a run's folder")
+    problem = _damage_of(path)
+    if problem is None:
+        return load_config(path, options.overrides)
+    warnings.warn(f"{problem}; the configuration in the run's state is taken", stacklevel=2)
+    source = f"{options.resume / STATE} with overrides {' '.join(options.overrides)}"
+    return with_overrides(stored_config(options.resume), options.overrides, source=source)
+
+
+def _damage_of(path: Path) -> str | None:
+    """What is wrong with a run's configuration for which its state has another one; None for an undamaged file.
+
+    Raises:
+        ConfigError: a file that cannot be used, and no state to take the configuration from.
+    """
+    has_state = (path.parent / STATE).is_file()
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        if not has_state:
+            raise
+        return str(error).splitlines()[0]
+    # A run writes every key that it knows: where some lack, the version was an older one, or the file has been cut.
+    given = given_keys(config)
+    if not has_state or given >= {key for key, *_ in describe_keys()}:
+        return None
+    cut = flat_plain(stored_config(path.parent)).keys() - given
+    return f"{path}: lacks keys that the run has, such as {min(cut)}" if cut else None
+
+
+def _new_config(options: argparse.Namespace) -> Config:
+    if options.change:
+        raise UsageError("--change: belongs to --resume, whose run it changes")
+    folder = options.out
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out {folder}: expected a folder, found a file; choose another")
+        if (folder / STATE).is_file():
+            raise UsageError(
+                f"--out {folder}: holds a run already; continue it with --resume {folder}, or choose another"
+            )
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(f"--out {folder}: expected a new or empty folder, found files in it; choose another")
+    return load_config(find_config(options.config or DEFAULT_CONFIG), options.overrides)
 
 
 def _with_data(config: Config) -> Config:
@@ -157,6 +220,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="continue the run in this folder, with its configuration; keys that do not change what is trained "
         "may be set anew, for example training.epochs",
+    )
+    parser.add_argument(
+        "--change",
+        action="store_true",
+        help="with --resume: also take keys that change what is trained, such as optimizer.learning_rate, and record "
+        "them in the run's metrics.jsonl and state; the network, the frames and the seed stay",
     )
     parser.add_argument(
         "--init-from",

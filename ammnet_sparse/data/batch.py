@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame, color_planes
-from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
+from ammnet_sparse.data.grid import (
+    IGNORE_LABEL,
+    IMAGE_SHAPE,
+    NUM_CLASSES,
+    NUM_LABEL_MAP_CLASSES,
+    TSDF_TOLERANCE,
+    UNMAPPED,
+)
 from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.devices import checked_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Batch:
         image_stages: what a frozen image backbone made of the images, in place of ``image``: four stages
             [B, channels, rows, columns], 1/4 to 1/32 of the image, of any float type; None: computed from ``image``.
 
-    Raises ValueError for shapes that do not fit each other and, built on the CPU, for pixels and classes out of range.
+    Raises ValueError for shapes that do not fit each other, for types other than these and, built on the CPU, for a
+    TSDF that is not finite or beyond -1..1, and for pixels and classes out of range.
     """
 
     tsdf: Tensor
@@ -75,12 +84,23 @@ class Batch:
                     f"Batch.image_stages: expected [{self.batch_size}, channels, rows, columns], found "
                     f"{list(stage.shape)}"
                 )
+        for name, (is_fitting, wanted) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not is_fitting(value.dtype):
+                raise ValueError(f"Batch.{name}: expected {wanted}, found {value.dtype}; convert it first")
         if self.tsdf.device.type == "cpu":
             # Here, once, before it is moved: on a GPU looking at values would wait for the device in every step.
             self._check_values()
 
     def _check_values(self) -> None:
-        """Raises ValueError for a pixel outside of the image or label map, or a class that does not exist."""
+        """Raises ValueError for a TSDF out of range, a pixel outside of the images, or a class that does not exist."""
+        if self.tsdf.numel() and not bool((self.tsdf.abs() <= 1 + TSDF_TOLERANCE).all()):  # so that NaN is found
+            names = ", ".join(self.frame_ids) or "(unnamed)"
+            outside = self.tsdf[~(self.tsdf.abs() <= 1 + TSDF_TOLERANCE)]
+            raise ValueError(
+                f"Batch.tsdf, frames {names}: expected finite values in -1 .. 1, found {outside.numel()} others "
+                f"({', '.join(str(value) for value in outside[:4].tolist())})"
+            )
         self._check_range("mapping: pixels", self.mapping, low=UNMAPPED, high=None)
         for name in ("image", "label_map"):
             value = getattr(self, name)
@@ -136,13 +156,31 @@ class Batch:
         """Rows and columns of the image that ``mapping`` counts in."""
         return IMAGE_SHAPE if self.image is None else (self.image.shape[2], self.image.shape[3])
 
+    def select(self, chosen: Tensor) -> "Batch":
+        """The frames for which ``chosen``, [B] bool, is True; the batch itself where it is everywhere."""
+        if bool(chosen.all()):
+            return self
+        indices = chosen.nonzero().flatten()
+        selected = self._map_tensors(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        frame_ids = tuple(self.frame_ids[index] for index in indices.tolist()) if self.frame_ids else ()
+        return dataclasses.replace(selected, frame_ids=frame_ids)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same batch with every tensor on ``device``."""
+        """The same batch with every tensor on ``device``. Raises ValueError for a device that is not there."""
+        device = checked_device(device)
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory (the data loader calls this)."""
         return self._map_tensors(lambda tensor: tensor.pin_memory())
+
+    def share_memory(self) -> "Batch":
+        """The same batch in memory that processes share, so that sending it to another one allocates nothing.
+
+        Raises:
+            RuntimeError: too little shared memory (/dev/shm).
+        """
+        return self._map_tensors(lambda tensor: tensor.share_memory_())
 
     def with_stages(self, stages: tuple[Tensor, ...]) -> "Batch":
         """The same batch with ``image_stages`` in place of images."""
@@ -215,6 +253,23 @@ class Batch:
         """
         frames = open_frames(source)
         return cls.collate([cls.from_frame(frames.read(frame_id)) for frame_id in ids])
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+_TYPES: dict[str, tuple[Callable[[torch.dtype], bool], str]] = {
+    "tsdf": (lambda dtype: dtype in (torch.float32, torch.float64), "float32 (convert a half-precision TSDF first)"),
+    "mapping": (lambda dtype: dtype in (torch.int32, torch.int64), "int32 or int64, which hold every pixel"),
+    "label_weight": (lambda dtype: dtype == torch.bool, "bool (label_weight > 0)"),
+    "label": (_is_integer, "integers"),
+    "image": (lambda dtype: dtype.is_floating_point, "normalized floats (data.batch.normalize_image)"),
+    "label_map": (_is_integer, "integers"),
+    "depth_hit": (lambda dtype: dtype == torch.bool, "bool"),
+    "label_2d": (_is_integer, "integers"),
+}
+"""Types of the fields, and how they are called."""
 
 
 def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:

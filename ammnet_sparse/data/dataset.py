@@ -5,7 +5,7 @@ is the same with any number of workers, and one that was interrupted continues i
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,6 +16,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique, hash_of
+from ammnet_sparse.data.workers import BatchMaker, WatchedLoader
 
 
 class FrameDataset(Dataset[Batch]):
@@ -52,6 +53,7 @@ class FrameDataset(Dataset[Batch]):
         self.seed = seed
         self.epoch = 0
         self.makes_batches = False
+        self.unusable: dict[str, str] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
@@ -81,10 +83,12 @@ class EpochDataset(Protocol):
     Attributes:
         ids: names of the frames.
         makes_batches: its items are whole batches on the training device (``__getitems__``), made in this process.
+        unusable: with ``makes_batches``, by id why a frame cannot be trained on (see ``usable``).
     """
 
     ids: list[str]
     makes_batches: bool
+    unusable: dict[str, str]
 
     def set_epoch(self, epoch: int) -> None: ...
 
@@ -182,6 +186,8 @@ def build_loader(
         workers: processes that read and augment; 0 does it in this one, as ``DeviceDataset`` always does.
         start_batch: batches that are skipped, to resume within an epoch.
         rank, num_processes: of distributed training, see ``EpochSampler``.
+
+    Iterating raises the errors of reading frames (DataError), and ``workers.WorkerError`` where a worker ends.
     """
     dataset.set_epoch(epoch)
     sampler = EpochSampler(
@@ -194,16 +200,16 @@ def build_loader(
         rank=rank,
         num_processes=num_processes,
     )
-    makes_batches = dataset.makes_batches
-    collate: Callable[[list[Any]], Batch] = _as_it_is if makes_batches else Batch.collate
-    return DataLoader(
-        cast(Dataset[Batch], dataset),
-        batch_sampler=sampler,
-        num_workers=0 if makes_batches else workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available() and not makes_batches,
-        generator=torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
-    )
+    options: dict[str, Any] = {
+        "batch_sampler": sampler,
+        "generator": torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
+    }
+    if dataset.makes_batches:
+        return DataLoader(cast(Dataset[Batch], dataset), collate_fn=_as_it_is, **options)
+    options["pin_memory"] = torch.cuda.is_available()
+    if workers == 0:
+        return DataLoader(cast(Dataset[Batch], dataset), collate_fn=Batch.collate, **options)
+    return WatchedLoader(BatchMaker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
 
 
 def _as_it_is(batch: Any) -> Batch:

@@ -25,6 +25,7 @@ from ammnet_sparse.data.augmentation import (
     pad_image,
 )
 from ammnet_sparse.data.batch import Batch, normalize_planes
+from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.files import DataError
@@ -32,6 +33,7 @@ from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique
 from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
+from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
 
 
 class DeviceDataset(Dataset[Batch]):
@@ -47,6 +49,9 @@ class DeviceDataset(Dataset[Batch]):
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
         progress: show a progress bar on standard error while they are read.
+
+    Attributes:
+        unusable: by id why a frame cannot be trained on (see ``usable``), found while the frames were read.
 
     Raises:
         ValueError: no ids or a repeated one, a grid with unlike X and Y to exchange, or label maps beside images that
@@ -85,7 +90,10 @@ class DeviceDataset(Dataset[Batch]):
         self.grid_shape = source.grid_shape
         self._is_flipped = source.dataset == "nyucad"
         self._num_voxels = math.prod(source.grid_shape)
-        self._tensors = _load(source, self.ids, truth_2d=truth_2d, device=device, progress=progress)
+        self.unusable: dict[str, str] = {}
+        self._tensors = _load(
+            source, self.ids, truth_2d=truth_2d, device=device, unusable=self.unusable, progress=progress
+        )
         self._source_voxels = source_voxels(self.grid_shape).to(device) if augment_3d else None
 
     @property
@@ -174,9 +182,18 @@ class _Draw:
 
 
 def _load(
-    source: FrameSource, ids: list[str], *, truth_2d: Truth2D | None, device: torch.device, progress: bool
+    source: FrameSource,
+    ids: list[str],
+    *,
+    truth_2d: Truth2D | None,
+    device: torch.device,
+    unusable: dict[str, str],
+    progress: bool,
 ) -> dict[str, Tensor]:
-    """The arrays of all frames on the device, by name, each [F, ...]; hits filled up with voxel V, pixel -1."""
+    """The arrays of all frames on the device, by name, each [F, ...]; hits filled up with voxel V, pixel -1.
+
+    ``unusable`` receives the frames that cannot be trained on, and why.
+    """
     tensors: dict[str, Tensor] = {}
     hits = []
     for index, frame_id in enumerate(tqdm(ids, desc=f"frames to {device}", unit="frame", disable=not progress)):
@@ -184,6 +201,10 @@ def _load(
         if frame.tsdf.shape != source.grid_shape:
             raise DataError(f"{source.root}: frame {frame_id}: expected {source.grid_shape}, found {frame.tsdf.shape}")
         hits.append(frame.hits)
+        if len(frame.hits) == 0:
+            unusable[frame_id] = NO_HIT
+        elif not _has_scored_voxel(frame.unpack()):
+            unusable[frame_id] = NO_SCORED_VOXEL
         arrays = {name: getattr(frame, name) for name in ("tsdf", "label_weight", "label", "label_map", "image")}
         arrays["label_2d"] = None if truth_2d is None else truth_2d.read(frame_id)
         for name, array in arrays.items():
@@ -201,6 +222,11 @@ def _load(
         padded[:, index, : len(listed)] = listed.T
     tensors["hit_voxel"], tensors["hit_pixel"] = torch.from_numpy(padded).to(device).unbind()
     return tensors
+
+
+def _has_scored_voxel(frame: Frame) -> bool:
+    scored = frame.label_weight if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
+    return bool(scored.any())
 
 
 def _unpack_mapping(voxel: Tensor, pixel: Tensor, *, num_voxels: int) -> Tensor:

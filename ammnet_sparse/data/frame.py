@@ -39,6 +39,7 @@ class Frame:
         depth_hit: [X, H, Y] bool, voxels that the depth hits, where that is more than ``mapping`` says: 2D augmentation
             may crop the pixel of a hit. None: those with a pixel.
         label_2d: [480, 640] uint8, dense 2D truth, class 1..11 or 255 for unlabelled; or None.
+        label_weight_is_computed: the files hold no label weight; it was computed from label and TSDF.
 
     Raises:
         ValueError: an array whose shape does not fit the others or the image.
@@ -54,6 +55,7 @@ class Frame:
     tsdf_is_flipped: bool = False
     depth_hit: NDArray[np.bool_] | None = None
     label_2d: NDArray[np.uint8] | None = None
+    label_weight_is_computed: bool = False
 
     def __post_init__(self) -> None:
         if self.tsdf.ndim != 3:

@@ -25,6 +25,8 @@ UNMAPPED_ON_DISK = NUM_PIXELS
 UNMAPPED = -1
 """How tensors say it."""
 
+TSDF_TOLERANCE = 1e-3
+"""How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
 FREE_TSDF = 0.999
 """From this TSDF on a voxel that no pixel hits is observed to be free."""
 

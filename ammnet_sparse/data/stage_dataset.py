@@ -40,6 +40,7 @@ class StageDataset(Dataset[Batch]):
         self.frames = frames
         self.ids = frames.ids
         self.makes_batches = frames.makes_batches
+        self.unusable = frames.unusable
         kept_on = device if self.makes_batches else torch.device("cpu")
         self._stages = _compute(source, self.ids, extract=extract, device=device, kept_on=kept_on, progress=progress)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ class Scores:
         ssc_miou: mean of ``ssc_iou`` over the classes that are defined (on NYU: all 11).
         confusion: [12, 12] int64 on the CPU, scored voxels by (true class, predicted class).
         occupancy: [2, 2] int64 on the CPU, occluded scored voxels by (truly occupied, predicted occupied).
+        left_out: ids of frames without a scored voxel, which are not among ``frames``.
+        without_hits: ids of frames that no pixel hits: nothing is seen, so empty space is what is predicted.
     """
 
     frames: int
@@ -36,9 +38,21 @@ class Scores:
     ssc_miou: float
     confusion: Tensor = field(repr=False, compare=False)
     occupancy: Tensor = field(repr=False, compare=False)
+    left_out: tuple[str, ...] = ()
+    without_hits: tuple[str, ...] = ()
+
+    def remarks(self) -> list[str]:
+        """Lines on frames that were scored otherwise than others; empty as a rule."""
+        remarks = []
+        if self.left_out:
+            remarks.append(f"without a scored voxel, left out: {_some(self.left_out)}")
+        if self.without_hits:
+            remarks.append(f"no voxel hit by a pixel, scored as predicted empty: {_some(self.without_hits)}")
+        return remarks
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain values in percent, None (JSON null) where undefined, ready for ``json.dump``."""
+        exceptions = {"left_out": list(self.left_out), "without_hits": list(self.without_hits)}
         return {
             "frames": self.frames,
             "sc": {
@@ -50,6 +64,7 @@ class Scores:
                 "miou": _percent(self.ssc_miou),
                 "iou": {name: _percent(iou) for name, iou in self.ssc_iou.items()},
             },
+            **{name: ids for name, ids in exceptions.items() if ids},
         }
 
 
@@ -196,17 +211,42 @@ def evaluate(
 ) -> Scores:
     """Scores of a predictor over batches with labels, without gradients.
 
+    Frames without a scored voxel are left out. Of frames that no pixel hits nothing is seen: they are scored as if
+    empty space was predicted, and never given to ``predict``. ``Scores`` names both.
+
     Args:
         predict: from a batch on ``device`` to labels [B, V] or [B, X, H, Y], integers 0..11 at the scored voxels.
         batches: frames to score, for instance a data loader.
         device: where prediction and counting run.
     """
     metrics = CompletionMetrics(device=device)
+    left_out: list[str] = []
+    without_hits: list[str] = []
     with torch.inference_mode():
         for batch in batches:
-            on_device = batch.to(device, non_blocking=True)
-            metrics.update(predict(on_device), on_device)
-    return metrics.compute()
+            is_scored = batch.scored_mask.any(dim=1)
+            is_seen = is_scored & batch.hit_mask.any(dim=1)
+            left_out += _names(batch, ~is_scored)
+            without_hits += _names(batch, is_scored & ~is_seen)
+            seen = batch.select(is_seen).to(device, non_blocking=True)
+            if seen.batch_size:
+                metrics.update(predict(seen), seen)
+            unseen = batch.select(is_scored & ~is_seen)
+            if unseen.batch_size:
+                empty = torch.full((unseen.batch_size, unseen.num_voxels), EMPTY_LABEL, device=unseen.tsdf.device)
+                metrics.update(empty, unseen)
+    return replace(metrics.compute(), left_out=tuple(left_out), without_hits=tuple(without_hits))
+
+
+def _names(batch: Batch, chosen: Tensor) -> list[str]:
+    """Ids of the chosen frames; numbers within the batch where they have none."""
+    names = batch.frame_ids or tuple(f"(frame {index} of a batch)" for index in range(batch.batch_size))
+    return [name for name, is_chosen in zip(names, chosen.tolist(), strict=True) if is_chosen]
+
+
+def _some(names: tuple[str, ...], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{len(names)} frame{'s' * (len(names) != 1)} ({', '.join(names[:limit])}{more})"
 
 
 def _truth_and_prediction(labels_predicted: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

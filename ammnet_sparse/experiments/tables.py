@@ -7,9 +7,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ammnet_sparse.config import Config, ConfigError, load_config
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml
 
 TABLE_FILE = "table.yaml"
 _ROW_KEYS = ("title", "paper_sc_iou", "paper_ssc_miou", "encoders_of")
@@ -69,9 +69,9 @@ def read_table(folder: Path, name: str) -> Table:
         raise ConfigError(f"table: expected one of {', '.join(table_names(folder)) or 'none'}, found {name!r}")
     path = folder / name / TABLE_FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: expected YAML in UTF-8; {error}") from error
+        values = parse_yaml(read_text(path, what="YAML", raises=ConfigError))
+    except YamlProblem as error:
+        raise ConfigError(f"{path}: expected YAML, found {error}; correct the file") from error
     if not isinstance(values, dict) or not isinstance(values.get("rows"), dict) or "title" not in values:
         raise ConfigError(f"{path}: expected a mapping with title and rows, found {type(values).__name__}")
     rows = {row: _read_row(path, row, keys) for row, keys in values["rows"].items()}

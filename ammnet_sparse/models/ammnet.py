@@ -93,6 +93,8 @@ class AMMNet(nn.Module):
             choice of sites and whether encoders are frozen.
 
     Attributes:
+        metadata: what the file says that its weights are from (``load_model``): training configuration, data, epochs,
+            figures, version, as text; empty for a network that was built.
         label_map_stem, image_encoder: the trained module of ``image_branch`` under the name that files know; a
             network has at most one of the two.
     """
@@ -113,6 +115,7 @@ class AMMNet(nn.Module):
         self.tsdf_encoder = tsdf_encoder
         self.decoder = decoder
         self.keeps_recipes = False
+        self.metadata: dict[str, str] = {}
         if config.freeze_encoders:
             freeze_encoders(self)
 

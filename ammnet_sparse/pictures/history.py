@@ -16,13 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ammnet_sparse.data.grid import CLASSES, EMPTY_LABEL
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import FileError
 
 METRICS = "metrics.jsonl"
 _MOST_POINTS, _COURSE_POINTS = 300, 30
+_MOST_BYTES = 2**30
+_LARGEST_COUNT, _LARGEST = 2**53, 1e30
+"""Beyond these, numbers are no counts and no losses of a run, and figures of them no figures."""
 _SC_COLUMNS = (("Prec.", "precision"), ("Recall", "recall"), ("IoU", "iou"))
 
 
-class HistoryError(ValueError):
+class HistoryError(FileError):
     """A folder that is no run, or a run without metrics; the message names it and says what to do."""
 
 
@@ -35,10 +40,12 @@ class History:
         epochs: one per epoch: ``epoch``, ``step``, mean losses of training by name, ``validation`` where there was
             one: scores in percent as ``Scores.to_json`` has them. Where the run recorded them: ``training``, the same
             scores of the training frames, and ``validation_scene``, the scene's cross-entropy on validation frames.
+        num_malformed: lines that are none of these, which were left out; the last one may just be being written.
     """
 
     steps: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
+    num_malformed: int = 0
 
     @property
     def validated(self) -> list[dict[str, Any]]:
@@ -66,15 +73,47 @@ def read_history(run: str | Path) -> History:
             f"{folder}: expected a training run with {METRICS}, found none; name the folder of a training run"
         )
     lines: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": []}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    texts = read_text(path, what="metrics", most=_MOST_BYTES, raises=HistoryError).splitlines()
+    num_malformed = 0
+    for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
+        except (ValueError, RecursionError):
+            num_malformed += number < len(texts)  # the last line of a run that was cut off, or is writing just now
+            continue
+        if _is_line(line):
             lines[line["kind"]].append(line)
-        except (ValueError, TypeError, KeyError):
-            continue  # the last line of a run that was cut off, or is writing just now
+        else:
+            num_malformed += 1
     if not lines["step"] and not lines["epoch"]:
-        raise HistoryError(f"{path}: expected metrics, found none yet; they come with the first training step")
-    return History(lines["step"], lines["epoch"])
+        found = f"{num_malformed} malformed lines" if num_malformed else "none yet"
+        raise HistoryError(f"{path}: expected metrics, found {found}; they come with the first training step")
+    return History(lines["step"], lines["epoch"], num_malformed)
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a line has what the page reads of it, in the types that ``training/records.py`` writes."""
+    if not isinstance(line, dict) or line.get("kind") not in ("step", "epoch") or not _is_count(line.get("step")):
+        return False
+    if line["kind"] == "step":
+        return True
+    scores = [line[name] for name in ("validation", "training") if name in line]
+    return _is_count(line.get("epoch")) and all(_are_scores(value) for value in scores)
+
+
+def _are_scores(value: Any) -> bool:
+    """Whether this is what ``Scores.to_json`` gives."""
+    if not isinstance(value, dict) or not _is_count(value.get("frames")):
+        return False
+    sc, ssc = value.get("sc"), value.get("ssc")
+    if not isinstance(sc, dict) or not isinstance(ssc, dict) or not isinstance(ssc.get("iou"), dict):
+        return False
+    numbers = [*(sc.get(key, "") for _, key in _SC_COLUMNS), ssc.get("miou", ""), *ssc["iou"].values()]
+    return all(number is None or _is_number(number) for number in numbers)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST_COUNT
 
 
 def curves_html(history: History) -> str:
@@ -211,7 +250,7 @@ def _svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return type(value) in (int, float) and abs(value) < _LARGEST  # NaN is not below anything
 
 
 def _percent(value: float | None) -> str:

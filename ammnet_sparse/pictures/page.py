@@ -6,9 +6,11 @@ The page holds its scripts, styles, volumes and images; it fetches nothing and w
 import base64
 import dataclasses
 import gzip
+import hashlib
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -127,7 +129,7 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
         path: file to write.
         scenes: what can be chosen, in this order; about 0.1 MB each with an image.
         title: heading of the page, plain text.
-        introduction: HTML put before the 3D view as it is; needed where there are no scenes.
+        introduction: HTML put before the 3D view as it is; needed where there are no scenes. Scripts in it never run.
 
     Raises:
         ValueError: nothing to show.
@@ -140,13 +142,24 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
         script = "\n".join(_template(name) for name in _SCRIPTS)
         viewer = Template(_template("viewer.html")).substitute(data=_to_json(_page_data(scenes)), script=script)
     page = Template(_template("page.html")).substitute(
-        title=html.escape(title), style=_template("page.css"), introduction=introduction, viewer=viewer
+        title=html.escape(title),
+        style=_template("page.css"),
+        introduction=introduction,
+        viewer=viewer,
+        script_source=_script_source(viewer),
     )
     Path(path).write_text(page, encoding="utf-8")
 
 
 def _template(name: str) -> str:
     return (resources.files("ammnet_sparse.pictures") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _script_source(viewer: str) -> str:
+    """What the page's policy lets run: its own script, by the hash of its text, and nothing else."""
+    scripts = re.findall(r"<script>(.*?)</script>", viewer, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    return " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
 
 
 def _to_json(value: Any) -> str:

@@ -1,22 +1,30 @@
 """What a run leaves behind: weights for people, and a state that the run itself continues from."""
 
 import dataclasses
-import os
-from collections.abc import Mapping
+import json
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import ammnet_sparse
+from ammnet_sparse.config import Config
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
+from ammnet_sparse.files.writing import keep_as, replacing_open
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.weights.files import save_weights
+from ammnet_sparse.models.weights.files import UNOBSERVED, save_weights
 from ammnet_sparse.models.weights.parts import join_states
 
+CONFIG = "config.yaml"
 LAST_WEIGHTS = "last.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 STATE = "state.pt"
+PREVIOUS_STATE = "state.previous.pt"
+"""The state that was saved before, taken where the last one is damaged."""
 
 
 class CheckpointError(ValueError):
@@ -31,6 +39,8 @@ class Progress:
         epoch, step: epochs and updates done.
         batches_done, seconds: of the unfinished epoch; the time as of the last save.
         best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
+        skipped, skipped_in_a_row: steps whose losses or gradients were not finite, and those of them since the last
+            step that was.
         sums, num_summed: of what the steps of the unfinished epoch recorded, and how many they are.
         counts: voxels by truth and prediction over those steps; None before the first of them.
     """
@@ -41,6 +51,8 @@ class Progress:
     step: int = 0
     best_miou: float = -1.0
     best_epoch: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     num_summed: int = 0
     counts: VoxelCounts | None = None
@@ -85,29 +97,126 @@ def save_run_weights(
     save_weights(folder / name, state, model_config=generator.config, metadata=metadata)
 
 
+def summary(scores: Scores) -> str:
+    """The two main figures in words."""
+    return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
+
+
+_OF_THE_MACHINE = {
+    "data": ("root", "synthetic_root", "label_2d", "workers", "on_device", "cache_features"),
+    "model": ("image_encoder_weights",),
+}
+"""Keys that say where files lie and how they are read, and nothing of what is trained."""
+
+
+def run_metadata(
+    config: Config,
+    num_frames: Sequence[int],
+    *,
+    epoch: int,
+    step: int,
+    scores: Scores | None,
+    unobserved: str | None = None,
+) -> dict[str, str]:
+    """What a file of weights says of its training: configuration, data, length, figures and version, as text.
+
+    Paths of the machine are left out: such files are handed on.
+
+    Args:
+        num_frames: training and validation frames.
+        scores: of the weights on the validation frames.
+        unobserved: what the flipped TSDF of the set holds in unobserved space, ``free`` or ``surface``; None: it is
+            not flipped, or does not show.
+    """
+    values = config.model_dump(mode="json")
+    for section, keys in _OF_THE_MACHINE.items():
+        for key in keys:
+            del values[section][key]
+    data = config.data
+    are_rooms = data.root is not None and data.root.resolve() == data.synthetic_root.resolve()
+    metadata = {
+        "version": ammnet_sparse.__version__,
+        "epoch": str(epoch),
+        "epochs": str(config.training.epochs),
+        "step": str(step),
+        "data": f"{'generated rooms' if are_rooms else data.dataset}, {num_frames[0]} training and {num_frames[1]} "
+        "validation frames",
+        "training_config": json.dumps(values),
+    }
+    if unobserved is not None:
+        metadata[UNOBSERVED] = unobserved
+    if scores is not None:
+        metadata["validation"] = summary(scores)
+        metadata["validation_scores"] = json.dumps(scores.to_json())
+    return metadata
+
+
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Replaces the state of a run at once or not at all; tensors and plain values only."""
-    unfinished = folder / f"{STATE}.unfinished"
-    torch.save(state, unfinished)
-    os.replace(unfinished, folder / STATE)
+    """Replaces the state of a run at once or not at all, and keeps the one before; tensors and plain values only.
+
+    Raises:
+        OSError: a full disk or a folder that cannot be written; names the file. The states stay as they were.
+    """
+    path = folder / STATE
+    with replacing_open(path) as file:
+        torch.save(state, file)
+        if path.is_file():
+            keep_as(path, folder / PREVIOUS_STATE)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Reads what ``save_state`` wrote, onto the CPU; executes no code.
 
     Raises:
-        CheckpointError: no such file, or a damaged one.
+        CheckpointError: no such file, or a damaged one with none before it.
+
+    Warns:
+        UserWarning: the state is damaged, and the one before it is taken.
     """
-    path = folder / STATE
-    if not path.is_file():
+    path, previous = folder / STATE, folder / PREVIOUS_STATE
+    if not path.is_file() and not previous.is_file():
         raise CheckpointError(
             f"{path}: expected the state of an interrupted run, found nothing; start a new run, or use "
             "--init-from with its weights"
         )
     try:
+        return _read_state(path)
+    except CheckpointError as error:
+        if not previous.is_file():
+            raise CheckpointError(f"{error}; use --init-from with {LAST_WEIGHTS}") from error
+        try:
+            state = _read_state(previous)
+        except CheckpointError as second:
+            raise CheckpointError(f"{error}; {second}; use --init-from with {LAST_WEIGHTS}") from second
+        warnings.warn(f"{error}; the run goes on from the state before it, {previous}", stacklevel=2)
+        return state
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration in the state of a run, as nested plain values, for where its config.yaml is gone or damaged.
+
+    Raises:
+        CheckpointError: no state, or a damaged one.
+    """
+    config = load_state(folder).get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / STATE}: holds no configuration")
+    return config
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        # torch.load does not look at the checksums of the archive that it reads.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); use --init-from with {LAST_WEIGHTS}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
     return state

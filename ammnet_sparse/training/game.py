@@ -85,6 +85,16 @@ class AdversarialGame:
         self.generator_optimization = generator_optimization
         self.discriminator_optimization = discriminator_optimization
         self.class_weights = class_weights_of(config.loss, next(generator.parameters()).device)
+        self._buffers = [*generator.buffers(), *discriminator.buffers()]
+        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def undo_statistics(self) -> None:
+        """Takes the running statistics back to those before the last step, whose predictions were not finite.
+
+        The parameters need no such help: an optimization skips a gradient that is not finite.
+        """
+        with torch.no_grad():
+            torch._foreach_copy_(self._buffers, self._buffers_before)
 
     def step(self, batches: Sequence[Batch], *, seed: int) -> StepReport:
         """One update of each network from the frames of ``batches``, equally many in each; ``seed`` draws the fakes.
@@ -94,6 +104,8 @@ class AdversarialGame:
         """
         self.generator.train()
         self.discriminator.train()
+        with torch.no_grad():
+            torch._foreach_copy_(self._buffers_before, self._buffers)
         scenes = [self._scene(batch, index) for index, batch in enumerate(batches)]
         totals = self._totals(batches)
         if len(scenes) > 1:

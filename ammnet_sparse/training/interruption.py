@@ -44,4 +44,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self.is_set = True
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step, or after this epoch's validation; once more to stop at once\n")
+        os.write(2, b"\nstopping after this step, or this batch of the validation; once more to stop at once\n")

@@ -1,9 +1,12 @@
 """A training run from its data to its last line, readable from top to bottom."""
 
+import contextlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,6 +15,9 @@ from tqdm import tqdm
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, build_loader
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.usable import usable_mask, why_unusable
+from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
@@ -20,6 +26,7 @@ from ammnet_sparse.models.weights.parts import split_state
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, load_state
+from ammnet_sparse.training.folder_lock import FolderLock
 from ammnet_sparse.training.game import build_game
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.networks import build_networks
@@ -30,15 +37,21 @@ from ammnet_sparse.training.preparation import (
     make_deterministic,
     open_datasets,
     steps_per_epoch,
+    unobserved_in,
     with_image_stages,
 )
 from ammnet_sparse.training.records import Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import RunFolder, RunParts
 from ammnet_sparse.training.validation import Validation, validate
 
+MOST_SKIPPED_STEPS = 3
+"""In a row, after which a run whose losses or gradients are not finite ends."""
+MOST_OVERFLOWS = 40
+"""The same where in fp16 the gradients alone are not finite: so many halvings leave nothing of any scale."""
+
 
 class DivergenceError(RuntimeError):
-    """The loss or a gradient is not finite; the last saved state is from before."""
+    """Losses or gradients are not finite, several steps in a row; the last saved state is from before."""
 
 
 class Run:
@@ -51,6 +64,7 @@ class Run:
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
         limit: train and validate on so many frames only, for a trial; a resumed run keeps its own.
+        may_change: a resumed run takes other values of keys that decide what is trained, and records them.
         show_progress: progress bars on standard error, and a line for each epoch.
 
     Raises:
@@ -68,13 +82,16 @@ class Run:
         resume: bool = False,
         initial_weights: Path | None = None,
         limit: int | None = None,
+        may_change: bool = False,
         show_progress: bool = True,
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
+        lock = FolderLock(folder) if resume and folder.is_dir() else None
         self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
+        self.changes: list[dict[str, Any]] = []
         if state is not None:
-            check_same_run(config, state.get("config"), folder=folder)
+            self.changes = check_same_run(config, state.get("config"), folder=folder, may_change=may_change)
             limit = state.get("limit") if limit is None else limit
         self.config = config
         self.folder = folder
@@ -97,9 +114,16 @@ class Run:
         average = AveragedWeights(networks.generator, decay=decay) if decay else None
         self.parts = RunParts(networks, self.game, average, Progress())
         num_frames = [len(self.training_set), len(self.validation_set)]
-        self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device)
+        self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
+        self.saves.unobserved = unobserved_in(self.validation_set, config)
+        self._left_out: set[str] = set()
+        self._remarks: set[str] = set()
+        self._first_seen: Batch | None = None
+        self._stop: StopRequest | None = None
+        self._is_suspect = False
         if state is not None:
             self.saves.restore(self.parts, state)
+            self.saves.changes += self.changes
         if config.data.cache_features:  # of the weights that are trained with, a resumed run's included
             self.training_set, self.validation_set = (
                 with_image_stages(frames, config, networks.generator, device=device, show_progress=show_progress)
@@ -119,27 +143,41 @@ class Run:
     def train(self) -> RunResult:
         """Trains to the last epoch, validates, and leaves the best weights behind.
 
+        Whatever stops it between two steps or in a validation leaves a state from just before.
+
         Raises:
             RunInterrupted: SIGINT or SIGTERM; the state is saved.
-            DivergenceError: the loss or a gradient is not finite.
+            DivergenceError: losses or gradients are not finite, several steps in a row.
+            DataError, WorkerError: frames that cannot be read or handed over, or none that can be trained on.
+            OSError: a full disk or the like.
         """
-        with use_backend(self.backend):
-            return self._train()
+        self.saves.begin()
+        try:
+            with use_backend(self.backend):
+                return self._train()
+        finally:
+            self.saves.end()
 
     def _train(self) -> RunResult:
-        self.saves.begin()
         progress, num_epochs = self.progress, self.config.training.epochs
-        baseline = constant_baseline(self._validation_loader())
         best: Scores | None = None
         resumed_at = (progress.epoch, progress.step) if self.is_resumed else None
         with Records(self.folder, resumed_at=resumed_at) as records, StopRequest() as stop:
+            self._stop = stop
+            for change in self.changes:
+                records.change(progress.step, change)
+            with self._saving_state_on_error(stop):
+                baseline = constant_baseline(self._validation_loader())
             while progress.epoch < num_epochs:
                 started = time.monotonic() - progress.seconds
                 self._train_epoch(records, stop, started=started)
+                if self._is_validated(progress.epoch + 1) and not self._is_saved():
+                    self.saves.save_state(self.parts)
+                with self._saving_state_on_error(stop):
+                    validation = self._validate(records)
+                scores = None if validation is None else validation.scores
                 values, training = progress.means(), progress.scores()
                 progress.end_epoch()
-                validation = self._validate(records)
-                scores = None if validation is None else validation.scores
                 if progress.best_epoch == progress.epoch:
                     best = scores
                 values["seconds"] = time.monotonic() - started
@@ -148,20 +186,25 @@ class Run:
                 if self.device.type == "cuda":
                     values["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
                 records.epoch(progress.epoch, progress.step, values, scores, training=training)
-                if self.show_progress:
-                    tqdm.write(epoch_line(progress.epoch, values, training, validation=scores))
-                self.saves.save_weights(LAST_WEIGHTS, self.parts, scores)
+                self._say(epoch_line(progress.epoch, values, training, validation=scores))
+                self.saves.save_weights(LAST_WEIGHTS, self.parts, scores, epoch=progress.epoch)
                 is_last = progress.epoch >= num_epochs
-                if is_last or stop.is_set or not self.saves.is_save_recent():
+                if is_last or stop.is_set or not self._is_saved():
                     self.saves.save_state(self.parts)
                 if stop.is_set and not is_last:
                     raise RunInterrupted(f"stopped after epoch {progress.epoch}")
         return RunResult(best or self._score_best(), progress.best_epoch, baseline)
 
+    def _is_saved(self) -> bool:
+        """Whether the end of an epoch is no reason to save the state; a diverging run keeps the one from before."""
+        return self._is_suspect or self.saves.is_save_recent()
+
     def _train_epoch(self, records: Records, stop: StopRequest, *, started: float) -> None:
         """One pass over the training frames, or what is left of it."""
         accumulate = self.config.training.accumulate
         progress = self.progress
+        groups = _groups(self._training_loader(), accumulate)
+        is_tried = is_trained = False
         with StepBar(
             total=self.steps_per_epoch,
             initial=progress.batches_done // accumulate,
@@ -169,17 +212,28 @@ class Run:
             unit="step",
             disable=not self.show_progress,
         ) as bar:
-            waited = time.monotonic()
-            for batches in _groups(self._training_loader(), accumulate):
+            while True:
+                waited = time.monotonic()
+                with self._saving_state_on_error(stop):
+                    loaded = next(groups, None)
+                if loaded is None:
+                    break
                 wait_seconds = time.monotonic() - waited
-                losses = self._step(batches, records, wait_seconds=wait_seconds)
-                bar.show_step(losses, wait_seconds=progress.means()["wait_seconds"])
-                if stop.is_set or self.saves.is_save_due():
-                    progress.seconds = time.monotonic() - started
+                batches = [usable for batch in loaded if (usable := self._usable(batch)) is not None]
+                losses = self._step(batches, records, wait_seconds=wait_seconds) if batches else {}
+                is_tried, is_trained = True, is_trained or bool(batches)
+                progress.batches_done += len(loaded)
+                bar.show_step(losses, wait_seconds=progress.means().get("wait_seconds", 0.0))
+                progress.seconds = time.monotonic() - started
+                if stop.is_set or (self.saves.is_save_due() and not self._is_suspect):
                     self.saves.save_state(self.parts)
                 if stop.is_set:
                     raise RunInterrupted(f"stopped after step {progress.step}")
-                waited = time.monotonic()
+        if is_tried and not is_trained and progress.num_summed == 0:
+            raise DataError(
+                f"{self.config.data.root}: no frame of the training list can be trained on: a pixel must hit some "
+                "voxel, and some voxel must be scored (label weight set, label not 255)"
+            )
 
     def _step(self, batches: list[Batch], records: Records, *, wait_seconds: float) -> dict[str, float]:
         """One update, written down; its losses."""
@@ -190,50 +244,123 @@ class Run:
         report = self.game.step([batch.to(self.device, non_blocking=True) for batch in batches], seed=seed)
         losses = report.as_floats()
         progress.step += 1
-        progress.batches_done += len(batches)
+        is_skipped = self._is_skipped(losses)
         if self.parts.average is not None:
             self.parts.average.update(self.parts.networks.generator, step=progress.step)
-        timing = {"seconds": time.monotonic() - started, "wait_seconds": wait_seconds}
-        records.step(progress.step, {"epoch": progress.epoch + 1, **losses, "learning_rate": learning_rate, **timing})
-        self._check_finite(losses, batches)
-        progress.add({**losses, "wait_seconds": wait_seconds}, report.counts)
+        values = {**losses, "learning_rate": learning_rate, "seconds": time.monotonic() - started}
+        values["wait_seconds"] = wait_seconds
+        records.step(progress.step, {"epoch": progress.epoch + 1, **values}, is_skipped=is_skipped)
+        if is_skipped:
+            self._check_divergence(losses, batches)
+        else:
+            progress.add({**losses, "wait_seconds": wait_seconds}, report.counts)
         return losses
 
-    def _check_finite(self, losses: dict[str, float], batches: list[Batch]) -> None:
-        broken = [name for name, value in losses.items() if not math.isfinite(value)]
+    def _is_skipped(self, losses: dict[str, float]) -> bool:
+        """Whether a loss or gradient of a step is not finite; then nothing of it is left in the networks."""
+        progress = self.progress
+        broken = _not_finite(losses)
+        self._is_suspect = bool(broken) and not self._is_overflow(broken)
+        if not broken:
+            progress.skipped_in_a_row = 0
+            return False
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        if self._is_suspect:
+            self.game.undo_statistics()
+        return True
+
+    def _is_overflow(self, broken: list[str]) -> bool:
+        """Whether gradients were too large for float16: loss scaling begins too high, and halves the scale."""
+        return self.config.training.mixed_precision and all(name.endswith("_gradient_norm") for name in broken)
+
+    def _check_divergence(self, losses: dict[str, float], batches: list[Batch]) -> None:
+        """Raises DivergenceError after too many skipped steps in a row."""
+        progress, broken = self.progress, _not_finite(losses)
+        limit = MOST_OVERFLOWS if self._is_overflow(broken) else MOST_SKIPPED_STEPS
         advice = "lower optimizer.learning_rate, or add optimizer.warmup_steps"
         if self.config.training.mixed_precision:
-            # In fp16 gradients of single steps overflow; loss scaling skips them. Where a loss did, running statistics
-            # are lost, and no later step brings them back.
-            broken = [name for name in broken if not name.endswith("_gradient_norm")]
             advice += ", or set training.mixed_precision=false"
-        if broken:
+        if progress.skipped_in_a_row >= limit:
             frames = ", ".join(frame_id for batch in batches for frame_id in batch.frame_ids)
             raise DivergenceError(
-                f"step {self.progress.step} (frames {frames}): {', '.join(broken)} must be finite; {advice}"
+                f"step {progress.step} (frames {frames}): {', '.join(broken)} must be finite; "
+                f"{progress.skipped_in_a_row} steps in a row were skipped; {advice}"
             )
 
+    def _usable(self, batch: Batch) -> Batch | None:
+        """The frames of a batch that can be trained on, or None; the others are named, each once."""
+        if self.training_set.makes_batches:  # on the device, and looked at before they went there
+            unusable = self.training_set.unusable
+            reasons = {name: unusable[name] for name in batch.frame_ids if name in unusable}
+            mask = torch.tensor([name not in reasons for name in batch.frame_ids])
+        else:
+            mask = usable_mask(batch)
+            left_out = (~mask).nonzero().flatten().tolist()
+            reasons = {batch.frame_ids[index]: why_unusable(batch, index) for index in left_out}
+        for name, reason in reasons.items():
+            if name not in self._left_out:
+                self._left_out.add(name)
+                warnings.warn(f"frame {name} is left out of training: {reason}", stacklevel=2)
+        return batch.select(mask) if bool(mask.any()) else None
+
+    @contextlib.contextmanager
+    def _saving_state_on_error(self, stop: StopRequest) -> Iterator[None]:
+        """Saves the state where the block, which changes nothing that is trained, raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.saves.save_state(self.parts)
+            # A scheduler stops the worker processes too, and without their batch there is nothing to wait for.
+            if stop.is_set and isinstance(error, WorkerError):
+                raise RunInterrupted(f"stopped after step {self.progress.step}") from error
+            raise
+
+    def _say(self, line: str) -> None:
+        if self.show_progress:
+            tqdm.write(line)
+
+    def _is_validated(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, ends with a validation."""
+        training = self.config.training
+        return epoch % training.validate_every == 0 or epoch == training.epochs
+
     def _validate(self, records: Records) -> Validation | None:
-        """The validation of this epoch, where it has one; keeps the best weights."""
+        """The validation of the epoch that has been trained, where it has one; keeps the best weights."""
         progress = self.progress
-        is_last = progress.epoch == self.config.training.epochs
-        if progress.epoch % self.config.training.validate_every and not is_last:
+        epoch = progress.epoch + 1
+        if not self._is_validated(epoch):
             return None
-        validation = self._score(f"validation {progress.epoch}")
+        validation = self._score(f"validation {epoch}")
+        for remark in validation.scores.remarks():
+            if remark not in self._remarks:
+                self._remarks.add(remark)
+                self._say(f"validation: {remark}")
         # Undefined where neither truth nor prediction holds an object.
         miou = 0.0 if math.isnan(validation.scores.ssc_miou) else validation.scores.ssc_miou
         if miou > progress.best_miou:
-            progress.best_miou, progress.best_epoch = miou, progress.epoch
-            self.saves.save_weights(BEST_WEIGHTS, self.parts, validation.scores)
-        records.picture(progress.step, self.evaluated, self.validation_set[0].to(self.device))
+            progress.best_miou, progress.best_epoch = miou, epoch
+            self.saves.save_weights(BEST_WEIGHTS, self.parts, validation.scores, epoch=epoch)
+        if self._first_seen is not None:
+            records.picture(progress.step, self.evaluated, self._first_seen.to(self.device))
         return validation
 
     def _score(self, description: str) -> Validation:
-        loader = self._validation_loader()
-        batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not self.show_progress)
+        bar = tqdm(
+            self._validation_loader(), desc=description, unit="batch", leave=False, disable=not self.show_progress
+        )
+
+        def batches() -> Iterator[Batch]:
+            for batch in bar:
+                if self._stop is not None and self._stop.is_set:
+                    raise RunInterrupted(f"stopped in the validation of epoch {self.progress.epoch + 1}")
+                if self._first_seen is None and bool((mask := usable_mask(batch)).any()):
+                    self._first_seen = batch.select(mask)
+                yield batch
+
         return validate(
             self.evaluated,
-            batches,
+            batches(),
             label_smoothing=self.config.loss.label_smoothing,
             device=self.device,
             class_weights=self.game.class_weights,
@@ -265,6 +392,10 @@ class Run:
             workers=self.config.data.workers,
             drop_last=False,
         )
+
+
+def _not_finite(losses: dict[str, float]) -> list[str]:
+    return [name for name, value in losses.items() if not math.isfinite(value)]
 
 
 def _groups(loader: "DataLoader[Batch]", size: int) -> Iterator[list[Batch]]:

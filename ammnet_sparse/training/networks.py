@@ -1,6 +1,7 @@
 """The two networks of a run, and the weights that they start from."""
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ammnet_sparse.config import Config, flat_values
+from ammnet_sparse.config import Config, ModelConfig
 from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.build import build_discriminator, build_generator
@@ -121,10 +122,27 @@ def initialise_from(networks: Networks, path: str | Path) -> None:
         if discriminator:
             load_into(networks.discriminator, discriminator, source=f"{path}: {DISCRIMINATOR}")
     except WeightsError as error:
-        before, now = flat_values(file_config), flat_values(config)
-        differing = [f"model.{key} {before[key]} (here {now[key]})" for key in now if before[key] != now[key]]
-        raise WeightsError(f"{error}; the file's network has {', '.join(differing) or 'the same keys'}") from error
+        if keys := _keys_to_set(file_config, config):
+            raise WeightsError(
+                f"{path}: weights of another network; to start from them set {' '.join(keys)}"
+            ) from error
+        raise
     _warn_of_random_backbone(networks.generator, state, path)
+
+
+def _keys_to_set(wanted: ModelConfig, config: ModelConfig) -> list[str]:
+    """``model.key=value`` for the keys of which the shapes and names of weights depend, where the two differ."""
+    keys = ["width", "stem_widths", "image_encoder", "num_label_map_classes"]
+    if not config.freeze_encoders:  # of which alone the weights are taken
+        keys += ["grid_shape", "num_classes", "inputs", "fusion", "modulation1", "modulation2", "modulation3"]
+        keys.append("discriminator_width")
+    before, now = wanted.model_dump(mode="json"), config.model_dump(mode="json")
+    return [f"model.{key}={_as_override(before[key])}" for key in keys if before[key] != now[key]]
+
+
+def _as_override(value: object) -> str:
+    """A plain value as the command line takes it."""
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, list | bool) else str(value)
 
 
 def _warn_of_random_backbone(network: AMMNet, state: Mapping[str, Tensor], path: str | Path) -> None:

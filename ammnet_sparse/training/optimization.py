@@ -55,15 +55,29 @@ class Optimization:
         self.scaler.scale(loss).backward()
 
     def step(self) -> Tensor:
-        """Clips, updates the parameters, moves the schedule on, clears the gradients; returns the gradient norm."""
+        """Clips, updates the parameters, moves the schedule on, clears the gradients; returns the gradient norm.
+
+        Where the norm is not finite the parameters and the optimizer's moments stay as they are.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._step_if_finite(norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
         self.scheduler.step_update(self.num_updates)
         return norm
+
+    def _step_if_finite(self, norm: Tensor) -> None:
+        """Updates the parameters unless a gradient is not finite; the host does not wait for the norm."""
+        self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -76,7 +90,9 @@ class Optimization:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict``; schedule and weight decay are those of the configuration, which may have changed."""
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        # States from before the fused optimizer say fused=None, which loss scaling and skipped steps cannot do with.
+        groups = [{**group, "fused": True, "foreach": None} for group in state["optimizer"]["param_groups"]]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
         if state["scaler"]:  # empty where the run was in float32 until now

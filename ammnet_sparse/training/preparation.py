@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 
-from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
+from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_plain, flat_values
 from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.sets.check import check_set
+from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import FramesWithImages, Truth2D
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.stage_dataset import StageDataset
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders import ImageEncoder, build_image_encoder, load_encoder_weights
@@ -37,6 +39,22 @@ _FIXED = (
     "adversarial.enabled",
 )
 """Keys that a resumed run cannot change: they decide what the state fits, or which frames come next."""
+_FREE = (
+    "data.synthetic_root",
+    "data.synthetic.",
+    "data.workers",
+    "data.cache_features",
+    "data.on_device",
+    "model.image_encoder_weights",
+    "training.epochs",
+    "training.recompute",
+    "training.convolution_backend",
+    "training.deterministic",
+    "training.validate_every",
+    "training.checkpoint_minutes",
+)
+"""Keys that it may change: what is trained stays the same, or goes on longer. The rooms are there, as ``data.root``;
+weights of an image backbone are in the state."""
 
 
 def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -> None:
@@ -81,18 +99,30 @@ def check_cacheable(config: Config) -> None:
             raise ConfigError(f"data.cache_features: features are kept only with {key} {expected}; change one of them")
 
 
-def check_same_run(config: Config, saved: Any, *, folder: Path) -> None:
-    """Raises ConfigError where a resumed run's configuration differs from the saved one in a key that must stay."""
+def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool = False) -> list[dict[str, Any]]:
+    """Compares the configuration of a resumed run with the saved one.
+
+    Args:
+        may_change: allow other values of keys that decide what is trained, unless the state does not fit them.
+
+    Returns:
+        The keys of that kind that have changed, each as {"key", "before", "now"} of plain values.
+
+    Raises:
+        ConfigError: a key that must stay differs.
+    """
     if not isinstance(saved, dict):
         raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with --init-from")
     before, now = flat_values(config_from_dict(saved, source=f"{folder}: state")), flat_values(config)
-    for key, value in now.items():
-        # The weights are in the state: where the backbone's came from does not matter any more.
-        if key.startswith(_FIXED) and key != "model.image_encoder_weights" and before[key] != value:
-            raise ConfigError(
-                f"{key}: a resumed run keeps {before[key]}, found {value}; to change it, start a new run with "
-                f"--init-from and this run's weights"
-            )
+    changed = [key for key, value in now.items() if before[key] != value and not key.startswith(_FREE)]
+    for key in changed:
+        kept = f"{key}: a resumed run keeps {before[key]}, found {now[key]}"
+        if key.startswith(_FIXED):
+            raise ConfigError(f"{kept}; to change it, start a new run with --init-from and this run's weights")
+        if not may_change:
+            raise ConfigError(f"{kept}; it decides what is trained: to change it all the same, add --change")
+    plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
+    return [{"key": key, "before": plain["before"].get(key), "now": plain["now"].get(key)} for key in changed]
 
 
 def open_datasets(
@@ -246,6 +276,14 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
         )
     except DataError as error:
         raise DataError(f"model.image_encoder {model.image_encoder}: {error}") from error
+
+
+def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8) -> Unobserved | None:
+    """What unobserved space is in the flipped TSDF of these frames, by the first that show it; None where it is not."""
+    if config.data.dataset != "nyucad":
+        return None
+    found = (unobserved_of(frames[index].tsdf.cpu().numpy()) for index in range(min(most_frames, len(frames))))
+    return next((name for name in found if name is not None), None)
 
 
 def steps_per_epoch(config: Config, *, num_frames: int) -> int:

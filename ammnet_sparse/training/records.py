@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from tqdm import tqdm
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN
 from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.files.writing import naming_errors, write_text
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.inputs import not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
+from ammnet_sparse.training.checkpoints import summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,6 @@ class RunResult:
     best: Scores
     best_epoch: int
     baseline: Scores
-
-
-def summary(scores: Scores) -> str:
-    """The two main figures in words."""
-    return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
 
 
 def format_result(result: RunResult) -> str:
@@ -75,6 +71,7 @@ class Records:
         path = folder / "metrics.jsonl"
         if resumed_at is not None:
             _drop_later_lines(path, *resumed_at)
+        self._path = path
         self._file = path.open("w" if resumed_at is None else "a", encoding="utf-8")
         # TensorBoard drops the points from this step on.
         purge_step = None if resumed_at is None else resumed_at[1] + 1
@@ -87,9 +84,13 @@ class Records:
         self._file.close()
         self._writer.close()
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        """A line and a point per value; ``step`` counts updates from 1."""
-        self._write({"kind": "step", "step": step, **values})
+    def change(self, step: int, change: dict[str, Any]) -> None:
+        """A line for a key that a resumed run has changed after ``step`` updates: key, before, now."""
+        self._write({"kind": "change", "step": step, **change})
+
+    def step(self, step: int, values: dict[str, float], *, is_skipped: bool = False) -> None:
+        """A line and a point per value; ``step`` counts updates from 1, with those that were skipped."""
+        self._write({"kind": "step", "step": step, **values, **({"skipped": True} if is_skipped else {})})
         for name, value in values.items():
             self._writer.add_scalar(f"step/{name}", value, step)
 
@@ -127,8 +128,9 @@ class Records:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
         }
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming_errors(self._path):
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+            self._file.flush()
 
 
 def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -169,6 +171,4 @@ def _drop_later_lines(path: Path, epoch: int, step: int) -> None:
         is_done = entry["epoch"] <= epoch if entry["kind"] == "epoch" else entry["step"] <= step
         if is_done:
             kept.append(line)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, "".join(f"{line}\n" for line in kept))

@@ -8,19 +8,22 @@ from typing import Any
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, save_config
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
+    CONFIG,
     STATE,
     CheckpointError,
     Progress,
+    run_metadata,
     save_run_weights,
     save_state,
 )
+from ammnet_sparse.training.folder_lock import FolderLock
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.networks import Networks
-from ammnet_sparse.training.records import summary
 
 SECONDS_BETWEEN_SAVES = 60.0
 """After an epoch the state is saved unless that was done so recently: short epochs would spend their time writing."""
@@ -50,28 +53,60 @@ class RunFolder:
         num_frames: training and validation frames.
         limit: frames that the run was limited to, or None.
         device: whose random state belongs to the run.
+        lock: on the folder, where it is held already.
+
+    Attributes:
+        changes: keys that resumed runs have changed in what is trained (``preparation.check_same_run``).
+        unobserved: what the flipped TSDF of the set holds in unobserved space (``preparation.unobserved_in``).
     """
 
     def __init__(
-        self, path: Path, config: Config, *, num_frames: list[int], limit: int | None, device: torch.device
+        self,
+        path: Path,
+        config: Config,
+        *,
+        num_frames: list[int],
+        limit: int | None,
+        device: torch.device,
+        lock: FolderLock | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.num_frames = num_frames
         self.limit = limit
         self.device = device
+        self.changes: list[dict[str, Any]] = []
+        self.unobserved: Unobserved | None = None
         self._saved = time.monotonic()
+        self._lock = lock
 
     def begin(self) -> None:
-        """Makes the folder and writes the configuration."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.path / "config.yaml")
+        """Makes the folder, holds it against other processes, and writes the configuration.
 
-    def save_weights(self, name: str, parts: RunParts, scores: Scores | None) -> None:
-        """Weights of generator and discriminator, with the scores of this epoch where it has some."""
-        metadata = {"epoch": str(parts.progress.epoch), "step": str(parts.progress.step)}
-        if scores is not None:
-            metadata["validation"] = summary(scores)
+        Raises:
+            CheckpointError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._lock or FolderLock(self.path)
+        save_config(self.config, self.path / CONFIG)
+
+    def end(self) -> None:
+        """Lets other processes continue the run."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def save_weights(self, name: str, parts: RunParts, scores: Scores | None, *, epoch: int) -> None:
+        """Weights of generator and discriminator after ``epoch`` epochs, with their scores where there are some."""
+        progress = parts.progress
+        metadata = run_metadata(
+            self.config,
+            self.num_frames,
+            epoch=epoch,
+            step=progress.step,
+            scores=scores,
+            unobserved=self.unobserved,
+        )
         save_run_weights(self.path, name, parts.evaluated, parts.networks.discriminator, metadata=metadata)
 
     def is_save_due(self) -> bool:
@@ -90,6 +125,7 @@ class RunFolder:
             "progress": dataclasses.asdict(parts.progress),
             "frames": self.num_frames,
             "limit": self.limit,
+            "changes": self.changes,
             "network": parts.networks.state_dict(),
             "average": None if parts.average is None else parts.average.state_dict(),
             "generator": parts.game.generator_optimization.state_dict(),
@@ -114,6 +150,7 @@ class RunFolder:
                     f"{self.num_frames}; give the same set and --limit"
                 )
             parts.progress = Progress.from_state(state["progress"])
+            self.changes = list(state.get("changes", []))
             parts.networks.load_state_dict(state["network"])
             if parts.average is not None:
                 # A run that did not average until now begins with what it has.

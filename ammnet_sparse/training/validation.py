@@ -1,6 +1,7 @@
 """Scores and loss of a network on validation frames, both of the same predictions."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import torch
@@ -46,4 +47,6 @@ def validate(
         return prediction.labels
 
     scores = evaluate(predict, batches, device=device)
-    return Validation(scores, scene=float(torch.stack(sums).sum() / torch.stack(counts).sum()))
+    # Without a frame that can be predicted there is no mean.
+    scene = float(torch.stack(sums).sum() / torch.stack(counts).sum()) if sums else math.nan
+    return Validation(scores, scene=scene)

@@ -323,3 +323,38 @@ def test_options_out_of_range(
         evaluate(arguments(checkpoint, set_folder, *more))
     assert stopped.value.code == 2
     assert more[0] in capsys.readouterr().err
+
+
+def _without_hits(folder: Path, frame_id: str) -> None:
+    np.savez(folder / "Mapping" / f"{frame_id}.npz", np.full(int(np.prod(GRID)), UNMAPPED_ON_DISK, dtype=np.int32))
+
+
+def test_frames_without_hits_or_scored_voxels_are_said(
+    evaluate: Tool, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_set(tmp_path / "set")
+    _without_hits(folder, "0006")
+    with np.load(folder / "TSDF" / "0007.npz") as archive:
+        np.savez(folder / "TSDF" / "0007.npz", archive["arr_0"], np.zeros_like(archive["arr_1"]))
+    assert evaluate(arguments(checkpoint, folder, "--batch-size", "4")) == 0
+    assert checkpoint.model.calls == [(("0005", "0008"), "scored")]
+    printed = capsys.readouterr().out
+    assert "3 frames, percent" in printed
+    assert "without a scored voxel, left out: 1 frame (0007)" in printed
+    assert "no voxel hit by a pixel, scored as predicted empty: 1 frame (0006)" in printed
+
+
+def test_bad_frames_of_several_are_skipped(
+    predict: Tool, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_set(tmp_path / "set")
+    _without_hits(folder, "0002")
+    (folder / "TSDF" / "0003.npz").write_bytes(b"PK\3\4 damaged")
+    out = tmp_path / "out"
+    assert predict(arguments(checkpoint, folder, "--ids", "0001", "0002", "0003", "0004", "--out", str(out))) == 1
+    assert sorted(path.name for path in out.glob("*.npz")) == ["0001.npz", "0004.npz"]
+    printed = capsys.readouterr()
+    assert "skipped: frame 0002: " in printed.err and "skipped: frame 0003: " in printed.err
+    assert "2 skipped" in printed.out and "Traceback" not in printed.err
+    for frame_id in ("0002", "0003"):
+        assert predict(arguments(checkpoint, folder, "--ids", frame_id, "--out", str(out))) == 2

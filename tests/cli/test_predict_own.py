@@ -20,8 +20,10 @@ import ammnet_sparse
 from ammnet_sparse.cli import predict as command
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.images import read_pose
+from ammnet_sparse.data.camera.poses import read_pose
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
+from ammnet_sparse.data.sets.conventions import unobserved_of
+from ammnet_sparse.models.weights.files import UNOBSERVED
 from tests.data.camera.own_views import angle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -219,3 +221,122 @@ def test_options_that_do_not_go_together(
         predict(["--checkpoint", "x", "--out", "y", *given])
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def camera_arguments(tmp_path: Path, *more: str) -> list[str]:
+    return ["--checkpoint", str(tmp_path / "weights.safetensors"), "--out", str(tmp_path / "out"), *more]
+
+
+def test_folder_that_is_one_frame(predict: Tool, model: StandIn, tmp_path: Path) -> None:
+    folders = [f"--{kind}={EXAMPLE}" for kind in ("color", "depth", "label-map", "pose")]
+    assert predict(camera_arguments(tmp_path, *folders, "--intrinsics", INTRINSICS)) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame.npz", "frame.png"]
+    assert model.batches[0].frame_ids == ("frame",)
+
+
+def test_one_label_map_for_a_folder(predict: Tool, model: StandIn, recordings: Path, tmp_path: Path) -> None:
+    given = ["--color", str(recordings), "--depth", str(recordings), "--label-map", str(EXAMPLE / "label_map.png")]
+    assert predict(camera_arguments(tmp_path, *given, "--intrinsics", INTRINSICS)) == 1  # b's depth is broken
+    assert model.batches[0].frame_ids == ("a",)
+
+
+def test_depth_with_rotated_bits(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is noticed, said, and gives the frame of plain depth; a scale that would hide it is refused."""
+    depth = np.asarray(Image.open(EXAMPLE / "depth.png")).astype(np.uint16)
+    Image.fromarray((depth << np.uint16(3)) | (depth >> np.uint16(13))).save(tmp_path / "sun.png")
+    assert predict(arguments(tmp_path)) == 0
+    assert predict(arguments(tmp_path, "--depth", str(tmp_path / "sun.png"))) == 0
+    assert "rotated by 3" in capsys.readouterr().out
+    plain, found = model.batches
+    np.testing.assert_array_equal(found.mapping.numpy(), plain.mapping.numpy())
+    message = refused(
+        predict, arguments(tmp_path, "--depth", str(tmp_path / "sun.png"), "--depth-scale", "10000"), capsys
+    )
+    assert "Leave --depth-scale out" in message
+    forced = arguments(tmp_path, "--depth", str(tmp_path / "sun.png"), "--depth-encoding", "plain")
+    assert "correct the depth scale" in refused(predict, [*forced, "--depth-scale", "500"], capsys)
+
+
+def test_images_on_their_side(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("color.jpg", "depth.png", "label_map.png"):
+        Image.open(EXAMPLE / name).transpose(Image.Transpose.ROTATE_90).save(tmp_path / name)
+    k = np.loadtxt(EXAMPLE / "intrinsics.txt")
+    turned = f"{k[1, 1]},{k[0, 0]},{k[1, 2]},{639 - k[0, 2]}"
+    lying = [*arguments(tmp_path, folder=tmp_path), "--intrinsics", turned]
+    assert predict([*lying, "--rotate", "90"]) == 0
+    assert "up (sure)" in capsys.readouterr().out
+    assert predict(arguments(tmp_path)) == 0
+    found, plain = model.batches
+    np.testing.assert_array_equal(found.mapping.numpy(), plain.mapping.numpy())
+    assert predict(lying) == 0
+    printed = capsys.readouterr().out.split("completed", 1)[-1]
+    assert "up (sure)" not in printed or "--rotate 90" in printed
+
+
+def test_frame_all_but_outside_the_grid(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is completed, and the exit code and the words say how little that is."""
+    depth = np.full((480, 640), 7500, dtype=np.uint16)
+    depth[:8] = 3000
+    Image.fromarray(depth).save(tmp_path / "far.png")
+    given = arguments(tmp_path, "--depth", str(tmp_path / "far.png"), "--camera-height", "1.4")
+    assert predict(given) == 1
+    printed = capsys.readouterr()
+    assert "hardly completed: frame frame: " in printed.err and "of its depth lies in the grid" in printed.err
+    assert "1 of them with less than 10% of the depth in the grid" in printed.out
+
+
+def test_classes_of_label_maps(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full((480, 640), 22, dtype=np.uint8)).save(tmp_path / "nyu40.png")
+    label_map = ["--label-map", str(tmp_path / "nyu40.png")]
+    assert "--label-map-classes" in refused(predict, arguments(tmp_path, *label_map), capsys)
+    assert predict(arguments(tmp_path, *label_map, "--label-map-classes", "nyu40")) == 0
+    found = model.batches[0].label_map
+    assert found is not None and set(np.unique(found.numpy())) == {3}  # ceiling
+
+
+def test_depth_alone(predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks that read no image need none; those that do say so."""
+    given = camera_arguments(tmp_path, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", INTRINSICS)
+    model.config = ModelConfig(inputs="tsdf")
+    assert predict([*given, "--page"]) == 0
+    assert model.batches[0].image is None and model.batches[0].frame_ids == ("frame",)
+    plain = arguments(tmp_path, has_label_map=False)
+    assert predict(plain) == 0
+    np.testing.assert_array_equal(model.batches[0].mapping.numpy(), model.batches[1].mapping.numpy())
+    capsys.readouterr()
+    model.config = ModelConfig(image_encoder="resnet50")
+    assert "there is no --color" in refused(predict, given, capsys)
+    model.config = ModelConfig()
+    assert predict([*given, "--label-map", str(EXAMPLE / "label_map.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [(None, [], 0.001), ("surface", [], 1.0), ("free", [], 0.001), ("surface", ["--unobserved", "free"], 0.001)],
+)
+def test_unobserved_space_is_as_the_weights_were_trained(
+    predict: Tool,
+    model: StandIn,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trained: str | None,
+    given: list[str],
+    expected: float,
+) -> None:
+    model.metadata = {} if trained is None else {UNOBSERVED: trained}  # type: ignore[assignment]
+    assert predict(arguments(tmp_path, "--dataset", "nyucad", *given)) == 0
+    (batch,) = model.batches
+    assert batch.tsdf_is_flipped
+    name = "surface" if expected == 1.0 else "free"
+    assert f"Unobserved space in the flipped TSDF: {name}" in capsys.readouterr().err
+    assert unobserved_of(batch.tsdf.numpy()) == name
+    assert predict(arguments(tmp_path)) == 0
+    assert not model.batches[1].tsdf_is_flipped

@@ -210,14 +210,14 @@ def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str
     assert "training.epochs (int >= 1; 150): passes over the training frames" in text
     assert "data.root (path or empty; empty): " in text
     assert "adversarial.erase_probability ([float, float]; [0.1, 0.9]): " in text
-    for option in ("--config", "--out", "--output", "--device", "--resume", "--init-from", "--limit"):
+    for option in ("--config", "--out", "--output", "--device", "--resume", "--change", "--init-from", "--limit"):
         assert option in text
 
 
 def test_fine_tuning(train: Tool, refuse: Callable[..., str], finished: Path, root: Path, tmp_path: Path) -> None:
     weights, data = ["--init-from", str(finished / "best.safetensors")], f"data.root={root}"
     message = refuse(*weights, data, *TINY, "model.width=16", "--output", str(tmp_path / "wide"))
-    assert "model.width 8 (here 16)" in message and str(finished / "best.safetensors") in message
+    assert "set model.width=8\n" in message and str(finished / "best.safetensors") in message
     arguments = [*weights, data, *TINY, "--limit", "2", "model.sites=dense", "--output", str(tmp_path / "dense")]
     assert train(arguments) == 0
     assert load_config(tmp_path / "dense" / "config.yaml").model.sites == "dense"
@@ -280,3 +280,82 @@ def test_terminated_process_saves_and_is_resumed(finished: Path, root: Path, tmp
     assert train(["--resume", str(folder), f"training.epochs={epochs}", "data.workers=0"]) == 0
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if entry["kind"] == "step"] == list(range(1, 2 * epochs + 1))
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """A training in a process group of its own, as schedulers start it; returns after its first step."""
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--device", "cpu", "--out", str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def test_a_terminated_process_group_saves_and_is_resumed(root: Path, tmp_path: Path, train: Tool) -> None:
+    """The signal ends the processes that load frames at once."""
+    folder = tmp_path / "run"
+    process = start(folder, f"data.root={root}", *TINY, "training.epochs=500", "data.workers=2")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
+    assert train(["--resume", str(folder), "training.epochs=500", "--change", "data.workers=0", "--limit", "2"]) == 2
+    assert (folder / "state.pt").is_file()
+
+
+def test_a_killed_worker_ends_the_run_with_its_state(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, f"data.root={root}", *TINY, "training.epochs=500", "data.workers=1")
+    while process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            if "resource_tracker" not in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+        time.sleep(0.2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "a process that loads frames was killed" in errors and "data.workers=0" in errors
+    assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(
+    train: Tool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_name_of_now", lambda: "2026-01-31_120000")
+    for _ in range(2):
+        assert train(["--limit", "2", f"data.root={root}", *TINY, "adversarial.enabled=false"]) == 0
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["2026-01-31_120000", "2026-01-31_120000_2"]
+    assert train(["--limit", "1", f"data.root={root}", *TINY]) == 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == folders, "a folder of a run that never was"
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.9])
+def test_a_cut_configuration_is_taken_from_the_state(
+    train: Tool, finished: Path, tmp_path: Path, share: float | None
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    expected = load_config(finished / "config.yaml", ["training.epochs=2"])
+    if share is None:
+        (folder / "config.yaml").unlink()
+    else:
+        content = (folder / "config.yaml").read_bytes()
+        (folder / "config.yaml").write_bytes(content[: int(share * len(content))])
+    with pytest.warns(UserWarning, match=r"config\.yaml.*; the configuration in the run's state is taken"):
+        assert train(["--resume", str(folder), "training.epochs=2"]) == 0
+    assert load_config(folder / "config.yaml") == expected
+
+
+def test_fine_tuning_the_shipped_weights_by_name(refuse: Callable[..., str], root: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    message = refuse("--init-from", "nyu_seg2d_w64", f"data.root={root}", *TINY, "--out", out)
+    assert "nyu_seg2d_w64" in message and "set model.width=64 model.stem_widths=[3,64]" in message

@@ -134,3 +134,46 @@ def test_frames_check_their_shapes(name: str, shape: tuple[int, ...]) -> None:
 def test_from_frames_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected the folders TSDF and Mapping"):
         Batch.from_frames(tmp_path, ["0001"])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("tsdf", torch.float16, "float32"),
+        ("tsdf", torch.int32, "float32"),
+        ("mapping", torch.float32, "int32 or int64"),
+        ("mapping", torch.int16, "int32 or int64"),
+        ("label_weight", torch.uint8, "bool"),
+        ("label_weight", torch.float32, "bool"),
+        ("label", torch.float32, "integers"),
+        ("label", torch.bool, "integers"),
+        ("label_map", torch.float32, "integers"),
+        ("image", torch.uint8, "normalized floats"),
+    ],
+)
+def test_types_are_checked(name: str, dtype: torch.dtype, expected: str) -> None:
+    batch = _batch(1, has_image=True, has_label_map=True)
+    with pytest.raises(ValueError, match=rf"Batch\.{name}: expected {expected}.*found {dtype}"):
+        dataclasses.replace(batch, **{name: getattr(batch, name).to(dtype)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.1])
+def test_a_tsdf_out_of_range_is_refused(value: float) -> None:
+    tsdf = _batch(1).tsdf.clone()
+    tsdf[0, 0, 1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"Batch\.tsdf, frames 0001: expected finite values in -1 .. 1, found 1"):
+        dataclasses.replace(_batch(1), tsdf=tsdf)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:999", ""])
+def test_devices_that_are_not_there_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="device: expected "):
+        _batch(1).to(device)
+
+
+def test_frames_are_selected() -> None:
+    batch = Batch.collate([_batch(seed) for seed in (5, 2, 9)])
+    selected = batch.select(torch.tensor([True, False, True]))
+    assert selected.frame_ids == ("0005", "0009") and torch.equal(selected.tsdf, batch.tsdf[[0, 2]])
+    assert batch.select(torch.ones(3, dtype=torch.bool)) is batch
+    assert batch.select(torch.zeros(3, dtype=torch.bool)).batch_size == 0

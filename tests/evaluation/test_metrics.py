@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +325,25 @@ def test_real_frames_by_class(nyu_folder: Path) -> None:
     assert scores.confusion.sum(1).tolist() == counted.tolist()
     assert scores.confusion[:, 0].tolist() == counted.tolist()
     assert scores.frames == len(ids)
+
+
+def test_frames_without_hits_are_empty_and_frames_without_scored_voxels_left_out() -> None:
+    labels = [WALL, 0, CHAIR, 0]
+    batch = make_batch(labels * 3, hit=[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], weight=[1] * 8 + [0] * 4, frames=3)
+    named = replace(batch, frame_ids=("seen", "unseen", "unscored"))
+    asked: list[tuple[str, ...]] = []
+
+    def predict(frames: Batch) -> torch.Tensor:
+        asked.append(frames.frame_ids)
+        return torch.tensor([labels] * frames.batch_size)
+
+    scores = evaluate(predict, [named])
+    assert asked == [("seen",)]
+    assert (scores.frames, scores.without_hits, scores.left_out) == (2, ("unseen",), ("unscored",))
+    # Of the frame that is not seen, wall and chair are missed.
+    assert scores.ssc_iou["wall"] == scores.ssc_iou["chair"] == 0.5
+    assert scores.sc_recall == pytest.approx(1 / 3)
+    assert len(scores.remarks()) == 2 and scores.to_json()["left_out"] == ["unscored"]
+    nothing = evaluate(predict, [named.select(torch.tensor([False, False, True]))])
+    assert nothing.frames == 0 and math.isnan(nothing.ssc_miou)
+    assert "left_out" not in evaluate(predict, [named.select(torch.tensor([True, False, False]))]).to_json()

@@ -61,10 +61,55 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(read_history(run).steps) == 10
 
 
+MALFORMED = [
+    "null",
+    "[]",
+    "3",
+    '"kind"',
+    "[" * 100_000,
+    '{"kind": ["step"], "step": 1}',
+    '{"kind": "step"}',
+    '{"kind": "step", "step": "1"}',
+    '{"kind": "step", "step": true}',
+    '{"kind": "step", "step": 1e400}',
+    '{"kind": "epoch", "step": 1}',
+    '{"kind": "epoch", "step": 1, "epoch": 1, "validation": 3}',
+    '{"kind": "epoch", "step": 1, "epoch": 1, "validation": {}}',
+    '{"kind": "epoch", "step": 1, "epoch": 1, "validation": {"frames": "<script>", "sc": {}, "ssc": {}}}',
+    '{"kind": "epoch", "step": 1, "epoch": 1, "validation": {"frames": 1, "sc": {"precision": "<b>", "recall": 1, '
+    '"iou": 1}, "ssc": {"miou": 1, "iou": {}}}}',
+    '{"kind": "epoch", "step": 1, "epoch": 1, "validation": {"frames": 1, "sc": {"precision": 1, "recall": 1, '
+    '"iou": 1}, "ssc": {"miou": [1], "iou": {}}}}',
+    '{"kind": "epoch", "step": 1' + "0" * 400 + ', "epoch": 1}',
+]
+
+
+def test_malformed_lines_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mious=(0.2, 0.4))
+    expected = read_history(run)
+    path = run / "metrics.jsonl"
+    path.write_text("\n".join([*MALFORMED, path.read_text()]))
+    history = read_history(run)
+    assert (history.steps, history.epochs) == (expected.steps, expected.epochs)
+    assert history.num_malformed == len(MALFORMED)
+    path.write_text("\n".join([*MALFORMED, "{}"]))
+    with pytest.raises(HistoryError, match=f"found {len(MALFORMED) + 1} malformed lines"):
+        read_history(run)
+
+
+def test_a_step_with_values_of_any_kind_is_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mious=(0.2,))
+    values = ["1" + "0" * 400, "NaN", "Infinity", '"<script>"', "[]", "null", "true", "-1e300"]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(f'{{"kind": "step", "step": 11, "loss": {value}, "scene": {value}}}\n' for value in values)
+    page = curves_html(read_history(run))
+    assert "<script" not in page and "generator, weighted sum (training)" in text_of(page)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"nowhere: expected the folder of a training run, found no folder"):
         read_history(tmp_path / "nowhere")
-    with pytest.raises(HistoryError, match=r"expected a training run with metrics\.jsonl, found none; name a run"):
+    with pytest.raises(HistoryError, match=r"expected a training run with metrics\.jsonl, found none; name "):
         read_history(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(HistoryError, match=r"metrics\.jsonl: expected metrics, found none yet"):

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -134,3 +135,19 @@ def test_bad_scenes_are_refused_by_name(change: dict[str, Any], message: str) ->
     arguments: dict[str, Any] = {"name": "kitchen", "prediction": lopsided(), **change}
     with pytest.raises(ValueError, match=f"scene 'kitchen': {message}"):
         Scene(**arguments)
+
+
+def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
+    path = tmp_path / "p.html"
+    inserted = "<section><script>alert(1)</script></section>"
+    name = "</script><script>alert(2)</script>"
+    write_page(path, [Scene(name, lopsided(), note=name)], title=f"<b>{name}", introduction=inserted)
+    text = path.read_text("utf-8")
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    (sources,) = re.findall(r"script-src ([^;]*)", policy)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts]
+    assert len(scripts) == 2 and sources == hashes[1]  # the inserted one comes first and has no hash
+    assert "alert(2)" not in "".join(scripts)
+    write_page(path, [], title="T", introduction=inserted)
+    assert "script-src 'none';" in path.read_text("utf-8")

@@ -1,25 +1,35 @@
 """Saved states and weights: whole or not at all, and what fits what."""
 
+import dataclasses
+import errno
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from ammnet_sparse.config import Config, DataConfig
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
+from ammnet_sparse.files import writing
 from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.files import UNOBSERVED, read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_discriminator, load_model
-from ammnet_sparse.training import checkpoints
 from ammnet_sparse.training.checkpoints import (
+    PREVIOUS_STATE,
     STATE,
     CheckpointError,
     load_state,
+    run_metadata,
     save_run_weights,
     save_state,
 )
 from ammnet_sparse.training.networks import Networks, build_networks, initialise_from
+from ammnet_sparse.training.preparation import unobserved_in
+from tests.data.frames import random_frame
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
 
 
@@ -42,17 +52,56 @@ def test_state_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [STATE]
 
 
-def test_interrupted_save_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_save_leaves_the_states_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_state(tmp_path, {"step": 1})
+    save_state(tmp_path, {"step": 2})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {STATE, PREVIOUS_STATE}
 
-    def fail(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    class FullDisk:
+        """torch.save makes an error of its own of the first, and of a writer that fails later none at all."""
 
-    monkeypatch.setattr(checkpoints.torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_state(tmp_path, {"step": 2})
-    assert load_state(tmp_path) == {"step": 1}
+        def __init__(self, file: Any, room: int) -> None:
+            self.file, self.room = file, room
+
+        def write(self, content: Any) -> int:
+            self.room -= len(content)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written: int = self.file.write(content)
+            return written
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    watched = writing._Watched
+    for room in (0, 100, 2000):
+        monkeypatch.setattr(writing, "_Watched", lambda file, room=room: watched(FullDisk(file, room)))
+        with pytest.raises(OSError, match="No space left on device") as error:
+            save_state(tmp_path, {"step": 3, "weights": torch.zeros(1000)})
+        assert error.value.filename == str(tmp_path / STATE)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_state_is_recognised_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / STATE
+    weights = torch.arange(1000.0)
+    for step in (1, 2):
+        save_state(tmp_path, {"step": step, "weights": weights})
+    content = bytearray(path.read_bytes())
+    content[content.find(weights.numpy().tobytes()) + 1000] ^= 1  # which torch.load does not notice
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(content) if damage == "flip" else bytes(content[: len(content) // 2]))
+    with pytest.warns(UserWarning, match=r"state\.pt.*; the run goes on from the state before it, .*previous"):
+        assert load_state(tmp_path)["step"] == 1
+    (tmp_path / PREVIOUS_STATE).write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"state\.pt.*previous.*--init-from"):
+        load_state(tmp_path)
 
 
 def test_missing_and_damaged_states_are_named(tmp_path: Path) -> None:
@@ -85,6 +134,7 @@ def test_run_weights_hold_their_configuration_and_predict_the_same(tmp_path: Pat
     networks, path = saved(tmp_path, 1)
     state, config, metadata = read_weights(path)
     assert (config, metadata) == (networks.generator.config, {"epoch": "3"})
+    assert path.stat().st_mode & 0o044 == 0o044  # as the umask of the tests says
     assert not differing(state, networks.state_dict())
     batch = tiny_batch((1,))
     loaded, discriminator = load_model(path), load_discriminator(path)
@@ -119,9 +169,9 @@ def test_other_widths_and_fusions_are_refused(tmp_path: Path) -> None:
     _, path = saved(tmp_path, 1)
     others = networks_of(2, width=16, fusion="add")
     start = {name: value.clone() for name, value in others.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"model.width 8 \(here 16\), model.fusion modulation \(here add\)") as error:
+    with pytest.raises(WeightsError, match=r"set model.width=8 model.fusion=modulation$") as error:
         initialise_from(others, path)
-    assert str(path) in str(error.value) and "wrong shapes" in str(error.value)
+    assert str(path) in str(error.value)
     assert not differing(start, others.state_dict())
 
 
@@ -148,3 +198,19 @@ def test_checkpoint_without_discriminator_leaves_it(tmp_path: Path) -> None:
     initialise_from(others, path)
     assert not differing(discriminator, state_of(others.discriminator))
     assert not differing(state_of(generator), state_of(others.generator))
+
+
+def test_weights_say_what_unobserved_space_was() -> None:
+    counts = {"epoch": 1, "step": 2, "scores": None}
+    assert UNOBSERVED not in run_metadata(Config(), [3, 2], **counts)  # type: ignore[arg-type]
+    assert run_metadata(Config(), [3, 2], unobserved="surface", **counts)[UNOBSERVED] == "surface"  # type: ignore[arg-type]
+    config = Config(data=DataConfig(dataset="nyucad"))
+    tsdf = np.where(np.random.default_rng(0).random((12, 12, 12)) < 0.5, 0, 0.4)
+    names: tuple[Unobserved, ...] = ("free", "surface")
+    for unobserved in names:
+        frame = dataclasses.replace(
+            random_frame(1, grid_shape=(12, 12, 12)), tsdf=flip_tsdf(tsdf, unobserved=unobserved), tsdf_is_flipped=True
+        )
+        frames: Any = [Batch.from_frame(frame)]
+        assert unobserved_in(frames, config) == unobserved
+        assert unobserved_in(frames, Config()) is None

@@ -167,13 +167,13 @@ def test_what_cannot_be_trained_is_refused(frames: TwoColors, root: Path, tmp_pa
         open_encoder_datasets(_config(root, {"data.label_2d": tmp_path / "some"}), device=CPU, limit=None)
     for values, message in (
         (np.full((480, 640), 12, dtype=np.uint8), "expected classes 0..11 or 255, found 12"),
-        (np.zeros((48, 64), dtype=np.uint8), r"found uint8 \[48, 64\]"),
+        (np.zeros((48, 64), dtype=np.uint8), r"expected 480 rows and 640 columns, found shape \[48, 64\]"),
     ):
         Image.fromarray(values).save(tmp_path / "some" / "0001.png")
         with pytest.raises(DataError, match=message):
             Truth2D(tmp_path / "some").read("0001")
     (tmp_path / "some" / "0001.png").write_bytes(b"no png")
-    with pytest.raises(DataError, match="expected a readable png of 2D labels"):
+    with pytest.raises(DataError, match="expected a readable png with 2D labels"):
         Truth2D(tmp_path / "some").read("0001")
 
 

@@ -126,6 +126,8 @@ def test_run_leaves_its_files_behind(uninterrupted: tuple[Path, RunResult], root
         "last.safetensors",
         "best.safetensors",
         "state.pt",
+        "state.previous.pt",
+        "run.lock",
         "tensorboard",
     }
     config = run_config(root)
@@ -232,7 +234,7 @@ def test_run_stopped_between_epochs_goes_on_exactly(
         return score(description)
 
     monkeypatch.setattr(run, "_score", interrupted_score)
-    with pytest.raises(RunInterrupted, match="stopped after epoch 1"):
+    with pytest.raises(RunInterrupted, match="stopped in the validation of epoch 1"):
         run.train()
     torch.manual_seed(99)
     make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
@@ -255,7 +257,7 @@ def test_run_that_died_goes_on_from_its_last_state(
     del state["limit"]
     save_state(tmp_path, state)
     run = make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True)
-    monkeypatch.setattr(run.saves, "save_weights", lambda *_: crash() if run.progress.epoch == 2 else None)
+    monkeypatch.setattr(run.saves, "save_weights", lambda *_, **__: crash() if run.progress.epoch == 2 else None)
     with pytest.raises(RuntimeError, match="power cut"):
         run.train()
     make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
@@ -337,9 +339,48 @@ def test_resumed_run_keeps_what_its_state_depends_on(
         make_run(config, uninterrupted[0], resume=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss.weight_adversarial", 0.0),
+        ("loss.label_smoothing", 0.0),
+        ("adversarial.semantic_fakes", False),
+        ("data.augment_3d", False),
+        ("data.root", "elsewhere"),
+        ("optimizer.weight_decay", 0.0),
+        ("optimizer.learning_rate", 2e-3),
+        ("training.ema_decay", 0.9),
+    ],
+)
+def test_resumed_run_keeps_what_decides_what_is_trained(
+    uninterrupted: tuple[Path, RunResult], root: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: a resumed run keeps .*, found .*; .* add --change"):
+        make_run(with_keys(run_config(root), {key: value}), uninterrupted[0], resume=True)
+
+
+def test_changes_are_taken_on_request_and_recorded(
+    uninterrupted: tuple[Path, RunResult], root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(uninterrupted[0], folder)
+    changes = {"optimizer.learning_rate": 2e-3, "loss.label_smoothing": 0.0, "training.epochs": 3}
+    make_run(with_keys(run_config(root), changes), folder, resume=True, may_change=True).train()
+    expected = [
+        {"key": "loss.label_smoothing", "before": 0.2, "now": 0.0},
+        {"key": "optimizer.learning_rate", "before": 1e-3, "now": 2e-3},
+    ]
+    assert load_state(folder)["changes"] == expected
+    assert lines_of(folder)[6:8] == [{"kind": "change", "step": 4, **change} for change in expected]
+    # Going on with the changed configuration is no further change.
+    make_run(with_keys(run_config(root), {**changes, "training.epochs": 4}), folder, resume=True).train()
+    assert load_state(folder)["changes"] == expected
+    assert sum(entry["kind"] == "change" for entry in lines_of(folder)) == 2
+
+
 def test_resumed_run_may_change_the_rest(uninterrupted: tuple[Path, RunResult], root: Path) -> None:
     changes = {"optimizer.learning_rate": 2e-3, "training.recompute": "full", "training.epochs": 4}
-    run = make_run(with_keys(run_config(root), changes), uninterrupted[0], resume=True)
+    run = make_run(with_keys(run_config(root), changes), uninterrupted[0], resume=True, may_change=True)
     assert run.progress.step == 4
     assert run.game.generator_optimization.learning_rate == pytest.approx(1e-3, rel=1e-3)  # half of the longer cosine
 
@@ -372,7 +413,7 @@ def test_best_weights_are_those_of_the_best_validation(
 ) -> None:
     run = make_run(run_config(root, epochs=3, validate_every=every), tmp_path, limit=2)
     monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: None)
-    monkeypatch.setattr(run, "_score", lambda description: Validation(scores_of(mious[run.progress.epoch - 1]), 1.0))
+    monkeypatch.setattr(run, "_score", lambda description: Validation(scores_of(mious[run.progress.epoch]), 1.0))
     result = run.train()
     assert result.best_epoch == best
     assert result.best.ssc_miou == pytest.approx(scores_of(mious[best - 1]).ssc_miou, nan_ok=True)
@@ -390,13 +431,14 @@ def test_last_weights_are_saved_without_validation_too(
     save = run.saves.save_state
 
     def record(parts: RunParts) -> None:
+        # The third time before the validation, of the state alone.
         epochs.append(read_weights(tmp_path / "last.safetensors")[2]["epoch"])
         save(parts)
 
     monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: None)
     monkeypatch.setattr(run.saves, "save_state", record)
     run.train()
-    assert epochs == ["1", "2", "3"]
+    assert epochs == ["1", "2", "2", "3"]
 
 
 def test_state_is_saved_within_an_epoch_after_some_minutes(root: Path, tmp_path: Path) -> None:
@@ -410,7 +452,7 @@ def test_state_is_saved_within_an_epoch_after_some_minutes(root: Path, tmp_path:
 def test_state_is_not_saved_after_every_short_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first, as there is none yet, and after the last; a run that died goes on from what there is."""
+    """Before the first validation, as there is none yet, and after the last; a run that died goes on from there."""
     monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 1000.0)
     config, whole = run_config(root, epochs=4), tmp_path / "whole"
     epochs = []
@@ -420,22 +462,24 @@ def test_state_is_not_saved_after_every_short_epoch(
         lambda folder, state: (epochs.append(state["progress"]["epoch"]), save_state(folder, state)),
     )
     make_run(config, whole).train()
-    assert epochs == [1, 4]
+    assert epochs == [0, 4]
     run = make_run(config, tmp_path / "died")
     before_call(run, 6, crash)
     with pytest.raises(RuntimeError, match="power cut"):
         run.train()
-    assert load_state(tmp_path / "died")["progress"]["epoch"] == 1
+    progress = load_state(tmp_path / "died")["progress"]
+    assert (progress["epoch"], progress["batches_done"]) == (0, 2)
     make_run(config, tmp_path / "died", resume=True).train()
     assert_same_run(tmp_path / "died", whole)
 
 
 def test_diverged_run_says_so_and_keeps_its_last_state(root: Path, tmp_path: Path) -> None:
     config = with_keys(run_config(root), {"optimizer.learning_rate": 1e30})
-    with pytest.raises(DivergenceError, match="step 1 .*optimizer.learning_rate"):
+    with pytest.raises(DivergenceError, match="step 3 .*3 steps in a row were skipped.*optimizer.learning_rate"):
         make_run(config, tmp_path).train()
     assert not (tmp_path / "state.pt").exists()
-    assert [entry["step"] for entry in lines_of(tmp_path)] == [1]
+    steps = [entry for entry in lines_of(tmp_path) if entry["kind"] == "step"]
+    assert [(entry["step"], entry["skipped"]) for entry in steps] == [(1, True), (2, True), (3, True)]
 
 
 def test_half_precision_forgives_gradients_that_overflow_but_not_losses(root: Path, tmp_path: Path) -> None:
@@ -449,7 +493,7 @@ def test_half_precision_forgives_gradients_that_overflow_but_not_losses(root: Pa
         return dataclasses.replace(step(*arguments, **options), **dict.fromkeys(overflowing, torch.tensor(math.inf)))
 
     run.game.step = overflow  # type: ignore[method-assign]
-    with pytest.raises(DivergenceError, match=r"step 3 .*: scene must be finite.* training.mixed_precision=false"):
+    with pytest.raises(DivergenceError, match=r"step 3 .*: scene.* must be finite.* training.mixed_precision=false"):
         run.train()
     assert lines_of(tmp_path)[0]["generator_gradient_norm"] is None and load_state(tmp_path)["progress"]["step"] == 2
 

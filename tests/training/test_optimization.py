@@ -113,3 +113,41 @@ def test_restored_optimization_takes_schedule_and_decay_of_its_configuration() -
     after.load_state_dict(before.state_dict())
     assert after.learning_rate == pytest.approx(1e-3, rel=1e-3)
     assert {group["weight_decay"] for group in after.optimizer.param_groups} == {0.0, 0.5}
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_gradients_that_are_not_finite_change_nothing(value: float) -> None:
+    network = nn.Linear(3, 2)
+    optimization = optimization_of(network)
+    run_steps(optimization, network, 1)
+    before = copy.deepcopy((network.state_dict(), optimization.optimizer.state_dict()["state"]))
+    optimization.backward(value * network(torch.ones(1, 3)).sum())
+    assert not math.isfinite(float(optimization.step()))
+    after = (network.state_dict(), optimization.optimizer.state_dict()["state"])
+    assert all(torch.equal(before[0][name], tensor) for name, tensor in after[0].items())
+    for index, moments in after[1].items():
+        assert all(torch.equal(before[1][index][name], tensor) for name, tensor in moments.items())
+    run_steps(optimization, network, 1)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def test_a_state_from_before_the_fused_optimizer_goes_on_with_loss_scaling() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    plain = optimization_of(network)
+    run_steps(plain, network, 2)
+    state = copy.deepcopy(plain.state_dict())
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None
+    scaled = Optimization(
+        network,
+        OptimizerConfig(),
+        learning_rate=1e-3,
+        num_steps=10,
+        uses_scaling=True,
+        device=torch.device("cpu"),
+    )
+    scaled.load_state_dict(state)
+    before = network.weight.detach().clone()
+    run_steps(scaled, network, 1)
+    assert not torch.equal(network.weight, before) and torch.isfinite(network.weight).all()

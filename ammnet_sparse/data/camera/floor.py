@@ -30,6 +30,9 @@ _MAX_SHARE_BELOW = 0.01
 """Of all samples that may lie 0.15 m and more below the floor: reflections and outliers."""
 _NEAR_FLOOR_AREA, _FLOOR_EXTENT = 1.0, 2.8
 """Square metres that a floor nearer than the usual height must have, and metres of length one nearer still."""
+_LOW_FLOOR_AREA, _LOW_FLOOR_EXTENTS = 2.4, (1.6, 1.2)
+"""Square metres, and metres of length and width, of a floor just below the camera of a robot. A bed that large is seen
+with the floor around it, which lies beneath."""
 _PLANE_AREA, _PLANE_WIDTH = 0.8, 0.7
 """Square metres, and metres across its narrower direction, of floor that correct the vertical."""
 _MAX_CORRECTION = 5.0
@@ -59,9 +62,9 @@ def find_floor(surface: Surface, up: ArrayLike) -> Floor:
     """The floor, given the vertical.
 
     It is the lowest level surface of some size with nothing beneath it. One that is less than 1.1 m below the camera
-    is taken for a floor only where it is large, and nearer than 0.9 m only where it is longer than furniture;
-    otherwise, as where nothing level is seen, the camera is assumed at the height at which people hold one, or higher
-    where something is seen lower than that.
+    is taken for a floor only where it is large, and nearer than 0.9 m only where it is longer than furniture, or of
+    several square metres and wide; otherwise, as where nothing level is seen, the camera is assumed at the height at
+    which people hold one, or higher where something is seen lower than that.
 
     Args:
         surface: what the camera sees.
@@ -76,8 +79,7 @@ def find_floor(surface: Surface, up: ArrayLike) -> Floor:
     members = is_level & (np.abs(heights - level) < _THICKNESS)
     area, below = float(surface.areas[members].sum()), -level
     is_small = below < _USUAL_HEIGHT[0] and area < _NEAR_FLOOR_AREA
-    is_short = below < STANDING_HEIGHT and _extents(surface.points[members])[0] < _FLOOR_EXTENT
-    if is_small or is_short:
+    if is_small or (below < STANDING_HEIGHT and not _is_large(surface.select(members), area)):
         return _assumed(
             heights,
             f"the lowest level surface is only {below:.2f} m below the camera and {area:.1f} m2 large, "
@@ -153,6 +155,13 @@ def _lowest_level(
         if (heights < level - _BELOW).mean() <= _MAX_SHARE_BELOW:
             return level
     return None
+
+
+def _is_large(level: Surface, area: float) -> bool:
+    """Whether a level surface just below the camera is longer than furniture, or a floor by its area and extent."""
+    length, width = _extents(level.points)
+    is_wide = length >= _LOW_FLOOR_EXTENTS[0] and width >= _LOW_FLOOR_EXTENTS[1]
+    return length >= _FLOOR_EXTENT or (area >= _LOW_FLOOR_AREA and is_wide)
 
 
 def _extents(points: NDArray[np.float64]) -> tuple[float, float]:

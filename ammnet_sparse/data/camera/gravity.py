@@ -36,6 +36,8 @@ _ACROSS_SHARE = 0.5
 _REFINING = (15.0, 10.0, 6.0, 4.0)
 _RIVAL_DISTANCE = 25.0
 _MIN_SAMPLES = 200
+_LEAST_VOTE, _MAX_AXES = 0.4, 3
+"""Share of the largest vote that another axis must have, and how many are looked at."""
 _AXIS_TOLERANCES = (5.0, 4.0, 3.0)
 """Degrees within which a wall lies along an axis of the room, round by round of its refinement."""
 _MIN_ROOM_SHARE = 0.35
@@ -52,6 +54,7 @@ class Gravity:
         rival: vote of the best direction more than 25 degrees off, as a share of the vote of ``up``.
         tilt: degrees between ``up`` and the camera's own upright.
         confidence: sure, likely or guess.
+        vote: mean vote of the normals for ``up``, 0..1.
     """
 
     up: Vector
@@ -59,6 +62,7 @@ class Gravity:
     rival: float
     tilt: float
     confidence: Confidence
+    vote: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,9 +84,10 @@ class Heading:
 
 
 def find_gravity(surface: Surface) -> Gravity:
-    """The vertical that the normals of a surface speak for.
+    """The vertical that the normals of a surface speak for, of the directions near the image's upright.
 
-    Without enough surface (200 samples) it is the camera's own upright, as a guess.
+    ``upright.find_upright`` compares it with all others. Without enough surface (200 samples) it is the camera's own
+    upright, as a guess.
     """
     if len(surface) < _MIN_SAMPLES:
         return Gravity(CAMERA_UP.copy(), 0.0, 1.0, 0.0, "guess")
@@ -91,14 +96,39 @@ def find_gravity(surface: Surface) -> Gravity:
     directions = _directions_around(CAMERA_UP, MAX_TILT, step=_DIRECTION_STEP)
     tilt = np.degrees(np.arccos(np.clip(directions @ CAMERA_UP, -1, 1)))
     votes = _votes(directions, normals) * np.exp(-((tilt / _TILT_PRIOR) ** 2))
-    up = _refined(directions[votes.argmax()], surface.normals)
+    up = refined(directions[votes.argmax()], surface.normals)
     is_far = directions @ up < math.cos(math.radians(_RIVAL_DISTANCE))
     best = float(votes.max())
     rival = float(votes[is_far].max() / best) if best > 0 and is_far.any() else 1.0
     along = np.abs(surface.normals @ up)
     tolerance = math.radians(10.0)
     agreement = float(((along > math.cos(tolerance)) | (along < math.sin(tolerance))).mean())
-    return Gravity(up, agreement, rival, angle_between(up, CAMERA_UP), _confidence(agreement, rival))
+    vote = float(_votes(up[None], normals)[0])
+    return Gravity(up, agreement, rival, angle_between(up, CAMERA_UP), _confidence(agreement, rival), vote)
+
+
+def room_axes(surface: Surface, *, apart_from: Vector) -> list[tuple[Vector, float]]:
+    """Axes that many normals lie along or across, of the whole sphere, and their votes; each stands for both ways.
+
+    Args:
+        surface: with enough samples.
+        apart_from: [3] an axis that is known: others are 25 degrees and more away from it and from each other.
+    """
+    normals = surface.normals[:: max(1, len(surface) // _SAMPLES_VOTING)]
+    directions = _directions_around(CAMERA_UP, 90.0, step=_DIRECTION_STEP)
+    votes = _votes(directions, normals)
+    least = _LEAST_VOTE * float(votes.max())
+    is_left = np.abs(directions @ apart_from) < math.cos(math.radians(_RIVAL_DISTANCE))
+    axes: list[tuple[Vector, float]] = []
+    while is_left.any() and len(axes) < _MAX_AXES:
+        best = int(np.where(is_left, votes, -1.0).argmax())
+        if votes[best] < least:
+            break
+        axis = refined(directions[best], surface.normals)
+        axes.append((axis, float(votes[best])))
+        for found in (axis, directions[best]):
+            is_left &= np.abs(directions @ found) < math.cos(math.radians(_RIVAL_DISTANCE))
+    return axes
 
 
 def find_heading(surface: Surface, up: ArrayLike) -> Heading:
@@ -167,7 +197,7 @@ def _votes(directions: NDArray[np.float64], normals: NDArray[np.float64]) -> NDA
     return np.asarray((along + _ACROSS_SHARE * across).mean(axis=0), dtype=np.float64)
 
 
-def _refined(up: Vector, normals: NDArray[np.float64]) -> Vector:
+def refined(up: Vector, normals: NDArray[np.float64]) -> Vector:
     """The direction nearest to ``up`` that is most along the normals along it, and most across those across it."""
     for tolerance in _REFINING:
         along = normals @ up

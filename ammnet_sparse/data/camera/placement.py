@@ -9,31 +9,31 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ammnet_sparse.data.camera.directions import describe_direction, upright_turn
 from ammnet_sparse.data.camera.floor import Floor, find_floor, level_to_floor
+from ammnet_sparse.data.camera.given_pose import (
+    POSE_AXES,
+    floor_with_pose,
+    gravity_reason,
+    heading_with_pose,
+    nearest_axis,
+    upright_axis,
+)
 from ammnet_sparse.data.camera.gravity import (
-    CAMERA_UP,
     Confidence,
     Gravity,
     Heading,
     Vector,
     angle_between,
-    find_gravity,
     find_heading,
     world_pose,
 )
 from ammnet_sparse.data.camera.surface import Surface, surface_from_depth
+from ammnet_sparse.data.camera.tracking import Kept, keep
+from ammnet_sparse.data.camera.upright import Candidate, find_upright
 from ammnet_sparse.data.volumes.camera import Camera
 
-POSE_AXES = ("x", "y", "z", "-x", "-y", "-z")
-"""Names of the directions of a given pose's world that may be up."""
-_AXIS_AGREES, _AXIS_LIKELY = 4.0, 15.0
-"""Degrees from the vertical found in the depth up to which an axis of the pose's world is taken for the vertical: where
-that finding is sure, and where it is not."""
-_FLOOR_AGREES = 0.10
-"""Metres between the floor seen and the pose's height 0 up to which the pose is believed."""
-_POSE_HEIGHTS = (0.3, 2.5)
-_ROOM_AGREES = 3.0
-"""Degrees between an axis of the pose's world and the walls up to which the pose is believed."""
+_RANK: dict[Confidence, int] = {"guess": 0, "likely": 1, "sure": 2}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +50,8 @@ class Placement:
         up_reason: where it comes from, for people.
         nearest_pose_axis: the axis of the given pose's world nearest to ``up``, and degrees between them; or None.
         world_from_given: [4, 4] from the given pose's world to the project's; None without a pose.
+        alternative: the next best vertical, if any comes near; None where the vertical was told or kept.
+        is_continued: vertical, floor and room are those of the frame before, corrected by this one's depth.
     """
 
     pose: NDArray[np.float64]
@@ -61,6 +63,8 @@ class Placement:
     up_reason: str
     nearest_pose_axis: tuple[str, float] | None = None
     world_from_given: NDArray[np.float64] | None = None
+    alternative: Candidate | None = None
+    is_continued: bool = False
 
     def describe(self) -> list[str]:
         """Lines that say how camera, floor and room were placed, and how sure that is."""
@@ -83,8 +87,26 @@ class Placement:
             lines.append("room: no direction of walls found; the grid points where the camera does")
         if self.floor.confidence == "guess":
             lines.append("advice: the floor is a guess; give --camera-height in metres if you know it")
+        return [*lines, *self._advice_on_up()]
+
+    def _advice_on_up(self) -> list[str]:
+        """What to do where the vertical is doubtful, or where the images lie on their side."""
+        lines = []
+        turn = upright_turn(self.up)
         if self.up_confidence == "guess":
             lines.append("advice: the vertical is a guess; give --pose with an upright world if you have one")
+        if self.up_confidence != "sure" and self.alternative is not None:
+            other = describe_direction(self.alternative.up)
+            other_turn = upright_turn(self.alternative.up)
+            how = f" (--rotate {other_turn} would turn it upright)" if other_turn else ""
+            if self.alternative.up[2] < -0.8:
+                how = " (a --pose of 1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1 with --pose-up=-z says so)"
+            upright = (
+                "--rotate 0 says that the images are upright" if not turn else f"--rotate {turn} turns them upright"
+            )
+            lines.append(f"advice: the vertical could also be {other}{how}; {upright}")
+        elif turn:
+            lines.append(f"advice: the images do not lie upright; --rotate {turn} turns them")
         return lines
 
 
@@ -95,6 +117,8 @@ def place_camera(
     pose: NDArray[np.float64] | None = None,
     pose_up: str | None = None,
     camera_height: float | None = None,
+    previous: Placement | None = None,
+    is_told_upright: bool = False,
 ) -> Placement:
     """Finds the vertical, the floor and the room's direction of a view.
 
@@ -109,6 +133,9 @@ def place_camera(
         pose: [4, 4] camera to some world, camera axes x right, y down, z forward; or None.
         pose_up: which axis of that world is up, of ``POSE_AXES``; None: found out.
         camera_height: metres above the floor, where known; then no floor is looked for.
+        previous: the placement of the frame before, of the same camera and without a pose: vertical, floor and room are
+            kept and smoothed as long as the depth agrees, and found anew where it does not.
+        is_told_upright: someone said that the images are upright.
 
     Raises:
         ValueError: an unknown axis, one given without a pose, or a height that is not above 0.
@@ -118,18 +145,23 @@ def place_camera(
     if camera_height is not None and not 0 < camera_height < math.inf:
         raise ValueError(f"camera_height: expected metres above 0, found {camera_height}")
     surface = surface_from_depth(depth, camera=camera)
-    gravity = find_gravity(surface)
+    kept = keep(previous, surface) if previous is not None and pose is None else None
+    if previous is not None and kept is not None:
+        return _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
+    upright = find_upright(surface, is_told=is_told_upright)
+    gravity = upright.gravity
     axis: str | None = None
-    up, confidence, reason = gravity.up, gravity.confidence, _gravity_reason(gravity)
+    up, confidence, reason = gravity.up, gravity.confidence, gravity_reason(upright)
     if pose is not None:
-        axis, confidence, reason = _upright_axis(gravity, pose, pose_up)
-        up = gravity.up if axis is None else axis_direction(pose, axis)
+        axis, up, confidence, reason = upright_axis(upright, pose, pose_up)
     up, floor = _find_floor(depth, up, surface, camera=camera, may_tilt=axis is None, camera_height=camera_height)
     if pose is not None and axis is not None and camera_height is None:
-        floor = _floor_with_pose(floor, surface, up, pose, axis)
+        floor = floor_with_pose(floor, surface, up, pose, axis)
+    if floor.is_seen and _RANK[floor.confidence] > _RANK[confidence]:
+        floor = dataclasses.replace(floor, confidence=confidence)  # no surer than the vertical that it lies across
     heading = find_heading(surface, up)
     if pose is not None and axis is not None:
-        heading = _heading_with_pose(heading, pose, up)
+        heading = heading_with_pose(heading, pose, up)
     placed = world_pose(up, forward=heading.forward, camera_height=floor.camera_height)
     return Placement(
         pose=placed,
@@ -141,50 +173,34 @@ def place_camera(
         up_reason=reason,
         nearest_pose_axis=None if pose is None else nearest_axis(pose, up),
         world_from_given=None if pose is None else placed @ np.linalg.inv(pose),
+        alternative=upright.alternative if axis is None else None,
     )
 
 
-def axis_direction(pose: NDArray[np.float64], axis: str) -> Vector:
-    """[3] an axis of the pose's world, such as ``-y``, in camera coordinates."""
-    direction = np.array(pose["xyz".index(axis[-1]), :3], dtype=np.float64)
-    direction /= np.linalg.norm(direction)
-    return -direction if axis.startswith("-") else direction
-
-
-def nearest_axis(pose: NDArray[np.float64], up: Vector) -> tuple[str, float]:
-    """The axis of the pose's world that is nearest to a direction in camera coordinates, and degrees between them."""
-    angles = {axis: angle_between(axis_direction(pose, axis), up) for axis in POSE_AXES}
-    nearest = min(angles, key=lambda axis: angles[axis])
-    return nearest, angles[nearest]
-
-
-def _gravity_reason(gravity: Gravity) -> str:
-    if gravity.agreement == 0:
-        return "too little smooth surface is seen, so the camera is taken to be held level"
-    return (
-        f"found in the depth: {gravity.agreement:.0%} of the surface lies along it or across it, and the next best "
-        f"direction has {gravity.rival:.0%} of its votes"
+def _continued(
+    previous: Placement,
+    kept: Kept,
+    depth: NDArray[np.floating],
+    surface: Surface,
+    *,
+    camera: Camera,
+    camera_height: float | None,
+) -> Placement:
+    """The placement of the frame before, corrected by what this frame's depth says."""
+    seen, floor = _find_floor(depth, kept.up, surface, camera=camera, may_tilt=True, camera_height=camera_height)
+    up = kept.smoothed_up(previous.up, seen)
+    floor = kept.smoothed_floor(previous.floor, floor, surface)
+    heading = kept.smoothed_heading(previous.heading, find_heading(surface, up), up)
+    return dataclasses.replace(
+        previous,
+        pose=world_pose(up, forward=heading.forward, camera_height=floor.camera_height),
+        floor=floor,
+        heading=heading,
+        up=up,
+        up_reason=f"kept from the frame before, {angle_between(seen, previous.up):.1f} degrees off this one's",
+        alternative=None,
+        is_continued=True,
     )
-
-
-def _upright_axis(
-    gravity: Gravity, pose: NDArray[np.float64], pose_up: str | None
-) -> tuple[str | None, Confidence, str]:
-    """The axis of the pose's world to use as the vertical (None: the depth's instead), how sure that is, and why."""
-    if pose_up is not None:
-        off = angle_between(axis_direction(pose, pose_up), gravity.up)
-        return pose_up, "sure", f"the pose's {pose_up}, as told; {off:.1f} degrees off what the depth shows"
-    if gravity.confidence == "guess":
-        axis, off = nearest_axis(pose, CAMERA_UP)
-        return axis, "guess", f"the pose's {axis}, the nearest to the camera's upright; the depth does not say"
-    axis, off = nearest_axis(pose, gravity.up)
-    if off <= (_AXIS_AGREES if gravity.confidence == "sure" else _AXIS_LIKELY):
-        return axis, "sure", f"the pose's {axis}, {off:.1f} degrees off what the depth shows"
-    reason = (
-        f"{_gravity_reason(gravity)}; the pose's world is not upright: its nearest axis {axis} is {off:.0f} degrees "
-        "off (--pose-up would insist on an axis)"
-    )
-    return None, gravity.confidence, reason
 
 
 def _find_floor(
@@ -203,31 +219,3 @@ def _find_floor(
         up, height = level_to_floor(depth, up, camera=camera, camera_height=floor.camera_height, may_tilt=may_tilt)
         floor = dataclasses.replace(floor, camera_height=height)
     return up, floor
-
-
-def _floor_with_pose(floor: Floor, surface: Surface, up: Vector, pose: NDArray[np.float64], axis: str) -> Floor:
-    """The pose's height 0 as the floor, where what is seen allows it."""
-    height = float(pose["xyz".index(axis[-1]), 3]) * (-1 if axis.startswith("-") else 1)
-    if floor.is_seen:
-        off = abs(floor.camera_height - height)
-        if off > _FLOOR_AGREES:
-            return floor
-        reason = f"the pose's height 0, {100 * off:.0f} cm off the floor seen"
-        return dataclasses.replace(floor, camera_height=height, reason=reason)
-    lowest = -float(np.percentile(surface.points @ up, 1)) if len(surface) else 0.0
-    if _POSE_HEIGHTS[0] <= height <= _POSE_HEIGHTS[1] and lowest <= height + _FLOOR_AGREES:
-        return Floor(height, False, 0.0, "likely", f"the pose's height 0; {floor.reason}")
-    return floor
-
-
-def _heading_with_pose(heading: Heading, pose: NDArray[np.float64], up: Vector) -> Heading:
-    """A horizontal axis of the pose's world, where it runs along the walls."""
-    if not heading.is_room_axis:
-        return heading
-    axis, off = nearest_axis(pose, heading.forward)
-    if off > _ROOM_AGREES:
-        return heading
-    direction = axis_direction(pose, axis)
-    sine = float(np.cross(direction, heading.forward) @ up)
-    turn = heading.turn + math.degrees(math.asin(float(np.clip(sine, -1, 1))))
-    return dataclasses.replace(heading, forward=direction, turn=turn)

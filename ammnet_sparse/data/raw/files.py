@@ -4,18 +4,24 @@ import dataclasses
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
+from ammnet_sparse.data.raw.depth_encoding import DepthEncoding, decode_rotated, guess_depth_encoding
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, NUM_RAW_LABELS
+from ammnet_sparse.files.content import read_bytes
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.images import read_image
 
 _HEADER_BYTES = 4 * (3 + 16)
+_MOST_BYTES = _HEADER_BYTES + 8 * (int(np.prod(FINE_GRID_SHAPE)) + 1)
+"""Of a file in which every voxel is a run of its own."""
 
 
-class RawFileError(ValueError):
+class RawFileError(DataError):
     """A raw file that does not follow the published form; the message names file, expected and found."""
 
 
@@ -34,25 +40,39 @@ class RawLabels:
     pose: NDArray[np.float64]
 
 
-def read_raw_depth(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+def read_raw_depth(path: str | os.PathLike[str], *, encoding: DepthEncoding | None = "rotated") -> NDArray[np.float32]:
     """Depth of a raw SSCNet png: [480, 640] float32 in metres, 0 where missing.
+
+    Args:
+        encoding: how it holds millimetres: ``rotated`` as SSCNet publishes them, ``plain``, or None: as the values
+            say (``depth_encoding_of``).
 
     Raises:
         RawFileError: not a readable 480x640 single-channel 16-bit image.
     """
-    try:
-        rotated = iio.imread(Path(path), plugin="pillow")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken png
-        raise RawFileError(f"{path}: cannot be read as an image ({error}); expected a 16-bit png") from error
-    if rotated.shape != IMAGE_SHAPE or rotated.dtype.kind not in "iu" or rotated.dtype.itemsize < 2:
-        raise RawFileError(
-            f"{path}: expected a 16-bit depth image of {IMAGE_SHAPE}, found {rotated.dtype} {rotated.shape}"
-        )
-    rotated = rotated.astype(np.uint16)
-    millimetres = (rotated >> np.uint16(3)) | (rotated << np.uint16(13))
+    values = _depth_values(path)
+    if encoding is None:
+        encoding = guess_depth_encoding(values) or "rotated"
+    millimetres = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
     return (millimetres / 1000.0).astype(np.float32)
+
+
+def depth_encoding_of(path: str | os.PathLike[str]) -> DepthEncoding | None:
+    """How a depth image holds millimetres, by its values; None where they cannot say. Errors as above."""
+    return guess_depth_encoding(_depth_values(path))
+
+
+def _depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
+    loaded = read_image(
+        Path(path), formats=("PNG",), what="a 16-bit depth image", upright=False, size=IMAGE_SHAPE, raises=RawFileError
+    )
+    values = loaded.pixels
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.dtype.itemsize < 2:
+        raise RawFileError(
+            f"{path}: expected a 16-bit depth image of {IMAGE_SHAPE}, found {values.dtype} {list(values.shape)}; "
+            "replace the file"
+        )
+    return values
 
 
 def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
@@ -63,7 +83,7 @@ def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
     Raises:
         RawFileError: a truncated file, runs that fill another number of voxels, or unknown labels.
     """
-    content = Path(path).read_bytes()
+    content = read_bytes(Path(path), what="run-length coded labels", most=_MOST_BYTES, raises=RawFileError)
     if len(content) < _HEADER_BYTES + 8 or (len(content) - _HEADER_BYTES) % 8:
         found = f"{len(content)} bytes; the file seems truncated" if content else "an empty file"
         raise RawFileError(

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
+from ammnet_sparse.data.raw.files import RawFileError, depth_encoding_of, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.splits import some
-from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
+from ammnet_sparse.files.content import read_bytes
 
 IntrinsicsName = Literal["nyu", "nyucad"]
 
@@ -25,6 +27,7 @@ CAMERAS: dict[str, Camera] = {"nyu": NYU_CAMERA, "nyucad": SSCNET_CAMERA}
 _RAW_NAME = re.compile(r"NYU(\d{4})_0000", re.ASCII)
 _NAMED_AFTER_FRAME = re.compile(r"NYU\d{4}_", re.ASCII)
 RAW_TYPES = (".png", ".bin")
+_MOST_PNG_BYTES = 2**24
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -38,6 +41,7 @@ class PreparedFrame:
         label_weight: uint8, 0 or 1.
         mapping: int32, pixel or -1.
         note: a warning of the reader, or nothing.
+        depth_encoding: how the depth image held its millimetres.
     """
 
     label: NDArray[np.uint8]
@@ -45,6 +49,7 @@ class PreparedFrame:
     label_weight: NDArray[np.uint8]
     mapping: NDArray[np.int32]
     note: str = ""
+    depth_encoding: DepthEncoding = "rotated"
 
 
 def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
@@ -90,14 +95,20 @@ def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return complete, problems, notes
 
 
-def read_raw_frame(depth_path: Path, label_path: Path, *, camera: Camera) -> PreparedFrame:
+def read_raw_frame(
+    depth_path: Path, label_path: Path, *, camera: Camera, depth_encoding: DepthEncoding | None = None
+) -> PreparedFrame:
     """The volumes of a raw frame, by the definitions of ``data/volumes``.
+
+    Args:
+        depth_encoding: how the depth image holds millimetres; None: as its values say, rotated where they cannot.
 
     Raises:
         RawFileError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
     """
     _check_whole_png(depth_path)
-    depth = read_raw_depth(depth_path)
+    encoding = depth_encoding or depth_encoding_of(depth_path) or "rotated"
+    depth = read_raw_depth(depth_path, encoding=encoding)
     if not depth.any():
         raise RawFileError(f"{depth_path}: expected depth, found no valid pixel")
     with warnings.catch_warnings(record=True) as caught:
@@ -106,8 +117,8 @@ def read_raw_frame(depth_path: Path, label_path: Path, *, camera: Camera) -> Pre
     _check_runs(label_path)
     label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
     try:
-        mapping = mapping_from_depth(depth, camera=camera, pose=raw.pose, origin=raw.origin)
-        tsdf = tsdf_from_depth(depth, camera=camera, pose=raw.pose, origin=raw.origin)
+        view = CameraView(camera, raw.pose, raw.origin)
+        mapping, tsdf = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
     except ValueError as error:
         raise RawFileError(f"{label_path}: {error}; the file is damaged or of another kind") from error
     if (mapping == UNMAPPED).all():
@@ -116,11 +127,11 @@ def read_raw_frame(depth_path: Path, label_path: Path, *, camera: Camera) -> Pre
             "they may belong to different frames"
         )
     note = "; ".join(str(warning.message) for warning in caught)
-    return PreparedFrame(label, tsdf, label_weight_of(label, tsdf), mapping, note)
+    return PreparedFrame(label, tsdf, label_weight_of(label, tsdf), mapping, note, encoding)
 
 
 def _check_whole_png(path: Path) -> None:
-    content = path.read_bytes()
+    content = read_bytes(path, what="a 16-bit png", most=_MOST_PNG_BYTES, raises=RawFileError)
     if not content:
         raise RawFileError(f"{path}: expected a 16-bit png, found an empty file")
     if content.startswith(b"\x89PNG") and not content.endswith(_PNG_END):

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
 from ammnet_sparse.data.raw.files import RawFileError
 from ammnet_sparse.data.raw.frames import (
     CAMERAS,
@@ -43,10 +44,12 @@ from ammnet_sparse.data.raw.frames import (
 )
 from ammnet_sparse.data.sets import files
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.splits import read_id_list
+from ammnet_sparse.data.sets.splits import read_id_list, some
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_to_disk
-from ammnet_sparse.data.volumes.tsdf import flip_tsdf, unflip_tsdf
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, unflip_tsdf
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import reason
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]
 
@@ -65,6 +68,8 @@ class PreparationPlan:
         intrinsics: key of ``CAMERAS``.
         split: name of the list that the frames are written to, ``train`` or ``test``.
         is_flipped: flipped TSDF in NYUCAD's layout.
+        unobserved: what a flipped TSDF holds where nothing was observed (``flip_tsdf``).
+        depth_encoding: how depth images hold millimetres; None: as the values of each say.
     """
 
     raw: Path
@@ -72,6 +77,8 @@ class PreparationPlan:
     intrinsics: IntrinsicsName
     split: str = "train"
     is_flipped: bool = False
+    unobserved: Unobserved = "free"
+    depth_encoding: DepthEncoding | None = None
 
     def paths(self, frame_id: str) -> dict[str, Path]:
         """The files of a frame by what they hold."""
@@ -85,11 +92,15 @@ class PreparationPlan:
 
 @dataclasses.dataclass(frozen=True)
 class FrameResult:
-    """What became of a frame; ``message`` names file, expected and found where it failed, or what was repaired."""
+    """What became of a frame; ``message`` names file, expected and found where it failed, or what was repaired.
+
+    ``depth_encoding`` says how the depth image held its millimetres, where it was read now.
+    """
 
     frame_id: str
     outcome: Outcome
     message: str = ""
+    depth_encoding: DepthEncoding | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +134,23 @@ class PreparationReport:
     def describe(self) -> str:
         """The report as text: notes, every problem, and the counts last."""
         repaired = [result.message for result in self.results if result.message and result.outcome != "failed"]
-        notes = [*self.notes, *repaired]
+        notes = [*self.notes, *self._depth_notes(), *repaired]
         lines = [*(f"note: {note}" for note in notes), *(f"skipped: {failure}" for failure in self.failures)]
         counts = (
             f"{self.count('written')} frames written, {self.count('rewritten')} replaced, "
             f"{self.count('complete')} complete before and verified, {len(self.failures)} problems"
         )
         return "\n".join([*lines, counts])
+
+    def _depth_notes(self) -> list[str]:
+        made = [result for result in self.results if result.depth_encoding is not None]
+        plain = [result.frame_id for result in made if result.depth_encoding == "plain"]
+        if not plain:
+            return []
+        return [
+            f"depth of {len(plain)} of {len(made)} frames ({some(plain)}) holds plain millimetres, not bits rotated "
+            "by 3 as SSCNet publishes them: read as such (--depth-encoding says otherwise)"
+        ]
 
 
 def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: bool = True) -> PreparationReport:
@@ -171,14 +192,17 @@ def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
     if exists and not damage:
         return FrameResult(frame_id, "complete")
     try:
-        frame = read_raw_frame(*raw, camera=CAMERAS[plan.intrinsics])
+        frame = read_raw_frame(*raw, camera=CAMERAS[plan.intrinsics], depth_encoding=plan.depth_encoding)
         _write_frame(plan, frame_id, frame)
     except (DataError, RawFileError) as error:
         return FrameResult(frame_id, "failed", str(error))
     except OSError as error:
         return FrameResult(frame_id, "failed", f"{error.filename or raw[0]}: cannot be read or written ({error})")
+    except Exception as error:  # one frame never ends the others
+        return FrameResult(frame_id, "failed", f"{raw[0]} and {raw[1].name}: cannot be prepared ({reason(error)})")
     notes = [note for note in (damage and f"{damage}; made again", frame.note) if note]
-    return FrameResult(frame_id, "rewritten" if exists else "written", "; ".join(notes))
+    outcome: Outcome = "rewritten" if exists else "written"
+    return FrameResult(frame_id, outcome, "; ".join(notes), frame.depth_encoding)
 
 
 def available_cores() -> int:
@@ -188,13 +212,19 @@ def available_cores() -> int:
 
 def _claim_folder(plan: PreparationPlan) -> None:
     """Writes down how the folder is prepared. Raises DataError where it was prepared otherwise."""
-    record = {"version": _RECORD_VERSION, "intrinsics": plan.intrinsics, "flipped": plan.is_flipped}
+    record: dict[str, Any] = {"version": _RECORD_VERSION, "intrinsics": plan.intrinsics, "flipped": plan.is_flipped}
+    if plan.is_flipped:
+        record["unobserved"] = plan.unobserved
     path = plan.out / RECORD
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); choose another folder for the output") from error
+            found = json.loads(read_text(path, what="how the set was prepared"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}: cannot be read ({reason(error)}); choose another folder for the output"
+            ) from error
+        if isinstance(found, dict) and found.get("flipped"):
+            found.setdefault("unobserved", "surface")  # before there was a choice
         if found != record:
             raise DataError(f"{plan.out}: expected a set prepared with {record}, found {found}; choose another folder")
         return
@@ -236,7 +266,10 @@ def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> 
         "Label": {"arr_0": frame.label},
     }
     if plan.is_flipped:
-        contents["TSDF"] = {"tsdf_lr": flip_tsdf(frame.tsdf), "label_weight": frame.label_weight}
+        contents["TSDF"] = {
+            "tsdf_lr": flip_tsdf(frame.tsdf, unobserved=plan.unobserved),
+            "label_weight": frame.label_weight,
+        }
         contents["Mapping"] = {"arr_1": mapping}
     for name, path in plan.paths(frame_id).items():
         _write_verified(path, contents[name])
@@ -281,7 +314,10 @@ def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
 
 
 def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
-    """Writes ``<split>.txt``: the frames that are complete, and those listed there before that this run did not see."""
+    """Writes ``<split>.txt``: the frames that are complete, and those listed there before that this run did not see.
+
+    Without any the list goes, as an empty one is no list.
+    """
     path = plan.out / f"{plan.split}.txt"
     seen = {result.frame_id for result in results}
     listed = {result.frame_id for result in results if result.outcome != "failed"}
@@ -291,4 +327,6 @@ def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
         temporary = path.with_name(f"{_UNFINISHED}{path.name}")
         temporary.write_text("".join(f"{frame_id}\n" for frame_id in sorted(listed)), encoding="utf-8")
         os.replace(temporary, path)
+    else:
+        path.unlink(missing_ok=True)
     return len(listed)

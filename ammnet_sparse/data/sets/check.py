@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +13,11 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.files import DataError, missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.splits import repeated_ids, some
+from ammnet_sparse.files.errors import reason
 
 PUBLISHED_LISTS = ("train", "test", "val")
 """The lists that are checked where none is named and the set has them."""
@@ -21,10 +25,18 @@ PUBLISHED_LISTS = ("train", "test", "val")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a set. ``frame_id`` is empty where it is about a list."""
+    """Something wrong with a set.
+
+    Attributes:
+        frame_id: empty where it is about a list, or the whole set.
+        message: file, expected, found, and what to do.
+        is_broken: frames cannot be read, or lists contradict each other. Otherwise everything can be read, and would
+            be trained on and scored, though not as meant.
+    """
 
     frame_id: str
     message: str
+    is_broken: bool = True
 
     def __str__(self) -> str:
         return f"{self.frame_id}: {self.message}" if self.frame_id else self.message
@@ -54,24 +66,32 @@ class SplitStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class SetReport:
-    """What ``check_set`` found. ``statistics`` is empty after a quick check."""
+    """What ``check_set`` found. ``statistics`` is empty after a quick check; ``notes`` are worth knowing, not wrong."""
 
     problems: tuple[Problem, ...]
     num_frames: int
     statistics: dict[str, SplitStatistics]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
         return not self.problems
 
     def raise_if_broken(self, limit: int = 20) -> None:
-        """Raises DataError naming every problem (the first ``limit`` in full) unless the set is clean."""
-        if self.problems:
+        """Raises DataError naming every problem (the first ``limit`` in full) where frames or lists are broken.
+
+        Warns of what is suspicious about the set as a whole, such as a TSDF of another convention.
+        """
+        if any(problem.is_broken for problem in self.problems):
             raise DataError("\n".join(self._problem_lines(limit)))
+        for problem in self.problems:
+            if not problem.frame_id:
+                warnings.warn(problem.message, stacklevel=2)
 
     def describe(self, limit: int | None = None) -> str:
         """The report as text: statistics of each list, then the problems (at most ``limit`` of them)."""
         lines = [line for name, counts in self.statistics.items() for line in _statistics_lines(name, counts)]
+        lines += [f"note: {note}" for note in self.notes]
         if self.problems:
             return "\n".join([*lines, *self._problem_lines(limit)])
         return "\n".join([*lines, f"{self.num_frames} frames checked, no problems"])
@@ -80,6 +100,8 @@ class SetReport:
         frames = {problem.frame_id for problem in self.problems if problem.frame_id}
         shown = self.problems if limit is None else self.problems[:limit]
         head = f"{len(self.problems)} problems, {len(frames)} of {self.num_frames} frames affected:"
+        if not frames:
+            head = f"{len(self.problems)} problems of the set as a whole:"
         lines = [head, *(f"  {problem}" for problem in shown)]
         rest = sorted({problem.frame_id for problem in self.problems[len(shown) :]} - {""})
         if len(shown) < len(self.problems):
@@ -97,7 +119,8 @@ def check_set(
 ) -> SetReport:
     """Reads every frame of the lists once and reports what is missing, unreadable or wrong, by frame.
 
-    Reported are files that are missing, unreadable, of the wrong shape, type or values; frames that are in a list
+    Reported are files that are missing, unreadable, of the wrong shape, type or values; frames without a hit pixel or
+    a scored voxel; files of another convention (``conventions.py``), judged over the set; frames that are in a list
     twice; frames of ``val.txt`` that are not in ``train.txt`` where that is checked; frames of ``test.txt`` that are
     in another list; lists that are empty or hold lines which are no ids.
 
@@ -125,17 +148,36 @@ def check_set(
         missing = ((frame_id, path) for frame_id in frame_ids for path in folder.missing_files(frame_id))
         problems += [Problem(frame_id, str(missing_file(path))) for frame_id, path in missing]
         return SetReport(tuple(problems), len(frame_ids), {})
-    counts: dict[str, _FrameCounts] = {}
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    checked: dict[str, _CheckedFrame] = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # what frames warn of is a note below
         results = pool.map(lambda frame_id: _check_frame(folder, frame_id), frame_ids)
         bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
-        for frame_id, (counted, found) in zip(frame_ids, bar, strict=True):
-            problems += [Problem(frame_id, str(problem)) for problem in found]
-            if counted is not None:
-                counts[frame_id] = counted
+        for frame_id, (frame, found) in zip(frame_ids, bar, strict=True):
+            problems += [Problem(frame_id, str(problem), is_broken=frame is None) for problem in found]
+            if frame is not None:
+                checked[frame_id] = frame
+    judged = [frame.conventions for frame in checked.values() if frame.conventions is not None]
+    is_flipped = folder.dataset == "nyucad"
+    suspicions = convention_problems(judged, is_flipped=is_flipped)
+    problems += [Problem("", f"{folder.root}: {text}", is_broken=False) for text in suspicions]
     num_voxels = int(np.prod(folder.grid_shape))
-    statistics = {name: _sum_up(ids, counts, num_voxels=num_voxels) for name, ids in listed.items()}
-    return SetReport(tuple(problems), len(frame_ids), statistics)
+    statistics = {name: _sum_up(ids, checked, num_voxels=num_voxels) for name, ids in listed.items()}
+    return SetReport(tuple(problems), len(frame_ids), statistics, tuple(_notes(folder, checked)))
+
+
+def _notes(folder: FrameSource, checked: dict[str, "_CheckedFrame"]) -> Iterator[str]:
+    num_computed = sum(frame.label_weight_is_computed for frame in checked.values())
+    if num_computed and folder.dataset == "nyu":
+        yield (
+            f"{folder.root}: {num_computed} of {len(checked)} frames have no label weight (arr_1 of TSDF); it is "
+            "computed from label and TSDF: occupied, or TSDF below -0.5"
+        )
+    found = Counter(frame.unobserved for frame in checked.values() if frame.unobserved is not None)
+    if found:
+        name = found.most_common(1)[0][0]
+        value = "0.001, as SSCNet's source has it" if name == "free" else "+1, as EdgeNet's files have it"
+        yield f"{folder.root}: the flipped TSDF of unobserved space is {value} (--unobserved {name})"
 
 
 def _read_lists(folder: FrameSource, names: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
@@ -164,31 +206,56 @@ def _list_problems(folder: FrameSource, listed: dict[str, list[str]]) -> Iterato
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _FrameCounts:
+class _CheckedFrame:
+    """What is kept of a frame that could be read."""
+
     scored: int
     hit: int
     occupied: int
     classes: NDArray[np.int64]
+    conventions: FrameConventions | None
+    unobserved: str | None
+    label_weight_is_computed: bool
 
 
-def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_FrameCounts | None, list[DataError]]:
-    frame, problems = folder.read_with_problems(frame_id)
-    return (None if frame is None else _count(frame)), problems
+def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_CheckedFrame | None, list[DataError]]:
+    try:
+        frame, problems = folder.read_with_problems(frame_id)
+        if frame is None:
+            return None, problems
+        checked = _measure(frame)
+    except Exception as error:  # one frame never ends the check of the others
+        return None, [DataError(f"{folder.root}: frame {frame_id}: cannot be checked ({reason(error)})")]
+    lacks = []
+    if not checked.hit:
+        lacks.append("a voxel that a pixel hits, found none: nothing can be predicted from it")
+    if not checked.scored:
+        lacks.append("a scored voxel (label weight set, label not 255), found none: it counts in no score")
+    problems = [DataError(f"{folder.root}: frame {frame_id}: expected {what}; check its files") for what in lacks]
+    return checked, problems
 
 
-def _count(frame: Frame) -> _FrameCounts:
-    hit = int((frame.mapping != UNMAPPED).sum())
-    if frame.label is None:
-        return _FrameCounts(int(frame.label_weight.sum()), hit, 0, np.zeros(NUM_CLASSES, dtype=np.int64))
-    scored = frame.label_weight & (frame.label != IGNORE_LABEL)
-    occupied = int(((frame.label > 0) & (frame.label != IGNORE_LABEL)).sum())
-    classes = np.bincount(frame.label[scored], minlength=NUM_CLASSES)
-    return _FrameCounts(int(scored.sum()), hit, occupied, classes)
+def _measure(frame: Frame) -> _CheckedFrame:
+    classes = np.zeros(NUM_CLASSES, dtype=np.int64)
+    occupied, scored = 0, frame.label_weight
+    if frame.label is not None:
+        scored = frame.label_weight & (frame.label != IGNORE_LABEL)
+        occupied = int(((frame.label > 0) & (frame.label != IGNORE_LABEL)).sum())
+        classes = np.bincount(frame.label[scored], minlength=NUM_CLASSES)
+    return _CheckedFrame(
+        scored=int(scored.sum()),
+        hit=int((frame.mapping != UNMAPPED).sum()),
+        occupied=occupied,
+        classes=classes,
+        conventions=conventions_of(frame),
+        unobserved=unobserved_of(frame.tsdf) if frame.tsdf_is_flipped else None,
+        label_weight_is_computed=frame.label_weight_is_computed,
+    )
 
 
-def _sum_up(ids: list[str], counts: dict[str, _FrameCounts], *, num_voxels: int) -> SplitStatistics:
+def _sum_up(ids: list[str], checked: dict[str, _CheckedFrame], *, num_voxels: int) -> SplitStatistics:
     unique = list(dict.fromkeys(ids))
-    read = [counts[frame_id] for frame_id in unique if frame_id in counts]
+    read = [checked[frame_id] for frame_id in unique if frame_id in checked]
     return SplitStatistics(
         num_listed=len(unique),
         num_read=len(read),

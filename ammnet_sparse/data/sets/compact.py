@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.grid import (
+    IGNORE_LABEL,
+    IMAGE_SHAPE,
+    NUM_CLASSES,
+    NUM_LABEL_MAP_CLASSES,
+    NUM_PIXELS,
+    TSDF_TOLERANCE,
+    UNMAPPED,
+)
 
 IGNORE_NIBBLE = 15
 """How four bits say ``IGNORE_LABEL``."""
@@ -88,6 +96,22 @@ class CompactFrame:
         )
 
 
+def impossible_arrays(frame: CompactFrame) -> list[str]:
+    """Names of the arrays with values that no frame has, such as voxels outside of the grid."""
+    voxels, pixels = frame.hits.T
+    is_possible = {
+        "tsdf": bool((np.abs(frame.tsdf) <= 1 + TSDF_TOLERANCE).all()),  # so that NaN is not
+        "hits": bool(
+            ((voxels >= 0) & (voxels < frame.tsdf.size)).all()
+            and (np.diff(voxels) > 0).all()
+            and ((pixels >= 0) & (pixels < NUM_PIXELS)).all()
+        ),
+        "label": frame.label is None or _has_classes_below(frame.label, NUM_CLASSES),
+        "label_map": frame.label_map is None or _has_classes_below(frame.label_map, NUM_LABEL_MAP_CLASSES),
+    }
+    return [name for name, possible in is_possible.items() if not possible]
+
+
 def compact_shapes(
     grid_shape: tuple[int, int, int], *, tsdf_type: DTypeLike
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
@@ -125,6 +149,13 @@ def pack_nibbles(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[2 N] uint8: the classes of ``pack_nibbles``, with one more at the end where their number was odd."""
     return _PAIRS.take(packed.reshape(-1)).view(np.uint8)
+
+
+def _has_classes_below(packed: NDArray[np.uint8], limit: int) -> bool:
+    """Whether every class is below ``limit``, or means ignore."""
+    is_class = np.arange(IGNORE_NIBBLE + 1) < limit
+    is_class[IGNORE_NIBBLE] = True
+    return bool((is_class[:, None] & is_class).reshape(-1)[packed].all())
 
 
 def _pairs() -> NDArray[np.uint16]:

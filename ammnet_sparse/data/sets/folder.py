@@ -1,21 +1,24 @@
-"""The published layout of NYU and NYUCAD on disk: where the files of a frame are, and reading them.
+"""The published layouts of NYU and NYUCAD on disk: where the files of a frame are, and reading them.
 
 ``root`` holds, or holds in a folder ``NYU``::
 
-    Label/0003.npz  TSDF/0003.npz  Mapping/0003.npz
-    RGB/NYU0003_colors.{png,jpg}        or {train,test}/RGB/NYU0003_rgb.{png,jpg}
-    Seg2D/0003.png                      or seg_result_label13/0003.png
-    train.txt  test.txt  val.txt        frame ids, one a line: 0003, NYU0003 or NYU0003_0000
+    Label/0003.npz  TSDF/0003.npz  Mapping/0003.npz       or L, T and Mapping (CVSformer's repository)
+    RGB/NYU0003_colors.{png,jpg}      or R, or {train,test}/RGB, {trainset,testset}/RGB with NYU0003_rgb.{png,jpg}
+    Seg2D/0003.png                    or seg_result_label13/0003.png
+    train.txt  test.txt  val.txt      frame ids, one a line: 0003, NYU0003 or NYU0003_0000
 
 and for NYUCAD besides, in a folder ``NYUCAD`` (``root`` may also be that folder, beside ``NYU`` or the folders above)::
 
     {train,test}/TSDF_lr/NYU0003_0000_voxels.npz    {train,test}/mapping/NYU0003_0000_voxels.npz
 
-Labels, colours and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders.
+Labels, colours and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders. A set
+without lists (AMMNet's repository) has those that its folders of colour images say. Where TSDF files hold no label
+weight, it is computed from label and TSDF, as for NYUCAD.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +38,19 @@ from ammnet_sparse.data.sets.files import (
     read_label_map,
     read_npz_array,
 )
+from ammnet_sparse.data.sets.layout import (
+    HALF_FOLDERS,
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    LABEL_MAP_FOLDERS,
+    MAPPING_FOLDERS,
+    TSDF_FOLDERS,
+    existing_folder,
+    find_half,
+    first_existing,
+    ids_of_folder,
+    image_paths,
+)
 from ammnet_sparse.data.sets.splits import (
     check_list_name,
     parse_frame_id,
@@ -46,13 +62,9 @@ from ammnet_sparse.data.sets.splits import (
 )
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import unflip_tsdf
+from ammnet_sparse.files.arrays import array_names
 
 __all__ = ["DataError", "Frame", "FrameFolder", "FramePaths", "training_ids", "validation_ids"]
-
-_IMAGE_NAMES = (("RGB", "_colors"), ("train/RGB", "_rgb"), ("test/RGB", "_rgb"))
-_IMAGE_TYPES = (".png", ".jpg", ".jpeg")
-_LABEL_MAP_FOLDERS = ("Seg2D", "seg_result_label13")
-_CAD_HALVES = ("train", "test")
 
 _T = TypeVar("_T")
 
@@ -105,14 +117,16 @@ class FrameFolder:
             raise DataError(f"{self.root}: expected the folder of a set, found {_kind(self.root)}; check the path")
         self._cad = self._find_cad() if dataset == "nyucad" else None
         self._base = self._find_base()
-        self.has_labels = (self._base / "Label").is_dir()
-        image_folders = [self._base / folder for folder, _ in _IMAGE_NAMES]
+        self._label_folder = existing_folder(self._base, LABEL_FOLDERS)
+        self.has_labels = self._label_folder.is_dir()
+        self._has_warned = False
+        image_folders = [self._base / folder for folder in IMAGE_FOLDERS]
         self.reads_image = _decide(read_image, image_folders, name="read_image")
-        label_map_folders = [self._base / folder for folder in _LABEL_MAP_FOLDERS]
+        label_map_folders = [self._base / folder for folder in LABEL_MAP_FOLDERS]
         self.reads_label_map = _decide(read_label_map, label_map_folders, name="read_label_map")
 
     def has_split(self, split: str) -> bool:
-        """Whether the set has a list ``<split>.txt``."""
+        """Whether the set has a list ``<split>.txt``, or a folder that says which frames are its."""
         return self._find_list(split) is not None
 
     def frame_ids(self, split: str) -> list[str]:
@@ -131,10 +145,15 @@ class FrameFolder:
 
     def listed_ids(self, split: str) -> list[str]:
         """As ``frame_ids``, repetitions included."""
-        return read_id_list(self.list_path(split))
+        path = self.list_path(split)
+        return ids_of_folder(path) if path.is_dir() else read_id_list(path)
 
     def list_path(self, split: str) -> Path:
-        """The file ``<split>.txt``. Raises DataError where there is none, naming the lists that are there."""
+        """The file ``<split>.txt``, or the folder that stands for it.
+
+        Raises:
+            DataError: there is neither; names the lists that are there.
+        """
         path = self._find_list(split)
         if path is None:
             found = sorted({file.stem for folder in self._list_folders() for file in folder.glob("*.txt")})
@@ -152,24 +171,19 @@ class FrameFolder:
         """
         frame_id = parse_frame_id(frame_id, source="frame_id")
         if self._cad is None:
-            tsdf = self._base / "TSDF" / f"{frame_id}.npz"
-            mapping = self._base / "Mapping" / f"{frame_id}.npz"
+            tsdf = existing_folder(self._base, TSDF_FOLDERS) / f"{frame_id}.npz"
+            mapping = existing_folder(self._base, MAPPING_FOLDERS) / f"{frame_id}.npz"
         else:
             name = f"NYU{frame_id}_0000_voxels.npz"
-            tsdf = _first_existing(self._cad / half / "TSDF_lr" / name for half in _CAD_HALVES)
-            mapping = _first_existing(self._cad / half / "mapping" / name for half in _CAD_HALVES)
-        images = (
-            self._base / folder / f"NYU{frame_id}{suffix}{kind}"
-            for folder, suffix in _IMAGE_NAMES
-            for kind in _IMAGE_TYPES
-        )
-        label_maps = (self._base / folder / f"{frame_id}.png" for folder in _LABEL_MAP_FOLDERS)
+            tsdf = first_existing(self._cad / half / "TSDF_lr" / name for half in HALF_FOLDERS)
+            mapping = first_existing(self._cad / half / "mapping" / name for half in HALF_FOLDERS)
+        label_maps = (self._base / folder / f"{frame_id}.png" for folder in LABEL_MAP_FOLDERS)
         return FramePaths(
             tsdf=tsdf,
             mapping=mapping,
-            label=self._base / "Label" / f"{frame_id}.npz" if self.has_labels else None,
-            image=_first_existing(images) if self.reads_image else None,
-            label_map=_first_existing(label_maps) if self.reads_label_map else None,
+            label=self._label_folder / f"{frame_id}.npz" if self.has_labels else None,
+            image=first_existing(image_paths(self._base, frame_id)) if self.reads_image else None,
+            label_map=first_existing(label_maps) if self.reads_label_map else None,
         )
 
     def has_frame(self, frame_id: str) -> bool:
@@ -214,23 +228,47 @@ class FrameFolder:
         )
         label = attempt(lambda path: as_label(self._array(path, "arr_0"), path), paths.label)
         label_weight: NDArray[np.bool_] | None = None
-        if not is_cad and paths.tsdf.is_file():  # a missing file has been reported already
+        lacks_weight = is_cad or not paths.tsdf.is_file()  # a missing file has been reported already
+        if not lacks_weight and tsdf is not None:
+            lacks_weight = "arr_1" not in array_names(paths.tsdf)
+        if not lacks_weight:
             label_weight = attempt(lambda path: as_label_weight(self._array(path, "arr_1"), path), paths.tsdf)
         image = attempt(read_color_image, paths.image)
         label_map = attempt(read_label_map, paths.label_map)
         if problems or tsdf is None or mapping is None:
             return None, _without_repetitions(problems)
         if label_weight is None:
-            label_weight = _recomputed_label_weight(label, tsdf)
-        frame_id = parse_frame_id(frame_id, source="frame_id")
-        return Frame(frame_id, tsdf, mapping, label_weight, label, image, label_map, tsdf_is_flipped=is_cad), []
+            label_weight = _computed_label_weight(label, tsdf, is_flipped=is_cad)
+            self._warn_of_computed_weight(paths.tsdf)
+        frame = Frame(
+            frame_id=parse_frame_id(frame_id, source="frame_id"),
+            tsdf=tsdf,
+            mapping=mapping,
+            label_weight=label_weight,
+            label=label,
+            image=image,
+            label_map=label_map,
+            tsdf_is_flipped=is_cad,
+            label_weight_is_computed=lacks_weight,
+        )
+        return frame, []
+
+    def _warn_of_computed_weight(self, path: Path) -> None:
+        """Once a set; NYUCAD's files never hold one, so there it goes without saying."""
+        if self._cad is None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{self.root}: frames without a label weight (arr_1 of {path.parent.name}/{path.name}, for one): it is "
+                "computed from label and TSDF: occupied, or TSDF below -0.5",
+                stacklevel=4,
+            )
 
     def _array(self, path: Path, key: str) -> NDArray[Any]:
         return read_npz_array(path, key, grid_shape=self.grid_shape)
 
     def _find_cad(self) -> Path:
         for folder in (self.root / "NYUCAD", self.root):
-            if any((folder / half / "TSDF_lr").is_dir() for half in _CAD_HALVES):
+            if any((folder / half / "TSDF_lr").is_dir() for half in HALF_FOLDERS):
                 return folder
         raise DataError(
             f"{self.root}: expected NYUCAD/train/TSDF_lr or NYUCAD/test/TSDF_lr for dataset nyucad, "
@@ -238,16 +276,17 @@ class FrameFolder:
         )
 
     def _find_base(self) -> Path:
-        needed = ("TSDF", "Mapping") if self._cad is None else ("Label",)
+        needed = [TSDF_FOLDERS, MAPPING_FOLDERS] if self._cad is None else [LABEL_FOLDERS]
         candidates = [self.root, self.root / "NYU"]
         if self._cad == self.root:
             candidates += [self.root.parent, self.root.parent / "NYU"]
         for folder in candidates:
-            if all((folder / name).is_dir() for name in needed):
+            if all(any((folder / name).is_dir() for name in names) for names in needed):
                 return folder
+        listed = " and ".join(names[0] for names in needed)
         raise DataError(
-            f"{self.root}: expected the folders {' and '.join(needed)} there or in NYU, "
-            f"found {some(_names_in(self.root))}; see the layout of a set in the documentation"
+            f"{self.root}: expected the folders {listed} there or in NYU, "
+            f"found {some(_names_in(self.root))}; see the layouts of a set in the documentation"
         )
 
     def _list_folders(self) -> list[Path]:
@@ -256,12 +295,15 @@ class FrameFolder:
 
     def _find_list(self, split: str) -> Path | None:
         check_list_name(split)
-        return next((path for folder in self._list_folders() if (path := folder / f"{split}.txt").is_file()), None)
+        lists = (folder / f"{split}.txt" for folder in self._list_folders())
+        return next((path for path in lists if path.is_file()), None) or find_half(self._base, split, cad=self._cad)
 
 
-def _recomputed_label_weight(label: NDArray[np.uint8] | None, flipped: NDArray[np.float32]) -> NDArray[np.bool_]:
-    known = np.zeros(flipped.shape, dtype=np.uint8) if label is None else label
-    return label_weight_of(known, unflip_tsdf(flipped)).astype(np.bool_)
+def _computed_label_weight(
+    label: NDArray[np.uint8] | None, tsdf: NDArray[np.float32], *, is_flipped: bool
+) -> NDArray[np.bool_]:
+    known = np.zeros(tsdf.shape, dtype=np.uint8) if label is None else label
+    return label_weight_of(known, unflip_tsdf(tsdf) if is_flipped else tsdf).astype(np.bool_)
 
 
 def _decide(wanted: bool | None, folders: Sequence[Path], *, name: str) -> bool:
@@ -272,15 +314,6 @@ def _decide(wanted: bool | None, folders: Sequence[Path], *, name: str) -> bool:
             f"add the files, or choose a model that does not read them"
         )
     return has_one if wanted is None else wanted
-
-
-def _first_existing(candidates: Iterator[Path]) -> Path:
-    """The first file that exists; else the first whose folder does; else the first."""
-    listed = list(candidates)
-    for path in listed:
-        if path.is_file():
-            return path
-    return next((path for path in listed if path.parent.is_dir()), listed[0])
 
 
 def _without_repetitions(problems: list[DataError]) -> list[DataError]:

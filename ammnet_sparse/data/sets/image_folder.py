@@ -1,13 +1,13 @@
 """Images and dense 2D truth from folders beside a set: for a packed set without images, and for 2D supervision."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
@@ -15,6 +15,7 @@ from ammnet_sparse.data.sets.compact import CompactFrame
 from ammnet_sparse.data.sets.files import DataError, missing_file, read_color_image
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.splits import parse_frame_id, some
+from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
 
 _SUFFIXES = ("_colors", "_rgb")
 _TYPES = (".jpg", ".png", ".jpeg")
@@ -126,13 +127,10 @@ class Truth2D:
     def read(self, frame_id: str) -> NDArray[np.uint8]:
         """[480, 640] uint8. Raises DataError for a missing or unreadable file, another shape or other classes."""
         path = self._path(frame_id)
-        try:
-            with Image.open(path) as image:
-                classes = np.array(image)
-        except FileNotFoundError as error:
-            raise missing_file(path) from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path}: expected a readable png of 2D labels, found {error}; replace it") from error
+        if not os.path.exists(path):
+            raise missing_file(path)
+        loaded = read_image(path, formats=LABEL_MAP_FORMATS, what="2D labels", size=IMAGE_SHAPE, advice="replace it")
+        classes: NDArray[np.uint8] = loaded.pixels
         if classes.shape != IMAGE_SHAPE or classes.dtype != np.uint8:
             raise DataError(
                 f"{path}: expected uint8 classes {list(IMAGE_SHAPE)} in one channel, found {classes.dtype} "

@@ -1,6 +1,7 @@
 """A packed set: all frames of a set in one file that is read where it lies, without unpacking archives.
 
-The file is in the safetensors format, so it is memory-mapped: processes share it, and only what is read is loaded.
+The file is in the safetensors format. Only what is asked for is read, and the system's cache shares it between
+processes; it is not mapped into memory, where a file that is cut while it is in use would end the process.
 ``packing.pack_set`` makes it. Arrays, F frames, sizes and bits as in ``compact.CompactFrame``::
 
     tsdf          [F, X, H, Y] float16 or float32     hits         [N, 2] int32, those of all frames in turn
@@ -12,6 +13,7 @@ The file is in the safetensors format, so it is memory-mapped: processes share i
 Metadata of the file: ``format``, ``version``, and ``set``, a ``PackedHeader`` as JSON.
 """
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +21,13 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes
+from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes, impossible_arrays
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.splits import check_list_name, parse_frame_id, repeated_ids, some
+from ammnet_sparse.files.tensors import SafetensorsFile
 
 PACKED_FORMAT = "ammnet_sparse packed set"
 PACKED_VERSION = "1"
@@ -114,7 +116,7 @@ class PackedFrames:
                 f"{self.root}: expected voxels (X, height, Y) = {tuple(grid_shape)}, found {self.grid_shape}; "
                 "use a set made for the grid"
             )
-        self.has_labels = "label" in self._arrays
+        self.has_labels = "label" in self._file.entries
         self.reads_image = self._decide(read_image, "image", "colour images, which `ammnet data pack` adds on --images")
         self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
 
@@ -157,46 +159,61 @@ class PackedFrames:
         return [] if self.has_frame(frame_id) else [self.root / frame_id]
 
     def read(self, frame_id: str) -> Frame:
-        """A frame, in arrays of its own. Its content was checked when it was packed, and is by ``read_with_problems``.
+        """A frame, in arrays of its own. Its content was checked when it was packed.
 
         Raises:
             DataError: no such frame in the file, or a damaged one.
         """
-        compact = self.read_compact(frame_id)
-        try:
-            return compact.unpack()
-        except IndexError as error:
-            raise self._damaged(frame_id, "hits") from error
+        return self.read_compact(frame_id).unpack()
 
     def read_compact(self, frame_id: str) -> CompactFrame:
-        """The arrays of a frame as the file has them, copied. Raises DataError where there is no such frame."""
+        """The arrays of a frame as the file has them, copied; compared with the checksums on their first reading.
+
+        Raises:
+            DataError: no such frame, a damaged one, or a file that was cut since it was opened.
+        """
+        compact = self._read(frame_id)
+        if compact.frame_id not in self._verified:
+            if damaged := self._damaged_arrays(compact):
+                raise self._damaged(compact.frame_id, damaged[0])
+            self._verified.add(compact.frame_id)
+        return compact
+
+    def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
+        """As ``read``, always compared with the checksums; None and the damaged arrays where they differ."""
+        try:
+            compact = self._read(frame_id)
+            problems = [self._damaged(compact.frame_id, name) for name in self._damaged_arrays(compact)]
+            return (None, problems) if problems else (compact.unpack(), [])
+        except DataError as error:
+            return None, [error]
+
+    def _read(self, frame_id: str) -> CompactFrame:
         frame_id = parse_frame_id(frame_id, source="frame_id")
         if frame_id not in self._index:
             raise DataError(f"{self.root}: expected frames of the set, found unknown id {frame_id}; correct the id")
         index = self._index[frame_id]
+
+        def row(name: str) -> NDArray[Any]:
+            return self._file.read_rows(name, index, index + 1)[0]
+
         start, end = self._hit_offsets[index : index + 2].tolist()
         return CompactFrame(
             frame_id=frame_id,
-            tsdf=self._arrays["tsdf"][index],
-            hits=self._arrays["hits"][start:end] if end > start else np.empty((0, 2), dtype=np.int32),
-            label_weight=self._arrays["label_weight"][index],
-            label=self._arrays["label"][index] if self.has_labels else None,
-            label_map=self._arrays["label_map"][index] if self.reads_label_map else None,
-            image=self._arrays["image"][index] if self.reads_image else None,
+            tsdf=row("tsdf"),
+            hits=self._file.read_rows("hits", start, end),
+            label_weight=row("label_weight"),
+            label=row("label") if self.has_labels else None,
+            label_map=row("label_map") if self.reads_label_map else None,
+            image=row("image") if self.reads_image else None,
             tsdf_is_flipped=self.dataset == "nyucad",
         )
 
-    def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
-        """As ``read``, after a comparison with the checksums; None and the damaged arrays where they differ."""
-        try:
-            compact = self.read_compact(frame_id)
-        except DataError as error:
-            return None, [error]
-        expected = self.checksums_of(frame_id)
-        problems = [
-            self._damaged(frame_id, name) for name, found in checksums(compact).items() if found != expected[name]
-        ]
-        return (None, problems) if problems else (compact.unpack(), [])
+    def _damaged_arrays(self, compact: CompactFrame) -> list[str]:
+        """Names of the arrays that differ from what was packed, or that cannot be what was packed."""
+        expected = self.checksums_of(compact.frame_id)
+        changed = [name for name, found in checksums(compact).items() if found != expected[name]]
+        return changed or impossible_arrays(compact)
 
     def checksums_of(self, frame_id: str) -> dict[str, int]:
         """The stored checksums of a frame by array."""
@@ -205,35 +222,29 @@ class PackedFrames:
 
     def array_sizes(self) -> dict[str, tuple[str, int]]:
         """Type and bytes of every array of the file."""
-        types = {code: np.dtype(name) for name, code in SAFETENSORS_TYPES.items()}
-        kinds = {name: (types[array.get_dtype()], array.get_shape()) for name, array in self._arrays.items()}
-        return {name: (str(kind), kind.itemsize * int(np.prod(shape))) for name, (kind, shape) in kinds.items()}
+        types = {code: name for name, code in SAFETENSORS_TYPES.items()}
+        return {name: (types[entry.type_name], entry.end - entry.start) for name, entry in self._file.entries.items()}
 
     def _open(self) -> None:
-        try:
-            self._file = safe_open(self.root, framework="numpy")
-            metadata = self._file.metadata() or {}
-            self.header = _read_header(self.root, metadata)
-            self._arrays = {name: self._file.get_slice(name) for name in self._file.keys()}
-            self._check_arrays()
-            self._hit_offsets: NDArray[np.int64] = self._file.get_tensor("hit_offsets")
-            self._checksums: NDArray[np.uint32] = self._file.get_tensor("checksums")
-        except FileNotFoundError as error:
-            raise DataError(f"{self.root}: expected a packed set, found no file; check the path") from error
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{self.root}: expected a packed set, found a damaged or other file ({error}); {_PACK_AGAIN}"
-            ) from error
-        num_hits = self._arrays["hits"].get_shape()[0]
+        if not os.path.exists(self.root):
+            raise DataError(f"{self.root}: expected a packed set, found no file; check the path")
+        what = "a packed set"
+        self._file = SafetensorsFile(self.root, what=what, advice=f"{_PACK_AGAIN}, or copy the file again")
+        self.header = _read_header(self.root, self._file.metadata)
+        self._check_arrays()
+        self._hit_offsets: NDArray[np.int64] = self._file.read_rows("hit_offsets")
+        self._checksums: NDArray[np.uint32] = self._file.read_rows("checksums")
+        self._verified: set[str] = set()
+        num_hits = self._file.entries["hits"].shape[0]
         offsets = self._hit_offsets
         if offsets[0] != 0 or offsets[-1] != num_hits or (np.diff(offsets) < 0).any():
             raise DataError(f"{self.root}: hit_offsets: expected ascending 0..{num_hits}, found others; {_PACK_AGAIN}")
         self._index = {frame_id: index for index, frame_id in enumerate(self.header.frame_ids)}
 
     def _check_arrays(self) -> None:
-        found = {name: (array.get_dtype(), array.get_shape()) for name, array in self._arrays.items()}
+        found = {name: (entry.type_name, list(entry.shape)) for name, entry in self._file.entries.items()}
         tsdf_type = "float32" if found.get("tsdf", ("", []))[0] == "F32" else "float16"
-        num_hits = found["hits"][1][0] if "hits" in found else 0
+        num_hits = next(iter(found.get("hits", ("", []))[1]), 0)
         expected = {
             name: (SAFETENSORS_TYPES[str(kind)], list(shape))
             for name, (kind, shape) in file_arrays(self.header, tsdf_type=tsdf_type, num_hits=num_hits).items()
@@ -248,12 +259,12 @@ class PackedFrames:
             )
 
     def _decide(self, wanted: bool | None, name: str, what: str) -> bool:
-        if wanted and name not in self._arrays:
+        if wanted and name not in self._file.entries:
             raise DataError(
                 f"{self.root}: expected {what}, found none; pack the set again with them, or choose a model that does "
                 "not read them"
             )
-        return name in self._arrays if wanted is None else wanted
+        return name in self._file.entries if wanted is None else wanted
 
     def _damaged(self, frame_id: str, name: str) -> DataError:
         return DataError(
@@ -262,7 +273,7 @@ class PackedFrames:
         )
 
 
-_OF_THE_OPEN_FILE = ("_file", "_arrays", "_hit_offsets", "_checksums", "_index", "header")
+_OF_THE_OPEN_FILE = ("_file", "_hit_offsets", "_checksums", "_verified", "_index", "header")
 
 
 def file_arrays(

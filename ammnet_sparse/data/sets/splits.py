@@ -8,8 +8,12 @@ from pathlib import Path
 
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.yaml_text import short
 
 _FRAME_ID = re.compile(r"(?:NYU)?(\d{1,4})(?:_0000)?", re.IGNORECASE | re.ASCII)
+_LONGEST_ID = 200
+"""Characters: names of files may have 255, with what stands around the id."""
 _OWN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -62,10 +66,7 @@ def read_id_list(path: Path) -> list[str]:
     Raises:
         DataError: unreadable or empty, or a line that is no id.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a text file of frame ids, found {error}; replace it") from error
+    lines = read_text(path, what="a text file of frame ids", advice="replace it").splitlines()
     ids = [
         parse_frame_id(line.strip(), source=f"{path}, line {number}")
         for number, line in enumerate(lines, start=1)
@@ -84,8 +85,8 @@ def parse_frame_id(text: str, *, source: str) -> str:
     """
     if match := _FRAME_ID.fullmatch(text):
         return match[1].zfill(4)
-    if not _OWN_NAME.fullmatch(text):
-        raise DataError(f"{source}: expected a frame id such as 0003 or NYU0003, found {text!r}; correct it")
+    if len(text) > _LONGEST_ID or not _OWN_NAME.fullmatch(text):
+        raise DataError(f"{source}: expected a frame id such as 0003 or NYU0003, found {short(text)}; correct it")
     return text
 
 

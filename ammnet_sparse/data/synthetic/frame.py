@@ -14,7 +14,7 @@ from ammnet_sparse.data.synthetic.raycast import View, camera_pose, cast_depth, 
 from ammnet_sparse.data.synthetic.rooms import make_room
 from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
 from ammnet_sparse.data.synthetic.voxelize import fill_voxels
-from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera, own_frame_origin
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import FINE_VOXEL_SIZE, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
@@ -77,9 +77,9 @@ def generate_frame(seed: int, index: int, *, noise: Noise) -> SyntheticFrame:
     if noise == "kinect":
         absorbing = np.isin(_of_shape(scene.label, view), (SceneLabel.WINDOW, SceneLabel.TVS))
         depth = kinect_depth(view.depth, sensor, incidence=view.incidence, absorbing=absorbing)
-    origin = own_frame_origin(pose)
-    label = _labels(scene, view, pose, origin)
-    tsdf = tsdf_from_depth(depth, camera=NYU_CAMERA, pose=pose, origin=origin)
+    camera_view = CameraView.of_own_frame(NYU_CAMERA, pose)
+    label = _labels(scene, view, pose, camera_view.origin)
+    tsdf = tsdf_from_depth(depth, view=camera_view)
     true_label_map = _of_shape(scene.map_label, view)
     return SyntheticFrame(
         image=camera_image(view.color, colors),
@@ -88,10 +88,10 @@ def generate_frame(seed: int, index: int, *, noise: Noise) -> SyntheticFrame:
         true_label_map=true_label_map,
         label=label,
         tsdf=tsdf,
-        mapping=mapping_from_depth(depth, camera=NYU_CAMERA, pose=pose, origin=origin),
+        mapping=mapping_from_depth(depth, view=camera_view),
         label_weight=label_weight_of(label, tsdf),
         pose=pose,
-        origin=origin,
+        origin=camera_view.origin,
     )
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ammnet_sparse.config import DataConfig
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
 from ammnet_sparse.data.volumes.mapping import mapping_to_disk
+from ammnet_sparse.files.content import read_text
 
 GENERATOR_VERSION = 1
 """Raised whenever the same parameters would give other files."""
@@ -124,8 +125,8 @@ def _checked_parameters(frames: int, validation_frames: int, seed: int, noise: s
 
 def _read_parameters(folder: Path) -> Any:
     try:
-        return json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(read_text(folder / PARAMETERS_FILE, what="the parameters of generated rooms"))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -30,6 +30,33 @@ class Camera:
             raise ValueError(f"Camera: expected finite values and positive focal lengths in pixels, found {self}")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class CameraView:
+    """Where a depth image was taken: all that the volumes of a frame need to know of it.
+
+    Attributes:
+        camera: intrinsics of the depth image.
+        pose: [4, 4] float64, camera to world; camera axes x right, y down, z forward; floor at Z = 0.
+        origin: [3] float64, world position (X, Y, Z) in metres of the grid's lower corner.
+
+    Raises:
+        ValueError: a pose that is not a finite rigid transform, or an origin that is not three finite coordinates.
+    """
+
+    camera: Camera
+    pose: NDArray[np.float64]
+    origin: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pose", checked_pose(self.pose))
+        object.__setattr__(self, "origin", checked_origin(self.origin))
+
+    @classmethod
+    def of_own_frame(cls, camera: Camera, pose: ArrayLike) -> "CameraView":
+        """The view of a frame without published origin (``own_frame_origin``)."""
+        return cls(camera, checked_pose(pose), own_frame_origin(pose))
+
+
 NYU_CAMERA = Camera(518.8579, 519.4696, 325.58, 253.74)
 """Intrinsics behind the published NYU files (mapping, TSDF)."""
 SSCNET_CAMERA = Camera(518.8579, 518.8579, 320.0, 240.0)

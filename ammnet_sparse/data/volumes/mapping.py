@@ -1,19 +1,17 @@
 """The mapping: which pixel hits each voxel. Arrays of voxels have the axes (X, height, Y)."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK, VOXEL_SIZE, GridShape
 from ammnet_sparse.data.volumes import kernels
-from ammnet_sparse.data.volumes.camera import Camera, checked_depth, checked_origin, checked_pose, intrinsics
+from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrinsics
 
 
 def mapping_from_depth(
     depth: NDArray[np.floating],
     *,
-    camera: Camera,
-    pose: ArrayLike,
-    origin: ArrayLike,
+    view: CameraView,
     grid_shape: GridShape = GRID_SHAPE,
     voxel_size: float = VOXEL_SIZE,
 ) -> NDArray[np.int32]:
@@ -21,9 +19,7 @@ def mapping_from_depth(
 
     Args:
         depth: [rows, columns] float, metres along the optical axis; 0 or not finite where missing.
-        camera: intrinsics of the depth image.
-        pose: [4, 4] camera to world.
-        origin: [3] world position of the grid's lower corner, metres.
+        view: intrinsics and pose of the depth image, and the grid's lower corner.
         grid_shape: voxels along (X, height, Y).
         voxel_size: metres.
 
@@ -31,9 +27,9 @@ def mapping_from_depth(
         [X * height * Y] int32, pixel ``row * columns + column``, or ``UNMAPPED`` (-1) where no pixel hits;
         ``mapping_to_disk`` gives the convention of files.
     """
-    depth, pose, origin = checked_depth(depth), checked_pose(pose), checked_origin(origin)
     mapping = np.full(grid_shape, UNMAPPED, dtype=np.int32)
-    kernels.scatter_pixels(depth, intrinsics(camera), pose, origin, voxel_size, mapping)
+    camera = intrinsics(view.camera)
+    kernels.scatter_pixels(checked_depth(depth), camera, view.pose, view.origin, voxel_size, mapping)
     return mapping.reshape(-1)
 
 

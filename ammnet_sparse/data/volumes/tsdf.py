@@ -4,21 +4,24 @@ Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.0
 the grid.
 """
 
+from typing import Literal
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, GridShape
 from ammnet_sparse.data.volumes import kernels
-from ammnet_sparse.data.volumes.camera import Camera, checked_depth, checked_origin, checked_pose, intrinsics
+from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrinsics
 from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL, TRUNCATION
+
+Unobserved = Literal["free", "surface"]
+"""How a flipped TSDF holds space that was not observed: like free space far away, or like a surface."""
 
 
 def tsdf_from_depth(
     depth: NDArray[np.floating],
     *,
-    camera: Camera,
-    pose: ArrayLike,
-    origin: ArrayLike,
+    view: CameraView,
     grid_shape: GridShape = GRID_SHAPE,
     voxel_size: float = VOXEL_SIZE,
 ) -> NDArray[np.float32]:
@@ -30,16 +33,16 @@ def tsdf_from_depth(
         [X * height * Y] float32 in [-1, 1]: +1 observed free, -1 occluded, 0 unobserved; the distance is Euclidean,
         between fine voxels, and saturates at 12 of them.
     """
-    depth, pose, origin = checked_depth(depth), checked_pose(pose), checked_origin(origin)
+    depth, pose, origin, camera = checked_depth(depth), view.pose, view.origin, intrinsics(view.camera)
     fine_size = voxel_size / FINE_PER_VOXEL
     surface = np.zeros([size * FINE_PER_VOXEL for size in grid_shape], dtype=np.bool_)
-    kernels.mark_surface(depth, intrinsics(camera), pose, origin, fine_size, surface)
+    kernels.mark_surface(depth, camera, pose, origin, fine_size, surface)
     squared = truncated_squared_distance(surface)
     # Rigid inverse: world to camera.
     rotation, translation = pose[:3, :3].T, -pose[:3, :3].T @ pose[:3, 3]
     magnitude = np.minimum(1.0, np.sqrt(np.arange(TRUNCATION**2 + 1)) / TRUNCATION)
     tsdf = np.zeros(grid_shape, dtype=np.float64)
-    kernels.integrate(depth, intrinsics(camera), rotation, translation, origin, fine_size, squared, magnitude, tsdf)
+    kernels.integrate(depth, camera, rotation, translation, origin, fine_size, squared, magnitude, tsdf)
     return tsdf.astype(np.float32).reshape(-1)
 
 
@@ -57,14 +60,24 @@ def truncated_squared_distance(surface: NDArray[np.bool_]) -> NDArray[np.uint16]
     return squared
 
 
-def flip_tsdf(tsdf: NDArray[np.floating]) -> NDArray[np.float32]:
+def flip_tsdf(tsdf: NDArray[np.floating], *, unobserved: Unobserved = "free") -> NDArray[np.float32]:
     """The flipped convention of SSCNet, DDRNet and NYUCAD's ``tsdf_lr``: ``s * max(0.001, 1 - |t|)``.
 
-    s is the sign of t, and +1 where ``|t| < 0.001``: unobserved and surface both become +1.
+    s is the sign of t, and +1 where ``|t| < 0.001``.
+
+    Args:
+        tsdf: not flipped, any shape.
+        unobserved: what becomes of t = 0, space that was not observed. ``free``: 0.001, like free space far from a
+            surface, as SSCNet's own source has it; ``surface``: +1, as the rule above says and EdgeNet's files have.
     """
     magnitude = np.abs(tsdf)
     sign = np.where((tsdf < 0) & (magnitude >= 0.001), np.float32(-1), np.float32(1))
-    return (sign * np.maximum(0.001, 1 - magnitude)).astype(np.float32)
+    flipped = (sign * np.maximum(0.001, 1 - magnitude)).astype(np.float32)
+    if unobserved == "free":
+        flipped[tsdf == 0] = 0.001
+    elif unobserved != "surface":
+        raise ValueError(f"unobserved: expected 'free' or 'surface', found {unobserved!r}")
+    return flipped
 
 
 def unflip_tsdf(flipped: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -10,19 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from timm.models import EfficientNetFeatures
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from ammnet_sparse.files.tensors import SafetensorsFile, is_safetensors, read_torch_file
 from ammnet_sparse.models.weights import efficientnet
+from ammnet_sparse.models.weights.checks import check_plain, type_problem, value_problem
 from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which programs put the state dict into a checkpoint."""
 _PREFIXES = re.compile(r"(?:(?:module|encoder|segformer|backbone)\.)*")
+_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", "")
+"""Of weights files; which of the two formats it is, the content says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +91,17 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: expected a file with weights, found {'a folder' if path.is_dir() else 'nothing'}")
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+    suffix = path.suffix.lower()
+    if suffix not in _ENDINGS:
         raise WeightsError(f"{path}: expected a file ending in .safetensors, .pth, .pt or .bin, found {path.suffix!r}")
+    what = "tensors by name and nothing else, in an undamaged file"
+    advice = "download it again, or save only its state_dict"
     contents: Any
-    try:
-        if path.suffix == ".safetensors":
-            contents = safetensors.torch.load_file(path, device="cpu")
-        else:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the readers raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path}: cannot read the weights; expected tensors by name and nothing else, in an undamaged file "
-            f"(download it again, or save only its state_dict). The reader says: {reason}"
-        ) from error
+    if suffix == ".safetensors" or is_safetensors(path):
+        with SafetensorsFile(path, what=what, advice=advice, raises=WeightsError) as file:
+            contents = {name: file.read(name) for name in file.entries}
+    else:
+        contents = read_torch_file(path, what=what, advice=advice, raises=WeightsError)
     for wrapper in WRAPPERS * 2:  # either order, and never forever
         if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
             contents = contents[wrapper]
@@ -112,6 +112,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: expected tensors by name, found {some_names(sorted(map(str, contents))) or 'nothing'}"
         )
+    check_plain(tensors, source=path)
     return tensors
 
 
@@ -176,10 +177,8 @@ def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | 
         file_name, tensor = found[name].file_name, found[name].tensor
         if tensor.shape != expected.shape:
             problems.append(f"{file_name} expected {list(expected.shape)}, found {list(tensor.shape)}")
-        elif tensor.is_floating_point() != expected.is_floating_point():
-            problems.append(f"{file_name} expected {expected.dtype}, found {tensor.dtype}")
-        elif not torch.isfinite(tensor).all():
-            problems.append(f"{file_name} has values that are not finite")
+        elif wrong := type_problem(tensor, is_floating=expected.is_floating_point()) or value_problem(name, tensor):
+            problems.append(f"{file_name}: {wrong}")
     if problems:
         raise WeightsError(f"{path}: weights that do not fit: {some_names(problems)}")
 

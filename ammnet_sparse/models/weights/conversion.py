@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
 from ammnet_sparse.models.weights.backbones import WRAPPERS, timm_to_published
+from ammnet_sparse.models.weights.checks import kind_problem, type_problem, value_problem
 from ammnet_sparse.models.weights.errors import WeightsError, some_names
 from ammnet_sparse.models.weights.parts import join_states
 
@@ -217,10 +219,9 @@ def published_name(name: str) -> str:
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Published names to tensors, without wrapping dict and prefix."""
-    for key in WRAPPERS:
+    for key in WRAPPERS * 2:  # either order, and never forever
         inner = state.get(key)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
+        state = inner if isinstance(inner, Mapping) else state
     given: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -228,7 +229,9 @@ def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
                 f"{name}: expected a tensor, found {type(value).__name__}; pass the network's state_dict, alone or "
                 "under the key 'model' or 'state_dict'"
             )
-        short = name.removeprefix(_PREFIX)
+        if what := kind_problem(value):
+            raise ConversionError(f"{name}: expected a plain tensor, found {what}; make it dense floats first")
+        short = str(name).removeprefix(_PREFIX)
         if short in given:
             raise ConversionError(f"{short}: given twice, with and without the prefix {_PREFIX!r}")
         given[short] = value
@@ -267,9 +270,13 @@ def _derive_config(
 
 def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Names and shapes of all weights of the network that the configuration describes."""
-    with torch.device("meta"):
-        state = join_states(build_dense_generator(config).state_dict(), build_dense_discriminator(config).state_dict())
-    return {name: value.shape for name, value in state.items()}
+    try:
+        with torch.device("meta"):
+            networks = build_dense_generator(config), build_dense_discriminator(config)
+    # Sizes beyond what PyTorch can express raise whatever they meet first.
+    except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
+        raise ConversionError(f"the shapes of the weights give no network: {reason(error)}") from error
+    return {name: value.shape for name, value in join_states(*(part.state_dict() for part in networks)).items()}
 
 
 def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
@@ -300,13 +307,16 @@ def _check(
         for name, value in given.items()
         if name in known and value.shape != known[name]
     ]
+    fitting = {name: value for name, value in given.items() if name in known and value.shape == known[name]}
     unusable = [
-        f"{name} ({value.dtype})"
-        for name, value in given.items()
-        if name in known and value.is_floating_point() == name.endswith("num_batches_tracked")
+        f"{name} ({wrong})"
+        for name, value in fitting.items()
+        if (wrong := type_problem(value, is_floating=not name.endswith("num_batches_tracked")))
     ]
-    not_finite = [
-        name for name, value in given.items() if name in wanted_shapes and not bool(torch.isfinite(value).all())
+    wrong_values = [
+        f"{name} ({wrong})"
+        for name, value in fitting.items()
+        if name in wanted_shapes and (wrong := value_problem(name, value))
     ]
     problems = [
         f"{title}: {some_names(names)}"
@@ -315,7 +325,7 @@ def _check(
             ("missing names", missing),
             ("wrong shapes", misshapen),
             ("wrong types", unusable),
-            ("infinite or not a number", not_finite),
+            ("wrong values", wrong_values),
         )
         if names
     ]

@@ -1,7 +1,6 @@
 """Weights of a network on disk: one safetensors file that also says which network they belong to."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +10,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.files.errors import reason
+from ammnet_sparse.files.tensors import SafetensorsFile
+from ammnet_sparse.files.writing import replacing
+from ammnet_sparse.models.weights.checks import check_state
+from ammnet_sparse.models.weights.errors import WeightsError
 
+UNOBSERVED = "tsdf_unobserved"
+"""Metadata key: unobserved space in the flipped TSDF that a network was trained on, ``free`` or ``surface``."""
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
@@ -45,12 +50,13 @@ def save_weights(
     config = model_config.model_copy(update={"image_encoder_weights": None})
     metadata |= {"format": FORMAT, "config": config.model_dump_json()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        safetensors.torch.save_file(tensors, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot write the weights ({error})") from error
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot write the weights: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: cannot write the weights: {error}") from error
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, str]]:
@@ -63,17 +69,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: expected a file with weights, found {'a folder' if path.is_dir() else 'nothing'}")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
-            config = _read_config(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(
-            f"{path}: expected an undamaged safetensors file ({error}); a .pth checkpoint of the dense AMMNet is "
-            "converted by `ammnet convert`"
-        ) from error
-    return tensors, config, {key: value for key, value in metadata.items() if key not in _RESERVED}
+    advice = "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`"
+    with SafetensorsFile(path, what="an undamaged safetensors file", advice=advice, raises=WeightsError) as file:
+        config = _read_config(path, file.metadata)
+        tensors = {name: file.read(name) for name in file.entries}
+    return tensors, config, {key: value for key, value in file.metadata.items() if key not in _RESERVED}
 
 
 def load_into(
@@ -83,27 +83,14 @@ def load_into(
 
     Args:
         network: the network that the configuration of the file describes.
-        state: tensors by name.
+        state: tensors by name, of any float type of 16 bits and more.
         source: where they come from, for messages.
         may_lack: parts (``image_encoder.backbone``, ``discriminator``) that ``state`` need not hold.
 
     Raises:
-        WeightsError: missing or unknown names, or wrong shapes.
+        WeightsError: missing or unknown names, wrong shapes or types, values that are not finite, negative variances.
     """
-    expected = network.state_dict()
-    missing = [
-        name for name in expected if name not in state and not any(name.startswith(f"{part}.") for part in may_lack)
-    ]
-    unknown = [name for name in state if name not in expected]
-    misshapen = [
-        f"{name} (expected {list(expected[name].shape)}, found {list(value.shape)})"
-        for name, value in state.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    problems = {"missing names": missing, "unknown names": unknown, "wrong shapes": misshapen}
-    if any(problems.values()):
-        found = "; ".join(f"{title}: {some_names(names)}" for title, names in problems.items() if names)
-        raise WeightsError(f"{source}: expected the weights of this {type(network).__name__}; found {found}")
+    check_state(network.state_dict(), state, source=source, what=type(network).__name__, may_lack=may_lack)
     network.load_state_dict(dict(state), strict=False)
 
 
@@ -120,7 +107,7 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
         )
         raise WeightsError(
-            f"{path}: the configuration in its metadata does not fit this version of the program: {problems}"
+            f"{path}: the configuration in its metadata does not fit this version of the program: {problems[:1000]}"
         ) from error
-    except ValueError as error:
-        raise WeightsError(f"{path}: the configuration in its metadata is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: the configuration in its metadata is no JSON: {reason(error)}") from error

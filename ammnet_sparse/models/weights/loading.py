@@ -1,13 +1,20 @@
 """From a file of weights to networks that predict and judge."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.devices import checked_device
+from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.weights.checks import check_state
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import (
@@ -20,6 +27,11 @@ from ammnet_sparse.models.weights.parts import (
 )
 from ammnet_sparse.models.weights.shipped import find_weights
 
+_MOST_ABSENT = 2**27
+"""Numbers that the parts which a file lacks may have together: 512 MiB of random weights."""
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
 
 def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.device | str = "cpu") -> AMMNet:
     """A network in evaluation mode from a safetensors file of the project's tools.
@@ -31,24 +43,35 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
             on sparse sites these then add nothing. Weights trained sparsely lose them on dense sites.
         device: where the network goes.
 
+    Returns:
+        The network; ``metadata`` says what it was trained on and how well it did, as far as the file does.
+
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
-        ValueError: other ``sites``.
+        ValueError: other ``sites``, or a device that is not there.
 
     Warns:
         UserWarning: a file without the backbone or the head of the image encoder, which stay random.
     """
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
+    device = checked_device(device)
     path = find_weights(path)
-    file_state, file_config, _ = read_weights(path)
+    file_state, file_config, metadata = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
-    network = build_generator(config)
-    expected = network.state_dict()
     state, _ = split_state(file_state)
-    state = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
+    # Before the network is built: the file's tensors are no larger than the file, its configuration may say anything.
+    expected = _state_without_memory(build_generator, config, source=path)
+    fitted = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
+    given = {name: value for name, value in fitted.items() if not value.is_meta}
+    added = [name.rpartition(".")[0] for name in fitted if name not in given]
     absent = [part for part in OPTIONAL_PARTS if names_of(part, expected) and not names_of(part, state)]
+    check_state(expected, given, source=path, what="AMMNet", may_lack=[*absent, *added])
+    _check_absent(expected, absent, source=path)
+    network = build_generator(config)
+    state = fit_state_projections(state, network.state_dict(), trained=file_config.sites, wanted=config.sites)
     load_into(network, state, source=path, may_lack=absent)
+    network.metadata = metadata
     for part in absent:
         warnings.warn(
             f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
@@ -64,6 +87,7 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
     Raises:
         WeightsError: a file that is missing, damaged, or holds no discriminator.
     """
+    device = checked_device(device)
     path = find_weights(path)
     file_state, config, _ = read_weights(path)
     _, state = split_state(file_state)
@@ -72,6 +96,32 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
             f"{path}: expected the weights of a {DISCRIMINATOR}, found none; shipped weights and files of "
             "`ammnet export` lack it, unless exported with --keep-discriminator"
         )
+    check_state(
+        _state_without_memory(build_discriminator, config, source=path), state, source=path, what="Discriminator"
+    )
     discriminator = build_discriminator(config)
     load_into(discriminator, state, source=path)
     return discriminator.to(device).eval()
+
+
+def _state_without_memory(
+    build: Callable[[ModelConfig], _Network], config: ModelConfig, *, source: Path
+) -> dict[str, torch.Tensor]:
+    """The state dict of a network on the meta device: shapes and types, but no values."""
+    try:
+        with torch.device("meta"):
+            return build(config).state_dict()
+    # Sizes beyond what PyTorch can express raise whatever they meet first.
+    except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
+        raise WeightsError(
+            f"{source}: the configuration in its metadata gives no network: {reason(error)}; the file is damaged"
+        ) from error
+
+
+def _check_absent(expected: dict[str, torch.Tensor], absent: list[str], *, source: Path) -> None:
+    size = sum(expected[name].numel() for part in absent for name in names_of(part, expected))
+    if size > _MOST_ABSENT:
+        raise WeightsError(
+            f"{source}: expected weights of {', '.join(absent)}, found none for a network whose metadata ask for "
+            f"{size:,} of them; the file is damaged"
+        )

@@ -60,6 +60,38 @@ def room_view(seed: int, kind: Kind) -> RoomView:
     return RoomView(scene, kinect_depth(view.depth, rng, incidence=view.incidence, absorbing=absorbing), pose)
 
 
+def box_room(
+    seed: int, *, height: float = 1.4, pitch: float = -20.0, roll: float = 0.0
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Depth [480, 640] without noise of a bare room with up to three boxes, by ``NYU_CAMERA``; and the pose.
+
+    Args:
+        height: metres of the camera above the floor.
+        pitch, roll: degrees.
+    """
+    rng = np.random.default_rng(seed)
+    width, length, ceiling = rng.uniform(3, 5), rng.uniform(3.5, 6), rng.uniform(2.4, 2.8)
+    pose = camera_pose(height, yaw=rng.uniform(-0.4, 0.4), pitch=math.radians(pitch), roll=math.radians(roll))
+    left = -rng.uniform(0.3, 0.7) * width
+    back = -length / 2 if pitch < -60 else -rng.uniform(0.2, 1.0)
+    v, u = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
+    x, y = (u - NYU_CAMERA.cx) / NYU_CAMERA.fx, (v - NYU_CAMERA.cy) / NYU_CAMERA.fy
+    rays = np.stack([x, y, np.ones(u.shape)], axis=-1) @ pose[:3, :3].T
+    eye = pose[:3, 3]
+    low, high = np.array([left, back, 0.0]), np.array([left + width, back + length, ceiling])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth = np.where(rays > 0, (high - eye) / rays, (low - eye) / rays).min(axis=-1)
+        for _ in range(rng.integers(1, 4)):
+            size = rng.uniform([0.4, 0.4, 0.3], [1.2, 1.0, 1.2])
+            along = rng.uniform(-0.8, 0.8) if pitch < -60 else rng.uniform(1.2, back + length - 0.5)
+            middle = np.array([rng.uniform(left + 0.5, left + width - 0.5), along, 0.0])
+            first, second = middle - size / 2 * (1, 1, 0), middle + size * (0.5, 0.5, 1)
+            one, other = (first - eye) / rays, (second - eye) / rays
+            near, far = np.minimum(one, other).max(axis=-1), np.maximum(one, other).min(axis=-1)
+            depth = np.where((near < far) & (near > 0.05), np.minimum(depth, near), depth)
+    return depth.astype(np.float32), pose
+
+
 def scaled_camera(scale: float) -> Camera:
     """``NYU_CAMERA`` of an image of another size: the edges at -0.5 stay in place."""
     c = NYU_CAMERA

@@ -13,10 +13,13 @@ from PIL import Image
 
 from ammnet_sparse.data.grid import CLASS_NAMES, UNMAPPED
 from ammnet_sparse.data.raw import preparation
+from ammnet_sparse.data.raw.depth_encoding import decode_rotated, guess_depth_encoding
 from ammnet_sparse.data.raw.preparation import PreparationPlan, PreparationReport, prepare_set
+from ammnet_sparse.data.sets.check import check_set
+from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
-from ammnet_sparse.data.volumes.tsdf import flip_tsdf
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
 from tests.data.raw.raw_files import write_raw_frame
 
 
@@ -211,9 +214,9 @@ def _elsewhere(path: Path) -> None:
         (".png", _empty, "found an empty file"),
         (".png", _cut, "the file is truncated"),
         (".png", _lengthen, "64 bytes after it"),
-        (".png", _foreign, "cannot be read as an image"),
+        (".png", _foreign, "expected a readable png with a 16-bit depth image"),
         (".png", _eight_bits, "expected a 16-bit depth image"),
-        (".png", _larger, "expected a 16-bit depth image"),
+        (".png", _larger, "expected 480 rows and 640 columns"),
         (".png", _no_depth, "no valid pixel"),
         (".bin", _empty, "found an empty file"),
         (".bin", _cut, "truncated|expected runs that fill"),
@@ -306,3 +309,68 @@ def test_several_processes_write_the_same(raw: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(first[key], second[key])
     record = json.loads((tmp_path / "two" / preparation.RECORD).read_text(encoding="utf-8"))
     assert record["intrinsics"] == "nyu" and record["flipped"] is False
+
+
+def test_the_list_goes_with_its_last_frame(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (raw / "NYU0002_0000.bin").unlink()
+    (raw / "NYU0002_0000.png").unlink()
+    assert prepare(raw, out).num_listed == 1
+    depth = raw / "NYU0001_0000.png"
+    depth.write_bytes(depth.read_bytes()[:1000])
+    stamp = (out / "TSDF" / "0001.npz").stat().st_mtime + 10
+    os.utime(depth, (stamp, stamp))
+    report = prepare(raw, out)
+    assert report.num_listed == 0 and not (out / "train.txt").exists()
+
+
+def test_plain_millimetres_are_noticed_and_said_once(raw: Path, tmp_path: Path) -> None:
+    expected = tmp_path / "expected"
+    prepare(raw, expected)
+    for path in raw.glob("*.png"):
+        Image.fromarray(decode_rotated(np.array(Image.open(path)))).save(path)
+    report = prepare(raw, tmp_path / "out")
+    assert report.is_clean and report.count("written") == 2
+    assert report.describe().count("depth of 2 of 2 frames (0001, 0002) holds plain millimetres") == 1
+    for name in ("TSDF/0001.npz", "Mapping/0002.npz", "Label/0001.npz"):
+        with np.load(tmp_path / "out" / name) as found, np.load(expected / name) as wanted:
+            for key in wanted.files:
+                np.testing.assert_array_equal(found[key], wanted[key])
+    # Told to take them for rotated, there is hardly any depth within the grid.
+    plan = PreparationPlan(raw, tmp_path / "rotated", "nyu", depth_encoding="rotated")
+    told = prepare_set(plan, workers=1, progress=False)
+    assert "plain millimetres" not in told.describe()
+    with np.load(expected / "Mapping/0001.npz") as wanted:
+        path = tmp_path / "rotated" / "Mapping" / "0001.npz"
+        assert not path.exists() or not np.array_equal(np.load(path)["arr_0"], wanted["arr_0"])
+
+
+@pytest.mark.parametrize("unobserved", ["free", "surface"])
+def test_unobserved_space_of_a_flipped_tsdf(raw: Path, tmp_path: Path, unobserved: Unobserved) -> None:
+    plain, out = tmp_path / "plain", tmp_path / "flipped"
+    prepare(raw, plain)
+    prepare_set(PreparationPlan(raw, out, "nyu", "train", True, unobserved), workers=1, progress=False)
+    with np.load(plain / "TSDF" / "0001.npz") as file:
+        is_unobserved = file["arr_0"] == 0
+    with np.load(out / "NYUCAD" / "train" / "TSDF_lr" / "NYU0001_0000_voxels.npz") as file:
+        flipped = file["tsdf_lr"]
+    assert is_unobserved.mean() > 0.1
+    assert set(flipped.reshape(-1)[is_unobserved].tolist()) == {1.0 if unobserved == "surface" else np.float32(0.001)}
+    assert unobserved_of(flipped) == unobserved
+    report = check_set(FrameFolder(out, dataset="nyucad"), progress=False)
+    assert f"(--unobserved {unobserved})" in report.describe()
+    other = "free" if unobserved == "surface" else "surface"
+    with pytest.raises(DataError, match="expected a set prepared with"):
+        prepare_set(PreparationPlan(raw, out, "nyu", "train", True, other), workers=1, progress=False)
+
+
+def test_encodings_are_told_apart(raw: Path) -> None:
+    rotated = np.array(Image.open(raw / "NYU0001_0000.png"))
+    plain = decode_rotated(rotated)
+    assert guess_depth_encoding(rotated) == "rotated" and guess_depth_encoding(rotated.astype(np.int32)) == "rotated"
+    assert guess_depth_encoding(plain) == "plain" and guess_depth_encoding(plain * np.uint16(5)) == "plain"
+    far = np.where(np.arange(640) < 200, 9000 + plain // 100, plain).astype(np.uint16)
+    far_rotated = (far << np.uint16(3)) | (far >> np.uint16(13))
+    assert guess_depth_encoding(far_rotated) == "rotated" and guess_depth_encoding(far) == "plain"
+    for nothing in (np.zeros_like(plain), np.full_like(plain, 65535), np.full_like(plain, 2000)):
+        assert guess_depth_encoding(nothing) is None

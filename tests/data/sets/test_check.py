@@ -1,5 +1,6 @@
 """The check of a set, and its command."""
 
+import dataclasses
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,27 @@ def test_broken_list_is_a_problem_and_a_missing_one_an_error(tmp_path: Path) -> 
     (tmp_path / "val.txt").unlink()
     with pytest.raises(DataError, match=r"expected a list of frame ids train\.txt, found lists \[\]"):
         check_set(folder, progress=False)
+
+
+def test_what_can_be_read_does_not_stop_a_training(tmp_path: Path) -> None:
+    frames = write_set(tmp_path, ["0001", "0002"])
+    empty = dataclasses.replace(frames[1], mapping=np.full(GRID, -1, dtype=np.int32))
+    write_frame(tmp_path, dataclasses.replace(empty, label_weight=np.zeros(GRID, dtype=np.bool_)))
+    report = check_set(FrameFolder(tmp_path, grid_shape=GRID), progress=False)
+    assert not report.is_clean and [problem.frame_id for problem in report.problems] == ["0002", "0002"]
+    assert "expected a voxel that a pixel hits, found none" in report.describe()
+    assert "expected a scored voxel" in report.describe()
+    report.raise_if_broken()
+
+
+def test_another_convention_is_warned_of(tmp_path: Path) -> None:
+    frame = random_frame(1, grid_shape=(60, 36, 60))
+    write_frame(tmp_path, dataclasses.replace(frame, tsdf=np.full((60, 36, 60), 0.9, dtype=np.float32)))
+    write_list(tmp_path / "train.txt", ["0001"])
+    report = check_set(FrameFolder(tmp_path), progress=False)
+    assert not report.is_clean and "a flipped TSDF in this layout" in report.describe()
+    with pytest.warns(UserWarning, match="a flipped TSDF in this layout"):
+        report.raise_if_broken()
 
 
 def test_command(

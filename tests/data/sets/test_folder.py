@@ -155,12 +155,32 @@ BROKEN = [
         r"Label/0000\.npz: expected an npz archive, found a single array",
     ),
     (
-        lambda root: write_npz(root / "TSDF/0000.npz", arr_0=np.zeros(VOXELS)),
-        r"an array named 'arr_1', found \['arr_0'\]",
+        lambda root: write_npz(root / "Label/0000.npz", arr_1=np.zeros(VOXELS)),
+        r"an array named 'arr_0', found \['arr_1'\]",
+    ),
+    (
+        _array("Mapping/0000.npz", np.full(VOXELS, np.inf, np.float16)),
+        r"mapping: expected a type that holds 307200 exactly, such as int32, found float16",
+    ),
+    (
+        lambda root: (root / "TSDF/0000.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),
+        r"expected a readable npz file, found a git-lfs pointer .*; fetch .* 'git lfs pull', or take",
+    ),
+    (
+        lambda root: (root / "TSDF/0000.npz").write_text("<!DOCTYPE html><title>Log in</title>"),
+        r"expected a readable npz file, found an HTML page .* download the file itself, or take",
+    ),
+    (
+        lambda root: Image.fromarray(np.full((480, 640), 1.5, np.float32)).save(root / "Seg2D/0000.png", "TIFF"),
+        r"Seg2D/0000\.png: expected a readable png with a label map, found a tiff image",
+    ),
+    (
+        lambda root: (root / "RGB/NYU0000_colors.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+        r"expected a readable png or jpg with a colour image, found a PostScript program",
     ),
     (
         lambda root: write_npz(root / "Label/0000.npz", arr_0=np.array([{}] * VOXELS)),
-        r"Label/0000\.npz: expected a readable npz file, found ValueError: Object arrays",
+        r"Label/0000\.npz: arr_0: expected integers or floats, found pickled",
     ),
     (_array("Label/0000.npz", np.array(["a"] * VOXELS)), r"Label/0000\.npz: arr_0: expected integers or floats"),
     (_array("Label/0000.npz", np.zeros(VOXELS + 1)), r"Label/0000\.npz: arr_0: expected 48 voxels .* shape \[49\]"),
@@ -328,3 +348,19 @@ def test_real_frame_is_the_reference(nyu_folder: Path) -> None:
         np.testing.assert_array_equal(frame.mapping.reshape(-1), mapping)
         np.testing.assert_allclose(frame.tsdf.reshape(-1), reference["tsdf"], atol=2.5e-4)
     assert frame.image is not None and frame.label_map is not None
+
+
+def test_colour_images_are_turned_as_exif_says(tmp_path: Path) -> None:
+    (frame,) = write_set(tmp_path, ["0000"], has_image=True)
+    assert frame.image is not None
+    path = tmp_path / "RGB" / "NYU0000_colors.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.ascontiguousarray(frame.image[::-1, ::-1])).save(path, exif=exif)
+    found = FrameFolder(tmp_path, grid_shape=GRID).read("0000").image
+    assert found is not None
+    np.testing.assert_array_equal(found, frame.image)
+    exif[0x0112] = 6
+    Image.fromarray(frame.image).save(path, exif=exif)
+    with pytest.raises(DataError, match=r"found shape \[640, 480, 3\], turned as its EXIF orientation says"):
+        FrameFolder(tmp_path, grid_shape=GRID).read("0000")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch.utils.data import DataLoader
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
+from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.sets import packing
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.compact import CompactFrame, pack_nibbles, unpack_nibbles
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder, training_ids, validation_ids
-from ammnet_sparse.data.sets.packed import PackedFrames
+from ammnet_sparse.data.sets.packed import CHECKED_ARRAYS, PackedFrames
 from ammnet_sparse.data.sets.packing import BrokenFramesError, pack_set
 from ammnet_sparse.data.sets.source import open_frames
 from tests.data.frames import (
@@ -126,7 +128,9 @@ def test_odd_grids_images_and_frames_without_hits(tmp_path: Path) -> None:
         assert_same_frame(packed.read(frame.frame_id), frame)
     without = open_frames(tmp_path / "packed", read_image=False, grid_shape=ODD_GRID)
     assert without.read("0002").image is None
-    assert not check_set(packed, progress=False).problems
+    problems = check_set(packed, progress=False).problems
+    assert [problem.frame_id for problem in problems] == ["0001", "0003"]
+    assert all("expected a voxel that a pixel hits, found none" in problem.message for problem in problems)
 
 
 def test_flipped_sets_stay_flipped(tmp_path: Path) -> None:
@@ -257,9 +261,9 @@ HEADER = {"dataset": "nyu", "grid_shape": [4, 3, 4], "frame_ids": ["0"], "lists"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncated, "found a damaged or other file"),
-        (lambda path: path.write_bytes(b""), "found a damaged or other file"),
-        (lambda path: path.write_text("0001\n0002\n"), "found a damaged or other file"),
+        (_truncated, "found a damaged header: .* a truncated file"),
+        (lambda path: path.write_bytes(b""), "found an empty file"),
+        (lambda path: path.write_text("0001\n0002\n"), "found text beginning with '0001'"),
         (
             lambda path: safetensors.numpy.save_file({"weight": np.zeros(3)}, path),
             "expected a packed set, found another safetensors file with metadata",
@@ -309,6 +313,47 @@ def test_what_a_file_lacks(folder: FrameFolder, packed: PackedFrames, tmp_path: 
         open_frames(tmp_path / "absent")
     with pytest.raises(DataError, match="expected a packed set, found no file"):
         PackedFrames(tmp_path / "absent")
+
+
+def test_a_file_that_is_cut_while_it_is_open(packed: PackedFrames, tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(packed.root.read_bytes())
+    opened = PackedFrames(path, grid_shape=GRID)
+    os.truncate(path, path.stat().st_size // 2)
+    frame_id = opened.frame_ids("train")[-1]
+    with pytest.raises(DataError, match=r"cut\.safetensors: .* the file was cut while it was in use"):
+        opened.read(frame_id)
+    _, (problem,) = opened.read_with_problems(frame_id)
+    assert "the file was cut while it was in use" in str(problem)
+    with pytest.raises(DataError, match="the file was cut while it was in use"):
+        DeviceDataset(opened, [frame_id], device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("hits", lambda values: values.__setitem__((0, 0), 48)),
+        ("hits", lambda values: values.__setitem__((0, 0), -1)),
+        ("hits", lambda values: values.__setitem__((0, 1), 307200)),
+        ("label", lambda values: values.fill(0xD0)),
+        ("tsdf", lambda values: values.fill(np.nan)),
+    ],
+)
+def test_values_that_no_frame_has_although_the_checksums_fit(
+    packed: PackedFrames, tmp_path: Path, name: str, change: Callable[[np.ndarray], None]
+) -> None:
+    path = tmp_path / "made_up.safetensors"
+    path.write_bytes(packed.root.read_bytes())
+    first = packed.header.frame_ids[0]
+
+    def rewrite(arrays: dict[str, np.ndarray]) -> None:
+        values = arrays[name][: arrays["hit_offsets"][1]] if name == "hits" else arrays[name][:1]
+        change(values)
+        arrays["checksums"][0, CHECKED_ARRAYS.index(name)] = zlib.crc32(np.ascontiguousarray(values).data)
+
+    _with_arrays(rewrite)(path)
+    with pytest.raises(DataError, match=rf"{name} of frame {first}: expected what was packed"):
+        DeviceDataset(PackedFrames(path, grid_shape=GRID), [first], device=torch.device("cpu"))
 
 
 def test_hits_that_point_nowhere(packed: PackedFrames, tmp_path: Path) -> None:
@@ -371,12 +416,6 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_the_cache_takes_packed_frames(folder: FrameFolder, packed: PackedFrames) -> None:
-    cached = FrameDataset(packed, IDS, augment_3d=True, cache=True)
-    plain = FrameDataset(folder, IDS, augment_3d=True)
-    assert_same_batch(cached[3], plain[3])
 
 
 def test_real_frames_are_the_same(nyu_folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK
 from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
-from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, own_frame_origin
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth, mapping_to_disk
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf, truncated_squared_distance, tsdf_from_depth, unflip_tsdf
@@ -86,11 +86,10 @@ def test_published_raw_frame_is_reproduced_exactly(shared_data: Path) -> None:
     depth = read_raw_depth(shared_data / "raw" / "NYU0003_0000.png")
     raw = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin")
     reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
-    view = {"pose": raw.pose, "origin": raw.origin}
 
     label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
-    mapping = mapping_from_depth(depth, camera=NYU_CAMERA, **view)
-    tsdf = tsdf_from_depth(depth, camera=NYU_CAMERA, **view)
+    mapping = mapping_from_depth(depth, view=CameraView(NYU_CAMERA, raw.pose, raw.origin))
+    tsdf = tsdf_from_depth(depth, view=CameraView(NYU_CAMERA, raw.pose, raw.origin))
 
     np.testing.assert_array_equal(label, reference["label"])
     np.testing.assert_array_equal(mapping_to_disk(mapping), reference["mapping"])
@@ -99,13 +98,13 @@ def test_published_raw_frame_is_reproduced_exactly(shared_data: Path) -> None:
     np.testing.assert_allclose(own_frame_origin(raw.pose), raw.origin, atol=1e-6)
 
     # The trap: with the other published intrinsics about half of the hit voxels have another pixel.
-    wrong = mapping_from_depth(depth, camera=SSCNET_CAMERA, **view)
+    wrong = mapping_from_depth(depth, view=CameraView(SSCNET_CAMERA, raw.pose, raw.origin))
     hit = mapping != UNMAPPED
     assert (wrong == mapping)[hit].mean() < 0.7
 
 
 def test_mapping_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[np.float64]) -> None:
-    found = mapping_from_depth(small_depth, camera=SMALL_CAMERA, pose=small_pose, origin=ORIGIN, grid_shape=SMALL_GRID)
+    found = mapping_from_depth(small_depth, view=CameraView(SMALL_CAMERA, small_pose, ORIGIN), grid_shape=SMALL_GRID)
     expected = mapping_reference(small_depth, small_pose, size=0.08, shape=SMALL_GRID)
     assert (expected != UNMAPPED).sum() > 20
     np.testing.assert_array_equal(found, expected.reshape(-1))
@@ -116,14 +115,14 @@ def test_largest_pixel_wins_and_missing_ones_are_dropped() -> None:
     depth[1, 2] = 0.0
     camera = Camera(1000.0, 1000.0, 1.0, 0.5)
     mapping = mapping_from_depth(
-        depth, camera=camera, pose=np.eye(4), origin=(-0.5, -0.5, 0.5), grid_shape=(1, 1, 1), voxel_size=1.0
+        depth, view=CameraView(camera, np.eye(4), np.array([-0.5, -0.5, 0.5])), grid_shape=(1, 1, 1), voxel_size=1.0
     )
     assert mapping.tolist() == [4]
     assert mapping_to_disk(np.array([4, UNMAPPED], dtype=np.int32)).tolist() == [4, UNMAPPED_ON_DISK]
 
 
 def test_tsdf_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[np.float64]) -> None:
-    found = tsdf_from_depth(small_depth, camera=SMALL_CAMERA, pose=small_pose, origin=ORIGIN, grid_shape=SMALL_GRID)
+    found = tsdf_from_depth(small_depth, view=CameraView(SMALL_CAMERA, small_pose, ORIGIN), grid_shape=SMALL_GRID)
     expected = tsdf_reference(small_depth, small_pose).reshape(-1)
     assert expected.min() < -0.1 and expected.max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
@@ -131,7 +130,7 @@ def test_tsdf_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[
 
 def test_tsdf_without_any_depth_is_unobserved(small_pose: NDArray[np.float64]) -> None:
     nothing = np.zeros((24, 32), dtype=np.float32)
-    tsdf = tsdf_from_depth(nothing, camera=SMALL_CAMERA, pose=small_pose, origin=ORIGIN, grid_shape=SMALL_GRID)
+    tsdf = tsdf_from_depth(nothing, view=CameraView(SMALL_CAMERA, small_pose, ORIGIN), grid_shape=SMALL_GRID)
     assert tsdf.dtype == np.float32 and not tsdf.any()
 
 
@@ -149,7 +148,7 @@ def test_larger_world_x_is_right_in_the_image_and_higher_is_up(small_pose: NDArr
     depth = np.full((24, 32), 1.0, dtype=np.float32)
     pose = camera_pose(1.2, yaw=0.0, pitch=0.0, roll=0.0)
     mapping = mapping_from_depth(
-        depth, camera=SMALL_CAMERA, pose=pose, origin=(-0.48, 0.6, 0.9), grid_shape=(12, 8, 12)
+        depth, view=CameraView(SMALL_CAMERA, pose, np.array([-0.48, 0.6, 0.9])), grid_shape=(12, 8, 12)
     )
     x, height, _ = np.unravel_index(np.flatnonzero(mapping != UNMAPPED), (12, 8, 12))
     row, column = np.divmod(mapping[mapping != UNMAPPED], 32)
@@ -195,8 +194,14 @@ def test_raw_labels_become_classes() -> None:
 def test_flipped_convention_and_back() -> None:
     tsdf = np.array([1.0, 0.4, 0.0005, 0.0, -0.0005, -0.4, -1.0], dtype=np.float32)
     flipped = flip_tsdf(tsdf)
-    np.testing.assert_allclose(flipped, [0.001, 0.6, 0.9995, 1.0, 0.9995, -0.6, -0.001], atol=1e-6)
-    np.testing.assert_allclose(unflip_tsdf(flipped), tsdf, atol=1.001e-3)
+    # Unobserved space becomes free space far away, as in SSCNet's source; or a surface, where that is asked for.
+    np.testing.assert_allclose(flipped, [0.001, 0.6, 0.9995, 0.001, 0.9995, -0.6, -0.001], atol=1e-6)
+    np.testing.assert_allclose(unflip_tsdf(flipped), [1.0, 0.4, 0.0005, 1.0, 0.0005, -0.4, -1.0], atol=1.001e-3)
+    as_surface = flip_tsdf(tsdf, unobserved="surface")
+    np.testing.assert_allclose(as_surface, [0.001, 0.6, 0.9995, 1.0, 0.9995, -0.6, -0.001], atol=1e-6)
+    np.testing.assert_allclose(unflip_tsdf(as_surface), tsdf, atol=1.001e-3)
+    with pytest.raises(ValueError, match="unobserved: expected 'free' or 'surface', found 'empty'"):
+        flip_tsdf(tsdf, unobserved="empty")  # type: ignore[arg-type]
 
 
 def test_label_weight_rule() -> None:
@@ -206,13 +211,16 @@ def test_label_weight_rule() -> None:
 
 
 def test_bad_arguments_are_named(small_depth: NDArray[np.float32]) -> None:
-    view = {"camera": SMALL_CAMERA, "origin": ORIGIN, "grid_shape": SMALL_GRID}
     with pytest.raises(ValueError, match=r"depth: expected a float image"):
-        mapping_from_depth(np.ones((24, 32), dtype=np.uint16), pose=np.eye(4), **view)
+        mapping_from_depth(
+            np.ones((24, 32), dtype=np.uint16), view=CameraView(SMALL_CAMERA, np.eye(4), ORIGIN), grid_shape=SMALL_GRID
+        )
     with pytest.raises(ValueError, match=r"pose: expected a finite 4x4"):
-        tsdf_from_depth(small_depth, pose=np.full((4, 4), math.nan), **view)
+        CameraView(SMALL_CAMERA, np.full((4, 4), math.nan), ORIGIN)
     with pytest.raises(ValueError, match=r"pose: expected a rotation"):
-        tsdf_from_depth(small_depth, pose=2 * np.eye(4), **view)
+        CameraView(SMALL_CAMERA, 2 * np.eye(4), ORIGIN)
+    with pytest.raises(ValueError, match=r"origin: expected three finite"):
+        CameraView(SMALL_CAMERA, np.eye(4), np.array([0.0, math.inf, 0.0]))
     with pytest.raises(ValueError, match=r"Camera: expected finite values"):
         Camera(0.0, 500.0, 320.0, 240.0)
 

@@ -209,8 +209,8 @@ def test_wrong_weights_are_named(published: dict[str, Tensor]) -> None:
     assert "missing names: head.linear_pred.bias;" in message
     assert f"{name} (expected [2, 2, 1, 1, 3], found [2, 2, 3, 1, 1])" in message
     assert f"{unused} (expected [2, 2, 1, 1, 1], found [3])" in message
-    assert "wrong types: TSDFNet.oper1.1.bias (torch.int64)" in message
-    assert f"infinite or not a number: {statistics}" in message
+    assert "wrong types: TSDFNet.oper1.1.bias (expected floats of 16 to 64 bits, found torch.int64)" in message
+    assert f"wrong values: {statistics} (expected finite numbers in float32" in message
 
 
 def test_what_is_no_state_dict_is_refused(published: dict[str, Tensor]) -> None:
@@ -265,7 +265,7 @@ def test_the_tool_refuses_what_it_cannot_convert(
     torch.save(published, complete)
     grid = ["--grid-shape", *map(str, GRID)]
     for arguments, message in (
-        ([str(pickled), str(output)], "pickled.pth: cannot read the weights"),
+        ([str(pickled), str(output)], "pickled.pth: expected tensors by name"),
         ([str(tmp_path / "none.pth"), str(output)], "none.pth: expected a file with weights, found nothing"),
         ([str(foreign), str(output)], "foreign.safetensors: complete.classify_semantic.2.1.weight: missing"),
         ([str(complete), str(tmp_path / "out.pth"), *grid], "out.pth: expected a name ending in .safetensors"),
@@ -277,6 +277,48 @@ def test_the_tool_refuses_what_it_cannot_convert(
         assert tool(arguments) == 2
         assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+STRANGE_TENSORS = {
+    "float8": lambda value: value.to(torch.float8_e4m3fn),
+    "quantized": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "sparse": lambda value: value.to_sparse(),
+    "meta": lambda value: value.to("meta"),
+    "nested": lambda value: torch.nested.nested_tensor([value, value]),
+    "int8": lambda value: value.to(torch.int8),
+    "bool": lambda value: value.to(torch.bool),
+    "complex": lambda value: value.to(torch.complex64),
+    "too large for float32": lambda value: value.double().fill_(1e300),
+    "stride 0": lambda value: torch.zeros(1).expand(2**40),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", STRANGE_TENSORS)
+def test_the_tool_refuses_strange_tensors(
+    kind: str, published: dict[str, Tensor], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    name = "TSDFNet.oper1.1.bias"
+    checkpoint, output = tmp_path / "strange.pth", tmp_path / "out.safetensors"
+    torch.save({**published, name: STRANGE_TENSORS[kind](published[name])}, checkpoint)
+    assert convert.main([str(checkpoint), "--out", str(output), "--grid-shape", *map(str, GRID)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ammnet convert: {checkpoint}: ") and "Traceback" not in error
+    assert name in error or kind in ("meta",)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "file_name", ["WEIGHTS.PTH", "epoch 12 #best.pth.tar", "weights", "gewichte_\u00fc.ckpt", "\udcff.pt"]
+)
+def test_the_tool_takes_odd_file_names(file_name: str, published: dict[str, Tensor], tmp_path: Path) -> None:
+    checkpoint, output = tmp_path / file_name, tmp_path / "out.safetensors"
+    with checkpoint.open("wb") as file:
+        torch.save(without(published, "encoder.", "disc."), file)
+    assert convert.main([str(checkpoint), "--out", str(output), "--grid-shape", *map(str, GRID)]) == 0
+    _, _, metadata = read_weights(output)
+    assert metadata["converted_from"].encode() == file_name.encode("utf-8", "replace")
 
 
 def test_weights_go_back_under_the_published_names(network: Dense, published: dict[str, Tensor]) -> None:

@@ -1,7 +1,10 @@
 """From a file to a network: round trip, sites of either kind, files that lack a part or do not fit."""
 
+import functools
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import torch
 from torch import Tensor
 
 import ammnet_sparse
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.build import build_dense_generator, build_discriminator, build_generator
+from ammnet_sparse.models.weights import loading
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_discriminator, load_model
@@ -150,6 +155,65 @@ def test_other_files_and_arguments_are_refused(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(ValueError, match="sites: expected sparse, dense or None, found 'all'"):
         load_model(path, sites="all")  # type: ignore[arg-type]
+
+
+BAD_VALUES = {
+    "NaN": lambda value: value.fill_(math.nan),
+    "infinity": lambda value: value.fill_(math.inf),
+    "beyond float32": lambda value: value.double().fill_(1e300),
+    "int8": lambda value: value.to(torch.int8),
+    "bool": lambda value: value.to(torch.bool),
+    "complex": lambda value: value.to(torch.complex64),
+    "float8": lambda value: value.to(torch.float8_e5m2),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VALUES)
+def test_weights_that_are_no_finite_floats_are_refused(kind: str, tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    name = "decoder.classifier.bias"
+    state = network.state_dict()
+    state[name] = BAD_VALUES[kind](state[name].clone())
+    save_weights(path, state, model_config=network.config)
+    with pytest.raises(WeightsError, match=rf"network.safetensors: .*{name} \("):
+        load_model(path)
+
+
+def test_negative_variances_are_refused(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    state = network.state_dict()
+    name = next(name for name in state if name.endswith("running_var"))
+    state[name] = -state[name]
+    save_weights(path, state, model_config=network.config)
+    with pytest.raises(WeightsError, match=rf"{name} \(expected variances from 0 on, found negative ones\)"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"width": 1600}, {"width": 4 * 10**30}, {"discriminator_width": 40_000}, {"stem_widths": (10**12, 10**12)}],
+)
+def test_a_width_that_metadata_claim_takes_no_memory(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, network = saved_network(tmp_path)
+    save_weights(path, read_weights(path)[0], model_config=network.config.model_copy(update=changes))
+
+    def only_without_memory(build: Callable[[ModelConfig], torch.nn.Module], config: ModelConfig) -> torch.nn.Module:
+        assert torch.empty(0).device.type == "meta"
+        return build(config)
+
+    monkeypatch.setattr(loading, "build_generator", functools.partial(only_without_memory, build_generator))
+    monkeypatch.setattr(loading, "build_discriminator", functools.partial(only_without_memory, build_discriminator))
+    load = load_discriminator if "discriminator_width" in changes else load_model
+    with pytest.raises(WeightsError, match=r"network.safetensors: "):
+        load(path)
+
+
+@pytest.mark.parametrize("device", ["tpu", "", "cuda:999", "xla", 3.5])
+def test_a_device_that_is_none_is_refused_before_anything_is_read(device: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device: expected "):
+        load_model(tmp_path / "absent.safetensors", device=device)
 
 
 def test_the_package_loads_the_network_only_when_asked() -> None:

@@ -1,0 +1,223 @@
+"""Cameras in the files that other programs write: JSON and YAML documents, lines of key and value, matrices."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ammnet_sparse.files.errors import DataError
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+"""A regular expression of a number in text."""
+_ADVICE = "give fx,fy,cx,cy in pixels, or a text file with the 3x3 matrix of the camera"
+_MOST_DEPTH = 12
+_NAMES = (
+    ("fx", "fy", "cx", "cy"),
+    ("fx", "fy", "ppx", "ppy"),
+    ("fl_x", "fl_y", "cx", "cy"),
+    ("focal_x", "focal_y", "center_x", "center_y"),
+    ("fx", "fy", "px", "py"),
+    ("fx", "fy", "u0", "v0"),
+    ("fx", "fy", "mx", "my"),
+)
+"""Names of focal lengths and principal point, without ``Camera.`` before and ``_depth`` or ``_color`` behind."""
+_MATRICES = (
+    "intrinsic_matrix",
+    "camera_matrix",
+    "cameramatrix",
+    "projection_matrix",
+    "intrinsics",
+    "intrinsic",
+    "k",
+    "p",
+    "camera",
+    "left",
+    "m1",
+)
+_WIDTHS, _HEIGHTS = (
+    ("width", "image_width", "w", "resolution_width"),
+    ("height", "image_height", "h", "resolution_height"),
+)
+_DISTORTION = ("distortion_coefficients", "distcoeffs", "coeffs", "d", "distortion", "dist_coeffs")
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraEntry:
+    """One camera found in a file: its place there, numbers, size and distortion."""
+
+    place: str
+    numbers: tuple[float, float, float, float]
+    size: tuple[int, int] | None
+    is_distorted: bool
+
+
+def read_document(content: str, text: str) -> Any:
+    """The content of a JSON or YAML file, or of lines ``key = value``; ``text`` names the file in messages.
+
+    Raises:
+        DataError: none of these, or YAML with aliases.
+    """
+    found = f"intrinsics {text}: expected numbers, JSON, YAML or lines like 'fx = 520'"
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        pass
+    pairs = re.findall(rf"^\s*([A-Za-z][\w. ]*?)\s*=\s*({NUMBER})\s*$", content, flags=re.MULTILINE)
+    if pairs:
+        return {key.strip(): float(value) for key, value in pairs}
+    # OpenCV writes a header and tags that YAML does not know.
+    lines = [line for line in content.splitlines() if not line.startswith("%YAML")]
+    cleaned = re.sub(r"!![\w-]+", "", "\n".join(lines))
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(cleaned, Loader=yaml.SafeLoader)):
+            raise DataError(f"{found}, found YAML with aliases; write the values out")
+        documents = [part for part in yaml.safe_load_all(cleaned) if part is not None]
+    except DataError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{found}, found {reason}; {_ADVICE}") from error
+    return documents[0] if documents else None
+
+
+def camera_entries(value: Any, place: str, depth: int = 0) -> Iterator[CameraEntry]:
+    """Every camera of a document, outermost first."""
+    if depth > _MOST_DEPTH:
+        return
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for index, item in enumerate(value[:64]):
+            yield from camera_entries(item, f"{place}[{index}]", depth + 1)
+    if not isinstance(value, Mapping):
+        return
+    keys = {_plain_key(str(key)): item for key, item in value.items()}
+    size, is_distorted = _size_of(keys), _is_distorted(keys)
+    if "modelparameters" in keys or "sensorwidth" in value or "sensorwidth" in keys:
+        azure = _azure_camera(value, place)
+        if azure is not None:
+            yield azure
+            return
+    for suffix in ("", "_color", "_depth"):
+        for names in _NAMES:
+            numbers = [keys.get(name + suffix) for name in names]
+            if all(_is_number(number) for number in numbers):
+                fx, fy, cx, cy = (float(number) for number in numbers)  # type: ignore[arg-type]
+                yield CameraEntry(place + suffix or "intrinsics", (fx, fy, cx, cy), size, is_distorted)
+                break
+    matrices = [name for name in _MATRICES if _matrix_numbers(keys.get(name)) is not None]
+    if is_distorted and {"projection_matrix", "camera_matrix"} <= set(matrices):
+        # ROS: P is the camera of the rectified image, K that of the distorted one.
+        matrices.insert(0, "projection_matrix")
+    elif is_distorted and {"k", "p"} <= set(matrices):
+        matrices.insert(0, "p")
+    for name in matrices[:1]:
+        named = _matrix_numbers(keys[name])
+        assert named is not None
+        rectified = is_distorted and name in ("projection_matrix", "p")
+        yield CameraEntry(place or name, named, size, is_distorted and not rectified)
+    for key, item in value.items():
+        name = f"{place}.{key}" if place else str(key)
+        for found in camera_entries(item, name, depth + 1):
+            yield found if found.size is not None else dataclasses.replace(found, size=size)
+
+
+def _plain_key(key: str) -> str:
+    """``Camera.fx`` and ``Camera1.fx`` are ``fx``; case does not matter."""
+    return re.sub(r"^camera\d*[._]", "", key.strip().lower()) if key.lower() not in _MATRICES else key.lower()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _matrix_numbers(value: Any) -> tuple[float, float, float, float] | None:
+    """fx, fy, cx, cy of a matrix as a list, nested or flat, or as ``{rows, cols, data}``; None for anything else."""
+    if isinstance(value, Mapping):
+        value = value.get("data")
+    try:
+        numbers = np.array(value, dtype=np.float64).reshape(-1)
+        if numbers.size not in (9, 12, 16) or not np.isfinite(numbers).all():
+            return None
+        fx, fy, cx, cy = numbers_of_matrix(numbers.reshape(4 if numbers.size == 16 else 3, -1), "")[0].tolist()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return (fx, fy, cx, cy) if fx > 0 and fy > 0 else None
+
+
+def _size_of(keys: Mapping[str, Any]) -> tuple[int, int] | None:
+    width = next((keys[name] for name in _WIDTHS if _is_number(keys.get(name))), None)
+    height = next((keys[name] for name in _HEIGHTS if _is_number(keys.get(name))), None)
+    if width is None or height is None or min(width, height) < 1:
+        return None
+    return int(height), int(width)
+
+
+def _is_distorted(keys: Mapping[str, Any]) -> bool:
+    """Whether coefficients of distortion other than 0 are given."""
+    values: list[Any] = [keys.get(name) for name in ("k1", "k2", "k3", "p1", "p2")]
+    for name in _DISTORTION:
+        value = keys.get(name)
+        value = value.get("data") if isinstance(value, Mapping) else value
+        values += list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    return any(_is_number(value) and abs(value) > 1e-9 for value in values)
+
+
+def _azure_camera(value: Mapping[Any, Any], place: str) -> CameraEntry | None:
+    """A camera of Azure Kinect's raw calibration: cx, cy, fx, fy as shares of the sensor, and distortion."""
+    intrinsics = value.get("Intrinsics", value)
+    parameters = intrinsics.get("ModelParameters") if isinstance(intrinsics, Mapping) else None
+    width, height = value.get("SensorWidth"), value.get("SensorHeight")
+    if not isinstance(parameters, Sequence) or len(parameters) < 4 or not (_is_number(width) and _is_number(height)):
+        return None
+    if not all(_is_number(number) for number in parameters[:4]):
+        return None
+    assert isinstance(width, int | float) and isinstance(height, int | float)
+    cx, cy, fx, fy = (float(number) for number in parameters[:4])
+    numbers = (fx * width, fy * height, cx * width - 0.5, cy * height - 0.5)
+    where = str(value.get("Location") or value.get("Purpose") or place)
+    is_distorted = any(_is_number(number) and abs(number) > 1e-9 for number in parameters[4:12])
+    return CameraEntry(where, numbers, (int(height), int(width)), is_distorted)
+
+
+def depth_scale_of(document: Any) -> float | None:
+    """Units a metre as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 metres a unit."""
+    if not isinstance(document, Mapping):
+        return None
+    for key, value in document.items():
+        name = re.sub(r"[^a-z]", "", str(key).lower())
+        if name in ("depthmapfactor", "rgbddepthmapfactor", "depthscale", "depthfactor") and _is_number(value):
+            if value <= 0:
+                return None
+            return float(value) if value >= 1 else 1.0 / float(value)
+        if isinstance(value, Mapping) and (nested := depth_scale_of(value)) is not None:
+            return nested
+    return None
+
+
+def numbers_of_matrix(matrix: NDArray[np.float64], text: str) -> tuple[NDArray[np.float64], bool]:
+    """fx, fy, cx, cy of a camera matrix [3, 3], [3, 4] or [4, 4], and whether it was stored column by column."""
+    if matrix.shape == (3, 4) and _looks_column_by_column(matrix.reshape(4, 3).T[:, :3]):
+        matrix = matrix.reshape(4, 3).T
+    elif matrix.shape == (4, 4) and matrix[:3, 3].any() and not matrix[3, :3].any():
+        matrix = np.delete(matrix, 3, axis=1) if not matrix[:3, 2].any() else matrix
+    inner = matrix[:3, :3]
+    is_turned = False
+    upper, lower = inner[[0, 1], [2, 2]], inner[[2, 2], [0, 1]]
+    if not upper.any() and lower.any() and abs(inner[2, 2] - 1) < 1e-6 and inner[1, 0] == 0 and lower.min() > 1.5:
+        inner, is_turned = inner.T, True
+    below = inner[[1, 2, 2], [0, 0, 1]]
+    if np.abs(below).max() > 1e-6 or abs(inner[2, 2] - 1) > 1e-6:
+        raise DataError(f"intrinsics {text}: expected 0 below the diagonal and 1 at its end, found {inner.tolist()}")
+    if abs(inner[0, 1]) > 1e-3 * abs(inner[0, 0]):
+        raise DataError(f"intrinsics {text}: expected no skew, found {inner[0, 1]:g}; rectify the images")
+    return inner[[0, 1, 0, 1], [0, 1, 2, 2]], is_turned
+
+
+def _looks_column_by_column(inner: NDArray[np.float64]) -> bool:
+    zeros = inner[[0, 1, 2, 2], [1, 0, 0, 1]]
+    return not zeros.any() and abs(inner[2, 2] - 1) < 1e-6 and bool((inner[[0, 1], [2, 2]] > 1.5).all())

@@ -1,0 +1,254 @@
+"""Which files make one frame of a user's camera: matched by name, by number, or by time stamp."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ammnet_sparse.data.camera.color import COLOR_TYPES
+from ammnet_sparse.data.camera.depth import DEPTH_TYPES
+from ammnet_sparse.data.camera.label_maps import LABEL_MAP_TYPES
+from ammnet_sparse.data.camera.poses import associate, time_stamp
+from ammnet_sparse.data.sets.splits import some
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import DataError
+
+_TYPES: Mapping[str, Sequence[str]] = {
+    "color": COLOR_TYPES,
+    "depth": DEPTH_TYPES,
+    "pose": (".txt", ".npy"),
+    "label_map": LABEL_MAP_TYPES,
+}
+_WORDS = {
+    "color": "colou?rs?|rgb|images?|img",
+    "depth": "depths?",
+    "pose": "poses?",
+    "label_map": "label[_-]?maps?|labels?|seg|seg2d",
+}
+"""Words in file names that say what a file is; frames are matched by what is left of their names."""
+_NAMES = {"color": "color image", "depth": "depth image", "pose": "pose", "label_map": "label map"}
+_LISTS = {"color": "rgb.txt", "depth": "depth.txt", "pose": "groundtruth.txt"}
+"""TUM's lists of files, or of poses, by time stamp."""
+_PUBLISHED = re.compile(r"(NYU\d{4})_0000", re.ASCII)
+
+Files = dict[str, Path]
+"""Files of one kind by the key of their frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFramePaths:
+    """The files of one frame; its name is what their names have in common.
+
+    Attributes:
+        color: None where the depth image is all there is.
+        pose: a file of one pose, or of a trajectory, which ``time`` or ``index`` then looks up.
+        time: seconds, where the file names are time stamps.
+        index, count: the frame's place among all frames found.
+    """
+
+    name: str
+    color: Path | None
+    depth: Path
+    pose: Path | None = None
+    label_map: Path | None = None
+    time: float | None = None
+    index: int = 0
+    count: int = 1
+
+
+def find_own_frames(
+    color: Path | None, depth: Path, *, pose: Path | None = None, label_map: Path | None = None
+) -> tuple[list[OwnFramePaths], list[str]]:
+    """The frames of files or folders.
+
+    In folders, files are matched by name without the words that say what they are (color, rgb, depth, pose, label,
+    ...) and without ending: ``frame-000000.color.jpg``, ``frame-000000.depth.png`` and ``frame-000000.pose.txt`` are
+    one frame, as are ``rgb/0007.jpg`` and ``depth/0007.png``, ``NYU0003_colors.jpg`` and ``NYU0003_0000.png``, or
+    ``color.jpg`` and ``depth.png``. Where no names agree, the numbers in them are compared. Names that are time stamps,
+    and TUM's folders with ``rgb.txt`` and ``depth.txt``, are associated by time. All kinds may stand in one folder.
+    One pose (or trajectory) and one label map for a folder of frames may be files. Without ``color`` depth is all.
+
+    Returns:
+        The frames by name, and a message for each file in these folders that lacks a partner.
+
+    Raises:
+        DataError: a missing file or folder, a file beside a folder, two files of one frame, or no frame at all.
+    """
+    given = {"color": color, "depth": depth, "pose": pose, "label_map": label_map}
+    for kind, path in given.items():
+        if path is not None and not path.exists():
+            name = kind.replace("_", " ")
+            raise DataError(f"{name} {path}: expected a file or a folder, found nothing; check the path")
+    if color is not None and color.is_dir() != depth.is_dir():
+        raise DataError(f"expected two files or two folders, found {color} and {depth}; name two of a kind")
+    is_list = depth.suffix.lower() == ".txt" and (color is None or color.suffix.lower() == ".txt")
+    if depth.is_file() and not is_list:
+        return [_single(color, depth, pose, label_map)], []
+    folders: dict[str, Path] = {}
+    for kind, path in given.items():
+        if path is None:
+            continue
+        if kind == "pose" and path.is_dir() and (path / _LISTS["pose"]).is_file():
+            path = given["pose"] = path / _LISTS["pose"]
+        if path.is_dir() or (is_list and kind in ("color", "depth")):
+            folders[kind] = path
+    files = _matched({kind: _files_of(folder, kind) for kind, folder in folders.items()})
+    _check_kinds(files, folders)
+    complete = sorted(set.intersection(*(set(found) for found in files.values())))
+    if not complete:
+        raise _no_frame(files, folders)
+    frames = [
+        OwnFramePaths(
+            key or (color or depth).resolve().name,
+            files["color"][key] if "color" in files else None,
+            files["depth"][key],
+            files["pose"][key] if "pose" in files else given["pose"],
+            files["label_map"][key] if "label_map" in files else given["label_map"],
+            time=time_stamp(key),
+            index=index,
+            count=len(complete),
+        )
+        for index, key in enumerate(complete)
+    ]
+    return frames, _lonely(files, folders)
+
+
+def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
+    for name, path in (("pose", pose), ("label map", label_map)):
+        if path is not None and path.is_dir():
+            raise DataError(f"{name} {path}: expected a file for one frame, found a folder; name the file")
+    first, kind = (depth, "depth") if color is None else (color, "color")
+    name = _key(first, kind) or first.resolve().parent.name or first.stem
+    return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(first.stem))
+
+
+def _files_of(folder: Path, kind: str) -> Files:
+    """Files of a folder, or of TUM's list in it, by the name of their frame; without other kinds."""
+    if folder.is_file():
+        return _listed(folder)
+    listed = folder / _LISTS.get(kind, "")
+    if kind in ("color", "depth") and listed.is_file():
+        return _listed(listed)
+    found: Files = {}
+    others = "|".join(word for other, word in _WORDS.items() if other != kind)
+    for path in sorted(folder.iterdir()):
+        is_other = _has_word(path, others) and not _has_word(path, _WORDS[kind])
+        if is_other or path.suffix.lower() not in _TYPES[kind] or not path.is_file():
+            continue
+        key = _key(path, kind)
+        if key in found and _has_word(path, _WORDS[kind]) != _has_word(found[key], _WORDS[kind]):
+            # Of NYU0003_colors.png and NYU0003_0000.png the one is named after its kind.
+            found[key] = path if _has_word(path, _WORDS[kind]) else found[key]
+            continue
+        if key in found:
+            raise DataError(
+                f"{folder}: expected one {kind.replace('_', ' ')} file a frame, found {found[key].name} and "
+                f"{path.name}; take one away, or put the kinds into folders of their own"
+            )
+        found[key] = path
+    return found
+
+
+def _listed(path: Path) -> Files:
+    """The files of TUM's list of time stamps and names, by the name of each file."""
+    found: Files = {}
+    for line in read_text(path, what="a list of time stamps and files").splitlines():
+        parts = line.split("#")[0].split()
+        if not parts:
+            continue
+        if len(parts) != 2 or time_stamp(parts[0]) is None:
+            raise DataError(f"{path}: expected a time stamp and a file in each line, found {line.strip()[:60]!r}")
+        file = path.parent / parts[1]
+        if file.is_file():
+            found[parts[0]] = file
+    return found
+
+
+def _matched(files: dict[str, Files]) -> dict[str, Files]:
+    """The files with keys that agree: as their names do, by time stamp, or by the number in their names."""
+    first_kind = "color" if "color" in files else "depth"
+    first = files[first_kind]
+    for kind in ("depth", "label_map", "pose"):
+        others = files.get(kind)
+        if not others or kind == first_kind:
+            continue
+        times = {key: time_stamp(key) for key in (*first, *others)}
+        if first and all(time is not None for time in times.values()) and not set(others) <= set(first):
+            keys, other_keys = list(first), list(others)
+            pairs = associate([times[key] or 0.0 for key in keys], [times[key] or 0.0 for key in other_keys])
+            by_time = {other_keys[other]: keys[one] for one, other in pairs}
+            files[kind] = {by_time.get(key, f"{key} ({kind})"): path for key, path in others.items()}
+        elif not set(first) & set(others):
+            numbers, other_numbers = _by_number(first), _by_number(others)
+            if numbers and other_numbers and set(numbers) & set(other_numbers):
+                names = {number: key for number, key in numbers.items()}
+                files[kind] = {names.get(n, f"{key} ({kind})"): others[key] for n, key in other_numbers.items()}
+    return files
+
+
+def _by_number(files: Files) -> dict[int, str] | None:
+    """Keys by the only number in each; None where one has none or several, or two have the same."""
+    numbers: dict[int, str] = {}
+    for key in files:
+        found = re.findall(r"\d+", key)
+        if len(found) != 1 or int(found[0]) in numbers:
+            return None
+        numbers[int(found[0])] = key
+    return numbers
+
+
+def _check_kinds(files: Mapping[str, Files], folders: Mapping[str, Path]) -> None:
+    """Raises DataError for a folder that holds no file of its kind."""
+    for kind, found in files.items():
+        if not found:
+            raise DataError(
+                f"{folders[kind]}: expected {_NAMES[kind]}s ({', '.join(_TYPES[kind])}), found none; check the path"
+            )
+
+
+def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataError:
+    """The error that says which kind of file has no partner."""
+    common = set(files.get("color", files["depth"])) & set(files["depth"])
+    if not common:
+        return DataError(
+            f"{folders['color']} and {folders['depth']}: expected frames whose files have a name in common, found "
+            f"color images {some(sorted(files['color']), 3)} and depth images {some(sorted(files['depth']), 3)} with "
+            "no match; rename the files"
+        )
+    for kind in ("label_map", "pose"):
+        if kind in files and not common & set(files[kind]):
+            return DataError(
+                f"{folders[kind]}: expected {_NAMES[kind]}s of the frames {some(sorted(common), 3)}, found "
+                f"{some(sorted(files[kind]), 3)} with no match; rename the files, or give one file for all frames"
+            )
+        common &= set(files.get(kind, common))
+    return DataError(
+        f"{folders['depth']}: expected frames with all of {', '.join(_NAMES[kind] for kind in files)}, found none"
+    )
+
+
+def _lonely(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[str]:
+    """A message for each color and depth image that makes no frame: which kind it lacks."""
+    messages = []
+    for kind in ("color", "depth"):
+        for key, path in files.get(kind, {}).items():
+            lacking = [other for other in files if key not in files[other]]
+            if lacking and (kind == "color" or "color" in lacking or "color" not in files):
+                names = " and ".join(f"no {_NAMES[other]} of that name in {folders[other]}" for other in lacking)
+                messages.append(f"{path}: has no partner: {names}")
+    return sorted(messages)
+
+
+def _has_word(path: Path, words: str) -> bool:
+    return re.search(rf"(?<![a-z])(?:{words})(?![a-z])", path.stem.lower()) is not None
+
+
+def _key(path: Path, kind: str) -> str:
+    """What is left of a file's name without ending and without the word for its kind."""
+    published = _PUBLISHED.fullmatch(path.stem)
+    if published is not None:
+        return published.group(1)
+    if time_stamp(path.stem) is not None:
+        return path.stem
+    left = re.sub(rf"(?<![a-z])(?:{_WORDS[kind]})(?![a-z])", "", path.stem, flags=re.IGNORECASE)
+    return re.sub(r"([._-])[._-]+", r"\1", left).strip("._- ")

@@ -1,0 +1,135 @@
+"""What a given pose says of the vertical, the floor and the room, as far as the depth does not speak against it."""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.directions import describe_direction
+from ammnet_sparse.data.camera.floor import Floor
+from ammnet_sparse.data.camera.gravity import CAMERA_UP, Confidence, Heading, Vector, angle_between
+from ammnet_sparse.data.camera.surface import Surface
+from ammnet_sparse.data.camera.upright import Candidate, Upright
+
+POSE_AXES = ("x", "y", "z", "-x", "-y", "-z")
+"""Names of the directions of a given pose's world that may be up."""
+_AXIS_AGREES, _AXIS_LIKELY = 4.0, 15.0
+"""Degrees from the vertical found in the depth up to which an axis of the pose's world is taken for the vertical: where
+that finding is sure, and where it is not."""
+_AXIS_WEIGHTS = {"z": 3.0, "y": 2.0, "-y": 2.0}
+"""How much more likely a direction is up if it is an axis of the pose's world that usually is."""
+_OTHER_AXIS_WEIGHT, _HEIGHT_WEIGHT = 0.3, 5.0
+"""The same for the other axes, and where the pose's height above its 0 is that above the floor seen."""
+_FLOOR_AGREES = 0.10
+"""Metres between the floor seen and the pose's height 0 up to which the pose is believed."""
+_POSE_HEIGHTS = (0.3, 2.5)
+_ROOM_AGREES = 3.0
+"""Degrees between an axis of the pose's world and the walls up to which the pose is believed."""
+
+
+def axis_direction(pose: NDArray[np.float64], axis: str) -> Vector:
+    """[3] an axis of the pose's world, such as ``-y``, in camera coordinates."""
+    direction = np.array(pose["xyz".index(axis[-1]), :3], dtype=np.float64)
+    direction /= np.linalg.norm(direction)
+    return -direction if axis.startswith("-") else direction
+
+
+def nearest_axis(pose: NDArray[np.float64], up: Vector) -> tuple[str, float]:
+    """The axis of the pose's world that is nearest to a direction in camera coordinates, and degrees between them."""
+    angles = {axis: angle_between(axis_direction(pose, axis), up) for axis in POSE_AXES}
+    nearest = min(angles, key=lambda axis: angles[axis])
+    return nearest, angles[nearest]
+
+
+def gravity_reason(upright: Upright) -> str:
+    """What the depth says of the vertical, for people."""
+    gravity, other = upright.gravity, upright.alternative
+    if gravity.agreement == 0:
+        return "too little smooth surface is seen, so the camera is taken to be held level"
+    reason = f"found in the depth: {gravity.agreement:.0%} of the surface lies along it or across it"
+    if other is None:
+        return f"{reason}, and no other direction comes near"
+    share = f"{other.score:.0%}" if other.score >= 0.01 else "less than 1%"
+    return f"{reason}, and the next best of all directions ({describe_direction(other.up)}) has {share} of its score"
+
+
+def upright_axis(
+    upright: Upright, pose: NDArray[np.float64], pose_up: str | None
+) -> tuple[str | None, Vector, Confidence, str]:
+    """The axis of the pose's world that is vertical (None: none is), the vertical, how sure that is, and why."""
+    gravity = upright.gravity
+    if pose_up is not None:
+        up = axis_direction(pose, pose_up)
+        off = angle_between(up, gravity.up)
+        return pose_up, up, "sure", f"the pose's {pose_up}, as told; {off:.1f} degrees off what the depth shows"
+    if not upright.candidates or gravity.confidence == "guess" and not _agreeing(upright, pose):
+        axis, off = nearest_axis(pose, CAMERA_UP)
+        reason = f"the pose's {axis}, the nearest to the camera's upright; the depth does not say"
+        return axis, axis_direction(pose, axis), "guess", reason
+    best = max(upright.candidates, key=lambda candidate: candidate.score * _pose_weight(candidate, pose))
+    axis, off = nearest_axis(pose, best.up)
+    if off <= (_AXIS_AGREES if gravity.confidence == "sure" else _AXIS_LIKELY):
+        return (
+            axis,
+            axis_direction(pose, axis),
+            "sure",
+            f"the pose's {axis}, {off:.1f} degrees off what the depth shows",
+        )
+    axis, off = nearest_axis(pose, gravity.up)
+    reason = (
+        f"{gravity_reason(upright)}; the pose's world is not upright: its nearest axis {axis} is {off:.0f} degrees "
+        "off (--pose-up would insist on an axis)"
+    )
+    return None, gravity.up, gravity.confidence, reason
+
+
+def _agreeing(upright: Upright, pose: NDArray[np.float64]) -> bool:
+    """Whether an axis of the pose's world that usually is up agrees with a direction that the depth allows."""
+    found = [nearest_axis(pose, candidate.up) for candidate in upright.candidates if candidate.score > 0.05]
+    return any(off <= _AXIS_AGREES and axis in _AXIS_WEIGHTS for axis, off in found)
+
+
+def _pose_weight(candidate: Candidate, pose: NDArray[np.float64]) -> float:
+    """How much a pose speaks for a direction being up: by the axis that it is, and by the pose's height."""
+    axis, off = nearest_axis(pose, candidate.up)
+    if off > _AXIS_AGREES:
+        return 1.0
+    weight = _AXIS_WEIGHTS.get(axis, _OTHER_AXIS_WEIGHT)
+    height = _height_in_pose(pose, axis)
+    if candidate.floor.is_seen and abs(candidate.floor.camera_height - height) <= _FLOOR_AGREES:
+        weight *= _HEIGHT_WEIGHT
+    return weight
+
+
+def _height_in_pose(pose: NDArray[np.float64], axis: str) -> float:
+    """Metres of the camera along an axis of the pose's world."""
+    return float(pose["xyz".index(axis[-1]), 3]) * (-1 if axis.startswith("-") else 1)
+
+
+def floor_with_pose(floor: Floor, surface: Surface, up: Vector, pose: NDArray[np.float64], axis: str) -> Floor:
+    """The pose's height 0 as the floor, where what is seen allows it."""
+    height = _height_in_pose(pose, axis)
+    if floor.is_seen:
+        off = abs(floor.camera_height - height)
+        if off > _FLOOR_AGREES:
+            return floor
+        reason = f"the pose's height 0, {100 * off:.0f} cm off the floor seen"
+        return dataclasses.replace(floor, camera_height=height, reason=reason)
+    lowest = -float(np.percentile(surface.points @ up, 1)) if len(surface) else 0.0
+    if _POSE_HEIGHTS[0] <= height <= _POSE_HEIGHTS[1] and lowest <= height + _FLOOR_AGREES:
+        return Floor(height, False, 0.0, "likely", f"the pose's height 0; {floor.reason}")
+    return floor
+
+
+def heading_with_pose(heading: Heading, pose: NDArray[np.float64], up: Vector) -> Heading:
+    """A horizontal axis of the pose's world, where it runs along the walls."""
+    if not heading.is_room_axis:
+        return heading
+    axis, off = nearest_axis(pose, heading.forward)
+    if off > _ROOM_AGREES:
+        return heading
+    direction = axis_direction(pose, axis)
+    sine = float(np.cross(direction, heading.forward) @ up)
+    turn = heading.turn + math.degrees(math.asin(float(np.clip(sine, -1, 1))))
+    return dataclasses.replace(heading, forward=direction, turn=turn)

@@ -1,0 +1,185 @@
+"""Intrinsics as people have them: numbers, matrices, and the files that cameras and other projects write.
+
+Read are: ``fx,fy,cx,cy``; matrices of 3x3, 3x4 and 4x4, row by row or column by column; text files of these with
+comments (TUM's with distortion, ScanNet's, ROS's P, COLMAP's cameras); key and value (``fx = 520``, ScanNet's
+``fx_depth``); JSON (Open3D, RealSense, Azure Kinect, ARKit, and others with fx, fy, cx, cy or a named matrix); YAML
+(ROS ``camera_info``, ORB-SLAM, OpenCV); npy.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.calibration import (
+    NUMBER,
+    camera_entries,
+    depth_scale_of,
+    numbers_of_matrix,
+    read_document,
+)
+from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.files.arrays import read_array
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import DataError
+
+_WHAT = "fx,fy,cx,cy or a 3x3 matrix"
+_ADVICE = "give fx,fy,cx,cy in pixels, or a text file with the 3x3 matrix of the camera"
+_MOST_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Intrinsics:
+    """What a file or argument says of a camera.
+
+    Attributes:
+        camera: focal lengths and principal point in pixels.
+        size: (rows, columns) of the image that they belong to; None where it is not said.
+        depth_scale: units of the depth image a metre, where said.
+        notes: what people should know, such as distortion.
+        others: further cameras of the file, which ``fitting`` chooses from.
+    """
+
+    camera: Camera
+    size: tuple[int, int] | None = None
+    depth_scale: float | None = None
+    notes: tuple[str, ...] = ()
+    others: tuple["Intrinsics", ...] = ()
+
+    def fitting(self, shapes: Sequence[tuple[int, ...]]) -> "Intrinsics":
+        """Of several cameras in a file, the one that belongs to an image of these (rows, columns); else itself."""
+        cameras = (self, *self.others)
+        return next((one for shape in shapes for one in cameras if self.others and one.size == shape[:2]), self)
+
+
+def parse_intrinsics(text: str) -> Camera:
+    """The camera alone; as ``read_intrinsics``."""
+    return read_intrinsics(text).camera
+
+
+def read_intrinsics(text: str) -> Intrinsics:
+    """Intrinsics from an argument or a file (see the top of this module).
+
+    Args:
+        text: numbers, or the path of a file. Of several cameras in it the color camera is taken, to which depth is
+            registered; ``Intrinsics.fitting`` chooses by the images' size.
+
+    Raises:
+        DataError: anything else; the message says what was expected and found.
+    """
+    try:
+        return _of_numbers(_numbers(text), text)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+    path = Path(text)
+    try:
+        is_missing = not path.exists()
+    except OSError:  # a name that is too long is no path
+        is_missing = True
+    if is_missing:
+        raise DataError(f"{text}: expected {_WHAT}, as numbers or as a file of them, found no such file; {_ADVICE}")
+    if path.suffix.lower() in (".npy", ".npz"):
+        matrix = read_array(path, what="a camera matrix", most_values=16)
+        return _of_numbers(matrix.astype(np.float64).reshape(-1), text)
+    content = read_text(path, what="the intrinsics of a camera", most=_MOST_BYTES, advice=_ADVICE)
+    return _of_content(content, text)
+
+
+def _of_content(content: str, text: str) -> Intrinsics:
+    plain = "\n".join(re.split(r"#|//|%", line)[0] for line in content.splitlines())
+    try:
+        return _of_numbers(_numbers(plain), text)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+    colmap = re.search(rf"^\s*\d+\s+(?:OPENCV|PINHOLE)\s+((?:{NUMBER}\s*){{6}})", plain, flags=re.MULTILINE)
+    if colmap is not None:
+        found = _of_numbers(_numbers(colmap.group(1)), text)
+        # COLMAP's pixels have their middles at halves.
+        camera = dataclasses.replace(found.camera, cx=found.camera.cx - 0.5, cy=found.camera.cy - 0.5)
+        return dataclasses.replace(found, camera=camera)
+    return _of_document(read_document(content, text), text)
+
+
+def _of_numbers(numbers: NDArray[np.float64], text: str) -> Intrinsics:
+    """Intrinsics of 4 numbers, of a matrix, or of TUM's 9 (four and five of distortion)."""
+    if not np.isfinite(numbers).all():
+        raise DataError(f"intrinsics {text}: expected finite numbers, found {numbers.tolist()}; {_ADVICE}")
+    notes: list[str] = []
+    size = None
+    if numbers.size == 6:
+        numbers, size = _without_size(numbers)
+    if numbers.size in (5, 8, 9) and _is_four_with_distortion(numbers):
+        if np.abs(numbers[4:]).max() > 0:
+            notes.append(_distortion_note())
+        numbers = numbers[:4]
+    if numbers.size in (9, 12, 16):
+        rows = {9: 3, 12: 3, 16: 4}[numbers.size]
+        numbers, is_turned = numbers_of_matrix(numbers.reshape(rows, -1), text)
+        if is_turned:
+            notes.append("intrinsics: the matrix is stored column by column, and was read so")
+    if numbers.size != 4:
+        raise DataError(f"intrinsics {text}: expected 4 or 9 numbers, found {numbers.size}; {_ADVICE}")
+    return Intrinsics(_camera(numbers.tolist(), text), size, notes=tuple(notes))
+
+
+def _without_size(numbers: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int] | None]:
+    """Six numbers are fx, fy, cx, cy with width and height before or behind them; otherwise they stay."""
+    for size, rest in ((numbers[:2], numbers[2:]), (numbers[4:], numbers[:4])):
+        is_whole = bool((size == np.round(size)).all() and (size >= 16).all())
+        if is_whole and (np.abs(rest[2:] / size - 0.5) < 0.2).all():
+            return rest, (int(size[1]), int(size[0]))
+    return numbers, None
+
+
+def _is_four_with_distortion(numbers: NDArray[np.float64]) -> bool:
+    """Whether the numbers are fx, fy, cx, cy and coefficients of distortion, and not a matrix."""
+    return bool((numbers[:4] > 10).all() and np.abs(numbers[4:]).max() < 10)
+
+
+def _camera(numbers: Sequence[float], text: str) -> Camera:
+    if all(0 < number < 5 for number in numbers[:2]) and all(0 < number < 1 for number in numbers[2:]):
+        raise DataError(
+            f"intrinsics {text}: expected pixels, found {list(numbers)}, which look like shares of the image's width "
+            "and height; multiply fx and cx by the width, fy and cy by the height"
+        )
+    try:
+        return Camera(*(float(number) for number in numbers))
+    except ValueError as error:
+        raise DataError(f"intrinsics {text}: {error}; {_ADVICE}") from error
+
+
+def _distortion_note() -> str:
+    return "intrinsics: coefficients of distortion are given and not used; the images must be undistorted"
+
+
+def _numbers(text: str) -> NDArray[np.float64]:
+    """Numbers between commas, semicolons, spaces, lines and brackets. Raises ValueError for anything else."""
+    stripped = text.strip(" \t\r\n,;[]\ufeff")
+    if len(stripped) > 10_000:
+        raise ValueError("too long for numbers")
+    return np.array([float(part) for part in re.split(r"[\s,;\[\]]+", stripped)])
+
+
+def _of_document(document: Any, text: str) -> Intrinsics:
+    candidates = list(camera_entries(document, ""))
+    if not candidates:
+        raise DataError(
+            f"intrinsics {text}: expected 4 or 9 numbers, or fx, fy, cx and cy by name, found none; {_ADVICE}"
+        )
+    by_color = [c for c in candidates if re.search(r"colou?r|rgb|pv0", c.place.lower())]
+    first = (by_color or candidates)[0]
+    ordered = [first, *(c for c in candidates if c.numbers != first.numbers)]
+    found = []
+    for candidate in ordered:
+        notes = [_distortion_note()] if candidate.is_distorted else []
+        if len(ordered) > 1:
+            notes.append(f"intrinsics: of several cameras in the file, '{candidate.place}' is used")
+        camera = _camera(candidate.numbers, text)
+        found.append(Intrinsics(camera, candidate.size, depth_scale_of(document), tuple(notes)))
+    return dataclasses.replace(found[0], others=tuple(found[1:]))

@@ -1,0 +1,103 @@
+"""What a frame keeps of the placement of the frame before, where one camera takes many.
+
+Between two frames a camera moves a little or not at all: then the vertical, the floor and the room found before, each
+corrected by the new depth, are steadier than new ones. Where the depth contradicts, nothing is kept.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ammnet_sparse.data.camera.floor import Floor
+from ammnet_sparse.data.camera.gravity import Heading, Vector, angle_between, refined
+from ammnet_sparse.data.camera.surface import Surface
+
+if TYPE_CHECKING:
+    from ammnet_sparse.data.camera.placement import Placement
+
+_MAX_TURN = 12.0
+"""Degrees by which a camera turns against the vertical, or the room, between two frames at most."""
+_STANDS_STILL = 2.0
+"""Degrees of correction below which it is noise, to be smoothed, and above which the camera was turned."""
+_SHARE_OF_NEW = 0.3
+_MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT = 0.35, 0.75
+"""Share of the surface along or across the vertical that a frame must have, alone and against the frame before."""
+_SAME_FLOOR = 0.10
+"""Metres."""
+_BELOW, _MAX_SHARE_BELOW = 0.15, 0.01
+_MIN_SAMPLES = 200
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """The vertical of the frame before, as the new depth shows it.
+
+    Attributes:
+        up: [3] float64 of length 1.
+    """
+
+    up: Vector
+
+    def smoothed_up(self, before: Vector, now: Vector) -> Vector:
+        """The vertical: the new one where the camera was turned, otherwise one between."""
+        return now if angle_between(now, before) > _STANDS_STILL else _between(before, now)
+
+    def smoothed_floor(self, before: Floor, now: Floor, surface: Surface) -> Floor:
+        """The floor: the new one smoothed where both agree; the old one where none is seen and nothing lies below."""
+        if now.confidence == "sure" and not now.is_seen:
+            return now  # told
+        if now.is_seen:
+            off = now.camera_height - before.camera_height
+            if before.is_seen and abs(off) <= _SAME_FLOOR:
+                return dataclasses.replace(now, camera_height=before.camera_height + _SHARE_OF_NEW * off)
+            return now
+        heights = surface.points @ self.up
+        is_contradicted = (heights < -before.camera_height - _BELOW).mean() > _MAX_SHARE_BELOW
+        if is_contradicted:
+            return now
+        return dataclasses.replace(before, reason=f"kept from the frame before: {before.reason.split(': ')[-1]}")
+
+    def smoothed_heading(self, before: Heading, now: Heading, up: Vector) -> Heading:
+        """The room's axis that was the world's Y before, smoothed; a new one where the camera was turned too far."""
+        old = before.forward - (before.forward @ up) * up
+        old /= np.linalg.norm(old)
+        if not now.is_room_axis:
+            return dataclasses.replace(before, forward=old) if before.is_room_axis else now
+        right = np.cross(now.forward, up)
+        axes = [now.forward, right, -now.forward, -right]
+        nearest = max(axes, key=lambda axis: float(axis @ old))
+        off = angle_between(nearest, old)
+        ahead = np.array([0.0, 0.0, 1.0])
+        if not before.is_room_axis or off > _MAX_TURN or nearest @ ahead < 0.5 * math.sqrt(1 - (up @ ahead) ** 2):
+            return now
+        forward = nearest if off > _STANDS_STILL else _between(old, nearest)
+        forward = forward - (forward @ up) * up
+        forward /= np.linalg.norm(forward)
+        turn = now.turn + math.degrees(
+            math.atan2(float(np.cross(forward, now.forward) @ up), float(forward @ now.forward))
+        )
+        return dataclasses.replace(now, forward=forward, turn=turn)
+
+
+def keep(previous: "Placement", surface: Surface) -> Kept | None:
+    """The vertical of the frame before as this frame's depth corrects it; None where it contradicts."""
+    if len(surface) < _MIN_SAMPLES:
+        return Kept(previous.up)
+    if previous.up_confidence == "guess":
+        return None
+    found = refined(previous.up, surface.normals)
+    correction = angle_between(found, previous.up)
+    along = np.abs(surface.normals @ found)
+    tolerance = math.radians(10.0)
+    agreement = float(((along > math.cos(tolerance)) | (along < math.sin(tolerance))).mean())
+    least = max(_MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT * previous.gravity.agreement)
+    if correction > _MAX_TURN or agreement < least:
+        return None
+    return Kept(found)
+
+
+def _between(before: Vector, now: Vector) -> Vector:
+    direction = (1 - _SHARE_OF_NEW) * before + _SHARE_OF_NEW * now
+    return np.asarray(direction / np.linalg.norm(direction), dtype=np.float64)

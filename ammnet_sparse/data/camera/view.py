@@ -1,0 +1,156 @@
+"""What a camera took at one moment, as arrays: color, depth, intrinsics, and how they are turned upright."""
+
+import dataclasses
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.images import (
+    CameraImages,
+    are_alike,
+    off_center,
+    owner_of_intrinsics,
+    to_network_images,
+)
+from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.files.errors import DataError
+
+TURNS = (0, 90, 180, 270)
+"""Degrees clockwise by which images can be turned."""
+
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """Color and depth of one moment, of any size.
+
+    Attributes:
+        color: [rows, columns, 3] uint8 RGB; None where depth is all there is.
+        depth: [rows, columns] float32, metres along the optical axis, 0 where missing; registered to the color image.
+        camera: intrinsics of the depth image or of the color image: of the one whose middle is nearer to (cx, cy).
+        color_camera: the color image's own, where its proportions are others; then ``camera`` is the depth image's.
+        label_map: [rows, columns] uint8, 0..13, of the whole color image; or None.
+        intrinsics_size: (rows, columns) of the image that ``camera`` belongs to, where that is known.
+
+    Raises:
+        DataError: arrays of another form.
+    """
+
+    color: NDArray[np.uint8] | None
+    depth: NDArray[np.float32]
+    camera: Camera
+    color_camera: Camera | None = None
+    label_map: NDArray[np.uint8] | None = None
+    intrinsics_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        color = self.color
+        if color is not None and (color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8):
+            raise DataError(f"color: expected [rows, columns, 3] uint8, found {color.dtype} {list(color.shape)}")
+        if self.depth.ndim != 2 or self.depth.dtype.kind != "f":
+            raise DataError(
+                f"depth: expected [rows, columns] floats in metres, found {self.depth.dtype} {list(self.depth.shape)}; "
+                "metres_from_values of data/camera/depth.py makes them of a sensor's numbers"
+            )
+        if not self.depth.size or (color is not None and not color.size):
+            raise DataError(f"color and depth: expected pixels, found none in one, depth {list(self.depth.shape)}")
+        with np.errstate(invalid="ignore"):
+            usable = np.isfinite(self.depth) & (self.depth > 0)
+        object.__setattr__(self, "depth", np.where(usable, self.depth, 0).astype(np.float32))
+
+    def to_network_images(self) -> CameraImages:
+        """The images at the network's size; errors as ``images.to_network_images``."""
+        return to_network_images(
+            self.color,
+            self.depth,
+            camera=self.camera,
+            color_camera=self.color_camera,
+            label_map=self.label_map,
+            intrinsics_size=self.intrinsics_size,
+        )
+
+    def turned(self, degrees: int) -> "View":
+        """Everything turned clockwise by 0, 90, 180 or 270 degrees; intrinsics follow the images they belong to."""
+        if degrees not in TURNS:
+            raise ValueError(f"degrees: expected one of {TURNS}, found {degrees}")
+        if degrees == 0:
+            return self
+        camera, size = turned_camera(
+            self.camera, degrees, self._color_shape(), self.depth.shape, known=self.intrinsics_size
+        )
+        color_camera = self.color_camera
+        if color_camera is not None and self.color is not None:
+            color_camera, _ = turned_camera(color_camera, degrees, self.color.shape, self.color.shape)
+        return View(
+            None if self.color is None else turned_image(self.color, degrees),
+            turned_image(self.depth, degrees),
+            camera,
+            color_camera,
+            None if self.label_map is None else turned_image(self.label_map, degrees),
+            size,
+        )
+
+    def _color_shape(self) -> tuple[int, ...]:
+        """Of the images that ``camera`` may belong to."""
+        if self.color_camera is not None:
+            return self.depth.shape
+        image = self.label_map if self.color is None else self.color
+        return self.depth.shape if image is None else image.shape
+
+
+def turned_image(image: NDArray[Kind], degrees: int) -> NDArray[Kind]:
+    """An image [rows, columns, ...] turned clockwise by a multiple of 90 degrees."""
+    return np.ascontiguousarray(np.rot90(image, -(degrees // 90)))
+
+
+def turned_camera(
+    camera: Camera,
+    degrees: int,
+    color_shape: tuple[int, ...],
+    depth_shape: tuple[int, ...],
+    *,
+    known: tuple[int, int] | None = None,
+) -> tuple[Camera, tuple[int, int]]:
+    """The intrinsics of images that are turned clockwise, and (rows, columns) that they belong to then.
+
+    Args:
+        camera: of the images as they are stored, before they are turned.
+        color_shape, depth_shape: of these images.
+        known: as ``owner_of_intrinsics``.
+    """
+    (rows, columns), camera = owner_of_intrinsics(camera, color_shape, depth_shape, known=known)
+    for _ in range(degrees // 90):
+        # Pixel (u, v) of a picture turned clockwise by 90 degrees comes from (v, rows - 1 - u).
+        camera = Camera(camera.fy, camera.fx, rows - 1 - camera.cy, camera.cx)
+        rows, columns = columns, rows
+    return camera, (rows, columns)
+
+
+def turned_pose(pose: NDArray[np.float64], degrees: int) -> NDArray[np.float64]:
+    """The pose [4, 4] of the camera whose images are turned clockwise: its axes turn, its place stays."""
+    quarter = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return np.asarray(pose @ np.linalg.matrix_power(quarter, degrees // 90), dtype=np.float64)
+
+
+def lies_like(image_shape: tuple[int, ...], stored_shape: tuple[int, ...]) -> bool:
+    """Whether an image lies as the stored color image does, judging by which side is longer; a square one does."""
+    if are_alike(image_shape, stored_shape):
+        return True
+    if are_alike(image_shape, (stored_shape[1], stored_shape[0])):
+        return False
+    is_tall, is_stored_tall = image_shape[0] > image_shape[1], stored_shape[0] > stored_shape[1]
+    return is_tall == is_stored_tall or image_shape[0] == image_shape[1]
+
+
+def belongs_to_turned(camera: Camera, shapes: list[tuple[int, ...]], *, known: tuple[int, int] | None = None) -> bool:
+    """Whether intrinsics are those of the images turned by 90 degrees, and not of the ones with these shapes."""
+    if known is not None:
+        return not any(are_alike(known, shape) for shape in shapes) and any(
+            are_alike(known, (shape[1], shape[0])) for shape in shapes
+        )
+    as_stored = min(off_center(camera, shape) for shape in shapes)
+    as_turned = min(off_center(camera, (shape[1], shape[0])) for shape in shapes)
+    return as_stored > 0.06 and as_turned < 0.5 * as_stored

@@ -1,0 +1,218 @@
+"""The conventions of a set, told from its content: a file of another convention has the right shape and type.
+
+Each measure compares what must lie together: pixels hit surfaces, so at a hit voxel the TSDF is near 0 and the labels
+are mostly occupied. Thresholds lie far from what published frames have (795 of NYU: median |TSDF| of hit voxels 0.055
+to 0.11 a frame, occupied share of hit voxels 0.26 to 0.88), and medians over a set are judged, not single frames.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.sets.projection_fit import axes_in_order, judge_mapping
+from ammnet_sparse.data.volumes.tsdf import Unobserved, unflip_tsdf
+
+_FEWEST_HITS = 200
+"""Hit voxels of a frame from which on it is judged."""
+_FLIPPED = 0.6
+"""Median |TSDF| of hit voxels above which it is of the other convention: 0.1 and 0.9 in truth."""
+_SATURATED, _ALL = 0.3, 0.9
+_NEAR_SURFACE = 0.45
+"""Share of hit voxels with 0 < |TSDF| < 0.5 below which TSDF and mapping do not lie together."""
+_OCCUPIED = 0.3
+"""Share of hit voxels that labels occupy: enough for another order of axes to be the right one."""
+_HARDLY_OCCUPIED, _FEW_FRAMES = (0.08, 0.15), 5
+"""The share that is too little anyway, in sets below and from so many frames: two frames of 795 have 0.10 and 0.12."""
+_BETTER = 1.5
+"""How many times more hit voxels another order of axes must find occupied; 1.36 times at most in published frames."""
+_FLOOR, _FLOOR_LEVELS = 2, 3
+_FLOOR_SHARE, _FEWEST_FLOOR_VOXELS = 0.9, 100
+_SMALL_IMAGE = 0.26
+"""Part of the pixels that a mapping of an image of half the size reaches."""
+_OTHER_AXES = ("X, Y, height", "Y, height, X", "Y, X, height", "height, X, Y", "height, Y, X")
+_FLIPS = {"X mirrored": 0, "height upside down": 1, "Y mirrored": 2}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrameConventions:
+    """What a frame says about the conventions of its files; NaN where it says nothing.
+
+    Attributes:
+        distance: median |TSDF| of hit voxels, not flipped.
+        near_surface: share of hit voxels with |TSDF| < 0.5, unobserved ones (exactly 0) left out.
+        unobserved, saturated: share of hit voxels with a TSDF of exactly 0, and of 1 or -1.
+        occupied: share of hit voxels that labels occupy, with the axes of the layout.
+        occupied_otherwise: the same with the labels' axes in other orders or turned around, by that order.
+        floor: [12, 2] voxels of each class below and above the third level.
+        last_pixel: largest pixel of the mapping.
+        mapping: what is wrong with the mapping (``projection_fit``).
+    """
+
+    distance: float
+    near_surface: float
+    unobserved: float
+    saturated: float
+    occupied: float
+    occupied_otherwise: dict[str, float]
+    floor: NDArray[np.int64]
+    last_pixel: int
+    mapping: tuple[str, ...]
+
+
+def conventions_of(frame: Frame) -> FrameConventions | None:
+    """The measures of one frame; None with too few hit voxels."""
+    hit = frame.mapping != UNMAPPED
+    if int(hit.sum()) < _FEWEST_HITS:
+        return None
+    distance = np.abs(unflip_tsdf(frame.tsdf[hit]) if frame.tsdf_is_flipped else frame.tsdf[hit])
+    occupied, otherwise = np.nan, dict[str, float]()
+    floor = np.zeros((NUM_CLASSES, 2), dtype=np.int64)
+    if frame.label is not None:
+        occupied, otherwise = _occupied_shares(frame.label, hit)
+        floor = _heights(frame.label)
+    return FrameConventions(
+        distance=float(np.median(distance)),
+        near_surface=float(((distance > 0) & (distance < 0.5)).mean()),
+        unobserved=float((distance == 0).mean()),
+        saturated=float((distance > 0.9985).mean()),
+        occupied=occupied,
+        occupied_otherwise=otherwise,
+        floor=floor,
+        last_pixel=int(frame.mapping.max()),
+        mapping=judge_mapping(frame.mapping),
+    )
+
+
+def convention_problems(frames: Sequence[FrameConventions], *, is_flipped: bool) -> list[str]:
+    """What is wrong with the conventions of a set, one line each; empty where nothing is, or nothing can be told.
+
+    Args:
+        frames: of the frames that could be judged.
+        is_flipped: the layout's TSDF is flipped (NYUCAD).
+    """
+    if not frames:
+        return []
+    return [
+        *_tsdf_problems(frames, is_flipped=is_flipped),
+        *_label_problems(frames),
+        *_class_problems(frames),
+        *_mapping_problems(frames),
+    ]
+
+
+def unobserved_of(flipped: NDArray[np.floating]) -> Unobserved | None:
+    """Which value a flipped TSDF gives to unobserved space: ``free`` 0.001, ``surface`` +1; None where neither shows.
+
+    Unobserved space is half of a published frame, and exactly +1 hardly occurs elsewhere.
+    """
+    as_surface = float((flipped >= 0.9995).mean())
+    as_free = float((np.abs(np.abs(flipped) - 0.001) < 5e-4).mean())
+    if as_surface >= 0.1:
+        return "surface"
+    return "free" if as_free >= 0.1 else None
+
+
+def _occupied_shares(label: NDArray[np.uint8], hit: NDArray[np.bool_]) -> tuple[float, dict[str, float]]:
+    is_occupied = ((label > 0) & (label != IGNORE_LABEL)).reshape(-1)
+    places, shape = np.argwhere(hit), label.shape
+
+    def share(voxels: NDArray[np.int64], axes: Sequence[int]) -> float:
+        flat = np.ravel_multi_index(tuple(voxels[:, axis] for axis in axes), tuple(shape[axis] for axis in axes))
+        return float(is_occupied[flat].mean())
+
+    otherwise = {f"axes ({order})": share(places, axes_in_order(order)) for order in _OTHER_AXES}
+    for name, axis in _FLIPS.items():
+        turned = places.copy()
+        turned[:, axis] = shape[axis] - 1 - turned[:, axis]
+        otherwise[name] = share(turned, (0, 1, 2))
+    return share(places, (0, 1, 2)), otherwise
+
+
+def _heights(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+    low, all_levels = (
+        np.bincount(part[part < NUM_CLASSES], minlength=NUM_CLASSES) for part in (label[:, :_FLOOR_LEVELS], label)
+    )
+    return np.stack([low, all_levels - low], axis=1).astype(np.int64)
+
+
+def _tsdf_problems(frames: Sequence[FrameConventions], *, is_flipped: bool) -> list[str]:
+    distance, near, unobserved, saturated = (
+        float(np.median([getattr(frame, name) for frame in frames]))
+        for name in ("distance", "near_surface", "unobserved", "saturated")
+    )
+    apart = "TSDF and mapping do not lie together (axes exchanged or turned around, or files of other frames)"
+    if distance > _FLIPPED:
+        stored = 1 - distance if is_flipped else distance
+        expected, found = ("about 0.9", "an unflipped TSDF") if is_flipped else ("0.05 to 0.2", "a flipped TSDF")
+        advice = "make it again with 'prepare --flipped'" if is_flipped else "flip it back: sign(f) (1 - |f|)"
+        doubt = f", or {apart}" if saturated > _SATURATED else ""
+        return [
+            f"TSDF: expected a median |TSDF| of hit voxels of {expected}, found {stored:.2f}: {found} in this layout"
+            f"{doubt}; {advice}"
+        ]
+    if near < _NEAR_SURFACE and unobserved < _ALL:
+        return [
+            f"TSDF: expected hit voxels near the surface (|TSDF| < 0.5), found {near:.0%} of them: {apart}; make them "
+            "again"
+        ]
+    return []
+
+
+def _label_problems(frames: Sequence[FrameConventions]) -> list[str]:
+    shares = [frame.occupied for frame in frames if np.isfinite(frame.occupied)]
+    if not shares:
+        return []
+    share = float(np.median(shares))
+    names = next(frame.occupied_otherwise for frame in frames if frame.occupied_otherwise)
+    others = {
+        name: float(np.median([frame.occupied_otherwise[name] for frame in frames if frame.occupied_otherwise]))
+        for name in names
+    }
+    best = max(others, key=lambda name: others[name])
+    is_better = others[best] >= max(_OCCUPIED, _BETTER * share)
+    if not is_better and share >= _HARDLY_OCCUPIED[len(shares) >= _FEW_FRAMES]:
+        return []
+    guess = f"; read with {best}, {others[best]:.0%} would be" if is_better else ""
+    return [
+        f"labels: expected about half of the hit voxels to be occupied in the labels, found {share:.0%}{guess}: labels "
+        "and mapping do not lie together (axes exchanged or turned around, or files of other frames); store axes in "
+        "the order (X, height, Y)"
+    ]
+
+
+def _class_problems(frames: Sequence[FrameConventions]) -> list[str]:
+    """The floor tells the list of classes: no other class lies at the bottom of the grid only."""
+    low, high = sum(frame.floor for frame in frames).T  # type: ignore[union-attr]
+    total = low + high
+    share = low / np.maximum(total, 1)
+    is_flat = (total >= _FEWEST_FLOOR_VOXELS) & (share >= _FLOOR_SHARE)
+    is_flat[0] = False
+    if (total[_FLOOR] and share[_FLOOR] >= 0.5) or not is_flat.any():
+        return []
+    flattest = int(np.argmax(np.where(is_flat, total, 0)))
+    return [
+        f"labels: expected the floor, class {_FLOOR}, at the bottom of the grid, found class {flattest} there and "
+        f"{share[_FLOOR]:.0%} of class {_FLOOR}: labels of another list of classes; map them to the 11 classes of "
+        "the layout"
+    ]
+
+
+def _mapping_problems(frames: Sequence[FrameConventions]) -> list[str]:
+    found = Counter(problem for frame in frames for problem in frame.mapping)
+    problems = [
+        f"mapping: {problem} ({count} of {len(frames)} frames that can be judged); make the files again"
+        for problem, count in found.items()
+        if 2 * count > len(frames)
+    ]
+    last = max(frame.last_pixel for frame in frames)
+    if last < _SMALL_IMAGE * NUM_PIXELS and not problems:
+        problems.append(
+            f"mapping: expected pixels up to {NUM_PIXELS - 1}, of images of 480 x 640, found none above {last}: pixels "
+            "of a smaller image; make the mapping again from images of that size"
+        )
+    return problems

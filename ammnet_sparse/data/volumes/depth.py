@@ -1,0 +1,71 @@
+"""What the numbers of a depth image mean: which of them are no depth.
+
+One rule for every type: a code that means "nothing measured" means it in images of integers, of floats and of metres.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_CODE = 65535
+"""The largest number of 16 bits: no depth, in an image of integers as in a copy of it as floats."""
+FARTHEST = 60.0
+"""Metres: no camera for rooms measures farther. Renderers write 1e10, 65504 or 65535 where they hit nothing."""
+_MIN_SPIKE_SHARE = 0.001
+"""Of the valid pixels that must hold one code."""
+_MIN_SPIKE = 20
+_NEAR_CODES = (2047, 4095)
+"""Largest numbers of 11 and 12 bits: "too far" of the first Kinect and of time-of-flight cameras."""
+_FAR_CODE = 8190
+"""From here on (millimetres; the largest number of 13 bits is 8191) a group of pixels that stands alone is no depth."""
+
+
+_CODE_WIDTH = 4
+"""Millimetres."""
+
+
+def depth_in_metres(values: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
+    """Depth in metres, 0 wherever the values are no depth.
+
+    No depth are: 0, negative, infinite and NaN values; 65535 of any type, also where it was divided by the scale; what
+    is farther than 60 m; and the "too far" codes of sensors: 2047 and 4095 where they are the image's largest value and
+    many pixels have exactly it, and what lies from 8.19 m on if nothing lies shortly before it.
+
+    Args:
+        values: [rows, columns], integers or floats.
+        scale: units a metre.
+
+    Returns:
+        [rows, columns] float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = values.astype(np.float64)
+        metres = numbers / scale
+        # The same code after a division: a copy in metres of an image in millimetres.
+        is_code = (numbers == LARGEST_CODE) | np.isclose(metres, LARGEST_CODE / 1000, rtol=0, atol=2e-3)
+        valid = np.isfinite(metres) & (numbers > 0) & ~is_code & (metres <= FARTHEST)
+    valid &= ~_too_far(metres, valid)
+    return np.where(valid, metres, 0.0).astype(np.float32)
+
+
+def _too_far(metres: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels that hold a sensor's code for "too far"."""
+    is_code = np.zeros(metres.shape, dtype=np.bool_)
+    count = int(valid.sum())
+    needed = max(_MIN_SPIKE, _MIN_SPIKE_SHARE * count)
+    millimetres = np.where(valid, metres, 0.0) * 1000.0
+    far = millimetres >= _FAR_CODE - 0.5
+    # A hall goes on without a gap; a code stands alone, with next to nothing in the metre before it.
+    before = (millimetres >= _FAR_CODE - 1000) & ~far
+    stands_alone = far.sum() >= needed and before.sum() < 0.05 * far.sum()
+    # Where it is most of the image it must be one number: otherwise the unit is wrong, which others find out.
+    if stands_alone and (far.sum() <= 0.5 * count or np.ptp(millimetres[far]) < _CODE_WIDTH):
+        is_code |= far
+    largest = float(millimetres[~is_code].max(initial=0.0))
+    for code in _NEAR_CODES:
+        exact = np.abs(millimetres - code) < 0.5
+        before = (millimetres > code - 60) & ~exact & (millimetres < code)
+        if abs(largest - code) < 0.5 and exact.sum() >= needed and before.sum() < 0.05 * exact.sum():
+            is_code |= exact
+    return is_code

@@ -1,0 +1,31 @@
+"""Devices by name."""
+
+import torch
+
+
+def checked_device(device: torch.device | str, *, name: str = "device") -> torch.device:
+    """A device that this machine has. ``meta`` passes: it holds no values.
+
+    Args:
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: no name of a device, or a device that this machine or this build of PyTorch lacks.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected cpu, cuda or cuda:0, found {device!r}") from error
+    # PyTorch keeps an index in 8 bits, so that one beyond becomes negative.
+    if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
+        raise ValueError(
+            f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, found {str(device)!r}; use cpu"
+        )
+    if found.type not in ("cpu", "cuda", "meta"):
+        try:
+            torch.empty(1, device=found)
+        except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+            raise ValueError(
+                f"{name}: expected cpu, cuda or cuda:0, found {str(device)!r}, which is not there"
+            ) from error
+    return found

@@ -1,0 +1,122 @@
+"""Reading images: only in the formats that the caller names, judged by size before anything is decoded.
+
+Pillow opens dozens of formats and for one of them (EPS) starts a program; a name says nothing about the content. So
+the formats are always named, and what the file is instead is said by its first bytes.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ammnet_sparse.files.content import advice_for, describe_content, open_file, read_head
+from ammnet_sparse.files.errors import DataError, FileError, reason
+
+COLOR_FORMATS = ("PNG", "JPEG")
+"""Pillow's names of the formats that colour images have."""
+LABEL_MAP_FORMATS = ("PNG",)
+"""Those of the label maps of a set."""
+DEPTH_FORMATS = ("PNG", "TIFF")
+"""Those of depth images."""
+MOST_PIXELS = 2**26
+"""Pixels of an image where the caller does not say how large it may be: 8192 x 8192."""
+
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """A decoded image.
+
+    Attributes:
+        pixels: [rows, columns] or [rows, columns, channels] of the type that the file has (uint8, uint16, int32,
+            float32 or bool; palette images are the numbers of their colours), or of the mode that was asked for.
+        mode: Pillow's mode of the file, such as ``RGB``, ``L``, ``P``, ``I;16``, ``F``.
+        orientation: EXIF's, 1 to 8; 1 is upright as stored. ``pixels`` follow it where the reader was told so.
+    """
+
+    pixels: NDArray[Any]
+    mode: str
+    orientation: int
+
+
+def read_image(
+    path: str | Path,
+    *,
+    formats: Sequence[str] = COLOR_FORMATS,
+    what: str = "an image",
+    mode: str | None = None,
+    upright: bool = True,
+    size: tuple[int, int] | None = None,
+    most_pixels: int = MOST_PIXELS,
+    advice: str = "replace the file",
+    raises: type[FileError] = DataError,
+) -> LoadedImage:
+    """Decodes the first picture of an image file.
+
+    Args:
+        formats: Pillow's names of the formats to accept, whatever the file is called.
+        what: what is expected, for messages.
+        mode: convert to this mode of Pillow; None keeps the file's.
+        upright: turn the picture as its EXIF orientation says.
+        size: (rows, columns) that it must have once it is upright; checked before it is decoded.
+        most_pixels: pixels that it may have at most.
+        advice: what to do about an unusable file, for messages.
+        raises: the error to raise.
+
+    Raises:
+        FileError: as ``raises``: missing, unreadable, of another format or size.
+    """
+    names = " or ".join("jpg" if name == "JPEG" else name.lower() for name in formats)
+    names = " or ".join("jpg" if name == "JPEG" else name.lower() for name in formats)
+    with open_file(path, what=what, advice=advice, raises=raises) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about metadata
+        try:
+            head = read_head(file)
+            with Image.open(file, formats=list(formats)) as image:
+                # Before the orientation is asked for: of a png Pillow decodes everything to find it.
+                can_turn = upright and image.size == size
+                problem = _size_problem(image, size, most_pixels, is_turned=can_turn)
+                orientation = 1 if problem else _orientation(image)
+                is_turned = upright and orientation >= 5
+                problem = problem or _size_problem(image, size, most_pixels, is_turned=is_turned)
+                if problem:
+                    raise raises.about(path, expected=problem[0], found=problem[1], advice=advice)
+                image.load()
+                picture: Image.Image = ImageOps.exif_transpose(image) if upright and orientation != 1 else image
+                pixels = np.array(picture if mode is None else picture.convert(mode))
+                return LoadedImage(pixels, image.mode, orientation)
+        except FileError:
+            raise
+        except UnidentifiedImageError:
+            found, advice = describe_content(head), advice_for(head, otherwise=advice)
+            expected = f"a readable {names} with {what}"
+            raise raises.about(path, expected=expected, found=found, advice=advice) from None
+        # A damaged file makes Pillow raise nearly anything, SyntaxError included.
+        except Exception as error:
+            expected = f"a readable {names} with {what}"
+            raise raises.about(path, expected=expected, found=reason(error), advice=advice) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _size_problem(
+    image: Image.Image, size: tuple[int, int] | None, most_pixels: int, *, is_turned: bool
+) -> tuple[str, str] | None:
+    """What was expected of the size and what was found; None where it fits."""
+    found = image.size if is_turned else image.size[::-1]
+    channels = [] if len(image.getbands()) == 1 else [len(image.getbands())]
+    shape = f"shape {[*found, *channels]}" + (", turned as its EXIF orientation says" if is_turned else "")
+    if size is not None and found != size:
+        return f"{size[0]} rows and {size[1]} columns", shape
+    if found[0] * found[1] > most_pixels:
+        return f"at most {most_pixels:,} pixels", shape
+    return None

@@ -1,0 +1,150 @@
+"""Writing files that others rely on: whole or not at all, on the disk before they replace what was there.
+
+A file appears under a temporary name in its own folder, is synchronized with the disk, and then takes its name in one
+step. Whatever stops the writing (a full disk, Ctrl-C, a crash of the writer) leaves the file as it was and takes the
+temporary one away again, so that a full disk is no fuller than before. Permissions follow the umask.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+_SUFFIX = ".unfinished"
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary file beside ``path`` to write, which takes the place of ``path`` at the end of the block.
+
+    Where the block raises, ``path`` stays as it was and the temporary file goes.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; it names ``path``.
+    """
+    path = Path(path)
+    temporary = _create_beside(path)
+    try:
+        with naming_errors(path):
+            mode = temporary.stat().st_mode
+            yield temporary
+            # Some writers make files that only their owner reads.
+            temporary.chmod(mode)
+            _synchronize(temporary)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _synchronize_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_open(path: str | Path) -> Iterator[IO[bytes]]:
+    """As ``replacing``, with the temporary file open for binary writing.
+
+    The first error of writing is the one raised, also where a library has made another of it.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        watched = _Watched(file)
+        try:
+            yield watched  # type: ignore[misc]  # has what writers use of a file
+        except Exception as error:
+            if watched.error is not None and error is not watched.error:
+                raise watched.error from error
+            raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replaces a file by ``content``; errors as ``replacing``."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replaces a file by ``text`` in UTF-8; errors as ``replacing``."""
+    write_bytes(path, text.encode())
+
+
+def keep_as(path: str | Path, kept: str | Path) -> None:
+    """Gives the file ``path`` the further name ``kept``, which loses its file; at no moment is either name missing.
+
+    Where the file system has no hard links, ``path`` is renamed and is missing until it is written anew.
+    """
+    path, kept = Path(path), Path(kept)
+    temporary = kept.with_name(f"{kept.name}.{os.getpid()}{_SUFFIX}")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+    except OSError:
+        os.replace(path, kept)
+        return
+    os.replace(temporary, kept)
+
+
+@contextlib.contextmanager
+def naming_errors(path: str | Path) -> Iterator[None]:
+    """Names ``path`` in errors of the system within the block that name no file, as those of a full disk do not."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _create_beside(path: Path) -> Path:
+    """An empty file with the permissions that a new file gets here, under a name that nobody else uses."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_SUFFIX, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        # mkstemp makes it readable by its owner alone; made anew, it follows the umask. The name is ours by now.
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    return temporary
+
+
+def _synchronize(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _synchronize_folder(folder: Path) -> None:
+    # Some network file systems cannot synchronize folders; the file itself is on the disk already.
+    with contextlib.suppress(OSError):
+        _synchronize(folder)
+
+
+class _Watched:
+    """A file that remembers the first error of the system, which libraries hide behind errors of their own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -1,0 +1,110 @@
+"""Reading YAML that may be hostile or simply wrong: nothing is expanded beyond what a person would write.
+
+A few hundred bytes of aliases stand for billions of values, and a document of brackets nests deeper than Python's
+stack. So the nodes are counted, as if every alias were written out, before any value is made of them.
+"""
+
+import reprlib
+from collections import Counter
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+MOST_NODES = 10_000
+"""Values and keys of a document, every alias written out."""
+DEEPEST = 50
+
+
+class YamlProblem(ValueError):
+    """What is wrong with a document, in one line."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as ``yaml.safe_load`` reads it, but a key that is there twice is an error instead of replacing the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and counts[key.value] > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found the key {short(key.value)} more than once; join its parts", key.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The values of one YAML document.
+
+    Raises:
+        YamlProblem: no YAML, a key that is there twice, a value that its type cannot have (``2001-99-99``,
+            ``!!bool abc``), nesting deeper than 50, or more than 10,000 values once aliases are written out.
+    """
+    try:
+        loader = _UniqueKeyLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_size(node)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise YamlProblem(f"{_cut(error.problem or error.context or 'no YAML')}{place}") from error
+    except RecursionError as error:
+        raise YamlProblem(f"nested deeper than {DEEPEST} levels") from error
+    except YamlProblem:
+        raise
+    # The constructors of PyYAML let through what int(), float(), dates and dictionaries raise.
+    except Exception as error:
+        raise YamlProblem(f"a value that cannot be read ({type(error).__name__}: {_cut(str(error))})") from error
+
+
+def short(value: object) -> str:
+    """``repr`` of a value, however large, in a few words."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # of whole numbers with thousands of digits
+        return f"<{type(value).__name__} too long to show>"
+
+
+def _check_size(root: yaml.Node) -> None:
+    sizes: dict[int, int] = {}
+    path: set[int] = set()
+
+    def size_of(node: yaml.Node, depth: int) -> int:
+        if depth > DEEPEST:
+            raise YamlProblem(f"nested deeper than {DEEPEST} levels")
+        if id(node) in path:
+            raise YamlProblem("an alias of what it is part of")
+        if id(node) not in sizes:
+            path.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                inner = [part for pair in node.value for part in pair]
+            else:
+                inner = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+            sizes[id(node)] = 1 + sum(size_of(part, depth + 1) for part in inner)
+            path.remove(id(node))
+        return sizes[id(node)]
+
+    total = size_of(root, 0)
+    if total > MOST_NODES:
+        raise YamlProblem(f"more than {MOST_NODES:,} values once aliases are written out")
+
+
+def _cut(text: str, length: int = 200) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _shortener() -> reprlib.Repr:
+    shortener = reprlib.Repr()
+    shortener.maxlevel = 3
+    shortener.maxdict = shortener.maxlist = shortener.maxtuple = shortener.maxset = 6
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 100
+    return shortener
+
+
+_SHORT = _shortener()

@@ -1,0 +1,104 @@
+"""Whether tensors of a file can be the weights of a network: kind, type, shape, values."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types in which weights may be stored; in the network they are float32."""
+_INTEGERS = (torch.int64, torch.int32)
+_VARIANCE = "running_var"
+
+
+def kind_problem(value: Tensor) -> str | None:
+    """What keeps a tensor from being plain numbers in memory; None where nothing does."""
+    kinds = {
+        "a nested tensor": value.is_nested,
+        "a tensor without values (meta device)": value.is_meta,
+        "a quantized tensor": value.is_quantized,
+        f"a sparse tensor ({value.layout})": value.layout != torch.strided,
+        f"8-bit floats ({value.dtype})": "float8" in str(value.dtype),
+    }
+    return next((what for what, is_so in kinds.items() if is_so), None)
+
+
+def type_problem(value: Tensor, *, is_floating: bool) -> str | None:
+    """What is wrong with the type of a weight, or of a counter where it is none of floats; None where nothing is."""
+    if is_floating and value.dtype not in FLOATS:
+        return f"expected floats of 16 to 64 bits, found {value.dtype}"
+    if not is_floating and value.dtype not in _INTEGERS:
+        return f"expected int64, found {value.dtype}"
+    return None
+
+
+def value_problem(name: str, value: Tensor) -> str | None:
+    """What is wrong with the values of a plain tensor of weights; None where nothing is."""
+    if not value.dtype.is_floating_point:
+        return None
+    if not bool(torch.isfinite(value.float()).all()):
+        return "expected finite numbers in float32, found infinite ones or NaN"
+    if name.endswith(_VARIANCE) and bool((value < 0).any()):
+        return "expected variances from 0 on, found negative ones"
+    return None
+
+
+def check_plain(state: Mapping[str, Tensor], *, source: object) -> None:
+    """Raises WeightsError, naming them, where tensors are not plain numbers in memory."""
+    unusable = [f"{name} ({what})" for name, value in state.items() if (what := kind_problem(value))]
+    if unusable:
+        raise WeightsError(
+            f"{source}: expected plain tensors, found {some_names(unusable)}; convert them with "
+            "tensor.to_dense().dequantize().float() as far as they need it, and save the state_dict again"
+        )
+
+
+def check_state(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    *,
+    source: object,
+    what: str,
+    may_lack: Sequence[str] = (),
+) -> None:
+    """Raises one error that names everything missing, unknown or unusable in a state dict.
+
+    Args:
+        expected: the network's own state dict; its values do not matter, so it may be on the meta device.
+        source: where ``state`` comes from, for messages.
+        what: whose weights are expected, for messages.
+        may_lack: parts (``image_encoder.backbone``, ``discriminator``) that ``state`` need not hold.
+
+    Raises:
+        WeightsError: missing or unknown names, wrong shapes or types, sparse, quantized or nested tensors, values
+            that are not finite, negative variances.
+    """
+    check_plain(state, source=source)
+    known = {name: value for name, value in state.items() if name in expected}
+    missing = [
+        name for name in expected if name not in state and not any(name.startswith(f"{part}.") for part in may_lack)
+    ]
+    misshapen = [
+        f"{name} (expected {list(expected[name].shape)}, found {list(value.shape)})"
+        for name, value in known.items()
+        if value.shape != expected[name].shape
+    ]
+    problems = {
+        "missing names": missing,
+        "unknown names": [name for name in state if name not in expected],
+        "wrong shapes": misshapen,
+        "wrong types": _problems(
+            (name, type_problem(value, is_floating=expected[name].is_floating_point())) for name, value in known.items()
+        ),
+    }
+    if not any(problems.values()):
+        problems["wrong values"] = _problems((name, value_problem(name, value)) for name, value in known.items())
+    if any(problems.values()):
+        found = "; ".join(f"{title}: {some_names(names)}" for title, names in problems.items() if names)
+        raise WeightsError(f"{source}: expected the weights of this {what}; found {found}")
+
+
+def _problems(found: Iterable[tuple[str, str | None]]) -> list[str]:
+    return [f"{name} ({what})" for name, what in found if what]

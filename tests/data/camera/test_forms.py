@@ -1,0 +1,218 @@
+"""A generated frame brought into the forms that cameras give: each makes the same volumes as the plain one."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from ammnet_sparse.data.camera.frame_files import OwnFramePaths
+from ammnet_sparse.data.camera.images import are_alike
+from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
+from ammnet_sparse.data.camera.own_frames import OwnFrame
+from ammnet_sparse.data.camera.reading import CameraSettings, read_own_frame, read_view
+from ammnet_sparse.data.camera.view import View, turned_image, turned_pose
+from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.synthetic.raycast import cast_depth
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
+from ammnet_sparse.files.errors import DataError
+from tests.data.camera.own_views import RoomView, angle, room_view, scaled_camera
+
+
+@pytest.fixture(scope="module")
+def view() -> RoomView:
+    return room_view(3, "floor")
+
+
+@pytest.fixture(scope="module")
+def native(view: RoomView) -> NDArray[np.float32]:
+    """Depth of the room without noise."""
+    return cast_depth(view.scene, view.pose, camera=NYU_CAMERA)[0]
+
+
+@pytest.fixture(scope="module")
+def plain(native: NDArray[np.float32], view: RoomView, tmp_path_factory: pytest.TempPathFactory) -> OwnFrame:
+    folder = tmp_path_factory.mktemp("plain")
+    return read_own_frame(write(folder, ramp(IMAGE_SHAPE), native, view.pose), settings=of(NYU_CAMERA))
+
+
+def of(camera: Camera, **more: object) -> CameraSettings:
+    return dataclasses.replace(CameraSettings.of_camera(camera), **more)
+
+
+def ramp(shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """A color image in which every place has its own color, smoothly."""
+    across, down = np.linspace(0, 255, shape[1])[None], np.linspace(0, 255, shape[0])[:, None]
+    return np.stack(np.broadcast_arrays(across, down, 128.0), axis=2).astype(np.uint8)
+
+
+def write(
+    folder: Path,
+    color: NDArray[np.uint8],
+    depth: NDArray[np.float32],
+    pose: NDArray[np.float64] | None = None,
+    *,
+    orientation: int = 1,
+) -> OwnFramePaths:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(color).save(folder / "color.png", exif=exif)
+    Image.fromarray(np.round(depth * 1000).astype(np.uint16)).save(folder / "depth.png")
+    if pose is not None:
+        np.savetxt(folder / "pose.txt", pose)
+    return OwnFramePaths(
+        "x", folder / "color.png", folder / "depth.png", folder / "pose.txt" if pose is not None else None
+    )
+
+
+def assert_alike(found: OwnFrame, plain: OwnFrame, *, overlap: float = 0.93) -> None:
+    """The same voxels, but for those at the edges of things, and the same colors where both have an image."""
+    hits, wanted = found.frame.mapping != UNMAPPED, plain.frame.mapping != UNMAPPED
+    assert (hits & wanted).sum() / (hits | wanted).sum() > overlap
+    assert np.abs(found.frame.tsdf - plain.frame.tsdf).mean() < 0.012
+    both = np.flatnonzero((hits & wanted).reshape(-1))
+    colors = [frame.images.image.reshape(-1, 3)[frame.frame.mapping.reshape(-1)[both]] for frame in (found, plain)]
+    assert np.median(np.abs(colors[0].astype(int) - colors[1]).max(axis=1)) <= 4
+    assert angle(found.placement.up, plain.placement.up) < 1e-6 or found.images.camera != plain.images.camera
+
+
+@pytest.mark.parametrize("owner", ["color", "depth", "other size"])
+def test_depth_smaller_than_color(tmp_path: Path, view: RoomView, plain: OwnFrame, owner: str) -> None:
+    """A phone's: 256x192 beside 1920x1440, with the intrinsics of either, or of a third size that their file names."""
+    camera = scaled_camera(0.4)
+    depth, _ = cast_depth(view.scene, view.pose, camera=camera, image_shape=(192, 256))
+    paths = write(tmp_path, ramp((1440, 1920)), depth, view.pose)
+    settings = {
+        "color": of(scaled_camera(3.0)),
+        "depth": of(camera),
+        "other size": CameraSettings(Intrinsics(scaled_camera(2.0), size=(960, 1280))),
+    }[owner]
+    assert_alike(read_own_frame(paths, settings=settings), plain, overlap=0.75)
+
+
+def test_color_of_other_proportions(
+    tmp_path: Path, view: RoomView, native: NDArray[np.float32], plain: OwnFrame
+) -> None:
+    """Color 1280x720 of a wider lens beside depth 640x480, each with its own intrinsics."""
+    color_camera = Camera(700.0, 700.0, 650.0, 355.0)
+    full = ramp(IMAGE_SHAPE).astype(np.float32)
+    v, u = np.mgrid[:720, :1280]
+    # Every color pixel shows what the depth image's pixel of the same ray would have.
+    x = (u - color_camera.cx) / color_camera.fx * NYU_CAMERA.fx + NYU_CAMERA.cx
+    y = (v - color_camera.cy) / color_camera.fy * NYU_CAMERA.fy + NYU_CAMERA.cy
+    color = np.stack([x / 639 * 255, y / 479 * 255, np.full(x.shape, 128.0)], axis=2).clip(0, 255).astype(np.uint8)
+    assert full.shape[:2] == IMAGE_SHAPE
+    paths = write(tmp_path, color, native, view.pose)
+    found = read_own_frame(paths, settings=of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera)))
+    np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
+    assert_alike(found, plain)
+    with pytest.raises(DataError, match="--color-intrinsics"):
+        read_own_frame(paths, settings=of(NYU_CAMERA))
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_images_that_lie_on_their_side(
+    tmp_path: Path, view: RoomView, native: NDArray[np.float32], plain: OwnFrame, degrees: int
+) -> None:
+    """``--rotate`` turns color, depth, label map, intrinsics and pose together."""
+    back = 360 - degrees
+    upright = View(ramp(IMAGE_SHAPE), native, NYU_CAMERA, label_map=(ramp(IMAGE_SHAPE)[..., 0] // 20).astype(np.uint8))
+    lying = upright.turned(back)
+    paths = write(tmp_path, lying.color, lying.depth, turned_pose(view.pose, back))
+    assert lying.label_map is not None
+    Image.fromarray(lying.label_map).save(tmp_path / "label_map.png")
+    found = read_own_frame(
+        dataclasses.replace(paths, label_map=tmp_path / "label_map.png"), settings=of(lying.camera, rotate=degrees)
+    )
+    np.testing.assert_array_equal(found.images.image, plain.images.image)
+    np.testing.assert_allclose(dataclasses.astuple(found.images.camera), dataclasses.astuple(NYU_CAMERA), atol=1e-9)
+    np.testing.assert_allclose(found.placement.pose, plain.placement.pose, atol=1e-6)
+    assert (found.frame.mapping == plain.frame.mapping).mean() > 0.9999
+    np.testing.assert_array_equal(found.images.label_map, upright.label_map)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "degrees", "depth_lies", "intrinsics"),
+    [
+        (6, 90, True, "stored"),
+        (6, 90, True, "upright"),
+        (6, 90, False, "upright"),
+        (8, 270, True, "stored"),
+        (8, 270, False, "upright"),
+        # Nothing tells depth upside down from upright depth: it is taken to lie as the color image does.
+        (3, 180, True, "stored"),
+    ],
+)
+def test_images_that_exif_turns(
+    tmp_path: Path,
+    view: RoomView,
+    native: NDArray[np.float32],
+    plain: OwnFrame,
+    orientation: int,
+    degrees: int,
+    depth_lies: bool,
+    intrinsics: str,
+) -> None:
+    """Depth lies as the color image does or is upright already; intrinsics and pose are of either."""
+    back = 360 - degrees
+    stored = View(ramp(IMAGE_SHAPE), native, NYU_CAMERA).turned(back)
+    is_stored = intrinsics == "stored"
+    paths = write(
+        tmp_path,
+        stored.color,
+        stored.depth if depth_lies else native,
+        turned_pose(view.pose, back) if is_stored else view.pose,
+        orientation=orientation,
+    )
+    settings = of(stored.camera if is_stored else NYU_CAMERA)
+    found = read_own_frame(paths, settings=settings)
+    np.testing.assert_array_equal(found.images.image, plain.images.image)
+    np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
+    assert any("EXIF" in note for note in found.notes)
+    if depth_lies and is_stored:
+        as_stored, _, _ = read_view(paths, settings=dataclasses.replace(settings, rotate=0))
+        assert are_alike(as_stored.color.shape, stored.color.shape)
+
+
+def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: OwnFrame) -> None:
+    """1440x1920 in landscape, turned by EXIF, with depth of 192x256 that lies the same way."""
+    depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(0.4), image_shape=(192, 256))
+    paths = write(
+        tmp_path,
+        turned_image(ramp((1440, 1920)), 270),
+        turned_image(depth, 270),
+        turned_pose(view.pose, 270),
+        orientation=6,
+    )
+    lying = View(ramp((1440, 1920)), depth, scaled_camera(3.0)).turned(270).camera
+    assert_alike(read_own_frame(paths, settings=of(lying)), plain, overlap=0.75)
+
+
+@pytest.mark.parametrize("form", ["rotated bits", "float metres", "65535", "too far"])
+def test_depth_stored_otherwise(tmp_path: Path, view: RoomView, native: NDArray[np.float32], form: str) -> None:
+    """The volumes of depth with holes, whatever the holes and the numbers are stored as."""
+    depth = np.round(native * 1000).astype(np.uint16)
+    depth[40:60, 100:300] = 0
+    paths = write(tmp_path, ramp(IMAGE_SHAPE), depth / np.float32(1000), view.pose)
+    plain = read_own_frame(paths, settings=of(NYU_CAMERA))
+    path = tmp_path / "other.png"
+    if form == "rotated bits":
+        Image.fromarray((depth << np.uint16(3)) | (depth >> np.uint16(13))).save(path)
+    elif form == "float metres":
+        path = tmp_path / "other.npy"
+        np.save(path, np.where(depth == 0, np.nan, depth / np.float32(1000)))
+    else:
+        Image.fromarray(np.where(depth == 0, 65535 if form == "65535" else 8191, depth).astype(np.uint16)).save(path)
+    found = read_own_frame(dataclasses.replace(paths, depth=path), settings=of(NYU_CAMERA))
+    np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
+
+
+def test_intrinsics_of_the_turned_images_are_named(tmp_path: Path, native: NDArray[np.float32]) -> None:
+    """Landscape images with a portrait's principal point: refused, not placed wrongly."""
+    paths = write(tmp_path, ramp(IMAGE_SHAPE), native)
+    with pytest.raises(DataError, match="they lie on their side, or the intrinsics do"):
+        read_own_frame(paths, settings=CameraSettings(read_intrinsics("520,520,239.5,319.5")))
+    with pytest.raises(DataError, match="found those of 480x640 by what their file says"):
+        read_own_frame(paths, settings=CameraSettings(Intrinsics(Camera(520, 520, 239.5, 319.5), size=(640, 480))))

@@ -1,0 +1,229 @@
+"""Poses and trajectories, and which files of folders make a frame."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.frame_files import find_own_frames
+from ammnet_sparse.data.camera.poses import associate, read_pose, read_trajectory, time_stamp
+from ammnet_sparse.data.synthetic.raycast import camera_pose
+from ammnet_sparse.files.errors import DataError
+
+
+def quaternion(rotation: NDArray[np.float64]) -> list[float]:
+    """x, y, z, w of a rotation, by its axis and angle."""
+    w = np.sqrt(max(0.0, 1 + np.trace(rotation))) / 2
+    return [
+        *(np.array([rotation[2, 1], rotation[0, 2], rotation[1, 0]]) - rotation.T[[2, 0, 1], [1, 2, 0]]) / (4 * w),
+        w,
+    ]
+
+
+def test_poses(tmp_path: Path) -> None:
+    path = tmp_path / "pose.txt"
+    pose = camera_pose(1.2, yaw=0.3, pitch=-0.2, roll=0.1)
+    np.savetxt(path, pose, fmt="%.4f")
+    found = read_pose(path)
+    np.testing.assert_allclose(found, pose, atol=1e-4)
+    np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-12)
+    np.savetxt(path, pose[:3])
+    np.testing.assert_allclose(read_pose(path), pose, atol=1e-12)
+    mirrored = pose.copy()
+    mirrored[:3, 0] *= -1
+    for wrong, message in (
+        (mirrored, "expected a rotation"),
+        (np.full((4, 4), np.inf), "lost camera"),
+        (np.zeros((4, 4)), "lost camera"),
+        (pose.T, "transpose the matrix"),
+        (np.eye(3), "found 9 numbers"),
+    ):
+        np.savetxt(path, wrong)
+        with pytest.raises(DataError, match=message):
+            read_pose(path)
+
+
+@pytest.mark.parametrize("stamp", ["", "1305031102.17 "])
+def test_quaternions(tmp_path: Path, stamp: str) -> None:
+    path = tmp_path / "pose.txt"
+    pose = camera_pose(1.2, yaw=0.3, pitch=-0.2, roll=0.1)
+    pose[:3, 3] += (0.5, -0.25, 0)
+    numbers = " ".join(f"{value:.9f}" for value in (*pose[:3, 3], *quaternion(pose[:3, :3])))
+    path.write_text(f"\ufeff# tx ty tz qx qy qz qw\n{stamp}{numbers}\n", encoding="utf-8")
+    np.testing.assert_allclose(read_pose(path), pose, atol=1e-7)
+    path.write_text(f"{stamp}0 0 0 0 0 0 0\n", encoding="utf-8")
+    with pytest.raises(DataError, match="lost camera"):
+        read_pose(path)
+
+
+def test_trajectories(tmp_path: Path) -> None:
+    poses = [camera_pose(1.0 + 0.1 * i, yaw=0.1 * i, pitch=-0.2, roll=0.0) for i in range(3)]
+    rows = [[i + 10.0, *pose[:3, 3], *quaternion(pose[:3, :3])] for i, pose in enumerate(poses)]
+    np.savetxt(tmp_path / "tum.txt", rows[::-1])
+    tum = read_trajectory(tmp_path / "tum.txt")
+    assert tum.times == (10.0, 11.0, 12.0)
+    np.testing.assert_allclose(tum.pose_of(11.01), poses[1], atol=1e-7)
+    with pytest.raises(DataError, match=r"within 0.02 s of 11.5000, found the nearest at 1[12].0000"):
+        tum.pose_of(11.5)
+    np.testing.assert_allclose(tum.pose_of(None, index=2, count=3), poses[2], atol=1e-7)
+    with pytest.raises(DataError, match="expected one pose, or one for each of 7 frames, found 3 with time stamps"):
+        tum.pose_of(None, index=2, count=7)
+    np.savetxt(tmp_path / "kitti.txt", [pose[:3].reshape(-1) for pose in poses])
+    np.save(tmp_path / "poses.npy", np.stack(poses))
+    with (tmp_path / "redwood.log").open("w", encoding="utf-8") as file:
+        for i, pose in enumerate(poses):
+            file.write(f"{i} {i} {i + 1}\n" + "\n".join(" ".join(map(str, row)) for row in pose) + "\n")
+    for name in ("kitti.txt", "poses.npy", "redwood.log"):
+        found = read_trajectory(tmp_path / name)
+        np.testing.assert_allclose(found.pose_of(None, index=1, count=3), poses[1], atol=1e-12)
+    np.savetxt(tmp_path / "two.txt", rows[:2])  # 16 numbers, but no matrix
+    np.testing.assert_allclose(read_trajectory(tmp_path / "two.txt").pose_of(10.0), poses[0], atol=1e-7)
+
+
+def test_association() -> None:
+    assert associate([1.0, 2.0, 3.0], [0.99, 2.015, 2.5, 2.03]) == [(0, 0), (1, 1)]
+    assert associate([1.0, 1.01], [1.009]) == [(1, 0)]
+    assert associate([], [1.0]) == []
+    assert [time_stamp(name) for name in ("1305031102.17", "1305031102170", "0007", "frame")] == [
+        1305031102.17,
+        1305031102.17,
+        None,
+        None,
+    ]
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_frames_of_folders(tmp_path: Path) -> None:
+    one = touch(
+        tmp_path / "one",
+        *("frame-000001.color.jpg", "frame-000001.depth.png", "frame-000001.pose.txt"),
+        *("frame-000002.color.jpg", "frame-000002.depth.png", "frame-000002.pose.txt"),
+        *("frame-000003.color.jpg", "camera-intrinsics.txt"),
+    )
+    frames, lonely = find_own_frames(one, one, pose=one)
+    assert [frame.name for frame in frames] == ["frame-000001", "frame-000002"]
+    assert frames[0].pose == one / "frame-000001.pose.txt" and frames[1].color == one / "frame-000002.color.jpg"
+    assert len(lonely) == 1 and "frame-000003.color.jpg: has no partner: no depth image of that name" in lonely[0]
+
+    rgb, depth = touch(tmp_path / "rgb", "7.png", "8.png"), touch(tmp_path / "depth", "7.png", "8.png")
+    labels = touch(tmp_path / "labels", "8.png")
+    frames, lonely = find_own_frames(rgb, depth, label_map=labels, pose=one / "frame-000001.pose.txt")
+    assert [(frame.name, frame.label_map) for frame in frames] == [("8", labels / "8.png")]
+    assert frames[0].pose == one / "frame-000001.pose.txt" and len(lonely) == 1
+    assert "7.png: has no partner: no label map of that name" in lonely[0]
+
+    single, _ = find_own_frames(one / "frame-000001.color.jpg", one / "frame-000001.depth.png")
+    assert single[0].name == "frame-000001"
+    named_by_kind = touch(tmp_path / "kitchen", "color.jpg", "depth.png")
+    assert find_own_frames(named_by_kind / "color.jpg", named_by_kind / "depth.png")[0][0].name == "kitchen"
+
+
+def test_files_that_make_no_frames(tmp_path: Path) -> None:
+    rgb, depth = touch(tmp_path / "rgb", "a.png"), touch(tmp_path / "depth", "b.png")
+    twice = touch(tmp_path / "twice", "a.png", "a.jpg")
+    for color, other, message in (
+        (rgb, depth, "expected frames whose files have a name in common, found color images a and depth images b"),
+        (rgb, depth / "b.png", "expected two files or two folders"),
+        (tmp_path / "no", depth, "color .*no: expected a file or a folder, found nothing"),
+        (twice, depth, r"expected one color file a frame, found a\.jpg and a\.png"),
+    ):
+        with pytest.raises(DataError, match=message):
+            find_own_frames(color, other)
+
+
+def test_published_names(tmp_path: Path) -> None:
+    """Colors and depth of NYU as they are published, in folders of their own or in one."""
+    rgb, depth = touch(tmp_path / "RGB", "NYU0003_colors.png"), touch(tmp_path / "depth", "NYU0003_0000.png")
+    labels = touch(tmp_path / "Seg2D", "0003.png")
+    frames, lonely = find_own_frames(rgb, depth, label_map=labels)
+    assert [(f.name, f.depth.name, f.label_map) for f in frames] == [
+        ("NYU0003", "NYU0003_0000.png", labels / "0003.png")
+    ]
+    assert not lonely
+    both = touch(tmp_path / "both", "NYU0003_colors.png", "NYU0003_0000.png", "NYU0004_colors.png", "NYU0004_0000.png")
+    frames, _ = find_own_frames(both, both)
+    assert [(f.name, f.color.name, f.depth.name) for f in frames] == [
+        ("NYU0003", "NYU0003_colors.png", "NYU0003_0000.png"),
+        ("NYU0004", "NYU0004_colors.png", "NYU0004_0000.png"),
+    ]
+
+
+def test_names_by_number(tmp_path: Path) -> None:
+    rgb, depth = touch(tmp_path / "a", "image_7.png", "image_8.png"), touch(tmp_path / "b", "d0007.png", "d0008.png")
+    frames, lonely = find_own_frames(rgb, depth)
+    assert [(f.color.name, f.depth.name) for f in frames] == [
+        ("image_7.png", "d0007.png"),
+        ("image_8.png", "d0008.png"),
+    ]
+    assert not lonely
+
+
+def test_folder_that_is_one_frame(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "kitchen", "color.jpg", "depth.png", "label_map.png", "pose.txt", "intrinsics.txt")
+    frames, lonely = find_own_frames(folder, folder, label_map=folder, pose=folder)
+    assert [(f.name, f.color.name, f.depth.name) for f in frames] == [("kitchen", "color.jpg", "depth.png")]
+    assert frames[0].label_map == folder / "label_map.png" and frames[0].pose == folder / "pose.txt" and not lonely
+
+
+def test_depth_alone(tmp_path: Path) -> None:
+    depth = touch(tmp_path / "kitchen", "depth.png", "7.depth.png", "7.color.png")
+    frames, lonely = find_own_frames(None, depth)
+    assert [(f.name, f.color, f.depth.name) for f in frames] == [
+        ("kitchen", None, "depth.png"),
+        ("7", None, "7.depth.png"),
+    ]
+    assert not lonely
+    single, _ = find_own_frames(None, depth / "depth.png")
+    assert (single[0].name, single[0].color) == ("kitchen", None)
+
+
+def test_one_label_map_for_all(tmp_path: Path) -> None:
+    rgb, depth = touch(tmp_path / "rgb", "1.png", "2.png"), touch(tmp_path / "depth", "1.png", "2.png")
+    label_map = touch(tmp_path / "labels", "zeros.png") / "zeros.png"
+    frames, _ = find_own_frames(rgb, depth, label_map=label_map)
+    assert [f.label_map for f in frames] == [label_map, label_map]
+
+
+def test_what_lacks_is_blamed(tmp_path: Path) -> None:
+    rgb, depth = touch(tmp_path / "rgb", "a.png"), touch(tmp_path / "depth", "a.png")
+    other, empty = touch(tmp_path / "labels", "b.png"), touch(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"labels: expected label maps of the frames a, found b with no match"):
+        find_own_frames(rgb, depth, label_map=other)
+    with pytest.raises(DataError, match=r"empty: expected label maps .* found none"):
+        find_own_frames(rgb, depth, label_map=empty)
+    with pytest.raises(DataError, match=r"empty: expected depth images .* found none"):
+        find_own_frames(rgb, empty)
+
+
+@pytest.mark.parametrize("given", ["folders", "lists", "files of lists"])
+def test_tum_folders(tmp_path: Path, given: str) -> None:
+    """Color and depth have time stamps of their own; the trajectory has others again."""
+    rgb = touch(tmp_path / "rgb", "1305031102.175304.png", "1305031102.211214.png", "1305031109.000000.png")
+    depth = touch(tmp_path / "depth", "1305031102.160407.png", "1305031102.226738.png", "1305031102.400000.png")
+    for name, folder in (("rgb", rgb), ("depth", depth)):
+        lines = [f"{path.stem} {name}/{path.name}" for path in sorted(folder.iterdir())]
+        (tmp_path / f"{name}.txt").write_text("# timestamp filename\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "groundtruth.txt").write_text(
+        "# timestamp tx ty tz qx qy qz qw\n1305031102.1758 1 0 0 0 0 0 1\n1305031102.2111 2 0 0 0 0 0 1\n",
+        encoding="utf-8",
+    )
+    pairs = {
+        "folders": (rgb, depth),
+        "lists": (tmp_path, tmp_path),
+        "files of lists": (tmp_path / "rgb.txt", tmp_path / "depth.txt"),
+    }
+    frames, lonely = find_own_frames(*pairs[given], pose=tmp_path)
+    assert [(f.color.name, f.depth.name) for f in frames] == [
+        ("1305031102.175304.png", "1305031102.160407.png"),
+        ("1305031102.211214.png", "1305031102.226738.png"),
+    ]
+    assert len(lonely) == 2 and "1305031109.000000.png: has no partner: no depth image" in lonely[1]
+    found = [read_trajectory(f.pose).pose_of(f.time, index=f.index, count=f.count)[0, 3] for f in frames if f.pose]
+    assert found == [1.0, 2.0]

@@ -1,0 +1,84 @@
+"""Images: formats by content, size before decoding, upright as EXIF says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, Image
+
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.images import COLOR_FORMATS, DEPTH_FORMATS, read_image
+
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(path, exif=exif)
+    upright = read_image(path)
+    expected = {
+        1: PIXELS,
+        2: PIXELS[:, ::-1],
+        3: PIXELS[::-1, ::-1],
+        4: PIXELS[::-1],
+        5: PIXELS.transpose(1, 0, 2),
+        6: PIXELS[::-1].transpose(1, 0, 2),
+        7: PIXELS[::-1, ::-1].transpose(1, 0, 2),
+        8: PIXELS[:, ::-1].transpose(1, 0, 2),
+    }[orientation]
+    np.testing.assert_array_equal(upright.pixels, expected)
+    assert upright.orientation == orientation and upright.mode == "RGB"
+    np.testing.assert_array_equal(read_image(path, upright=False).pixels, PIXELS)
+    assert read_image(path, size=expected.shape[:2]).pixels.shape == expected.shape
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.eps"])
+def test_postscript_never_runs(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", never)
+    path = tmp_path / name
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 640 480\n%%EndComments\nshowpage\n%%EOF\n")
+    for formats in (COLOR_FORMATS, DEPTH_FORMATS):
+        with pytest.raises(DataError, match=rf"{name}: expected a readable .* found a PostScript program"):
+            read_image(path, formats=formats)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("GIF", "gif"), ("TIFF", "tiff"), ("BMP", "bmp"), ("WEBP", "webp")])
+def test_other_formats_are_named(tmp_path: Path, kind: str, found: str) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path, kind)
+    with pytest.raises(DataError, match=f"expected a readable png or jpg with an image, found a {found} image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.array([[0, 40_000]], dtype=np.uint16), "PNG"),
+        (np.array([[0, 40_000]], dtype=np.uint16), "TIFF"),
+        (np.array([[0, 70_000]], dtype=np.int32), "TIFF"),
+        (np.array([[0.25, np.inf]], dtype=np.float32), "TIFF"),
+        (np.array([[True, False]]), "PNG"),
+    ],
+)
+def test_values_stay_what_they_are(tmp_path: Path, values: np.ndarray, kind: str) -> None:
+    path = tmp_path / "a"
+    Image.fromarray(values).save(path, kind)
+    found = read_image(path, formats=DEPTH_FORMATS).pixels
+    np.testing.assert_array_equal(found, values)
+    assert found.dtype.kind == values.dtype.kind
+
+
+def test_sizes_are_judged_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (9000, 9000)).save(path)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(DataError, match="expected at most 67,108,864 pixels, found shape"):
+        read_image(path)
+    with pytest.raises(DataError, match="expected 480 rows and 640 columns, found shape"):
+        read_image(path, size=(480, 640))

@@ -1,0 +1,68 @@
+"""Files are replaced whole or not at all, leave nothing behind, and follow the umask."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ammnet_sparse.files.writing import keep_as, naming_errors, replacing, write_text
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "file"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"content")
+        temporary.chmod(0o600)  # as some libraries do
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    write_text(path, "more")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("more", 0o666 & ~umask)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_what_stops_the_writing_leaves_the_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    write_text(path, "before")
+    with pytest.raises(type(error)) as caught, replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"] and path.read_text() == "before"
+    if isinstance(caught.value, OSError):
+        assert caught.value.filename == str(path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "absent" / "file", "text")
+    assert caught.value.filename == str(tmp_path / "absent" / "file")
+
+
+def test_a_second_name_is_kept_of_what_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, kept = tmp_path / "file", tmp_path / "kept"
+    for number in range(3):
+        write_text(path, str(number))
+        if number < 2:
+            keep_as(path, kept)
+    assert (path.read_text(), kept.read_text()) == ("2", "1")
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    keep_as(path, kept)
+    assert kept.read_text() == "2" and not path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+def test_errors_that_name_a_file_keep_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, naming_errors(tmp_path / "other"):
+        (tmp_path / "absent").read_bytes()
+    assert caught.value.filename == str(tmp_path / "absent")
