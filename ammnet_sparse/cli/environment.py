@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
