@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from ammnet_sparse.config import ConfigError
+from ammnet_sparse.experiments.tables import TABLE_FILE
 
 DEFAULT_CONFIG = "default"
 """The name of the configuration of `ammnet train` where none is named."""
@@ -15,9 +16,8 @@ FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 def config_names() -> list[str]:
     """Names of the configurations of this installation, those in folders as ``folder/name``, sorted."""
-    return sorted(
-        {path.relative_to(folder).with_suffix("").as_posix() for folder in FOLDERS for path in folder.rglob("*.yaml")}
-    )
+    files = ((folder, path) for folder in FOLDERS for path in folder.rglob("*.yaml") if path.name != TABLE_FILE)
+    return sorted({path.relative_to(folder).with_suffix("").as_posix() for folder, path in files})
 
 
 def find_config(name: str | Path) -> Path:
@@ -42,5 +42,5 @@ def find_config(name: str | Path) -> Path:
     found = "a folder" if path.is_dir() else "nothing"
     raise ConfigError(
         f"{name}: cannot read the configuration: expected a YAML file, or the name of a shipped one "
-        f"({', '.join(names) or 'this installation has none'}), found {found}{hint}"
+        f"({', '.join(name for name in names if '/' not in name) or 'this installation has none'}), found {found}{hint}"
     )

@@ -1,6 +1,7 @@
-"""Converts a published dense AMMNet checkpoint into a file that the other commands take.
+"""Converts a published dense AMMNet checkpoint into a file that the other commands take, or the other way round.
 
     ammnet convert ammnet.pth --out ammnet.safetensors
+    ammnet convert --to-dense runs/NAME/best.safetensors --out ammnet.pth        of a network with model.sites=dense
 
 Every weight is reported as converted, unused or absent, or the conversion fails and says which one is at fault.
 Exit code: 0 done, 1 failed, 2 wrong usage or a checkpoint that cannot be converted, 130 interrupted.
@@ -10,14 +11,21 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ammnet_sparse.cli.errors import check_output_file, command, writing_to
+from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, either
 from ammnet_sparse.models.image_encoders import build_segformer_backbone
 from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
-from ammnet_sparse.models.weights.conversion import Conversion, ConversionError, convert_dense_state_dict
-from ammnet_sparse.models.weights.files import save_weights
+from ammnet_sparse.models.weights.conversion import (
+    Conversion,
+    ConversionError,
+    convert_dense_state_dict,
+    publish_dense_state_dict,
+)
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.shipped import find_weights
 
 _BACKBONE = "image_encoder.backbone"
 
@@ -27,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet convert``; returns its exit code."""
     options, out = _parse(arguments)
     check_output_file(out)
+    if options.to_dense:
+        return _to_dense(options.checkpoint, out)
     try:
         conversion = convert_dense_state_dict(
             read_weights_file(options.checkpoint), grid_shape=tuple(options.grid_shape)
@@ -45,10 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _to_dense(source: Path, out: Path) -> int:
+    """Writes weights under the published names, as the original saves and loads them."""
+    if out.suffix not in (".pth", ".pt"):
+        raise UsageError(f"--out {out}: expected a name ending in .pth for the dense original, found {out.suffix!r}")
+    weights, config, _ = read_weights(find_weights(source))
+    try:
+        state = publish_dense_state_dict(weights, config)
+    except ConversionError as error:
+        raise ConversionError(f"{source}: {error}") from error
+    with writing_to(out):
+        torch.save({"model": state}, out)
+    print(f"{len(state)} weights under the published names, of which {len(weights)} are used, written to {out}")
+    return 0
+
+
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
     """The options, and the file to write."""
     parser = CommandParser("convert", __doc__)
-    parser.add_argument("checkpoint", type=Path, help="dense checkpoint: .pth, .pt, .bin or .safetensors")
+    parser.add_argument("checkpoint", type=Path, help="dense checkpoint (.pth, .pt, .bin, .safetensors), or weights")
     parser.add_argument("output", type=Path, nargs="?", help="the same as --out")
     add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", aliases=["--output"])
     parser.add_argument(
@@ -64,6 +89,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
         default=(60, 36, 60),
         metavar=("X", "HEIGHT", "Y"),
         help="voxels of the discriminator's scenes (default: 60 36 60)",
+    )
+    parser.add_argument(
+        "--to-dense",
+        action="store_true",
+        help="write weights of this project, trained with model.sites=dense, under the names of the dense original",
     )
     options = parser.parse(arguments)
     return options, either(parser, "--out", (options.out, options.output))

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data pack": ("data_pack", "pack a set into one file that is read where it lies"),
     "data prepare": ("data_prepare", "make a set from SSCNet's raw .png and .bin files"),
     "data rooms": ("data_rooms", "generate synthetic rooms in the layout of the published sets"),
+    "experiments": ("experiments", "train the rows of a table of the paper, and print it"),
     "environment": ("environment", "show what this machine has for the project, and what it lacks"),
 }
 """By the words that are typed: the file in this folder, and what the list of commands says about it."""
