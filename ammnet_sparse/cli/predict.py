@@ -13,7 +13,8 @@ Own frames: --color and --depth are two files, or two folders whose files match 
 to the colour image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and the floor are
 found in the depth, and it is said how sure that is. docs/own_camera.md has more.
 
-Exit code: 0 done, 1 some frames were skipped (each is named), 2 wrong usage (no such file or input), 130 interrupted.
+Exit code: 0 done, 1 some frames were skipped (each is named), 2 wrong usage or no frame that can be used,
+130 interrupted.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ammnet_sparse
-from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -70,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
     frames = f"{count} frame{'s' * (count != 1)} completed ({', '.join(kinds)})"
     print(f"{options.out}: {frames}" + (f", {len(skipped)} skipped" if skipped else ""))
-    return 1 if skipped else 0
+    if not count:
+        return WRONG_USAGE
+    return FAILED if skipped else 0
 
 
 def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
@@ -81,29 +84,39 @@ def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
     completed_frames = (
-        _set_frames(options, model, device) if options.data else _own_frames(options, model, device, skipped)
+        _set_frames(options, model, device, skipped) if options.data else _own_frames(options, model, device, skipped)
     )
     scenes: list[Scene] = []
     count = 0
-    for completed in completed_frames:
-        write_volume(options.out, completed)
-        write_picture(options.out, completed)
-        if options.ply:
-            write_ply_files(options.out, completed)
-        if options.page:
-            scenes.append(completed.to_scene())
-        count += 1
-    if scenes:
-        write_page(options.out / _PAGE, scenes, title="Completed scenes")
+    try:
+        for completed in completed_frames:
+            write_volume(options.out, completed)
+            write_picture(options.out, completed)
+            if options.ply:
+                write_ply_files(options.out, completed)
+            if options.page:
+                scenes.append(completed.to_scene())
+            count += 1
+    finally:  # an interruption does not take the page of what is completed
+        if scenes:
+            write_page(options.out / _PAGE, scenes, title="Completed scenes")
     return count
 
 
-def _set_frames(options: argparse.Namespace, model: AMMNet, device: torch.device) -> Iterator[CompletedFrame]:
+def _set_frames(
+    options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str]
+) -> Iterator[CompletedFrame]:
     folder = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(folder, options.ids)
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
-        frame = folder.read(frame_id)
+        try:
+            frame = folder.read(frame_id)
+        except (DataError, OSError) as error:
+            if len(options.ids) == 1:
+                raise
+            skipped.append(f"frame {frame_id}: {error}")
+            continue
         yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame).to(device), options))
 
 

@@ -1,9 +1,9 @@
 """The check of a whole set: every frame is read once, and everything that is wrong is reported by frame."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMA
 from ammnet_sparse.data.sets.files import DataError, missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.splits import repeated_ids, some
+from ammnet_sparse.data.workers import map_in_threads
 
 PUBLISHED_LISTS = ("train", "test", "val")
 """The lists that are checked where none is named and the set has them."""
@@ -126,8 +127,10 @@ def check_set(
         problems += [Problem(frame_id, str(missing_file(path))) for frame_id, path in missing]
         return SetReport(tuple(problems), len(frame_ids), {})
     counts: dict[str, _FrameCounts] = {}
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        results = pool.map(lambda frame_id: _check_frame(folder, frame_id), frame_ids)
+    results = map_in_threads(
+        lambda frame_id: _check_frame(folder, frame_id), frame_ids, workers=workers or os.cpu_count()
+    )
+    with contextlib.closing(results):
         bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
         for frame_id, (counted, found) in zip(frame_ids, bar, strict=True):
             problems += [Problem(frame_id, str(problem)) for problem in found]
