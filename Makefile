@@ -68,8 +68,8 @@ clean:
 ifneq ($(shell cat '$(stamp)' 2>/dev/null),$(AMMNET_SPARSE_SPCONV))
 $(stamp): FORCE
 endif
-$(stamp): setup.py tools/setup/environment.sh tools/setup/install.py
-	@echo '== setting up $(VENV) (once; again when setup.py or the choice of spconv changes)'
+$(stamp): pyproject.toml setup.py tools/setup/environment.sh tools/setup/install.py
+	@echo '== setting up $(VENV) (once; again when pyproject.toml, setup.py or the choice of spconv changes)'
 	@rm -f $@
 	@sh tools/setup/environment.sh '$(PYTHON)' '$(VENV)'
 	@$(python) tools/setup/install.py
