@@ -153,7 +153,7 @@ def totals(rows: Sequence[dict[str, Any]], ways: Sequence[Backend]) -> dict[str,
     sums: dict[str, dict[str, float]] = collections.defaultdict(lambda: {"device_ms": 0.0, "host_ms": 0.0})
     sparse = next(way for way in ways if way != "dense")
     for row in rows:
-        taken = {way: row[way] or row[sparse] for way in ways}
+        taken: dict[str, dict[str, float]] = {way: row[way] or row[sparse] for way in ways}
         taken["best"] = min((row[way] for way in ways if row[way]), key=lambda times: max(times.values()))
         for name, times in taken.items():
             for key, value in times.items():

@@ -76,7 +76,7 @@ def measure_case(case: Case, device: torch.device, *, implementations: list[str]
         "compile": lambda: compiled_step(case),
         "copy": lambda: copy_step(case.bytes, device),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in implementations:
         step = makers[name]()
         try:
