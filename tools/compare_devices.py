@@ -27,19 +27,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import open_set, split_ids
-from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
-from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.optimization import Optimization, generator_of
-from ammnet_sparse.training.preparation import build_network
+from ammnet_sparse.training.game import build_game
+from ammnet_sparse.training.networks import build_networks
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _BEFORE_UPDATES = ("scene", "image", "discriminator", "discriminator_gradient_norm")
@@ -61,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         devices = [parse_device(name) for name in (options.first, options.second)]
         config = _configuration(options)
         batches = _batches(options, config)
-        network = build_network(config, initial_weights=_checkpoint(options), is_resumed=False)
+        networks = build_networks(config, initial_weights=_checkpoint(options))
     except (OSError, ValueError) as error:
         print(f"compare_devices.py: {error}", file=sys.stderr)
         return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    state = {name: value.clone() for name, value in network.state_dict().items()}
+    state = {name: value.clone() for name, value in networks.state_dict().items()}
     dtypes = (options.first_dtype, options.second_dtype)
     first, second = (
         _train(config, state, batches, device, DTYPES[dtype], adversarial_seed=options.seed)
@@ -90,29 +88,15 @@ def _train(
     *,
     adversarial_seed: int,
 ) -> Trained:
-    network = AMMNet(config.model)
-    network.load_state_dict(state)
-    network.to(device, dtype)
-
-    def optimization(part: nn.Module) -> Optimization:
-        return Optimization(
-            part,
-            config.optimizer,
-            learning_rate=config.optimizer.learning_rate,
-            num_steps=len(batches),
-            uses_scaling=False,
-            device=device,
-        )
-
-    generator = generator_of(network)
-    game = AdversarialGame(
-        network, config, generator=optimization(generator), discriminator=optimization(network.discriminator)
-    )
+    networks = build_networks(config, is_resumed=True)
+    networks.load_state_dict(state)
+    networks.to(device, dtype)
+    game = build_game(networks, config, num_steps=len(batches), device=device)
     steps = [
         game.step([batch.to(device)], seed=adversarial_seed + number).as_floats()
         for number, batch in enumerate(batches)
     ]
-    network.eval()
+    network = networks.generator.eval()
     labels = []
     with torch.inference_mode():
         for batch in batches:
