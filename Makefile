@@ -8,13 +8,14 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format asan oldest clean FORCE
+.PHONY: help setup train test lint format docs asan oldest clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
 	@echo 'make test     set up, then run the tests'
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
+	@echo 'make docs     set up, then build the documentation as a site (site/index.html), API reference included'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
@@ -50,6 +51,11 @@ format: $(stamp)
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
+docs: $(stamp)
+	@echo '== documentation'
+	$(python) tools/setup/install.py docs
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+
 asan: $(stamp)
 	@echo '== C++ kernels under AddressSanitizer'
 	sh tools/asan.sh $(python) $(ARGS)
@@ -62,7 +68,7 @@ clean:
 	@echo '== deleting $(VENV), build folders and caches'
 	@if [ -e '$(VENV)' ] && [ ! -e '$(VENV)/pyvenv.cfg' ]; then \
 		echo "$(VENV) is no virtual environment: not deleted" >&2; exit 1; fi
-	@rm -rf '$(VENV)' build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf '$(VENV)' build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp holds the chosen spconv: another choice installs again, as a newer setup.py does.
 ifneq ($(shell cat '$(stamp)' 2>/dev/null),$(AMMNET_SPARSE_SPCONV))
