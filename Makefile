@@ -8,7 +8,7 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format asan oldest clean FORCE
+.PHONY: help setup train test lint format asan emulate oldest clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make emulate  test the CUDA kernels on the CPU, under the same (neither CUDA nor a GPU is needed)'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
@@ -53,6 +54,10 @@ format: $(stamp)
 asan: $(stamp)
 	@echo '== C++ kernels under AddressSanitizer'
 	sh tools/asan.sh $(python) $(ARGS)
+
+emulate: $(stamp)
+	@echo '== CUDA kernels on the CPU, under AddressSanitizer'
+	sh tools/emulate.sh $(python) $(ARGS)
 
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'

@@ -263,7 +263,7 @@ def print_kernels(library: Path, *, cuobjdump: str, architecture: str, is_comple
     print(f"\n| kernel ({architecture}) | type | registers | stack | shared | loads | stores | spills |\n"
           "|---|---|--:|--:|--:|---|---|--:|")  # fmt: skip
     for kernel in compiled_kernels(library, cuobjdump=cuobjdump, architecture=architecture):
-        if not is_complete and re.search(r"x 1$|unaligned| int(8|16|32)$|^int", kernel.types):
+        if not is_complete and re.search(r"^\w+ x 1\b|unaligned| int(8|16|32)$|^int", kernel.types):
             continue
         print(f"| {kernel.name} | {kernel.types} | {kernel.resources} | {kernel.loads} | {kernel.stores} "
               f"| {kernel.local} |")  # fmt: skip

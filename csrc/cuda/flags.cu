@@ -17,9 +17,7 @@ __global__ void take_flags(unsigned int* flags, int32_t* result) {
 Tensor take_out_of_range(const Tensor& like) {
   const Launch launch(like);
   Tensor result = torch::stable::new_empty(like, {1}, ScalarType::Int);
-  take_flags<<<1, 1, 0, launch.stream()>>>(
-      out_of_range_flags(launch), static_cast<int32_t*>(result.mutable_data_ptr()));
-  launch.check();
+  launch(take_flags, 1, 1, out_of_range_flags(launch), static_cast<int32_t*>(result.mutable_data_ptr()));
   return result;
 }
 
@@ -31,13 +29,13 @@ unsigned int* out_of_range_flags(const Launch& launch) {
   std::atomic<unsigned int*>& address = known[launch.device()];
   unsigned int* flags = address.load();
   if (flags == nullptr) {
-    STD_CUDA_CHECK(cudaGetSymbolAddress(reinterpret_cast<void**>(&flags), flags_of_device));
+    flags = launch.address_of(flags_of_device);
     address.store(flags);
   }
   return flags;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("take_out_of_range", TORCH_BOX(&take_out_of_range));
 }
 
