@@ -121,7 +121,7 @@ if __name__ == "__main__":
         packages=find_packages(include=["ammnet_sparse", "ammnet_sparse.*"]),
         package_data={
             "ammnet_sparse": ["py.typed", "weights/*.safetensors"],
-            "ammnet_sparse.evaluation": ["templates/*"],
+            "ammnet_sparse.pictures": ["templates/*"],
         },
         install_requires=[
             *TORCH_REQUIREMENTS,

@@ -8,13 +8,13 @@ __all__ = ["AMMNet", "Batch", "Prediction", "__version__", "load_model"]
 if TYPE_CHECKING:
     from ammnet_sparse.data.batch import Batch
     from ammnet_sparse.models.ammnet import AMMNet, Prediction
-    from ammnet_sparse.models.loading import load_model
+    from ammnet_sparse.models.weights.loading import load_model
 
 _HOMES = {
     "AMMNet": "ammnet_sparse.models.ammnet",
     "Batch": "ammnet_sparse.data.batch",
     "Prediction": "ammnet_sparse.models.ammnet",
-    "load_model": "ammnet_sparse.models.loading",
+    "load_model": "ammnet_sparse.models.weights.loading",
 }
 
 

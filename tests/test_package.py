@@ -94,7 +94,7 @@ def test_what_is_no_python_is_packaged(tmp_path: Path) -> None:
     commands += ["sdist", "--dist-dir", str(tmp_path / "sdist")]
     subprocess.run([sys.executable, "setup.py", "--quiet", *commands], cwd=REPOSITORY, check=True, capture_output=True)
     package = REPOSITORY / "ammnet_sparse"
-    data = {*package.glob("weights/*.safetensors"), *package.glob("evaluation/templates/*"), package / "py.typed"}
+    data = {*package.glob("weights/*.safetensors"), *package.glob("pictures/templates/*"), package / "py.typed"}
     names = {path.relative_to(REPOSITORY).as_posix() for path in data}
     assert "ammnet_sparse/weights/nyu_seg2d_w64.safetensors" in names
     (archive,) = (tmp_path / "sdist").iterdir()

@@ -52,7 +52,7 @@ from bench.variants import (
 
 from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.source import open_frames
+from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import parse_device, parse_positive, split_ids
 
@@ -122,7 +122,7 @@ def _read_set(root: Path, options: argparse.Namespace) -> list[Batch]:
     needs_image = options.input == "segformer"
     grid = tuple(options.grid)
     folder = open_frames(root, read_image=needs_image, read_label_map=not needs_image, grid_shape=grid)
-    return [folder.read(frame_id).to_batch() for frame_id in split_ids(folder, "val", limit=options.frames)]
+    return [Batch.from_frame(folder.read(frame_id)) for frame_id in split_ids(folder, "val", limit=options.frames)]
 
 
 def _measure(

@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ammnet_sparse.data.check import PUBLISHED_LISTS, check_set
-from ammnet_sparse.data.files import DataError
-from ammnet_sparse.data.source import open_frames
+from ammnet_sparse.data.sets.check import PUBLISHED_LISTS, check_set
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.source import open_frames
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,8 +34,8 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import open_set, parse_device, parse_positive, split_ids
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.shipped import find_weights
-from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.models.weights.files import read_weights
+from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.optimization import Optimization, generator_of
 from ammnet_sparse.training.preparation import build_network
@@ -194,7 +194,7 @@ def _read(root: Path, options: argparse.Namespace, config: Config) -> list[Batch
     if len(ids) < options.batch:
         raise ValueError(f"--batch: expected at most the {len(ids)} training frames of {root}, found {options.batch}")
     whole = len(ids) // options.batch * options.batch
-    frames = [folder.read(frame_id).to_batch() for frame_id in ids[:whole]]
+    frames = [Batch.from_frame(folder.read(frame_id)) for frame_id in ids[:whole]]
     starts = [step * options.batch % whole for step in range(options.steps)]
     return [Batch.collate(frames[start : start + options.batch]) for start in starts]
 

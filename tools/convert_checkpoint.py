@@ -12,10 +12,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ammnet_sparse.models.conversion import Conversion, ConversionError, convert_dense_state_dict
 from ammnet_sparse.models.image_encoders import build_segformer_backbone
-from ammnet_sparse.models.image_weights import WeightsError, read_backbone_weights, read_weights_file
-from ammnet_sparse.models.weights import save_weights
+from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
+from ammnet_sparse.models.weights.conversion import Conversion, ConversionError, convert_dense_state_dict
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.files import save_weights
 
 _BACKBONE = "image_encoder.backbone"
 

@@ -20,7 +20,7 @@ import ammnet_sparse
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
-from ammnet_sparse.data.source import FrameSource
+from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
@@ -36,7 +36,7 @@ from ammnet_sparse.evaluation.selection import (
 )
 from ammnet_sparse.evaluation.tables import format_table
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS, chosen_weights
+from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ammnet_sparse.config import ConfigError, load_config
-from ammnet_sparse.evaluation.history import HistoryError, read_history
+from ammnet_sparse.pictures.history import HistoryError, read_history
 from ammnet_sparse.training.checkpoints import STATE
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -23,9 +23,9 @@ from torch import Tensor
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.evaluation.selection import check_ids, open_set, split_ids
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.loading import load_model
-from ammnet_sparse.models.shipped import find_weights
-from ammnet_sparse.models.weights import read_weights, save_weights
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.loading import load_model
+from ammnet_sparse.models.weights.shipped import find_weights
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _FRAMES = 3
@@ -94,7 +94,7 @@ def _export(options: argparse.Namespace) -> str:
             folder_of_set = open_set(options.data, dataset=options.dataset, config=original.config)
             ids = options.ids or split_ids(folder_of_set, "val", limit=_FRAMES)
             check_ids(folder_of_set, ids)
-            same = agreement(original, load_model(trial), [folder_of_set.read(name).to_batch() for name in ids])
+            same = agreement(original, load_model(trial), [Batch.from_frame(folder_of_set.read(name)) for name in ids])
             if same < options.min_agreement:
                 raise Unfit(
                     f"{options.out}: expected the checkpoint's class at {options.min_agreement:.4%} of the voxels "

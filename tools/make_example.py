@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ammnet_sparse.data.synthetic.frame import generate_frame
-from ammnet_sparse.data.volume import NYU_CAMERA
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA
 
 SEED, INDEX = 2024, 5
 

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.data.files import DataError
-from ammnet_sparse.data.packing import BrokenFramesError, pack_set
-from ammnet_sparse.data.source import open_frames
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.packing import BrokenFramesError, pack_set
+from ammnet_sparse.data.sets.source import open_frames
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

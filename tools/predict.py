@@ -29,13 +29,11 @@ from tqdm import tqdm
 
 import ammnet_sparse
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera_images import DEPTH_SCALE, parse_intrinsics
-from ammnet_sparse.data.files import DataError
-from ammnet_sparse.data.own_frames import find_own_frames, read_own_frame
-from ammnet_sparse.data.placement import POSE_AXES
+from ammnet_sparse.data.camera.images import DEPTH_SCALE, parse_intrinsics
+from ammnet_sparse.data.camera.own_frames import find_own_frames, read_own_frame
+from ammnet_sparse.data.camera.placement import POSE_AXES
+from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.evaluation.flips import labels_over_flips
-from ammnet_sparse.evaluation.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
-from ammnet_sparse.evaluation.page import Scene, write_page
 from ammnet_sparse.evaluation.selection import (
     add_flips_option,
     check_grid,
@@ -45,7 +43,9 @@ from ammnet_sparse.evaluation.selection import (
     parse_device,
 )
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS, chosen_weights
+from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
+from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
+from ammnet_sparse.pictures.page import Scene, write_page
 
 _PAGE = "page.html"
 _OF_SETS, _OF_CAMERAS = ("data", "ids"), ("color", "depth", "intrinsics")
@@ -97,7 +97,7 @@ def _set_frames(options: argparse.Namespace, model: AMMNet) -> Iterator[Complete
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         frame = folder.read(frame_id)
-        yield CompletedFrame.of_set(frame, _labels(model, frame.to_batch(), options))
+        yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame), options))
 
 
 def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) -> Iterator[CompletedFrame]:
@@ -123,7 +123,7 @@ def _own_frames(options: argparse.Namespace, model: AMMNet, skipped: list[str]) 
             skipped.append(f"frame {paths.name}: {error}")
             continue
         tqdm.write("\n  ".join([f"{paths.name}:", *own.describe()]))
-        yield CompletedFrame.of_camera(own, _labels(model, own.frame.to_batch(), options))
+        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame), options))
 
 
 def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.data.files import DataError
-from ammnet_sparse.data.preparation import PreparationPlan, prepare_set
-from ammnet_sparse.data.raw_frames import CAMERAS
+from ammnet_sparse.data.raw.frames import CAMERAS
+from ammnet_sparse.data.raw.preparation import PreparationPlan, prepare_set
+from ammnet_sparse.data.sets.files import DataError
 
 _BELONG_TO = {
     "nyu": "a Kinect's depth: the published NYU files come from these",

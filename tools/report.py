@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 import ammnet_sparse
 from ammnet_sparse.config import Config, load_config
-from ammnet_sparse.data.layout import DataError, validation_ids
-from ammnet_sparse.data.source import FrameSource
-from ammnet_sparse.evaluation.history import History, curves_html, read_history, table_html
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.sets.folder import DataError, validation_ids
+from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.page import Scene, write_page
 from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
     check_labels,
@@ -33,6 +32,8 @@ from ammnet_sparse.evaluation.selection import (
     reads_label_maps,
 )
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
+from ammnet_sparse.pictures.page import Scene, write_page
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
 
 _TRAINING_NOTE = (
@@ -109,7 +110,7 @@ def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], s
     for kind, place, frame_id, scores in chosen:
         frame = folder.read(frame_id)
         with torch.inference_mode():
-            labels = model(frame.to_batch().to(device), voxels="not_free").labels[0].cpu().numpy()
+            labels = model(Batch.from_frame(frame).to(device), voxels="not_free").labels[0].cpu().numpy()
         note = f"Frame {frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
         name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
         scenes.append(dataclasses.replace(Scene.from_frame(frame, labels, note=note), name=name))
@@ -135,7 +136,7 @@ def _rank(model: AMMNet, folder: FrameSource, ids: Sequence[str], device: torch.
     """Frames with their scores, the highest SSC mIoU first; frames without any class are left out."""
     scored = []
     for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
-        batch = folder.read(frame_id).to_batch()
+        batch = Batch.from_frame(folder.read(frame_id))
         scores = evaluate(lambda each: model(each, voxels="scored").labels, [batch], device=device)
         if not math.isnan(scores.ssc_miou):
             scored.append((frame_id, scores))

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as image_functional
 
 from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
-from ammnet_sparse.data.splits import hash_of
+from ammnet_sparse.data.sets.splits import hash_of
 
 _PROBABILITY = 0.5
 _RESIZE = (0.8, 1.2)

@@ -5,10 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
+from ammnet_sparse.data.sets.source import open_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +158,41 @@ class Batch:
         )
 
     @classmethod
-    def from_frames(cls, folder: str | Path, ids: Sequence[str]) -> "Batch":
-        """Reads frames of a set on disk (``data/source.py``), without augmentation, in the order of ``ids``.
+    def from_frame(cls, frame: Frame) -> "Batch":
+        """A frame as a batch of one: contiguous tensors that share no memory with the frame, image normalized."""
+        return cls(
+            tsdf=_tensor(frame.tsdf.astype(np.float32, copy=False))[None, None],
+            mapping=_tensor(frame.mapping).reshape(1, -1),
+            label_weight=_tensor(frame.label_weight).reshape(1, -1),
+            label=None if frame.label is None else _tensor(frame.label).reshape(1, -1),
+            image=None if frame.image is None else normalize_image(frame.image)[None],
+            label_map=None if frame.label_map is None else _tensor(frame.label_map)[None],
+            frame_ids=(frame.frame_id,),
+            tsdf_is_flipped=frame.tsdf_is_flipped,
+        )
+
+    @classmethod
+    def from_frames(cls, source: str | Path, ids: Sequence[str]) -> "Batch":
+        """Reads frames of a set on disk (``data/sets/source.py``), without augmentation, in the order of ``ids``.
 
         Images and label maps are read where the set has them; then every frame needs one.
         Errors name the file, what was expected and what was found.
         """
-        from ammnet_sparse.data.source import open_frames
+        frames = open_frames(source)
+        return cls.collate([cls.from_frame(frames.read(frame_id)) for frame_id in ids])
 
-        frames = open_frames(folder)
-        return cls.collate([frames.read(frame_id).to_batch() for frame_id in ids])
+
+def normalize_image(image: NDArray[Any]) -> torch.Tensor:
+    """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
+
+    A pixel that equals float32 ``IMAGE_MEAN`` becomes exactly 0: that is how augmentation pads.
+    """
+    planes = _tensor(image).permute(2, 0, 1).to(torch.float32).contiguous()
+    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32)[:, None, None]
+    deviation = torch.tensor(IMAGE_DEVIATION, dtype=torch.float32)[:, None, None]
+    return planes.sub_(mean).div_(deviation)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    # A copy in C order: flipped views have negative strides, which from_numpy refuses.
+    return torch.from_numpy(np.array(array, order="C", copy=True))

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ammnet_sparse.data.augmentation import augment, augmentation_generator
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.device_dataset import DeviceDataset
-from ammnet_sparse.data.source import FrameSource
-from ammnet_sparse.data.splits import check_unique, hash_of
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.splits import check_unique, hash_of
 
 
 class FrameDataset(Dataset[Batch]):
@@ -69,7 +69,7 @@ class FrameDataset(Dataset[Batch]):
                 use_3d=self.augment_3d,
                 use_2d=self.augment_2d,
             )
-        return frame.to_batch()
+        return Batch.from_frame(frame)
 
 
 class EpochSampler(Sampler[list[int]]):

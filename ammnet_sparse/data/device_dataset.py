@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.augmentation import augmentation_generator, draw_moves
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.compact import IGNORE_NIBBLE
-from ammnet_sparse.data.files import DataError
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
-from ammnet_sparse.data.source import FrameSource
-from ammnet_sparse.data.splits import check_unique
+from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.splits import check_unique
 
 
 class DeviceDataset(Dataset[Batch]):

@@ -1,13 +1,11 @@
-"""One frame as numpy arrays, as it comes from disk or from a camera, and its way into a batch."""
+"""One frame as numpy arrays, as it comes from disk or from a camera."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)
@@ -63,32 +61,3 @@ class Frame:
         """Voxels along (X, height, Y)."""
         x, height, y = self.tsdf.shape
         return x, height, y
-
-    def to_batch(self) -> Batch:
-        """The frame as a batch of one: contiguous tensors that share no memory with the frame, image normalised."""
-        return Batch(
-            tsdf=_tensor(self.tsdf.astype(np.float32, copy=False))[None, None],
-            mapping=_tensor(self.mapping).reshape(1, -1),
-            label_weight=_tensor(self.label_weight).reshape(1, -1),
-            label=None if self.label is None else _tensor(self.label).reshape(1, -1),
-            image=None if self.image is None else normalise_image(self.image)[None],
-            label_map=None if self.label_map is None else _tensor(self.label_map)[None],
-            frame_ids=(self.frame_id,),
-            tsdf_is_flipped=self.tsdf_is_flipped,
-        )
-
-
-def normalise_image(image: NDArray[Any]) -> torch.Tensor:
-    """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
-
-    A pixel that equals float32 ``IMAGE_MEAN`` becomes exactly 0: that is how augmentation pads.
-    """
-    planes = _tensor(image).permute(2, 0, 1).to(torch.float32).contiguous()
-    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32)[:, None, None]
-    deviation = torch.tensor(IMAGE_DEVIATION, dtype=torch.float32)[:, None, None]
-    return planes.sub_(mean).div_(deviation)
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    # A copy in C order: mirrored views have negative strides, which from_numpy refuses.
-    return torch.from_numpy(np.array(array, order="C", copy=True))

@@ -6,6 +6,9 @@ the flat voxel index is ``x * 36 * 60 + h * 60 + y``.
 
 from typing import NamedTuple
 
+GridShape = tuple[int, int, int]
+"""Voxels along (X, height, Y)."""
+
 GRID_SHAPE = (60, 36, 60)
 """Voxels along (X, height, Y)."""
 NUM_VOXELS = 60 * 36 * 60

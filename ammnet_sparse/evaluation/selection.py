@@ -9,9 +9,10 @@ import torch
 
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.layout import DataError, training_ids, validation_ids
-from ammnet_sparse.data.source import FrameSource, open_frames
-from ammnet_sparse.data.splits import some
+from ammnet_sparse.data.sets.folder import DataError, training_ids, validation_ids
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.splits import some
 
 Split = Literal["train", "val", "test"]
 

@@ -1,7 +1,7 @@
 """2D features of the colour image: an ImageNet backbone and the four-layer head of SegFormer on its four stages.
 
 Section 3.2 of the paper; DESIGN section 2, "2D features F_R" (a) SegFormer-B2 and (b) ResNet-50. Backbones are
-timm's and keep timm's names; ``image_weights.py`` reads published weights into them.
+timm's and keep timm's names; ``weights/backbones.py`` reads published weights into them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from ammnet_sparse.models.image_weights import read_backbone_weights
+from ammnet_sparse.models.weights.backbones import read_backbone_weights
 from ammnet_sparse.sparse.blocks import Recomputable
 
 NUM_STAGES = 4

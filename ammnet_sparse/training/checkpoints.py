@@ -14,9 +14,9 @@ from ammnet_sparse.config import flat_values
 from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_weights import WeightsError
-from ammnet_sparse.models.loading import OPTIONAL_PARTS
-from ammnet_sparse.models.weights import load_into, read_weights, save_weights
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights
+from ammnet_sparse.models.weights.loading import OPTIONAL_PARTS
 
 LAST_WEIGHTS = "last.safetensors"
 BEST_WEIGHTS = "best.safetensors"

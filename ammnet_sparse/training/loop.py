@@ -18,7 +18,7 @@ from ammnet_sparse.data.dataset import build_loader
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights import load_into, read_weights
+from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
     BEST_WEIGHTS,

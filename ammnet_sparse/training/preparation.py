@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
-from ammnet_sparse.data.check import check_set
 from ammnet_sparse.data.dataset import FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
-from ammnet_sparse.data.files import DataError
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
-from ammnet_sparse.data.source import open_frames
-from ammnet_sparse.data.splits import training_ids, validation_ids
+from ammnet_sparse.data.sets.check import check_set
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders import random_backbone_expected

@@ -13,9 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN
 from ammnet_sparse.evaluation.metrics import Scores
-from ammnet_sparse.evaluation.pictures import render_comparison
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.inputs import not_free_mask
+from ammnet_sparse.pictures.comparison import render_comparison
 
 
 class Records:

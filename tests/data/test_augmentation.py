@@ -20,7 +20,8 @@ from ammnet_sparse.data.augmentation import (
     flip_y,
     pad_image,
 )
-from ammnet_sparse.data.frame import IMAGE_MEAN, Frame, normalise_image
+from ammnet_sparse.data.batch import Batch, normalize_image
+from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
 from tests.data.frames import assert_same_frame, random_frame
 
@@ -49,7 +50,7 @@ def test_voxels_move_together(change, as_numpy) -> None:  # type: ignore[no-unty
         assert getattr(changed, name).dtype == getattr(frame, name).dtype
     assert changed.image is frame.image and changed.label_map is frame.label_map
     assert_same_frame(change(changed), frame)
-    batch, expected = changed.to_batch(), as_numpy(frame.mapping)
+    batch, expected = Batch.from_frame(changed), as_numpy(frame.mapping)
     assert batch.tsdf.is_contiguous() and batch.mapping.is_contiguous()
     np.testing.assert_array_equal(batch.mapping.numpy(), expected.reshape(1, -1))
 
@@ -146,7 +147,7 @@ def test_padding_normalises_to_exactly_zero() -> None:
     changed = augment_2d(frame, generator=_generator(seed))
     assert changed.image is not None and changed.image.dtype == np.float32
     assert changed.image.min() >= 0 and changed.image.max() <= 255
-    batch = changed.to_batch()
+    batch = Batch.from_frame(changed)
     assert batch.image is not None and batch.image.shape == (1, 3, *IMAGE_SHAPE)
     rows, columns = geometry.size
     assert (batch.image[..., rows:, :] == 0).all() and (batch.image[..., columns:] == 0).all()
@@ -159,8 +160,8 @@ def test_padding_normalises_to_exactly_zero() -> None:
 def test_normalisation_is_imagenets() -> None:
     image = np.array([[[0, 128, 255]]], dtype=np.uint8)
     expected = (np.array([0, 128, 255]) - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
-    np.testing.assert_allclose(normalise_image(image).numpy()[:, 0, 0], expected, rtol=1e-6)
-    assert (normalise_image(np.full((2, 2, 3), IMAGE_MEAN, dtype=np.float32)) == 0).all()
+    np.testing.assert_allclose(normalize_image(image).numpy()[:, 0, 0], expected, rtol=1e-6)
+    assert (normalize_image(np.full((2, 2, 3), IMAGE_MEAN, dtype=np.float32)) == 0).all()
 
 
 def test_colors() -> None:

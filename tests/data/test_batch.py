@@ -15,12 +15,12 @@ TENSORS = ("tsdf", "mapping", "label_weight", "label", "image", "label_map")
 
 
 def _batch(seed: int, **options: bool) -> Batch:
-    return random_frame(seed, **options).to_batch()  # type: ignore[arg-type]
+    return Batch.from_frame(random_frame(seed, **options))  # type: ignore[arg-type]
 
 
 def test_a_frame_becomes_a_batch_of_one() -> None:
     frame = random_frame(4, has_image=True, has_label_map=True)
-    batch = frame.to_batch()
+    batch = Batch.from_frame(frame)
     assert (batch.batch_size, batch.grid_shape, batch.num_voxels) == (1, GRID, 48)
     assert batch.frame_ids == ("0004",)
     assert (batch.tsdf.dtype, batch.mapping.dtype, batch.label_weight.dtype) == (
@@ -41,7 +41,7 @@ def test_a_frame_becomes_a_batch_of_one() -> None:
 
 def test_masks() -> None:
     frame = random_frame(4)
-    batch = frame.to_batch()
+    batch = Batch.from_frame(frame)
     assert frame.label is not None
     np.testing.assert_array_equal(batch.scored_mask.numpy(), (frame.label_weight & (frame.label != 255)).reshape(1, -1))
     np.testing.assert_array_equal(batch.hit_mask.numpy(), (frame.mapping >= 0).reshape(1, -1))
@@ -67,7 +67,7 @@ def test_collate_errors() -> None:
         Batch.collate([_batch(1, has_label_map=True), _batch(2)])
     with pytest.raises(ValueError, match="flipped and unflipped TSDF cannot be mixed"):
         Batch.collate([_batch(1), dataclasses.replace(_batch(2), tsdf_is_flipped=True)])
-    smaller = random_frame(2, grid_shape=(2, 3, 2)).to_batch()
+    smaller = Batch.from_frame(random_frame(2, grid_shape=(2, 3, 2)))
     with pytest.raises(
         ValueError, match=r"Batch\.collate: tsdf has shapes \[1, 4, 3, 4\] .* \[1, 2, 3, 2\] .*\('0002',\)"
     ):

@@ -9,7 +9,7 @@ import torch
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochSampler, FrameDataset, build_loader, epoch_order
-from ammnet_sparse.data.layout import DataError, FrameFolder
+from ammnet_sparse.data.sets.folder import DataError, FrameFolder
 from tests.data.frames import GRID, random_frame, write_frame, write_set
 
 IDS = [f"{number:04d}" for number in range(7)]
@@ -41,7 +41,7 @@ def test_frames_come_unchanged_without_augmentation(folder: FrameFolder) -> None
     dataset = FrameDataset(folder, IDS)
     assert len(dataset) == 7
     for index, frame_id in enumerate(IDS):
-        assert _same(dataset[index], folder.read(frame_id).to_batch())
+        assert _same(dataset[index], Batch.from_frame(folder.read(frame_id)))
 
 
 def test_augmentation_depends_on_seed_epoch_and_frame_alone(folder: FrameFolder) -> None:

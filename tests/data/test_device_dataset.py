@@ -10,11 +10,11 @@ from ammnet_sparse.data.augmentation import augmentation_generator, draw_moves
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
-from ammnet_sparse.data.files import DataError
-from ammnet_sparse.data.layout import FrameFolder
-from ammnet_sparse.data.packed import PackedFrames
-from ammnet_sparse.data.packing import pack_set
-from ammnet_sparse.data.source import FrameSource
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.packed import PackedFrames
+from ammnet_sparse.data.sets.packing import pack_set
 from tests.data.frames import GRID, random_frame, write_cad_frame, write_frame, write_set
 
 CPU = torch.device("cpu")

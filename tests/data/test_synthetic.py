@@ -19,7 +19,8 @@ from ammnet_sparse.data.synthetic.generate import RoomsError, ensure_rooms, gene
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.synthetic.scene import MAP_LABEL_OF, Kind, MapLabel, Material, Place, SceneBuilder, SceneLabel
 from ammnet_sparse.data.synthetic.voxelize import fill_voxels
-from ammnet_sparse.data.volume import NYU_CAMERA, Camera, label_weight_of
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
+from ammnet_sparse.data.volumes.labels import label_weight_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GREY = Material((0.5, 0.5, 0.5))

@@ -19,7 +19,7 @@ GRID = (4, 3, 4)
 
 
 def some_batch(*, grid_shape: tuple[int, int, int] = GRID) -> Batch:
-    return Batch.collate([random_frame(seed, grid_shape=grid_shape).to_batch() for seed in (1, 2)])
+    return Batch.collate([Batch.from_frame(random_frame(seed, grid_shape=grid_shape)) for seed in (1, 2)])
 
 
 def one_hot_of_mapping(batch: Batch) -> Tensor:
@@ -60,10 +60,10 @@ def test_batches_are_turned_as_augmentation_turns_frames(
     orientation: Orientation, changes: tuple[Callable[[Frame], Frame], ...]
 ) -> None:
     frame = random_frame(3, grid_shape=GRID, has_label_map=True)
-    turned = orientation.turn_batch(frame.to_batch())
+    turned = orientation.turn_batch(Batch.from_frame(frame))
     for change in changes:
         frame = change(frame)
-    expected = frame.to_batch()
+    expected = Batch.from_frame(frame)
     for field in dataclasses.fields(Batch):
         found, wanted = getattr(turned, field.name), getattr(expected, field.name)
         assert torch.equal(found, wanted) if isinstance(wanted, Tensor) else found == wanted, field.name

@@ -17,7 +17,8 @@ from ammnet_sparse.models.image_encoders import (
     build_image_encoder,
     build_segformer_backbone,
 )
-from ammnet_sparse.models.image_weights import WeightsError, published_to_timm, timm_to_published
+from ammnet_sparse.models.weights.backbones import published_to_timm, timm_to_published
+from ammnet_sparse.models.weights.errors import WeightsError
 
 DEPTHS, WIDTHS, NUM_HEADS, REDUCTIONS = (1, 2, 1, 1), (8, 16, 40, 64), (1, 2, 5, 8), (8, 4, 2, 1)
 

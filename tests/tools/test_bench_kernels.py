@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.layout import FrameFolder
-from ammnet_sparse.data.packing import pack_set
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.packing import pack_set
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.models.scenes import some_scene
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.models import ammnet, dense
 from ammnet_sparse.models.ammnet import AMMNet
@@ -152,7 +153,7 @@ def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_counts_are_those_of_the_whole_network(net: str) -> None:
     variants = tool("bench.variants")
     config = tiny_config(model={"width": 16, "grid_shape": list(GRID)})
-    batches = [make_frame(seed).to_batch() for seed in (1, 2)]
+    batches = [Batch.from_frame(make_frame(seed)) for seed in (1, 2)]
     network = variants.NETWORKS[net](config.model)
     with torch.no_grad(), counted_layers(network) as counts:
         for batch in batches:

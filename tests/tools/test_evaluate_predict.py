@@ -18,8 +18,8 @@ import ammnet_sparse
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
-from ammnet_sparse.data.layout import FrameFolder, validation_ids
-from ammnet_sparse.data.packing import pack_set
+from ammnet_sparse.data.sets.folder import FrameFolder, validation_ids
+from ammnet_sparse.data.sets.packing import pack_set
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 GRID = (12, 12, 12)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ammnet_sparse.config import load_config
-from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.training.loop import Run
 from tests.training.support import GRID, tiny_config, tiny_set
 

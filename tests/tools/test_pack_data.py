@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.layout import FrameFolder
-from ammnet_sparse.data.packed import PackedFrames
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.packed import PackedFrames
 from tests.data.frames import assert_same_frame, random_frame, write_frame, write_list
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

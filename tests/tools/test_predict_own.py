@@ -19,9 +19,9 @@ from torch import nn
 import ammnet_sparse
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera_images import read_pose
+from ammnet_sparse.data.camera.images import read_pose
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
-from tests.data.own_views import angle
+from tests.data.camera.own_views import angle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "examples" / "frame"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ammnet_sparse.data.layout import FrameFolder
-from tests.data.raw_files import write_raw_frame
+from ammnet_sparse.data.sets.folder import FrameFolder
+from tests.data.raw.raw_files import write_raw_frame
 
 Tool = Callable[[list[str]], int]
 

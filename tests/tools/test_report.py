@@ -17,9 +17,9 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, save_run_weights
 from tests.data.frames import random_frame, write_frame, write_list
-from tests.evaluation.browser import Browser, find_chromium
-from tests.evaluation.test_history import write_run
-from tests.evaluation.test_page import read_data
+from tests.pictures.browser import Browser, find_chromium
+from tests.pictures.test_history import write_run
+from tests.pictures.test_page import read_data
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "report.py"
 GRID = (24, 12, 24)

@@ -12,9 +12,9 @@ import torch
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.loading import load_model
-from ammnet_sparse.models.shipped import DEFAULT_WEIGHTS
-from ammnet_sparse.models.weights import read_weights, save_weights
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.loading import load_model
+from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS
 from tests.models.scenes import unsettle
 from tests.training.support import GRID, tiny_config, tiny_set
 

@@ -35,7 +35,7 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
 def tiny_batch(seeds: Iterable[int], *, has_image: bool = False) -> Batch:
     """Random frames of every class with label maps, half of their voxels scored."""
     frames = (random_frame(seed, grid_shape=GRID, has_image=has_image, has_label_map=True) for seed in seeds)
-    return Batch.collate([frame.to_batch() for frame in frames])
+    return Batch.collate([Batch.from_frame(frame) for frame in frames])
 
 
 def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:

@@ -11,7 +11,7 @@ import torch
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.training import records
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import load_state

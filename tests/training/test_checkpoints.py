@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_weights import WeightsError
-from ammnet_sparse.models.loading import load_model
-from ammnet_sparse.models.weights import read_weights, save_weights
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.loading import load_model
 from ammnet_sparse.training import checkpoints
 from ammnet_sparse.training.checkpoints import (
     STATE,

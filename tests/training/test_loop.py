@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, config_from_dict, load_config
-from ammnet_sparse.data.layout import DataError, FrameFolder
-from ammnet_sparse.data.packing import pack_set
+from ammnet_sparse.data.sets.folder import DataError, FrameFolder
+from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
-from ammnet_sparse.models.weights import read_weights
+from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.training import loop, records
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save_state
 from ammnet_sparse.training.game import StepReport

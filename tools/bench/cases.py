@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
-from ammnet_sparse.data.source import open_frames
+from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.ops import (
     draw_shuffle,
@@ -66,7 +66,7 @@ def load_frames(folder: Path | None) -> Batch:
         ids = frames.frame_ids("train")[:BATCH_SIZE]
         if len(ids) < BATCH_SIZE:
             raise ValueError(f"{folder}: expected {BATCH_SIZE} training frames, found {len(ids)}")
-        return Batch.collate([frames.read(frame_id).to_batch() for frame_id in ids])
+        return Batch.collate([Batch.from_frame(frames.read(frame_id)) for frame_id in ids])
     with tempfile.TemporaryDirectory() as temporary:
         rooms = Path(temporary) / "rooms"
         generate_rooms(

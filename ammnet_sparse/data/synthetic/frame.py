@@ -1,4 +1,4 @@
-"""One synthetic frame: room, camera, view, sensor noise, and the volumes by the definitions of ``data/volume.py``."""
+"""One synthetic frame: room, camera, view, sensor noise, and the volumes by the definitions of ``data/volumes``."""
 
 import dataclasses
 import math
@@ -14,16 +14,10 @@ from ammnet_sparse.data.synthetic.raycast import View, camera_pose, cast_depth, 
 from ammnet_sparse.data.synthetic.rooms import make_room
 from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
 from ammnet_sparse.data.synthetic.voxelize import fill_voxels
-from ammnet_sparse.data.volume import (
-    FINE_VOXEL_SIZE,
-    NYU_CAMERA,
-    Camera,
-    downsample_labels,
-    label_weight_of,
-    mapping_from_depth,
-    own_frame_origin,
-    tsdf_from_depth,
-)
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera, own_frame_origin
+from ammnet_sparse.data.volumes.labels import FINE_VOXEL_SIZE, downsample_labels, label_weight_of
+from ammnet_sparse.data.volumes.mapping import mapping_from_depth
+from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
 
 Rng = np.random.Generator
 Noise = Literal["none", "kinect"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ammnet_sparse.config import DataConfig
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
-from ammnet_sparse.data.volume import mapping_to_disk
+from ammnet_sparse.data.volumes.mapping import mapping_to_disk
 
 GENERATOR_VERSION = 1
 """Raised whenever the same parameters would give other files."""

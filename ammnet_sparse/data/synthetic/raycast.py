@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel, Texture
-from ammnet_sparse.data.volume import Camera
+from ammnet_sparse.data.volumes.camera import Camera
 
 _BOX, _CYLINDER, _ELLIPSOID = int(Kind.BOX), int(Kind.CYLINDER), int(Kind.ELLIPSOID)
 _STRIPES, _CHECKS, _GRAIN = int(Texture.STRIPES), int(Texture.CHECKS), int(Texture.GRAIN)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel
-from ammnet_sparse.data.volume import FINE_GRID_SHAPE, FINE_VOXEL_SIZE
+from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, FINE_VOXEL_SIZE
 
 _BOX, _CYLINDER = int(Kind.BOX), int(Kind.CYLINDER)
 _EMPTY = int(SceneLabel.EMPTY)

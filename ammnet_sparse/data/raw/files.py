@@ -1,0 +1,94 @@
+"""Reading the raw files that SSCNet publishes: bit-rotated depth and run-length coded labels."""
+
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
+from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, NUM_RAW_LABELS
+
+_HEADER_BYTES = 4 * (3 + 16)
+
+
+class RawFileError(ValueError):
+    """A raw file that does not follow the published form; the message names file, expected and found."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawLabels:
+    """A decoded ``.bin`` file.
+
+    Attributes:
+        labels: [240, 144, 240] uint8, axes (X, height, Y), voxels of 0.02 m: raw label 0..36, or 255 for ignore.
+        origin: [3] float64, world position in metres of the lower corner of voxel (0, 0, 0), as (X, Y, Z).
+        pose: [4, 4] float64, camera to world.
+    """
+
+    labels: NDArray[np.uint8]
+    origin: NDArray[np.float64]
+    pose: NDArray[np.float64]
+
+
+def read_raw_depth(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Depth of a raw SSCNet png: [480, 640] float32 in metres, 0 where missing.
+
+    Raises:
+        RawFileError: not a readable 480x640 single-channel 16-bit image.
+    """
+    try:
+        rotated = iio.imread(Path(path), plugin="pillow")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken png
+        raise RawFileError(f"{path}: cannot be read as an image ({error}); expected a 16-bit png") from error
+    if rotated.shape != IMAGE_SHAPE or rotated.dtype.kind not in "iu" or rotated.dtype.itemsize < 2:
+        raise RawFileError(
+            f"{path}: expected a 16-bit depth image of {IMAGE_SHAPE}, found {rotated.dtype} {rotated.shape}"
+        )
+    rotated = rotated.astype(np.uint16)
+    millimetres = (rotated >> np.uint16(3)) | (rotated << np.uint16(13))
+    return (millimetres / 1000.0).astype(np.float32)
+
+
+def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
+    """Labels, origin and camera pose of a raw SSCNet ``.bin`` file.
+
+    A file whose runs end one voxel short is completed with its last value, with a warning.
+
+    Raises:
+        RawFileError: a truncated file, runs that fill another number of voxels, or unknown labels.
+    """
+    content = Path(path).read_bytes()
+    if len(content) < _HEADER_BYTES + 8 or (len(content) - _HEADER_BYTES) % 8:
+        found = f"{len(content)} bytes; the file seems truncated" if content else "an empty file"
+        raise RawFileError(
+            f"{path}: expected {_HEADER_BYTES} bytes of header and then (value, run length) pairs of 8 bytes, "
+            f"found {found}"
+        )
+    header = np.frombuffer(content, dtype="<f4", count=19).astype(np.float64)
+    if not np.isfinite(header).all():
+        raise RawFileError(f"{path}: expected finite origin and camera pose, found {header.tolist()}")
+    pairs = np.frombuffer(content, dtype="<u4", offset=_HEADER_BYTES).reshape(-1, 2)
+    return RawLabels(_expand_runs(path, pairs), header[:3], header[3:].reshape(4, 4))
+
+
+def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    values, lengths = pairs[:, 0], pairs[:, 1].astype(np.int64)
+    unknown = np.unique(values[(values >= NUM_RAW_LABELS) & (values != IGNORE_LABEL)])
+    if unknown.size:
+        raise RawFileError(
+            f"{path}: expected labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}; "
+            "the file is damaged, of another kind, or goes on behind its end"
+        )
+    expected, found = int(np.prod(FINE_GRID_SHAPE)), int(lengths.sum())
+    if found == expected - 1:
+        warnings.warn(f"{path}: runs end one voxel short; the last value is repeated", stacklevel=3)
+        lengths[-1] += 1
+    elif found != expected:
+        raise RawFileError(f"{path}: expected runs that fill {expected} voxels, found {found}")
+    return np.repeat(values.astype(np.uint8), lengths).reshape(FINE_GRID_SHAPE)

@@ -1,0 +1,139 @@
+"""One raw frame of SSCNet: which files make it, whether they are whole, and the volumes that come of them."""
+
+import dataclasses
+import re
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.grid import UNMAPPED
+from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.splits import some
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera
+from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
+from ammnet_sparse.data.volumes.mapping import mapping_from_depth
+from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
+
+IntrinsicsName = Literal["nyu", "nyucad"]
+
+CAMERAS: dict[str, Camera] = {"nyu": NYU_CAMERA, "nyucad": SSCNET_CAMERA}
+"""Intrinsics by the depth they belong to: a Kinect's of NYU, or rendered ones (NYUCAD, SSCNet, MonoScene)."""
+_RAW_NAME = re.compile(r"NYU(\d{4})_0000", re.ASCII)
+_NAMED_AFTER_FRAME = re.compile(r"NYU\d{4}_", re.ASCII)
+RAW_TYPES = (".png", ".bin")
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedFrame:
+    """The volumes of a frame, each [129600], axes (X, height, Y) in C order.
+
+    Attributes:
+        label: uint8, 0..11 or 255.
+        tsdf: float32, not flipped.
+        label_weight: uint8, 0 or 1.
+        mapping: int32, pixel or -1.
+        note: a warning of the reader, or nothing.
+    """
+
+    label: NDArray[np.uint8]
+    tsdf: NDArray[np.float32]
+    label_weight: NDArray[np.uint8]
+    mapping: NDArray[np.int32]
+    note: str = ""
+
+
+def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """What a folder holds: the ids of the frames that have both files, sorted; problems; and notes.
+
+    A problem is a file that is none of a frame, or lacks its partner. A note is a file of another type that bears the
+    name of a frame that is there (``NYU0003_reference.npz``): people keep such beside the raw files.
+
+    Raises:
+        DataError: no such folder, or no frame in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected the folder of the raw .png and .bin files, found none; check the path")
+    found: dict[str, set[str]] = {}
+    others = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        match = _RAW_NAME.fullmatch(path.stem)
+        if match is None or path.suffix not in RAW_TYPES or not path.is_file():
+            others.append(path)
+        else:
+            found.setdefault(match[1], set()).add(path.suffix)
+    if not found:
+        raise DataError(
+            f"{folder}: expected raw files such as NYU0003_0000.png and NYU0003_0000.bin, found "
+            f"{some(sorted(path.name for path in folder.iterdir()))}; name the folder that holds them, "
+            "such as NYUtrain of SSCNet's download"
+        )
+    problems, notes = [], []
+    for path in others:
+        if path.name[3:7] in found and _NAMED_AFTER_FRAME.match(path.name) and path.suffix not in RAW_TYPES:
+            notes.append(f"{path}: is no raw file; left alone")
+        else:
+            problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; take it away")
+    for frame_id, types in sorted(found.items()):
+        for lacking in sorted(set(RAW_TYPES) - types):
+            present = (types - {lacking}).pop()
+            problems.append(
+                f"{folder / f'NYU{frame_id}_0000{present}'}: expected its partner {lacking} beside it, found none"
+            )
+    complete = sorted(frame_id for frame_id, types in found.items() if len(types) == len(RAW_TYPES))
+    return complete, problems, notes
+
+
+def read_raw_frame(depth_path: Path, label_path: Path, *, camera: Camera) -> PreparedFrame:
+    """The volumes of a raw frame, by the definitions of ``data/volumes``.
+
+    Raises:
+        RawFileError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
+    """
+    _check_whole_png(depth_path)
+    depth = read_raw_depth(depth_path)
+    if not depth.any():
+        raise RawFileError(f"{depth_path}: expected depth, found no valid pixel")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        raw = read_raw_labels(label_path)
+    _check_runs(label_path)
+    label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
+    try:
+        mapping = mapping_from_depth(depth, camera=camera, pose=raw.pose, origin=raw.origin)
+        tsdf = tsdf_from_depth(depth, camera=camera, pose=raw.pose, origin=raw.origin)
+    except ValueError as error:
+        raise RawFileError(f"{label_path}: {error}; the file is damaged or of another kind") from error
+    if (mapping == UNMAPPED).all():
+        raise RawFileError(
+            f"{depth_path}: expected depth within the grid of {label_path.name}, found no pixel there; "
+            "they may belong to different frames"
+        )
+    note = "; ".join(str(warning.message) for warning in caught)
+    return PreparedFrame(label, tsdf, label_weight_of(label, tsdf), mapping, note)
+
+
+def _check_whole_png(path: Path) -> None:
+    content = path.read_bytes()
+    if not content:
+        raise RawFileError(f"{path}: expected a 16-bit png, found an empty file")
+    if content.startswith(b"\x89PNG") and not content.endswith(_PNG_END):
+        end = content.rfind(_PNG_END)
+        found = "none; the file is truncated" if end < 0 else f"{len(content) - end - len(_PNG_END)} bytes after it"
+        raise RawFileError(f"{path}: expected a png that ends with its end mark, found {found}")
+
+
+def _check_runs(path: Path) -> None:
+    """Runs of no length fill nothing, so the count of voxels does not show what is behind the proper end."""
+    lengths = np.fromfile(path, dtype="<u4", offset=4 * 19)[1::2]
+    if not lengths.all():
+        raise RawFileError(
+            f"{path}: expected runs of 1 voxel and more, found {int((lengths == 0).sum())} of none; "
+            "the file is longer than it should be, or damaged"
+        )

@@ -1,0 +1,294 @@
+"""From SSCNet's raw ``.png`` and ``.bin`` files to a set in the published layout, frame by frame, restartable.
+
+Written are, for ``NYU0003_0000.png`` and ``NYU0003_0000.bin``::
+
+    Label/0003.npz     arr_0: class of each voxel, uint8
+    TSDF/0003.npz      arr_0: TSDF, float32, not flipped;  arr_1: label weight, uint8
+    Mapping/0003.npz   arr_0: pixel of each voxel, int32, 307200 for none
+    <split>.txt        the frames, one id a line
+    prepared.json      intrinsics and convention, so that a folder never mixes two of them
+
+and with the flipped convention, instead of ``TSDF`` and ``Mapping``, what NYUCAD's readers expect::
+
+    NYUCAD/<split>/TSDF_lr/NYU0003_0000_voxels.npz   tsdf_lr: flipped TSDF;  label_weight
+    NYUCAD/<split>/mapping/NYU0003_0000_voxels.npz   arr_1: as above
+
+Colour images and 2D label maps are no part of the raw files: they are added to the folder as they are published.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.raw.files import RawFileError
+from ammnet_sparse.data.raw.frames import (
+    CAMERAS,
+    RAW_TYPES,
+    IntrinsicsName,
+    PreparedFrame,
+    find_raw_frames,
+    read_raw_frame,
+)
+from ammnet_sparse.data.sets import files
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.splits import read_id_list
+from ammnet_sparse.data.volumes.labels import label_weight_of
+from ammnet_sparse.data.volumes.mapping import mapping_to_disk
+from ammnet_sparse.data.volumes.tsdf import flip_tsdf, unflip_tsdf
+
+Outcome = Literal["written", "rewritten", "complete", "failed"]
+
+RECORD = "prepared.json"
+_RECORD_VERSION = 1
+_UNFINISHED = ".unfinished_"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationPlan:
+    """What is to be made of which folder.
+
+    Attributes:
+        raw: folder of the raw files.
+        out: folder of the set, made if missing.
+        intrinsics: key of ``CAMERAS``.
+        split: name of the list that the frames are written to, ``train`` or ``test``.
+        is_flipped: flipped TSDF in NYUCAD's layout.
+    """
+
+    raw: Path
+    out: Path
+    intrinsics: IntrinsicsName
+    split: str = "train"
+    is_flipped: bool = False
+
+    def paths(self, frame_id: str) -> dict[str, Path]:
+        """The files of a frame by what they hold."""
+        label = self.out / "Label" / f"{frame_id}.npz"
+        if not self.is_flipped:
+            file = f"{frame_id}.npz"
+            return {"TSDF": self.out / "TSDF" / file, "Mapping": self.out / "Mapping" / file, "Label": label}
+        folder, file = self.out / "NYUCAD" / self.split, f"NYU{frame_id}_0000_voxels.npz"
+        return {"TSDF": folder / "TSDF_lr" / file, "Mapping": folder / "mapping" / file, "Label": label}
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameResult:
+    """What became of a frame; ``message`` names file, expected and found where it failed, or what was repaired."""
+
+    frame_id: str
+    outcome: Outcome
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationReport:
+    """What ``prepare_set`` did.
+
+    Attributes:
+        results: of every frame that has both raw files.
+        problems: messages on files that are no raw files or lack their partner.
+        notes: messages on files that bear a frame's name and are left alone.
+        num_listed: frames in the list.
+    """
+
+    results: tuple[FrameResult, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    num_listed: int
+
+    def count(self, outcome: Outcome) -> int:
+        return sum(result.outcome == outcome for result in self.results)
+
+    @property
+    def failures(self) -> list[str]:
+        """Every file that was skipped, with the reason."""
+        return [*self.problems, *(result.message for result in self.results if result.outcome == "failed")]
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.failures
+
+    def describe(self) -> str:
+        """The report as text: notes, every problem, and the counts last."""
+        repaired = [result.message for result in self.results if result.message and result.outcome != "failed"]
+        notes = [*self.notes, *repaired]
+        lines = [*(f"note: {note}" for note in notes), *(f"skipped: {failure}" for failure in self.failures)]
+        counts = (
+            f"{self.count('written')} frames written, {self.count('rewritten')} replaced, "
+            f"{self.count('complete')} complete before and verified, {len(self.failures)} problems"
+        )
+        return "\n".join([*lines, counts])
+
+
+def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: bool = True) -> PreparationReport:
+    """Prepares every frame of a raw folder; frames that are complete already are read and checked instead.
+
+    A file is written under another name, read back and compared before it takes its own name, so an interrupted run
+    leaves no half file and goes on where it stopped. A frame whose raw files are newer than its own is made again.
+
+    Args:
+        plan: what to make of which folder.
+        workers: processes; None for one per available core, 1 to work in this process.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        DataError: no raw files, or an output folder that was prepared otherwise.
+        ValueError: a number of workers below 1.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected at least 1, found {workers}")
+    frame_ids, problems, notes = find_raw_frames(plan.raw)
+    _claim_folder(plan)
+    results: list[FrameResult] = []
+    with tqdm(total=len(frame_ids), desc="preparing", unit="frame", disable=not progress) as bar:
+        for result in _results(partial(prepare_frame, plan), frame_ids, workers or available_cores()):
+            results.append(result)
+            bar.update()
+    for leftover in plan.out.rglob(f"{_UNFINISHED}*"):
+        leftover.unlink(missing_ok=True)
+    num_listed = _write_list(plan, results)
+    return PreparationReport(tuple(results), tuple(problems), tuple(notes), num_listed)
+
+
+def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
+    """Makes, writes and reads back one frame, or checks it where it is complete; never raises for bad raw files."""
+    raw = [plan.raw / f"NYU{frame_id}_0000{kind}" for kind in RAW_TYPES]
+    paths = plan.paths(frame_id)
+    exists = all(path.is_file() for path in paths.values())
+    damage = _damage(plan, frame_id, raw) if exists else ""
+    if exists and not damage:
+        return FrameResult(frame_id, "complete")
+    try:
+        frame = read_raw_frame(*raw, camera=CAMERAS[plan.intrinsics])
+        _write_frame(plan, frame_id, frame)
+    except (DataError, RawFileError) as error:
+        return FrameResult(frame_id, "failed", str(error))
+    except OSError as error:
+        return FrameResult(frame_id, "failed", f"{error.filename or raw[0]}: cannot be read or written ({error})")
+    notes = [note for note in (damage and f"{damage}; made again", frame.note) if note]
+    return FrameResult(frame_id, "rewritten" if exists else "written", "; ".join(notes))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _claim_folder(plan: PreparationPlan) -> None:
+    """Writes down how the folder is prepared. Raises DataError where it was prepared otherwise."""
+    record = {"version": _RECORD_VERSION, "intrinsics": plan.intrinsics, "flipped": plan.is_flipped}
+    path = plan.out / RECORD
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); choose another folder for the output") from error
+        if found != record:
+            raise DataError(f"{plan.out}: expected a set prepared with {record}, found {found}; choose another folder")
+        return
+    foreign = [name for name in ("Label", "TSDF", "Mapping", "NYUCAD") if (plan.out / name).exists()]
+    if foreign:
+        raise DataError(
+            f"{plan.out}: expected a new folder or one with {RECORD}, found {', '.join(foreign)} of another origin; "
+            "choose another folder"
+        )
+    plan.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _results(work: Callable[[str], FrameResult], frame_ids: Sequence[str], workers: int) -> Iterator[FrameResult]:
+    """The results in order, computed in this process or in worker processes."""
+    workers = min(workers, max(len(frame_ids), 1))
+    if workers == 1:
+        yield from map(work, frame_ids)
+        return
+    # Spawned, not forked: this process may already hold threads.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(work, frame_ids)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process was ended from outside, perhaps for want of memory; start again with fewer --workers: "
+            "complete frames are kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> None:
+    """Writes the files of a frame, each verified by reading it back; the label comes last."""
+    mapping = mapping_to_disk(frame.mapping)
+    contents: dict[str, dict[str, NDArray[Any]]] = {
+        "TSDF": {"arr_0": frame.tsdf, "arr_1": frame.label_weight},
+        "Mapping": {"arr_0": mapping},
+        "Label": {"arr_0": frame.label},
+    }
+    if plan.is_flipped:
+        contents["TSDF"] = {"tsdf_lr": flip_tsdf(frame.tsdf), "label_weight": frame.label_weight}
+        contents["Mapping"] = {"arr_1": mapping}
+    for name, path in plan.paths(frame_id).items():
+        _write_verified(path, contents[name])
+
+
+def _write_verified(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}_{path.name}")
+    try:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+        for key, values in arrays.items():
+            stored = files.read_npz_array(temporary, key, grid_shape=GRID_SHAPE)
+            if stored.dtype != values.dtype or not np.array_equal(stored.reshape(-1), values):
+                raise DataError(f"{path}: {key} was read back otherwise than written; check the disk")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
+    """What is wrong with the files of a complete frame; empty where nothing is."""
+    paths = plan.paths(frame_id)
+    try:
+        newest = max(path.stat().st_mtime for path in raw)
+        if newest > min(path.stat().st_mtime for path in paths.values()):
+            return f"{paths['Label']}: older than its raw files"
+        tsdf_key, weight_key, mapping_key = (
+            ("tsdf_lr", "label_weight", "arr_1") if plan.is_flipped else ("arr_0", "arr_1", "arr_0")
+        )
+        read = partial(files.read_npz_array, grid_shape=GRID_SHAPE)
+        label = files.as_label(read(paths["Label"], "arr_0"), paths["Label"])
+        tsdf = files.as_tsdf(read(paths["TSDF"], tsdf_key), paths["TSDF"])
+        weight = files.as_label_weight(read(paths["TSDF"], weight_key), paths["TSDF"])
+        files.as_mapping(read(paths["Mapping"], mapping_key), paths["Mapping"])
+    except (DataError, OSError) as error:
+        return str(error)
+    expected = label_weight_of(label, unflip_tsdf(tsdf) if plan.is_flipped else tsdf)
+    # Unflipping rounds: a voxel at -0.5 may fall on either side.
+    if int((expected.astype(np.bool_) != weight).sum()) > (8 if plan.is_flipped else 0):
+        return f"{paths['TSDF']}: label weight does not follow from label and TSDF"
+    return ""
+
+
+def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
+    """Writes ``<split>.txt``: the frames that are complete, and those listed there before that this run did not see."""
+    path = plan.out / f"{plan.split}.txt"
+    seen = {result.frame_id for result in results}
+    listed = {result.frame_id for result in results if result.outcome != "failed"}
+    if path.is_file():
+        listed |= {frame_id for frame_id in read_id_list(path) if frame_id not in seen}
+    if listed:
+        temporary = path.with_name(f"{_UNFINISHED}{path.name}")
+        temporary.write_text("".join(f"{frame_id}\n" for frame_id in sorted(listed)), encoding="utf-8")
+        os.replace(temporary, path)
+    return len(listed)

@@ -1,0 +1,220 @@
+"""The check of a whole set: every frame is read once, and everything that is wrong is reported by frame."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.data.sets.files import DataError, missing_file
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.splits import repeated_ids, some
+
+PUBLISHED_LISTS = ("train", "test", "val")
+"""The lists that are checked where none is named and the set has them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something wrong with a set. ``frame_id`` is empty where it is about a list."""
+
+    frame_id: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.frame_id}: {self.message}" if self.frame_id else self.message
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitStatistics:
+    """Counts over the readable frames of a list, each frame counted once.
+
+    Attributes:
+        frames: how many are listed and how many of them could be read.
+        scored: [frames] scored voxels (label weight set, label not 255; without labels: label weight set).
+        hit: [frames] voxels that a pixel hits.
+        classes: [12] scored voxels of each class; zeros without labels.
+        occupied: voxels of class 1..11, scored or not.
+        num_voxels: voxels of a frame.
+    """
+
+    num_listed: int
+    num_read: int
+    scored: NDArray[np.int64]
+    hit: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    occupied: int
+    num_voxels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SetReport:
+    """What ``check_set`` found. ``statistics`` is empty after a quick check."""
+
+    problems: tuple[Problem, ...]
+    num_frames: int
+    statistics: dict[str, SplitStatistics]
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.problems
+
+    def raise_if_broken(self, limit: int = 20) -> None:
+        """Raises DataError naming every problem (the first ``limit`` in full) unless the set is clean."""
+        if self.problems:
+            raise DataError("\n".join(self._problem_lines(limit)))
+
+    def describe(self, limit: int | None = None) -> str:
+        """The report as text: statistics of each list, then the problems (at most ``limit`` of them)."""
+        lines = [line for name, counts in self.statistics.items() for line in _statistics_lines(name, counts)]
+        if self.problems:
+            return "\n".join([*lines, *self._problem_lines(limit)])
+        return "\n".join([*lines, f"{self.num_frames} frames checked, no problems"])
+
+    def _problem_lines(self, limit: int | None) -> list[str]:
+        frames = {problem.frame_id for problem in self.problems if problem.frame_id}
+        shown = self.problems if limit is None else self.problems[:limit]
+        head = f"{len(self.problems)} problems, {len(frames)} of {self.num_frames} frames affected:"
+        lines = [head, *(f"  {problem}" for problem in shown)]
+        rest = sorted({problem.frame_id for problem in self.problems[len(shown) :]} - {""})
+        if len(shown) < len(self.problems):
+            lines.append(f"  and {len(self.problems) - len(shown)} more, of {some(rest, limit=1000)}")
+        return lines
+
+
+def check_set(
+    folder: FrameSource,
+    split_names: Sequence[str] = (),
+    *,
+    quick: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+) -> SetReport:
+    """Reads every frame of the lists once and reports what is missing, unreadable or wrong, by frame.
+
+    Reported are files that are missing, unreadable, of the wrong shape, type or values; frames that are in a list
+    twice; frames of ``val.txt`` that are not in ``train.txt`` where that is checked; frames of ``test.txt`` that are
+    in another list; lists that are empty or hold lines which are no ids.
+
+    Args:
+        split_names: names of lists; none: those of train, test and val that the set has.
+        quick: only look whether every file is there; reads none, so it costs next to nothing.
+        workers: threads; 0 is one a core (decompression runs beside Python).
+        progress: show a progress bar on standard error.
+
+    Raises:
+        DataError: a named list is missing, or none is named and the set has none.
+    """
+    names = list(dict.fromkeys(split_names)) or [name for name in PUBLISHED_LISTS if folder.has_split(name)]
+    if not names:
+        folder.list_path("train")  # raises, naming the lists that are there
+    with_validation = [
+        *names,
+        *(["val"] if "train" in names and "val" not in names and folder.has_split("val") else []),
+    ]
+    all_lists, problems = _read_lists(folder, with_validation)
+    problems += _list_problems(folder, all_lists)
+    listed = {name: ids for name, ids in all_lists.items() if name in names}
+    frame_ids = list(dict.fromkeys(frame_id for ids in listed.values() for frame_id in ids))
+    if quick:
+        missing = ((frame_id, path) for frame_id in frame_ids for path in folder.missing_files(frame_id))
+        problems += [Problem(frame_id, str(missing_file(path))) for frame_id, path in missing]
+        return SetReport(tuple(problems), len(frame_ids), {})
+    counts: dict[str, _FrameCounts] = {}
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        results = pool.map(lambda frame_id: _check_frame(folder, frame_id), frame_ids)
+        bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
+        for frame_id, (counted, found) in zip(frame_ids, bar, strict=True):
+            problems += [Problem(frame_id, str(problem)) for problem in found]
+            if counted is not None:
+                counts[frame_id] = counted
+    num_voxels = int(np.prod(folder.grid_shape))
+    statistics = {name: _sum_up(ids, counts, num_voxels=num_voxels) for name, ids in listed.items()}
+    return SetReport(tuple(problems), len(frame_ids), statistics)
+
+
+def _read_lists(folder: FrameSource, names: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
+    listed: dict[str, list[str]] = {}
+    problems = []
+    for name in names:
+        folder.list_path(name)  # a list that is not there is wrong usage, a broken one is a problem of the set
+        try:
+            listed[name] = folder.listed_ids(name)
+        except DataError as error:
+            problems.append(Problem("", str(error)))
+    return listed, problems
+
+
+def _list_problems(folder: FrameSource, listed: dict[str, list[str]]) -> Iterator[Problem]:
+    for name, ids in listed.items():
+        for frame_id in repeated_ids(ids):
+            yield Problem(frame_id, f"{folder.list_path(name)}: is there {ids.count(frame_id)} times; keep one")
+    if "train" in listed and "val" in listed:
+        for frame_id in sorted(set(listed["val"]) - set(listed["train"])):
+            yield Problem(frame_id, f"{folder.list_path('val')}: is not in train.txt; correct one of the lists")
+    for name in listed:
+        if "test" in listed and name != "test":
+            for frame_id in sorted(set(listed["test"]) & set(listed[name])):
+                yield Problem(frame_id, f"{folder.list_path('test')}: is in {name}.txt too; take it out of one")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FrameCounts:
+    scored: int
+    hit: int
+    occupied: int
+    classes: NDArray[np.int64]
+
+
+def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_FrameCounts | None, list[DataError]]:
+    frame, problems = folder.read_with_problems(frame_id)
+    return (None if frame is None else _count(frame)), problems
+
+
+def _count(frame: Frame) -> _FrameCounts:
+    hit = int((frame.mapping != UNMAPPED).sum())
+    if frame.label is None:
+        return _FrameCounts(int(frame.label_weight.sum()), hit, 0, np.zeros(NUM_CLASSES, dtype=np.int64))
+    scored = frame.label_weight & (frame.label != IGNORE_LABEL)
+    occupied = int(((frame.label > 0) & (frame.label != IGNORE_LABEL)).sum())
+    classes = np.bincount(frame.label[scored], minlength=NUM_CLASSES)
+    return _FrameCounts(int(scored.sum()), hit, occupied, classes)
+
+
+def _sum_up(ids: list[str], counts: dict[str, _FrameCounts], *, num_voxels: int) -> SplitStatistics:
+    unique = list(dict.fromkeys(ids))
+    read = [counts[frame_id] for frame_id in unique if frame_id in counts]
+    return SplitStatistics(
+        num_listed=len(unique),
+        num_read=len(read),
+        scored=np.array([entry.scored for entry in read], dtype=np.int64),
+        hit=np.array([entry.hit for entry in read], dtype=np.int64),
+        classes=sum((entry.classes for entry in read), np.zeros(NUM_CLASSES, dtype=np.int64)),
+        occupied=sum(entry.occupied for entry in read),
+        num_voxels=num_voxels,
+    )
+
+
+def _statistics_lines(name: str, counts: SplitStatistics) -> list[str]:
+    lines = [f"{name}: {counts.num_listed} frames, {counts.num_read} of them readable"]
+    if not counts.num_read:
+        return lines
+    total = counts.num_read * counts.num_voxels
+    for title, values in (("scored voxels", counts.scored), ("hit voxels", counts.hit)):
+        lines.append(
+            f"  {title:<15} {values.sum():>12,}  {values.sum() / total:6.1%} of the grid;"
+            f"  a frame: mean {values.mean():,.0f}, min {values.min():,}, max {values.max():,}"
+        )
+    lines.append(f"  {'occupied voxels':<15} {counts.occupied:>12,}  {counts.occupied / total:6.1%} of the grid")
+    num_scored = max(int(counts.classes.sum()), 1)
+    lines.append("  scored voxels by class:")
+    lines += [
+        f"    {class_name:<13} {number:>12,}  {number / num_scored:6.1%}"
+        for class_name, number in zip(CLASS_NAMES, counts.classes.tolist(), strict=True)
+    ]
+    return lines

@@ -1,0 +1,303 @@
+"""A packed set: all frames of a set in one file that is read where it lies, without unpacking archives.
+
+The file is in the safetensors format, so it is memory-mapped: processes share it, and only what is read is loaded.
+``packing.pack_set`` makes it. Arrays, F frames, sizes and bits as in ``compact.CompactFrame``::
+
+    tsdf          [F, X, H, Y] float16 or float32     hits         [N, 2] int32, those of all frames in turn
+    label_weight  [F, ceil(V / 8)] uint8              hit_offsets  [F + 1] int64: frame f has hits[o[f] : o[f + 1]]
+    label         [F, ceil(V / 2)] uint8, optional    checksums    [F, 6] uint32, CRC-32 of a frame's part of
+    label_map     [F, 480, 320] uint8, optional                    tsdf, label_weight, label, label_map, image, hits
+    image         [F, 480, 640, 3] uint8, optional                 (0 where there is none)
+
+Metadata of the file: ``format``, ``version``, and ``set``, a ``PackedHeader`` as JSON.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.splits import check_list_name, parse_frame_id, repeated_ids, some
+
+PACKED_FORMAT = "ammnet_sparse packed set"
+PACKED_VERSION = "1"
+FRAME_ARRAYS = ("tsdf", "label_weight", "label", "label_map", "image")
+"""Arrays with one size for all frames."""
+CHECKED_ARRAYS = (*FRAME_ARRAYS, "hits")
+"""Columns of ``checksums``."""
+OPTIONAL_ARRAYS = ("label", "label_map", "image")
+
+SAFETENSORS_TYPES = {
+    "float16": "F16",
+    "float32": "F32",
+    "uint8": "U8",
+    "uint32": "U32",
+    "int32": "I32",
+    "int64": "I64",
+}
+"""How the format calls types."""
+
+_PACK_AGAIN = "make it again with tools/pack_data.py"
+
+
+class PackedHeader(pydantic.BaseModel):
+    """What a packed set says about itself.
+
+    Attributes:
+        dataset: layout that it was made from.
+        grid_shape: voxels along (X, height, Y).
+        frame_ids: the frames in the order of the arrays.
+        lists: ids of ``train``, ``test``, ``val`` and others.
+        tsdf_error: largest difference between a stored TSDF and that of the files; 0 where it is exact.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Literal["nyu", "nyucad"]
+    grid_shape: tuple[int, int, int]
+    frame_ids: list[str]
+    lists: dict[str, list[str]]
+    tsdf_error: float
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "PackedHeader":
+        if repeated := repeated_ids(self.frame_ids):
+            raise ValueError(f"frame_ids: expected every frame once, found {some(repeated)} more than once")
+        for name, ids in self.lists.items():
+            if stray := sorted(set(ids) - set(self.frame_ids)):
+                raise ValueError(f"lists: expected frames of the file in {name}, found {some(stray)}")
+        return self
+
+
+class PackedFrames:
+    """The frames of a packed set; the same to its users as ``layout.FrameFolder``. Can be sent to other processes.
+
+    Args:
+        root: the file.
+        dataset: what the set must have been made from.
+        read_image: read colour images; None: where the file has them.
+        read_label_map: read 2D label maps; None: likewise.
+        grid_shape: voxels along (X, height, Y) that it must have.
+
+    Raises:
+        DataError: no packed set, a damaged one, or one that lacks what is asked for.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        dataset: Literal["nyu", "nyucad"] = "nyu",
+        read_image: bool | None = None,
+        read_label_map: bool | None = None,
+        grid_shape: tuple[int, int, int] = GRID_SHAPE,
+    ) -> None:
+        self.root = Path(root)
+        self._open()
+        self.dataset = self.header.dataset
+        if dataset != self.dataset:
+            raise DataError(
+                f"{self.root}: expected a set made from dataset {dataset}, found {self.dataset}; "
+                f"choose dataset {self.dataset}, or another file"
+            )
+        self.grid_shape = self.header.grid_shape
+        if tuple(grid_shape) != self.grid_shape:
+            raise DataError(
+                f"{self.root}: expected voxels (X, height, Y) = {tuple(grid_shape)}, found {self.grid_shape}; "
+                "use a set made for the grid"
+            )
+        self.has_labels = "label" in self._arrays
+        self.reads_image = self._decide(read_image, "image", "colour images, which tools/pack_data.py adds on --images")
+        self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_OPEN_FILE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def has_split(self, split: str) -> bool:
+        """Whether the file has a list of that name."""
+        check_list_name(split)
+        return split in self.header.lists
+
+    def frame_ids(self, split: str) -> list[str]:
+        """The ids of a list in its order. Raises DataError where there is none of that name."""
+        self.list_path(split)
+        return list(self.header.lists[split])
+
+    def listed_ids(self, split: str) -> list[str]:
+        """As ``frame_ids``: lists with repetitions are not packed."""
+        return self.frame_ids(split)
+
+    def list_path(self, split: str) -> Path:
+        """A name of a list for messages, no path of a file. Raises DataError where there is no such list."""
+        if not self.has_split(split):
+            raise DataError(
+                f"{self.root}: expected a list of frame ids {split}, found lists {sorted(self.header.lists)}; name "
+                "another split, or pack the set again with that list"
+            )
+        return self.root / f"{split}.txt"
+
+    def has_frame(self, frame_id: str) -> bool:
+        """Whether the file holds the frame."""
+        return parse_frame_id(frame_id, source="frame_id") in self._index
+
+    def missing_files(self, frame_id: str) -> list[Path]:
+        """Empty for every frame of the file."""
+        return [] if self.has_frame(frame_id) else [self.root / frame_id]
+
+    def read(self, frame_id: str) -> Frame:
+        """A frame, in arrays of its own. Its content was checked when it was packed, and is by ``read_with_problems``.
+
+        Raises:
+            DataError: no such frame in the file, or a damaged one.
+        """
+        compact = self.read_compact(frame_id)
+        try:
+            return compact.unpack()
+        except IndexError as error:
+            raise self._damaged(frame_id, "hits") from error
+
+    def read_compact(self, frame_id: str) -> CompactFrame:
+        """The arrays of a frame as the file has them, copied. Raises DataError where there is no such frame."""
+        frame_id = parse_frame_id(frame_id, source="frame_id")
+        if frame_id not in self._index:
+            raise DataError(f"{self.root}: expected frames of the set, found unknown id {frame_id}; correct the id")
+        index = self._index[frame_id]
+        start, end = self._hit_offsets[index : index + 2].tolist()
+        return CompactFrame(
+            frame_id=frame_id,
+            tsdf=self._arrays["tsdf"][index],
+            hits=self._arrays["hits"][start:end] if end > start else np.empty((0, 2), dtype=np.int32),
+            label_weight=self._arrays["label_weight"][index],
+            label=self._arrays["label"][index] if self.has_labels else None,
+            label_map=self._arrays["label_map"][index] if self.reads_label_map else None,
+            image=self._arrays["image"][index] if self.reads_image else None,
+            tsdf_is_flipped=self.dataset == "nyucad",
+        )
+
+    def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
+        """As ``read``, after a comparison with the checksums; None and the damaged arrays where they differ."""
+        try:
+            compact = self.read_compact(frame_id)
+        except DataError as error:
+            return None, [error]
+        expected = self.checksums_of(frame_id)
+        problems = [
+            self._damaged(frame_id, name) for name, found in checksums(compact).items() if found != expected[name]
+        ]
+        return (None, problems) if problems else (compact.unpack(), [])
+
+    def checksums_of(self, frame_id: str) -> dict[str, int]:
+        """The stored checksums of a frame by array."""
+        row = self._checksums[self._index[parse_frame_id(frame_id, source="frame_id")]]
+        return dict(zip(CHECKED_ARRAYS, row.tolist(), strict=True))
+
+    def array_sizes(self) -> dict[str, tuple[str, int]]:
+        """Type and bytes of every array of the file."""
+        types = {code: np.dtype(name) for name, code in SAFETENSORS_TYPES.items()}
+        kinds = {name: (types[array.get_dtype()], array.get_shape()) for name, array in self._arrays.items()}
+        return {name: (str(kind), kind.itemsize * int(np.prod(shape))) for name, (kind, shape) in kinds.items()}
+
+    def _open(self) -> None:
+        try:
+            self._file = safe_open(self.root, framework="numpy")
+            metadata = self._file.metadata() or {}
+            self.header = _read_header(self.root, metadata)
+            self._arrays = {name: self._file.get_slice(name) for name in self._file.keys()}
+            self._check_arrays()
+            self._hit_offsets: NDArray[np.int64] = self._file.get_tensor("hit_offsets")
+            self._checksums: NDArray[np.uint32] = self._file.get_tensor("checksums")
+        except FileNotFoundError as error:
+            raise DataError(f"{self.root}: expected a packed set, found no file; check the path") from error
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{self.root}: expected a packed set, found a damaged or other file ({error}); {_PACK_AGAIN}"
+            ) from error
+        num_hits = self._arrays["hits"].get_shape()[0]
+        offsets = self._hit_offsets
+        if offsets[0] != 0 or offsets[-1] != num_hits or (np.diff(offsets) < 0).any():
+            raise DataError(f"{self.root}: hit_offsets: expected ascending 0..{num_hits}, found others; {_PACK_AGAIN}")
+        self._index = {frame_id: index for index, frame_id in enumerate(self.header.frame_ids)}
+
+    def _check_arrays(self) -> None:
+        found = {name: (array.get_dtype(), array.get_shape()) for name, array in self._arrays.items()}
+        tsdf_type = "float32" if found.get("tsdf", ("", []))[0] == "F32" else "float16"
+        num_hits = found["hits"][1][0] if "hits" in found else 0
+        expected = {
+            name: (SAFETENSORS_TYPES[str(kind)], list(shape))
+            for name, (kind, shape) in file_arrays(self.header, tsdf_type=tsdf_type, num_hits=num_hits).items()
+            if name in found or name not in OPTIONAL_ARRAYS
+        }
+        wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        if wrong:
+            name = min(wrong)
+            raise DataError(
+                f"{self.root}: {name}: expected {expected.get(name, 'no such array')}, "
+                f"found {found.get(name, 'none')}; {_PACK_AGAIN}"
+            )
+
+    def _decide(self, wanted: bool | None, name: str, what: str) -> bool:
+        if wanted and name not in self._arrays:
+            raise DataError(
+                f"{self.root}: expected {what}, found none; pack the set again with them, or choose a model that does "
+                "not read them"
+            )
+        return name in self._arrays if wanted is None else wanted
+
+    def _damaged(self, frame_id: str, name: str) -> DataError:
+        return DataError(
+            f"{self.root}: {name} of frame {frame_id}: expected what was packed, found other bytes; "
+            f"{_PACK_AGAIN}, or copy the file again"
+        )
+
+
+_OF_THE_OPEN_FILE = ("_file", "_arrays", "_hit_offsets", "_checksums", "_index", "header")
+
+
+def file_arrays(
+    header: PackedHeader, *, tsdf_type: str, num_hits: int
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of every array that a file may have, in the order in which they are written."""
+    num_frames = len(header.frame_ids)
+    of_frame = compact_shapes(header.grid_shape, tsdf_type=tsdf_type)
+    return {
+        "hit_offsets": (np.dtype(np.int64), (num_frames + 1,)),
+        "checksums": (np.dtype(np.uint32), (num_frames, len(CHECKED_ARRAYS))),
+        **{name: (kind, (num_frames, *shape)) for name, (kind, shape) in of_frame.items()},
+        "hits": (np.dtype(np.int32), (num_hits, 2)),
+    }
+
+
+def checksums(frame: CompactFrame) -> dict[str, int]:
+    """CRC-32 of each array that a frame has."""
+    arrays = {name: getattr(frame, name) for name in CHECKED_ARRAYS}
+    return {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in arrays.items() if array is not None}
+
+
+def _read_header(path: Path, metadata: dict[str, str]) -> PackedHeader:
+    if metadata.get("format") != PACKED_FORMAT:
+        raise DataError(
+            f"{path}: expected a packed set, found another safetensors file with metadata {sorted(metadata)}; name a "
+            "set's folder, or a file made by tools/pack_data.py"
+        )
+    if metadata.get("version") != PACKED_VERSION:
+        raise DataError(
+            f"{path}: expected version {PACKED_VERSION} of packed sets, found {metadata.get('version')!r}; "
+            f"{_PACK_AGAIN}"
+        )
+    try:
+        return PackedHeader.model_validate_json(metadata.get("set", ""))
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise DataError(f"{path}: expected the description of a packed set, found {problem}; {_PACK_AGAIN}") from error

@@ -1,0 +1,299 @@
+"""Making a packed set (``packed.py``): frames are read by threads and written one by one, so memory stays small.
+
+The file grows under another name. Before it gets its own, every frame is read back from it and compared.
+"""
+
+import dataclasses
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.sets.check import PUBLISHED_LISTS, Problem, SetReport
+from ammnet_sparse.data.sets.compact import CompactFrame
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.packed import (
+    CHECKED_ARRAYS,
+    FRAME_ARRAYS,
+    PACKED_FORMAT,
+    PACKED_VERSION,
+    SAFETENSORS_TYPES,
+    PackedFrames,
+    PackedHeader,
+    checksums,
+    file_arrays,
+)
+
+TsdfStorage = Literal["exact", "float16"]
+"""``exact``: float16 where that holds every value of every frame, else float32. ``float16``: rounded."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class BrokenFramesError(DataError):
+    """Frames of the set cannot be read; the message names them all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSummary:
+    """What ``pack_set`` wrote.
+
+    Attributes:
+        path: the file.
+        lists: number of frames by list.
+        num_frames: frames of the file.
+        num_bytes: its size.
+        arrays: type and bytes of each array.
+        tsdf_error: largest difference between stored and read TSDF.
+    """
+
+    path: Path
+    lists: dict[str, int]
+    num_frames: int
+    num_bytes: int
+    arrays: dict[str, tuple[str, int]]
+    tsdf_error: float
+
+    def describe(self) -> str:
+        """Size, frames, and bytes of a frame by array."""
+        lists = ", ".join(f"{name} {count}" for name, count in self.lists.items())
+        lines = [
+            f"{self.path}: {self.num_frames} frames ({lists}), {self.num_bytes / 1e6:.1f} MB",
+            f"  {'array':<13} {'type':<8} {'bytes a frame':>13} {'MB':>8}",
+        ]
+        for name, (kind, size) in self.arrays.items():
+            lines.append(f"  {name:<13} {kind:<8} {size / self.num_frames:>13,.0f} {size / 1e6:>8.1f}")
+        error = f"rounded by at most {self.tsdf_error:.2g}" if self.tsdf_error else "exactly as in the files"
+        return "\n".join([*lines, f"TSDF {error}; every frame was read back and compared"])
+
+
+def pack_set(
+    source: FrameSource,
+    out: Path,
+    *,
+    splits: Sequence[str] = (),
+    tsdf: TsdfStorage = "exact",
+    overwrite: bool = False,
+    workers: int = 0,
+    progress: bool = True,
+) -> PackedSummary:
+    """Packs the frames of a set's lists into one file, with all that ``source`` reads of them.
+
+    Args:
+        splits: names of lists; none: those of train, test and val that the set has. ``val`` comes with ``train``.
+        tsdf: how TSDFs are stored.
+        overwrite: replace a file that is there.
+        workers: threads; 0 is one a core.
+        progress: show progress bars on standard error.
+
+    Raises:
+        BrokenFramesError: frames that cannot be read, all of them named; nothing is written.
+        DataError: no such list, or a file that is there already.
+        OSError: the file cannot be written.
+    """
+    if out.exists() and not (overwrite and out.is_file()):
+        raise DataError(f"{out}: expected no file yet, found one; choose another name, or overwrite it on request")
+    lists = {name: source.frame_ids(name) for name in _list_names(source, splits)}
+    header = PackedHeader(
+        dataset=source.dataset,
+        grid_shape=source.grid_shape,
+        frame_ids=list(dict.fromkeys(frame_id for ids in lists.values() for frame_id in ids)),
+        lists=lists,
+        tsdf_error=0.0,
+    )
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    workers = workers or os.cpu_count() or 1
+    try:
+        try:
+            is_exact = tsdf == "exact"
+            _write(source, unfinished, header, "float16", is_exact=is_exact, workers=workers, progress=progress)
+        except _InexactError:
+            _write(source, unfinished, header, "float32", is_exact=True, workers=workers, progress=progress)
+        summary = _verify(source, unfinished, workers=workers, progress=progress)
+        os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return dataclasses.replace(summary, path=out)
+
+
+def _list_names(source: FrameSource, splits: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(splits)) or [name for name in PUBLISHED_LISTS if source.has_split(name)]
+    if not names:
+        source.list_path("train")  # raises, naming the lists that are there
+    # Which training frames are kept for validation must stay as it is in the folder.
+    if "train" in names and "val" not in names and source.has_split("val"):
+        names.append("val")
+    return names
+
+
+class _InexactError(Exception):
+    """A TSDF that float16 does not hold, where it must be exact."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    frame: CompactFrame
+    tsdf_error: float
+    checksums: dict[str, int]
+
+
+def _write(
+    source: FrameSource,
+    path: Path,
+    header: PackedHeader,
+    tsdf_type: str,
+    *,
+    is_exact: bool,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Writes all frames; raises ``_InexactError`` at the first TSDF that is not exact and shall be."""
+
+    def pack(frame_id: str) -> _Packed | list[DataError]:
+        frame, problems = source.read_with_problems(frame_id)
+        return problems if frame is None else _pack(frame, tsdf_type)
+
+    ids = header.frame_ids
+    problems: list[Problem] = []
+    tsdf_error = 0.0
+    with path.open("wb") as file:
+        writer = _Writer(file, header, _present_arrays(source), tsdf_type=tsdf_type)
+        bar = tqdm(_in_order(pack, ids, workers), total=len(ids), desc="packing", unit="frame", disable=not progress)
+        for frame_id, packed in zip(ids, bar, strict=True):
+            if isinstance(packed, list):
+                problems += [Problem(frame_id, str(problem)) for problem in packed]
+                continue
+            if is_exact and packed.tsdf_error:
+                raise _InexactError
+            tsdf_error = max(tsdf_error, packed.tsdf_error)
+            if not problems:
+                writer.add(packed)
+        if problems:
+            report = SetReport(tuple(problems), len(ids), {})
+            raise BrokenFramesError(f"nothing was packed:\n{report.describe(limit=20)}")
+        writer.finish(tsdf_error)
+
+
+def _pack(frame: Frame, tsdf_type: str) -> _Packed:
+    compact = CompactFrame.pack(frame, tsdf_type=tsdf_type)
+    unpacked = compact.unpack()
+    for name in ("mapping", "label_weight", "label", "label_map"):
+        if not np.array_equal(getattr(unpacked, name), getattr(frame, name)):
+            raise RuntimeError(f"frame {frame.frame_id}: {name} changes when it is packed; this is a defect, report it")
+    error = float(np.abs(unpacked.tsdf - frame.tsdf).max())
+    return _Packed(compact, error, checksums(compact))
+
+
+def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) -> PackedSummary:
+    """Reads every frame back and compares its arrays with what was made of it. Raises DataError where they differ."""
+    packed = PackedFrames(path, dataset=source.dataset, grid_shape=source.grid_shape)
+    ids = packed.header.frame_ids
+    results = _in_order(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers)
+    for problems in tqdm(results, total=len(ids), desc="verifying", unit="frame", disable=not progress):
+        if problems:
+            raise OSError(f"{problems[0]}\nthe file did not take what was written to it; check the disk")
+    return PackedSummary(
+        path=path,
+        lists={name: len(listed) for name, listed in packed.header.lists.items()},
+        num_frames=len(ids),
+        num_bytes=path.stat().st_size,
+        arrays=packed.array_sizes(),
+        tsdf_error=packed.header.tsdf_error,
+    )
+
+
+class _Writer:
+    """Writes a file in the safetensors format frame by frame; their library wants all arrays at once, in memory.
+
+    The number of hits is not known before the last frame, so their array is the last one, and the header gets room
+    for a larger number and is written in the end, filled up with blanks as the format allows.
+    """
+
+    def __init__(self, file: BinaryIO, header: PackedHeader, present: Sequence[str], *, tsdf_type: str) -> None:
+        self._file = file
+        self._header = header
+        self._present = present
+        self._tsdf_type = tsdf_type
+        self._hit_counts: list[int] = []
+        self._checksums: list[list[int]] = []
+        most_hits = len(header.frame_ids) * int(np.prod(header.grid_shape))
+        room = len(self._header_bytes(num_hits=most_hits, tsdf_error=2 / 3)) + 64
+        self._header_size = -(-room // 8) * 8
+        self._positions: dict[str, int] = {}
+        position = 8 + self._header_size
+        for name, (kind, shape) in self._arrays(num_hits=0).items():
+            self._positions[name] = position
+            position += kind.itemsize * int(np.prod(shape))
+        self._end = position
+
+    def add(self, packed: _Packed) -> None:
+        """Writes the next frame."""
+        index = len(self._hit_counts)
+        for name in FRAME_ARRAYS:
+            if name in self._present:
+                values = getattr(packed.frame, name)
+                self._put(self._positions[name] + index * values.nbytes, values)
+        self._put(self._end, packed.frame.hits)
+        self._end += packed.frame.hits.nbytes
+        self._hit_counts.append(len(packed.frame.hits))
+        self._checksums.append([packed.checksums.get(name, 0) for name in CHECKED_ARRAYS])
+
+    def finish(self, tsdf_error: float) -> None:
+        """Writes what was not known before, and waits until the disk has everything."""
+        offsets = np.concatenate([[0], np.cumsum(self._hit_counts)]).astype(np.int64)
+        self._put(self._positions["hit_offsets"], offsets)
+        self._put(self._positions["checksums"], np.array(self._checksums, dtype=np.uint32))
+        text = self._header_bytes(num_hits=int(offsets[-1]), tsdf_error=tsdf_error).ljust(self._header_size)
+        self._file.seek(0)
+        self._file.write(self._header_size.to_bytes(8, "little") + text)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _put(self, position: int, values: np.ndarray[Any, Any]) -> None:
+        self._file.seek(position)
+        self._file.write(np.ascontiguousarray(values).data)
+
+    def _arrays(self, *, num_hits: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        arrays = file_arrays(self._header, tsdf_type=self._tsdf_type, num_hits=num_hits)
+        return {name: value for name, value in arrays.items() if name not in FRAME_ARRAYS or name in self._present}
+
+    def _header_bytes(self, *, num_hits: int, tsdf_error: float) -> bytes:
+        described = self._header.model_copy(update={"tsdf_error": tsdf_error}).model_dump_json()
+        metadata = {"format": PACKED_FORMAT, "version": PACKED_VERSION, "set": described}
+        entries: dict[str, Any] = {"__metadata__": metadata}
+        start = 0
+        for name, (kind, shape) in self._arrays(num_hits=num_hits).items():
+            end = start + kind.itemsize * int(np.prod(shape))
+            entries[name] = {"dtype": SAFETENSORS_TYPES[str(kind)], "shape": shape, "data_offsets": [start, end]}
+            start = end
+        return json.dumps(entries, separators=(",", ":")).encode()
+
+
+def _present_arrays(source: FrameSource) -> list[str]:
+    is_absent = {
+        "label": not source.has_labels,
+        "label_map": not source.reads_label_map,
+        "image": not source.reads_image,
+    }
+    return [name for name in FRAME_ARRAYS if not is_absent.get(name, False)]
+
+
+def _in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
+    """``function`` of every item by threads, in order, with few results waiting: ``map`` would pile them up."""
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

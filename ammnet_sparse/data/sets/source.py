@@ -1,0 +1,32 @@
+"""Where frames come from: a folder in the published layout, or one packed file. Everything else reads either."""
+
+from pathlib import Path
+from typing import Literal
+
+from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.packed import PackedFrames
+
+
+def open_frames(
+    root: str | Path,
+    *,
+    dataset: Literal["nyu", "nyucad"] = "nyu",
+    read_image: bool | None = None,
+    read_label_map: bool | None = None,
+    grid_shape: tuple[int, int, int] = GRID_SHAPE,
+) -> FrameSource:
+    """The set in ``root``: a packed file (``packed.PackedFrames``), or a folder (``folder.FrameFolder``).
+
+    Args:
+        dataset: layout of a folder; of a packed file, what it was made from.
+        read_image: read colour images; None: where the set has them.
+        read_label_map: read 2D label maps; None: likewise.
+        grid_shape: voxels along (X, height, Y).
+
+    Raises:
+        DataError: no set there, or one that lacks what is asked for.
+    """
+    kind: type[PackedFrames] | type[FrameFolder] = PackedFrames if Path(root).is_file() else FrameFolder
+    return kind(root, dataset=dataset, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)

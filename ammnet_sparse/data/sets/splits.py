@@ -1,0 +1,115 @@
+"""Lists of frame ids, and the frames of a training list that are kept for validation."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.frame_source import FrameSource
+
+_FRAME_ID = re.compile(r"(?:NYU)?(\d{1,4})(?:_0000)?", re.IGNORECASE | re.ASCII)
+_OWN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+def validation_ids(folder: FrameSource, *, split: str, count: int, seed: int) -> list[str]:
+    """The frames of the training list ``split`` that are kept for validation.
+
+    Those of ``val.txt`` where the set has it; else ``count`` frames drawn by ``seed``: the frames with the smallest
+    SHA-256 of ``"seed:frame_id"``, sorted by id. So the draw depends on no library and not on the order of the list.
+
+    Raises:
+        DataError: ``val.txt`` names a frame that is not in ``split``, or no frame would be left for training.
+    """
+    ids = folder.frame_ids(split)
+    if folder.has_split("val"):
+        validation = folder.frame_ids("val")
+        stray = sorted(set(validation) - set(ids))
+        if stray:
+            raise DataError(
+                f"{folder.list_path('val')}: expected frames of {folder.list_path(split).name}, found {some(stray)} "
+                "that are not in it; correct one of the lists"
+            )
+        if len(validation) == len(ids):
+            raise DataError(
+                f"{folder.list_path('val')}: expected fewer frames than {folder.list_path(split).name}, found all "
+                f"{len(ids)}; leave some for training"
+            )
+        return validation
+    if not 0 < count < len(ids):
+        raise DataError(
+            f"validation frames: expected 1..{len(ids) - 1} of the {len(ids)} frames of {folder.list_path(split)}, "
+            f"found {count}; change their number, or add a val.txt"
+        )
+    return sorted(sorted(ids, key=lambda frame_id: hash_of(f"{seed}:{frame_id}"))[:count])
+
+
+def training_ids(folder: FrameSource, *, split: str, count: int, seed: int) -> list[str]:
+    """The frames of ``split`` that ``validation_ids`` leaves, in the order of the list; the same errors."""
+    validation = set(validation_ids(folder, split=split, count=count, seed=seed))
+    return [frame_id for frame_id in folder.frame_ids(split) if frame_id not in validation]
+
+
+def hash_of(text: str) -> int:
+    """A number of 256 bits that depends on ``text`` alone: draws that stay the same in every version of everything."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+
+
+def read_id_list(path: Path) -> list[str]:
+    """The ids of a text file, one a line, blank lines skipped, repetitions included.
+
+    Raises:
+        DataError: unreadable or empty, or a line that is no id.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a text file of frame ids, found {error}; replace it") from error
+    ids = [
+        parse_frame_id(line.strip(), source=f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not ids:
+        raise DataError(f"{path}: expected frame ids, one a line, found an empty list; fill it")
+    return ids
+
+
+def parse_frame_id(text: str, *, source: str) -> str:
+    """The id as file names have it: ``3``, ``NYU0003`` and ``NYU0003_0000`` become ``0003``; own names stay.
+
+    Raises:
+        DataError: anything that could not be part of a file name; ``source`` says where it comes from.
+    """
+    if match := _FRAME_ID.fullmatch(text):
+        return match[1].zfill(4)
+    if not _OWN_NAME.fullmatch(text):
+        raise DataError(f"{source}: expected a frame id such as 0003 or NYU0003, found {text!r}; correct it")
+    return text
+
+
+def check_list_name(split: str) -> None:
+    """Raises DataError where ``split`` could not be the name of a list."""
+    if not _OWN_NAME.fullmatch(split):
+        raise DataError(f"split: expected the name of a list such as 'train', found {split!r}")
+
+
+def repeated_ids(ids: Sequence[str]) -> list[str]:
+    """The ids that are there more than once, sorted."""
+    return sorted(frame_id for frame_id, times in Counter(ids).items() if times > 1)
+
+
+def check_unique(ids: Sequence[str]) -> None:
+    """Raises ValueError where ``ids`` holds no frame, or one more than once."""
+    if not ids:
+        raise ValueError("ids: expected at least one frame, found none")
+    if repeated := repeated_ids(ids):
+        raise ValueError(f"ids: expected every frame once, found {some(repeated)} more than once")
+
+
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    if not names:
+        return "nothing"
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,80 @@
+"""Labels of voxels from SSCNet's raw labels of fine voxels, and the label weight.
+
+Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.02 m, four along each edge of a voxel of
+the grid.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, NUM_CLASSES, VOXEL_SIZE
+from ammnet_sparse.data.volumes import kernels
+from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL
+
+FINE_VOXEL_SIZE = VOXEL_SIZE / FINE_PER_VOXEL
+FINE_GRID_SHAPE = (GRID_SHAPE[0] * FINE_PER_VOXEL, GRID_SHAPE[1] * FINE_PER_VOXEL, GRID_SHAPE[2] * FINE_PER_VOXEL)
+
+RAW_TO_CLASS = np.array(
+    [0, 1, 2, 3, 4, 11, 5, 6, 7, 8, 8, 10, 10, 10, 11, 11, 9, 8, 11]
+    + [11, 11, 11, 11, 11, 11, 11, 11, 10, 10, 11, 8, 10, 11, 9, 11, 11, 11],
+    dtype=np.uint8,
+)
+"""[37] class of every raw label of SSCNet."""
+NUM_RAW_LABELS = len(RAW_TO_CLASS)
+
+
+def classes_from_raw(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Classes 0..11 of raw labels 0..36; 255 stays. Any shape, uint8.
+
+    Raises:
+        ValueError: a label that is neither 0..36 nor 255.
+    """
+    table = np.full(256, NUM_CLASSES, dtype=np.uint8)
+    table[:NUM_RAW_LABELS] = RAW_TO_CLASS
+    table[IGNORE_LABEL] = IGNORE_LABEL
+    classes = table[labels]
+    if (classes == NUM_CLASSES).any():
+        unknown = np.unique(labels[classes == NUM_CLASSES])
+        raise ValueError(
+            f"labels: expected raw labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}"
+        )
+    return classes
+
+
+def downsample_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Classes of voxels from those of their 4x4x4 fine voxels.
+
+    With n0 empty and n255 ignored fine voxels: where ``n0 + n255 > 0.95 * 64`` the most frequent of all 64 values,
+    ties to the smallest; elsewhere the most frequent of 1..11, ties to the smallest.
+
+    Args:
+        labels: [4 X, 4 height, 4 Y] uint8, classes 0..11 or 255 (``classes_from_raw`` comes first).
+
+    Returns:
+        [X, height, Y] uint8.
+
+    Raises:
+        ValueError: axes that are not multiples of 4, another type, or unknown classes.
+    """
+    if labels.ndim != 3 or any(size % FINE_PER_VOXEL for size in labels.shape) or labels.dtype != np.uint8:
+        raise ValueError(
+            f"labels: expected uint8 with three axes that are multiples of {FINE_PER_VOXEL}, "
+            f"found {labels.dtype} {labels.shape}"
+        )
+    x, height, y = (size // FINE_PER_VOXEL for size in labels.shape)
+    classes = np.empty((x, height, y), dtype=np.uint8)
+    if not kernels.vote(np.ascontiguousarray(labels), classes):
+        raise ValueError(
+            f"labels: expected classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}; raw labels go through classes_from_raw"
+        )
+    return classes
+
+
+def label_weight_of(label: NDArray[np.integer], tsdf: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """1 where loss and evaluation look: occupied voxels, and those well behind a surface (tsdf < -0.5).
+
+    Args:
+        label: class 0..11 or 255, any shape.
+        tsdf: not flipped, float32 (of a float16 file the mask differs in places), the same shape.
+    """
+    return (((label > 0) & (label < IGNORE_LABEL)) | (tsdf < -0.5)).astype(np.uint8)

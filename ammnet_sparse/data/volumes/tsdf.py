@@ -1,0 +1,75 @@
+"""The truncated signed distance function (TSDF) of a depth image, and its two conventions on disk.
+
+Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.02 m, four along each edge of a voxel of
+the grid.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, GridShape
+from ammnet_sparse.data.volumes import kernels
+from ammnet_sparse.data.volumes.camera import Camera, checked_depth, checked_origin, checked_pose, intrinsics
+from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL, TRUNCATION
+
+
+def tsdf_from_depth(
+    depth: NDArray[np.floating],
+    *,
+    camera: Camera,
+    pose: ArrayLike,
+    origin: ArrayLike,
+    grid_shape: GridShape = GRID_SHAPE,
+    voxel_size: float = VOXEL_SIZE,
+) -> NDArray[np.float32]:
+    """Truncated signed distance to the observed surface, averaged over 4x4x4 fine voxels. Not flipped.
+
+    Arguments as ``mapping_from_depth``.
+
+    Returns:
+        [X * height * Y] float32 in [-1, 1]: +1 observed free, -1 occluded, 0 unobserved; the distance is Euclidean,
+        between fine voxels, and saturates at 12 of them.
+    """
+    depth, pose, origin = checked_depth(depth), checked_pose(pose), checked_origin(origin)
+    fine_size = voxel_size / FINE_PER_VOXEL
+    surface = np.zeros([size * FINE_PER_VOXEL for size in grid_shape], dtype=np.bool_)
+    kernels.mark_surface(depth, intrinsics(camera), pose, origin, fine_size, surface)
+    squared = truncated_squared_distance(surface)
+    # Rigid inverse: world to camera.
+    rotation, translation = pose[:3, :3].T, -pose[:3, :3].T @ pose[:3, 3]
+    magnitude = np.minimum(1.0, np.sqrt(np.arange(TRUNCATION**2 + 1)) / TRUNCATION)
+    tsdf = np.zeros(grid_shape, dtype=np.float64)
+    kernels.integrate(depth, intrinsics(camera), rotation, translation, origin, fine_size, squared, magnitude, tsdf)
+    return tsdf.astype(np.float32).reshape(-1)
+
+
+def truncated_squared_distance(surface: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Squared Euclidean distance in voxels to the nearest surface voxel, capped at 144 (12 voxels).
+
+    Args:
+        surface: [X, height, Y] bool.
+    """
+    squared = np.empty(surface.shape, dtype=np.uint16)
+    buffer = np.empty(surface.shape, dtype=np.uint16)
+    kernels.distance_along_rows(surface, squared)
+    kernels.distance_along_height(squared, buffer)
+    kernels.distance_along_x(buffer, squared)
+    return squared
+
+
+def flip_tsdf(tsdf: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The flipped convention of SSCNet, DDRNet and NYUCAD's ``tsdf_lr``: ``s * max(0.001, 1 - |t|)``.
+
+    s is the sign of t, and +1 where ``|t| < 0.001``: unobserved and surface both become +1.
+    """
+    magnitude = np.abs(tsdf)
+    sign = np.where((tsdf < 0) & (magnitude >= 0.001), np.float32(-1), np.float32(1))
+    return (sign * np.maximum(0.001, 1 - magnitude)).astype(np.float32)
+
+
+def unflip_tsdf(flipped: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The unflipped convention, ``t = s(1 - |f|)``, as far as flipping kept it.
+
+    Free space comes back as 0.999, occluded space as -0.999; small negative t lose their sign.
+    """
+    return (np.sign(flipped) * (1 - np.abs(flipped))).astype(np.float32)

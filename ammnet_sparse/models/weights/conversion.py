@@ -1,0 +1,284 @@
+"""Weights of the published dense AMMNet under this project's names.
+
+Every weight of a checkpoint is accounted for: renamed, listed as unused with the reason, or an error. Names and
+shapes that are expected come from the dense network itself, built without memory on torch's meta device.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.models.weights.backbones import timm_to_published
+from ammnet_sparse.models.weights.errors import WeightsError
+
+_WRAPPERS = ("model", "state_dict")
+_PREFIX = "module."
+_NAMES_SHOWN = 6
+
+_OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
+"""Parts that a checkpoint may lack as a whole, and how the published names of each begin."""
+
+_MODULES = {
+    "image_encoder.head.projection1": "head.linear_c1.proj",
+    "image_encoder.head.projection2": "head.linear_c2.proj",
+    "image_encoder.head.projection3": "head.linear_c3.proj",
+    "image_encoder.head.projection4": "head.linear_c4.proj",
+    "image_encoder.head.fuse": "head.linear_fuse.0",
+    "image_encoder.head.fuse_norm": "head.linear_fuse.1",
+    "image_encoder.head.classifier": "head.linear_pred",
+    "tsdf_encoder.stem.conv1": "TSDFNet.oper1.0",
+    "tsdf_encoder.stem.norm1": "TSDFNet.oper1.1",
+    "tsdf_encoder.stem.conv2": "TSDFNet.oper1.3",
+    "tsdf_encoder.stem.norm2": "TSDFNet.oper1.4",
+    "tsdf_encoder.stem.conv3": "TSDFNet.oper1.6",
+    "tsdf_encoder.stem.norm3": "TSDFNet.oper1.7",
+    "tsdf_encoder.up_half.conv": "TSDFNet.enc_tsdf.0.0",
+    "tsdf_encoder.up_half.norm": "TSDFNet.enc_tsdf.0.1",
+    "tsdf_encoder.up_full.conv": "TSDFNet.enc_tsdf.1.0",
+    "tsdf_encoder.up_full.norm": "TSDFNet.enc_tsdf.1.1",
+    "decoder.modulation1.scale": "complete.pre_layer_R11",
+    "decoder.modulation1.bias": "complete.pre_layer_R12",
+    "decoder.modulation2.scale": "complete.pre_layer_R21",
+    "decoder.modulation2.bias": "complete.pre_layer_R22",
+    "decoder.modulation3.scale": "complete.pre_layer_R31",
+    "decoder.modulation3.bias": "complete.pre_layer_R32",
+    "decoder.up_half.conv": "complete.classify_semantic.0.0",
+    "decoder.up_half.norm": "complete.classify_semantic.0.1",
+    "decoder.up_full.conv": "complete.classify_semantic.1.0",
+    "decoder.up_full.norm": "complete.classify_semantic.1.1",
+    "decoder.classifier": "complete.classify_semantic.2.1",
+    "decoder.tsdf_down_up.conv": "complete.DownScale.2",
+    "decoder.tsdf_down_up.norm": "complete.DownScale.3",
+    "decoder.tsdf_up.conv": "complete.UpScale.0",
+    "decoder.tsdf_up.norm": "complete.UpScale.1",
+    "discriminator.embed": "disc.conv1",
+    "discriminator.hidden": "disc.linear",
+    "discriminator.score": "disc.logit",
+}
+"""Our module: the published one, for all that stand outside of blocks."""
+
+_BLOCKS = {
+    **{f"tsdf_encoder.stage_half.{index}": f"TSDFNet.completion_layer1.{index}" for index in range(4)},
+    **{f"tsdf_encoder.stage_quarter.{index}": f"TSDFNet.completion_layer2.{index}" for index in range(4)},
+    **{f"decoder.stage_half.{index}": f"complete.semantic_layer1.{index}" for index in range(4)},
+    **{f"decoder.stage_quarter.{index}": f"complete.semantic_layer2.{index}" for index in range(4)},
+    **{f"decoder.tsdf_down.{index}": f"complete.DownScale.{index}" for index in range(2)},
+    **{f"discriminator.blocks.{index}": f"disc.layer{index + 1}" for index in range(4)},
+}
+"""Our DDR block: the published one."""
+
+_IN_BLOCK = {
+    **{f"conv{index}": f"conv{index}" for index in range(1, 6)},
+    **{f"norm{index}": f"bn{index}" for index in range(1, 6)},
+    **{f"down{index}.conv": f"downsample{index}.1" for index in range(2, 5)},
+    **{f"down{index}.norm": f"downsample{index}.2" for index in range(2, 5)},
+    "shortcut.conv": "downsample.1",
+    "shortcut.norm": "downsample.2",
+}
+
+UNUSED_IN_BLOCK = "a DDR block with stride 1 adds its input and pools nothing"
+
+
+class ConversionError(WeightsError):
+    """A checkpoint that is not a dense AMMNet; the message names the weights at fault."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A dense checkpoint under this project's names.
+
+    Attributes:
+        weights: by our names, floating ones in float32; complete but for ``missing_parts``.
+        model_config: the configuration whose network takes them; ``sites: dense``, under which the sparse network
+            equals the dense one. Choices that leave no trace in weights (dropout, frozen encoder) are defaults.
+        unused: published name of every weight that this network has no use for, with the reason.
+        missing_parts: those of image_encoder.backbone, image_encoder.head and discriminator that the
+            checkpoint lacks as a whole.
+    """
+
+    weights: dict[str, Tensor]
+    model_config: ModelConfig
+    unused: dict[str, str]
+    missing_parts: tuple[str, ...]
+
+
+def convert_dense_state_dict(
+    state: Mapping[str, object], *, grid_shape: tuple[int, int, int] = GRID_SHAPE
+) -> Conversion:
+    """Renames the weights of a published dense AMMNet (with SegFormer-B2) and checks every one of them.
+
+    Args:
+        state: published names to tensors, each with or without ``module.`` in front; or a dict that holds this
+            under ``model`` or ``state_dict``. Widths are read off the shapes.
+        grid_shape: voxels along (X, height, Y) that the discriminator was trained on; shapes tell their product only.
+
+    Raises:
+        ConversionError: unknown or missing names, wrong shapes or types, values that are not finite, or entries
+            that are not tensors.
+    """
+    given = _unwrap(state)
+    missing_parts = tuple(
+        part for part, prefix in _OPTIONAL_PARTS.items() if not any(name.startswith(prefix) for name in given)
+    )
+    config = _derive_config(given, grid_shape, has_discriminator="discriminator" not in missing_parts)
+    expected = {
+        name: shape
+        for name, shape in _expected_shapes(config).items()
+        if not any(name.startswith(f"{part}.") for part in missing_parts)
+    }
+    source_of = {name: published_name(name) for name in expected}
+    unused_shapes = dict(_unused_shapes(expected))
+    wanted_shapes = {source: expected[name] for name, source in source_of.items()}
+    _check(given, wanted_shapes, optional_shapes=unused_shapes)
+    weights = {name: _as_stored(given[source]) for name, source in source_of.items()}
+    unused = {name: UNUSED_IN_BLOCK for name in given if name in unused_shapes}
+    return Conversion(weights, config, unused, missing_parts)
+
+
+def published_name(name: str) -> str:
+    """The published name of one of our weights, for example ``complete.pre_layer_R11.weight``.
+
+    Raises:
+        ConversionError: a name that the published network has no counterpart of.
+    """
+    backbone = "image_encoder.backbone."
+    if name.startswith(backbone):
+        return "encoder." + timm_to_published(name.removeprefix(backbone))
+    module, _, kind = name.rpartition(".")
+    if module in _MODULES:
+        return f"{_MODULES[module]}.{kind}"
+    for block, published_block in _BLOCKS.items():
+        if module.startswith(f"{block}."):
+            inner = module.removeprefix(f"{block}.")
+            if inner in _IN_BLOCK:
+                return f"{published_block}.{_IN_BLOCK[inner]}.{kind}"
+    raise ConversionError(f"{name}: the published dense AMMNet has no such weight")
+
+
+def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """Published names to tensors, without wrapping dict and prefix."""
+    for key in _WRAPPERS:
+        inner = state.get(key)
+        if isinstance(inner, Mapping):
+            return _unwrap(inner)
+    given: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ConversionError(
+                f"{name}: expected a tensor, found {type(value).__name__}; pass the network's state_dict, alone or "
+                "under the key 'model' or 'state_dict'"
+            )
+        short = name.removeprefix(_PREFIX)
+        if short in given:
+            raise ConversionError(f"{short}: given twice, with and without the prefix {_PREFIX!r}")
+        given[short] = value
+    if not given:
+        raise ConversionError("expected the weights of a dense AMMNet, found an empty dict")
+    return given
+
+
+def _derive_config(
+    given: Mapping[str, Tensor], grid_shape: tuple[int, int, int], *, has_discriminator: bool
+) -> ModelConfig:
+    def channels(name: str, axis: int) -> int:
+        if name not in given:
+            raise ConversionError(f"{name}: missing; the widths of the network are read off it")
+        if given[name].ndim != 5:
+            raise ConversionError(f"{name}: expected 5 axes, found {list(given[name].shape)}")
+        return given[name].shape[axis]
+
+    classifier = "complete.classify_semantic.2.1.weight"
+    values = {
+        "width": channels(classifier, 1),
+        "num_classes": channels(classifier, 0),
+        "stem_widths": (channels("TSDFNet.oper1.0.weight", 0), channels("TSDFNet.oper1.3.weight", 0)),
+        "grid_shape": grid_shape,
+        "image_encoder": "segformer_b2",
+        "sites": "dense",
+    }
+    if has_discriminator:
+        values["discriminator_width"] = channels("disc.conv1.weight", 0)
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        reasons = "; ".join(problem["msg"] for problem in error.errors())
+        raise ConversionError(f"the shapes of the weights give no valid network: {reasons}") from error
+
+
+def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Names and shapes of all weights of the network that the configuration describes."""
+    # An encoder that is not frozen: a frozen one without weights warns.
+    with torch.device("meta"):
+        network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
+    return {name: value.shape for name, value in network.state_dict().items()}
+
+
+def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
+    """Published names and shapes of the poolings' weights that blocks with stride 1 carry along."""
+    for block, published_block in _BLOCKS.items():
+        if f"{block}.conv1.weight" not in expected or f"{block}.shortcut.conv.weight" in expected:
+            continue
+        planes = expected[f"{block}.conv1.weight"][0]
+        for index in range(2, 5):
+            yield f"{published_block}.downsample{index}.1.weight", torch.Size((planes, planes, 1, 1, 1))
+            for kind in ("weight", "bias", "running_mean", "running_var"):
+                yield f"{published_block}.downsample{index}.2.{kind}", torch.Size((planes,))
+            yield f"{published_block}.downsample{index}.2.num_batches_tracked", torch.Size(())
+
+
+def _check(
+    given: Mapping[str, Tensor],
+    wanted_shapes: Mapping[str, torch.Size],
+    *,
+    optional_shapes: Mapping[str, torch.Size],
+) -> None:
+    """Raises one error that names everything unknown, missing or unusable."""
+    known = {**optional_shapes, **wanted_shapes}
+    unknown = [name for name in given if name not in known]
+    missing = [name for name in wanted_shapes if name not in given]
+    misshapen = [
+        f"{name} (expected {list(known[name])}, found {list(value.shape)})"
+        for name, value in given.items()
+        if name in known and value.shape != known[name]
+    ]
+    unusable = [
+        f"{name} ({value.dtype})"
+        for name, value in given.items()
+        if name in known and value.is_floating_point() == name.endswith("num_batches_tracked")
+    ]
+    not_finite = [
+        name for name, value in given.items() if name in wanted_shapes and not bool(torch.isfinite(value).all())
+    ]
+    problems = [
+        f"{title}: {_some(names)}"
+        for title, names in (
+            ("unknown names", unknown),
+            ("missing names", missing),
+            ("wrong shapes", misshapen),
+            ("wrong types", unusable),
+            ("infinite or not a number", not_finite),
+        )
+        if names
+    ]
+    if problems:
+        raise ConversionError(
+            "expected the weights of a dense AMMNet as published (image encoder and discriminator may be absent as "
+            "a whole); found " + "; ".join(problems)
+        )
+
+
+def _as_stored(value: Tensor) -> Tensor:
+    if value.is_floating_point():
+        return value.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+    return value.detach().to("cpu", torch.int64).clone()
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

@@ -1,0 +1,248 @@
+"""Pictures for people: a prediction beside the truth, seen from the camera's side and from above."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ammnet_sparse.data.grid import (
+    CLASS_NAMES,
+    CLASSES,
+    EMPTY_LABEL,
+    IGNORE_COLOR,
+    IGNORE_LABEL,
+    NUM_CLASSES,
+    NUM_LABEL_MAP_CLASSES,
+)
+from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
+
+Rgb = tuple[int, int, int]
+
+ERROR_COLORS: dict[str, Rgb] = {
+    "right class": (205, 205, 205),
+    "wrong class": (247, 183, 51),
+    "missed": (51, 105, 222),
+    "invented": (214, 51, 51),
+}
+"""How the view of errors paints a voxel: both occupied (right or wrong class), only the truth, only the prediction."""
+
+_CEILING = CLASS_NAMES.index("ceiling")
+# The published 2D label maps have void and NYU's 13 classes in alphabetical order (checked against the labels of the
+# mapped voxels); books and pictures are objects in 3D.
+_LABEL_MAP_CLASSES = (
+    "bed", "objects", "ceiling", "chair", "floor", "furniture", "objects",
+    "objects", "sofa", "table", "tvs", "wall", "window",
+)  # fmt: skip
+_VOID_COLOR = (235, 235, 235)
+_WHITE, _INK, _GREY = (255, 255, 255), (32, 32, 32), (120, 120, 120)
+_GAP, _TEXT_SIZE, _LINE_HEIGHT, _SWATCH = 12, 15, 24, 14
+
+
+def render_comparison(
+    prediction: NDArray[np.uint8],
+    truth: NDArray[np.uint8] | None = None,
+    *,
+    image: NDArray[np.uint8] | None = None,
+    label_map: NDArray[np.uint8] | None = None,
+    visible_mask: NDArray[np.bool_] | None = None,
+    hide_ceiling: bool = True,
+    panel_size: int = 360,
+    title: str = "",
+) -> NDArray[np.uint8]:
+    """One picture: the input, the prediction, the truth and the errors, each from the camera's side and from above.
+
+    Both views show X growing to the right. From the camera's side height points up; from above, Y (away from the
+    camera) does. Cubes are coloured by class, with a legend below; errors as ``ERROR_COLORS`` say. The pale plane is
+    the bottom of the grid.
+
+    Args:
+        prediction: [X, H, Y] uint8, class 0..11; 255 is not drawn.
+        truth: the same; voxels of 255 are drawn nowhere in the errors. None: no truth and no errors are shown.
+        image: [rows, columns, 3] uint8 RGB, the input image.
+        label_map: [rows, columns] uint8, the 2D prediction, 0..13.
+        visible_mask: [X, H, Y] bool, the voxels to draw, for instance the scored ones; None: all.
+        hide_ceiling: leave out the ceiling, so that one can look into the room.
+        panel_size: edge of one view in pixels.
+        title: a line above the picture.
+
+    Returns:
+        [rows, columns, 3] uint8 RGB, fit for an image file.
+
+    Raises:
+        ValueError: volumes of different shapes or with other values, or an image of another form.
+    """
+    check_volume("prediction", prediction, prediction.shape)
+    visible = np.ones(prediction.shape, dtype=np.bool_) if visible_mask is None else visible_mask.astype(np.bool_)
+    check_shape("visible_mask", visible, prediction.shape)
+    columns = []
+    if inputs := _input_panels(image, label_map, panel_size):
+        columns.append(_column("Input", inputs, panel_size))
+    columns.append(_column("Prediction", _views(prediction, visible, hide_ceiling, panel_size), panel_size))
+    if truth is not None:
+        check_volume("truth", truth, prediction.shape)
+        columns.append(_column("Ground truth", _views(truth, visible, hide_ceiling, panel_size), panel_size))
+        errors = _error_views(prediction, truth, visible, hide_ceiling, panel_size)
+        columns.append(_column("Errors", errors, panel_size))
+    body = _beside(columns)
+    names = {"ceiling": "ceiling (left out of the views)"} if hide_ceiling else {}
+    classes = [(names.get(entry.name, entry.name), entry.color) for entry in CLASSES[1:]]
+    legends = [_legend(classes, body.shape[1])]
+    if truth is not None:
+        legends.append(_legend(list(ERROR_COLORS.items()), body.shape[1], heading="Errors:"))
+    heading = [_text_line(title, body.shape[1])] if title else []
+    stacked = np.concatenate([*heading, body, *legends])
+    return np.pad(stacked, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
+
+
+def class_colors(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[..., 3] uint8 RGB of labels [...], 0..11 or 255, in the colours that users of the benchmark know."""
+    palette = np.full((IGNORE_LABEL + 1, 3), IGNORE_COLOR, dtype=np.uint8)
+    palette[:NUM_CLASSES] = [entry.color for entry in CLASSES]
+    return palette[labels]
+
+
+def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13, in the colours of the classes; void pale.
+
+    Raises:
+        ValueError: another number of axes, or other values.
+    """
+    if label_map.ndim != 2 or int(label_map.max(initial=0)) >= NUM_LABEL_MAP_CLASSES:
+        raise ValueError(
+            f"label_map: expected [rows, columns] of 0..{NUM_LABEL_MAP_CLASSES - 1}, "
+            f"found {list(label_map.shape)} up to {label_map.max(initial=0)}"
+        )
+    colors = dict(CLASSES)
+    palette = np.array([_VOID_COLOR, *(colors[name] for name in _LABEL_MAP_CLASSES)], dtype=np.uint8)
+    return palette[label_map]
+
+
+def _views(
+    labels: NDArray[np.uint8], visible: NDArray[np.bool_], hide_ceiling: bool, size: int
+) -> list[NDArray[np.uint8]]:
+    drawn = visible & is_occupied(labels)
+    if hide_ceiling:
+        drawn &= labels != _CEILING
+    return _both_views(class_colors(labels), drawn, size)
+
+
+def _error_views(
+    prediction: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    visible: NDArray[np.bool_],
+    hide_ceiling: bool,
+    size: int,
+) -> list[NDArray[np.uint8]]:
+    is_predicted, is_true = is_occupied(prediction), is_occupied(truth)
+    kinds = {
+        "right class": is_predicted & is_true & (prediction == truth),
+        "wrong class": is_predicted & is_true & (prediction != truth),
+        "missed": ~is_predicted & is_true,
+        "invented": is_predicted & ~is_true,
+    }
+    colors = np.zeros((*truth.shape, 3), dtype=np.uint8)
+    for kind, mask in kinds.items():
+        colors[mask] = ERROR_COLORS[kind]
+    drawn = visible & (is_predicted | is_true) & (truth != IGNORE_LABEL)
+    if hide_ceiling:
+        drawn &= (truth != _CEILING) & ~(~is_true & (prediction == _CEILING))
+    return _both_views(colors, drawn, size)
+
+
+def _both_views(colors: NDArray[np.uint8], drawn: NDArray[np.bool_], size: int) -> list[NDArray[np.uint8]]:
+    x, height, y = drawn.shape
+    views = (camera_side_view((x, height, y)), top_view((x, height, y)))
+    return [render_voxels(colors, drawn, view=view, size=size) for view in views]
+
+
+def _input_panels(
+    image: NDArray[np.uint8] | None, label_map: NDArray[np.uint8] | None, size: int
+) -> list[NDArray[np.uint8]]:
+    panels = []
+    if image is not None:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image: expected [rows, columns, 3] uint8, found {list(image.shape)} {image.dtype}")
+        panels.append(_fit(image, size, Image.Resampling.LANCZOS))
+    if label_map is not None:
+        panels.append(_fit(label_map_colors(label_map), size, Image.Resampling.NEAREST))
+    return panels
+
+
+def _fit(image: NDArray[np.uint8], size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
+    """The image as large as fits into a white square of ``size`` pixels, in its middle."""
+    rows, columns = image.shape[:2]
+    scale = size / max(rows, columns)
+    new_rows, new_columns = max(1, round(rows * scale)), max(1, round(columns * scale))
+    resized = Image.fromarray(image).resize((new_columns, new_rows), resampling)
+    square = Image.new("RGB", (size, size), _WHITE)
+    square.paste(resized, ((size - new_columns) // 2, (size - new_rows) // 2))
+    return np.asarray(square)
+
+
+def _column(name: str, panels: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
+    """A headed column of two panels; a single one is followed by white."""
+    blank = np.full((size, size, 3), 255, dtype=np.uint8)
+    first, second = (*panels, blank)[:2]
+    gap = np.full((_GAP, size, 3), 255, dtype=np.uint8)
+    return np.concatenate([_text_line(name, size), first, gap, second, gap])
+
+
+def _beside(columns: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    gap = np.full((columns[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
+    parts = [part for column in columns for part in (column, gap)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def _text_line(text: str, width: int) -> NDArray[np.uint8]:
+    line = Image.new("RGB", (width, _LINE_HEIGHT), _WHITE)
+    ImageDraw.Draw(line).text((0, _LINE_HEIGHT / 2), text, fill=_INK, font=_font(), anchor="lm")
+    return np.asarray(line)
+
+
+def _legend(entries: Sequence[tuple[str, Rgb]], width: int, heading: str = "") -> NDArray[np.uint8]:
+    """Names beside squares of their colours, in as many lines as ``width`` makes necessary."""
+    font = _font()
+    places: list[tuple[float, int, str, Rgb]] = []
+    x, row = (font.getlength(heading) + _GAP if heading else 0.0), 0
+    for name, color in entries:
+        needed = _SWATCH + 6 + font.getlength(name)
+        if x > 0 and x + needed > width:
+            x, row = 0.0, row + 1
+        places.append((x, row, name, color))
+        x += needed + 18
+    legend = Image.new("RGB", (width, (row + 1) * _LINE_HEIGHT), _WHITE)
+    draw = ImageDraw.Draw(legend)
+    draw.text((0, _LINE_HEIGHT / 2), heading, fill=_INK, font=font, anchor="lm")
+    for x, row, name, color in places:
+        middle = (row + 0.5) * _LINE_HEIGHT
+        corners = (x, middle - _SWATCH / 2, x + _SWATCH, middle + _SWATCH / 2)
+        draw.rectangle(corners, fill=color, outline=_GREY)
+        draw.text((x + _SWATCH + 6, middle), name, fill=_INK, font=font, anchor="lm")
+    return np.asarray(legend)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_TEXT_SIZE)
+
+
+def is_occupied(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where labels of any shape hold a class of something: neither empty nor ignored."""
+    return (labels != EMPTY_LABEL) & (labels != IGNORE_LABEL)
+
+
+def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raises ValueError where a volume has not the three axes and the shape expected."""
+    if len(shape) != 3 or array.shape != shape:
+        expected = list(shape) if len(shape) == 3 else "[X, H, Y]"
+        raise ValueError(f"{name}: expected {expected}, found {list(array.shape)}")
+
+
+def check_volume(name: str, labels: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+    """Raises ValueError where labels are not uint8 classes 0..11 or 255 of this shape."""
+    check_shape(name, labels, shape)
+    stray = (labels >= NUM_CLASSES) & (labels != IGNORE_LABEL)
+    if labels.dtype != np.uint8 or stray.any():
+        found = f"{labels.dtype}" + (f" with {np.unique(labels[stray])[:4].tolist()}" if stray.any() else "")
+        raise ValueError(f"{name}: expected uint8 classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}, found {found}")

@@ -1,0 +1,131 @@
+"""The files that a completed frame is handed out as: class volume, picture, PLY files and a scene of the page."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.own_frames import OwnFrame
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.pictures.comparison import render_comparison
+from ammnet_sparse.pictures.page import Scene
+from ammnet_sparse.pictures.ply import write_ply
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompletedFrame:
+    """A frame with its prediction.
+
+    Attributes:
+        frame: what was predicted from.
+        labels: [X, H, Y] uint8, class 0..11.
+        shown_mask: [X, H, Y] bool, the voxels that pictures, PLY files and page show; None: all.
+        shown_as: a few words on that mask, for the picture's title.
+        origin: world (X, Y, Z) in metres of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
+        arrays: further arrays for the npz file.
+        note: a few words for the page.
+        camera_position: (X, Y) of the camera in voxels of the grid; None where it is not known.
+    """
+
+    frame: Frame
+    labels: NDArray[np.uint8]
+    shown_mask: NDArray[np.bool_] | None = None
+    shown_as: str = ""
+    origin: tuple[float, float, float] = (0.0, 0.0, FLOOR_OFFSET)
+    arrays: Mapping[str, NDArray[np.generic]] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    camera_position: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.frame.frame_id
+
+    @classmethod
+    def of_set(cls, frame: Frame, labels: NDArray[np.uint8]) -> "CompletedFrame":
+        """Of a frame of a set: the scored voxels are shown; without a truth, those with label weight."""
+        if frame.label is None:
+            return cls(frame, labels, frame.label_weight, "voxels with label weight")
+        return cls(frame, labels, frame.label_weight & (frame.label != IGNORE_LABEL), "scored voxels")
+
+    @classmethod
+    def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8]) -> "CompletedFrame":
+        """Of a frame of a user's camera: its reliable voxels are shown; the npz file says where the grid lies.
+
+        ``pose``: camera to world; ``origin``: of the grid in that world; ``voxel_size`` in metres; ``reliable``: the
+        mask shown; with a given pose ``world_from_given``, from its world to this one.
+        """
+        arrays: dict[str, NDArray[np.generic]] = {
+            "pose": own.placement.pose,
+            "origin": own.origin,
+            "voxel_size": np.array(VOXEL_SIZE),
+            "reliable": own.reliable_mask,
+        }
+        if own.placement.world_from_given is not None:
+            arrays["world_from_given"] = own.placement.world_from_given
+        x, y, z = own.origin.tolist()
+        floor = own.placement.floor
+        note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
+        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / VOXEL_SIZE).tolist()
+        return cls(
+            own.frame,
+            labels,
+            own.reliable_mask,
+            "reliable voxels",
+            (x, y, z),
+            arrays,
+            note,
+            camera_position=(position[0], position[1]),
+        )
+
+    def to_scene(self) -> Scene:
+        """The frame as a scene of the page."""
+        frame = self.frame
+        return Scene(
+            self.name,
+            self.labels,
+            frame.label,
+            self.shown_mask,
+            hit=frame.mapping,
+            image=frame.image,
+            note=self.note,
+            camera_position=self.camera_position,
+        )
+
+
+def write_volume(folder: Path, completed: CompletedFrame) -> None:
+    """``<name>.npz``: ``labels``, and what else ``completed`` has."""
+    np.savez_compressed(
+        folder / f"{completed.name}.npz",
+        labels=completed.labels,
+        **completed.arrays,  # type: ignore[arg-type]
+    )
+
+
+def write_picture(folder: Path, completed: CompletedFrame) -> None:
+    """``<name>.png``: prediction against truth where that is known, from the camera's side and from above."""
+    frame = completed.frame
+    picture = render_comparison(
+        completed.labels,
+        frame.label,
+        image=frame.image,
+        label_map=frame.label_map,
+        visible_mask=completed.shown_mask,
+        title=f"{completed.name}: {completed.shown_as}" if completed.shown_as else completed.name,
+    )
+    iio.imwrite(folder / f"{completed.name}.png", picture)
+
+
+def write_ply_files(folder: Path, completed: CompletedFrame) -> None:
+    """``<name>_points.ply`` and ``<name>_cubes.ply``, in metres, Z up."""
+    for form in ("points", "cubes"):
+        write_ply(
+            folder / f"{completed.name}_{form}.ply",
+            completed.labels,
+            mask=completed.shown_mask,
+            as_cubes=form == "cubes",
+            origin=completed.origin,
+        )

@@ -1,0 +1,200 @@
+"""One self-contained HTML page of completed scenes: a 3D view to turn, with prediction, truth, errors and input.
+
+The page holds its scripts, styles, volumes and images; it fetches nothing and works from a file, offline.
+"""
+
+import base64
+import dataclasses
+import gzip
+import html
+import io
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, EMPTY_LABEL, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
+
+PART_COLORS: dict[str, Rgb] = {"observed surface": (122, 128, 140), "completed": (0, 158, 143)}
+"""How voxels are painted by what the camera saw: those that a pixel hits, and all others."""
+
+# The ceiling would hide the room from above, where the view starts.
+_HIDDEN_AT_FIRST = (CLASS_NAMES.index("ceiling"),)
+_SCRIPTS = ("volume.js", "camera.js", "renderer.js", "page.js")
+_IN_MASK, _HIT = 1, 2
+_LARGEST_IMAGE, _JPEG_QUALITY = 640, 85
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """A scene of the page.
+
+    Attributes:
+        name: how it is chosen.
+        prediction: [X, H, Y] uint8, class 0..11; 255 is not drawn.
+        truth: the same; voxels of 255 are not drawn in the errors. None: no truth and no errors are offered.
+        mask: [X, H, Y] bool, the voxels of prediction and truth that are shown, for instance the scored ones; the
+            others are hidden until the viewer asks for them. None: all.
+        hit: [X, H, Y], the voxels that a pixel hits: bool, or integer as ``Frame.mapping`` has it, the pixel
+            ``row * columns + column`` of ``image`` and -1 for none; then the image colours the input surface.
+        image: [rows, columns, 3] uint8 RGB, the input image.
+        note: a few words shown beside the scene.
+        camera_position: (X, Y) of the camera in voxels, outside of the grid as a rule; None where it is not known:
+            then the page marks the camera's side only.
+
+    Raises:
+        ValueError: arrays of other shapes, types or values; the message names scene and attribute.
+    """
+
+    name: str
+    prediction: NDArray[np.uint8]
+    truth: NDArray[np.uint8] | None = None
+    mask: NDArray[np.bool_] | None = None
+    hit: NDArray[Any] | None = None
+    image: NDArray[np.uint8] | None = None
+    note: str = ""
+    camera_position: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.prediction.shape
+        try:
+            check_volume("prediction", self.prediction, shape)
+            if max(shape) > 255:
+                raise ValueError(f"prediction: expected at most 255 voxels along an axis, found {list(shape)}")
+            if self.truth is not None:
+                check_volume("truth", self.truth, shape)
+            if self.mask is not None:
+                check_shape("mask", self.mask, shape)
+            if self.image is not None and (self.image.shape[2:] != (3,) or self.image.dtype != np.uint8):
+                raise ValueError(
+                    f"image: expected [rows, columns, 3] uint8, found {list(self.image.shape)} {self.image.dtype}"
+                )
+            if self.hit is not None:
+                check_shape("hit", self.hit, shape)
+                self._check_pixels(self.hit)
+        except ValueError as error:
+            raise ValueError(f"scene {self.name!r}: {error}") from error
+
+    @classmethod
+    def from_frame(cls, frame: Frame, labels: NDArray[np.uint8], *, note: str = "") -> "Scene":
+        """The scene of a prediction [X, H, Y] for a frame: with truth, the scored voxels are shown; else all."""
+        scored = None if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
+        return cls(
+            name=frame.frame_id,
+            prediction=labels,
+            truth=frame.label,
+            mask=scored,
+            hit=frame.mapping,
+            image=frame.image,
+            note=note,
+        )
+
+    @property
+    def hit_colors(self) -> NDArray[np.uint8] | None:
+        """[N, 3] RGB of the hit voxels in flat order; None where no image or no mapping says."""
+        if self.hit is None or self.image is None or self.hit.dtype == np.bool_:
+            return None
+        return self.image.reshape(-1, 3)[self.hit[self.hit >= 0]]
+
+    @property
+    def hit_mask(self) -> NDArray[np.bool_]:
+        """[X, H, Y]: voxels that a pixel hits."""
+        if self.hit is None:
+            return np.zeros(self.prediction.shape, dtype=np.bool_)
+        return self.hit if self.hit.dtype == np.bool_ else self.hit >= 0
+
+    def _check_pixels(self, hit: NDArray[Any]) -> None:
+        if hit.dtype.kind not in "bi":
+            raise ValueError(f"hit: expected bool, or signed integers with -1 for no pixel, found {hit.dtype}")
+        if self.image is not None and hit.dtype.kind == "i":
+            num_pixels = self.image.shape[0] * self.image.shape[1]
+            if hit.max(initial=-1) >= num_pixels:
+                raise ValueError(f"hit: expected pixels below {num_pixels}, those of image, found {hit.max()}")
+
+
+def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introduction: str = "") -> None:
+    """Writes the page: one file that any browser with WebGL2 opens.
+
+    Args:
+        path: file to write.
+        scenes: what can be chosen, in this order; about 0.1 MB each with an image.
+        title: heading of the page, plain text.
+        introduction: HTML put before the 3D view as it is; needed where there are no scenes.
+
+    Raises:
+        ValueError: nothing to show.
+        OSError: the file cannot be written.
+    """
+    if not scenes and not introduction:
+        raise ValueError("scenes: expected at least one scene, found none")
+    viewer = ""
+    if scenes:
+        script = "\n".join(_template(name) for name in _SCRIPTS)
+        viewer = Template(_template("viewer.html")).substitute(data=_to_json(_page_data(scenes)), script=script)
+    page = Template(_template("page.html")).substitute(
+        title=html.escape(title), style=_template("page.css"), introduction=introduction, viewer=viewer
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _template(name: str) -> str:
+    return (resources.files("ammnet_sparse.pictures") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _to_json(value: Any) -> str:
+    # "</script>" in a name must not end the script.
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
+    classes = [
+        {"name": entry.name, "color": entry.color, "hidden": label in _HIDDEN_AT_FIRST, "skipped": label == EMPTY_LABEL}
+        for label, entry in enumerate(CLASSES)
+    ]
+    return {
+        "voxelSize": VOXEL_SIZE,
+        "classes": classes,
+        "errors": [{"name": name, "color": color} for name, color in ERROR_COLORS.items()],
+        "parts": [{"name": name, "color": color} for name, color in PART_COLORS.items()],
+        "scenes": [_scene_data(scene) for scene in scenes],
+    }
+
+
+def _scene_data(scene: Scene) -> dict[str, Any]:
+    """What ``decodeScene`` of volume.js reads: volumes in flat order, one after the other, gzip, base64."""
+    flags = np.full(scene.prediction.shape, _IN_MASK, dtype=np.uint8)
+    if scene.mask is not None:
+        flags[~scene.mask.astype(np.bool_)] = 0
+    flags[scene.hit_mask] |= _HIT
+    colors = scene.hit_colors
+    volumes = [scene.prediction, flags, *([] if scene.truth is None else [scene.truth])]
+    packed = b"".join(volume.tobytes() for volume in (*volumes, *([] if colors is None else [colors])))
+    return {
+        "name": scene.name,
+        "note": scene.note,
+        "shape": list(scene.prediction.shape),
+        "camera": scene.camera_position,
+        "hasTruth": scene.truth is not None,
+        "hasMask": scene.mask is not None,
+        "hasHit": scene.hit is not None,
+        "hasHitColors": colors is not None,
+        "image": None if scene.image is None else _image_address(scene.image),
+        "volumes": base64.b64encode(gzip.compress(packed, mtime=0)).decode("ascii"),
+    }
+
+
+def _image_address(image: NDArray[np.uint8]) -> str:
+    """The image as a data address, a JPEG of at most 640 pixels along its longer side."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

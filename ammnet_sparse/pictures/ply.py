@@ -1,0 +1,114 @@
+"""Completed scenes as PLY files, which MeshLab, CloudCompare and Blender open: coloured points or cubes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from plyfile import PlyData, PlyElement
+
+from ammnet_sparse.data.grid import VOXEL_SIZE
+from ammnet_sparse.pictures.comparison import check_shape, check_volume, class_colors, is_occupied
+
+_COLOR_FIELDS = [("red", "u1"), ("green", "u1"), ("blue", "u1")]
+_VERTEX_TYPE = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), *_COLOR_FIELDS, ("label", "u1")])
+_FACE_TYPE = np.dtype([("vertex_indices", "<i4", (4,)), *_COLOR_FIELDS])
+
+
+def write_ply(
+    path: str | Path,
+    labels: NDArray[np.uint8],
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    as_cubes: bool = False,
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> None:
+    """Writes the occupied voxels in metres, in world axes: x lateral, y forward, z up (a right-handed triple).
+
+    Points stand in the middle of their voxels. Cubes have only the faces that look into empty space or into a voxel
+    that is not drawn; the faces of one class share their corners. Both carry the colour of the class and, as property
+    ``label``, its number. A scene without anything gives a valid file without vertices.
+
+    Args:
+        path: file to write, binary little-endian PLY.
+        labels: [X, H, Y] uint8, class 0..11; 0 and 255 are not drawn.
+        mask: [X, H, Y] bool, the voxels to draw, for instance the scored ones; None: all.
+        as_cubes: a mesh of quadrilaterals instead of points.
+        origin: world (x, y, z) in metres of the outer corner of voxel (0, 0, 0).
+
+    Raises:
+        ValueError: labels or mask of another form.
+        OSError: the file cannot be written.
+    """
+    check_volume("labels", labels, labels.shape)
+    drawn = is_occupied(labels)
+    if mask is not None:
+        check_shape("mask", mask, labels.shape)
+        drawn &= mask.astype(np.bool_)
+    corners: NDArray[Any]
+    faces: NDArray[np.int64] | None
+    if as_cubes:
+        corners, corner_labels, faces = _surface(labels, drawn)
+    else:
+        corners, corner_labels, faces = np.argwhere(drawn) + 0.5, labels[drawn], None
+    elements = [PlyElement.describe(_vertices(corners, corner_labels, origin), "vertex")]
+    if faces is not None:
+        elements.append(PlyElement.describe(_faces(faces, corner_labels), "face"))
+    PlyData(elements, byte_order="<", comments=["semantic scene completion, metres, z up"]).write(str(path))
+
+
+def _vertices(
+    voxel_positions: NDArray[Any], labels: NDArray[np.uint8], origin: tuple[float, float, float]
+) -> NDArray[np.void]:
+    """Vertices at positions [N, 3] in voxels along (X, height, Y)."""
+    vertices = np.empty(len(labels), dtype=_VERTEX_TYPE)
+    for name, axis, start in zip("xyz", (0, 2, 1), origin, strict=True):
+        vertices[name] = start + VOXEL_SIZE * voxel_positions[:, axis]
+    _paint(vertices, labels)
+    vertices["label"] = labels
+    return vertices
+
+
+def _faces(corners: NDArray[np.int64], corner_labels: NDArray[np.uint8]) -> NDArray[np.void]:
+    faces = np.empty(len(corners), dtype=_FACE_TYPE)
+    faces["vertex_indices"] = corners
+    _paint(faces, corner_labels[corners[:, 0]])
+    return faces
+
+
+def _paint(elements: NDArray[np.void], labels: NDArray[np.uint8]) -> None:
+    for (name, _), channel in zip(_COLOR_FIELDS, class_colors(labels).T, strict=True):
+        elements[name] = channel
+
+
+def _surface(
+    labels: NDArray[np.uint8], drawn: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Corners [N, 3] in voxels, their classes [N], and the visible faces [M, 4] as indices of corners.
+
+    Seen from outside, the corners of a face run counter-clockwise in world axes.
+    """
+    padded = np.pad(drawn, 1)
+    corners, classes = [], []
+    for axis in range(3):
+        for side in (0, 1):
+            neighbour = tuple(
+                slice(1 + (2 * side - 1) * (a == axis), n + 1 + (2 * side - 1) * (a == axis))
+                for a, n in enumerate(drawn.shape)
+            )
+            voxels = np.argwhere(drawn & ~padded[neighbour])
+            corners.append(voxels[:, None] + _face_corners(axis, side))
+            classes.append(np.repeat(labels[tuple(voxels.T)], 4))
+    keys = np.concatenate([np.concatenate(corners).reshape(-1, 3), np.concatenate(classes)[:, None]], axis=1)
+    unique, index = np.unique(keys, axis=0, return_inverse=True)
+    return unique[:, :3], unique[:, 3].astype(np.uint8), index.reshape(-1, 4)
+
+
+def _face_corners(axis: int, side: int) -> NDArray[np.int64]:
+    """The four corners [4, 3] of a face of the unit cube; ``side`` 1 faces along ``axis``, 0 against it."""
+    first, second = (axis + 1) % 3, (axis + 2) % 3
+    corners = np.zeros((4, 3), dtype=np.int64)
+    corners[:, axis] = side
+    corners[:, first], corners[:, second] = (0, 1, 1, 0), (0, 0, 1, 1)
+    # (X, height, Y) is a left-handed triple, so this turn is clockwise for a face that looks along its axis.
+    return corners[::-1] if side else corners

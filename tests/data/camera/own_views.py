@@ -1,0 +1,81 @@
+"""Views of generated rooms by a hand-held camera, with the truth about it."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.grid import IMAGE_SHAPE
+from ammnet_sparse.data.synthetic.noise import kinect_depth
+from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth, cast_view
+from ammnet_sparse.data.synthetic.rooms import make_room
+from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
+
+Kind = Literal["floor", "no floor"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoomView:
+    """Depth like a Kinect's [480, 640] in metres, by ``NYU_CAMERA``; the room's walls run along X and Y."""
+
+    scene: Scene
+    depth: NDArray[np.float32]
+    pose: NDArray[np.float64]
+
+    @property
+    def up(self) -> NDArray[np.float64]:
+        """The vertical in camera coordinates."""
+        return self.pose[2, :3]
+
+    @property
+    def camera_height(self) -> float:
+        return float(self.pose[2, 3])
+
+
+def room_view(seed: int, kind: Kind) -> RoomView:
+    """A view with 5 % of floor and more, or with none at all: pitch -45..8 or -20..20 degrees, roll 8 or 5 (deviation).
+
+    The camera is 1.1 to 1.8 m above the floor and turned up to 43 degrees against the room.
+    """
+    rng = np.random.default_rng([seed, kind == "floor"])
+    for attempt in range(100):
+        if attempt % 6 == 0:
+            scene = make_room(rng)
+        low, high, deviation = (-45, 8, 8) if kind == "floor" else (-20, 20, 5)
+        pose = camera_pose(
+            rng.uniform(1.1, 1.8),
+            yaw=rng.uniform(-0.75, 0.75),
+            pitch=math.radians(rng.uniform(low, high)),
+            roll=math.radians(rng.normal(0, deviation)),
+        )
+        depth, shape = cast_depth(scene, pose, camera=scaled_camera(1 / 8), image_shape=(60, 80))
+        floor = (scene.label[shape] == SceneLabel.FLOOR).mean()
+        if (depth < 0.7).mean() < 0.3 and (floor > 0.05 if kind == "floor" else floor == 0):
+            break
+    view = cast_view(scene, pose, camera=NYU_CAMERA)
+    absorbing = np.isin(scene.label[view.shape], (SceneLabel.WINDOW, SceneLabel.TVS))
+    return RoomView(scene, kinect_depth(view.depth, rng, incidence=view.incidence, absorbing=absorbing), pose)
+
+
+def scaled_camera(scale: float) -> Camera:
+    """``NYU_CAMERA`` of an image of another size: the edges at -0.5 stay in place."""
+    c = NYU_CAMERA
+    return Camera(c.fx * scale, c.fy * scale, (c.cx + 0.5) * scale - 0.5, (c.cy + 0.5) * scale - 0.5)
+
+
+def angle(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Degrees between two directions of length 1."""
+    return math.degrees(math.acos(float(np.clip(first @ second, -1, 1))))
+
+
+def heading_of(pose: NDArray[np.float64]) -> float:
+    """Degrees from the world's Y to the camera's direction, counterclockwise seen from above, within 45 of a wall."""
+    turn = math.degrees(math.atan2(-pose[0, 2], pose[1, 2]))
+    return (turn + 45) % 90 - 45
+
+
+def grey_image(shape: tuple[int, int] = IMAGE_SHAPE) -> NDArray[np.uint8]:
+    return np.full((*shape, 3), 120, dtype=np.uint8)

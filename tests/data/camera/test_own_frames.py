@@ -1,0 +1,481 @@
+"""Frames of a user's camera: gravity, floor and room found in the depth, poses of any world, images of any size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.camera import images as camera_images
+from ammnet_sparse.data.camera.floor import ASSUMED_CAMERA_HEIGHT
+from ammnet_sparse.data.camera.images import CameraImages, parse_intrinsics, read_color, read_depth, read_pose
+from ammnet_sparse.data.camera.own_frames import OwnFramePaths, find_own_frames, make_own_frame, read_own_frame
+from ammnet_sparse.data.camera.placement import Placement, axis_direction, place_camera
+from ammnet_sparse.data.camera.surface import surface_from_depth
+from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
+from ammnet_sparse.data.volumes import camera as cameras
+from ammnet_sparse.data.volumes import mapping, tsdf
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
+from tests.data.camera.own_views import RoomView, angle, grey_image, heading_of, room_view, scaled_camera
+
+
+@pytest.fixture(scope="module")
+def view() -> RoomView:
+    """Much floor, and a camera that is turned against the room by 15 degrees and more."""
+    return next(v for v in (room_view(seed, "floor") for seed in range(50)) if abs(heading_of(v.pose)) > 15)
+
+
+@pytest.fixture(scope="module")
+def placement(view: RoomView) -> Placement:
+    return place_camera(view.depth, camera=NYU_CAMERA)
+
+
+def images_of(depth: NDArray[np.float32], camera: Camera = NYU_CAMERA) -> CameraImages:
+    return CameraImages(grey_image(), depth, camera)
+
+
+# Gravity, floor and room.
+
+
+def test_normals_of_a_plane_and_its_area() -> None:
+    """A level floor 1.2 m below a camera that looks 40 degrees down."""
+    pose = camera_pose(1.2, yaw=0.3, pitch=-0.7, roll=0.1)
+    v, u = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
+    rays = np.stack([(u - NYU_CAMERA.cx) / NYU_CAMERA.fx, (v - NYU_CAMERA.cy) / NYU_CAMERA.fy, np.ones(u.shape)], -1)
+    slope = rays @ pose[2, :3]
+    depth = np.where(slope < -0.3, -1.2 / slope, 0).astype(np.float32)
+    surface = surface_from_depth(depth, camera=NYU_CAMERA)
+    assert len(surface) > 10_000
+    np.testing.assert_allclose(surface.normals, np.broadcast_to(pose[2, :3], surface.normals.shape), atol=1e-3)
+    np.testing.assert_allclose(surface.points @ pose[2, :3], -1.2, atol=1e-3)
+    # Its area by the corners of the quadrilateral that is seen, but for the rim of the windows.
+    world = (rays * depth[..., None])[depth > 0] @ pose[:3, :3].T
+    hull = np.ptp(world[:, :2], axis=0).prod()
+    assert 0.3 * hull < surface.areas.sum() < hull
+
+
+@pytest.mark.parametrize("kind", ["floor", "no floor"])
+def test_gravity_in_generated_rooms(kind: str) -> None:
+    views = [room_view(seed, kind) for seed in range(5)]  # type: ignore[arg-type]
+    found = [place_camera(view.depth, camera=NYU_CAMERA) for view in views]
+    assert max(angle(p.up, view.up) for p, view in zip(found, views, strict=True)) < 2.0
+    assert {p.up_confidence for p in found} == {"sure"}
+    for p, view in zip(found, views, strict=True):
+        turned = (heading_of(p.pose) - heading_of(view.pose) + 45) % 90 - 45
+        assert p.heading.is_room_axis and abs(turned) < 5
+        if kind == "floor" and p.floor.is_seen:
+            assert abs(p.floor.camera_height - view.camera_height) < 0.05
+    if kind == "floor":
+        assert sum(p.floor.is_seen for p in found) >= 4
+    else:
+        assert {(p.floor.is_seen, p.floor.confidence) for p in found} == {(False, "guess")}
+        assert all(p.floor.camera_height >= ASSUMED_CAMERA_HEIGHT for p in found)
+
+
+@pytest.mark.slow
+def test_error_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    """Over many rooms; docs/own_camera.md has the figures of more."""
+    report = []
+    for kind in ("floor", "no floor"):
+        views = [room_view(seed, kind) for seed in range(100, 125)]  # type: ignore[arg-type]
+        found = [place_camera(view.depth, camera=NYU_CAMERA) for view in views]
+        up = np.array([angle(p.up, view.up) for p, view in zip(found, views, strict=True)])
+        height = np.array([p.floor.camera_height - view.camera_height for p, view in zip(found, views, strict=True)])
+        is_seen = np.array([p.floor.is_seen for p in found])
+        report.append(f"{kind}: up, degrees: {_percentiles(up)}")
+        for name, mask in (("seen", is_seen), ("assumed", ~is_seen)):
+            if mask.any():
+                report.append(f"  floor {name} ({mask.sum()}), cm: {_percentiles(100 * np.abs(height[mask]))}")
+        assert np.percentile(up, 95) < 1.0 and up.max() < 4.0
+        if kind == "floor":
+            assert is_seen.mean() > 0.85
+            assert np.percentile(np.abs(height[is_seen]), 95) < 0.04
+        else:
+            # A bed or table far below a camera held high looks like a floor, rarely.
+            assert (np.array([p.floor.confidence == "sure" for p in found]) & (np.abs(height) > 0.1)).sum() <= 1
+    with capsys.disabled():
+        print("", *report, sep="\n")
+
+
+def _percentiles(values: NDArray[np.float64]) -> str:
+    names = ("median", "90 %", "95 %", "largest")
+    return ", ".join(f"{n} {v:.2f}" for n, v in zip(names, np.percentile(values, [50, 90, 95, 100]), strict=True))
+
+
+def test_ordinary_rgbd_frame(shared_data: Path) -> None:
+    """Another camera's frame: up and floor are right, in its camera and in the world of its pose.
+
+    The pose's camera has x right, y down, z forward; its world is the sequence's first camera, so that no axis of it
+    is vertical: the nearest, -y, is 26 degrees off. Floor, table top and cabinets show that.
+    """
+    folder = shared_data / "rgbd"
+    paths, lonely = find_own_frames(folder, folder, pose=folder)
+    assert [path.name for path in paths] == ["frame-000000"] and not lonely
+    camera = parse_intrinsics(str(folder / "camera-intrinsics.txt"))
+    own = read_own_frame(paths[0], camera=camera)
+    alone = read_own_frame(OwnFramePaths("x", paths[0].color, paths[0].depth), camera=camera)
+    np.testing.assert_allclose(own.placement.pose, alone.placement.pose, atol=1e-12)
+    placed, given = own.placement, read_pose(folder / "frame-000000.pose.txt")
+    assert placed.up_confidence == "sure" and placed.floor.is_seen and placed.floor.confidence == "sure"
+    assert placed.nearest_pose_axis is not None and placed.nearest_pose_axis[0] == "-y"
+    assert 20 < placed.nearest_pose_axis[1] < 30
+
+    # Three surfaces cut out by hand (rows, columns): the carpet, the table top, the front of the cabinet on the left.
+    floor, table, front = (
+        _plane(own.images, box) for box in ((340, 470, 20, 170), (220, 360, 320, 600), (120, 220, 20, 150))
+    )
+    # In the pose's world, where the vertical is (0.03, -0.91, -0.42) by the carpet and (0.02, -0.88, -0.47) by the
+    # table: 3.3 degrees apart, so bent is the depth of this camera.
+    rotation = given[:3, :3]
+    up_in_given = rotation @ placed.up
+    assert angle(up_in_given, rotation @ floor[0]) < 3 and angle(up_in_given, rotation @ table[0]) < 3
+    assert abs(angle(up_in_given, rotation @ front[0]) - 90) < 3
+    assert placed.floor.camera_height == pytest.approx(-floor[1], abs=0.04)
+
+    # The carpet lies at height 0, the table top 0.7 m higher, and left stays left.
+    def heights(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (points @ placed.pose[:3, :3].T + placed.pose[:3, 3])[:, 2]
+
+    assert np.abs(np.percentile(heights(floor[2]), [5, 50, 95])).max() < 0.05
+    assert np.median(heights(table[2])) == pytest.approx(0.71, abs=0.05)
+    assert placed.world_from_given is not None
+    np.testing.assert_allclose(placed.world_from_given @ given, placed.pose, atol=1e-9)
+    mapping = own.frame.mapping
+    x, height, _ = np.nonzero(mapping != UNMAPPED)
+    row, column = np.divmod(mapping[mapping != UNMAPPED], IMAGE_SHAPE[1])
+    assert np.corrcoef(x, column)[0, 1] > 0.5
+    assert np.corrcoef(height, row)[0, 1] < -0.3
+    assert (mapping[:, 0] != UNMAPPED).sum() > 100  # the carpet fills the lowest layer
+
+
+def _plane(images: CameraImages, box: tuple[int, int, int, int]) -> tuple[NDArray, float, NDArray]:
+    """Unit normal towards the camera, distance along it, and points of the plane in a part of the image."""
+    v, u = np.mgrid[box[0] : box[1], box[2] : box[3]]
+    z = images.depth[v, u].astype(np.float64)
+    points = np.stack([(u - images.camera.cx) * z / images.camera.fx, (v - images.camera.cy) * z / images.camera.fy, z])
+    points = points[:, z > 0].T
+    for _ in range(5):
+        centre = points.mean(axis=0)
+        normal = np.linalg.svd(points - centre, full_matrices=False)[2][2]
+        points = points[np.abs((points - centre) @ normal) < 0.03]
+    normal *= -np.sign(normal @ centre)
+    return normal, float(normal @ centre), points
+
+
+def test_published_frame_from_its_depth(shared_data: Path) -> None:
+    """A view without floor: with the published pose its volumes come out exactly, without it nearly the same."""
+    depth = read_raw_depth(shared_data / "raw" / "NYU0003_0000.png")
+    pose = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin").pose
+    reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
+    own = make_own_frame(images_of(depth), name="0003", pose=pose)
+    np.testing.assert_array_equal(mapping.mapping_to_disk(own.frame.mapping).reshape(-1), reference["mapping"])
+    off = np.abs(own.frame.tsdf.reshape(-1) - reference["tsdf"])
+    assert (off > 1e-6).sum() < 20 and off.max() < 1.01 / 64  # ties between pixels: the origin differs by 1e-7
+    assert own.placement.floor.confidence == "likely"
+
+    alone = place_camera(depth, camera=NYU_CAMERA)
+    assert angle(alone.up, pose[2, :3]) < 1.0
+    assert alone.floor.confidence == "guess"
+    assert alone.floor.camera_height == pytest.approx(pose[2, 3], abs=0.06)
+    assert abs(heading_of(alone.pose) - heading_of(pose)) < 1.0
+
+
+def test_too_little_surface_is_a_guess() -> None:
+    depth = np.zeros(IMAGE_SHAPE, dtype=np.float32)
+    depth[200:240, 300:340] = 2.0
+    found = place_camera(depth, camera=NYU_CAMERA)
+    assert found.up_confidence == "guess" and found.floor.confidence == "guess" and not found.heading.is_room_axis
+    np.testing.assert_allclose(found.pose, camera_pose(ASSUMED_CAMERA_HEIGHT, yaw=0, pitch=0, roll=0), atol=1e-12)
+    text = "\n".join(found.describe())
+    assert "--camera-height" in text and "--pose" in text
+
+
+def test_known_height_is_used(view: RoomView, placement: Placement) -> None:
+    found = place_camera(view.depth, camera=NYU_CAMERA, camera_height=0.4)
+    assert found.pose[2, 3] == 0.4 and found.floor.reason.endswith("as told")
+    with pytest.raises(ValueError, match="camera_height: expected metres above 0"):
+        place_camera(view.depth, camera=NYU_CAMERA, camera_height=-1.0)
+    assert "sure" in "\n".join(placement.describe())
+
+
+# Poses of other worlds.
+
+_WORLDS = {
+    "z up": np.eye(3),
+    "y up": np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]),
+    "y down": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
+}
+
+
+@pytest.mark.parametrize(("world", "axis"), [("z up", "z"), ("y up", "y"), ("y down", "-y")])
+def test_upright_worlds(view: RoomView, world: str, axis: str) -> None:
+    """Whatever axis is up: the pose's vertical, height 0 and walls are taken over exactly."""
+    given = np.eye(4)
+    given[:3, :3] = _WORLDS[world] @ view.pose[:3, :3]
+    given[:3, 3] = _WORLDS[world] @ (view.pose[:3, 3] + (3.0, -2.0, 0.0))
+    found = place_camera(view.depth, camera=NYU_CAMERA, pose=given)
+    assert found.nearest_pose_axis is not None and found.nearest_pose_axis[0] == axis
+    assert found.nearest_pose_axis[1] == pytest.approx(0, abs=1e-5)
+    assert found.pose[2, 3] == pytest.approx(view.camera_height, abs=1e-9)
+    np.testing.assert_allclose(found.pose[:3, :3] @ view.pose[:3, :3].T, np.eye(3), atol=1e-9)
+
+
+def test_pose_with_its_origin_at_the_camera(view: RoomView, placement: Placement) -> None:
+    """Upright, but its height 0 is not the floor: the floor seen counts."""
+    given = view.pose.copy()
+    given[:3, 3] = 0
+    found = place_camera(view.depth, camera=NYU_CAMERA, pose=given)
+    assert found.floor.is_seen and found.pose[2, 3] == pytest.approx(view.camera_height, abs=0.05)
+    assert angle(found.up, view.up) < 1e-5
+
+
+def test_world_of_the_first_camera(view: RoomView, placement: Placement) -> None:
+    """A pose of 1 says nothing of the vertical: the result is that without a pose, and this is said."""
+    tilted = np.eye(4)
+    found = place_camera(view.depth, camera=NYU_CAMERA, pose=tilted)
+    assert angle(view.up, axis_direction(tilted, "-y")) > 4
+    np.testing.assert_allclose(found.pose, placement.pose)
+    assert "not upright" in found.up_reason and "--pose-up" in found.up_reason
+    told = place_camera(view.depth, camera=NYU_CAMERA, pose=tilted, pose_up="-y")
+    np.testing.assert_allclose(told.up, [0, -1, 0])
+    for arguments in ({"pose": tilted, "pose_up": "w"}, {"pose_up": "z"}):
+        with pytest.raises(ValueError, match="pose_up: expected one of x, y, z"):
+            place_camera(view.depth, camera=NYU_CAMERA, **arguments)  # type: ignore[arg-type]
+
+
+# Frames.
+
+
+def test_frame_of_a_view(view: RoomView) -> None:
+    own = make_own_frame(images_of(view.depth), name="mine", pose=view.pose)
+    frame = own.frame
+    assert (frame.frame_id, frame.label, frame.grid_shape) == ("mine", None, GRID_SHAPE)
+    is_hit = frame.mapping != UNMAPPED
+    np.testing.assert_array_equal(frame.label_weight, (frame.tsdf < 0.999) | is_hit)
+    np.testing.assert_allclose(own.origin, cameras.own_frame_origin(own.placement.pose))
+    # Reliable: every hit voxel but those outside of the box, nothing in observed free space, a part of the rest.
+    assert (own.reliable_mask & is_hit).sum() > 0.97 * is_hit.sum()
+    assert (frame.tsdf[own.reliable_mask & ~is_hit] < 0).all()
+    assert not own.reliable_mask.all() and own.reliable_mask[:, 0].any()
+    batch = Batch.from_frame(frame)
+    assert batch.image is not None and batch.label is None
+    flipped = make_own_frame(images_of(view.depth), name="mine", pose=view.pose, tsdf_is_flipped=True)
+    assert flipped.frame.tsdf_is_flipped
+    np.testing.assert_array_equal(flipped.frame.tsdf, tsdf.flip_tsdf(frame.tsdf))
+    np.testing.assert_array_equal(flipped.frame.label_weight, frame.label_weight)
+
+
+def test_depth_far_from_the_grid_is_refused() -> None:
+    with pytest.raises(DataError, match="frame x: expected depth within the grid"):
+        make_own_frame(images_of(np.full(IMAGE_SHAPE, 19.0, dtype=np.float32)), name="x")
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_other_sizes_give_the_same_frame(view: RoomView, scale: float) -> None:
+    """The same view by a camera of other resolution: the same voxels, but for those at the edges of things."""
+    shape = (round(IMAGE_SHAPE[0] * scale), round(IMAGE_SHAPE[1] * scale))
+    native, _ = cast_depth(view.scene, view.pose, camera=NYU_CAMERA)
+    depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(scale), image_shape=shape)
+    images = camera_images.to_network_images(grey_image(shape), depth, camera=scaled_camera(scale))
+    np.testing.assert_allclose(
+        [images.camera.fx, images.camera.fy, images.camera.cx, images.camera.cy],
+        [NYU_CAMERA.fx, NYU_CAMERA.fy, NYU_CAMERA.cx, NYU_CAMERA.cy],
+    )
+    expected = make_own_frame(images_of(native), name="x", pose=view.pose).frame
+    found = make_own_frame(images, name="x", pose=view.pose).frame
+    hits, wanted = found.mapping != UNMAPPED, expected.mapping != UNMAPPED
+    assert (hits & wanted).sum() / (hits | wanted).sum() > 0.93
+    assert np.abs(found.tsdf - expected.tsdf).mean() < 0.01
+    both = hits & wanted
+    rows = np.abs(found.mapping[both] // IMAGE_SHAPE[1] - expected.mapping[both] // IMAGE_SHAPE[1])
+    assert np.median(rows) <= 1
+    assert angle(place_camera(images.depth, camera=images.camera).up, view.up) < 1
+
+
+def test_wide_images_are_padded_above_and_below() -> None:
+    camera = Camera(900.0, 900.0, 639.5, 359.5)
+    image = np.zeros((720, 1280, 3), dtype=np.uint8)
+    image[:, 640:] = 255
+    label_map = np.full((720, 1280), 5, dtype=np.uint8)
+    depth = np.full((360, 640), 2.0, dtype=np.float32)  # half the size: the intrinsics are the colour image's
+    images = camera_images.to_network_images(image, depth, camera=camera, label_map=label_map)
+    assert images.camera == Camera(450.0, 450.0, 319.5, 239.5)
+    assert not images.depth[:60].any() and not images.depth[420:].any() and (images.depth[60:420] == 2.0).all()
+    assert (images.image[:60] == camera_images.MEAN_COLOR).all()
+    assert images.image[200, 300].tolist() == [0, 0, 0] and images.image[200, 340].tolist() == [255, 255, 255]
+    assert images.label_map is not None and set(np.unique(images.label_map[60:420])) == {5}
+    assert not images.label_map[:60].any()
+
+
+def test_matching_size_is_left_alone() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (*IMAGE_SHAPE, 3), dtype=np.uint8)
+    depth = rng.uniform(1, 2, IMAGE_SHAPE).astype(np.float32)
+    images = camera_images.to_network_images(image, depth, camera=NYU_CAMERA)
+    assert images.camera == NYU_CAMERA
+    np.testing.assert_array_equal(images.image, image)
+    np.testing.assert_array_equal(images.depth, depth)
+
+
+def test_depth_is_never_mixed_across_an_edge() -> None:
+    depth = np.full((120, 160), 1.0, dtype=np.float32)
+    depth[:, 80:], depth[60:] = 3.0, 0.0
+    found = camera_images.to_network_images(grey_image((120, 160)), depth, camera=scaled_camera(0.25)).depth
+    assert set(np.unique(found)) == {0.0, 1.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("color_shape", "depth_shape", "camera", "message"),
+    [
+        ((480, 640), (480, 848), NYU_CAMERA, "same proportions, found 640x480 and 848x480"),
+        ((480, 640), (480, 640), Camera(500, 500, 960, 540), "principal point near the middle"),
+    ],
+)
+def test_images_that_do_not_fit(
+    color_shape: tuple[int, int], depth_shape: tuple[int, int], camera: Camera, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        camera_images.to_network_images(grey_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
+
+
+def test_label_maps_of_another_size() -> None:
+    label_map = np.zeros((240, 320), dtype=np.uint8)
+    label_map[:, 160:] = 12
+    given = grey_image((960, 1280)), np.ones((480, 640), np.float32)
+    found = camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map).label_map
+    assert found is not None and found.shape == (480, 640)
+    assert not found[:, :320].any() and (found[:, 320:] == 12).all()
+    with pytest.raises(DataError, match="label map: expected the proportions of the colour image 1280x960, found 320x"):
+        camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map[:180])
+
+
+# Files.
+
+
+def test_intrinsics(tmp_path: Path) -> None:
+    expected = Camera(585.0, 586.0, 320.0, 240.0)
+    for text in ("585,586, 320,240", "585 586 320 240", "585,0,320,0,586,240,0,0,1"):
+        assert parse_intrinsics(text) == expected
+    for text in ("585 0 320\n0 586 240\n0 0 1\n", "[[585, 0, 320], [0, 586, 240], [0, 0, 1]]", "585 586 320 240"):
+        (tmp_path / "k.txt").write_text(text, encoding="utf-8")
+        assert parse_intrinsics(str(tmp_path / "k.txt")) == expected
+    for text, message in (
+        ("585,586,320", "expected 4 or 9 numbers, found 3"),
+        ("-1,586,320,240", "positive focal lengths"),
+        ("no_such.txt", r"no_such.txt: expected fx,fy,cx,cy or a 3x3 matrix, .* found no such file"),
+        ("585,0,320,0,586,240,1,0,1", "expected 0 below the diagonal"),
+        ("585,9,320,0,586,240,0,0,1", "expected no skew"),
+    ):
+        with pytest.raises(DataError, match=message):
+            parse_intrinsics(text)
+
+
+def test_poses(tmp_path: Path) -> None:
+    path = tmp_path / "pose.txt"
+    pose = camera_pose(1.2, yaw=0.3, pitch=-0.2, roll=0.1)
+    np.savetxt(path, pose, fmt="%.4f")
+    found = read_pose(path)
+    np.testing.assert_allclose(found, pose, atol=1e-4)
+    np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-12)
+    np.savetxt(path, pose[:3])
+    np.testing.assert_allclose(read_pose(path), pose, atol=1e-12)
+    mirrored = pose.copy()
+    mirrored[:3, 0] *= -1
+    for wrong, message in (
+        (mirrored, "expected a rotation"),
+        (np.full((4, 4), np.inf), "lost camera"),
+        (np.zeros((4, 4)), "lost camera"),
+        (pose.T, "transpose the matrix"),
+        (np.eye(3), "found 9 numbers"),
+    ):
+        np.savetxt(path, wrong)
+        with pytest.raises(DataError, match=message):
+            read_pose(path)
+
+
+def test_depth_files(tmp_path: Path) -> None:
+    values = np.array([[0, 65535, 1000], [2500, 3000, 1500]], dtype=np.uint16)
+    metres = [[0, 0, 1.0], [2.5, 3.0, 1.5]]
+    Image.fromarray(values).save(tmp_path / "d.png")
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png"), metres, atol=1e-6)
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png", scale=500.0), 2 * np.array(metres), atol=1e-6)
+    np.save(tmp_path / "d.npy", np.array([[0, np.nan, 1.0], [2.5, np.inf, -1]]))
+    np.testing.assert_allclose(read_depth(tmp_path / "d.npy", scale=1.0), [[0, 0, 1], [2.5, 0, 0]])
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "eight.png")
+    Image.fromarray(np.zeros((2, 3), dtype=np.uint16)).save(tmp_path / "nothing.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
+    for name, scale, message in (
+        ("d.png", 1.0, r"d\.png: .*median of 2e\+03 m at 1 units a metre; correct the depth scale"),
+        ("d.png", 0.0, "depth scale: expected units a metre above 0"),
+        ("eight.png", 1000.0, r"eight\.png: expected a depth image with one channel of 16 bits, found uint8"),
+        ("nothing.png", 1000.0, r"nothing\.png: expected depth, found no valid pixel"),
+        ("broken.png", 1000.0, r"broken\.png: expected a readable depth image"),
+        ("none.png", 1000.0, r"none\.png: expected a file, found none"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_depth(tmp_path / name, scale=scale)
+
+
+def test_color_files(tmp_path: Path) -> None:
+    picture = Image.fromarray(grey_image((4, 6)))
+    picture.save(tmp_path / "c.png")
+    assert read_color(tmp_path / "c.png").shape == (4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"turned\.jpg: expected an image stored upright"):
+        read_color(tmp_path / "turned.jpg")
+    with pytest.raises(DataError, match=r"none\.jpg: expected a file, found none"):
+        read_color(tmp_path / "none.jpg")
+    Image.fromarray(np.full((4, 6), 14, dtype=np.uint8)).save(tmp_path / "labels.png")
+    with pytest.raises(DataError, match=r"labels\.png: expected one channel of classes 0\.\.13 .*found up to 14"):
+        camera_images.read_own_label_map(tmp_path / "labels.png")
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_frames_of_folders(tmp_path: Path) -> None:
+    one = touch(
+        tmp_path / "one",
+        *("frame-000001.color.jpg", "frame-000001.depth.png", "frame-000001.pose.txt"),
+        *("frame-000002.color.jpg", "frame-000002.depth.png", "frame-000002.pose.txt"),
+        *("frame-000003.color.jpg", "camera-intrinsics.txt"),
+    )
+    frames, lonely = find_own_frames(one, one, pose=one)
+    assert [frame.name for frame in frames] == ["frame-000001", "frame-000002"]
+    assert frames[0].pose == one / "frame-000001.pose.txt" and frames[1].color == one / "frame-000002.color.jpg"
+    assert lonely == [str(one / "frame-000003.color.jpg")]
+
+    rgb, depth = touch(tmp_path / "rgb", "7.png", "8.png"), touch(tmp_path / "depth", "7.png", "8.png")
+    labels = touch(tmp_path / "labels", "8.png")
+    frames, lonely = find_own_frames(rgb, depth, label_map=labels, pose=one / "frame-000001.pose.txt")
+    assert [(frame.name, frame.label_map) for frame in frames] == [("8", labels / "8.png")]
+    assert frames[0].pose == one / "frame-000001.pose.txt" and len(lonely) == 2
+
+    single, _ = find_own_frames(one / "frame-000001.color.jpg", one / "frame-000001.depth.png")
+    assert single[0].name == "frame-000001"
+    named_by_kind = touch(tmp_path / "kitchen", "color.jpg", "depth.png")
+    assert find_own_frames(named_by_kind / "color.jpg", named_by_kind / "depth.png")[0][0].name == "kitchen"
+
+
+def test_files_that_make_no_frames(tmp_path: Path) -> None:
+    rgb, depth = touch(tmp_path / "rgb", "a.png"), touch(tmp_path / "depth", "b.png")
+    twice = touch(tmp_path / "twice", "a.png", "a.jpg")
+    for color, other, message in (
+        (rgb, depth, "expected frames whose files have a name in common, found colour images a and depth images b"),
+        (rgb, depth / "b.png", "expected two files or two folders"),
+        (tmp_path / "no", depth, "color .*no: expected a file or a folder, found nothing"),
+        (twice, depth, r"expected one color file a frame, found a\.jpg and a\.png"),
+    ):
+        with pytest.raises(DataError, match=message):
+            find_own_frames(color, other)

@@ -1,0 +1,308 @@
+"""Raw files to a set: exact on the published frame, restartable, verified, and broken files named and skipped."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ammnet_sparse.data.grid import CLASS_NAMES, UNMAPPED
+from ammnet_sparse.data.raw import preparation
+from ammnet_sparse.data.raw.preparation import PreparationPlan, PreparationReport, prepare_set
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.volumes.tsdf import flip_tsdf
+from tests.data.raw.raw_files import write_raw_frame
+
+
+def prepare(
+    raw: Path, out: Path, *, intrinsics: str = "nyu", flipped: bool = False, split: str = "train", workers: int = 1
+) -> PreparationReport:
+    plan = PreparationPlan(raw, out, intrinsics, split, flipped)  # type: ignore[arg-type]
+    return prepare_set(plan, workers=workers, progress=False)
+
+
+def outcomes(report: PreparationReport) -> dict[str, str]:
+    return {result.frame_id: result.outcome for result in report.results}
+
+
+@pytest.fixture(scope="module")
+def raw_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    for frame_id in ("0001", "0002"):
+        write_raw_frame(folder, frame_id)
+    return folder
+
+
+@pytest.fixture
+def raw(raw_set: Path, tmp_path: Path) -> Path:
+    """Two raw frames that the test may change."""
+    return Path(shutil.copytree(raw_set, tmp_path / "raw"))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_published_frame_comes_out_exactly(shared_data: Path, tmp_path: Path, flipped: bool) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in ("NYU0003_0000.png", "NYU0003_0000.bin"):
+        (raw / name).symlink_to(shared_data / "raw" / name)
+    report = prepare(raw, tmp_path / "out", flipped=flipped)
+    assert report.is_clean and outcomes(report) == {"0003": "written"}
+    reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
+    folder = FrameFolder(tmp_path / "out", dataset="nyucad" if flipped else "nyu")
+    assert folder.frame_ids("train") == ["0003"]
+    frame = folder.read("0003")
+    assert frame.label is not None
+    np.testing.assert_array_equal(frame.label.reshape(-1), reference["label"])
+    np.testing.assert_array_equal(frame.label_weight.reshape(-1), reference["label_weight"])
+    np.testing.assert_array_equal(
+        np.where(frame.mapping == UNMAPPED, 307200, frame.mapping).reshape(-1), reference["mapping"]
+    )
+    expected = flip_tsdf(reference["tsdf"]) if flipped else reference["tsdf"]
+    np.testing.assert_allclose(frame.tsdf.reshape(-1), expected, rtol=0, atol=1e-6)
+
+
+def test_prepared_set_is_read(raw: Path, tmp_path: Path) -> None:
+    report = prepare(raw, tmp_path / "out")
+    assert report.is_clean and report.num_listed == 2
+    assert report.describe() == "2 frames written, 0 replaced, 0 complete before and verified, 0 problems"
+    frame = FrameFolder(tmp_path / "out").read("0002")
+    assert frame.label is not None
+    assert set(np.unique(frame.label)) == {CLASS_NAMES.index(name) for name in ("empty", "floor", "wall", "chair")} | {
+        255
+    }
+    assert (frame.mapping != UNMAPPED).sum() > 500
+    np.testing.assert_array_equal(
+        frame.label_weight, ((frame.label > 0) & (frame.label < 255)) | (frame.tsdf < np.float32(-0.5))
+    )
+    with np.load(tmp_path / "out" / "TSDF" / "0002.npz", allow_pickle=False) as archive:
+        assert {key: archive[key].dtype for key in archive.files} == {"arr_0": np.float32, "arr_1": np.uint8}
+
+
+def test_intrinsics_matter(raw: Path, tmp_path: Path) -> None:
+    for name in ("nyu", "nyucad"):
+        assert prepare(raw, tmp_path / name, intrinsics=name).is_clean
+    nyu, cad = (FrameFolder(tmp_path / name).read("0001").mapping for name in ("nyu", "nyucad"))
+    hit = nyu != UNMAPPED
+    assert (nyu == cad)[hit].mean() < 0.9
+    with pytest.raises(DataError, match=r"expected a set prepared with .*nyucad.*found .*'nyu'.*choose another folder"):
+        prepare(raw, tmp_path / "nyu", intrinsics="nyucad")
+    with pytest.raises(DataError, match=r"'flipped': True"):
+        prepare(raw, tmp_path / "nyu", flipped=True)
+
+
+def test_restart_keeps_what_is_complete(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(raw, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    report = prepare(raw, out)
+    assert outcomes(report) == {"0001": "complete", "0002": "complete"}
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == before
+    assert "2 complete before and verified" in report.describe()
+
+
+def _truncate(out: Path, raw: Path) -> None:
+    path = out / "TSDF" / "0001.npz"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _forge_weight(out: Path, raw: Path) -> None:
+    path = out / "TSDF" / "0001.npz"
+    with np.load(path) as archive:
+        np.savez_compressed(path, arr_0=archive["arr_0"], arr_1=1 - archive["arr_1"])
+
+
+def _renew_raw(out: Path, raw: Path) -> None:
+    later = (out / "TSDF" / "0001.npz").stat().st_mtime + 10
+    os.utime(raw / "NYU0001_0000.bin", (later, later))
+
+
+def _unfinished(out: Path, raw: Path) -> None:
+    (out / "Label" / "0001.npz").rename(out / "Label" / ".unfinished_1_0001.npz")
+
+
+@pytest.mark.parametrize(
+    ("damage", "outcome", "note"),
+    [
+        (_truncate, "rewritten", "TSDF/0001.npz: expected a readable npz file"),
+        (_forge_weight, "rewritten", "TSDF/0001.npz: label weight does not follow"),
+        (_renew_raw, "rewritten", "Label/0001.npz: older than its raw files"),
+        (_unfinished, "written", ""),
+    ],
+)
+def test_restart_repairs(
+    raw: Path, tmp_path: Path, damage: Callable[[Path, Path], None], outcome: str, note: str
+) -> None:
+    out = tmp_path / "out"
+    prepare(raw, out)
+    expected = FrameFolder(out).read("0001")
+    damage(out, raw)
+    report = prepare(raw, out)
+    assert outcomes(report) == {"0001": outcome, "0002": "complete"}
+    assert report.is_clean and note in report.describe()
+    found = FrameFolder(out).read("0001")
+    np.testing.assert_array_equal(found.tsdf, expected.tsdf)
+    np.testing.assert_array_equal(found.label_weight, expected.label_weight)
+    assert not list(out.rglob(".unfinished*"))
+
+
+def test_what_is_written_is_read_back(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that keeps other bits: the frame is not there, and the message says why."""
+    save = np.savez_compressed
+
+    def flip_a_voxel(path: Path, **arrays: np.ndarray) -> None:
+        if "Mapping" in str(path):
+            arrays = {key: values.copy() for key, values in arrays.items()}
+            arrays["arr_0"][7] = 3
+        save(path, **arrays)
+
+    monkeypatch.setattr(np, "savez_compressed", flip_a_voxel)
+    report = prepare(raw, tmp_path / "out")
+    assert report.count("failed") == 2 and "arr_0 was read back otherwise than written" in report.failures[0]
+    assert not list((tmp_path / "out" / "Mapping").iterdir()) and not (tmp_path / "out" / "train.txt").exists()
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(64))
+
+
+def _foreign(path: Path) -> None:
+    path.write_bytes(b"%PDF-1.7 " + bytes(range(256)) * 4)
+
+
+def _eight_bits(path: Path) -> None:
+    Image.fromarray(np.full((480, 640), 90, dtype=np.uint8)).save(path)
+
+
+def _larger(path: Path) -> None:
+    Image.fromarray(np.full((960, 1280), 9000, dtype=np.uint16)).save(path)
+
+
+def _no_depth(path: Path) -> None:
+    Image.fromarray(np.zeros((480, 640), dtype=np.uint16)).save(path)
+
+
+def _no_pose(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:12] + np.ones(16, dtype="<f4").tobytes() + content[76:])
+
+
+def _elsewhere(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(np.full(3, 50, dtype="<f4").tobytes() + content[12:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "message"),
+    [
+        (".png", _empty, "found an empty file"),
+        (".png", _cut, "the file is truncated"),
+        (".png", _lengthen, "64 bytes after it"),
+        (".png", _foreign, "cannot be read as an image"),
+        (".png", _eight_bits, "expected a 16-bit depth image"),
+        (".png", _larger, "expected a 16-bit depth image"),
+        (".png", _no_depth, "no valid pixel"),
+        (".bin", _empty, "found an empty file"),
+        (".bin", _cut, "truncated|expected runs that fill"),
+        (".bin", _lengthen, "the file is longer than it should be"),
+        (".bin", _foreign, "truncated|expected"),
+        (".bin", _no_pose, "expected a rotation"),
+        (".bin", _elsewhere, "found no pixel there"),
+    ],
+)
+def test_broken_files_are_named_and_skipped(
+    raw: Path, tmp_path: Path, kind: str, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(raw / f"NYU0001_0000{kind}")
+    report = prepare(raw, tmp_path / "out")
+    assert outcomes(report) == {"0001": "failed", "0002": "written"}
+    assert len(report.failures) == 1 and not report.is_clean
+    assert f"NYU0001_0000{kind}" in report.failures[0]
+    assert re.search(message, report.failures[0])
+    assert "1 problems" in report.describe() and "skipped: " in report.describe()
+    assert FrameFolder(tmp_path / "out").frame_ids("train") == ["0002"]
+
+
+def test_files_that_belong_to_no_frame(raw: Path, tmp_path: Path) -> None:
+    (raw / "NYU0002_0000.png").unlink()
+    (raw / "readme.txt").touch()
+    (raw / "NYU5_0000.png").touch()
+    (raw / "NYU0002_readme.png").touch()
+    (raw / "NYU0007_reference.npz").touch()
+    (raw / ".hidden").touch()
+    (raw / "NYU0001_reference.npz").touch()  # as people keep results beside the raw files
+    report = prepare(raw, tmp_path / "out")
+    assert outcomes(report) == {"0001": "written"} and len(report.failures) == 5
+    text = report.describe()
+    assert "NYU0002_0000.bin: expected its partner .png beside it, found none" in text
+    for name in ("readme.txt", "NYU5_0000.png", "NYU0002_readme.png", "NYU0007_reference.npz"):
+        assert f"{name}: expected only files" in text
+    assert "note: " in text and "NYU0001_reference.npz: is no raw file; left alone" in text
+
+
+def test_list_grows_and_loses_what_broke(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(raw, out)
+    later = tmp_path / "more"
+    write_raw_frame(later, "0007")
+    assert prepare(later, out).num_listed == 3
+    assert prepare(later, out, split="test").num_listed == 1
+    (raw / "NYU0002_0000.bin").write_bytes(b"")
+    stamp = (out / "TSDF" / "0002.npz").stat().st_mtime + 10
+    os.utime(raw / "NYU0002_0000.bin", (stamp, stamp))
+    assert prepare(raw, out).num_listed == 2
+    assert FrameFolder(out).frame_ids("train") == ["0001", "0007"]
+    assert FrameFolder(out).frame_ids("test") == ["0007"]
+
+
+def test_one_voxel_short_is_noted(raw: Path, tmp_path: Path) -> None:
+    path = raw / "NYU0001_0000.bin"
+    content = bytearray(path.read_bytes())
+    last = np.frombuffer(content[-4:], dtype="<u4")[0]
+    content[-4:] = np.array([last - 1], dtype="<u4").tobytes()
+    path.write_bytes(content)
+    report = prepare(raw, tmp_path / "out")
+    assert report.is_clean and "NYU0001_0000.bin: runs end one voxel short" in report.describe()
+
+
+def test_folders_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    (empty / "NYUtrain").mkdir(parents=True)
+    with pytest.raises(DataError, match="expected raw files such as .* found NYUtrain; name the folder that holds"):
+        prepare(empty, tmp_path / "out")
+    with pytest.raises(DataError, match="expected the folder of the raw"):
+        prepare(tmp_path / "none", tmp_path / "out")
+    taken = tmp_path / "taken"
+    (taken / "Label").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"expected a new folder or one with prepared\.json, found Label"):
+        prepare(raw, taken)
+    with pytest.raises(ValueError, match="workers: expected at least 1, found 0"):
+        prepare(raw, tmp_path / "out", workers=0)
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "one", workers=1)
+    report = prepare(raw, tmp_path / "two", workers=2)
+    assert outcomes(report) == {"0001": "written", "0002": "written"}
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.npz"))
+    assert len(names) == 6
+    for name in names:
+        first, second = (np.load(tmp_path / folder / name, allow_pickle=False) for folder in ("one", "two"))
+        for key in first.files:
+            np.testing.assert_array_equal(first[key], second[key])
+    record = json.loads((tmp_path / "two" / preparation.RECORD).read_text(encoding="utf-8"))
+    assert record["intrinsics"] == "nyu" and record["flipped"] is False

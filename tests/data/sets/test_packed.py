@@ -1,0 +1,391 @@
+"""Packed sets: the same frames, batches and lists as their folder, from one file that is checked at every door."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from torch.utils.data import DataLoader
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.dataset import FrameDataset, build_loader
+from ammnet_sparse.data.sets import packing
+from ammnet_sparse.data.sets.check import check_set
+from ammnet_sparse.data.sets.compact import CompactFrame, pack_nibbles, unpack_nibbles
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.folder import FrameFolder, training_ids, validation_ids
+from ammnet_sparse.data.sets.packed import PackedFrames
+from ammnet_sparse.data.sets.packing import BrokenFramesError, pack_set
+from ammnet_sparse.data.sets.source import open_frames
+from tests.data.frames import (
+    GRID,
+    assert_same_frame,
+    random_frame,
+    write_cad_frame,
+    write_frame,
+    write_list,
+    write_set,
+)
+from tests.generated import given, hnp, st
+
+IDS = [f"{number:04d}" for number in range(7)]
+ODD_GRID = (3, 3, 3)  # 27 voxels: neither halves nor eighths
+
+
+def pack(folder: FrameFolder, out: Path, **options: Any) -> PackedFrames:
+    """Packs a set and opens it."""
+    pack_set(folder, out, progress=False, workers=2, **options)
+    return PackedFrames(out, dataset=folder.dataset, grid_shape=folder.grid_shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> FrameFolder:
+    root = tmp_path_factory.mktemp("set")
+    write_set(root, IDS, has_label_map=True)
+    write_list(root / "val.txt", IDS[4:6])
+    return FrameFolder(root, grid_shape=GRID)
+
+
+@pytest.fixture(scope="module")
+def packed(folder: FrameFolder, tmp_path_factory: pytest.TempPathFactory) -> PackedFrames:
+    return pack(folder, tmp_path_factory.mktemp("packed") / "set.safetensors")
+
+
+def assert_same_batch(found: Batch, expected: Batch) -> None:
+    assert (found.frame_ids, found.tsdf_is_flipped) == (expected.frame_ids, expected.tsdf_is_flipped)
+    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map"):
+        value, wanted = getattr(found, name), getattr(expected, name)
+        assert (value is None) == (wanted is None), name
+        if wanted is not None:
+            assert value.dtype == wanted.dtype and value.is_contiguous() == wanted.is_contiguous(), name
+            assert torch.equal(value, wanted), name
+
+
+@given(hnp.arrays(np.uint8, st.integers(0, 9), elements=st.sampled_from([*range(15), 255])))
+def test_nibbles_keep_every_class(classes: np.ndarray) -> None:
+    packed = pack_nibbles(classes)
+    assert packed.size == -(-classes.size // 2)
+    np.testing.assert_array_equal(unpack_nibbles(packed)[: classes.size], classes)
+
+
+def test_nibbles_refuse_other_classes() -> None:
+    with pytest.raises(ValueError, match=r"expected 0\.\.14 or 255, found \[15, 254\]"):
+        pack_nibbles(np.array([0, 254, 15], dtype=np.uint8))
+
+
+@pytest.mark.parametrize("grid_shape", [GRID, ODD_GRID])
+def test_compact_frames_lose_nothing(grid_shape: tuple[int, int, int]) -> None:
+    frame = random_frame(3, grid_shape=grid_shape, has_image=True, has_label_map=True)
+    compact = CompactFrame.pack(frame)
+    assert compact.tsdf.dtype == np.float16
+    assert_same_frame(compact.unpack(), frame)
+    frame.tsdf[0, 0, 0] = 1 / 3
+    assert_same_frame(CompactFrame.pack(frame).unpack(), frame)
+    assert CompactFrame.pack(frame, tsdf_type=np.float16).unpack().tsdf[0, 0, 0] == np.float16(1 / 3)
+
+
+def test_frames_and_lists_are_those_of_the_folder(folder: FrameFolder, packed: PackedFrames) -> None:
+    assert packed.frame_ids("train") == folder.frame_ids("train") == packed.listed_ids("train")
+    assert packed.has_split("val") and not packed.has_split("test")
+    assert (packed.has_labels, packed.reads_label_map, packed.reads_image) == (True, True, False)
+    for frame_id in IDS:
+        assert_same_frame(packed.read(frame_id), folder.read(frame_id))
+        frame, problems = packed.read_with_problems(f"NYU{frame_id}_0000")
+        assert frame is not None and not problems
+        assert_same_frame(frame, folder.read(frame_id))
+    for ids in (training_ids, validation_ids):
+        assert ids(packed, split="train", count=3, seed=1) == ids(folder, split="train", count=3, seed=1)
+    assert packed.has_frame("NYU0003") and not packed.has_frame("0042")
+    assert not packed.missing_files("0003") and packed.missing_files("0042")
+
+
+def test_the_file_is_one_of_safetensors(packed: PackedFrames) -> None:
+    arrays = safetensors.numpy.load_file(packed.root)
+    assert arrays["tsdf"].shape == (7, *GRID) and arrays["tsdf"].dtype == np.float16
+    assert arrays["hit_offsets"][-1] == len(arrays["hits"])
+    assert {path.name for path in packed.root.parent.iterdir()} == {packed.root.name}
+
+
+def test_odd_grids_images_and_frames_without_hits(tmp_path: Path) -> None:
+    frames = [random_frame(seed, grid_shape=ODD_GRID, has_image=True) for seed in (1, 2, 3)]
+    frames[0].mapping[...] = -1
+    frames[2].mapping[...] = -1
+    for frame in frames:
+        write_frame(tmp_path, frame)
+    write_list(tmp_path / "test.txt", ["0001", "0002", "0003"])
+    folder = FrameFolder(tmp_path, grid_shape=ODD_GRID)
+    packed = pack(folder, tmp_path / "packed")
+    assert packed.reads_image
+    for frame in frames:
+        assert_same_frame(packed.read(frame.frame_id), frame)
+    without = open_frames(tmp_path / "packed", read_image=False, grid_shape=ODD_GRID)
+    assert without.read("0002").image is None
+    assert not check_set(packed, progress=False).problems
+
+
+def test_flipped_sets_stay_flipped(tmp_path: Path) -> None:
+    frame = random_frame(1)
+    write_frame(tmp_path, frame)
+    write_cad_frame(tmp_path, frame, half="train")
+    write_list(tmp_path / "train.txt", ["0001"])
+    folder = FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
+    packed = pack(folder, tmp_path / "packed")
+    assert packed.read("0001").tsdf_is_flipped
+    assert_same_frame(packed.read("0001"), folder.read("0001"))
+    with pytest.raises(DataError, match="expected a set made from dataset nyu, found nyucad; choose dataset nyucad"):
+        open_frames(tmp_path / "packed", grid_shape=GRID)
+
+
+def test_tsdf_is_exact_unless_rounding_is_asked_for(tmp_path: Path) -> None:
+    frames = write_set(tmp_path, ["0001", "0002", "0003"])
+    third = frames[1].tsdf
+    third[...] = np.random.default_rng(0).uniform(-1, 1, GRID)  # values that float16 cannot hold
+    write_frame(tmp_path, frames[1])
+    folder = FrameFolder(tmp_path, grid_shape=GRID)
+    summary = pack_set(folder, tmp_path / "exact", progress=False)
+    assert summary.arrays["tsdf"][0] == "float32" and summary.tsdf_error == 0
+    assert "exactly as in the files" in summary.describe()
+    for frame in frames:
+        assert_same_frame(PackedFrames(tmp_path / "exact", grid_shape=GRID).read(frame.frame_id), frame)
+    summary = pack_set(folder, tmp_path / "rounded", tsdf="float16", progress=False)
+    rounded = PackedFrames(tmp_path / "rounded", grid_shape=GRID)
+    error = np.abs(rounded.read("0002").tsdf - third).max()
+    assert summary.arrays["tsdf"][0] == "float16" and 0 < error == summary.tsdf_error == rounded.header.tsdf_error
+    assert f"rounded by at most {error:.2g}" in summary.describe()
+
+
+def test_named_lists(folder: FrameFolder, tmp_path: Path) -> None:
+    assert pack(folder, tmp_path / "val", splits=["val"]).header.frame_ids == IDS[4:6]
+    assert list(pack(folder, tmp_path / "train", splits=["train"]).header.lists) == ["train", "val"]
+    with pytest.raises(DataError, match=r"expected a list of frame ids test\.txt"):
+        pack(folder, tmp_path / "test", splits=["test"])
+    packed = PackedFrames(tmp_path / "val", grid_shape=GRID)
+    with pytest.raises(DataError, match=r"expected a list of frame ids train, found lists \['val'\]"):
+        packed.frame_ids("train")
+    with pytest.raises(DataError, match="found unknown id 0001"):
+        packed.read("0001")
+    assert_same_frame(pack(packed, tmp_path / "again").read("0005"), folder.read("0005"))  # type: ignore[arg-type]
+
+
+def test_existing_files_are_kept_unless_asked(folder: FrameFolder, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    out.write_text("something else")
+    with pytest.raises(DataError, match="packed: expected no file yet, found one"):
+        pack(folder, out)
+    assert out.read_text() == "something else"
+    assert pack(folder, out, overwrite=True).has_frame("0001")
+
+
+def test_broken_frames_are_all_named_and_nothing_is_written(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", IDS)
+    (tmp_path / "set" / "Label" / "0002.npz").unlink()
+    (tmp_path / "set" / "TSDF" / "0005.npz").write_bytes(b"no archive")
+    with pytest.raises(BrokenFramesError, match="nothing was packed") as caught:
+        pack(FrameFolder(tmp_path / "set", grid_shape=GRID), tmp_path / "packed")
+    assert "Label/0002.npz: expected a file, found none" in str(caught.value)
+    assert "TSDF/0005.npz: expected a readable npz file" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_the_disk_did_not_take_is_noticed(
+    folder: FrameFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = packing._write
+
+    def write_badly(source: Any, path: Path, header: Any, tsdf_type: str, **options: Any) -> None:
+        write(source, path, header, tsdf_type, **options)
+        flip_byte(path, -8)
+
+    monkeypatch.setattr(packing, "_write", write_badly)
+    with pytest.raises(OSError, match=r"(?s)hits of frame 0006: .* check the disk"):
+        pack(folder, tmp_path / "packed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unlike_bytes_are_found_by_the_check(packed: PackedFrames, tmp_path: Path) -> None:
+    path = tmp_path / "packed"
+    path.write_bytes(packed.root.read_bytes())
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    begin, _ = json.loads(path.read_bytes()[8:start])["label_map"]["data_offsets"]
+    flip_byte(path, start + begin + 2 * 480 * 320 + 5)
+    report = check_set(PackedFrames(path, grid_shape=GRID), progress=False)
+    assert [problem.frame_id for problem in report.problems] == ["0002"]
+    assert "label_map of frame 0002: expected what was packed, found other bytes" in report.problems[0].message
+    assert report.statistics["train"].num_read == 6
+    assert check_set(PackedFrames(path, grid_shape=GRID), quick=True, progress=False).is_clean
+
+
+def flip_byte(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    path.write_bytes(content)
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _with_metadata(**changes: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = {**file.metadata(), **changes}
+        safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, metadata=metadata)
+
+    return change
+
+
+def _with_arrays(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+        arrays = safetensors.numpy.load_file(path)
+        change(arrays)
+        safetensors.numpy.save_file(arrays, path, metadata=metadata)
+
+    return rewrite
+
+
+HEADER = {"dataset": "nyu", "grid_shape": [4, 3, 4], "frame_ids": ["0"], "lists": {"train": ["1"]}, "tsdf_error": 0}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncated, "found a damaged or other file"),
+        (lambda path: path.write_bytes(b""), "found a damaged or other file"),
+        (lambda path: path.write_text("0001\n0002\n"), "found a damaged or other file"),
+        (
+            lambda path: safetensors.numpy.save_file({"weight": np.zeros(3)}, path),
+            "expected a packed set, found another safetensors file with metadata",
+        ),
+        (_with_metadata(version="2"), "expected version 1 of packed sets, found '2'; make it again"),
+        (_with_metadata(set="{}"), "expected the description of a packed set, found Field required"),
+        (
+            _with_metadata(set=json.dumps(HEADER)),
+            r"lists: expected frames of the file in train, found 1; make it again",
+        ),
+        (_with_arrays(lambda arrays: arrays.pop("hits")), r"hits: expected \('I32', \[0, 2\]\), found none"),
+        (
+            _with_arrays(lambda arrays: arrays.update(tsdf=arrays["tsdf"][1:])),
+            r"tsdf: expected \('F16', \[7, 4, 3, 4\]\), found \('F16', \[6, 4, 3, 4\]\)",
+        ),
+        (
+            _with_arrays(lambda arrays: arrays.update(other=arrays["tsdf"])),
+            r"other: expected no such array, found \('F16'",
+        ),
+        (
+            _with_arrays(lambda arrays: arrays.update(hit_offsets=arrays["hit_offsets"][::-1].copy())),
+            "hit_offsets: expected ascending",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used(
+    packed: PackedFrames, tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    path = tmp_path / "set.safetensors"
+    path.write_bytes(packed.root.read_bytes())
+    damage(path)
+    with pytest.raises(DataError, match=message) as caught:
+        open_frames(path, grid_shape=GRID)
+    assert str(path) in str(caught.value)
+
+
+def test_what_a_file_lacks(folder: FrameFolder, packed: PackedFrames, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected colour images, .* found none"):
+        open_frames(packed.root, read_image=True, grid_shape=GRID)
+    with pytest.raises(DataError, match=r"expected voxels .* = \(60, 36, 60\), found \(4, 3, 4\)"):
+        open_frames(packed.root)
+    plain = FrameFolder(folder.root, grid_shape=GRID, read_label_map=False)
+    assert not pack(plain, tmp_path / "packed").reads_label_map
+    with pytest.raises(DataError, match="expected 2D label maps, found none"):
+        open_frames(tmp_path / "packed", read_label_map=True, grid_shape=GRID)
+    with pytest.raises(DataError, match="expected the folder of a set, found nothing"):
+        open_frames(tmp_path / "absent")
+    with pytest.raises(DataError, match="expected a packed set, found no file"):
+        PackedFrames(tmp_path / "absent")
+
+
+def test_hits_that_point_nowhere(packed: PackedFrames, tmp_path: Path) -> None:
+    path = tmp_path / "packed"
+    path.write_bytes(packed.root.read_bytes())
+    _with_arrays(lambda arrays: arrays["hits"].fill(1000))(path)
+    with pytest.raises(DataError, match="hits of frame 0003: expected what was packed, found other bytes"):
+        PackedFrames(path, grid_shape=GRID).read("0003")
+
+
+def loader_of(source: Any, *, epoch: int, workers: int = 0) -> "DataLoader[Batch]":
+    dataset = FrameDataset(source, IDS, augment_3d=True, seed=5)
+    return build_loader(dataset, batch_size=3, shuffle_seed=1, epoch=epoch, workers=workers, drop_last=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_batches_are_bit_identical(folder: FrameFolder, packed: PackedFrames, workers: int) -> None:
+    for epoch in range(3 if workers == 0 else 1):
+        expected = list(loader_of(folder, epoch=epoch))
+        for found, wanted in zip(loader_of(packed, epoch=epoch, workers=workers), expected, strict=True):
+            assert_same_batch(found, wanted)
+
+
+def test_processes_share_the_file(packed: PackedFrames) -> None:
+    content = pickle.dumps(packed)
+    assert len(content) < 1000  # the path, nothing of the frames
+    again = pickle.loads(content)
+    assert_same_frame(again.read("0003"), packed.read("0003"))
+
+
+@pytest.mark.slow
+def test_spawned_processes_map_the_file_again(packed: PackedFrames) -> None:
+    loader = loader_of(packed, epoch=0, workers=1)
+    loader.multiprocessing_context = "spawn"
+    for found, wanted in zip(loader, loader_of(packed, epoch=0), strict=True):
+        assert_same_batch(found, wanted)
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
+    """Opening maps the file: what is resident grows by what is read only."""
+    write_set(tmp_path, ["0001"])
+    frame = random_frame(1, has_image=True)
+    write_frame(tmp_path, frame)
+    ids = [f"{number:04d}" for number in range(1, 33)]
+    for folder in ("Label", "TSDF", "Mapping"):
+        for frame_id in ids[1:]:
+            os.link(tmp_path / folder / "0001.npz", tmp_path / folder / f"{frame_id}.npz")
+    for frame_id in ids[1:]:
+        os.link(tmp_path / "RGB/NYU0001_colors.png", tmp_path / f"RGB/NYU{frame_id}_colors.png")
+    write_list(tmp_path / "train.txt", ids)
+    out = tmp_path / "packed"
+    summary = pack_set(FrameFolder(tmp_path, grid_shape=GRID), out, workers=2, progress=False)
+    assert summary.num_bytes > 29e6
+    before = resident_bytes()
+    packed = PackedFrames(out, grid_shape=GRID)
+    assert_same_frame(packed.read("0001"), frame)
+    assert resident_bytes() - before < 10e6
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_cache_takes_packed_frames(folder: FrameFolder, packed: PackedFrames) -> None:
+    cached = FrameDataset(packed, IDS, augment_3d=True, cache=True)
+    plain = FrameDataset(folder, IDS, augment_3d=True)
+    assert_same_batch(cached[3], plain[3])
+
+
+def test_real_frames_are_the_same(nyu_folder: Path, tmp_path: Path) -> None:
+    folder = FrameFolder(nyu_folder, read_image=False)
+    folder.frame_ids = lambda split: ["0003", "0004", "0005"]  # type: ignore[method-assign]
+    folder.has_split = lambda split: split == "train"  # type: ignore[method-assign]
+    summary = pack_set(folder, tmp_path / "packed", progress=False)
+    assert summary.arrays["tsdf"][0] == "float16"
+    assert summary.num_bytes / 3 * 795 < 600e6
+    packed = PackedFrames(tmp_path / "packed")
+    for frame_id in folder.frame_ids("train"):
+        assert_same_frame(packed.read(frame_id), folder.read(frame_id))

@@ -1,0 +1,259 @@
+"""Mapping, TSDF, labels and weight: exact on a published raw frame, and against plain loops on a small grid."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK
+from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.synthetic.raycast import camera_pose
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, own_frame_origin
+from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
+from ammnet_sparse.data.volumes.mapping import mapping_from_depth, mapping_to_disk
+from ammnet_sparse.data.volumes.tsdf import flip_tsdf, truncated_squared_distance, tsdf_from_depth, unflip_tsdf
+
+SMALL_GRID = (5, 4, 6)
+SMALL_CAMERA = Camera(30.0, 31.0, 15.7, 11.2)
+ORIGIN = np.array([-0.2, 0.75, 0.95])
+
+
+@pytest.fixture
+def small_depth() -> NDArray[np.float32]:
+    """24 x 32 pixels about 1 m away with holes, and pixels that are too near or too far for the TSDF."""
+    rng = np.random.default_rng(3)
+    depth = rng.uniform(0.85, 1.1, (24, 32)).astype(np.float32)
+    depth[rng.random(depth.shape) < 0.1] = 0.0
+    depth[10, 10:14] = 0.4, 8.5, np.nan, np.inf
+    return depth
+
+
+@pytest.fixture
+def small_pose() -> NDArray[np.float64]:
+    return camera_pose(1.1, yaw=0.12, pitch=-0.08, roll=0.05)
+
+
+def world_point(depth: float, u: int, v: int, pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    camera = SMALL_CAMERA
+    point = np.array([(u - camera.cx) * depth / camera.fx, (v - camera.cy) * depth / camera.fy, depth])
+    return pose[:3, :3] @ point + pose[:3, 3]
+
+
+def mapping_reference(
+    depth: NDArray[np.float32], pose: NDArray[np.float64], *, size: float, shape: tuple[int, int, int]
+) -> NDArray[np.int32]:
+    mapping = np.full(shape, UNMAPPED, dtype=np.int32)
+    for v, u in itertools.product(*map(range, depth.shape)):
+        if np.isfinite(depth[v, u]) and depth[v, u] > 0:
+            x, y, z = np.floor((world_point(float(depth[v, u]), u, v, pose) - ORIGIN) / size).astype(int)
+            if 0 <= x < shape[0] and 0 <= z < shape[1] and 0 <= y < shape[2]:
+                mapping[x, z, y] = max(mapping[x, z, y], v * depth.shape[1] + u)
+    return mapping
+
+
+def tsdf_reference(depth: NDArray[np.float32], pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    shape = tuple(4 * size for size in SMALL_GRID)
+    surface = np.argwhere(mapping_reference(depth, pose, size=0.02, shape=shape) != UNMAPPED)
+    fine = np.zeros(shape)
+    for x, h, y in itertools.product(*map(range, shape)):
+        world = ORIGIN + 0.02 * np.array([x, y, h])
+        a, b, z = pose[:3, :3].T @ (world - pose[:3, 3])
+        if z <= 0:
+            continue
+        u = round(a / z * SMALL_CAMERA.fx + SMALL_CAMERA.cx)
+        v = round(b / z * SMALL_CAMERA.fy + SMALL_CAMERA.cy)
+        if 0 <= v < depth.shape[0] and 0 <= u < depth.shape[1] and 0.5 <= depth[v, u] <= 8.0:
+            distance = np.sqrt(((surface - (x, h, y)) ** 2).sum(1).min())
+            fine[x, h, y] = (1 if depth[v, u] - z > -1e-4 else -1) * min(1.0, distance / 12)
+    blocks = fine.reshape(SMALL_GRID[0], 4, SMALL_GRID[1], 4, SMALL_GRID[2], 4)
+    return blocks.mean((1, 3, 5))
+
+
+def downsample_reference(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    x, h, y = (size // 4 for size in labels.shape)
+    classes = np.empty((x, h, y), dtype=np.uint8)
+    for i, k, j in itertools.product(range(x), range(h), range(y)):
+        counts = np.bincount(labels[4 * i : 4 * i + 4, 4 * k : 4 * k + 4, 4 * j : 4 * j + 4].ravel(), minlength=256)
+        is_mostly_void = counts[0] + counts[255] > 0.95 * 64
+        classes[i, k, j] = np.argmax(counts) if is_mostly_void else 1 + np.argmax(counts[1:255])
+    return classes
+
+
+def test_published_raw_frame_is_reproduced_exactly(shared_data: Path) -> None:
+    depth = read_raw_depth(shared_data / "raw" / "NYU0003_0000.png")
+    raw = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin")
+    reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
+    view = {"pose": raw.pose, "origin": raw.origin}
+
+    label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
+    mapping = mapping_from_depth(depth, camera=NYU_CAMERA, **view)
+    tsdf = tsdf_from_depth(depth, camera=NYU_CAMERA, **view)
+
+    np.testing.assert_array_equal(label, reference["label"])
+    np.testing.assert_array_equal(mapping_to_disk(mapping), reference["mapping"])
+    np.testing.assert_allclose(tsdf, reference["tsdf"], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(label_weight_of(label, tsdf), reference["label_weight"])
+    np.testing.assert_allclose(own_frame_origin(raw.pose), raw.origin, atol=1e-6)
+
+    # The trap: with the other published intrinsics about half of the hit voxels have another pixel.
+    wrong = mapping_from_depth(depth, camera=SSCNET_CAMERA, **view)
+    hit = mapping != UNMAPPED
+    assert (wrong == mapping)[hit].mean() < 0.7
+
+
+def test_mapping_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[np.float64]) -> None:
+    found = mapping_from_depth(small_depth, camera=SMALL_CAMERA, pose=small_pose, origin=ORIGIN, grid_shape=SMALL_GRID)
+    expected = mapping_reference(small_depth, small_pose, size=0.08, shape=SMALL_GRID)
+    assert (expected != UNMAPPED).sum() > 20
+    np.testing.assert_array_equal(found, expected.reshape(-1))
+
+
+def test_largest_pixel_wins_and_missing_ones_are_dropped() -> None:
+    depth = np.full((2, 3), 1.0, dtype=np.float32)
+    depth[1, 2] = 0.0
+    camera = Camera(1000.0, 1000.0, 1.0, 0.5)
+    mapping = mapping_from_depth(
+        depth, camera=camera, pose=np.eye(4), origin=(-0.5, -0.5, 0.5), grid_shape=(1, 1, 1), voxel_size=1.0
+    )
+    assert mapping.tolist() == [4]
+    assert mapping_to_disk(np.array([4, UNMAPPED], dtype=np.int32)).tolist() == [4, UNMAPPED_ON_DISK]
+
+
+def test_tsdf_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[np.float64]) -> None:
+    found = tsdf_from_depth(small_depth, camera=SMALL_CAMERA, pose=small_pose, origin=ORIGIN, grid_shape=SMALL_GRID)
+    expected = tsdf_reference(small_depth, small_pose).reshape(-1)
+    assert expected.min() < -0.1 and expected.max() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_tsdf_without_any_depth_is_unobserved(small_pose: NDArray[np.float64]) -> None:
+    nothing = np.zeros((24, 32), dtype=np.float32)
+    tsdf = tsdf_from_depth(nothing, camera=SMALL_CAMERA, pose=small_pose, origin=ORIGIN, grid_shape=SMALL_GRID)
+    assert tsdf.dtype == np.float32 and not tsdf.any()
+
+
+@pytest.mark.parametrize("density", [0.0, 0.0005, 0.02])
+def test_truncated_distance_equals_brute_force(density: float) -> None:
+    surface = np.random.default_rng(5).random((30, 16, 27)) < density
+    expected = np.full(surface.shape, 144)
+    for point in np.argwhere(surface):
+        grids = np.ogrid[tuple(slice(size) for size in surface.shape)]
+        expected = np.minimum(expected, sum((grid - at) ** 2 for grid, at in zip(grids, point, strict=True)))
+    np.testing.assert_array_equal(truncated_squared_distance(surface), expected)
+
+
+def test_larger_world_x_is_right_in_the_image_and_higher_is_up(small_pose: NDArray[np.float64]) -> None:
+    depth = np.full((24, 32), 1.0, dtype=np.float32)
+    pose = camera_pose(1.2, yaw=0.0, pitch=0.0, roll=0.0)
+    mapping = mapping_from_depth(
+        depth, camera=SMALL_CAMERA, pose=pose, origin=(-0.48, 0.6, 0.9), grid_shape=(12, 8, 12)
+    )
+    x, height, _ = np.unravel_index(np.flatnonzero(mapping != UNMAPPED), (12, 8, 12))
+    row, column = np.divmod(mapping[mapping != UNMAPPED], 32)
+    assert np.corrcoef(x, column)[0, 1] > 0.9
+    assert np.corrcoef(height, row)[0, 1] < -0.9
+    assert np.linalg.det(small_pose[:3, :3]) == pytest.approx(1.0)
+
+
+def test_downsampling_equals_loop() -> None:
+    rng = np.random.default_rng(11)
+    labels = rng.choice([0, 255, 1, 5, 11], p=[0.6, 0.34, 0.02, 0.02, 0.02], size=(16, 12, 20)).astype(np.uint8)
+    labels[:8] = rng.choice([0, 3, 4, 255], size=(8, 12, 20))
+    found = downsample_labels(labels)
+    np.testing.assert_array_equal(found, downsample_reference(labels))
+    assert set(np.unique(found)) >= {0, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({0: 32, 255: 32}, 0),
+        ({0: 31, 255: 33}, 255),
+        ({0: 61, 7: 3}, 0),
+        ({0: 60, 7: 4}, 7),
+        ({0: 40, 255: 20, 9: 2, 4: 2}, 4),
+    ],
+)
+def test_downsampling_thresholds_and_ties(counts: dict[int, int], expected: int) -> None:
+    values = np.repeat(list(counts), list(counts.values())).astype(np.uint8)
+    shuffled = np.random.default_rng(0).permutation(values).reshape(4, 4, 4)
+    assert downsample_labels(shuffled).item() == expected
+
+
+def test_raw_labels_become_classes() -> None:
+    raw = np.array([0, 1, 5, 16, 33, 36, 255], dtype=np.uint8)
+    assert classes_from_raw(raw).tolist() == [0, 1, 11, 9, 9, 11, 255]
+    with pytest.raises(ValueError, match=r"labels: expected raw labels 0\.\.36 or 255, found \[37\]"):
+        classes_from_raw(np.array([37], dtype=np.uint8))
+    with pytest.raises(ValueError, match="classes_from_raw"):
+        downsample_labels(np.full((4, 4, 4), 30, dtype=np.uint8))
+
+
+def test_flipped_convention_and_back() -> None:
+    tsdf = np.array([1.0, 0.4, 0.0005, 0.0, -0.0005, -0.4, -1.0], dtype=np.float32)
+    flipped = flip_tsdf(tsdf)
+    np.testing.assert_allclose(flipped, [0.001, 0.6, 0.9995, 1.0, 0.9995, -0.6, -0.001], atol=1e-6)
+    np.testing.assert_allclose(unflip_tsdf(flipped), tsdf, atol=1.001e-3)
+
+
+def test_label_weight_rule() -> None:
+    label = np.array([0, 0, 5, 11, 255, 255], dtype=np.uint8)
+    tsdf = np.array([-0.5, -0.6, 1.0, -1.0, -0.4, -0.9], dtype=np.float32)
+    assert label_weight_of(label, tsdf).tolist() == [0, 1, 1, 1, 0, 1]
+
+
+def test_bad_arguments_are_named(small_depth: NDArray[np.float32]) -> None:
+    view = {"camera": SMALL_CAMERA, "origin": ORIGIN, "grid_shape": SMALL_GRID}
+    with pytest.raises(ValueError, match=r"depth: expected a float image"):
+        mapping_from_depth(np.ones((24, 32), dtype=np.uint16), pose=np.eye(4), **view)
+    with pytest.raises(ValueError, match=r"pose: expected a finite 4x4"):
+        tsdf_from_depth(small_depth, pose=np.full((4, 4), math.nan), **view)
+    with pytest.raises(ValueError, match=r"pose: expected a rotation"):
+        tsdf_from_depth(small_depth, pose=2 * np.eye(4), **view)
+    with pytest.raises(ValueError, match=r"Camera: expected finite values"):
+        Camera(0.0, 500.0, 320.0, 240.0)
+
+
+def write_raw_labels(path: Path, pairs: list[tuple[int, int]]) -> None:
+    header = np.concatenate([[1.0, 2.0, -0.05], np.eye(4).ravel()]).astype("<f4")
+    path.write_bytes(header.tobytes() + np.array(pairs, dtype="<u4").tobytes())
+
+
+def test_raw_labels_are_read(tmp_path: Path) -> None:
+    total = int(np.prod(FINE_GRID_SHAPE))
+    write_raw_labels(tmp_path / "whole.bin", [(255, 240), (3, total - 240)])
+    raw = read_raw_labels(tmp_path / "whole.bin")
+    assert raw.labels.shape == (240, 144, 240) and raw.labels.dtype == np.uint8
+    assert (raw.labels[0, 0] == 255).all() and raw.labels[0, 1, 0] == 3
+    np.testing.assert_allclose(raw.origin, [1.0, 2.0, -0.05], atol=1e-7)
+
+    write_raw_labels(tmp_path / "short.bin", [(0, total - 2), (7, 1)])
+    with pytest.warns(UserWarning, match=r"short\.bin: runs end one voxel short"):
+        assert read_raw_labels(tmp_path / "short.bin").labels[-1, -1, -2:].tolist() == [7, 7]
+
+
+def test_broken_raw_files_are_refused(tmp_path: Path) -> None:
+    total = int(np.prod(FINE_GRID_SHAPE))
+    path = tmp_path / "broken.bin"
+    write_raw_labels(path, [(0, total - 2)])
+    with pytest.raises(RawFileError, match=rf"broken\.bin: expected runs that fill {total} voxels, found {total - 2}"):
+        read_raw_labels(path)
+    write_raw_labels(path, [(40, total)])
+    with pytest.raises(RawFileError, match=r"broken\.bin: expected labels .* found \[40\]"):
+        read_raw_labels(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RawFileError, match="truncated"):
+        read_raw_labels(path)
+    (tmp_path / "depth.png").write_bytes(b"not an image")
+    with pytest.raises(RawFileError, match=r"depth\.png"):
+        read_raw_depth(tmp_path / "depth.png")
+
+
+def test_grid_of_an_own_frame_lies_before_the_camera() -> None:
+    pose = camera_pose(1.5, yaw=0.0, pitch=0.0, roll=0.0)
+    origin = own_frame_origin(pose)
+    np.testing.assert_allclose(origin, [-2.4, 1.0, -0.05], atol=1e-12)
+    assert GRID_SHAPE == (60, 36, 60)

@@ -1,0 +1,303 @@
+"""Names of published weights, and files that do not fit."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone, load_backbone_weights
+from ammnet_sparse.models.weights.backbones import published_to_timm, read_weights_file, timm_to_published
+from ammnet_sparse.models.weights.errors import WeightsError
+
+DEPTHS, WIDTHS, REDUCTIONS = (3, 4, 6, 3), (64, 128, 320, 512), (8, 4, 2, 1)
+DENSE_NAMES = Path(__file__).parents[3].parent / "shared" / "paper" / "dense_ammnet_state_dict.txt"
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """Every name in the published mit_b2.pth but for the classifier, with its shape."""
+    layers: dict[str, tuple[int, ...]] = {}
+    for stage, (depth, width, reduction) in enumerate(zip(DEPTHS, WIDTHS, REDUCTIONS, strict=True), start=1):
+        kernel, incoming = (7, 3) if stage == 1 else (3, WIDTHS[stage - 2])
+        layers[f"patch_embed{stage}.proj"] = (width, incoming, kernel, kernel)
+        layers[f"patch_embed{stage}.norm"] = (width,)
+        for index in range(depth):
+            block = f"block{stage}.{index}"
+            layers[f"{block}.norm1"] = layers[f"{block}.norm2"] = (width,)
+            layers[f"{block}.attn.q"] = layers[f"{block}.attn.proj"] = (width, width)
+            layers[f"{block}.attn.kv"] = (2 * width, width)
+            if reduction > 1:
+                layers[f"{block}.attn.sr"] = (width, width, reduction, reduction)
+                layers[f"{block}.attn.norm"] = (width,)
+            layers[f"{block}.mlp.fc1"] = (4 * width, width)
+            layers[f"{block}.mlp.dwconv.dwconv"] = (4 * width, 1, 3, 3)
+            layers[f"{block}.mlp.fc2"] = (width, 4 * width)
+        layers[f"norm{stage}"] = (width,)
+    shapes = {}
+    for layer, shape in layers.items():
+        shapes[f"{layer}.weight"] = shape
+        shapes[f"{layer}.bias"] = shape[:1]
+    return shapes
+
+
+def small_encoder(backbone: nn.Module | None = None) -> ImageEncoder:
+    segformer = build_segformer_backbone(
+        depths=(1, 1, 2, 1), widths=(8, 16, 40, 64), num_heads=(1, 2, 5, 8), reductions=REDUCTIONS
+    )
+    head = ImageHead((8, 16, 40, 64), width=8, num_classes=12, dropout=0.0)
+    return ImageEncoder(backbone or segformer, head)  # type: ignore[arg-type]
+
+
+def small_resnet() -> nn.Module:
+    backbone = timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool="", layers=[1, 1, 1, 1])
+    assert isinstance(backbone, nn.Module)
+    return backbone
+
+
+def random_weights(backbone: nn.Module) -> dict[str, Tensor]:
+    """Weights unlike those of any initialisation, by timm's names."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.rand(value.shape, generator=generator) if value.is_floating_point() else torch.full_like(value, 7)
+        for name, value in backbone.state_dict().items()
+    }
+
+
+def published_weights(encoder: ImageEncoder) -> dict[str, Tensor]:
+    return {timm_to_published(name): value for name, value in random_weights(encoder.backbone).items()}
+
+
+def huggingface_weights(encoder: ImageEncoder) -> dict[str, Tensor]:
+    """The same under Hugging Face's names: stages counted from 0, key and value apart."""
+    embedding = {"proj": "proj", "norm": "layer_norm"}
+    renamed = {}
+    for name, value in random_weights(encoder.backbone).items():
+        layer, _, kind = name.rpartition(".")
+        parts = layer.split(".")
+        if parts[0] == "patch_embed":
+            target = f"patch_embeddings.0.{embedding[parts[1]]}"
+        elif parts[2] == "downsample":
+            target = f"patch_embeddings.{parts[1]}.{embedding[parts[3]]}"
+        elif parts[2] == "norm":
+            target = f"layer_norm.{parts[1]}"
+        else:
+            target = (
+                f"block.{parts[1]}.{parts[3]}."
+                + {
+                    "norm1": "layer_norm_1",
+                    "norm2": "layer_norm_2",
+                    "attn.q": "attention.self.query",
+                    "attn.kv": "attention.self.KEY_OR_VALUE",
+                    "attn.sr": "attention.self.sr",
+                    "attn.norm": "attention.self.layer_norm",
+                    "attn.proj": "attention.output.dense",
+                    "mlp.fc1": "mlp.dense1",
+                    "mlp.fc2": "mlp.dense2",
+                    "mlp.dwconv": "mlp.dwconv.dwconv",
+                }[".".join(parts[4:])]
+            )
+        full = f"segformer.encoder.{target}.{kind}"
+        if "KEY_OR_VALUE" in full:
+            half = value.shape[0] // 2
+            renamed[full.replace("KEY_OR_VALUE", "key")] = value[:half].clone()
+            renamed[full.replace("KEY_OR_VALUE", "value")] = value[half:].clone()
+        else:
+            renamed[full] = value
+    return renamed
+
+
+def assert_loaded(encoder: ImageEncoder) -> None:
+    for name, expected in random_weights(encoder.backbone).items():
+        torch.testing.assert_close(encoder.backbone.state_dict()[name], expected, rtol=0, atol=0, msg=name)
+
+
+def test_published_names_are_those_of_timms_b2_with_the_same_shapes() -> None:
+    with torch.device("meta"):
+        backbone = build_segformer_backbone()
+    renamed = {timm_to_published(name): tuple(value.shape) for name, value in backbone.state_dict().items()}
+    assert renamed == published_shapes()
+    assert len(renamed) == 332
+
+
+def test_names_survive_the_round_trip() -> None:
+    for name in published_shapes():
+        assert timm_to_published(published_to_timm(name)) == name
+    assert published_to_timm("block3.5.mlp.dwconv.dwconv.weight") == "stages.2.blocks.5.mlp.dwconv.weight"
+    assert published_to_timm("patch_embed1.norm.bias") == "patch_embed.norm.bias"
+    assert published_to_timm("patch_embed4.proj.weight") == "stages.3.downsample.proj.weight"
+
+
+@pytest.mark.parametrize("name", ["head.weight", "norm5.weight", "encoder.norm1.weight", "stages.0.norm.weight", ""])
+def test_foreign_names_are_refused(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"{name}: not a name"):
+        published_to_timm(name)
+    if not name.startswith("stages"):
+        with pytest.raises(WeightsError, match=f"{name}: not a name"):
+            timm_to_published(name)
+
+
+@pytest.mark.skipif(not DENSE_NAMES.is_file(), reason="the list of the dense checkpoint's names is not here")
+def test_names_and_shapes_are_those_in_the_dense_checkpoint() -> None:
+    listed = {}
+    for line in DENSE_NAMES.read_text(encoding="utf-8").splitlines():
+        name, _, shape = line.partition("\t")
+        if name.startswith("encoder."):
+            listed[name.removeprefix("encoder.")] = tuple(int(size) for size in shape.strip("()").split(",") if size)
+    assert listed == published_shapes()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {"model": {f"module.encoder.{name}": value for name, value in weights.items()}},
+        lambda weights: {"state_dict": OrderedDict((f"backbone.{name}", value) for name, value in weights.items())},
+    ],
+    ids=["plain", "state_dict", "model with module.encoder.", "state_dict with backbone."],
+)
+def test_published_file_is_loaded_and_the_classifier_listed(tmp_path: Path, wrap: Callable) -> None:
+    encoder = small_encoder()
+    head_before = {name: value.clone() for name, value in encoder.head.state_dict().items()}
+    weights = published_weights(encoder) | {"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
+    torch.save(wrap(weights), tmp_path / "mit.pth")
+    unused = load_backbone_weights(encoder, tmp_path / "mit.pth")
+    assert [".".join(name.split(".")[-2:]) for name in unused] == ["head.bias", "head.weight"]
+    assert_loaded(encoder)
+    for name, value in encoder.head.state_dict().items():
+        assert torch.equal(value, head_before[name])
+
+
+@pytest.mark.parametrize("prefix", ["segformer.encoder.", "encoder.", "module.segformer.encoder."])
+@pytest.mark.parametrize("ending", ["bin", "safetensors"])
+def test_huggingface_file_is_loaded(tmp_path: Path, ending: str, prefix: str) -> None:
+    encoder = small_encoder()
+    weights = {
+        name.replace("segformer.encoder.", prefix): value.contiguous()
+        for name, value in huggingface_weights(encoder).items()
+    }
+    weights["classifier.weight"] = torch.zeros(1000, 64)
+    path = tmp_path / f"model.{ending}"
+    if ending == "safetensors":
+        safetensors.torch.save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    assert load_backbone_weights(encoder, path) == ("classifier.weight",)
+    assert_loaded(encoder)
+
+
+def test_timms_own_names_are_loaded(tmp_path: Path) -> None:
+    encoder = small_encoder()
+    safetensors.torch.save_file(random_weights(encoder.backbone), tmp_path / "mit.safetensors")
+    assert load_backbone_weights(encoder, tmp_path / "mit.safetensors") == ()
+    assert_loaded(encoder)
+
+
+def test_resnet_file_is_loaded_with_or_without_counters(tmp_path: Path) -> None:
+    encoder = small_encoder(small_resnet())
+    weights = random_weights(encoder.backbone) | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    torch.save(weights, tmp_path / "resnet50.pth")
+    assert load_backbone_weights(encoder, tmp_path / "resnet50.pth") == ("fc.bias", "fc.weight")
+    assert_loaded(encoder)
+
+    old = {name: value + 1 for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    load_backbone_weights(encoder, tmp_path / "old.pth")
+    assert torch.equal(encoder.backbone.state_dict()["bn1.running_var"], old["bn1.running_var"])
+
+
+def test_torchvisions_resnet50_has_the_names_and_shapes_of_timms() -> None:
+    torchvision_models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        theirs = torchvision_models.resnet50(weights=None).state_dict()
+        ours = timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool="").state_dict()
+    assert {name: value.shape for name, value in theirs.items() if not name.startswith("fc.")} == {
+        name: value.shape for name, value in ours.items()
+    }
+
+
+def _without(name: str) -> Callable[[dict], dict]:
+    return lambda weights: {key: value for key, value in weights.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("block3.1.attn.kv.bias"), r"missing are .*stages\.2\.blocks\.1\.attn\.kv\.bias"),
+        (lambda weights: weights | {"norm2.weight": torch.ones(17)}, r"norm2\.weight expected \[16\], found \[17\]"),
+        (lambda weights: weights | {"norm2.weight": torch.full((16,), math.nan)}, r"norm2\.weight .* not finite"),
+        (lambda weights: weights | {"norm2.weight": torch.ones(16).int()}, r"norm2\.weight .*found torch\.int32"),
+        (lambda weights: weights | {"block1.1.norm1.weight": torch.ones(8)}, r"larger backbone: block1\.1\.norm1"),
+        (lambda weights: weights | {"encoder.norm1.bias": torch.ones(8)}, r"given twice, as norm1\.bias and encoder"),
+        (lambda weights: {"fc.weight": torch.ones(3)}, r"none of its names among fc\.weight"),
+        (lambda weights: {"state_dict": {"epoch": 3}}, r"expected tensors by name, found epoch"),
+        (lambda weights: [torch.ones(3)], "expected a dict of tensors by name, found list"),
+    ],
+)
+def test_file_that_does_not_fit_is_named_and_changes_nothing(tmp_path: Path, change: Callable, message: str) -> None:
+    encoder = small_encoder()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    torch.save(change(published_weights(encoder)), tmp_path / "mit_b2.pth")
+    with pytest.raises(WeightsError, match=message) as raised:
+        load_backbone_weights(encoder, tmp_path / "mit_b2.pth")
+    assert "mit_b2.pth" in str(raised.value)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_key_without_value_is_named(tmp_path: Path) -> None:
+    encoder = small_encoder()
+    weights = huggingface_weights(encoder)
+    del weights["segformer.encoder.block.0.0.attention.self.value.bias"]
+    torch.save(weights, tmp_path / "model.bin")
+    with pytest.raises(WeightsError, match=r"expected .*self\.value\.bias beside .*self\.key\.bias"):
+        load_backbone_weights(encoder, tmp_path / "model.bin")
+
+
+class _Payload:
+    def __reduce__(self) -> tuple:
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_no_code_in_a_file_is_executed(tmp_path: Path) -> None:
+    torch.save({"state_dict": _Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=r"bad\.pth: cannot read"):
+        read_weights_file(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("contents", [b"", b"not weights at all", b"PK\x03\x04 damaged"])
+def test_damaged_file_is_named(tmp_path: Path, ending: str, contents: bytes) -> None:
+    path = tmp_path / f"damaged.{ending}"
+    path.write_bytes(contents)
+    with pytest.raises(WeightsError, match=rf"damaged\.{ending}: cannot read"):
+        read_weights_file(path)
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "short.pth"
+    torch.save({"norm1.weight": torch.ones(4096)}, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match=r"short\.pth: cannot read"):
+        read_weights_file(path)
+
+
+def test_absent_files_folders_and_unknown_endings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"none\.pth: expected a file with weights, found nothing"):
+        read_weights_file(tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match="found a folder"):
+        read_weights_file(tmp_path)
+    (tmp_path / "weights.zip").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"found '\.zip'"):
+        read_weights_file(tmp_path / "weights.zip")
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(TypeError, match="found Identity"):
+        load_backbone_weights(small_encoder(nn.Identity()), tmp_path / "a.pth")

@@ -1,0 +1,146 @@
+"""From a file to a network: round trip, sites of either kind, files that lack a part or do not fit."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ammnet_sparse
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.files import save_weights
+from ammnet_sparse.models.weights.loading import load_model
+from tests.models.scenes import GRID, assert_near, small_config, some_scene, unsettle
+
+
+def saved_network(folder: Path, **changes: Any) -> tuple[Path, AMMNet]:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = AMMNet(small_config(**changes))
+    unsettle(network)
+    path = folder / "network.safetensors"
+    save_weights(path, network.state_dict(), model_config=network.config)
+    return path, network.eval()
+
+
+def logits_of(network: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = network(some_scene(2)).logits
+    return logits
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_a_network_returns_from_its_file(sites: str, tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path, sites=sites)
+    loaded = ammnet_sparse.load_model(path)
+    assert isinstance(loaded, AMMNet) and loaded.config == network.config
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(logits_of(loaded), logits_of(network))
+    volume = torch.randn(2, 12, *GRID)
+    assert torch.equal(loaded.discriminator(volume), network.discriminator(volume))
+    assert loaded.discriminator(volume).shape == (2, 1)
+
+
+def test_dense_weights_on_sparse_sites_add_nothing_for_the_state(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path, sites="dense")
+    loaded = load_model(path, sites="sparse")
+    assert loaded.config.sites == "sparse"
+    state = loaded.state_dict()
+    added = state.keys() - network.state_dict().keys()
+    assert added == {"decoder.state_projection.weight", "tsdf_encoder.state_projection.weight"}
+    assert not any(state[name].any() for name in added)
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert logits_of(loaded).isfinite().all()
+
+
+def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    loaded = load_model(path, sites="dense")
+    assert loaded.config.sites == "dense" and not any("state_projection" in name for name in loaded.state_dict())
+    reference = DenseAMMNet(loaded.config).eval()
+    kept = {name: value for name, value in network.state_dict().items() if "state_projection" not in name}
+    reference.load_state_dict(kept)
+    assert_near(logits_of(loaded), logits_of(reference), tolerance=1e-4, name="logits")
+
+
+def test_the_network_goes_to_the_device(tmp_path: Path) -> None:
+    path, _ = saved_network(tmp_path)
+    loaded = load_model(path, device="meta")
+    assert {value.device.type for value in loaded.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_frozen_backbone_from_the_file_stays_frozen_without_a_warning(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path, image_encoder="segformer_b2")
+    loaded = load_model(path)
+    assert torch.equal(logits_of(loaded), logits_of(network))
+    loaded.train()
+    backbone = loaded.image_encoder.backbone
+    assert not backbone.training and not any(value.requires_grad for value in backbone.parameters())
+    assert loaded.image_encoder.head.training
+
+
+def test_a_missing_backbone_is_warned_of_and_a_missing_discriminator_is_not(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path, image_encoder="segformer_b2")
+    absent = ("image_encoder.backbone.", "discriminator.")
+    state = {name: value for name, value in network.state_dict().items() if not name.startswith(absent)}
+    save_weights(path, state, model_config=network.config)
+    with pytest.warns(UserWarning, match=r"network.safetensors: holds no image_encoder.backbone") as caught:
+        loaded = load_model(path)
+    assert len(caught) == 1
+    assert torch.equal(loaded.decoder.classifier.weight, network.decoder.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("decoder.classifier.weight", "missing names: decoder.classifier.weight"),
+        # A part is either given or not: half of it is damage.
+        ("discriminator.score.bias", "missing names: discriminator.score.bias"),
+        ("tsdf_encoder.state_projection.weight", "missing names: tsdf_encoder.state_projection.weight"),
+    ],
+)
+def test_files_that_lack_a_weight_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    state = {key: value for key, value in network.state_dict().items() if key != name}
+    save_weights(path, state, model_config=network.config)
+    with pytest.raises(WeightsError, match=f"network.safetensors: .*{message}"):
+        load_model(path)
+
+
+def test_other_files_and_arguments_are_refused(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    with pytest.raises(
+        WeightsError,
+        match="absent.safetensors: expected a file with weights, or the name of shipped ones .*; found nothing",
+    ):
+        load_model(tmp_path / "absent.safetensors")
+    pickled = tmp_path / "network.pth"
+    torch.save(network.state_dict(), pickled)
+    with pytest.raises(WeightsError, match=r"network.pth: expected an undamaged safetensors.*convert_checkpoint.py"):
+        load_model(pickled)
+    save_weights(path, network.state_dict(), model_config=small_config(width=16))
+    with pytest.raises(WeightsError, match="wrong shapes: "):
+        load_model(path)
+    with pytest.raises(ValueError, match="sites: expected sparse, dense or None, found 'all'"):
+        load_model(path, sites="all")  # type: ignore[arg-type]
+
+
+def test_the_package_loads_the_network_only_when_asked() -> None:
+    lines = [
+        "import sys, ammnet_sparse",
+        "assert 'torch' not in sys.modules",
+        "ammnet_sparse.Batch",
+        "assert 'ammnet_sparse.models.ammnet' not in sys.modules",
+        "ammnet_sparse.load_model",
+        "assert 'ammnet_sparse.models.ammnet' in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)

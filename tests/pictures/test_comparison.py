@@ -1,0 +1,237 @@
+"""Pictures: up is up, left is left, near hides far, colours and errors are what they say, bad input is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, IGNORE_LABEL, IMAGE_SHAPE
+from ammnet_sparse.pictures.comparison import ERROR_COLORS, class_colors, label_map_colors, render_comparison
+from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
+
+SHAPE = (24, 12, 24)
+SIZE = 96
+CEILING, FLOOR, WALL, BED, SOFA = (CLASS_NAMES.index(name) for name in ("ceiling", "floor", "wall", "bed", "sofa"))
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+Block = tuple[slice, slice, slice]
+
+
+def render(blocks: dict[tuple[int, int, int], Block], *, from_above: bool = False) -> NDArray[np.uint8]:
+    """Blocks of pure colours in an otherwise empty grid."""
+    colors, occupied = np.zeros((*SHAPE, 3), dtype=np.uint8), np.zeros(SHAPE, dtype=np.bool_)
+    for color, block in blocks.items():
+        colors[block], occupied[block] = color, True
+    view = top_view(SHAPE) if from_above else camera_side_view(SHAPE)
+    return render_voxels(colors, occupied, view=view, size=SIZE)
+
+
+def center_of(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[float, float]:
+    """Mean (row, column) of the pixels that show only this channel."""
+    channel = color.index(255)
+    others = [other for other in range(3) if other != channel]
+    shown = (picture[..., channel] > 90) & (picture[..., others] < 20).all(-1)
+    assert shown.any(), f"nothing of {color} in the picture"
+    rows, columns = np.nonzero(shown)
+    return float(rows.mean()), float(columns.mean())
+
+
+@pytest.mark.parametrize("from_above", [False, True], ids=["camera side", "above"])
+def test_x_grows_to_the_right(from_above: bool) -> None:
+    left, right = np.s_[1:5, 0:4, 10:14], np.s_[18:22, 0:4, 10:14]
+    picture = render({RED: left, GREEN: right}, from_above=from_above)
+    (red_row, red_column), (green_row, green_column) = center_of(picture, RED), center_of(picture, GREEN)
+    assert red_column < SIZE / 2 < green_column
+    assert abs(red_column + green_column - SIZE + 1) < SIZE * 0.12
+    assert abs(red_row - green_row) < 3
+
+
+def test_height_points_up_from_the_camera_side() -> None:
+    picture = render({RED: np.s_[4:8, 8:12, 10:14], GREEN: np.s_[4:8, 0:4, 10:14]})
+    assert center_of(picture, RED)[0] < center_of(picture, GREEN)[0] - 5
+
+
+@pytest.mark.parametrize("from_above", [False, True], ids=["camera side", "above"])
+def test_far_is_above_near(from_above: bool) -> None:
+    picture = render({RED: np.s_[10:14, 0:2, 18:22], GREEN: np.s_[10:14, 0:2, 2:6]}, from_above=from_above)
+    assert center_of(picture, RED)[0] < center_of(picture, GREEN)[0] - 5
+
+
+def test_near_hides_far_and_high_hides_low() -> None:
+    wall_in_front = render({RED: np.s_[10:14, 0:2, 12:14], GREEN: np.s_[0:24, 0:12, 2:4]})
+    with pytest.raises(AssertionError, match="nothing of"):
+        center_of(wall_in_front, RED)
+    lid = render({RED: np.s_[10:14, 0:2, 12:14], BLUE: np.s_[8:16, 10:12, 10:16]}, from_above=True)
+    with pytest.raises(AssertionError, match="nothing of"):
+        center_of(lid, RED)
+
+
+def test_far_is_smaller_in_perspective() -> None:
+    picture = render({RED: np.s_[10:14, 0:4, 19:23], GREEN: np.s_[10:14, 0:4, 1:5]})
+    areas = [np.count_nonzero((picture[..., channel] > 90) & (picture[..., 2] < 20)) for channel in (0, 1)]
+    assert 0 < areas[0] < areas[1]
+
+
+def test_top_view_is_to_scale() -> None:
+    picture = render({RED: np.s_[0:24, 0:1, 0:24]}, from_above=True)
+    red = picture[..., 1] < 20
+    covered = red.any(0).sum() / SIZE
+    assert covered == pytest.approx(24 / (1.04 * 24), abs=0.03)
+    assert red.any(1).sum() / SIZE == pytest.approx(covered, abs=0.03)
+
+
+def test_nothing_to_draw_leaves_the_pale_plane() -> None:
+    picture = render({})
+    assert picture.min() == 241
+    assert (picture == 255).any()
+    assert (picture == picture[..., :1]).all()
+
+
+def test_voxels_must_fit_their_colors() -> None:
+    with pytest.raises(ValueError, match="colors: expected"):
+        render_voxels(
+            np.zeros((2, 2, 2, 3), dtype=np.uint8), np.ones((2, 2, 3), dtype=np.bool_), view=top_view(SHAPE), size=8
+        )
+
+
+def test_class_colors() -> None:
+    colors = class_colors(np.array([0, FLOOR, IGNORE_LABEL], dtype=np.uint8))
+    assert colors.tolist() == [[22, 191, 206], [43, 160, 4], [153, 153, 153]]
+
+
+def test_label_map_colors_are_those_of_the_classes() -> None:
+    colors = label_map_colors(np.array([[1, 3, 5, 6, 12, 13]], dtype=np.uint8))
+    by_name = dict(CLASSES)
+    names = ("bed", "ceiling", "floor", "furniture", "wall", "window")
+    assert [tuple(color) for color in colors[0].tolist()] == [by_name[name] for name in names]
+
+
+def room() -> NDArray[np.uint8]:
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[:, 0], labels[:, 1:, 23], labels[2:9, 1:4, 6:16], labels[:, 11] = FLOOR, WALL, BED, CEILING
+    return labels
+
+
+def panel(picture: NDArray[np.uint8], column: int, row: int, *, size: int = SIZE) -> NDArray[np.uint8]:
+    """View ``row`` (0 camera side, 1 above) of a column of a comparison without a title; 12 px gaps, 24 px heading."""
+    top, left = 12 + 24 + row * (size + 12), 12 + column * (size + 12)
+    return picture[top : top + size, left : left + size]
+
+
+def compare(prediction: NDArray[np.uint8], truth: NDArray[np.uint8] | None = None, **options: object) -> NDArray:
+    return render_comparison(prediction, truth, panel_size=SIZE, **options)  # type: ignore[arg-type]
+
+
+def shows(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:
+    """Whether some pixel has this hue: faces of cubes are darkened copies of their colour."""
+    light = picture.reshape(-1, 3).astype(float)
+    scale = light.max(1, keepdims=True) / max(color)
+    close = np.abs(light - scale * np.array(color)).max(1) < 3
+    return bool((close & (light.max(1) > 60)).any())
+
+
+def test_comparison_places_prediction_truth_and_errors() -> None:
+    truth = room()
+    prediction = truth.copy()
+    prediction[prediction == BED] = SOFA
+    picture = compare(prediction, truth)
+    assert picture.dtype == np.uint8
+    assert picture.shape[1] == 3 * SIZE + 4 * 12
+    bed, sofa = CLASSES[BED].color, CLASSES[SOFA].color
+    for row in (0, 1):
+        assert shows(panel(picture, 0, row), sofa)
+        assert not shows(panel(picture, 0, row), bed)
+        assert shows(panel(picture, 1, row), bed)
+        assert not shows(panel(picture, 1, row), sofa)
+        assert shows(panel(picture, 2, row), ERROR_COLORS["wrong class"])
+        assert not shows(panel(picture, 2, row), ERROR_COLORS["missed"])
+        assert not shows(panel(picture, 2, row), ERROR_COLORS["invented"])
+
+
+@pytest.mark.parametrize("kind", ["missed", "invented"])
+def test_errors_tell_missed_from_invented(kind: str) -> None:
+    whole, without_bed = room(), room()
+    without_bed[without_bed == BED] = 0
+    truth, prediction = (whole, without_bed) if kind == "missed" else (without_bed, whole)
+    errors = panel(compare(prediction, truth), 2, 1)
+    other = "invented" if kind == "missed" else "missed"
+    assert shows(errors, ERROR_COLORS[kind])
+    assert not shows(errors, ERROR_COLORS[other])
+
+
+def test_ignored_and_masked_voxels_are_not_drawn() -> None:
+    truth, prediction = room(), room()
+    bed = truth == BED
+    truth[bed] = IGNORE_LABEL
+    picture = compare(prediction, truth)
+    assert shows(panel(picture, 0, 1), CLASSES[BED].color)
+    assert not shows(panel(picture, 2, 1), ERROR_COLORS["invented"])
+    masked = compare(prediction, truth, visible_mask=~bed)
+    assert not shows(panel(masked, 0, 1), CLASSES[BED].color)
+
+
+def test_ceiling_is_left_out_on_request() -> None:
+    assert not shows(panel(compare(room()), 0, 1), CLASSES[CEILING].color)
+    assert shows(panel(compare(room(), hide_ceiling=False), 0, 1), CLASSES[CEILING].color)
+
+
+def test_errors_without_ceiling_show_what_replaces_it() -> None:
+    prediction = room()
+    prediction[prediction == CEILING] = WALL
+    errors = panel(compare(prediction, room()), 2, 1)
+    assert not shows(errors, ERROR_COLORS["wrong class"])
+
+
+def test_input_stands_on_the_left() -> None:
+    image = np.full((*IMAGE_SHAPE, 3), (250, 10, 10), dtype=np.uint8)
+    label_map = np.full(IMAGE_SHAPE, 5, dtype=np.uint8)
+    picture = compare(room(), image=image, label_map=label_map)
+    middle = SIZE // 2
+    assert panel(picture, 0, 0)[middle, middle].tolist() == [250, 10, 10]
+    assert tuple(panel(picture, 0, 1)[middle, middle]) == CLASSES[FLOOR].color
+    assert panel(picture, 0, 0)[2, middle].tolist() == [255, 255, 255]
+    assert shows(panel(picture, 1, 1), CLASSES[BED].color)
+
+
+def test_legend_names_every_class_below_the_views() -> None:
+    picture = compare(room(), room())
+    below = picture[12 + 24 + 2 * (SIZE + 12) :]
+    for entry in CLASSES[1:]:
+        assert (below == entry.color).all(-1).sum() > 50, entry.name
+    for name, color in ERROR_COLORS.items():
+        assert (below == color).all(-1).sum() > 50, name
+
+
+def test_title_adds_a_line() -> None:
+    assert compare(room(), title="Frame 0003").shape[0] == compare(room()).shape[0] + 24
+
+
+@pytest.mark.parametrize(
+    ("prediction", "options", "message"),
+    [
+        (np.zeros((4, 4), dtype=np.uint8), {}, r"prediction: expected \[X, H, Y\], found \[4, 4\]"),
+        (np.full((4, 4, 4), 12, dtype=np.uint8), {}, "prediction: expected .* or 255, found uint8 with"),
+        (np.zeros((4, 4, 4), dtype=np.int64), {}, "prediction: .*found int64"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), {"truth": np.zeros((4, 4, 5), dtype=np.uint8)}, "truth: expected"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), {"visible_mask": np.ones(64, dtype=np.bool_)}, "visible_mask: expected"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), {"image": np.zeros((8, 8), dtype=np.uint8)}, "image: expected"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), {"label_map": np.full((8, 8), 14, dtype=np.uint8)}, "label_map: "),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(prediction: NDArray, options: dict[str, NDArray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render_comparison(prediction, panel_size=16, **options)  # type: ignore[arg-type]
+
+
+def test_image_columns_grow_with_x_in_real_frames(nyu_folder: Path) -> None:
+    """What the views take for right and up is right and up in the colour image."""
+    ids = (nyu_folder / "train.txt").read_text(encoding="utf-8").split()[:4]
+    batch = Batch.from_frames(nyu_folder, ids)
+    for frame in range(len(ids)):
+        pixel = batch.mapping[frame].view(batch.grid_shape).numpy()
+        x, height, _ = np.nonzero(pixel >= 0)
+        row, column = np.divmod(pixel[pixel >= 0], IMAGE_SHAPE[1])
+        assert np.corrcoef(x, column)[0, 1] > 0.7
+        assert np.corrcoef(height, row)[0, 1] < -0.7

@@ -1,0 +1,116 @@
+"""Metrics of a run: read as they were written, drawn and set as a table, and refused where there are none."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ammnet_sparse.data.grid import CLASS_NAMES
+from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.pictures.history import History, HistoryError, curves_html, read_history, table_html
+from ammnet_sparse.training.records import Records
+
+
+def make_scores(miou: float, *, tvs: float = 0.25) -> Scores:
+    iou = {name: miou for name in CLASS_NAMES[1:]} | {"tvs": tvs}
+    counts = torch.zeros(12, 12), torch.zeros(2, 2)
+    return Scores(5, 0.8, 0.7, 0.6, iou, miou, confusion=counts[0], occupancy=counts[1])
+
+
+def write_run(
+    folder: Path, *, mious: tuple[float | None, ...], has_game: bool = True, has_training: bool = False
+) -> Path:
+    """A run of ten steps an epoch, written by the writer of real runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    game = {"adversarial": 3.0, "discriminator": 2.0} if has_game else {}
+    with Records(folder) as records:
+        for epoch, miou in enumerate(mious, start=1):
+            for step in range(10 * epoch - 9, 10 * epoch + 1):
+                losses = {"loss": 2.0 / step, "scene": 1.9 / step, **game}
+                records.step(step, {"epoch": epoch, **losses, "learning_rate": 1e-3})
+            scores = None if miou is None else make_scores(miou)
+            values = {"loss": 1.0, "scene": 0.9, "seconds": 3.0}
+            if has_training:
+                values["validation_scene"] = 1.2
+            training = make_scores(0.5) if has_training else None
+            records.epoch(epoch, 10 * epoch, values, scores, training=training)
+    return folder
+
+
+def text_of(page: str) -> list[str]:
+    """What the figures say in words, legends included."""
+    return [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", page)]
+
+
+def test_history_is_what_the_run_wrote(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run", mious=(0.2, None, 0.4, 0.4, 0.3)))
+    assert [line["step"] for line in history.steps] == list(range(1, 51))
+    assert [line["epoch"] for line in history.validated] == [1, 3, 4, 5]
+    assert history.best is not None
+    assert history.best["epoch"] == 3  # the first of equals: the run keeps its weights
+    assert history.best["validation"]["ssc"]["miou"] == pytest.approx(40.0)
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mious=(0.2,))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "step": 11, "lo')
+    assert len(read_history(run).steps) == 10
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HistoryError, match=r"nowhere: expected the folder of a training run, found no folder"):
+        read_history(tmp_path / "nowhere")
+    with pytest.raises(HistoryError, match=r"expected a training run with metrics\.jsonl, found none; name a run"):
+        read_history(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(HistoryError, match=r"metrics\.jsonl: expected metrics, found none yet"):
+        read_history(tmp_path)
+
+
+def test_curves_name_what_they_draw(tmp_path: Path) -> None:
+    page = curves_html(read_history(write_run(tmp_path / "run", mious=(0.2, 0.4))))
+    words = text_of(page)
+    assert page.count("<svg") == 4
+    for expected in (
+        "scene cross-entropy (training)",
+        "discriminator, sum of its losses",
+        "SC IoU (validation)",
+        "SSC mIoU (validation)",
+        "best weights, epoch 2",
+        "sofa",
+    ):
+        assert expected in words
+    assert not any("image" in word or "IoU (training)" in word for word in words)
+    assert len(page) < 200_000
+
+
+def test_curves_leave_out_what_a_run_does_not_have(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mious=(None,), has_game=False)
+    page = curves_html(read_history(run))
+    assert page.count("<svg") == 1
+    assert text_of(page).count("Loss") == 1
+
+
+def test_curves_of_training_scores_where_they_were_recorded(tmp_path: Path) -> None:
+    words = text_of(curves_html(read_history(write_run(tmp_path / "run", mious=(0.2, 0.4), has_training=True))))
+    assert {"SC IoU (training)", "SSC mIoU (training)", "scene cross-entropy (validation)"} <= set(words)
+
+
+def test_curves_survive_losses_that_are_no_numbers() -> None:
+    steps = [{"step": step, "loss": math.nan if step == 2 else 1.0, "scene": math.inf} for step in range(1, 5)]
+    words = text_of(curves_html(History(json.loads(json.dumps(steps)), [])))
+    assert "generator, weighted sum (training)" in words
+    assert "scene cross-entropy (training)" not in words
+
+
+def test_table_has_the_columns_of_the_paper() -> None:
+    table = table_html({"<best>": make_scores(0.5, tvs=math.nan).to_json()})
+    headings = re.findall(r'<th scope="col">([^<]*)</th>', table)
+    assert headings == ["", "SC Prec.", "SC Recall", "SC IoU", *CLASS_NAMES[1:], "SSC mIoU"]
+    cells = re.findall(r"<td>([^<]*)</td>", table)
+    assert cells == ["80.0", "70.0", "60.0", *(["50.0"] * 8), "-", "50.0", "50.0", "50.0"]
+    assert '<th scope="row">&lt;best&gt;</th>' in table
