@@ -9,17 +9,18 @@ cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python}
 [ $# -eq 0 ] || shift
 compiler=${CXX:-c++}
-library=$("$python" tools/setup/emulation.py)
+"$python" tools/setup/emulation.py
 
 # Python itself is not built for it, so the run-time libraries come first; what Python never frees is no leak of ours.
 # shellcheck disable=SC2086
 libraries=$(for name in libasan.so libubsan.so libstdc++.so; do $compiler -print-file-name=$name; done | tr '\n' ' ')
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1
-export AMMNET_SPARSE_EMULATION="$library" AMMNET_SPARSE_KERNELS=0
+export AMMNET_SPARSE_EMULATION="$PWD/build/emulation/_kernels_emulation.so" AMMNET_SPARSE_KERNELS=0
 
 run() {
     echo "== CUDA kernels on the CPU, order of threads: ${AMMNET_SPARSE_EMULATION_SEED:-ascending}"
-    LD_PRELOAD="$libraries" "$python" -m pytest -q -p no:cacheprovider tests/ops "$@"
+    # Of stderr only Python's part is captured: a sanitizer says there why it ends the process.
+    LD_PRELOAD="$libraries" "$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops "$@"
 }
 
 if [ -n "${AMMNET_SPARSE_EMULATION_SEED-}" ]; then

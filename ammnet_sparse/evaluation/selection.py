@@ -147,7 +147,10 @@ def parse_positive(text: str) -> int:
 
 
 def parse_device(text: str) -> torch.device:
-    """A device by name. Raises ValueError for what is none, and for one that this machine lacks."""
+    """A device by name; one of several CUDA devices becomes the current one, on whose stream spconv computes.
+
+    Raises ValueError for what is no device, and for one that this machine lacks.
+    """
     try:
         device = torch.device(text)
     except RuntimeError as error:
@@ -156,4 +159,6 @@ def parse_device(text: str) -> torch.device:
         raise ValueError(
             f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device

@@ -3,6 +3,14 @@
 
 #include <atomic>
 
+// Read out of the file, before it is loaded, by ammnet_sparse/ops/_library.py: 13000 for CUDA 13.0.
+#if defined(CUDART_VERSION)
+#define AMMNET_TEXT_OF(number) #number
+#define AMMNET_TEXT(number) AMMNET_TEXT_OF(number)
+extern "C" __attribute__((used)) const char ammnet_sparse_cuda_version[] =
+    "ammnet_sparse: built with CUDA " AMMNET_TEXT(CUDART_VERSION) ".";
+#endif
+
 namespace ammnet_sparse {
 namespace {
 

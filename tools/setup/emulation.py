@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles the CUDA kernels of csrc/cuda with the C++ compiler, to run on a CPU (csrc/emulation); prints the library.
+"""Compiles the CUDA kernels of csrc/cuda with the C++ compiler, to run on a CPU (csrc/emulation).
 
     python tools/setup/emulation.py                   into build/emulation, watched by the sanitizers of GCC or Clang
     python tools/setup/emulation.py --no-sanitizers   into build/emulation/plain, to run in any process
@@ -40,10 +40,11 @@ def main() -> int:
     os.chdir(REPOSITORY)
     folder = options.folder / "plain" if options.no_sanitizers else options.folder
     try:
-        print(build(folder, sanitizers=[] if options.no_sanitizers else SANITIZERS))
+        library = build(folder, sanitizers=[] if options.no_sanitizers else SANITIZERS)
     except LeftOut as reason:
         print(f"emulation.py: {reason}", file=sys.stderr)
         return 1
+    print(f"== built {library}")
     return 0
 
 
@@ -51,11 +52,11 @@ def build(folder: Path, *, sanitizers: list[str]) -> Path:
     """Compiles and links the library in ``folder``. Raises LeftOut."""
     extension = Extension("emulation", sources=sources(), depends=sorted(str(path) for path in SOURCES.rglob("*.h")))
     toolchain = emulation_toolchain(find_torch(), sanitizers=sanitizers)
-    print(f"== CUDA kernels for the CPU with {toolchain.description}", file=sys.stderr, flush=True)
+    print(f"== CUDA kernels for the CPU with {toolchain.description}", flush=True)
     objects = compile_all(extension, folder / "objects", toolchain=toolchain)
     library = folder / "_kernels_emulation.so"
     run_compiler([*toolchain.link, *map(str, objects), "-o", str(library), *toolchain.link_libraries])
-    return library.resolve()
+    return library
 
 
 def sources() -> list[str]:
