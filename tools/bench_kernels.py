@@ -198,9 +198,9 @@ def main() -> None:
             measured = measure_case(case, device, implementations=implementations, seconds=arguments.seconds)
             print_rows(measured, bandwidth=bandwidth)
             rows += measured
-    if arguments.json:
-        kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
-        arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
+            if arguments.json:  # after each, as a time limit may end the next
+                kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
+                arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -3,6 +3,7 @@
 Under ``make emulate`` it is the CUDA kernels on the CPU that are compared with the references.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -244,6 +245,39 @@ def test_tensors_that_begin_anywhere_and_have_any_stride(dtype: torch.dtype, com
     found = (OPS.modulate(features, scale, bias), OPS.fill_empty(features, neighbors))
     with References():
         expected = (OPS.modulate(features, scale, bias), OPS.fill_empty(features, neighbors))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerances(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_whole_rows_that_begin_beside_a_vector(dtype: torch.dtype, compiled: None) -> None:
+    """Contiguous, so that nothing is copied, and of a size that vectors divide: only the address is odd."""
+
+    def beside(*shape: int) -> Tensor:
+        return torch.randn(1 + math.prod(shape)).to(dtype)[1:].view(shape)
+
+    features, scale, bias = beside(40, 16), beside(40, 16), beside(40, 16)
+    features[::2, ::3] = 0
+    neighbors = torch.full((40, 27), -1)
+    neighbors[:, 13], neighbors[:-1, 14], neighbors[1:, 12] = torch.arange(40), torch.arange(1, 40), torch.arange(39)
+    channels_last = beside(2, 5, 6, 16).permute(0, 3, 1, 2)
+    pixel, batch = torch.arange(-1, 39), torch.arange(40) // 20
+    labels = torch.randint(0, 12, (1 + 2 * 64,)).to(torch.uint8)[1:].view(2, 64)
+
+    def results() -> list[Tensor]:
+        return [
+            OPS.modulate(features, scale, bias),
+            *OPS.modulate_backward(bias, features, scale),
+            OPS.fill_empty(features, neighbors),
+            OPS.fill_empty_backward(bias, features, neighbors),
+            OPS.project_features(channels_last, pixel, batch, 9, 12, False),
+            OPS.project_features_backward(bias, pixel, batch, 2, 5, 6, 9, 12, False, False),
+            OPS.erase_voxels(labels, torch.tensor([0.3, 0.6]), 7),
+        ]
+
+    found = results()
+    with References():
+        expected = results()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **tolerances(dtype))
 
