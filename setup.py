@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools" / "setup"))
@@ -93,6 +94,19 @@ def read_version() -> str:
     return match[1]
 
 
+class BuildPython(build_py):
+    """Copies the configurations into the package, where ``--config NAME`` finds them without a checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # they are found in the checkout
+        for source in sorted((ROOT / "configs").rglob("*.yaml")):
+            target = Path(self.build_lib) / "ammnet_sparse" / "configs" / source.relative_to(ROOT / "configs")
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target), preserve_mode=False)
+
+
 if __name__ == "__main__":
     setup(
         name="ammnet-sparse",
@@ -129,8 +143,9 @@ if __name__ == "__main__":
             *REQUIREMENTS,
         ],
         extras_require={"dev": DEV_REQUIREMENTS},
+        entry_points={"console_scripts": ["ammnet = ammnet_sparse.cli.main:main"]},
         # PyTorch is importable by now, as it must be for these.
         ext_modules=kernel_extensions(),
-        cmdclass={"build_ext": BuildKernels},
+        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
         zip_safe=False,
     )

@@ -111,8 +111,9 @@ class ModelConfig(_Section):
     modulation3: bool = Field(True, description="M3 at full resolution; off: identity")
     modulation_gradient: Literal["full", "gradient_only", "fusion_only", "detached"] = Field(
         "full",
-        description="Table 5: gradient_only keeps M1's gradient with addition's value, fusion_only the reverse; "
-        "detached stops the gradient into the TSDF features through scale and bias",
+        description="Table 5, of M1: gradient_only has addition's value and modulation's gradient, fusion_only "
+        "modulation's value and addition's gradient (scale and bias are trained); detached stops the gradient into the "
+        "TSDF features through scale and bias",
     )
     encoder_dropout: Probability = Field(0.3, description="channel dropout on the TSDF encoder's way up")
     head_dropout: Probability = Field(0.5, description="channel dropout in the image head")
@@ -233,14 +234,22 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the file and the key."""
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), *, base: str | Path | None = None
+) -> Config:
     """Reads a YAML file (none: the defaults of the code) and applies ``key.sub=value`` overrides in order.
+
+    A file may name another one that it inherits from, as ``base: ../other.yaml``, relative to itself: keys of its own
+    replace those of that file, one by one.
+
+    Args:
+        base: inherited in place of the file that ``path`` names as its ``base``.
 
     Raises:
         ConfigError: an unreadable file, an unknown or repeated key, or a value of the wrong type or range.
     """
     source = str(path) if path is not None else "defaults"
-    values = {} if path is None else _read_yaml(path)
+    values = {} if path is None else _read_inheriting(Path(path), base=base)
     for override in overrides:
         _apply_override(values, override)
     if overrides:
@@ -291,6 +300,37 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     None, None, f"found the key {key.value!r} more than once; join its parts", key.start_mark
                 )
         return super().construct_mapping(node, deep=deep)
+
+
+_LONGEST_INHERITANCE = 8
+"""Files that may inherit from each other in a row."""
+
+
+def _read_inheriting(path: Path, *, base: str | Path | None = None, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of the files that it inherits from; ``heirs`` are the files that led here."""
+    if path.resolve() in heirs or len(heirs) >= _LONGEST_INHERITANCE:
+        names = " -> ".join(str(file) for file in (*heirs, path))
+        raise ConfigError(
+            f"{heirs[0]}: base: expected at most {_LONGEST_INHERITANCE} files that inherit in a row without a circle, "
+            f"found {names}"
+        )
+    values = _read_yaml(path)
+    named = values.pop("base", None)
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f"{path}: base: expected the name of a YAML file, found {named!r}")
+    parent = base if base is not None else None if named is None else path.parent / named
+    if parent is None:
+        return values
+    return _merged(_read_inheriting(Path(parent), heirs=(*heirs, path.resolve())), values)
+
+
+def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Nested values, those of ``own`` over those of ``inherited``."""
+    result = dict(inherited)
+    for key, value in own.items():
+        before = inherited.get(key)
+        result[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from bench.cases import load_frames
 from bench.timing import Step, measure
 from torch import Tensor
 
+from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
-from ammnet_sparse.evaluation.selection import parse_device, parse_positive
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.sparse.convolutions import (
     UP_KERNEL,

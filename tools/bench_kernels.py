@@ -25,7 +25,7 @@ import torch
 from bench.cases import Case, load_frames, make_cases
 from bench.timing import Step, measure
 
-from ammnet_sparse.evaluation.selection import parse_device
+from ammnet_sparse.cli.options import parse_device
 from ammnet_sparse.ops import kernel_libraries
 
 LARGE_COPY = {"cpu": 2**28, "cuda": 2**30}

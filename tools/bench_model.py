@@ -50,11 +50,12 @@ from bench.variants import (
     static_mebibytes,
 )
 
+from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
-from ammnet_sparse.evaluation.selection import parse_device, parse_positive, split_ids
+from ammnet_sparse.evaluation.selection import split_ids
 
 GENERATED_FRAMES = 4
 MEASURES = ("macs", "saved", "time", "predict")

@@ -31,10 +31,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.synthetic.generate import generate_rooms
-from ammnet_sparse.evaluation.selection import open_set, parse_device, parse_positive, split_ids
+from ammnet_sparse.evaluation.selection import open_set, split_ids
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights

@@ -1,75 +1,12 @@
-"""Makes a set in the published layout from SSCNet's raw .png and .bin files: label, TSDF, label weight, mapping.
+#!/usr/bin/env python3
+"""``ammnet data prepare`` without its installation: python tools/prepare_data.py ..., with the same options."""
 
-    python tools/prepare_data.py --raw depthbin/NYUtrain --out data/nyu --intrinsics nyu
-
-An interrupted run goes on where it stopped when it is started again; frames that are complete are read and checked.
-The frames are listed in train.txt, or test.txt where the raw folder's name ends in test; run it for both folders
-into the same --out. Colour images (RGB) and 2D label maps (Seg2D) are added as they are published. With --flipped
-the TSDF is written as NYUCAD users have it; read such a set with dataset nyucad.
-
-Exit code: 0 every frame is there, 1 some files were skipped (each is named), 2 wrong usage.
-"""
-
-import argparse
+import functools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from ammnet_sparse.data.raw.frames import CAMERAS
-from ammnet_sparse.data.raw.preparation import PreparationPlan, prepare_set
-from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.cli.main import run
 
-_BELONG_TO = {
-    "nyu": "a Kinect's depth: the published NYU files come from these",
-    "nyucad": "rendered depth: NYUCAD, SSCNet, MonoScene",
-}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    split = options.split or ("test" if options.raw.name.lower().endswith("test") else "train")
-    camera = CAMERAS[options.intrinsics]
-    print(
-        f"intrinsics {options.intrinsics}: fx {camera.fx}, fy {camera.fy}, cx {camera.cx}, cy {camera.cy} "
-        f"({_BELONG_TO[options.intrinsics]})"
-    )
-    convention = "flipped, in NYUCAD's layout" if options.flipped else "not flipped"
-    print(f"TSDF: {convention}; frames listed in {split}.txt", flush=True)
-    plan = PreparationPlan(options.raw, options.out, options.intrinsics, split, options.flipped)
-    try:
-        report = prepare_set(plan, workers=options.workers, progress=sys.stderr.isatty())
-    except (DataError, OSError) as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        return 2
-    print(report.describe())
-    print(f"{options.out / split}.txt: {report.num_listed} frames")
-    return 0 if report.is_clean else 1
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py",
-        description=description,
-        epilog=rest.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder of NYU0003_0000.png and .bin")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the set, made if missing")
-    parser.add_argument(
-        "--intrinsics",
-        choices=sorted(CAMERAS),
-        required=True,
-        help="camera of the depth: nyu (Kinect) or nyucad (rendered); with the wrong one half of the mapping is wrong",
-    )
-    parser.add_argument("--flipped", action="store_true", help="flipped TSDF, as SSCNet, DDRNet and NYUCAD have it")
-    parser.add_argument("--split", choices=("train", "test"), help="list of the frames (default: by the folder's name)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    options = parser.parse_args(arguments)
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers: expected at least 1, found {options.workers}")
-    return options
-
+main = functools.partial(run, "data prepare")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -173,31 +173,37 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class Colors:
-    """Photometric changes, in the order of the attributes; each default changes nothing.
+    """Photometric changes; each default changes nothing.
 
     Attributes:
         brightness: added, on the scale 0..255.
         contrast: factor of the distance to the mean grey of the image.
         saturation: factor of the distance to the grey of the pixel.
         hue: turn of the hue as a fraction of the full circle, -0.5..0.5.
+        order: which of these four, counted from 0, comes when; as in torchvision's ColorJitter, where contrast refers
+            to the mean grey too.
     """
 
     brightness: float = 0.0
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
+    order: tuple[int, ...] = (0, 1, 2, 3)
 
     def apply(self, image: Tensor) -> Tensor:
         """The changed image, [3, rows, columns] float32 on the scale 0..255, clipped to it after each change."""
-        if self == Colors():
+        changes: list[tuple[bool, Callable[[Tensor], Tensor]]] = [
+            (self.brightness != 0, lambda image: (image + self.brightness / 255).clamp(0, 1)),
+            (self.contrast != 1, lambda image: image_functional.adjust_contrast(image, self.contrast)),
+            (self.saturation != 1, lambda image: image_functional.adjust_saturation(image, self.saturation)),
+            (self.hue != 0, lambda image: image_functional.adjust_hue(image, self.hue)),
+        ]
+        if not any(is_used for is_used, _ in changes):
             return image
-        image = ((image + self.brightness) / 255).clamp_(0, 1)
-        if self.contrast != 1:
-            image = image_functional.adjust_contrast(image, self.contrast)
-        if self.saturation != 1:
-            image = image_functional.adjust_saturation(image, self.saturation)
-        if self.hue != 0:
-            image = image_functional.adjust_hue(image, self.hue)
+        image = image / 255
+        for index in self.order:
+            is_used, change = changes[index]
+            image = change(image) if is_used else image
         return image * 255
 
 
@@ -219,14 +225,18 @@ def draw_geometry(generator: torch.Generator) -> Geometry:
 
 
 def draw_colors(generator: torch.Generator) -> Colors:
-    """Brightness +-32, contrast and saturation 0.5..1.5, hue +-0.1, each with probability 0.5. Takes eight draws."""
-    chances, values = _draw(4, generator), _draw(4, generator)
+    """Brightness +-32, contrast and saturation 0.5..1.5, hue +-0.1, each with probability 0.5, in random order.
+
+    Takes twelve draws.
+    """
+    chances, values, ranks = _draw(4, generator), _draw(4, generator), _draw(4, generator)
     is_used = [chance < _PROBABILITY for chance in chances]
     return Colors(
         brightness=_between((-_BRIGHTNESS, _BRIGHTNESS), values[0]) if is_used[0] else 0.0,
         contrast=_between(_CONTRAST, values[1]) if is_used[1] else 1.0,
         saturation=_between(_SATURATION, values[2]) if is_used[2] else 1.0,
         hue=_between((-_HUE, _HUE), values[3]) if is_used[3] else 0.0,
+        order=tuple(sorted(range(4), key=ranks.__getitem__)),
     )
 
 

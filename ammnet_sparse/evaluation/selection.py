@@ -1,11 +1,8 @@
-"""Which frames of a set a trained network runs on, and on which device; shared by the tools."""
+"""Which frames of a set a trained network runs on, with the 2D input that it reads."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-
-import torch
 
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
@@ -121,44 +118,6 @@ def check_label_map(config: ModelConfig, *, has_label_map: bool) -> None:
             "7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
             "A png of zeros (void) runs too, but then shape alone must tell the classes; or\n"
             "  - use a checkpoint that reads the colour image itself, trained with model.image_encoder=segformer_b2 "
-            "(configs/nyu_segformer.yaml)\n    or model.image_encoder=resnet50; or one that reads depth alone, "
-            "trained with model.inputs=tsdf"
+            "(`ammnet train --config nyu_segformer`)\n    or model.image_encoder=resnet50; or one that reads depth "
+            "alone, trained with model.inputs=tsdf"
         )
-
-
-def add_flips_option(parser: argparse.ArgumentParser) -> None:
-    """The option --flips [4|8]: ``flips`` is None, 4 or 8."""
-    parser.add_argument(
-        "--flips",
-        type=int,
-        choices=(4, 8),
-        nargs="?",
-        const=8,
-        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
-        "without a number 8). Takes as many times longer",
-    )
-
-
-def parse_positive(text: str) -> int:
-    """A whole number of at least 1, as an argparse type."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return int(text)
-
-
-def parse_device(text: str) -> torch.device:
-    """A device by name; one of several CUDA devices becomes the current one, on whose stream spconv computes.
-
-    Raises ValueError for what is no device, and for one that this machine lacks.
-    """
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:0, found {text!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
-        )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return device

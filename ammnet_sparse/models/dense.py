@@ -4,7 +4,6 @@ Names and shapes of its state dict are those of the sparse network. Volumes are 
 """
 
 import dataclasses
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,14 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.models.dense_blocks import DDRBlock, Stage, Stem, Up
-from ammnet_sparse.models.fusion import Addition, Fusion, build_fusion, select_gradient
+from ammnet_sparse.models.fusion import (
+    Addition,
+    Fusion,
+    ModulationGradient,
+    build_fusion,
+    modulation_inputs,
+    select_gradient,
+)
 from ammnet_sparse.models.image_encoders import build_image_encoder
 from ammnet_sparse.sparse.blocks import Recomputable
 from ammnet_sparse.sparse.sites import full_sites
@@ -54,9 +60,7 @@ class TSDFEncoder(nn.Module):
 class DenseModulation(Recomputable):
     """Eq. 2 on volumes, written with ``Conv3d`` so that it checks ``fusion.Modulation`` and the operator in it."""
 
-    def __init__(
-        self, width: int, *, gradient: Literal["full", "gradient_only", "fusion_only", "detached"] = "full"
-    ) -> None:
+    def __init__(self, width: int, *, gradient: ModulationGradient = "full") -> None:
         super().__init__()
         self.gradient = gradient
         self.scale = nn.Conv3d(width, width, kernel_size=1)
@@ -66,8 +70,8 @@ class DenseModulation(Recomputable):
         return self.recomputed(self._run, features, tsdf_features)
 
     def _run(self, features: Tensor, tsdf_features: Tensor) -> Tensor:
-        source = tsdf_features.detach() if self.gradient == "detached" else tsdf_features
-        modulated = features * (1 + torch.sigmoid(self.scale(source))) + self.bias(source)
+        modulated_features, source = modulation_inputs(features, tsdf_features, gradient=self.gradient)
+        modulated = modulated_features * (1 + torch.sigmoid(self.scale(source))) + self.bias(source)
         return select_gradient(modulated, features, tsdf_features, gradient=self.gradient)
 
 

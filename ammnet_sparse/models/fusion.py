@@ -38,9 +38,16 @@ class Fusion(nn.Module):
 class Modulation(Fusion):
     """Cross-modal modulation, eq. 2: ``features * (1 + sigmoid(scale(tsdf))) + bias(tsdf)``.
 
-    ``gradient`` chooses the variants of Table 5, with add = features + tsdf (eq. 1), mod = eq. 2 and
-    sg = stop-gradient: ``full`` is mod; ``gradient_only`` (interdependent gradient without the better fusion) is
-    mod + sg(add - mod); ``fusion_only`` is add + sg(mod - add); ``detached`` is mod with scale and bias of sg(tsdf).
+    ``gradient`` chooses the variants of Table 5, with add(F_R, F_T) = F_R + F_T (eq. 1), mod(F_R, F_T) = eq. 2 and
+    sg = stop-gradient (the paper gives no formulas, these are ours):
+
+    * ``full``: mod;
+    * ``gradient_only`` keeps the interdependent gradient: mod + sg(add - mod), the value of addition with the
+      gradients of modulation;
+    * ``fusion_only`` keeps the feature fusion: add + mod(sg F_R, sg F_T) - sg(add), the value of modulation; F_R
+      and F_T get the gradients of addition, the convolutions of scale and bias those of eq. 2;
+    * ``detached``: mod with scale and bias of sg(F_T). Through M1 the TSDF features then get no gradient at all: in a
+      sparse or dense network that has M1 alone the TSDF encoder stays as initialized. Not a row of Table 5.
     """
 
     def __init__(self, width: int, *, gradient: ModulationGradient = "full") -> None:
@@ -50,11 +57,11 @@ class Modulation(Fusion):
         self.bias = PointwiseConv3d(width, width, bias=True)
 
     def forward(self, features: Tensor, tsdf_features: Tensor, *, sites: SiteSet) -> Tensor:
-        source = tsdf_features.detach() if self.gradient == "detached" else tsdf_features
+        modulated_features, source = modulation_inputs(features, tsdf_features, gradient=self.gradient)
         # Under autocast the 1x1x1 convolutions may return another type than the features have.
         scale = self.scale(source).to(features.dtype)
         bias = self.bias(source).to(features.dtype)
-        modulated = modulate(features, scale, bias)
+        modulated = modulate(modulated_features, scale, bias)
         return select_gradient(modulated, features, tsdf_features, gradient=self.gradient)
 
 
@@ -77,7 +84,11 @@ class Concatenation(Fusion):
 
 
 class SqueezeExcitation(Fusion):
-    """Addition refined as in SENet: channels weighted by their means over the sites of the sample."""
+    """Addition refined as in SENet: channels weighted by their means over the sites of the sample.
+
+    The sites are those the fusion is evaluated at: every voxel in place of M2 and M3, but the encoder sites in place of
+    M1, where features exist nowhere else. With ``model.sites=dense`` it is the whole volume everywhere.
+    """
 
     reads_whole_volume = True
 
@@ -95,7 +106,8 @@ class SqueezeExcitation(Fusion):
 class CBAM(Fusion):
     """Addition refined as in CBAM: channel attention, then spatial attention with a 7x7x7 convolution.
 
-    The spatial maps (mean and maximum over the channels) are 0 in cells that are no site.
+    Means and maxima run over the sites of the sample, as in ``SqueezeExcitation``. The spatial maps (mean and maximum
+    over the channels) are 0 in cells that are not sites.
     """
 
     reads_whole_volume = True
@@ -154,14 +166,29 @@ def build_fusion(kind: FusionKind, *, width: int, gradient: ModulationGradient =
     raise ValueError(f"fusion: expected modulation, add, concat, senet, cbam or highway, found {kind!r}")
 
 
-def select_gradient(modulated: Tensor, features: Tensor, tsdf_features: Tensor, *, gradient: str) -> Tensor:
-    """The variants of Table 5 made of eq. 2's result and eq. 1's, any shape; see ``Modulation``."""
+def modulation_inputs(
+    features: Tensor, tsdf_features: Tensor, *, gradient: ModulationGradient
+) -> tuple[Tensor, Tensor]:
+    """What eq. 2 reads of F_R and F_T, any shape, their gradients stopped as the variant wants; see ``Modulation``."""
+    if gradient == "fusion_only":
+        return features.detach(), tsdf_features.detach()
+    return features, tsdf_features.detach() if gradient == "detached" else tsdf_features
+
+
+def select_gradient(
+    modulated: Tensor, features: Tensor, tsdf_features: Tensor, *, gradient: ModulationGradient
+) -> Tensor:
+    """The variants of Table 5 made of eq. 2's result and eq. 1's, any shape; see ``Modulation``.
+
+    Args:
+        modulated: eq. 2 of ``modulation_inputs``.
+    """
     if gradient == "gradient_only":
         added = features + tsdf_features
         return modulated + (added - modulated).detach()
     if gradient == "fusion_only":
         added = features + tsdf_features
-        return added + (modulated - added).detach()
+        return modulated + (added - added.detach())  # a zero that carries the gradients of addition
     return modulated
 
 

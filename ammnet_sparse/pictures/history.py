@@ -63,7 +63,7 @@ def read_history(run: str | Path) -> History:
     path = folder / METRICS
     if not path.is_file():
         raise HistoryError(
-            f"{folder}: expected a training run with {METRICS}, found none; name a run of tools/train.py"
+            f"{folder}: expected a training run with {METRICS}, found none; name the folder of a training run"
         )
     lines: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": []}
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():

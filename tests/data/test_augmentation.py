@@ -164,6 +164,19 @@ def test_normalisation_is_imagenets() -> None:
     assert (normalize_image(np.full((2, 2, 3), IMAGE_MEAN, dtype=np.float32)) == 0).all()
 
 
+def test_colors_change_in_their_order() -> None:
+    image = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(2)) * 255
+    changes = {"brightness": 32.0, "contrast": 0.5, "saturation": 1.4, "hue": 0.05}
+    for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
+        expected = image
+        for index in order:
+            name = list(changes)[index]
+            expected = Colors(**{name: changes[name]}).apply(expected)
+        torch.testing.assert_close(Colors(**changes, order=order).apply(image), expected, atol=1e-3, rtol=0)
+    generator = torch.Generator().manual_seed(3)
+    assert len({draw_colors(generator).order for _ in range(400)}) == 24
+
+
 def test_colors() -> None:
     image = torch.from_numpy(np.random.default_rng(0).uniform(40, 200, (3, 8, 8)).astype(np.float32))
     assert Colors().apply(image).equal(image)

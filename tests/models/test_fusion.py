@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammnet_sparse.models.dense import DenseModulation
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.dense import DenseAMMNet, DenseModulation
 from ammnet_sparse.models.fusion import CBAM, Concatenation, Highway, Modulation, SqueezeExcitation, build_fusion
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
+from tests.models.scenes import some_scene
 
 WIDTH = 8
 SHAPE = (4, 3, 5)
@@ -73,6 +75,59 @@ def test_fusion_only_has_the_value_of_modulation_and_the_gradient_of_addition() 
     weights = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(to_features, weights)
     torch.testing.assert_close(to_tsdf, weights)
+
+
+def gradients_by_name(gradient: str, **modulations: bool) -> dict[str, bool]:
+    """Which of F_R's stem, F_T's stem, and M1's scale and bias a whole network gives gradients that are not zero."""
+    config = ModelConfig(
+        width=WIDTH,
+        stem_widths=(3, 8),
+        grid_shape=(12, 12, 12),
+        discriminator_width=8,
+        sites="dense",
+        modulation_gradient=gradient,  # type: ignore[arg-type]
+        decoder_dropout=0,
+        encoder_dropout=0,
+        **modulations,  # type: ignore[arg-type]
+    )
+    torch.manual_seed(5)
+    network = DenseAMMNet(config)
+    network(some_scene(2, grid=(12, 12, 12))).logits.square().sum().backward()
+    parts = {
+        "F_R": network.label_map_stem,
+        "F_T": network.tsdf_encoder,
+        "scale": network.decoder.modulation1.scale,
+        "bias": network.decoder.modulation1.bias,
+    }
+    return {
+        name: any(value.grad is not None and bool(value.grad.any()) for value in part.parameters())
+        for name, part in parts.items()
+    }
+
+
+ONLY_M1 = {"modulation2": False, "modulation3": False}
+
+
+@pytest.mark.parametrize("modulations", [ONLY_M1, {}], ids=["M1 alone", "all three"])
+@pytest.mark.parametrize("gradient", ["full", "gradient_only", "fusion_only", "detached"])
+def test_what_the_variants_of_table_5_train(gradient: str, modulations: dict[str, bool]) -> None:
+    reaches_tsdf = gradient != "detached" or not modulations
+    expected = {"F_R": True, "F_T": reaches_tsdf, "scale": True, "bias": True}
+    assert gradients_by_name(gradient, **modulations) == expected
+
+
+def test_fusion_only_trains_scale_and_bias_as_modulation_does() -> None:
+    sites = some_sites()
+    found = {}
+    for gradient in ("full", "fusion_only"):
+        torch.manual_seed(3)
+        fusion = build_fusion("modulation", width=WIDTH, gradient=gradient).double()  # type: ignore[arg-type]
+        features, tsdf = random_pair(len(sites))
+        out = fusion(features, tsdf, sites=sites)
+        weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(4))
+        found[gradient] = torch.autograd.grad((out * weights).sum(), tuple(fusion.parameters()))
+    torch.testing.assert_close(found["fusion_only"], found["full"])
+    assert all(value.abs().max() > 0 for value in found["fusion_only"])
 
 
 def test_detached_stops_the_gradient_into_the_tsdf_features_only() -> None:

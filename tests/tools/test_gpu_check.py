@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ammnet_sparse.cli import environment
 from tests.training.support import GRID, tiny_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -203,12 +204,11 @@ def test_sanitizer_is_demanded_of_a_gpu(python: Path, tmp_path: Path) -> None:
 
 
 def test_environment_names_what_is_lacking(capsys: pytest.CaptureFixture[str]) -> None:
-    script = runpy.run_path(str(REPOSITORY / "tools" / "show_environment.py"))
-    required = script["required_packages"]()
+    required = environment.required_packages()
     assert {"torch", "torchvision", "spconv", "timm", "pyyaml"} <= set(required) and len(required) > 12
-    assert script["missing_modules"](required) == []
-    assert script["missing_modules"](["torch", "no_such_package"]) == ["no_such_package"]
-    code = script["main"](["--device", "cuda"])
+    assert environment.missing_modules(required) == []
+    assert environment.missing_modules(["torch", "no_such_package"]) == ["no_such_package"]
+    code = environment.main(["--device", "cuda"])
     printed = capsys.readouterr().out
     assert f"PyTorch {torch.__version__}" in printed
     has_device = torch.cuda.is_available()
@@ -220,12 +220,11 @@ def test_an_spconv_that_cannot_be_imported_is_lacking(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its wheels are often carried by hand, and without what they need."""
-    script = runpy.run_path(str(REPOSITORY / "tools" / "show_environment.py"))
-    script["main"]([])
+    environment.main([])
     printed = capsys.readouterr().out
     assert "spconv 2." in printed and "spconv that can" not in printed
     monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
-    assert script["main"]([]) == 1
+    assert environment.main([]) == 1
     assert "LACKING: an spconv that can be imported (" in capsys.readouterr().out
 
 

@@ -45,7 +45,7 @@ SAFETENSORS_TYPES = {
 }
 """How the format calls types."""
 
-_PACK_AGAIN = "make it again with tools/pack_data.py"
+_PACK_AGAIN = "make it again with `ammnet data pack`"
 
 
 class PackedHeader(pydantic.BaseModel):
@@ -115,7 +115,7 @@ class PackedFrames:
                 "use a set made for the grid"
             )
         self.has_labels = "label" in self._arrays
-        self.reads_image = self._decide(read_image, "image", "colour images, which tools/pack_data.py adds on --images")
+        self.reads_image = self._decide(read_image, "image", "colour images, which `ammnet data pack` adds on --images")
         self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def _read_header(path: Path, metadata: dict[str, str]) -> PackedHeader:
     if metadata.get("format") != PACKED_FORMAT:
         raise DataError(
             f"{path}: expected a packed set, found another safetensors file with metadata {sorted(metadata)}; name a "
-            "set's folder, or a file made by tools/pack_data.py"
+            "set's folder, or a file made by `ammnet data pack`"
         )
     if metadata.get("version") != PACKED_VERSION:
         raise DataError(

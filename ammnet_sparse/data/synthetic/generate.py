@@ -30,7 +30,7 @@ _UNFINISHED = ".unfinished_"
 _FOLDERS = ("Label", "TSDF", "Mapping", "RGB", "Seg2D")
 
 
-class RoomsError(RuntimeError):
+class RoomsError(ValueError):
     """A folder that cannot take or does not hold the rooms asked for; the message says what to do."""
 
 

@@ -1,4 +1,4 @@
-"""Weights of the published dense AMMNet under this project's names.
+"""Weights of the published dense AMMNet under this project's names, and the other way round.
 
 Every weight of a checkpoint is accounted for: renamed, listed as unused with the reason, or an error. Names and
 shapes that are expected come from the dense network itself, built without memory on torch's meta device.
@@ -139,6 +139,61 @@ def convert_dense_state_dict(
     weights = {name: _as_stored(given[source]) for name, source in source_of.items()}
     unused = {name: UNUSED_IN_BLOCK for name in given if name in unused_shapes}
     return Conversion(weights, config, unused, missing_parts)
+
+
+def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The inverse of ``convert_dense_state_dict``: weights of a network with dense sites under the published names.
+
+    The result has every name of the published state dict, so that the original loads it strictly. The poolings of
+    blocks with stride 1, which no forward pass reads, get the values that batch normalization and convolution would
+    leave silent. Converted back, the weights are the same bits.
+
+    Args:
+        weights: by our names; ``image_encoder.backbone``, ``image_encoder.head`` and ``discriminator`` may be absent as
+            a whole.
+        config: of their network.
+
+    Raises:
+        ConversionError: a network that the original is not (sparse sites, another image encoder, fusion or input), or
+            weights that are missing, unknown or misshapen.
+    """
+    required = {
+        "sites": "dense",
+        "image_encoder": "segformer_b2",
+        "inputs": "both",
+        "fusion": "modulation",
+        "modulation1": True,
+        "modulation2": True,
+        "modulation3": True,
+    }
+    if differing := [
+        f"model.{key} {expected} (found {getattr(config, key)})"
+        for key, expected in required.items()
+        if getattr(config, key) != expected
+    ]:
+        raise ConversionError(f"expected the network of the dense original, with {', '.join(differing)}")
+    expected = {
+        name: shape
+        for name, shape in _expected_shapes(config).items()
+        if any(given.startswith(_part_of(name)) for given in weights)
+    }
+    source_of = {name: published_name(name) for name in expected}
+    given = {source_of.get(name, name): value for name, value in weights.items()}
+    _check(given, {source_of[name]: shape for name, shape in expected.items()}, optional_shapes={})
+    state = {source_of[name]: weights[name].detach().cpu().contiguous() for name in expected}
+    for name, shape in _unused_shapes(expected):
+        kind = name.rpartition(".")[2]
+        if kind == "num_batches_tracked":
+            state[name] = torch.tensor(0)
+        else:
+            is_one = kind == "running_var" or (kind == "weight" and len(shape) == 1)
+            state[name] = torch.ones(shape) if is_one else torch.zeros(shape)
+    return state
+
+
+def _part_of(name: str) -> str:
+    """The part that a weight belongs to where a checkpoint may lack that part; else the weight's own name."""
+    return next((f"{part}." for part in _OPTIONAL_PARTS if name.startswith(f"{part}.")), "")
 
 
 def published_name(name: str) -> str:

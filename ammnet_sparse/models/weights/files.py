@@ -72,7 +72,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(
             f"{path}: expected an undamaged safetensors file ({error}); a .pth checkpoint of the dense AMMNet is "
-            "converted by tools/convert_checkpoint.py"
+            "converted by `ammnet convert`"
         ) from error
     return tensors, config, {key: value for key, value in metadata.items() if key not in _RESERVED}
 
@@ -112,7 +112,7 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     if metadata.get("format") != FORMAT or "config" not in metadata:
         raise WeightsError(
             f"{path}: expected the metadata format: {FORMAT} and config, found keys {sorted(metadata)}; weights of "
-            "other programs are converted by tools/convert_checkpoint.py"
+            "other programs are converted by `ammnet convert`"
         )
     try:
         return ModelConfig.model_validate(json.loads(metadata["config"]))

@@ -53,7 +53,7 @@ def load_model(
         if part != "discriminator":
             warnings.warn(
                 f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
-                "are given (tools/convert_checkpoint.py --image-encoder-weights)",
+                "are given (`ammnet convert --image-encoder-weights`)",
                 stacklevel=2,
             )
     return network.to(device).eval()

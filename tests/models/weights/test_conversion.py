@@ -1,7 +1,6 @@
 """Conversion of published dense checkpoints: nothing is lost, and nothing wrong passes."""
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +9,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ammnet_sparse.cli import convert
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.dense import DenseAMMNet
-from ammnet_sparse.models.weights.conversion import ConversionError, convert_dense_state_dict, published_name
-from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.models.weights.conversion import (
+    ConversionError,
+    convert_dense_state_dict,
+    publish_dense_state_dict,
+    published_name,
+)
+from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 GRID = (12, 12, 12)
@@ -75,12 +80,7 @@ def published(network: DenseAMMNet) -> dict[str, Tensor]:
 
 @pytest.fixture
 def tool() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", REPOSITORY / "tools" / "convert_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
+    return convert.main
 
 
 def without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
@@ -255,6 +255,51 @@ def test_the_tool_refuses_what_it_cannot_convert(
             "complete.pth: holds an image backbone of its own",
         ),
     ):
-        assert tool(arguments) == 1
+        assert tool(arguments) == 2
         assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_weights_go_back_under_the_published_names(network: DenseAMMNet, published: dict[str, Tensor]) -> None:
+    ours = network.state_dict()
+    back = publish_dense_state_dict(ours, CONFIG)
+    assert back.keys() == published.keys()
+    again = convert_dense_state_dict(back, grid_shape=GRID).weights
+    assert again.keys() == ours.keys() and all(torch.equal(again[name], ours[name]) for name in ours)
+    backbone = {name: value for name, value in ours.items() if not name.startswith("image_encoder.backbone.")}
+    assert not any(name.startswith("encoder.") for name in publish_dense_state_dict(backbone, CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sites": "sparse"}, r"model.sites dense \(found sparse\)"),
+        ({"image_encoder": "seg2d"}, "model.image_encoder segformer_b2"),
+        ({"modulation2": False}, "model.modulation2 True"),
+    ],
+)
+def test_other_networks_do_not_become_the_original(
+    network: DenseAMMNet, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConversionError, match=message):
+        publish_dense_state_dict(network.state_dict(), CONFIG.model_copy(update=changes))
+
+
+def test_damaged_weights_do_not_become_the_original(network: DenseAMMNet) -> None:
+    ours = dict(network.state_dict())
+    del ours["decoder.classifier.bias"]
+    ours["decoder.extra"] = torch.zeros(1)
+    with pytest.raises(ConversionError, match=r"unknown names: decoder.extra; missing names: complete\.classify"):
+        publish_dense_state_dict(ours, CONFIG)
+
+
+def test_the_command_writes_what_the_original_loads(
+    network: DenseAMMNet, published: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, out = tmp_path / "ours.safetensors", tmp_path / "ammnet.pth"
+    save_weights(ours, network.state_dict(), model_config=CONFIG)
+    assert convert.main(["--to-dense", str(ours), "--out", str(out)]) == 0
+    state = torch.load(out, weights_only=True)["model"]
+    assert state.keys() == published.keys() and f"{len(published)} weights" in capsys.readouterr().out
+    assert convert.main(["--to-dense", str(ours), "--out", str(tmp_path / "ammnet.safetensors")]) == 2
+    assert "ending in .pth" in capsys.readouterr().err

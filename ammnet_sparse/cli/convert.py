@@ -1,0 +1,121 @@
+"""Converts a published dense AMMNet checkpoint into a file that the other commands take, or the other way round.
+
+    ammnet convert ammnet.pth --out ammnet.safetensors
+    ammnet convert --to-dense runs/NAME/best.safetensors --out ammnet.pth        of a network with model.sites=dense
+
+Every weight is reported as converted, unused or absent, or the conversion fails and says which one is at fault.
+Exit code: 0 done, 1 failed, 2 wrong usage or a checkpoint that cannot be converted, 130 interrupted.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
+from ammnet_sparse.cli.options import CommandParser, add_out_option, either
+from ammnet_sparse.models.image_encoders import build_segformer_backbone
+from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
+from ammnet_sparse.models.weights.conversion import (
+    Conversion,
+    ConversionError,
+    convert_dense_state_dict,
+    publish_dense_state_dict,
+)
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.shipped import find_weights
+
+_BACKBONE = "image_encoder.backbone"
+
+
+@command("convert")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet convert``; returns its exit code."""
+    options, out = _parse(arguments)
+    check_output_file(out)
+    if options.to_dense:
+        return _to_dense(options.checkpoint, out)
+    try:
+        conversion = convert_dense_state_dict(
+            read_weights_file(options.checkpoint), grid_shape=tuple(options.grid_shape)
+        )
+        weights, missing = dict(conversion.weights), list(conversion.missing_parts)
+        if options.image_encoder_weights is not None:
+            weights |= _read_backbone(options.image_encoder_weights, conversion)
+            missing.remove(_BACKBONE)
+    except ConversionError as error:
+        # What concerns a file as a whole names it already.
+        raise ConversionError(f"{options.checkpoint}: {error}") from error
+    metadata = {"converted_from": options.checkpoint.name, "missing_parts": ",".join(missing)}
+    with writing_to(out):
+        save_weights(out, weights, model_config=conversion.model_config, metadata=metadata)
+    _report(conversion, weights=len(weights), missing=missing, output=out)
+    return 0
+
+
+def _to_dense(source: Path, out: Path) -> int:
+    """Writes weights under the published names, as the original saves and loads them."""
+    if out.suffix not in (".pth", ".pt"):
+        raise UsageError(f"--out {out}: expected a name ending in .pth for the dense original, found {out.suffix!r}")
+    weights, config, _ = read_weights(find_weights(source))
+    try:
+        state = publish_dense_state_dict(weights, config)
+    except ConversionError as error:
+        raise ConversionError(f"{source}: {error}") from error
+    with writing_to(out):
+        torch.save({"model": state}, out)
+    print(f"{len(state)} weights under the published names, of which {len(weights)} are used, written to {out}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
+    """The options, and the file to write."""
+    parser = CommandParser("convert", __doc__)
+    parser.add_argument("checkpoint", type=Path, help="dense checkpoint (.pth, .pt, .bin, .safetensors), or weights")
+    parser.add_argument("output", type=Path, nargs="?", help="the same as --out")
+    add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", aliases=["--output"])
+    parser.add_argument(
+        "--image-encoder-weights",
+        type=Path,
+        metavar="FILE",
+        help="SegFormer-B2 backbone (mit_b2.pth or Hugging Face's) for a checkpoint that lacks it",
+    )
+    parser.add_argument(
+        "--grid-shape",
+        type=int,
+        nargs=3,
+        default=(60, 36, 60),
+        metavar=("X", "HEIGHT", "Y"),
+        help="voxels of the discriminator's scenes (default: 60 36 60)",
+    )
+    parser.add_argument(
+        "--to-dense",
+        action="store_true",
+        help="write weights of this project, trained with model.sites=dense, under the names of the dense original",
+    )
+    options = parser.parse(arguments)
+    return options, either(parser, "--out", (options.out, options.output))
+
+
+def _read_backbone(path: Path, conversion: Conversion) -> dict[str, Tensor]:
+    if _BACKBONE not in conversion.missing_parts:
+        raise ConversionError("holds an image backbone of its own; leave out --image-encoder-weights")
+    loaded = read_backbone_weights(build_segformer_backbone(), path)
+    return {f"{_BACKBONE}.{name}": value for name, value in loaded.state_dict.items()}
+
+
+def _report(conversion: Conversion, *, weights: int, missing: Sequence[str], output: Path) -> None:
+    config = conversion.model_config
+    print(
+        f"network: width {config.width}, {config.num_classes} classes, stem {config.stem_widths}, "
+        f"image encoder {config.image_encoder}"
+    )
+    print(f"converted: {weights} weights, written to {output}")
+    for reason in sorted(set(conversion.unused.values())):
+        names = [name for name, why in conversion.unused.items() if why == reason]
+        print(f"unused: {len(names)} weights ({reason}):")
+        print("\n".join(f"  {name}" for name in names))
+    for part in missing:
+        print(f"absent: {part}")

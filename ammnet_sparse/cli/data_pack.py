@@ -1,0 +1,79 @@
+"""Packs a set in the published layout into one file that is read where it lies, without unpacking archives.
+
+    ammnet data pack --data data/nyu --out nyu_packed.safetensors [--splits train test] [--images]
+    ammnet train data.root=nyu_packed.safetensors
+
+The file takes the place of the folder everywhere (data.root, --data) and gives the same frames. 2D label
+maps are packed where the set has them; colour images on --images, as they take 0.9 MB a frame. The TSDF is stored as
+float16 where that holds every value, else as float32; --tsdf float16 rounds it, and says by how much.
+The file gets its name when it is complete and every frame was read back and compared.
+
+Exit code: 0 done, 1 some frames are broken (each is named; nothing is written), 2 wrong usage or the disk is full,
+130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ammnet_sparse.cli.errors import CommandFailed, check_output_file, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_data_option,
+    add_dataset_option,
+    add_out_option,
+    add_splits_option,
+    add_workers_option,
+)
+from ammnet_sparse.data.sets.packing import BrokenFramesError, PackedSummary, pack_set
+from ammnet_sparse.data.sets.source import open_frames
+
+
+@command("data pack")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet data pack``; returns its exit code."""
+    options = _parse(arguments)
+    check_output_file(options.out)
+    try:
+        with writing_to(options.out):
+            summary = _pack(options)
+    except BrokenFramesError as error:
+        raise CommandFailed(str(error)) from error
+    print(summary.describe())
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> PackedSummary:
+    frames = open_frames(
+        options.data,
+        dataset=options.dataset,
+        read_image=options.images,
+        read_label_map=False if options.no_label_maps else None,
+    )
+    return pack_set(
+        frames,
+        options.out,
+        splits=options.splits,
+        tsdf=options.tsdf,
+        overwrite=options.overwrite,
+        workers=options.workers,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("data pack", __doc__)
+    add_data_option(parser, required=True)
+    add_out_option(parser, "file to write", metavar="FILE", required=True)
+    add_dataset_option(parser)
+    add_splits_option(
+        parser, "lists of frames (default: those of train, test, val that are there); val comes with train"
+    )
+    parser.add_argument("--images", action="store_true", help="pack colour images too")
+    parser.add_argument("--no-label-maps", action="store_true", help="leave 2D label maps out")
+    parser.add_argument(
+        "--tsdf", choices=("exact", "float16"), default="exact", help="how the TSDF is stored (default: exact)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    add_workers_option(parser, "threads (default: one a core)")
+    return parser.parse(arguments)

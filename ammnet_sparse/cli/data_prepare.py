@@ -1,0 +1,63 @@
+"""Makes a set in the published layout from SSCNet's raw .png and .bin files: label, TSDF, label weight, mapping.
+
+    ammnet data prepare --raw depthbin/NYUtrain --out data/nyu --intrinsics nyu
+
+An interrupted run goes on where it stopped when it is started again; frames that are complete are read and checked.
+The frames are listed in train.txt, or test.txt where the raw folder's name ends in test; run it for both folders
+into the same --out. Colour images (RGB) and 2D label maps (Seg2D) are added as they are published. With --flipped
+the TSDF is written as NYUCAD users have it; read such a set with dataset nyucad.
+
+Exit code: 0 every frame is there, 1 some files were skipped (each is named), 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.options import CommandParser, add_out_option, parse_positive
+from ammnet_sparse.data.raw.frames import CAMERAS
+from ammnet_sparse.data.raw.preparation import PreparationPlan, prepare_set
+
+_BELONG_TO = {
+    "nyu": "a Kinect's depth: the published NYU files come from these",
+    "nyucad": "rendered depth: NYUCAD, SSCNet, MonoScene",
+}
+
+
+@command("data prepare")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet data prepare``; returns its exit code."""
+    options = _parse(arguments)
+    check_output_folder(options.out)
+    split = options.split or ("test" if options.raw.name.lower().endswith("test") else "train")
+    camera = CAMERAS[options.intrinsics]
+    print(
+        f"intrinsics {options.intrinsics}: fx {camera.fx}, fy {camera.fy}, cx {camera.cx}, cy {camera.cy} "
+        f"({_BELONG_TO[options.intrinsics]})"
+    )
+    convention = "flipped, in NYUCAD's layout" if options.flipped else "not flipped"
+    print(f"TSDF: {convention}; frames listed in {split}.txt", flush=True)
+    plan = PreparationPlan(options.raw, options.out, options.intrinsics, split, options.flipped)
+    with writing_to(options.out):
+        report = prepare_set(plan, workers=options.workers, progress=sys.stderr.isatty())
+    print(report.describe())
+    print(f"{options.out / split}.txt: {report.num_listed} frames")
+    return 0 if report.is_clean else 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("data prepare", __doc__)
+    parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder of NYU0003_0000.png and .bin")
+    add_out_option(parser, "folder of the set, made if missing", metavar="DIR", required=True)
+    parser.add_argument(
+        "--intrinsics",
+        choices=sorted(CAMERAS),
+        required=True,
+        help="camera of the depth: nyu (Kinect) or nyucad (rendered); with the wrong one half of the mapping is wrong",
+    )
+    parser.add_argument("--flipped", action="store_true", help="flipped TSDF, as SSCNet, DDRNet and NYUCAD have it")
+    parser.add_argument("--split", choices=("train", "test"), help="list of the frames (default: by the folder's name)")
+    parser.add_argument("--workers", type=parse_positive, metavar="N", help="processes (default: one a core)")
+    return parser.parse(arguments)

@@ -1,0 +1,67 @@
+"""Generates synthetic rooms in the layout of the published data.
+
+    ammnet data rooms --out data/my_rooms --frames 1000 --validation-frames 100
+
+Training makes its own rooms on first use; this is for sets of other sizes, or to make them beforehand. An interrupted
+run goes on where it stopped when it is started again with the same parameters.
+
+Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.options import CommandParser, add_out_option, either, parse_count, parse_positive
+from ammnet_sparse.config import SyntheticConfig
+from ammnet_sparse.data.synthetic.generate import generate_rooms
+
+
+@command("data rooms")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet data rooms``; returns its exit code."""
+    options, out = _parse(arguments)
+    check_output_folder(out)
+    with writing_to(out):
+        folder = generate_rooms(
+            out,
+            frames=options.frames,
+            validation_frames=options.validation_frames,
+            seed=options.seed,
+            noise=options.noise,
+            workers=options.workers,
+            progress=not options.quiet and sys.stderr.isatty(),
+        )
+    print(f"{options.frames} frames in {folder}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
+    """The options, and the folder to write."""
+    defaults = SyntheticConfig()
+    parser = CommandParser("data rooms", __doc__)
+    add = parser.add_argument
+    add("folder", type=Path, nargs="?", metavar="DIR", help="the same as --out")
+    add_out_option(parser, "folder of the set; must not hold anything else", metavar="DIR")
+    add(
+        "--frames",
+        type=parse_positive,
+        default=defaults.frames,
+        metavar="N",
+        help="validation frames included (default: %(default)s)",
+    )
+    add(
+        "--validation-frames",
+        type=parse_positive,
+        default=defaults.validation_frames,
+        metavar="N",
+        help="frames of val.txt (default: %(default)s)",
+    )
+    add("--seed", type=parse_count, default=defaults.seed, metavar="N", help="same seed, same files (%(default)s)")
+    add("--noise", choices=("none", "kinect"), default=defaults.noise, help="of depth (default: %(default)s)")
+    add("--workers", type=parse_positive, metavar="N", help="processes (default: one a core)")
+    add("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse(arguments)
+    return options, either(parser, "--out", (options.out, options.folder))

@@ -1,0 +1,120 @@
+"""Says what this machine has for the project, and what it lacks: card, driver, versions, packages, compiled kernels.
+
+    ammnet environment [--device cuda]
+
+Exit code: 0 nothing is lacking for the device, 1 something is (each is named), 2 wrong usage, 130 interrupted.
+"""
+
+import ast
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ammnet_sparse.cli.errors import UsageError, command
+from ammnet_sparse.cli.options import CommandParser, add_device_option
+
+_SETUP = Path(__file__).resolve().parents[2] / "setup.py"
+"""Of a checkout, which may not be installed where this runs."""
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+"""Names to import, where they differ from those to install."""
+_DEVELOPMENT = ("pytest", "hypothesis", "ruff", "mypy")
+
+
+@command("environment")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet environment``; returns its exit code."""
+    parser = CommandParser("environment", __doc__)
+    add_device_option(parser)
+    device = parser.parse(arguments).device
+    if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected cpu, cuda or cuda:0, found {device!r}")
+    print(f"Python {platform.python_version()}, {platform.platform()}")
+    for program in (
+        ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv"],
+        ["nvcc", "--version"],
+    ):
+        print(_output_of(program))
+    absent = missing_modules(required_packages())
+    print(f"packages for development that are absent: {', '.join(missing_modules(_DEVELOPMENT)) or 'none'}")
+    lacking = [f"package {name}" for name in absent]
+    if not absent:
+        kind = _default_kind() if device is None else device.partition(":")[0]
+        lacking += _lacking_of_torch(kind)
+        lacking += _lacking_of_spconv(kind)
+    for what in lacking:
+        print(f"LACKING: {what}")
+    return 1 if lacking else 0
+
+
+def required_packages() -> list[str]:
+    """What the package requires, by name; spconv stands for its wheels.
+
+    A checkout says it in setup.py, which is read without running it; an installed package in its metadata.
+    """
+    if not _SETUP.is_file():
+        requirements = [text for text in importlib.metadata.requires("ammnet-sparse") or () if "extra ==" not in text]
+        names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in requirements]
+        return [*(name for name in names if not name.startswith("spconv")), "spconv"]
+    tree = ast.parse(_SETUP.read_text(encoding="utf-8"))
+    lists = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id in ("TORCH_REQUIREMENTS", "REQUIREMENTS")
+    }
+    found = [text.partition(">")[0] for name in ("TORCH_REQUIREMENTS", "REQUIREMENTS") for text in lists[name]]
+    return [*found, "spconv"]
+
+
+def _default_kind() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def missing_modules(packages: Sequence[str]) -> list[str]:
+    """Those of the packages that cannot be imported."""
+    return [name for name in packages if importlib.util.find_spec(_MODULES.get(name, name)) is None]
+
+
+def _lacking_of_torch(device: str) -> Iterator[str]:
+    import torch
+
+    from ammnet_sparse.ops import kernel_libraries
+
+    print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
+    for name, library in kernel_libraries().items():
+        print(f"kernels for {name}: {'loaded' if library.is_loaded else 'not loaded'} ({library.note})")
+        if not library.is_loaded and name in ("cpu", device):
+            yield f"compiled kernels for {name}: {library.note} (install the package where a compiler is found)"
+    if device == "cuda" and not torch.cuda.is_available():
+        yield "a CUDA device that PyTorch finds"
+
+
+def _lacking_of_spconv(device: str) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # spconv's own, about PyTorch's newer names
+            import spconv.pytorch.functional
+        from spconv.cppconstants import COMPILED_CUDA_GEMM_ARCHS, CPU_ONLY_BUILD
+    except Exception as error:  # what it needs itself may be absent, or of another version
+        yield f"an spconv that can be imported ({type(error).__name__}: {error})"
+        return
+    architectures = ", ".join(f"{major}.{minor}" for major, minor in sorted(COMPILED_CUDA_GEMM_ARCHS))
+    print(f"spconv {spconv.__version__}, CUDA code for {architectures or 'no card'}")
+    if device == "cuda" and CPU_ONLY_BUILD:
+        yield "a CUDA wheel of spconv, such as spconv-cu126"
+
+
+def _output_of(command: list[str]) -> str:
+    if shutil.which(command[0]) is None:
+        return f"{command[0]}: not found"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip()

@@ -1,0 +1,145 @@
+"""Where errors become messages and exit codes, the same for every command."""
+
+import contextlib
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ammnet_sparse.training.interruption import RunInterrupted
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes; 0 is done."""
+
+Main = Callable[[Sequence[str] | None], int]
+
+_ADVICE = {
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EDQUOT: "free some space or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "check the permissions or choose another place",
+    errno.EPERM: "check the permissions or choose another place",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+}
+_ALLOCATION_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class UsageError(ValueError):
+    """Options that do not fit one another or this machine; the message names the option."""
+
+
+class CommandFailed(Exception):
+    """A command that could not do what it was asked, though its input was right; the exit code is 1."""
+
+
+def command(name: str) -> Callable[[Main], Main]:
+    """Makes ``ammnet NAME`` of a function: its errors become one message and an exit code.
+
+    ``ValueError`` and ``OSError``, which all errors of configurations, data and weights are, mean wrong usage or data
+    (2); ``CommandFailed``, ``RuntimeError`` of known kinds and exhausted memory a failure (1); Ctrl-C and SIGTERM 130.
+    Anything else is a fault of this program and keeps its traceback. Notes of an exception (``add_note``) follow its
+    message, a line each.
+    """
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            try:
+                code = main(arguments)
+                sys.stdout.flush()
+                return code
+            except BrokenPipeError:
+                # Whoever read the output, such as `head`, has seen enough; the interpreter must not flush into it.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return FAILED
+            except BaseException as error:
+                described = describe(error)
+                if described is None:
+                    raise
+                message, code = described
+                print(f"ammnet {name}: {message}", file=sys.stderr)
+                return code
+
+        return run
+
+    return decorate
+
+
+def describe(error: BaseException) -> tuple[str, int] | None:
+    """What is said about an error, with its notes, and the exit code; None for what only a traceback explains."""
+    found = _describe(error)
+    if found is None:
+        return None
+    message, code = found
+    return "\n".join([message, *getattr(error, "__notes__", [])]), code
+
+
+def _describe(error: BaseException) -> tuple[str, int] | None:
+    if isinstance(error, RunInterrupted | KeyboardInterrupt):
+        return str(error) or "interrupted", INTERRUPTED
+    if is_out_of_memory(error):
+        return f"out of memory: {_first_line(error)}", FAILED
+    if isinstance(error, OSError):
+        return describe_os_error(error), WRONG_USAGE
+    if isinstance(error, UnicodeEncodeError):
+        return f"cannot print {error.object[error.start : error.end]!r} in {error.encoding}; set PYTHONUTF8=1", FAILED
+    if isinstance(error, ValueError):
+        return str(error), WRONG_USAGE
+    if isinstance(error, CommandFailed):
+        return str(error), FAILED
+    return None
+
+
+def describe_os_error(error: OSError) -> str:
+    """An error of the system: file, what is wrong with it, and what to do where that is known."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+    advice = _ADVICE.get(error.errno)
+    return f"{place}{error.strerror}" + (f"; {advice}" if advice else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the device or of the machine was exhausted; PyTorch's CPU allocator has no class for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATION_MESSAGES)
+
+
+@contextlib.contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Names ``place`` in errors of the system that name no file, as those of a full disk do not."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(place)
+        raise
+
+
+def check_output_file(path: Path, *, option: str = "--out") -> None:
+    """Raises UsageError, before any work is done, where no file can be written at ``path``."""
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: expected a file to write, found a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: expected a folder {path.parent}, found none; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written; check its permissions or choose another place")
+
+
+def check_output_folder(path: Path, *, option: str = "--out") -> None:
+    """Raises UsageError, before any work is done, where ``path`` is not, and cannot become, a folder to write to."""
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{option} {path}: expected a folder, found a file {nearest}; choose another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: {nearest} cannot be written to; check its permissions or choose another")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

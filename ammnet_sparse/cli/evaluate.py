@@ -1,0 +1,153 @@
+"""Scores a checkpoint on a split: the paper's table, in percent.
+
+    ammnet evaluate [--checkpoint FILE] --data DIR [--split test] [--json FILE]
+
+Without --checkpoint the weights shipped with the package are scored (docs/models.md).
+SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
+Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from tqdm import tqdm
+
+import ammnet_sparse
+from ammnet_sparse.cli.errors import check_output_file, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_data_option,
+    add_dataset_option,
+    add_device_option,
+    add_flips_option,
+    add_json_option,
+    add_limit_option,
+    add_sites_option,
+    add_workers_option,
+    choose_device,
+    parse_positive,
+)
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.dataset import FrameDataset, build_loader
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
+from ammnet_sparse.evaluation.flips import labels_over_flips
+from ammnet_sparse.evaluation.metrics import Scores, evaluate
+from ammnet_sparse.evaluation.selection import (
+    LABEL_MAP_NOTE,
+    check_labels,
+    open_set,
+    reads_label_maps,
+    split_ids,
+)
+from ammnet_sparse.evaluation.tables import format_table
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
+
+
+@command("evaluate")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet evaluate``; returns its exit code."""
+    options = _parse(arguments)
+    if options.json:
+        check_output_file(options.json, option="--json")
+    rows, config = _score(options)
+    scores = next(iter(rows.values()))
+    print(f"{options.data}, {options.split}: {scores.frames} frames, percent")
+    print(format_table(rows))
+    if reads_label_maps(config):
+        print(LABEL_MAP_NOTE)
+    if options.json:  # after the table, which took minutes
+        with writing_to(options.json):
+            options.json.write_text(json.dumps(scores.to_json(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]:
+    """The checkpoint's scores, and those of the baselines on request; and the configuration of its network."""
+    device = choose_device(options.device)
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
+    sites = {} if options.sites is None else {"sites": options.sites}
+    model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
+    print(weights, file=sys.stderr)
+    folder = open_set(options.data, dataset=options.dataset, config=model.config)
+    check_labels(folder)
+    ids = split_ids(folder, options.split, limit=options.limit, validation_frames=options.validation_frames)
+    batches = _progress(_loader(folder, ids, options), "evaluating")
+    name = checkpoint.stem
+    if options.flips is None:
+        rows = {name: evaluate(lambda batch: model(batch, voxels="scored").labels, batches, device=device)}
+    else:
+        name = f"{name}, {options.flips} flips"
+        rows = {name: evaluate(lambda batch: _flipped_labels(model, batch, options), batches, device=device)}
+    if options.baselines:
+        rows |= _baselines(options, model.config, ids)
+    return rows, model.config
+
+
+def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:
+    return labels_over_flips(lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips)
+
+
+def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:
+    """Scores on ``ids`` of the best constant class, and of the class prior of the training frames."""
+    blind = config.model_copy(update={"inputs": "tsdf"})
+    folder = open_set(options.data, dataset=options.dataset, config=blind)
+    training = split_ids(folder, "train", validation_frames=options.validation_frames)
+    prior = class_prior(_progress(_loader(folder, training, options), "class prior"))
+    return {
+        "best constant class": constant_baseline(_loader(folder, ids, options)),
+        "class prior": evaluate(lambda batch: prior_labels(prior, batch), _loader(folder, ids, options)),
+    }
+
+
+def _loader(folder: FrameSource, ids: Sequence[str], options: argparse.Namespace) -> Iterable[Batch]:
+    return build_loader(
+        FrameDataset(folder, ids),
+        batch_size=options.batch_size,
+        shuffle_seed=None,
+        epoch=0,
+        workers=options.workers,
+        drop_last=False,
+    )
+
+
+def _progress(batches: Iterable[Batch], title: str) -> Iterable[Batch]:
+    return tqdm(batches, desc=title, unit="batch", file=sys.stderr, leave=False, disable=None)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("evaluate", __doc__)
+    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS)
+    add_data_option(parser, required=True)
+    parser.add_argument(
+        "--split",
+        choices=("test", "train", "val"),
+        default="test",
+        help="frames to score; train: without the validation frames, val: val.txt or the drawn ones (default: test)",
+    )
+    add_json_option(parser, "write the scores there as well")
+    add_dataset_option(parser)
+    add_sites_option(parser)
+    add_flips_option(parser)
+    add_device_option(parser)
+    parser.add_argument(
+        "--batch-size", type=parse_positive, default=1, metavar="N", help="frames at a time (default: 1)"
+    )
+    add_workers_option(parser, "processes that read frames (default: 0, this process reads)")
+    add_limit_option(parser, "frames")
+    parser.add_argument(
+        "--validation-frames",
+        type=parse_positive,
+        metavar="N",
+        help="frames drawn for validation where there is no val.txt (default: as data.validation_frames)",
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="score the best constant class and the class prior too"
+    )
+    return parser.parse(arguments)

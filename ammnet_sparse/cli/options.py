@@ -1,0 +1,210 @@
+"""Options that commands share: one name, one meaning, one default."""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ammnet_sparse.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICE_HELP = "cpu, cuda or cuda:N (default: cuda if there, else cpu)"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of ``ammnet NAME``, described by the docstring of the command's file.
+
+    Options are not abbreviated; what is not an option is answered with the nearest that is.
+    """
+
+    def __init__(self, name: str, documentation: str | None, *, epilog: str = "") -> None:
+        """``documentation``: its first paragraph is the description, the rest stands below the options."""
+        description, _, rest = (documentation or "").partition("\n\n")
+        super().__init__(
+            prog=f"ammnet {name}",
+            description=description,
+            epilog="\n".join(text for text in (rest, epilog) if text),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The options. Ends the process with exit code 2 and a message where they are wrong."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(self._explain(unknown))
+        return options
+
+    def parse_with_keys(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """As ``parse``, for a command whose positional arguments ``key.sub=value`` stand anywhere among options."""
+        options, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            keys = [text.lstrip("-") for text in unknown if "=" in text and "." in text.partition("=")[0]]
+            hint = f"; configuration keys have no dashes: {' '.join(keys)}" if keys else ""
+            self.error(self._explain(unknown) + hint)
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.format_usage()}{self.prog}: {message}\n")
+
+    def _explain(self, unknown: Sequence[str]) -> str:
+        options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        nearest: dict[str, None] = {}
+        for option in options:
+            nearest |= dict.fromkeys(difflib.get_close_matches(option, self._option_string_actions, n=1))
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        return f"unrecognized arguments: {' '.join(unknown)}{hint}"
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """``--checkpoint FILE``, a path or the name of shipped weights; required without a default."""
+    said = f" (default: {default})" if default else ""
+    parser.add_argument(
+        "--checkpoint",
+        required=default is None,
+        metavar="FILE",
+        help=f"weights: a file, or the name of shipped ones{said}",
+    )
+
+
+def add_data_option(parser: argparse._ActionsContainer, *, required: bool = False, note: str = "") -> None:
+    """``--data DIR``, a folder or packed file in the published layout."""
+    parser.add_argument(
+        "--data", type=Path, required=required, metavar="DIR", help=f"folder or packed file of the set{note}"
+    )
+
+
+def add_dataset_option(parser: argparse.ArgumentParser, *, note: str = "") -> None:
+    """``--dataset nyu|nyucad``."""
+    parser.add_argument(
+        "--dataset", choices=("nyu", "nyucad"), default="nyu", help=f"layout of the set{note} (default: nyu)"
+    )
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device D``: None where it is not given, which ``choose_device`` turns into the default."""
+    parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
+
+
+def add_out_option(
+    parser: argparse.ArgumentParser,
+    meaning: str,
+    *,
+    metavar: str,
+    required: bool = False,
+    aliases: Sequence[str] = (),
+) -> None:
+    """``--out PATH``: the one file or folder that the command writes.
+
+    Args:
+        metavar: DIR or FILE.
+        aliases: earlier spellings.
+    """
+    parser.add_argument("--out", *aliases, dest="out", type=Path, required=required, metavar=metavar, help=meaning)
+
+
+def add_json_option(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """``--json FILE``."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help=meaning)
+
+
+def add_limit_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--limit N``: only the first N of ``what``."""
+    parser.add_argument("--limit", type=parse_positive, metavar="N", help=f"only the first N {what}")
+
+
+def add_workers_option(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """``--workers N``, 0 by default, whose meaning differs."""
+    parser.add_argument("--workers", type=parse_count, default=0, metavar="N", help=meaning)
+
+
+def add_sites_option(parser: argparse.ArgumentParser) -> None:
+    """``--sites sparse|dense``, None: as trained."""
+    parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
+
+
+def add_splits_option(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """``--splits NAME ...``, and ``--split NAME`` which may be repeated; ``splits`` is a list, empty by default."""
+    parser.add_argument("--splits", action="extend", nargs="+", default=[], metavar="NAME", help=meaning)
+    parser.add_argument(
+        "--split", action="append", dest="splits", default=[], metavar="NAME", help="one list; may be repeated"
+    )
+
+
+def add_flips_option(parser: argparse.ArgumentParser) -> None:
+    """``--flips [4|8]``: ``flips`` is None, 4 or 8."""
+    parser.add_argument(
+        "--flips",
+        type=int,
+        choices=(4, 8),
+        nargs="?",
+        const=8,
+        help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
+        "without a number 8). Takes as many times longer",
+    )
+
+
+def parse_positive(text: str) -> int:
+    """A whole number of at least 1, as an argparse type."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 0, as an argparse type."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
+    return int(text)
+
+
+def either(parser: CommandParser, name: str, values: Iterable[Any]) -> Any:
+    """The one value that is given of an option and the earlier positional argument for the same thing.
+
+    Ends the process with exit code 2 where none is, or more than one.
+    """
+    given = [value for value in values if value is not None]
+    if not given:
+        parser.error(f"the following arguments are required: {name}")
+    if len(given) > 1:
+        parser.error(f"{name}: expected once, found {' and '.join(map(str, given))}")
+    return given[0]
+
+
+def choose_device(name: str | None) -> "torch.device":
+    """The device of ``--device``: CUDA if there where none is named.
+
+    Raises:
+        UsageError: what is not a device, or a device that this machine does not have.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return parse_device(name)
+
+
+def parse_device(text: str) -> "torch.device":
+    """A device by name; one of several CUDA devices becomes the current one, on whose stream spconv computes.
+
+    Raises:
+        UsageError: what is not a device, or a device that this machine does not have.
+    """
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise UsageError(f"--device: expected cpu, cuda or cuda:0, found {text!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected cpu, cuda or cuda:0, found {text!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
+        )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device

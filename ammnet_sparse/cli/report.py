@@ -1,0 +1,161 @@
+"""A page about a training run: curves of loss and IoU, the table of its classes, and its best and worst scenes.
+
+    ammnet report RUN
+
+Writes RUN/report.html, one file that works offline. Scenes are predicted with RUN/best.safetensors for the validation
+frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
+Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 130 interrupted.
+"""
+
+import argparse
+import dataclasses
+import html
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import ammnet_sparse
+from ammnet_sparse.cli.errors import check_output_file, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_data_option,
+    add_device_option,
+    add_limit_option,
+    add_out_option,
+    choose_device,
+    parse_count,
+)
+from ammnet_sparse.config import Config, load_config
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.sets.folder import DataError, validation_ids
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.evaluation.metrics import Scores, evaluate
+from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, check_labels, open_set, reads_label_maps
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
+from ammnet_sparse.pictures.page import Scene, write_page
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
+
+_TRAINING_NOTE = (
+    "Scores of training are those of the predictions that the network learnt from during the epoch, with dropout and "
+    "augmentation; those of validation are of its end, without them."
+)
+
+
+@command("report")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet report``; returns its exit code."""
+    options = _parse(arguments)
+    out = options.out or options.run / "report.html"
+    print(f"{out}: {_report(options, out)}")
+    return 0
+
+
+def _report(options: argparse.Namespace, out: Path) -> str:
+    """Writes the page; what it says about its scenes."""
+    history = read_history(options.run)
+    config = load_config(options.run / "config.yaml")
+    check_output_file(out)
+    scenes, remark = _scenes(options, config)
+    name = options.run.resolve().name
+    with writing_to(out):
+        write_page(out, scenes, title=f"Training run {name}", introduction=_introduction(history, config, remark))
+    return remark
+
+
+def _introduction(history: History, config: Config, remark: str) -> str:
+    """The part of the page above the scenes."""
+    last = history.epochs[-1] if history.epochs else None
+    done = f"{last['epoch']} of {config.training.epochs} epochs" if last else "no epoch finished yet"
+    steps = (history.steps or history.epochs)[-1]["step"]
+    model = f"width {config.model.width}, {config.model.image_encoder}, sites {config.model.sites}"
+    parts = [f"<p>{done}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"]
+    parts.append(f"<h2>Training and validation</h2>\n{curves_html(history)}")
+    if any("training" in line for line in history.epochs):
+        parts.append(f"<p>{_TRAINING_NOTE}</p>")
+    rows = {}
+    if history.best is not None:
+        rows[f"best, epoch {history.best['epoch']}"] = history.best["validation"]
+        latest = history.validated[-1]
+        rows[f"last, epoch {latest['epoch']}"] = latest["validation"]
+        frames = latest["validation"]["frames"]
+        parts.append(f"<h2>Validation, {frames} frames, percent</h2>\n{table_html(rows)}")
+        if reads_label_maps(config.model):
+            parts.append(f"<p>{html.escape(LABEL_MAP_NOTE)}</p>")
+    else:
+        parts.append("<p>No validation yet.</p>")
+    parts.append(f"<h2>Scenes</h2>\n<p>{html.escape(remark[:1].upper() + remark[1:])}.</p>")
+    return '<section class="report">' + "\n".join(parts) + "</section>"
+
+
+def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], str]:
+    """The best and worst scenes by SSC mIoU, and what they are."""
+    weights = options.run / BEST_WEIGHTS
+    if options.scenes == 0:
+        return [], "no scenes asked for"
+    if not weights.is_file():
+        return [], f"no scenes yet: {BEST_WEIGHTS} comes with the first validation"
+    device = choose_device(options.device)
+    model = ammnet_sparse.load_model(weights, device=device)
+    folder, ids = _validation_frames(options, config, model)
+    ranked = _rank(model, folder, ids, device)
+    if not ranked:
+        return [], f"no scenes: none of {len(ids)} frames has a scored voxel"
+    num_best = min(options.scenes, (len(ranked) + 1) // 2)
+    num_worst = min(options.scenes, len(ranked) - num_best)
+    chosen = [("best", place, *ranked[place - 1]) for place in range(1, num_best + 1)]
+    chosen += [("worst", place, *ranked[-place]) for place in range(1, num_worst + 1)]
+    scenes = []
+    for kind, place, frame_id, scores in chosen:
+        frame = folder.read(frame_id)
+        with torch.inference_mode():
+            labels = model(Batch.from_frame(frame).to(device), voxels="not_free").labels[0].cpu().numpy()
+        note = f"Frame {frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
+        name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
+        scenes.append(dataclasses.replace(Scene.from_frame(frame, labels, note=note), name=name))
+    remark = f"{num_best} best and {num_worst} worst of {len(ids)} validation frames by SSC mIoU, with {BEST_WEIGHTS}"
+    return scenes, remark
+
+
+def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNet) -> tuple[FrameSource, list[str]]:
+    root = options.data or config.data.root
+    if root is None:
+        raise DataError(f"{options.run}/config.yaml: expected data.root, found none; give --data DIR or --scenes 0")
+    try:
+        folder = open_set(root, dataset=config.data.dataset, config=model.config, for_pictures=True)
+        check_labels(folder)
+    except DataError as error:
+        raise DataError(f"{error} (--data DIR names the set, --scenes 0 leaves the scenes out)") from error
+    data = config.data
+    ids = validation_ids(folder, split=data.split, count=data.validation_frames, seed=data.validation_seed)
+    return folder, ids[: options.limit]
+
+
+def _rank(model: AMMNet, folder: FrameSource, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
+    """Frames with their scores, the highest SSC mIoU first; frames without any class are left out."""
+    scored = []
+    for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
+        batch = Batch.from_frame(folder.read(frame_id))
+        scores = evaluate(lambda each: model(each, voxels="scored").labels, [batch], device=device)
+        if not math.isnan(scores.ssc_miou):
+            scored.append((frame_id, scores))
+    return sorted(scored, key=lambda entry: entry[1].ssc_miou, reverse=True)
+
+
+def _percent(fraction: float) -> str:
+    return "undefined" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("report", __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `ammnet train`")
+    parser.add_argument("--scenes", type=parse_count, default=3, metavar="N", help="N best and N worst (default: 3)")
+    add_data_option(parser, note=" (default: as trained)")
+    add_out_option(parser, "page to write (default: RUN/report.html)", metavar="FILE")
+    add_limit_option(parser, "validation frames")
+    add_device_option(parser)
+    return parser.parse(arguments)

@@ -1,0 +1,325 @@
+"""`ammnet evaluate` and `ammnet predict` over a small set: what they print and write, and how they refuse."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ammnet_sparse
+from ammnet_sparse.cli import evaluate as evaluate_command
+from ammnet_sparse.cli import predict as predict_command
+from ammnet_sparse.config import DataConfig, ModelConfig
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
+from ammnet_sparse.data.sets.folder import FrameFolder, validation_ids
+from ammnet_sparse.data.sets.packing import pack_set
+
+GRID = (12, 12, 12)
+IDS = [f"{number:04d}" for number in range(1, 9)]
+Tool = Callable[..., int]
+
+
+def on_cpu(main: Tool) -> Tool:
+    """The command on the CPU wherever the tests run, as the last ``--device`` counts."""
+    return lambda arguments: main(["--device", "cpu", *arguments])
+
+
+@pytest.fixture(scope="module")
+def evaluate() -> Tool:
+    return on_cpu(evaluate_command.main)
+
+
+@pytest.fixture(scope="module")
+def predict() -> Tool:
+    return on_cpu(predict_command.main)
+
+
+def write_set(root: Path, *, with_label_maps: bool = True, with_labels: bool = True, with_images: bool = False) -> Path:
+    """Eight frames, the last four for testing: floor, a wall at the back, and a chair without weight in free space.
+
+    Scored are 144 voxels of floor, 264 of wall, of which 132 are hit by a pixel, and 252 empty ones.
+    """
+    for name in ("TSDF", "Mapping", "Label", "Seg2D", "RGB"):
+        (root / name).mkdir(parents=True)
+    label = np.zeros(GRID, dtype=np.uint8)
+    label[:, 0], label[:, 1:, 10:] = CLASS_NAMES.index("floor"), CLASS_NAMES.index("wall")
+    tsdf = np.full(GRID, 1.0, dtype=np.float32)
+    tsdf[label > 0] = -0.8
+    tsdf[:, 5:, :3] = 0
+    mapping = np.full(GRID, UNMAPPED_ON_DISK, dtype=np.int32)
+    mapping[:, 1:, 10] = np.arange(mapping[:, 1:, 10].size).reshape(12, 11)
+    for frame_id in IDS:
+        own = label.copy()
+        own[int(frame_id), 1, 4] = CLASS_NAMES.index("chair")
+        np.savez(root / "TSDF" / f"{frame_id}.npz", tsdf.ravel(), (tsdf < 1).ravel())
+        np.savez(root / "Mapping" / f"{frame_id}.npz", mapping.ravel())
+        if with_labels:
+            np.savez(root / "Label" / f"{frame_id}.npz", own.ravel())
+        if with_label_maps:
+            iio.imwrite(root / "Seg2D" / f"{frame_id}.png", np.full(IMAGE_SHAPE, 5, dtype=np.uint8))
+        if with_images:
+            iio.imwrite(root / "RGB" / f"NYU{frame_id}_colors.png", np.full((*IMAGE_SHAPE, 3), 90, dtype=np.uint8))
+    present = {"Label": with_labels, "Seg2D": with_label_maps, "RGB": with_images}
+    for name, is_present in present.items():
+        if not is_present:
+            (root / name).rmdir()
+    (root / "train.txt").write_text("\n".join(IDS[:4]), encoding="utf-8")
+    (root / "test.txt").write_text("\n".join(IDS[4:]), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def set_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("set"))
+
+
+class StandIn(nn.Module):
+    """Predicts the truth, but floor for wall, and objects in free space; keeps what it was asked for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.calls: list[tuple[tuple[str, ...], str]] = []
+
+    def forward(self, batch: Batch, *, voxels: str) -> SimpleNamespace:
+        self.calls.append((batch.frame_ids, voxels))
+        truth = torch.zeros_like(batch.label_weight, dtype=torch.uint8) if batch.label is None else batch.label
+        labels: Tensor = torch.where(truth == CLASS_NAMES.index("wall"), CLASS_NAMES.index("floor"), truth)
+        if voxels == "all":
+            labels = torch.where(batch.tsdf.flatten(1) >= 0.999, CLASS_NAMES.index("objects"), labels)
+        return SimpleNamespace(labels=labels.to(torch.uint8).view(-1, *GRID))
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    path: Path
+    model: StandIn
+    loaded_with: list[dict[str, Any]]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """A file that ``load_model`` answers with the stand-in."""
+    path = tmp_path / "stand_in.safetensors"
+    path.touch()
+    found = Checkpoint(path, StandIn(ModelConfig(grid_shape=GRID, width=8)), [])
+
+    def load_model(checkpoint: Path, **options: Any) -> nn.Module:
+        assert checkpoint == path
+        found.loaded_with.append(options)
+        return found.model
+
+    monkeypatch.setattr(ammnet_sparse, "load_model", load_model, raising=False)
+    return found
+
+
+def arguments(checkpoint: Checkpoint, folder: Path, *more: str) -> list[str]:
+    return ["--checkpoint", str(checkpoint.path), "--data", str(folder), *more]
+
+
+def test_evaluate_prints_and_writes(
+    evaluate: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scores.json"
+    assert evaluate(arguments(checkpoint, set_folder, "--json", str(file), "--batch-size", "3")) == 0
+    assert checkpoint.model.calls == [(tuple(IDS[4:7]), "scored"), ((IDS[7],), "scored")]
+    assert checkpoint.loaded_with == [{"device": torch.device("cpu")}]
+    scores = json.loads(file.read_text(encoding="utf-8"))
+    assert scores["frames"] == 4
+    assert scores["sc"] == {"precision": 100, "recall": 100, "iou": 100}
+    # 144 floor voxels and 264 of wall, told to be floor; the chair has no weight.
+    iou = scores["ssc"]["iou"]
+    assert iou["floor"] == pytest.approx(100 * 144 / (144 + 264))
+    assert iou["wall"] == 0
+    assert iou["chair"] is None
+    assert scores["ssc"]["miou"] == pytest.approx(50 * 144 / (144 + 264))
+    printed = capsys.readouterr()
+    assert "4 frames" in printed.out
+    row = next(line for line in printed.out.splitlines() if line.startswith("stand_in"))
+    assert row.split()[1:5] == ["|", "100.0", "100.0", "100.0"]
+    assert row.split()[-1] == "17.6"
+    assert "compare only with each other" in printed.out
+
+
+def test_evaluate_adds_baselines(
+    evaluate: Tool, checkpoint: Checkpoint, set_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--split", "val", "--validation-frames", "2", "--baselines")
+    assert evaluate(arguments(checkpoint, set_folder, *options)) == 0
+    rows = {line.split("|")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines() if "|" in line}
+    assert rows["class prior"][-1] == "100.0"  # but for the chair, all frames are alike
+    assert rows["best constant class"][-1] == f"{50 * 264 / (144 + 264 + 252):.1f}"
+
+
+def test_splits(evaluate: Tool, checkpoint: Checkpoint, set_folder: Path) -> None:
+    """Without val.txt the frames drawn by the defaults of the configuration are kept for validation."""
+    drawn = validation_ids(
+        FrameFolder(set_folder, grid_shape=GRID), split="train", count=2, seed=DataConfig().validation_seed
+    )
+    for split in ("val", "train", "test"):
+        options = ("--split", split, "--validation-frames", "2")
+        assert evaluate(arguments(checkpoint, set_folder, *options)) == 0
+    asked = [ids[0] for ids, _ in checkpoint.model.calls]
+    assert asked[:2] == drawn
+    assert asked[2:4] == [frame_id for frame_id in IDS[:4] if frame_id not in drawn]
+    assert asked[4:] == IDS[4:]
+
+
+def test_packed_sets_are_read_like_folders(
+    evaluate: Tool,
+    predict: Tool,
+    checkpoint: Checkpoint,
+    set_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predict_command, "write_picture", lambda *arguments: None)
+    packed = tmp_path / "packed"
+    pack_set(FrameFolder(set_folder, grid_shape=GRID), packed, progress=False)
+    found = []
+    for root, out in ((set_folder, tmp_path / "of_folder"), (packed, tmp_path / "of_file")):
+        capsys.readouterr()
+        assert evaluate(arguments(checkpoint, root)) == 0
+        table = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+        assert predict(arguments(checkpoint, root, "--ids", "0003", "--out", str(out))) == 0
+        found.append((table, (out / "0003.npz").read_bytes()))
+    assert found[0] == found[1] and found[0][0]
+    assert predict(arguments(checkpoint, packed, "--ids", "0042", "--out", str(tmp_path / "unknown"))) == 2
+    assert "unknown ids 0042" in capsys.readouterr().err
+
+
+def test_limit_sites_and_inputs(
+    evaluate: Tool, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network without 2D input runs on a set without, and no note on label maps is shown."""
+    folder = write_set(tmp_path / "set", with_label_maps=False)
+    checkpoint.model.config = ModelConfig(grid_shape=GRID, inputs="tsdf")
+    assert evaluate(arguments(checkpoint, folder, "--limit", "1", "--sites", "dense")) == 0
+    assert checkpoint.model.calls == [((IDS[4],), "scored")]
+    assert checkpoint.loaded_with[0]["sites"] == "dense"
+    assert "label maps" not in capsys.readouterr().out
+
+
+def test_predict_writes_volume_and_picture(
+    predict: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert predict(arguments(checkpoint, set_folder, "--ids", "0003", "NYU0007", "--out", str(out))) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["0003.npz", "0003.png", "0007.npz", "0007.png"]
+    assert checkpoint.model.calls == [(("0003",), "not_free"), (("0007",), "not_free")]
+    with np.load(out / "0003.npz", allow_pickle=False) as archive:
+        assert archive.files == ["labels"]
+        labels = archive["labels"]
+    assert labels.dtype == np.uint8
+    assert labels.shape == GRID
+    assert (labels[:, 1:, 10:] == CLASS_NAMES.index("floor")).all()
+    picture = iio.imread(out / "0003.png")
+    # Input, prediction, truth and errors beside each other.
+    assert picture.shape[1] == 4 * 360 + 5 * 12
+    assert picture.dtype == np.uint8
+
+
+def test_predict_everywhere_without_truth(predict: Tool, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", with_labels=False, with_images=True)
+    out = tmp_path / "out"
+    assert predict(arguments(checkpoint, folder, "--ids", "0001", "--out", str(out), "--everywhere")) == 0
+    assert checkpoint.model.calls == [(("0001",), "all")]
+    with np.load(out / "0001.npz", allow_pickle=False) as archive:
+        assert (archive["labels"] == CLASS_NAMES.index("objects")).any()
+    assert iio.imread(out / "0001.png").shape[1] == 2 * 360 + 3 * 12
+
+
+def refused(tool: Tool, given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert tool(given) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def test_missing_checkpoint(
+    evaluate: Tool, predict: Tool, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--checkpoint", str(tmp_path / "none.safetensors"), "--data", str(set_folder)]
+    assert "none.safetensors" in refused(evaluate, given, capsys)
+    assert "none.safetensors" in refused(predict, [*given, "--ids", "0001", "--out", str(tmp_path)], capsys)
+
+
+def test_unknown_ids_are_named_before_anything_is_written(
+    predict: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = arguments(checkpoint, set_folder, "--ids", "0001", "0042", "0043", "--out", str(out))
+    assert "unknown ids 0042, 0043" in refused(predict, given, capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (ModelConfig(grid_shape=GRID), "2D label maps (folder Seg2D)"),
+        (ModelConfig(grid_shape=GRID, image_encoder="segformer_b2"), "colour images (folder RGB)"),
+    ],
+    ids=["label maps", "images"],
+)
+def test_lacking_input_is_explained(
+    evaluate: Tool,
+    predict: Tool,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: ModelConfig,
+    advice: str,
+) -> None:
+    folder = write_set(tmp_path / "set", with_label_maps=False)
+    checkpoint.model.config = config
+    for tool, more in ((evaluate, ()), (predict, ("--ids", "0001", "--out", str(tmp_path / "out")))):
+        message = refused(tool, arguments(checkpoint, folder, *more), capsys)
+        assert f"needs {advice}, found none; add them" in message
+
+
+def test_set_without_truth_cannot_be_scored(
+    evaluate: Tool, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_set(tmp_path / "set", with_labels=False)
+    assert "ground truth (folder Label)" in refused(evaluate, arguments(checkpoint, folder), capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--device", "abacus"), "--device: expected cpu"),
+        (("--device", "cuda:99"), "--device: expected one of"),
+        (("--json", "no/such/folder/scores.json"), "--json: expected a folder"),
+        (("--split", "val"), "found 100; change their number, or add a val.txt"),
+        (("--data", "no/such/set"), "expected the folder of a set"),
+    ],
+)
+def test_wrong_usage(
+    evaluate: Tool,
+    checkpoint: Checkpoint,
+    set_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    assert message in refused(evaluate, arguments(checkpoint, set_folder, *more), capsys)
+
+
+@pytest.mark.parametrize("more", [("--batch-size", "0"), ("--limit", "-1"), ("--workers", "-1"), ("--split", "dev")])
+def test_options_out_of_range(
+    evaluate: Tool, checkpoint: Checkpoint, set_folder: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(arguments(checkpoint, set_folder, *more))
+    assert stopped.value.code == 2
+    assert more[0] in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""`ammnet report` over a run folder: what the page holds, which scenes it picks, and how it refuses."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ammnet_sparse
+from ammnet_sparse.cli import report as command
+from ammnet_sparse.config import Config, DataConfig, ModelConfig, save_config
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, save_run_weights
+from tests.data.frames import random_frame, write_frame, write_list
+from tests.pictures.browser import Browser, find_chromium
+from tests.pictures.test_history import write_run
+from tests.pictures.test_page import read_data
+
+GRID = (24, 12, 24)
+IDS = [f"{number:04d}" for number in range(1, 8)]
+VALIDATION = IDS[2:]
+Tool = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def report() -> Tool:
+    return lambda arguments: command.main(["--device", "cpu", *arguments])
+
+
+@pytest.fixture(scope="module")
+def set_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    for number, frame_id in enumerate(IDS):
+        write_frame(root, random_frame(number, frame_id=frame_id, grid_shape=GRID, has_image=True))
+    write_list(root / "train.txt", IDS)
+    write_list(root / "val.txt", VALIDATION)
+    return root
+
+
+def config_of(root: Path | None) -> Config:
+    model = ModelConfig(width=8, discriminator_width=8, grid_shape=GRID, inputs="tsdf")
+    return Config(data=DataConfig(root=root), model=model)
+
+
+@pytest.fixture
+def run(tmp_path: Path, set_folder: Path) -> Path:
+    """A run of three epochs, the second the best, with a file in the place of its best weights."""
+    folder = write_run(tmp_path / "my_run", mious=(0.2, 0.4, 0.3))
+    save_config(config_of(set_folder), folder / "config.yaml")
+    (folder / BEST_WEIGHTS).touch()
+    return folder
+
+
+class StandIn(nn.Module):
+    """Predicts the truth, but for the first ``number of the frame`` slices of the grid, which it leaves empty."""
+
+    config = config_of(None).model
+
+    def forward(self, batch: Batch, *, voxels: str) -> SimpleNamespace:
+        assert batch.label is not None
+        labels = batch.label.clone().view(-1, *GRID)
+        labels[labels == 255] = 0
+        labels[:, : 3 * int(batch.frame_ids[0])] = 0
+        return SimpleNamespace(labels=labels)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ammnet_sparse, "load_model", lambda path, **options: StandIn(), raising=False)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_page_has_curves_table_and_the_best_and_worst_scenes(
+    report: Tool, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report([str(run), "--scenes", "2"]) == 0
+    page = (run / "report.html").read_text("utf-8")
+    assert "report.html: 2 best and 2 worst of 5 validation frames" in capsys.readouterr().out
+    assert "<h1>Training run my_run</h1>" in page
+    assert page.count("<svg role") == 4
+    assert "those of validation are of its end" not in page  # this run has not recorded scores of training
+    assert not re.search("https?://", page)
+    assert '<th scope="row">best, epoch 2</th><td>80.0</td>' in page
+    assert '<th scope="row">last, epoch 3</th><td>80.0</td>' in page
+    names = [entry["name"].partition(",")[0] for entry in read_data(run / "report.html")["scenes"]]
+    assert names == ["best 1: 0003", "best 2: 0004", "worst 1: 0007", "worst 2: 0006"]
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(("limit", "kinds"), [(1, ["best 1"]), (3, ["best 1", "best 2", "worst 1"])])
+def test_no_scene_is_shown_twice(report: Tool, run: Path, limit: int, kinds: list[str]) -> None:
+    assert report([str(run), "--scenes", "3", "--limit", str(limit)]) == 0
+    entries = read_data(run / "report.html")["scenes"]
+    assert [entry["name"].partition(":")[0] for entry in entries] == kinds
+    assert len({entry["note"] for entry in entries}) == limit
+
+
+def test_real_weights_predict_and_the_page_opens(report: Tool, run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_run_weights(run, BEST_WEIGHTS, AMMNet(config_of(None).model), metadata={})
+    out = tmp_path / "elsewhere.html"
+    assert report([str(run), "--scenes", "1", "--limit", "2", "--out", str(out)]) == 0
+    assert not (run / "report.html").exists()
+    (best, worst) = read_data(out)["scenes"]
+    assert best["hasTruth"] and best["hasMask"] and best["image"]
+    program = find_chromium()
+    if program is None:
+        return  # tests/evaluation/test_page_in_browser.py says that the browser is missing
+    with Browser(program, tmp_path / "profile") as browser:
+        page = browser.open(out.as_uri())
+        page.click("#next")
+        page.wait_for(f"document.querySelector('#note').textContent.startsWith({worst['note'][:10]!r})")
+        assert page.complaints() == []
+        assert page.requests() == [out.as_uri()]
+
+
+def test_a_run_before_its_first_validation_has_curves_only(
+    report: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "young", mious=(None,), has_training=True)
+    save_config(config_of(None), folder / "config.yaml")
+    assert report([str(folder)]) == 0
+    assert "no scenes yet: best.safetensors comes with the first validation" in capsys.readouterr().out
+    page = (folder / "report.html").read_text("utf-8")
+    assert "No validation yet" in page and "those of validation are of its end" in page
+    assert "<canvas" not in page
+
+
+def test_scenes_can_be_left_out_where_the_data_is_gone(
+    report: Tool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ammnet_sparse, "load_model", lambda path, **options: StandIn(), raising=False)
+    save_config(config_of(tmp_path / "gone"), run / "config.yaml")
+    assert report([str(run)]) == 2
+    message = capsys.readouterr().err
+    assert "gone: expected the folder of a set" in message
+    assert "--data DIR names the set, --scenes 0 leaves the scenes out" in message
+    assert not (run / "report.html").exists()
+    assert report([str(run), "--scenes", "0"]) == 0
+    assert "best, epoch 2" in (run / "report.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_data_can_be_named(report: Tool, run: Path, set_folder: Path, tmp_path: Path) -> None:
+    save_config(config_of(tmp_path / "gone"), run / "config.yaml")
+    assert report([str(run), "--data", str(set_folder), "--scenes", "1"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["no folder", "no run", "no metrics", "no configuration"])
+def test_what_is_no_run_is_refused(report: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    folder = tmp_path / "run"
+    expected = {
+        "no folder": "found no folder; check the path",
+        "no run": "expected a training run with metrics.jsonl",
+        "no metrics": "expected metrics, found none yet",
+        "no configuration": "config.yaml: cannot read the configuration",
+    }[kind]
+    if kind != "no folder":
+        folder.mkdir()
+    if kind == "no metrics":
+        (folder / "metrics.jsonl").touch()
+    if kind == "no configuration":
+        write_run(folder, mious=(0.1,))
+    assert report([str(folder)]) == 2
+    output: Any = capsys.readouterr()
+    assert output.err.startswith("ammnet report: ")
+    assert expected in output.err
+    assert list(folder.glob("*.html")) == []

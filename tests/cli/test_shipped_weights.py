@@ -1,0 +1,150 @@
+"""The tools right after installation, with the shipped weights; and the tool that makes such weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ammnet_sparse.cli.main import run
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.loading import load_model
+from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS
+from tests.models.scenes import unsettle
+from tests.training.support import GRID, tiny_config, tiny_set
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLE = REPOSITORY / "examples" / "frame"
+Tool = Callable[[list[str]], int]
+
+
+def tool(name: str) -> Tool:
+    return lambda arguments: run(name, ["--device", "cpu", *arguments])
+
+
+@pytest.fixture(scope="module")
+def export() -> Tool:
+    return tool("export")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_set(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = AMMNet(tiny_config().model)
+    unsettle(network)
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    save_weights(path, network.state_dict(), model_config=network.config, metadata={"epoch": "4"})
+    return path
+
+
+def test_predict_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped network sees the floor of the shipped example where it is."""
+    given = ["--color", str(EXAMPLE / "color.jpg"), "--depth", str(EXAMPLE / "depth.png")]
+    given += ["--intrinsics", str(EXAMPLE / "intrinsics.txt"), "--label-map", str(EXAMPLE / "label_map.png")]
+    assert tool("predict")([*given, "--out", str(tmp_path)]) == 0
+    assert f"Weights: {DEFAULT_WEIGHTS}, shipped with ammnet_sparse (no --checkpoint" in capsys.readouterr().err
+    with np.load(tmp_path / "frame.npz") as archive:
+        labels, reliable = archive["labels"], archive["reliable"]
+    assert labels.shape == GRID_SHAPE
+    lowest = labels[:, 0][reliable[:, 0]]
+    assert (lowest == CLASS_NAMES.index("floor")).mean() > 0.8
+    assert len(np.unique(labels)) > 4
+
+
+def test_evaluate_takes_shipped_weights_by_name(
+    nyu_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scores.json"
+    given = ["--data", str(nyu_folder), "--split", "val", "--limit", "2", "--json", str(file)]
+    assert tool("evaluate")(["--checkpoint", DEFAULT_WEIGHTS, *given]) == 0
+    assert f"Weights: {DEFAULT_WEIGHTS}, shipped with ammnet_sparse;" in capsys.readouterr().err
+    assert json.loads(file.read_text(encoding="utf-8"))["sc"]["iou"] > 50
+
+
+def test_flips_at_test_time(trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--checkpoint", str(trained), "--data", str(root)]
+    assert tool("evaluate")([*given, "--split", "val", "--flips", "4"]) == 0
+    assert "best, 4 flips |" in capsys.readouterr().out
+    found = []
+    for name, more in (("plain", []), ("four", ["--flips", "4"]), ("eight", ["--flips"])):
+        assert tool("predict")([*given, "--ids", "0001", "--out", str(tmp_path / name), *more]) == 0
+        with np.load(tmp_path / name / "0001.npz") as archive:
+            found.append(archive["labels"])
+            assert found[-1].dtype == np.uint8 and found[-1].shape == GRID
+    assert all((found[one] != found[other]).any() for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_nyu_weights_are_no_default_for_nyucad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("evaluate")(["--data", str(tmp_path), "--dataset", "nyucad"]) == 2
+    assert "--checkpoint: expected weights trained on nyucad" in capsys.readouterr().err
+
+
+def test_export_halves_and_keeps_the_rest(
+    export: Tool, trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "small.safetensors"
+    given = ["--checkpoint", str(trained), "--out", str(out), "--data", str(root), "--ids", "0001", "0002"]
+    assert export([*given, "--min-agreement", "0.99"]) == 0
+    assert "float16" in (printed := capsys.readouterr().out) and "2 frames" in printed
+    state, config, metadata = read_weights(out)
+    original = read_weights(trained)[0]
+    assert metadata == {"epoch": "4", "stored_as": "float16"} and config.grid_shape == GRID
+    assert state.keys() == {name for name in original if not name.startswith("discriminator.")}
+    for name, value in state.items():
+        # Biases and normalisation keep their float32.
+        expected = original[name].half() if original[name].ndim > 1 else original[name]
+        assert value.dtype == expected.dtype and torch.equal(value, expected)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert out.stat().st_mode & 0o044 == 0o044
+    assert not load_model(out).training
+
+
+def test_export_can_keep_everything(export: Tool, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "whole.safetensors"
+    assert export(["--checkpoint", str(trained), "--out", str(out), "--dtype", "float32", "--keep-discriminator"]) == 0
+    state, original = read_weights(out)[0], read_weights(trained)[0]
+    assert state.keys() == original.keys() and all(torch.equal(state[name], original[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--max-mb", "0.001"), "expected at most 0.001 MB"),
+        (("--min-agreement", "1.1"), "expected the checkpoint's class at 110.0000% of the voxels"),
+    ],
+)
+def test_export_refuses_unfit_files(
+    export: Tool,
+    trained: Path,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    out = tmp_path / "small.safetensors"
+    assert export(["--checkpoint", str(trained), "--out", str(out), "--data", str(root), *more]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_beyond_half_precision_are_refused(
+    export: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = AMMNet(ModelConfig(width=8, stem_widths=(3, 8), grid_shape=GRID, discriminator_width=8))
+    with torch.no_grad():
+        network.decoder.classifier.weight.fill_(1e6)
+    path = tmp_path / "wild.safetensors"
+    save_weights(path, network.state_dict(), model_config=network.config)
+    assert export(["--checkpoint", str(path), "--out", str(tmp_path / "small.safetensors")]) == 1
+    assert "decoder.classifier.weight: expected values that torch.float16 can hold" in capsys.readouterr().err

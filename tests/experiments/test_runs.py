@@ -1,0 +1,73 @@
+"""Runs of experiments: trained once, left and taken up again, shared between tables, and shown beside the paper."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ammnet_sparse.cli import experiments as command
+from ammnet_sparse.cli.configs import find_config
+from ammnet_sparse.config import load_config
+from ammnet_sparse.experiments.runs import Settings, plan_run
+from ammnet_sparse.experiments.tables import read_table
+from tests.training.support import GRID, tiny_set
+
+KEYS = [
+    "model.stem_widths=[3,8]",
+    "model.discriminator_width=8",
+    f"model.grid_shape={list(GRID)}",
+    "training.batch_size=2",
+]
+FOLDER = find_config("experiments/segformer").parent
+
+
+def settings_in(out: Path) -> Settings:
+    return Settings(FOLDER, out, FOLDER / "seg2d.yaml", ("model.width=8",))
+
+
+def test_the_same_network_is_one_run(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    table3, table4 = read_table(FOLDER, "table3"), read_table(FOLDER, "table4")
+    plan = plan_run(table4, table4.rows["adversarial_m1_m2_m3"], seed=2, settings=settings)
+    assert plan.folder == plan_run(table3, table3.rows["both"], seed=2, settings=settings).folder
+    assert plan.folder != plan_run(table3, table3.rows["both"], seed=3, settings=settings).folder
+    assert plan.config.training.seed == 2 and plan.config.model.image_encoder == "seg2d"
+
+
+def test_frozen_encoders_come_from_their_row(tmp_path: Path) -> None:
+    table = read_table(FOLDER, "figure2a")
+    plan = plan_run(table, table.rows["tsdf_encoder_of_baseline"], seed=1, settings=settings_in(tmp_path))
+    assert plan.stage1 is not None and not plan.stage1.config.model.modulation1
+    assert plan.config.model.freeze_encoders and not plan.stage1.config.model.freeze_encoders
+    assert plan.folder.parent.name == "figure2a-tsdf_encoder_of_baseline"
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_prolonged_and_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs"
+    given = ["table3", "baseline", "--base", "seg2d", "--data", str(tiny_set(tmp_path / "set")), "--out", str(out)]
+    given += ["--width", "8", "--device", "cpu", *KEYS]
+    assert command.main([*given, "--epochs", "1", "--seconds", "1"]) == command.TIME_IS_UP
+    assert "| Baseline | 0 | - | - | - | 71.6 | 46.1 |" in capfd.readouterr().out
+    assert command.main([*given, "--epochs", "1", "--seeds", "1", "2"]) == 0
+    printed = capfd.readouterr().out
+    assert "| Baseline | 2 | 1 |" in printed and "±" in printed
+    rows = json.loads((out / "seg2d" / "table3.json").read_text(encoding="utf-8"))["rows"]
+    assert [run["seed"] for run in rows[0]["runs"]] == [1, 2] and rows[0]["runs"][0]["is_finished"]
+    folders = sorted(path.parent for path in out.glob("seg2d/*/*/metrics.jsonl"))
+    assert len(folders) == 2 and not load_config(folders[0] / "config.yaml").adversarial.enabled
+    # Finished runs are left alone; with more epochs they go on.
+    before = [(path / "state.pt").stat().st_mtime_ns for path in folders]
+    assert command.main([*given, "--epochs", "1", "--seeds", "1", "2"]) == 0
+    assert [(path / "state.pt").stat().st_mtime_ns for path in folders] == before
+    assert command.main([*given, "--epochs", "2", "--seeds", "1"]) == 0
+    assert "| Baseline | 1 | 2 |" in capfd.readouterr().out
+
+
+def test_what_is_lacking_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["table3", "--out", str(tmp_path)]) == 2
+    assert "--data: expected the set to train on" in capsys.readouterr().err
+    assert command.main(["table3", "--only-table", "model.widht=8"]) == 2
+    assert "model.widht" in capsys.readouterr().err
+    assert command.main([]) == 0
+    assert "table_s2" in capsys.readouterr().out

@@ -1,0 +1,152 @@
+"""The paper's experiments: every row is a configuration that differs as it says, builds, and trains a step."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ammnet_sparse.cli.configs import find_config
+from ammnet_sparse.config import Config, ConfigError, flat_values
+from ammnet_sparse.experiments.tables import Row, config_of, read_table, table_names
+from tests.training.support import GRID, differing, make_game, state_of, tiny_batch
+
+FOLDER = find_config("experiments/segformer").parent
+SEG2D = FOLDER / "seg2d.yaml"
+TABLES = [read_table(FOLDER, name) for name in table_names(FOLDER)]
+ROWS = [pytest.param(row, id=f"{table.name}-{name}") for table in TABLES for name, row in table.rows.items()]
+TINY = [
+    "model.width=8",
+    "model.stem_widths=[3,8]",
+    "model.discriminator_width=8",
+    f"model.grid_shape={list(GRID)}",
+    "training.batch_size=2",
+]
+INVISIBLE = {"data.augment_2d", "data.augment_3d", "data.dataset", "model.freeze_encoders"}
+"""Keys that a step on given frames does not show."""
+
+
+def own_keys(row: Row) -> dict[str, Any]:
+    """The keys of a row's own file, by dotted names."""
+    values = yaml.safe_load(row.path.read_text(encoding="utf-8"))
+    sections = {name: keys for name, keys in values.items() if name != "base"}
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def as_yaml(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_the_tables_of_the_paper_are_there() -> None:
+    expected = {"figure2a", "figure2b", "figure5"} | {f"table{name}" for name in (*range(1, 7), "_s1", "_s2", "_s3")}
+    assert {table.name for table in TABLES} == expected
+    rows = read_table(FOLDER, "table3").rows
+    assert {name: (row.paper_sc_iou, row.paper_ssc_miou) for name, row in rows.items()} == {
+        "baseline": (71.6, 46.1),
+        "modulation": (74.0, 47.4),
+        "adversarial": (74.4, 47.7),
+        "both": (75.6, 48.5),
+    }
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_differs_from_its_base_in_its_own_keys_alone(row: Row) -> None:
+    for base in (None, SEG2D):
+        default = config_of(Row("base", FOLDER / "segformer.yaml", ""), base=None, overrides=[])
+        if base is not None:
+            default = config_of(Row("base", base, ""), base=None, overrides=[])
+        before, now = flat_values(default), flat_values(config_of(row, base=base, overrides=[]))
+        keys = own_keys(row)
+        changed = {key for key, value in now.items() if before[key] != value}
+        assert changed <= set(keys)
+        # A row may name what its base has already: the encoder, or the loss weight of Figure 5.
+        assert {key: as_yaml(now[key]) for key in keys} == keys
+
+
+@functools.cache
+def step_of(config: Config) -> tuple[frozenset[str], tuple[float, ...], frozenset[str]]:
+    """Names of the weights, losses and gradient norms of a first step, and what the step changed."""
+    has_image = config.model.image_encoder != "seg2d" and config.model.inputs != "tsdf"
+    game = make_game(config)
+    before = state_of(game.network)
+    torch.manual_seed(1)
+    report = game.step([tiny_batch((1, 2), has_image=has_image)], seed=3)
+    values = report.as_floats()
+    assert all(math.isfinite(value) for value in values.values())
+    assert ("discriminator" in values) == config.adversarial.enabled
+    return frozenset(before), tuple(values.values()), frozenset(differing(before, state_of(game.network)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_trains_a_step_and_shows_what_makes_it_differ(row: Row) -> None:
+    config = config_of(row, base=SEG2D, overrides=TINY)
+    base = config_of(Row("base", SEG2D, ""), base=None, overrides=TINY)
+    names, values, trained = step_of(config)
+    keys = own_keys(row)
+    for level in (1, 2, 3):
+        is_there = any(name.startswith(f"decoder.modulation{level}.") for name in names)
+        has_weights = config.model.fusion != "add" and keys.get(f"model.modulation{level}", True)
+        is_possible = config.model.inputs == "both" or (config.model.inputs == "tsdf" and level > 1)
+        assert is_there == (has_weights and is_possible)
+    assert any("state_projection" in name for name in names) == (
+        config.model.sites == "sparse" and config.model.inputs != "image"
+    )
+    encoders = [name for name in trained if name.startswith(("tsdf_encoder.", "label_map_stem.", "image_encoder."))]
+    assert bool(encoders) != config.model.freeze_encoders
+    if config != base and not set(keys) <= INVISIBLE | {"model.image_encoder"}:
+        assert (names, values) != step_of(base)[:2]
+
+
+def test_rows_that_are_the_same_network_are_the_same_configuration() -> None:
+    def config(table: str, row: str) -> Config:
+        return config_of(read_table(FOLDER, table).rows[row], base=None, overrides=[])
+
+    assert config("table3", "both") == config("table4", "adversarial_m1_m2_m3") == config("figure2b", "ammnet")
+    assert (
+        config("table3", "baseline") == config("table_s3", "adversarial") == config("table_s1", "segformer_b2_baseline")
+    )
+    assert config("table3", "adversarial") == config("table6", "both") == config("figure5", "random")
+
+
+def test_files_inherit(tmp_path: Path) -> None:
+    from ammnet_sparse.config import load_config
+
+    (tmp_path / "far.yaml").write_text("model:\n  width: 16\n  fusion: add\ntraining:\n  epochs: 3\n", encoding="utf-8")
+    (tmp_path / "near.yaml").write_text("base: far.yaml\nmodel:\n  width: 32\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("training:\n  epochs: 9\n", encoding="utf-8")
+    near = load_config(tmp_path / "near.yaml", ["training.batch_size=1"])
+    assert (near.model.width, near.model.fusion, near.training.epochs) == (32, "add", 3)
+    assert near.training.batch_size == 1
+    over = load_config(tmp_path / "near.yaml", base=tmp_path / "other.yaml")
+    assert (over.model.width, over.model.fusion, over.training.epochs) == (32, "modulation", 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: 3\n", "base: expected the name of a YAML file, found 3"),
+        ("base: nowhere.yaml\n", "nowhere.yaml: cannot read"),
+        ("base: one.yaml\n", "without a circle, found .*one.yaml -> .*one.yaml"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
+    from ammnet_sparse.config import load_config
+
+    (tmp_path / "one.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "one.yaml")
+
+
+def test_tables_and_rows_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected one of .*table3.*found 'table9'"):
+        read_table(FOLDER, "table9")
+    with pytest.raises(ConfigError, match="table3: expected rows of baseline, .*found m4"):
+        read_table(FOLDER, "table3").chosen(["m4"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.yaml").write_text("title: mine\nrows: {a: {title: A}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a.yaml: expected the configuration of the row a"):
+        read_table(tmp_path, "mine")
