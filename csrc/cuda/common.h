@@ -22,7 +22,7 @@ struct alignas(sizeof(T) * kSize) Vector {
   T value[kSize];
 };
 
-// On a GPU a misaligned access ends the program; where the kernels run on a CPU, this says where.
+// On a GPU a misaligned access ends the program; where the kernels run on a CPU, this throws.
 template <typename Structure>
 __device__ __forceinline__ void check_alignment([[maybe_unused]] const Structure* address) {
 #if defined(AMMNET_SPARSE_EMULATION)

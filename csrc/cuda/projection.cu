@@ -1,7 +1,7 @@
 // 2D-3D projection on CUDA: `project_rows` for a channels-last map, whose cells are rows of 16-byte vectors: the lanes
-// of a site read four rows and write one. `project_planes` for any other map, where a cell's channels lie a plane apart:
-// the lanes are sites, so that neighbouring sites share what they read, and the result is turned in shared memory to be
-// written in rows. Neither needs an atomic or a second launch. The gradient: projection_backward.cu.
+// of a site read four rows and write one. `project_planes` for any other map, where a cell's channels lie a plane
+// apart: the lanes are sites, so that neighbouring sites share what they read, and the result is turned in shared
+// memory to be written in rows. Neither needs an atomic or a second launch. The gradient: projection_backward.cu.
 #include "projection.h"
 
 namespace ammnet_sparse {

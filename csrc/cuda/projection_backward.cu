@@ -79,10 +79,10 @@ __global__ void __launch_bounds__(kThreads) chain_sorted(
   }
 }
 
-// A warp for each cell of map [B, h, w, C] and, along blockIdx.y, for each kTiles tiles of its channels. Sites that read
-// a cell have it, the one to the left, the one above, or the one above that, as their first: four chains, walked side by
-// side so that their loads are under way together. Most cells are read by none: they cost the indices, of 32 bits, and
-// the zeros that are written.
+// A warp for each cell of map [B, h, w, C] and, along blockIdx.y, for each kTiles tiles of its channels. Sites that
+// read a cell have it, the one to the left, the one above, or the one above that, as their first: four chains, walked
+// side by side so that their loads are under way together. Most cells are read by none: they cost the indices, of 32
+// bits, and the zeros that are written.
 template <typename T, int kSize, int kTiles>
 __global__ void __launch_bounds__(kThreads) gather_gradients(
     const T* __restrict__ grad, ProjectionShape shape, uint32_t num_cells, const int32_t* __restrict__ heads,

@@ -139,7 +139,7 @@ T __ldg(const T* address) {
 
 namespace ammnet_sparse::emulation {
 
-// One thread runs at a time, so nothing can come between; but others may run before, as the order of atomics is open.
+// One thread runs at a time, so nothing can come between; others may run before, as the order of atomics is open.
 template <typename T, typename Change>
 T change_atomically(T* address, Change&& change) {
   check_alignment(address, sizeof(T));
@@ -154,7 +154,8 @@ T change_atomically(T* address, Change&& change) {
 // CUDA has these for some types only; nvcc says for which.
 template <typename T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
-  return ::ammnet_sparse::emulation::change_atomically(address, [&](T before) { return static_cast<T>(before + value); });
+  return ::ammnet_sparse::emulation::change_atomically(
+      address, [&](T before) { return static_cast<T>(before + value); });
 }
 template <typename T>
 T atomicMin(T* address, std::type_identity_t<T> value) {

@@ -19,6 +19,11 @@
 #include <utility>
 #include <vector>
 
+#if !defined(__SANITIZE_ADDRESS__) && defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1  // as GCC has it
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -132,8 +137,9 @@ class Machine {
     std::iota(order.begin(), order.end(), uint64_t{0});
     shuffle(order);
     for (const uint64_t number : order) {
-      place.block = {static_cast<unsigned int>(number % blocks.x), static_cast<unsigned int>(number / blocks.x % blocks.y),
-                     static_cast<unsigned int>(number / blocks.x / blocks.y)};
+      place.block = {
+          static_cast<unsigned int>(number % blocks.x), static_cast<unsigned int>(number / blocks.x % blocks.y),
+          static_cast<unsigned int>(number / blocks.x / blocks.y)};
       run_block(static_cast<unsigned int>(num_threads));
     }
   }
@@ -409,9 +415,10 @@ void check_lane(const char* name, int lane, std::source_location where) {
 
 void check_alignment(const void* address, size_t alignment, std::source_location where) {
   if (reinterpret_cast<uintptr_t>(address) % alignment != 0) {
-    throw std::runtime_error(text_of(where) + ": expected an address that is a multiple of " +
-                             std::to_string(alignment) + ", found one that leaves " +
-                             std::to_string(reinterpret_cast<uintptr_t>(address) % alignment));
+    throw std::runtime_error(
+        text_of(where) + ", block " + std::to_string(place.block.x) + ", thread " + std::to_string(place.thread.x) +
+        ": expected an address that is a multiple of " + std::to_string(alignment) + ", found one that leaves " +
+        std::to_string(reinterpret_cast<uintptr_t>(address) % alignment));
   }
 }
 

@@ -52,6 +52,7 @@ void pause();
 
 // Throw std::runtime_error.
 void check_lane(const char* name, int lane, std::source_location where);
-void check_alignment(const void* address, size_t alignment, std::source_location where = std::source_location::current());
+void check_alignment(
+    const void* address, size_t alignment, std::source_location where = std::source_location::current());
 
 }  // namespace ammnet_sparse::emulation

@@ -282,6 +282,24 @@ def test_rounding_is_seen_and_judged(
     assert "TOO FAR" in capsys.readouterr().out
 
 
+def test_mixed_precision_needs_a_gpu_and_may_leave_out_a_step(
+    compare: Tool, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(arguments(root, "--second-dtype", "float16")) == 2
+    assert "float16: mixed precision needs a CUDA device, found cpu" in capsys.readouterr().err
+    tools = runpy.run_path(str(REPOSITORY / "tools" / "compare_devices.py"))
+    options = tools["_parse"](["--second-dtype", "float16", "--agreement", "0"])
+    figures = {"scene": 1.0, "generator_gradient_norm": 2.0}
+    overflowed = figures | {"generator_gradient_norm": float("inf")}
+    trained, labels = tools["Trained"], torch.zeros(3)
+    judged = tools["_compare"](trained([figures], labels), trained([overflowed], labels), options)
+    assert judged["is_within"]
+    # A loss that overflows, or a norm in float32, is no such step.
+    assert not tools["_compare"](trained([overflowed], labels), trained([figures], labels), options)["is_within"]
+    lost = figures | {"scene": float("inf")}
+    assert not tools["_compare"](trained([figures], labels), trained([lost], labels), options)["is_within"]
+
+
 def test_devices_that_are_not_there(compare: Tool, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(["--data", str(root), "--second", "cuda:99"]) == 2
     assert "--device: expected one of" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compiles the CUDA kernels of csrc/cuda with the C++ compiler, to run on a CPU (csrc/emulation).
 
-    python tools/setup/emulation.py                   into build/emulation, watched by the sanitizers of GCC or Clang
-    python tools/setup/emulation.py --no-sanitizers   into build/emulation/plain, to run in any process
+    python tools/setup/emulation.py                   into build/emulation, watched by the sanitizers of GCC
+    python tools/setup/emulation.py --no-sanitizers   into build/emulation/plain, to run in any process, by any compiler
 
 Neither CUDA nor a GPU is needed. Every .cu of csrc/cuda is compiled. ``make emulate`` runs the tests of the operators
 with it; tests/ops/emulation.py loads it where AMMNET_SPARSE_EMULATION names it.
