@@ -3,17 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AMMNet", "Batch", "Prediction", "__version__", "load_model"]
+__all__ = ["AMMNet", "Batch", "Prediction", "__version__", "load_discriminator", "load_model"]
 
 if TYPE_CHECKING:
     from ammnet_sparse.data.batch import Batch
     from ammnet_sparse.models.ammnet import AMMNet, Prediction
-    from ammnet_sparse.models.weights.loading import load_model
+    from ammnet_sparse.models.weights.loading import load_discriminator, load_model
 
 _HOMES = {
     "AMMNet": "ammnet_sparse.models.ammnet",
     "Batch": "ammnet_sparse.data.batch",
     "Prediction": "ammnet_sparse.models.ammnet",
+    "load_discriminator": "ammnet_sparse.models.weights.loading",
     "load_model": "ammnet_sparse.models.weights.loading",
 }
 

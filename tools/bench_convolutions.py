@@ -35,6 +35,8 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import (
     UP_KERNEL,
     Backend,
@@ -69,7 +71,7 @@ class Case:
         return text + (f" dil {max(kernel.dilation)}" if max(kernel.dilation) > 1 else "")
 
 
-def record_cases(network: AMMNet, batch: Batch) -> list[Case]:
+def record_cases(generator: AMMNet, discriminator: Discriminator, *, batch: Batch) -> list[Case]:
     """The convolutions of a training step's forward passes: the generator's, and one of the discriminator's."""
     calls: dict[tuple[Any, ...], tuple[KernelMap, list[str]]] = {}
 
@@ -81,13 +83,14 @@ def record_cases(network: AMMNet, batch: Batch) -> list[Case]:
 
     handles = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: record(name, layer, inputs))
+        for network in (generator, discriminator)
         for name, layer in network.named_modules()
         if isinstance(layer, (SiteConv3d, SiteConvTranspose3d))
     ]
     try:
         with torch.no_grad():
-            prediction = network.train()(batch)
-            network.discriminator(prediction.voxel_logits, prediction.sites)
+            prediction = generator.train()(batch)
+            discriminator(prediction.voxel_logits, prediction.sites)
     finally:
         for handle in handles:
             handle.remove()
@@ -208,8 +211,10 @@ def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any
         # Which sites there are does not depend on it.
         label_map = torch.zeros(batch.batch_size, *IMAGE_SHAPE, dtype=torch.uint8)
         batch = dataclasses.replace(batch, label_map=label_map)
-    network = AMMNet(ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape))
-    cases = record_cases(network.to(options.device), batch.to(options.device))
+    config = ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape)
+    generator = build_generator(config).to(options.device)
+    discriminator = build_discriminator(config).to(options.device)
+    cases = record_cases(generator, discriminator, batch=batch.to(options.device))
     dtype = DTYPES[options.dtype]
     rows: list[dict[str, Any]] = []
     for case in cases:

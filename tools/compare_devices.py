@@ -29,19 +29,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import open_set, split_ids
-from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
-from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.optimization import Optimization, generator_of
-from ammnet_sparse.training.preparation import build_network
+from ammnet_sparse.training.game import build_game
+from ammnet_sparse.training.networks import build_networks
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float32}
 """Types of the weights: in float16, mixed precision, they stay float32."""
@@ -69,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"float16: mixed precision needs a CUDA device, found {device}; use float32")
         config = _configuration(options)
         batches = _batches(options, config)
-        network = build_network(config, initial_weights=_checkpoint(options), is_resumed=False)
+        networks = build_networks(config, initial_weights=_checkpoint(options))
     except (OSError, ValueError) as error:
         print(f"compare_devices.py: {error}", file=sys.stderr)
         return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    state = {name: value.clone() for name, value in network.state_dict().items()}
+    state = {name: value.clone() for name, value in networks.state_dict().items()}
     first, second = (
         _train(config, state, batches, device, dtype, adversarial_seed=options.seed)
         for device, dtype in zip(devices, dtypes, strict=True)
@@ -102,29 +100,15 @@ def _train(
     config = config.model_copy(
         update={"training": config.training.model_copy(update={"mixed_precision": dtype == MIXED})}
     )
-    network = AMMNet(config.model)
-    network.load_state_dict(state)
-    network.to(device, DTYPES[dtype])
-
-    def optimization(part: nn.Module) -> Optimization:
-        return Optimization(
-            part,
-            config.optimizer,
-            learning_rate=config.optimizer.learning_rate,
-            num_steps=len(batches),
-            uses_scaling=dtype == MIXED,
-            device=device,
-        )
-
-    generator = generator_of(network)
-    game = AdversarialGame(
-        network, config, generator=optimization(generator), discriminator=optimization(network.discriminator)
-    )
+    networks = build_networks(config, is_resumed=True)
+    networks.load_state_dict(state)
+    networks.to(device, DTYPES[dtype])
+    game = build_game(networks, config, num_steps=len(batches), device=device)
     steps = [
         game.step([batch.to(device)], seed=adversarial_seed + number).as_floats()
         for number, batch in enumerate(batches)
     ]
-    network.eval()
+    network = networks.generator.eval()
     labels = []
     with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=dtype == MIXED):
         for batch in batches:

@@ -36,8 +36,9 @@ from ammnet_sparse.data.synthetic.generate import ensure_rooms
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE, CheckpointError
-from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
+from ammnet_sparse.training.loop import DivergenceError, Run
 from ammnet_sparse.training.preparation import check_runnable
+from ammnet_sparse.training.records import RunResult, format_result
 
 OUT_OF_MEMORY = (
     "to need less of it, in this order: training.recompute=elementwise (then blocks, full), "

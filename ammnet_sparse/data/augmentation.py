@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as image_functional
 from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.splits import hash_of
+from ammnet_sparse.data.symmetry import Symmetry
 
 _PROBABILITY = 0.5
 _RESIZE = (0.8, 1.2)
@@ -46,22 +47,37 @@ def augmentation_generator(*, seed: int, epoch: int, frame_id: str) -> torch.Gen
 
 
 def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
-    """Flips X, flips Y and exchanges X and Y, in this order, as ``draw_moves`` says."""
-    does_flip_x, does_flip_y, does_exchange_xy = draw_moves(generator)
-    if does_exchange_xy:
-        _check_square(frame)
+    """Moves the voxels by the symmetry that ``draw_symmetry`` says.
+
+    Raises:
+        ValueError: a grid with unlike X and Y to exchange, whose frames would no longer fit into one batch.
+    """
+    return move_voxels(frame, draw_symmetry(generator))
+
+
+def draw_symmetry(generator: torch.Generator) -> Symmetry:
+    """Flips X, flips Y and exchanges X and Y, each with probability 0.5. Takes three draws."""
+    return Symmetry(*(chance < _PROBABILITY for chance in _draw(3, generator)))
+
+
+def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:
+    """A frame whose voxels are moved; the image and the label map stay, and the mapping goes with the voxels.
+
+    Raises:
+        ValueError: a grid with unlike X and Y to exchange.
+    """
+    symmetry.check_grid(frame.grid_shape, source=f"frame {frame.frame_id}", advice="switch 3D augmentation off")
 
     def move(voxels: NDArray[Any]) -> NDArray[Any]:
-        voxels = voxels[:: -1 if does_flip_x else 1, :, :: -1 if does_flip_y else 1]
-        return voxels.transpose(2, 1, 0) if does_exchange_xy else voxels
+        return np.ascontiguousarray(symmetry.apply(voxels))
 
-    return _move_voxels(frame, move)
-
-
-def draw_moves(generator: torch.Generator) -> tuple[bool, bool, bool]:
-    """Whether to flip X, flip Y and exchange X and Y, each with probability 0.5. Takes three draws."""
-    flip_x, flip_y, exchange_xy = (chance < _PROBABILITY for chance in _draw(3, generator))
-    return flip_x, flip_y, exchange_xy
+    return dataclasses.replace(
+        frame,
+        tsdf=move(frame.tsdf),
+        mapping=move(frame.mapping),
+        label_weight=move(frame.label_weight),
+        label=None if frame.label is None else move(frame.label),
+    )
 
 
 def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
@@ -86,45 +102,6 @@ def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
     image = pad_image(colors.apply(geometry.apply(image)))
     return dataclasses.replace(
         frame, image=image.permute(1, 2, 0).contiguous().numpy(), mapping=geometry.apply_to_mapping(frame.mapping)
-    )
-
-
-def flip_x(frame: Frame) -> Frame:
-    """Mirrors the voxels left to right: voxel (x, h, y) goes to (X - 1 - x, h, y)."""
-    return _move_voxels(frame, lambda voxels: voxels[::-1])
-
-
-def flip_y(frame: Frame) -> Frame:
-    """Mirrors the voxels front to back: voxel (x, h, y) goes to (x, h, Y - 1 - y)."""
-    return _move_voxels(frame, lambda voxels: voxels[:, :, ::-1])
-
-
-def exchange_xy(frame: Frame) -> Frame:
-    """Exchanges the horizontal axes: voxel (x, h, y) goes to (y, h, x).
-
-    Raises:
-        ValueError: a grid with unlike X and Y, whose frames would no longer fit into one batch.
-    """
-    _check_square(frame)
-    return _move_voxels(frame, lambda voxels: voxels.transpose(2, 1, 0))
-
-
-def _check_square(frame: Frame) -> None:
-    x, height, y = frame.grid_shape
-    if x != y:
-        raise ValueError(
-            f"frame {frame.frame_id}: expected as many voxels along X as along Y to exchange them, found a grid of "
-            f"{x} x {height} x {y}; switch 3D augmentation off"
-        )
-
-
-def _move_voxels(frame: Frame, move: Callable[[NDArray[Any]], NDArray[Any]]) -> Frame:
-    return dataclasses.replace(
-        frame,
-        tsdf=np.ascontiguousarray(move(frame.tsdf)),
-        mapping=np.ascontiguousarray(move(frame.mapping)),
-        label_weight=np.ascontiguousarray(move(frame.label_weight)),
-        label=None if frame.label is None else np.ascontiguousarray(move(frame.label)),
     )
 
 

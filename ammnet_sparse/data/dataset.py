@@ -25,12 +25,10 @@ class FrameDataset(Dataset[Batch]):
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the colour image (``augmentation.augment_2d``); frames without one stay as they are.
         seed: of the augmentation.
-        cache: read every frame now and keep it, unchanged, in memory: about 0.4 MB a frame, 0.15 MB more with
-            a label map, 0.9 MB more with an image. Forked workers share it.
 
     Raises:
         ValueError: no ids, or a repeated one.
-        DataError: a frame that cannot be read (without ``cache``: when it is asked for).
+        DataError: a frame that cannot be read, when it is asked for.
     """
 
     def __init__(
@@ -41,7 +39,6 @@ class FrameDataset(Dataset[Batch]):
         augment_3d: bool = False,
         augment_2d: bool = False,
         seed: int = 0,
-        cache: bool = False,
     ) -> None:
         check_unique(ids)
         self.folder = folder
@@ -50,7 +47,6 @@ class FrameDataset(Dataset[Batch]):
         self.augment_2d = augment_2d
         self.seed = seed
         self.epoch = 0
-        self._cached = [folder.read_compact(frame_id) for frame_id in self.ids] if cache else None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
@@ -61,7 +57,7 @@ class FrameDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
-        frame = self.folder.read(self.ids[index]) if self._cached is None else self._cached[index].unpack()
+        frame = self.folder.read(self.ids[index])
         if self.augment_3d or self.augment_2d:
             frame = augment(
                 frame,

@@ -4,7 +4,7 @@ The frames lie there as compact as in a packed set, about 0.5 MB each with their
 unpacked and augmented by a dozen operators that never make the host wait; all that is copied are two numbers a frame.
 """
 
-import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ammnet_sparse.data.augmentation import augmentation_generator, draw_moves
+from ammnet_sparse.data.augmentation import augmentation_generator, draw_symmetry
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.splits import check_unique
+from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
 
 
 class DeviceDataset(Dataset[Batch]):
@@ -50,12 +51,9 @@ class DeviceDataset(Dataset[Batch]):
         check_unique(ids)
         if source.reads_image:
             raise ValueError(f"{source.root}: frames with images stay on disk; expected read_image=False")
-        x, height, y = source.grid_shape
-        if augment_3d and x != y:
-            raise ValueError(
-                f"{source.root}: expected as many voxels along X as along Y to exchange them, found a grid of "
-                f"{x} x {height} x {y}; switch 3D augmentation off"
-            )
+        if augment_3d:
+            exchange = Symmetry(exchanges_xy=True)
+            exchange.check_grid(source.grid_shape, source=str(source.root), advice="switch 3D augmentation off")
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.seed = seed
@@ -63,9 +61,9 @@ class DeviceDataset(Dataset[Batch]):
         self.device = device
         self.grid_shape = source.grid_shape
         self._is_flipped = source.dataset == "nyucad"
-        self._num_voxels = x * height * y
+        self._num_voxels = math.prod(source.grid_shape)
         self._tensors = _load(source, self.ids, device=device, progress=progress)
-        self._source_voxels = _source_voxels(self.grid_shape).to(device) if augment_3d else None
+        self._source_voxels = source_voxels(self.grid_shape).to(device) if augment_3d else None
 
     @property
     def num_bytes(self) -> int:
@@ -86,10 +84,10 @@ class DeviceDataset(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """These frames as a batch on the device; data loaders prefer this to ``__getitem__``."""
         indices = [range(len(self))[index] for index in indices]  # IndexErrors here, not on the device
-        numbers = torch.tensor([indices, [self._draw_move(index) for index in indices]])
+        numbers = torch.tensor([indices, [self._draw_symmetry(index) for index in indices]])
         if self.device.type == "cuda":
             numbers = numbers.pin_memory()  # else the copy would make the host wait
-        frame, move = numbers.to(self.device, non_blocking=True)
+        frame, symmetry = numbers.to(self.device, non_blocking=True)
         rows = {name: tensor.index_select(0, frame) for name, tensor in self._tensors.items()}
         voxels = {
             "tsdf": rows["tsdf"].flatten(1),
@@ -99,7 +97,7 @@ class DeviceDataset(Dataset[Batch]):
         if "label" in rows:
             voxels["label"] = _unpack_nibbles(rows["label"])[:, : self._num_voxels]
         if self._source_voxels is not None:
-            source = self._source_voxels.index_select(0, move)
+            source = self._source_voxels.index_select(0, symmetry)
             voxels = {name: values.gather(1, source) for name, values in voxels.items()}
         label = voxels.get("label")
         label_map = _unpack_nibbles(rows["label_map"]) if "label_map" in rows else None
@@ -113,26 +111,12 @@ class DeviceDataset(Dataset[Batch]):
             tsdf_is_flipped=self._is_flipped,
         )
 
-    def _draw_move(self, index: int) -> int:
-        """Row of ``_source_voxels`` that augments a frame in this epoch."""
+    def _draw_symmetry(self, index: int) -> int:
+        """Row of ``source_voxels`` that augments a frame in this epoch."""
         if not self.augment_3d:
             return 0
         generator = augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index])
-        return _MOVES.index(draw_moves(generator))
-
-
-_MOVES = list(itertools.product([False, True], repeat=3))
-"""Every outcome of ``draw_moves``."""
-
-
-def _source_voxels(grid_shape: tuple[int, int, int]) -> Tensor:
-    """[8, V] int64: for each of ``_MOVES`` the flat voxel that comes to lie at each voxel; X equals Y."""
-    voxels = torch.arange(int(np.prod(grid_shape))).view(grid_shape)
-    moved = []
-    for flip_x, flip_y, exchange_xy in _MOVES:
-        flipped = voxels.flip([axis for axis, is_flipped in ((0, flip_x), (2, flip_y)) if is_flipped])
-        moved.append((flipped.transpose(0, 2) if exchange_xy else flipped).flatten())
-    return torch.stack(moved)
+        return SYMMETRIES.index(draw_symmetry(generator))
 
 
 def _load(source: FrameSource, ids: list[str], *, device: torch.device, progress: bool) -> dict[str, Tensor]:

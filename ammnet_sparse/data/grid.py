@@ -25,6 +25,9 @@ UNMAPPED_ON_DISK = NUM_PIXELS
 UNMAPPED = -1
 """How tensors say it."""
 
+FREE_TSDF = 0.999
+"""From this TSDF on a voxel that no pixel hits is observed to be free."""
+
 NUM_LABEL_MAP_CLASSES = 14
 """Classes of the 2D label map (``Seg2D``): void and 13 classes, used one-hot."""
 

@@ -1,69 +1,46 @@
-"""Flips at test time: the mean of a predictor's scores over mirrored and exchanged horizontal axes of the grid.
+"""Flips at test time: the mean of a predictor's scores over symmetries of the grid (``data/symmetry.py``).
 
-What is turned are the coordinates of the data, as in augmentation (``data.augment_3d``); the pixel that hit a voxel
-goes with it, so the 2D input stays as it is. A network trained without that augmentation gains nothing.
+What is moved are the voxels of the data, as in augmentation (``data.augment_3d``); the pixel that hit a voxel goes
+with it, so the 2D input stays as it is. A network trained without that augmentation gains nothing.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.symmetry import Symmetry
 
 NumFlips = Literal[4, 8]
-_X_AXIS, _Y_AXIS = -3, -1
 
 
-class Orientation(NamedTuple):
-    """Which axes are flipped, and whether X and Y are exchanged after that."""
-
-    flips_x: bool = False
-    flips_y: bool = False
-    exchanges: bool = False
-
-    def turn(self, volume: Tensor) -> Tensor:
-        """[..., X, H, Y], or [..., Y, H, X] where the axes are exchanged."""
-        axes = [axis for axis, is_flipped in ((_X_AXIS, self.flips_x), (_Y_AXIS, self.flips_y)) if is_flipped]
-        volume = volume.flip(axes) if axes else volume
-        return volume.transpose(_X_AXIS, _Y_AXIS) if self.exchanges else volume
-
-    def turn_back(self, volume: Tensor) -> Tensor:
-        """The inverse of ``turn``."""
-        volume = volume.transpose(_X_AXIS, _Y_AXIS) if self.exchanges else volume
-        return self._replace(exchanges=False).turn(volume)
-
-    def turn_batch(self, batch: Batch) -> Batch:
-        """The batch with its voxels turned. Raises ValueError where unlike X and Y would be exchanged."""
-        x, _, y = batch.grid_shape
-        if self.exchanges and x != y:
-            raise ValueError(
-                f"flips: expected as many voxels along X as along Y to exchange them, found a grid of "
-                f"{batch.grid_shape}; use 4 flips"
-            )
-
-        def turn_flat(values: Tensor) -> Tensor:
-            return self.turn(values.reshape(-1, *batch.grid_shape)).reshape(values.shape)
-
-        return dataclasses.replace(
-            batch,
-            tsdf=self.turn(batch.tsdf).contiguous(),
-            mapping=turn_flat(batch.mapping),
-            label_weight=turn_flat(batch.label_weight),
-            label=None if batch.label is None else turn_flat(batch.label),
-        )
-
-
-def orientations(count: NumFlips) -> list[Orientation]:
+def symmetries(count: NumFlips) -> list[Symmetry]:
     """4: none, X, Y, both flipped; 8: each of them with and without X and Y exchanged."""
     signs = (False, True)
-    return [Orientation(x, y, exchange) for exchange in signs[: count // 4] for x in signs for y in signs]
+    return [Symmetry(x, y, exchange) for exchange in signs[: count // 4] for x in signs for y in signs]
+
+
+def move_batch(batch: Batch, symmetry: Symmetry) -> Batch:
+    """The batch with its voxels moved. Raises ValueError where unlike X and Y would be exchanged."""
+    symmetry.check_grid(batch.grid_shape, source="flips", advice="use 4 flips")
+
+    def move_flat(values: Tensor) -> Tensor:
+        return symmetry.apply(values.reshape(-1, *batch.grid_shape)).reshape(values.shape)
+
+    return dataclasses.replace(
+        batch,
+        tsdf=symmetry.apply(batch.tsdf).contiguous(),
+        mapping=move_flat(batch.mapping),
+        label_weight=move_flat(batch.label_weight),
+        label=None if batch.label is None else move_flat(batch.label),
+    )
 
 
 def mean_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: NumFlips) -> Tensor:
-    """The mean of a predictor's scores over the orientations of a batch, each turned back to that of the batch.
+    """The mean of a predictor's scores over symmetries of a batch, each moved back to the voxels of the batch.
 
     Args:
         score: from a batch to scores [B, C, X, H, Y] that can be averaged, such as probabilities.
@@ -76,12 +53,11 @@ def mean_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: Nu
         ValueError: unlike X and Y with 8 flips.
     """
     total: Tensor | None = None
-    turns = orientations(count)
-    for orientation in turns:
-        scores = orientation.turn_back(score(orientation.turn_batch(batch)))
+    for symmetry in symmetries(count):
+        scores = symmetry.invert(score(move_batch(batch, symmetry)))
         total = scores.clone() if total is None else total.add_(scores)
     assert total is not None
-    return total / len(turns)
+    return total / count
 
 
 def labels_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: NumFlips) -> Tensor:

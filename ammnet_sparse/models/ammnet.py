@@ -1,4 +1,4 @@
-"""AMMNet on sparse convolutions: dense coarse, sparse fine (sections 2 and 4 of the design)."""
+"""AMMNet on sparse convolutions: dense coarse, sparse fine."""
 
 import dataclasses
 import functools
@@ -12,19 +12,16 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.models.decoder import Decoder
-from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.image_encoders import build_image_encoder
+from ammnet_sparse.models.freezing import freeze_encoders
+from ammnet_sparse.models.image_branches import ImageBranch
 from ammnet_sparse.models.inputs import (
-    STATE_CHANNELS,
     encoder_sites,
-    label_map_features,
     not_free_mask,
     pooled_state,
 )
+from ammnet_sparse.models.recomputation import set_recompute
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
-from ammnet_sparse.ops import fill_empty, project_features
-from ammnet_sparse.sparse.blocks import DDRBlock, Recomputable, RecomputeLevel, Stem
-from ammnet_sparse.sparse.kernel_maps import neighbor_rows
+from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
@@ -84,48 +81,44 @@ class Prediction:
 
 
 class AMMNet(nn.Module):
-    """The generator, with the discriminator as a child that ``forward`` does not use."""
+    """The generator; made by ``build.build_generator``.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        image_branch: reads the 2D input; None for a network that reads the TSDF alone.
+        tsdf_encoder: None for a network that reads images alone.
+        decoder: what joins them.
+        config: what the parts were built from, which files of weights keep; of it the network reads the grid, the
+            choice of sites and whether encoders are frozen.
+
+    Attributes:
+        label_map_stem, image_encoder: the trained module of ``image_branch`` under the name that files know; a
+            network has at most one of the two.
+    """
+
+    def __init__(
+        self,
+        image_branch: ImageBranch | None,
+        tsdf_encoder: TSDFEncoder | None,
+        decoder: Decoder,
+        *,
+        config: ModelConfig,
+    ) -> None:
         super().__init__()
         self.config = config
-        # Without the TSDF, sites where a pixel hits leave nothing out.
-        self.has_state = config.sites == "sparse" and config.inputs != "image"
-        state_channels = STATE_CHANNELS if self.has_state else 0
-        if config.inputs != "tsdf":
-            if config.image_encoder == "seg2d":
-                self.label_map_stem = Stem(config.num_label_map_classes, config.stem_widths, out_channels=config.width)
-            else:
-                self.image_encoder = build_image_encoder(
-                    kind=config.image_encoder,
-                    width=config.width,
-                    num_classes=config.num_classes,
-                    dropout=config.head_dropout,
-                    is_frozen=config.freeze_image_encoder,
-                    weights=config.image_encoder_weights,
-                )
-        if config.inputs != "image":
-            self.tsdf_encoder = TSDFEncoder(
-                config.width,
-                stem_widths=config.stem_widths,
-                dropout=config.encoder_dropout,
-                state_channels=state_channels,
-            )
-        self.decoder = Decoder(config, state_channels=state_channels)
-        self.discriminator = Discriminator(
-            config.num_classes, width=config.discriminator_width, grid_shape=config.grid_shape
-        )
+        self.image_branch = image_branch
+        if image_branch is not None:
+            self.add_module(image_branch.name, image_branch.module)
+        self.tsdf_encoder = tsdf_encoder
+        self.decoder = decoder
         self.keeps_recipes = False
         if config.freeze_encoders:
-            for encoder in self._encoders():
-                encoder.requires_grad_(False).eval()
+            freeze_encoders(self)
 
     def train(self, mode: bool = True) -> "AMMNet":
         """As of ``nn.Module``, but frozen encoders stay in evaluation mode."""
         super().train(mode)
         if self.config.freeze_encoders:
-            for encoder in self._encoders():
-                encoder.eval()
+            freeze_encoders(self)
         return self
 
     def set_recompute(self, level: RecomputeLevel) -> None:
@@ -134,21 +127,9 @@ class AMMNet(nn.Module):
         ``elementwise``: normalisation, ReLU, addition and dropout, no convolution; ``blocks``: whole DDR blocks;
         ``full``: whole stages, stems, steps up and the head of an image encoder.
         """
-        self.keeps_recipes = self.discriminator.keeps_recipes = level != "off"
-        for module in self.modules():
-            if isinstance(module, Recomputable):
-                is_block = isinstance(module, DDRBlock)
-                module.is_recomputed = level == "full" and not is_block or level == "blocks" and is_block
-        if level == "full":
-            # These blocks stand in no stage.
-            standing_alone = [*self.discriminator.blocks, *getattr(self.decoder, "tsdf_down", [])]
-            for block in standing_alone:
-                block.is_recomputed = True
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters of all but the discriminator."""
-        own = {id(parameter) for parameter in self.discriminator.parameters()}
-        return [value for value in self.parameters() if value.requires_grad and id(value) not in own]
+        self.keeps_recipes = level != "off"
+        standing_alone = [] if self.decoder.tsdf_down is None else list(self.decoder.tsdf_down)
+        set_recompute(self, level, standing_alone=standing_alone)
 
     def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | None = None) -> Prediction:
         """Predicts the classes of a batch's voxels.
@@ -170,23 +151,25 @@ class AMMNet(nn.Module):
             return self._predict(batch, voxels)
 
     def _predict(self, batch: Batch, voxels: Voxels | SiteSet | None) -> Prediction:
-        config = self.config
-        sites = encoder_sites(batch, is_dense=config.sites == "dense", with_band=config.encoder_band)
-        state = pooled_state(batch).to(self._dtype) if self.has_state else None
-        features, class_logits_2d = self._image_features(batch, sites)
+        dtype = self.decoder.classifier.weight.dtype
+        sites = encoder_sites(batch, is_dense=self.config.sites == "dense", with_band=self.config.encoder_band)
+        state = pooled_state(batch).to(dtype) if self.decoder.state_projection is not None else None
+        image = None if self.image_branch is None else self.image_branch(batch, sites, dtype=dtype)
         tsdf_features = None
-        if config.inputs != "image":
-            tsdf = sites.gather(batch.tsdf.to(self._dtype))
-            tsdf_features = self.tsdf_encoder(tsdf, sites, state=state)
+        if self.tsdf_encoder is not None:
+            tsdf_features = self.tsdf_encoder(sites.gather(batch.tsdf.to(dtype)), sites, state=state)
         targets = self._targets(batch, voxels)
-        chunk_size = None if self.training or torch.is_grad_enabled() else CHUNK_SIZE
         voxel_logits = self.decoder(
-            features, tsdf_features, sites=sites, voxels=targets, state=state, chunk_size=chunk_size
+            None if image is None else image.features,
+            tsdf_features,
+            sites=sites,
+            voxels=targets,
+            state=state,
+            chunk_size=None if self.training or torch.is_grad_enabled() else CHUNK_SIZE,
         )
-        image_size = None
-        if batch.image is not None and class_logits_2d is not None:
-            image_size = (batch.image.shape[2], batch.image.shape[3])
-        return Prediction(voxel_logits, targets, class_logits_2d=class_logits_2d, image_size=image_size)
+        if image is None:
+            return Prediction(voxel_logits, targets)
+        return Prediction(voxel_logits, targets, class_logits_2d=image.class_logits, image_size=image.image_size)
 
     def _targets(self, batch: Batch, voxels: Voxels | SiteSet | None) -> SiteSet:
         if isinstance(voxels, SiteSet):
@@ -206,32 +189,3 @@ class AMMNet(nn.Module):
         if len(targets) == 0:
             raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
         return targets
-
-    def _image_features(self, batch: Batch, sites: SiteSet) -> tuple[Tensor | None, Tensor | None]:
-        """F_R [N, C] at the encoder sites and the 2D class logits at a quarter of the image size."""
-        if self.config.inputs == "tsdf":
-            return None, None
-        if self.config.image_encoder == "seg2d":
-            if batch.label_map is None:
-                raise ValueError(
-                    "batch.label_map: the model reads 2D label maps (image_encoder: seg2d), found none; "
-                    "give the set a Seg2D folder or use a model with an image encoder"
-                )
-            num_classes = self.config.num_label_map_classes
-            one_hot = label_map_features(batch, sites, num_classes=num_classes, dtype=self._dtype)
-            return self.label_map_stem(one_hot, sites), None
-        if batch.image is None:
-            raise ValueError(f"batch.image: image_encoder {self.config.image_encoder} reads images, found none")
-        encoded = self.image_encoder(batch.image.to(self._dtype))
-        pixel = batch.mapping.flatten().index_select(0, sites.linear)
-        image_size = (batch.image.shape[2], batch.image.shape[3])
-        features = project_features(encoded.features, pixel, sites.batch_index, image_size=image_size)
-        return fill_empty(features, neighbor_rows(sites)), encoded.class_logits
-
-    def _encoders(self) -> list[nn.Module]:
-        names = ("image_encoder", "label_map_stem", "tsdf_encoder")
-        return [module for name, module in self.named_children() if name in names]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.decoder.classifier.weight.dtype

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.fusion import Addition, Fusion, build_fusion
+from ammnet_sparse.config import Fusion as FusionKind
+from ammnet_sparse.models.fusion import ModulationGradient, build_fusion
 from ammnet_sparse.models.tsdf_encoder import StateProjection, add_state, take_sites
 from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Up, cells_under
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
@@ -13,30 +13,42 @@ from ammnet_sparse.sparse.sites import SiteSet
 
 
 class Decoder(nn.Module):
-    """Features of the inputs at the encoder sites -> class logits at any voxels (names: section 2 of the design).
+    """Features of the inputs at the encoder sites -> class logits at any voxels.
 
-    M1 joins two inputs (off: addition, eq. 1). M2 and M3 need the TSDF features only: they stay in a network
-    that reads the TSDF alone and vanish in one that reads images alone.
+    Args:
+        width: C, channels of the features.
+        num_classes: channels of the logits.
+        dropout: probability of channel dropout before the classifier.
+        state_channels: of every 1/2 cell, added to the output of the first stage; 0: none.
+        fusion1: M1, how two inputs are joined; None where there is one input.
+        fusion2, fusion3: M2 at half and M3 at full resolution, which need the TSDF features; None: the identity.
+        gradient: of M1 (Table 5).
     """
 
-    def __init__(self, config: ModelConfig, *, state_channels: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_classes: int,
+        dropout: float,
+        state_channels: int = 0,
+        fusion1: FusionKind | None = "modulation",
+        fusion2: FusionKind | None = "modulation",
+        fusion3: FusionKind | None = "modulation",
+        gradient: ModulationGradient = "full",
+    ) -> None:
         super().__init__()
-        width = config.width
-        self.modulation1: Fusion | None = None
-        if config.inputs == "both":
-            gradient = config.modulation_gradient
-            self.modulation1 = (
-                build_fusion(config.fusion, width=width, gradient=gradient) if config.modulation1 else Addition()
-            )
+        self.modulation1 = build_fusion(fusion1, width=width, gradient=gradient) if fusion1 else None
         self.stage_half = Stage(width, width)
         self.state_projection = StateProjection(state_channels, width) if state_channels else None
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
         self.up_full = Up(width, width)
-        reads_tsdf = config.inputs != "image"
-        self.modulation2 = build_fusion(config.fusion, width=width) if config.modulation2 and reads_tsdf else None
-        self.modulation3 = build_fusion(config.fusion, width=width) if config.modulation3 and reads_tsdf else None
-        if self.modulation2 is not None or self.modulation3 is not None:
+        self.modulation2 = build_fusion(fusion2, width=width) if fusion2 else None
+        self.modulation3 = build_fusion(fusion3, width=width) if fusion3 else None
+        self.tsdf_down: nn.ModuleList | None = None
+        self.tsdf_down_up: Up | None = None
+        if fusion2 or fusion3:
             self.tsdf_down = nn.ModuleList(
                 [
                     DDRBlock(width, width // 4, expansion=4, stride=2),
@@ -44,10 +56,9 @@ class Decoder(nn.Module):
                 ]
             )
             self.tsdf_down_up = Up(2 * width, width)
-        if self.modulation3 is not None:
-            self.tsdf_up = Up(width, width)
-        self.dropout = ChannelDropout(config.decoder_dropout)
-        self.classifier = PointwiseConv3d(width, config.num_classes, bias=True)
+        self.tsdf_up = Up(width, width) if fusion3 else None
+        self.dropout = ChannelDropout(dropout)
+        self.classifier = PointwiseConv3d(width, num_classes, bias=True)
 
     @property
     def reads_whole_volume(self) -> bool:
@@ -101,7 +112,7 @@ class Decoder(nn.Module):
 
     def _tsdf_half(self, tsdf_features: Tensor | None, sites: SiteSet, read: SiteSet) -> Tensor | None:
         """T2 [R, C] at the 1/2 cells that are read."""
-        if tsdf_features is None or (self.modulation2 is None and self.modulation3 is None):
+        if tsdf_features is None or self.tsdf_down is None or self.tsdf_down_up is None:
             return None
         features, here = tsdf_features, sites
         for block in self.tsdf_down:
@@ -111,7 +122,7 @@ class Decoder(nn.Module):
 
     def _classify(self, raised: Tensor, tsdf_half: Tensor | None, read: SiteSet, voxels: SiteSet) -> Tensor:
         features = self.up_full(raised, read, voxels)
-        if self.modulation3 is not None and tsdf_half is not None:
+        if self.modulation3 is not None and self.tsdf_up is not None and tsdf_half is not None:
             features = self.modulation3(features, self.tsdf_up(tsdf_half, read, voxels), sites=voxels)
         logits: Tensor = self.classifier(self.dropout(features, voxels))
         return logits

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from ammnet_sparse.sparse.blocks import DDRBlock
+from ammnet_sparse.models.recomputation import set_recompute
+from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import recipes_kept
-from ammnet_sparse.sparse.sites import SiteSet, full_sites
+from ammnet_sparse.sparse.sites import SiteSet
 
 
 class Discriminator(nn.Module):
@@ -29,33 +30,42 @@ class Discriminator(nn.Module):
         self.hidden = nn.Linear(2 * width * x * height * y, 2 * width)
         self.score = nn.Linear(2 * width, 1)
 
-    def forward(self, volume: Tensor, sites: SiteSet | None = None) -> Tensor:
-        """Logits [B, 1] that scenes are real.
+    def set_recompute(self, level: RecomputeLevel) -> None:
+        """Which activations the backward pass recomputes; levels as of ``AMMNet.set_recompute``."""
+        self.keeps_recipes = level != "off"
+        set_recompute(self, level, standing_alone=list(self.blocks))
+
+    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+        """Logits [B, 1] that scenes are real, differentiable in the features.
+
+        Of a prediction: ``discriminator(prediction.voxel_logits, prediction.sites)``, predicted with
+        ``voxels="scored"``. The discriminator was trained on the scored voxels alone, so it has to be given the same
+        for truth, prediction and fakes; ``Prediction.logits`` holds voxels that were never computed.
 
         Args:
-            volume: [B, num_classes, X, H, Y] (every voxel is a site), or with ``sites`` features [N, num_classes].
-            sites: where the features live; in training the scored voxels, the same for truth, prediction and fakes.
+            features: [N, num_classes], one-hot or logits, rows in the order of ``sites``.
+            sites: voxels of the full resolution that the features belong to.
 
         Raises:
-            ValueError: another number of channels, or another grid than the configuration's.
+            TypeError: no sites.
+            ValueError: another number of channels or rows, or sites of another grid than the configuration's.
         """
-        if sites is None:
-            expected = (self.embed.in_channels, *self.grid_shape)
-            if volume.ndim != 5 or tuple(volume.shape[1:]) != expected:
-                raise ValueError(f"volume: expected [B, {', '.join(map(str, expected))}], found {list(volume.shape)}")
-            sites = full_sites(volume.shape[0], self.grid_shape, volume.device)
-            volume = sites.gather(volume)
-        elif sites.spatial_shape != tuple(self.grid_shape):
+        if not isinstance(sites, SiteSet):
+            raise TypeError(
+                f"sites: expected the voxels of the features (prediction.sites), found {type(sites).__name__}"
+            )
+        if sites.spatial_shape != tuple(self.grid_shape):
             raise ValueError(f"sites: expected sites of the grid {tuple(self.grid_shape)}, found {sites.spatial_shape}")
-        elif tuple(volume.shape) != (len(sites), self.embed.in_channels):
+        expected = [len(sites), self.embed.in_channels]
+        if list(features.shape) != expected:
             raise ValueError(
-                f"volume: expected features {[len(sites), self.embed.in_channels]} at the sites, "
-                f"found {list(volume.shape)}"
+                f"features: expected {expected}, a row a site, found {list(features.shape)}; give "
+                "prediction.voxel_logits with prediction.sites"
             )
         with recipes_kept(self.keeps_recipes):
-            features, here = self.embed(volume), sites
+            hidden, here = self.embed(features), sites
             for block in self.blocks:
-                features, here = block(features, here)
-            flat = here.densify(features).flatten(1)
+                hidden, here = block(hidden, here)
+            flat = here.densify(hidden).flatten(1)
             scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores

@@ -1,13 +1,11 @@
 """2D features of the colour image: an ImageNet backbone and the four-layer head of SegFormer on its four stages.
 
-Section 3.2 of the paper; DESIGN section 2, "2D features F_R" (a) SegFormer-B2 and (b) ResNet-50. Backbones are
-timm's and keep timm's names; ``weights/backbones.py`` reads published weights into them.
+Section 3.2 of the paper. Backbones are timm's and keep timm's names; ``weights/backbones.py`` reads published
+weights into them.
 """
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -146,17 +144,6 @@ class ImageEncoder(nn.Module):
         return self.head.recomputed(self.head, stages)
 
 
-_RANDOM_BACKBONE = "the frozen image backbone"
-
-
-@contextlib.contextmanager
-def random_backbone_expected() -> Iterator[None]:
-    """Within the block a frozen backbone without weights is no reason to warn: they come later, or do not matter."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_RANDOM_BACKBONE, category=UserWarning)
-        yield
-
-
 def build_segformer_backbone(
     *,
     depths: tuple[int, ...] = (3, 4, 6, 3),
@@ -192,9 +179,10 @@ def build_image_encoder(
     num_classes: int,
     dropout: float,
     is_frozen: bool,
-    weights: Path | None,
 ) -> ImageEncoder:
-    """The image network of configuration ``model.image_encoder``; nothing is ever downloaded.
+    """The image network of configuration ``model.image_encoder``, randomly initialised.
+
+    ``load_backbone_weights`` gives the backbone its ImageNet weights; a frozen one means nothing without.
 
     Args:
         kind: the backbone.
@@ -202,14 +190,9 @@ def build_image_encoder(
         num_classes: classes of the 2D logits.
         dropout: probability of channel dropout in the head.
         is_frozen: the backbone is not trained.
-        weights: local file with ImageNet weights of the backbone (see ``load_backbone_weights``).
 
     Raises:
         ValueError: an unknown kind.
-        WeightsError: a weights file that cannot be read or does not fit.
-
-    Warns:
-        UserWarning: a frozen backbone without weights, whose features mean nothing.
     """
     backbone: PyramidVisionTransformerV2 | ResNet
     if kind == "segformer_b2":
@@ -220,17 +203,7 @@ def build_image_encoder(
     else:
         raise ValueError(f"kind: expected 'segformer_b2' or 'resnet50', found {kind!r}")
     head = ImageHead(_stage_widths(backbone), width=width, num_classes=num_classes, dropout=dropout)
-    encoder = ImageEncoder(backbone, head, is_frozen=is_frozen)
-    if weights is not None:
-        load_backbone_weights(encoder, weights)
-    elif is_frozen:
-        warnings.warn(
-            f"{_RANDOM_BACKBONE} ({kind}) is randomly initialised and will not be trained: "
-            "set model.image_encoder_weights to a local file with ImageNet weights, or load a whole model's checkpoint",
-            UserWarning,
-            stacklevel=2,
-        )
-    return encoder
+    return ImageEncoder(backbone, head, is_frozen=is_frozen)
 
 
 def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str, ...]:

@@ -5,12 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.ops import one_hot_sites
+from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
+from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
+from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
-FREE = 0.999
-"""From this TSDF on a voxel that no pixel hits is observed to be free."""
 STATE_CHANNELS = 4
 """Fractions free, occluded, unobserved, and mean TSDF."""
 
@@ -38,7 +37,7 @@ def encoder_sites(batch: Batch, *, is_dense: bool, with_band: bool = False) -> S
     mask = F.max_pool3d(hit, kernel_size=3, stride=1, padding=1) > 0
     if with_band:
         distance = unflipped_tsdf(batch).abs()
-        mask |= (distance > 0) & (distance < FREE)
+        mask |= (distance > 0) & (distance < FREE_TSDF)
     sites = sites_from_mask(mask.squeeze(1))
     if len(sites) == 0:
         names = ", ".join(batch.frame_ids) or "(unnamed)"
@@ -48,7 +47,7 @@ def encoder_sites(batch: Batch, *, is_dense: bool, with_band: bool = False) -> S
 
 def not_free_mask(batch: Batch) -> Tensor:
     """[B, V] bool: voxels that are not observed to be free (t < 0.999, or hit)."""
-    return (unflipped_tsdf(batch).flatten(1) < FREE) | batch.hit_mask
+    return (unflipped_tsdf(batch).flatten(1) < FREE_TSDF) | batch.hit_mask
 
 
 def pooled_state(batch: Batch) -> Tensor:
@@ -78,6 +77,13 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype:
         raise ValueError(
             f"batch.label_map, frames {names}: expected classes below num_label_map_classes {num_classes} ({error})"
         ) from error
+
+
+def project_to_sites(features: Tensor, batch: Batch, sites: SiteSet, *, image_size: tuple[int, int]) -> Tensor:
+    """2D features [B, C, rows / 4, columns / 4] at the mapped pixel of each site, empty channels filled -> [N, C]."""
+    pixel = batch.mapping.flatten().index_select(0, sites.linear)
+    projected = project_features(features, pixel, sites.batch_index, image_size=image_size)
+    return fill_empty(projected, neighbor_rows(sites))
 
 
 def _check_below(values: Tensor, bound: int, *, what: str, frame_ids: tuple[str, ...]) -> None:

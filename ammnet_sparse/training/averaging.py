@@ -7,11 +7,9 @@ from torch import Tensor
 
 from ammnet_sparse.models.ammnet import AMMNet
 
-_DISCRIMINATOR = "discriminator."
-
 
 class AveragedWeights:
-    """A network whose generator is the moving average of a trained one's; both have the same discriminator.
+    """A generator whose weights are the moving average of a trained one's.
 
     Parameters and running statistics of batch normalisation are averaged alike. The decay grows with the steps, as
     1 - steps^(-2/3), up to the given one, so that early weights do not stay in a short run's average.
@@ -24,8 +22,6 @@ class AveragedWeights:
         self._average = ModelEmaV3(trained, decay=decay, use_warmup=True)
         network = self._average.module
         assert isinstance(network, AMMNet)
-        # Not part of what is averaged: the average of a tensor with itself changes nothing.
-        network.discriminator = trained.discriminator
         self.network = network
 
     def update(self, trained: AMMNet, *, step: int) -> None:
@@ -37,11 +33,9 @@ class AveragedWeights:
         self._average.set(trained)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside the trained network: the averaged generator."""
-        state = self.network.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith(_DISCRIMINATOR)}
+        """What a resumed run needs beside the trained networks."""
+        return self.network.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores ``state_dict``. Raises RuntimeError for one of another network."""
-        shared = {f"{_DISCRIMINATOR}{name}": value for name, value in self.network.discriminator.state_dict().items()}
-        self.network.load_state_dict({**state, **shared})
+        self.network.load_state_dict(state)

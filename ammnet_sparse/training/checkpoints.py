@@ -2,27 +2,21 @@
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ammnet_sparse.config import flat_values
-from ammnet_sparse.evaluation.metrics import VoxelCounts
-from ammnet_sparse.evaluation.selection import reads_images
+from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights
-from ammnet_sparse.models.weights.loading import OPTIONAL_PARTS
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.weights.files import save_weights
+from ammnet_sparse.models.weights.parts import join_states
 
 LAST_WEIGHTS = "last.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 STATE = "state.pt"
-_ENCODERS = ("image_encoder", "label_map_stem", "tsdf_encoder")
-_STATE_PROJECTION = "state_projection.weight"
 
 
 class CheckpointError(ValueError):
@@ -68,6 +62,14 @@ class Progress:
         self.num_summed += 1
         self.counts = counts if self.counts is None else self.counts + counts
 
+    def means(self) -> dict[str, float]:
+        """Of what the steps of the unfinished epoch recorded."""
+        return {name: value / self.num_summed for name, value in self.sums.items()}
+
+    def scores(self) -> Scores | None:
+        """Of the predictions that the unfinished epoch trained on; None before its first step."""
+        return None if self.counts is None else self.counts.scores()
+
     def end_epoch(self) -> None:
         """The epoch is done: forgets what belonged to it."""
         self.epoch += 1
@@ -75,9 +77,12 @@ class Progress:
         self.sums, self.num_summed, self.counts = {}, 0, None
 
 
-def save_run_weights(folder: Path, name: str, network: AMMNet, *, metadata: dict[str, str]) -> None:
+def save_run_weights(
+    folder: Path, name: str, generator: AMMNet, discriminator: Discriminator, *, metadata: dict[str, str]
+) -> None:
     """Writes the weights of generator and discriminator with their configuration."""
-    save_weights(folder / name, network.state_dict(), model_config=network.config, metadata=metadata)
+    state = join_states(generator.state_dict(), discriminator.state_dict())
+    save_weights(folder / name, state, model_config=generator.config, metadata=metadata)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -106,48 +111,3 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
     return state
-
-
-def initialise_from(network: AMMNet, path: str | Path) -> None:
-    """Weights of another run, or converted ones, to start from (fine-tuning); widths must fit, sites may differ.
-
-    Where the network freezes its encoders (Figure 2), only they are taken: its decoder is trained from the start, and
-    the file may be of a network with other inputs. Parts that a converted checkpoint may lack, the discriminator and
-    the image encoder, stay as they are; a warning says so where they were random and are never trained.
-
-    Raises:
-        WeightsError: a file that is missing, damaged, or of another network.
-    """
-    state, config, _ = read_weights(path)
-    expected = network.state_dict()
-    may_lack: tuple[str, ...] = OPTIONAL_PARTS
-    kept: dict[str, Tensor] = {
-        name: value for name, value in state.items() if name in expected or not name.endswith(_STATE_PROJECTION)
-    }
-    # Weights trained densely have no state channels: on sparse sites these begin by adding nothing.
-    for name, value in expected.items():
-        if name.endswith(_STATE_PROJECTION):
-            kept.setdefault(name, torch.zeros_like(value))
-    if network.config.freeze_encoders:
-        encoders = tuple(f"{name}." for name, _ in network.named_children() if name in _ENCODERS)
-        kept = {name: value for name, value in kept.items() if name.startswith(encoders)}
-        may_lack = ("image_encoder.backbone", "decoder", "discriminator")
-    try:
-        load_into(network, kept, source=path, may_lack=may_lack)
-    except WeightsError as error:
-        before, now = flat_values(config), flat_values(network.config)
-        differing = [f"model.{key} {before[key]} (here {now[key]})" for key in now if before[key] != now[key]]
-        raise WeightsError(f"{error}; the file's network has {', '.join(differing) or 'the same keys'}") from error
-    _warn_of_random_backbone(network, kept, path)
-
-
-def _warn_of_random_backbone(network: AMMNet, state: Mapping[str, Tensor], path: str | Path) -> None:
-    needs_one = reads_images(network.config) and network.config.freeze_image_encoder
-    is_given = network.config.image_encoder_weights is not None or any(
-        name.startswith("image_encoder.backbone.") for name in state
-    )
-    if needs_one and not is_given:
-        warnings.warn(
-            f"{path}: holds no image backbone, so the frozen one stays random: set model.image_encoder_weights",
-            stacklevel=3,
-        )

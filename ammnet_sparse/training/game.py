@@ -5,15 +5,17 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ammnet_sparse.config import Config
+from ammnet_sparse.config import Config, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
@@ -27,7 +29,8 @@ from ammnet_sparse.training.losses import (
     scene_cross_entropy,
     scored_weight,
 )
-from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.networks import Networks
+from ammnet_sparse.training.optimization import Optimization, build_optimizations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +53,37 @@ class StepReport:
     def as_floats(self) -> dict[str, float]:
         """Losses and norms by name, without those left out; waits for the device, once."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        there = {name: value.double() for name, value in values.items() if isinstance(value, Tensor)}
-        return dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
+        present = {name: value.double() for name, value in values.items() if isinstance(value, Tensor)}
+        return dict(zip(present, torch.stack(list(present.values())).tolist(), strict=True))
 
 
 class AdversarialGame:
     """Trains the generator, and where the configuration says so the discriminator, a step at a time.
 
-    A step of several batches (gradient accumulation) equals a step of one batch of all their frames, but for batch
-    normalisation and for what is drawn at random. As the generator must meet the updated discriminator, its
-    predictions for the discriminator's step are then made in a first pass without gradients and made again, with the
-    same dropout, in the second.
+    Args:
+        generator, discriminator: the networks, on one device.
+        config: losses, fakes and precision.
+        generator_optimization, discriminator_optimization: what updates them; the latter None exactly where
+            ``adversarial.enabled`` is false.
     """
 
     def __init__(
-        self, network: AMMNet, config: Config, *, generator: Optimization, discriminator: Optimization | None
+        self,
+        generator: AMMNet,
+        discriminator: Discriminator,
+        config: Config,
+        *,
+        generator_optimization: Optimization,
+        discriminator_optimization: Optimization | None,
     ) -> None:
-        if config.adversarial.enabled != (discriminator is not None):
-            raise ValueError("discriminator: expected an optimization exactly if adversarial.enabled")
-        self.network = network
-        self.config = config
+        if config.adversarial.enabled != (discriminator_optimization is not None):
+            raise ValueError("discriminator_optimization: expected an optimization exactly if adversarial.enabled")
         self.generator = generator
         self.discriminator = discriminator
-        self.class_weights = class_weights_of(config.loss, next(network.parameters()).device)
+        self.config = config
+        self.generator_optimization = generator_optimization
+        self.discriminator_optimization = discriminator_optimization
+        self.class_weights = class_weights_of(config.loss, next(generator.parameters()).device)
 
     def step(self, batches: Sequence[Batch], *, seed: int) -> StepReport:
         """One update of each network from the frames of ``batches``, equally many in each; ``seed`` draws the fakes.
@@ -80,64 +91,86 @@ class AdversarialGame:
         Raises:
             ValueError: a batch without labels, or with fewer than two scored voxels; names its frames.
         """
-        self.network.train()
-        scenes = [_Scene(self.network, batch, index) for index, batch in enumerate(batches)]
-        kept = self._predict(scenes[0]) if len(scenes) == 1 else None
+        self.generator.train()
+        self.discriminator.train()
+        scenes = [self._scene(batch, index) for index, batch in enumerate(batches)]
+        totals = self._totals(batches)
+        if len(scenes) > 1:
+            return self._accumulate(scenes, totals, seed=seed)
+        (scene,) = scenes
+        prediction = self._predict(scene)
+        discriminator_loss = discriminator_norm = None
+        if self.discriminator_optimization is not None:
+            discriminator_loss = self._discriminate(scene, prediction, seed=seed, num_scenes=1)
+            discriminator_norm = self.discriminator_optimization.step()
+        losses = self._generate(scene, prediction, totals, num_scenes=1)
+        return StepReport(
+            **losses._asdict(),
+            discriminator=discriminator_loss,
+            generator_gradient_norm=self.generator_optimization.step(),
+            discriminator_gradient_norm=discriminator_norm,
+            counts=scene.count(prediction),
+        )
+
+    def _accumulate(self, scenes: "Sequence[_Scene]", totals: "_Totals", *, seed: int) -> StepReport:
+        """A step of several batches: equal to one of one batch of all their frames, but for batch normalisation and
+        for what is drawn at random.
+
+        As the generator must meet the updated discriminator, its predictions for the discriminator's step are made in
+        a first pass without gradients and made again, with the same dropout, in the second.
+        """
         discriminator_loss = discriminator_norm = None
         random_states: list[_RandomState] = []
-        if self.discriminator is not None:
-            losses = []
+        if self.discriminator_optimization is not None:
+            judged = []
             for scene in scenes:
                 random_states.append(_RandomState.of(scene.batch.tsdf.device))
-                losses.append(self._discriminate(scene, kept, seed=seed, num_scenes=len(scenes)))
-            discriminator_loss = torch.stack(losses).sum()
-            discriminator_norm = self.discriminator.step()
-        has_image_loss = self.config.model.image_encoder != "seg2d"
-        totals = _Totals.of(batches, has_image_loss=has_image_loss, class_weights=self.class_weights)
-        reports, counts = [], []
+                with torch.no_grad(), unchanged_statistics(self.generator):
+                    prediction = self._predict(scene)
+                judged.append(self._discriminate(scene, prediction, seed=seed, num_scenes=len(scenes)))
+            discriminator_loss = torch.stack(judged).sum()
+            discriminator_norm = self.discriminator_optimization.step()
+        parts, counts = [], []
         for index, scene in enumerate(scenes):
-            if kept is None and random_states:
+            if random_states:
                 random_states[index].restore()
-            prediction = kept or self._predict(scene)
+            prediction = self._predict(scene)
             counts.append(scene.count(prediction))
-            reports.append(self._generate(scene, prediction, totals, num_scenes=len(scenes)))
-        norm = self.generator.step()
-        summed = [None if parts[0] is None else torch.stack(parts).sum() for parts in zip(*reports, strict=True)]
-        loss, scene_loss, image_loss, adversarial_loss = summed
-        assert loss is not None and scene_loss is not None
+            parts.append(self._generate(scene, prediction, totals, num_scenes=len(scenes)))
         return StepReport(
-            loss=loss,
-            scene=scene_loss,
-            image=image_loss,
-            adversarial=adversarial_loss,
+            **_Losses.sum(parts)._asdict(),
             discriminator=discriminator_loss,
-            generator_gradient_norm=norm,
+            generator_gradient_norm=self.generator_optimization.step(),
             discriminator_gradient_norm=discriminator_norm,
             counts=functools.reduce(operator.add, counts),
         )
+
+    def _scene(self, batch: Batch, index: int) -> "_Scene":
+        return _Scene(batch, index, config=self.config.model, dtype=self.discriminator.embed.weight.dtype)
+
+    def _totals(self, batches: Sequence[Batch]) -> "_Totals":
+        has_image_loss = self.config.model.image_encoder != "seg2d"
+        return _Totals.of(batches, has_image_loss=has_image_loss, class_weights=self.class_weights)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.float16, enabled=self.config.training.mixed_precision)
 
     def _predict(self, scene: "_Scene") -> Prediction:
         with self._autocast(scene.batch.tsdf.device):
-            prediction: Prediction = self.network(scene.batch, voxels=scene.sites)
+            prediction: Prediction = self.generator(scene.batch, voxels=scene.sites)
         return prediction
 
-    def _discriminate(self, scene: "_Scene", kept: Prediction | None, *, seed: int, num_scenes: int) -> Tensor:
+    def _discriminate(self, scene: "_Scene", prediction: Prediction, *, seed: int, num_scenes: int) -> Tensor:
         """Adds the discriminator's gradients on one batch; its loss, as a share of the step's."""
-        assert self.discriminator is not None
-        if kept is None:
-            with torch.no_grad(), unchanged_statistics(self.network):
-                kept = self._predict(scene)
+        assert self.discriminator_optimization is not None
         fakes = self._fakes(scene, seed=seed)
         with self._autocast(scene.batch.tsdf.device):
             # Each input in a forward of its own, so that batch statistics never mix.
             losses = [real_loss(self._score(scene, scene.one_hot(scene.truth)))]
-            losses.append(fake_loss(self._score(scene, self._scored_features(scene, kept).detach())))
+            losses.append(fake_loss(self._score(scene, self._scored_features(scene, prediction).detach())))
             losses += [fake_loss(self._score(scene, scene.one_hot(labels))) for labels in fakes]
         loss = torch.stack(losses).sum() / num_scenes
-        self.discriminator.backward(loss)
+        self.discriminator_optimization.backward(loss)
         return loss.detach()
 
     def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
@@ -160,9 +193,7 @@ class AdversarialGame:
             fakes.append(shuffle_categories(scene.truth, class_map, probability, seed))
         return fakes
 
-    def _generate(
-        self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, num_scenes: int
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _generate(self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, num_scenes: int) -> "_Losses":
         """Adds the generator's gradients on one batch; its losses, as shares of the step's."""
         config = self.config.loss
         scene_loss = scene_cross_entropy(
@@ -177,22 +208,24 @@ class AdversarialGame:
             image_loss = image_loss / totals.pixels
             loss = loss + config.weight_2d * image_loss
         with contextlib.ExitStack() as frozen:
-            if self.discriminator is not None:
+            if self.discriminator_optimization is not None:
                 # Until the backward pass is over: it may compute the discriminator again.
-                frozen.enter_context(_constant(self.discriminator.parameters))
-                frozen.enter_context(unchanged_statistics(self.network.discriminator))
+                frozen.enter_context(_constant(self.discriminator_optimization.parameters))
+                frozen.enter_context(unchanged_statistics(self.discriminator))
                 with self._autocast(scene.batch.tsdf.device):
                     scores = self._score(scene, self._scored_features(scene, prediction))
                 adversarial_loss = real_loss(scores) / num_scenes
                 loss = loss + config.weight_adversarial * adversarial_loss
-            self.generator.backward(loss)
-        parts = (loss, scene_loss, image_loss, adversarial_loss)
-        total, part_scene, part_image, part_adversarial = (None if part is None else part.detach() for part in parts)
-        assert total is not None and part_scene is not None
-        return total, part_scene, part_image, part_adversarial
+            self.generator_optimization.backward(loss)
+        return _Losses(
+            loss=loss.detach(),
+            scene=scene_loss.detach(),
+            image=None if image_loss is None else image_loss.detach(),
+            adversarial=None if adversarial_loss is None else adversarial_loss.detach(),
+        )
 
     def _score(self, scene: "_Scene", features: Tensor) -> Tensor:
-        scores: Tensor = self.network.discriminator(features, scene.sites)
+        scores: Tensor = self.discriminator(features, scene.sites)
         return scores
 
     def _scored_features(self, scene: "_Scene", prediction: Prediction) -> Tensor:
@@ -205,6 +238,27 @@ class AdversarialGame:
         if scene.sites.is_full:
             return logits * scene.batch.scored_mask.flatten()[:, None]
         return logits
+
+
+class _Losses(NamedTuple):
+    """The generator's losses, detached scalars, as in ``StepReport``."""
+
+    loss: Tensor
+    scene: Tensor
+    image: Tensor | None
+    adversarial: Tensor | None
+
+    @classmethod
+    def sum(cls, parts: "Sequence[_Losses]") -> "_Losses":
+        """Of the batches of a step, each a share of it."""
+
+        def total(values: Sequence[Tensor | None]) -> Tensor | None:
+            present = [value for value in values if value is not None]
+            return torch.stack(present).sum() if present else None
+
+        loss, scene, image, adversarial = (total(values) for values in zip(*parts, strict=True))
+        assert loss is not None and scene is not None
+        return cls(loss, scene, image, adversarial)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,13 +280,13 @@ class _Totals:
 class _Scene:
     """A batch as the discriminator sees it: truth, 255 where it does not look, and its sites."""
 
-    def __init__(self, network: AMMNet, batch: Batch, index: int) -> None:
+    def __init__(self, batch: Batch, index: int, *, config: ModelConfig, dtype: torch.dtype) -> None:
         if batch.label is None:
             raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
         self.batch = batch
         self.index = index
-        self.num_classes = network.config.num_classes
-        self.dtype = network.discriminator.embed.weight.dtype
+        self.num_classes = config.num_classes
+        self.dtype = dtype
         scored = batch.scored_mask
         self.truth = batch.label.masked_fill(~scored, IGNORE_LABEL)
         sites = sites_from_mask(scored.view(batch.batch_size, *batch.grid_shape))
@@ -242,7 +296,7 @@ class _Scene:
                 f"frames {names}: expected scored voxels (label weight set and label not {IGNORE_LABEL}) in a training "
                 f"batch, found {len(sites)}; take these frames out of the list, or raise training.batch_size"
             )
-        if network.config.sites == "dense":
+        if config.sites == "dense":
             sites = full_sites(batch.batch_size, batch.grid_shape, scored.device)
         self.sites: SiteSet = sites
 
@@ -278,6 +332,25 @@ class _RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, self.device)
+
+
+def build_game(networks: Networks, config: Config, *, num_steps: int, device: torch.device) -> AdversarialGame:
+    """The game of two networks, with an optimization for each that trains.
+
+    Args:
+        num_steps: of the whole run, for the schedule.
+        device: where the networks are.
+    """
+    optimizations = build_optimizations(
+        networks.generator, networks.discriminator, config, num_steps=num_steps, device=device
+    )
+    return AdversarialGame(
+        networks.generator,
+        networks.discriminator,
+        config,
+        generator_optimization=optimizations.generator,
+        discriminator_optimization=optimizations.discriminator,
+    )
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def scene_cross_entropy(
     Args:
         class_weights: [num_classes], as ``weight`` of ``torch.nn.functional.cross_entropy``; None: all 1.
     """
-    logits = _at_least_float32(prediction.voxel_logits)
+    logits = at_least_float32(prediction.voxel_logits)
     return F.cross_entropy(
         logits,
         labels_at(batch, prediction.sites),
@@ -66,7 +66,7 @@ def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing
         align_corners=True,
     )
     return F.cross_entropy(
-        _at_least_float32(logits),
+        at_least_float32(logits),
         batch.label.flatten()[mapped].long(),
         ignore_index=IGNORE_LABEL,
         label_smoothing=label_smoothing,
@@ -102,16 +102,16 @@ def num_labelled_pixels(batch: Batch) -> Tensor:
 
 def real_loss(scores: Tensor) -> Tensor:
     """Binary cross-entropy of discriminator scores [B, 1] with "real", mean over the batch."""
-    scores = _at_least_float32(scores)
+    scores = at_least_float32(scores)
     return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
 
 
 def fake_loss(scores: Tensor) -> Tensor:
     """Binary cross-entropy of discriminator scores [B, 1] with "fake", mean over the batch."""
-    scores = _at_least_float32(scores)
+    scores = at_least_float32(scores)
     return F.binary_cross_entropy_with_logits(scores, torch.zeros_like(scores))
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    # Sums over a hundred thousand voxels do not fit fp16.
+def at_least_float32(values: Tensor) -> Tensor:
+    """For sums over a hundred thousand voxels, which do not fit fp16."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

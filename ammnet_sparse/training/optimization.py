@@ -1,18 +1,14 @@
 """One optimizer, schedule and loss scale for each of the two networks."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 
-from ammnet_sparse.config import OptimizerConfig
-
-
-def generator_of(network: nn.Module) -> nn.ModuleDict:
-    """What the generator's optimization updates: all children of a network but its discriminator."""
-    return nn.ModuleDict({name: child for name, child in network.named_children() if name != "discriminator"})
+from ammnet_sparse.config import Config, OptimizerConfig
 
 
 class Optimization:
@@ -87,3 +83,46 @@ class Optimization:
             self.scaler.load_state_dict(state["scaler"])
         self.num_updates = state["num_updates"]
         self.scheduler.step_update(self.num_updates)
+
+
+class Optimizations(NamedTuple):
+    """Of generator and discriminator; None where the game leaves the discriminator out."""
+
+    generator: Optimization
+    discriminator: Optimization | None
+
+
+def build_optimizations(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    config: Config,
+    *,
+    num_steps: int,
+    device: torch.device,
+    make: Callable[..., Optimization] = Optimization,
+) -> Optimizations:
+    """The optimizations that a configuration describes.
+
+    Args:
+        num_steps: of the whole run, for the schedule.
+        device: where the networks are.
+        make: in the place of ``Optimization``, whose arguments it takes.
+    """
+
+    def optimization(network: nn.Module, learning_rate: float) -> Optimization:
+        return make(
+            network,
+            config.optimizer,
+            learning_rate=learning_rate,
+            num_steps=num_steps,
+            uses_scaling=config.training.mixed_precision,
+            device=device,
+        )
+
+    optimizer = config.optimizer
+    return Optimizations(
+        optimization(generator, optimizer.learning_rate),
+        optimization(discriminator, optimizer.discriminator_learning_rate or optimizer.learning_rate)
+        if config.adversarial.enabled
+        else None,
+    )

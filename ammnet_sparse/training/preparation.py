@@ -1,6 +1,5 @@
-"""What a run is made of before it starts: a configuration that can run, the data, the network."""
+"""What a run needs before it starts: a configuration that can run, and the data."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
-from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_encoders import random_backbone_expected
-from ammnet_sparse.training.checkpoints import CheckpointError, initialise_from
+from ammnet_sparse.training.checkpoints import CheckpointError
 
 _FIXED = (
     "model.",
@@ -165,26 +162,6 @@ def steps_per_epoch(config: Config, *, num_frames: int) -> int:
             f"{optimizer.warmup_steps}"
         )
     return steps
-
-
-def build_network(config: Config, *, initial_weights: Path | None, is_resumed: bool) -> AMMNet:
-    """The network as the seed initialises it, or from weights; a resumed run's state replaces them all.
-
-    Raises:
-        WeightsError: weights that cannot be read or do not fit.
-    """
-    torch.manual_seed(config.training.seed)
-    model = config.model
-    if is_resumed:
-        model = model.model_copy(update={"image_encoder_weights": None})
-    has_weights = is_resumed or initial_weights is not None
-    with random_backbone_expected() if has_weights else contextlib.nullcontext():
-        network = AMMNet(model)
-    network.config = config.model
-    if initial_weights is not None:
-        initialise_from(network, initial_weights)
-    network.set_recompute(config.training.recompute)
-    return network
 
 
 def make_deterministic() -> None:

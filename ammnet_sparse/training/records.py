@@ -1,5 +1,6 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard, a picture."""
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard, a picture, and lines on the console."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN
@@ -16,6 +18,49 @@ from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.inputs import not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """Validation scores of a run: of its best epoch, and of the best constant class."""
+
+    best: Scores
+    best_epoch: int
+    baseline: Scores
+
+
+def summary(scores: Scores) -> str:
+    """The two main figures in words."""
+    return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
+
+
+def format_result(result: RunResult) -> str:
+    """The last line of a run."""
+    return (
+        f"best validation (epoch {result.best_epoch}): {summary(result.best)}; "
+        f"constant-class baseline: {summary(result.baseline)}"
+    )
+
+
+def epoch_line(epoch: int, values: dict[str, float], training: Scores | None, *, validation: Scores | None) -> str:
+    """Training, and where there was one validation: the 3D cross-entropy and the scores."""
+    parts = []
+    for name, key, scores in (("training", "scene", training), ("validation", "validation_scene", validation)):
+        if scores is not None and key in values:
+            parts.append(f"{name} loss {values[key]:.3f}, {summary(scores)}")
+    return f"epoch {epoch}: {'; '.join(parts) or 'done'}"
+
+
+class StepBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
+    """Progress of an epoch's steps on standard error, with losses and the mean wait for data."""
+
+    _SHOWN = ("loss", "scene", "adversarial", "discriminator")
+
+    def show_step(self, losses: dict[str, float], *, wait_seconds: float) -> None:
+        """One more step; ``wait_seconds`` is the mean over the steps of the epoch."""
+        shown = {name: f"{losses[name]:.3f}" for name in self._SHOWN if name in losses}
+        self.set_postfix(shown | {"wait": f"{1000 * wait_seconds:.1f}ms"})
+        self.update()
 
 
 class Records:

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 import ammnet_sparse
 from ammnet_sparse.cli import report as command
 from ammnet_sparse.config import Config, DataConfig, ModelConfig, save_config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, save_run_weights
+from ammnet_sparse.training.networks import build_networks
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.pictures.browser import Browser, find_chromium
 from tests.pictures.test_history import write_run
@@ -101,8 +100,8 @@ def test_no_scene_is_shown_twice(report: Tool, run: Path, limit: int, kinds: lis
 
 
 def test_real_weights_predict_and_the_page_opens(report: Tool, run: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    save_run_weights(run, BEST_WEIGHTS, AMMNet(config_of(None).model), metadata={})
+    networks = build_networks(config_of(None))
+    save_run_weights(run, BEST_WEIGHTS, networks.generator, networks.discriminator, metadata={})
     out = tmp_path / "elsewhere.html"
     assert report([str(run), "--scenes", "1", "--limit", "2", "--out", str(out)]) == 0
     assert not (run / "report.html").exists()

@@ -11,10 +11,11 @@ import torch
 from ammnet_sparse.cli.main import run
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
-from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import build_generator
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_model
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS
+from ammnet_sparse.training.networks import build_networks
 from tests.models.scenes import unsettle
 from tests.training.support import GRID, tiny_config, tiny_set
 
@@ -39,11 +40,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    network = AMMNet(tiny_config().model)
-    unsettle(network)
+    networks = build_networks(tiny_config())
+    unsettle(networks.generator)
     path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    save_weights(path, network.state_dict(), model_config=network.config, metadata={"epoch": "4"})
+    save_weights(path, networks.state_dict(), model_config=networks.generator.config, metadata={"epoch": "4"})
     return path
 
 
@@ -141,7 +141,7 @@ def test_export_refuses_unfit_files(
 def test_values_beyond_half_precision_are_refused(
     export: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = AMMNet(ModelConfig(width=8, stem_widths=(3, 8), grid_shape=GRID, discriminator_width=8))
+    network = build_generator(ModelConfig(width=8, stem_widths=(3, 8), grid_shape=GRID, discriminator_width=8))
     with torch.no_grad():
         network.decoder.classifier.weight.fill_(1e6)
     path = tmp_path / "wild.safetensors"

@@ -15,16 +15,17 @@ from ammnet_sparse.data.augmentation import (
     augment_3d,
     draw_colors,
     draw_geometry,
-    exchange_xy,
-    flip_x,
-    flip_y,
+    move_voxels,
     pad_image,
 )
 from ammnet_sparse.data.batch import Batch, normalize_image
 from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.symmetry import Symmetry
 from tests.data.frames import assert_same_frame, random_frame
 
+FLIP_X, FLIP_Y = Symmetry(flips_x=True), Symmetry(flips_y=True)
+EXCHANGE = Symmetry(exchanges_xy=True)
 VOXEL_ARRAYS = ("tsdf", "mapping", "label_weight", "label")
 ROWS, COLUMNS = IMAGE_SHAPE
 EVERY_PIXEL = np.arange(NUM_PIXELS, dtype=np.int32)
@@ -35,21 +36,21 @@ def _generator(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    ("change", "as_numpy"),
+    ("symmetry", "as_numpy"),
     [
-        (flip_x, lambda voxels: np.flip(voxels, 0)),
-        (flip_y, lambda voxels: np.flip(voxels, 2)),
-        (exchange_xy, lambda voxels: np.swapaxes(voxels, 0, 2)),
+        (FLIP_X, lambda voxels: np.flip(voxels, 0)),
+        (FLIP_Y, lambda voxels: np.flip(voxels, 2)),
+        (EXCHANGE, lambda voxels: np.swapaxes(voxels, 0, 2)),
     ],
 )
-def test_voxels_move_together(change, as_numpy) -> None:  # type: ignore[no-untyped-def]
+def test_voxels_move_together(symmetry, as_numpy) -> None:  # type: ignore[no-untyped-def]
     frame = random_frame(1, has_image=True, has_label_map=True)
-    changed = change(frame)
+    changed = move_voxels(frame, symmetry)
     for name in VOXEL_ARRAYS:
         np.testing.assert_array_equal(getattr(changed, name), as_numpy(getattr(frame, name)))
         assert getattr(changed, name).dtype == getattr(frame, name).dtype
     assert changed.image is frame.image and changed.label_map is frame.label_map
-    assert_same_frame(change(changed), frame)
+    assert_same_frame(move_voxels(changed, symmetry), frame)
     batch, expected = Batch.from_frame(changed), as_numpy(frame.mapping)
     assert batch.tsdf.is_contiguous() and batch.mapping.is_contiguous()
     np.testing.assert_array_equal(batch.mapping.numpy(), expected.reshape(1, -1))
@@ -57,14 +58,17 @@ def test_voxels_move_together(change, as_numpy) -> None:  # type: ignore[no-unty
 
 def test_flips_of_different_axes_differ_and_commute() -> None:
     frame = random_frame(1)
-    assert not np.array_equal(flip_x(frame).tsdf, flip_y(frame).tsdf)
-    assert_same_frame(flip_x(flip_y(frame)), flip_y(flip_x(frame)))
-    assert_same_frame(exchange_xy(flip_x(frame)), flip_y(exchange_xy(frame)))
+    by_x, by_y, exchanged = (move_voxels(frame, symmetry) for symmetry in (FLIP_X, FLIP_Y, EXCHANGE))
+    assert not np.array_equal(by_x.tsdf, by_y.tsdf)
+    assert_same_frame(move_voxels(by_y, FLIP_X), move_voxels(by_x, FLIP_Y))
+    assert_same_frame(move_voxels(by_x, EXCHANGE), move_voxels(exchanged, FLIP_Y))
+    # Flips first, then the exchange.
+    assert_same_frame(move_voxels(frame, Symmetry(True, False, True)), move_voxels(by_x, EXCHANGE))
 
 
 def test_exchange_needs_a_square_grid() -> None:
     with pytest.raises(ValueError, match=r"as many voxels along X as along Y .* found a grid of 4 x 3 x 6"):
-        exchange_xy(random_frame(1, grid_shape=(4, 3, 6)))
+        move_voxels(random_frame(1, grid_shape=(4, 3, 6)), EXCHANGE)
 
 
 def test_3d_draws_each_of_the_eight_poses_equally() -> None:

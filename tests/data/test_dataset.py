@@ -3,7 +3,6 @@
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -70,29 +69,12 @@ def test_images_are_augmented(tmp_path: Path) -> None:
     assert torch.equal(plain.tsdf, changed.tsdf)
 
 
-@pytest.mark.parametrize("is_half", [True, False])
-def test_cache_loses_nothing_and_needs_no_files(tmp_path: Path, is_half: bool) -> None:
-    frame = random_frame(1, has_image=True, has_label_map=True)
-    if not is_half:
-        frame.tsdf[...] = np.random.default_rng(0).uniform(-1, 1, GRID)  # values that float16 cannot hold
-    write_frame(tmp_path, frame)
-    folder = FrameFolder(tmp_path, grid_shape=GRID)
-    plain = FrameDataset(folder, ["0001"], augment_3d=True)
-    cached = FrameDataset(folder, ["0001"], augment_3d=True, cache=True)
-    expected = []
-    for epoch in range(4):
-        plain.set_epoch(epoch)
-        expected.append(plain[0])
+def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    write_set(tmp_path, ["0001"])
+    dataset = FrameDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"])
     (tmp_path / "TSDF" / "0001.npz").unlink()
-    for epoch in range(4):
-        cached.set_epoch(epoch)
-        batch = cached[0]
-        assert _same(batch, expected[epoch])
-        batch.label.fill_(3)  # type: ignore[union-attr]  # what users do to a batch does not reach the cache
-    cached.set_epoch(0)
-    assert _same(cached[0], expected[0])
     with pytest.raises(DataError, match=r"TSDF/0001\.npz: expected a file, found none"):
-        plain[0]
+        dataset[0]
 
 
 @pytest.mark.parametrize(("ids", "message"), [([], "found none"), (["0001", "0001"], "found 0001 more than once")])
@@ -176,7 +158,7 @@ def test_sampler_errors(changes: dict[str, int], message: str) -> None:
 
 
 def test_dataset_can_be_sent_to_processes(folder: FrameFolder) -> None:
-    dataset = FrameDataset(folder, IDS, cache=True)
+    dataset = FrameDataset(folder, IDS)
     assert _same(pickle.loads(pickle.dumps(dataset))[2], dataset[2])
 
 

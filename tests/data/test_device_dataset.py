@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ammnet_sparse.data.augmentation import augmentation_generator, draw_moves
+from ammnet_sparse.data.augmentation import augmentation_generator, draw_symmetry
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
@@ -71,7 +71,7 @@ def test_batches_are_those_of_the_ordinary_loader(packed: PackedFrames) -> None:
 def test_every_move_is_drawn_and_undone(packed: PackedFrames) -> None:
     """The epochs compared above hold each of the eight moves."""
     moves = {
-        draw_moves(augmentation_generator(seed=5, epoch=epoch, frame_id=frame_id))
+        draw_symmetry(augmentation_generator(seed=5, epoch=epoch, frame_id=frame_id))
         for epoch in range(3)
         for frame_id in IDS
     }

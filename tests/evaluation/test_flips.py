@@ -1,17 +1,16 @@
 """Flips at test time: each orientation once, turned back rightly, and nothing changed where nothing can."""
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from ammnet_sparse.data.augmentation import exchange_xy, flip_x, flip_y
+from ammnet_sparse.data.augmentation import move_voxels
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.evaluation.flips import NumFlips, Orientation, mean_over_flips, orientations
-from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.data.symmetry import Symmetry
+from ammnet_sparse.evaluation.flips import NumFlips, mean_over_flips, move_batch, symmetries
+from ammnet_sparse.models.build import build_generator
 from tests.data.frames import random_frame
 from tests.training.support import tiny_batch, tiny_config
 
@@ -37,35 +36,22 @@ def test_predictor_that_looks_at_voxels_alone_is_unchanged(count: NumFlips) -> N
 def test_every_orientation_comes_once_and_is_undone() -> None:
     volume = torch.arange(2 * 4 * 3 * 4).view(2, 1, 4, 3, 4)
     for count in (4, 8):
-        turned = {tuple(orientation.turn(volume).flatten().tolist()) for orientation in orientations(count)}
-        assert len(turned) == count
-    for orientation in orientations(8):
-        assert torch.equal(orientation.turn_back(orientation.turn(volume)), volume)
+        moved = {tuple(symmetry.apply(volume).flatten().tolist()) for symmetry in symmetries(count)}
+        assert len(moved) == count
+    for symmetry in symmetries(8):
+        assert torch.equal(symmetry.invert(symmetry.apply(volume)), volume)
         # Heights stay.
         heights = torch.arange(3)[None, None, None, :, None].expand(2, 1, 4, 3, 4)
-        assert torch.equal(orientation.turn(heights), heights)
+        assert torch.equal(symmetry.apply(heights), heights)
 
 
-@pytest.mark.parametrize(
-    ("orientation", "changes"),
-    [
-        (Orientation(), ()),
-        (Orientation(flips_x=True), (flip_x,)),
-        (Orientation(flips_y=True), (flip_y,)),
-        (Orientation(exchanges=True), (exchange_xy,)),
-        (Orientation(True, True, True), (flip_x, flip_y, exchange_xy)),
-    ],
-)
-def test_batches_are_turned_as_augmentation_turns_frames(
-    orientation: Orientation, changes: tuple[Callable[[Frame], Frame], ...]
-) -> None:
+@pytest.mark.parametrize("symmetry", symmetries(8))
+def test_batches_move_as_augmentation_moves_frames(symmetry: Symmetry) -> None:
     frame = random_frame(3, grid_shape=GRID, has_label_map=True)
-    turned = orientation.turn_batch(Batch.from_frame(frame))
-    for change in changes:
-        frame = change(frame)
-    expected = Batch.from_frame(frame)
+    moved = move_batch(Batch.from_frame(frame), symmetry)
+    expected = Batch.from_frame(move_voxels(frame, symmetry))
     for field in dataclasses.fields(Batch):
-        found, wanted = getattr(turned, field.name), getattr(expected, field.name)
+        found, wanted = getattr(moved, field.name), getattr(expected, field.name)
         assert torch.equal(found, wanted) if isinstance(wanted, Tensor) else found == wanted, field.name
 
 
@@ -100,25 +86,25 @@ def test_unlike_axes_cannot_be_exchanged() -> None:
     batch = some_batch(grid_shape=(4, 3, 5))
     mean = mean_over_flips(lambda turned: turned.tsdf, batch, count=4)
     torch.testing.assert_close(mean, batch.tsdf)
-    with pytest.raises(ValueError, match=r"found a grid of \(4, 3, 5\); use 4 flips"):
+    with pytest.raises(ValueError, match=r"found a grid of 4 x 3 x 5; use 4 flips"):
         mean_over_flips(lambda turned: turned.tsdf, batch, count=8)
 
 
 def test_network_predicts_alike_for_every_orientation_of_a_batch() -> None:
     """With flips the mean is equivariant, which one forward pass of a network is not."""
     torch.manual_seed(0)
-    network = AMMNet(tiny_config().model).eval()
+    network = build_generator(tiny_config().model).eval()
     batch = tiny_batch((1,))
 
     def score(turned: Batch) -> Tensor:
         probabilities: Tensor = network(turned, voxels="scored").probabilities
         return probabilities
 
-    turn = Orientation(flips_x=True, exchanges=True)
+    symmetry = Symmetry(flips_x=True, exchanges_xy=True)
     with torch.inference_mode():
         plain, mean = score(batch), mean_over_flips(score, batch, count=8)
-        assert not torch.allclose(plain, turn.turn_back(score(turn.turn_batch(batch))), atol=1e-4)
-        again = turn.turn_back(mean_over_flips(score, turn.turn_batch(batch), count=8))
+        assert not torch.allclose(plain, symmetry.invert(score(move_batch(batch, symmetry))), atol=1e-4)
+        again = symmetry.invert(mean_over_flips(score, move_batch(batch, symmetry), count=8))
     torch.testing.assert_close(again, mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mean.sum(dim=1), torch.ones_like(mean[:, 0]))
     unscored = ~batch.scored_mask.view(-1, *batch.grid_shape)

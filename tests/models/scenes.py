@@ -61,6 +61,11 @@ def unsettle(network: nn.Module) -> None:
                     values.copy_(torch.rand(values.shape, generator=generator) * (high - low) + low)
 
 
+def both(generator: nn.Module, discriminator: nn.Module) -> nn.ModuleDict:
+    """The children of both networks, named as files of weights name them."""
+    return nn.ModuleDict({**dict(generator.named_children()), "discriminator": discriminator})
+
+
 def assert_near(found: Tensor, expected: Tensor, *, tolerance: float, name: str, scale: float | None = None) -> None:
     """Within ``tolerance`` of the largest absolute value expected (or of ``scale``)."""
     assert found.shape == expected.shape, name

@@ -12,22 +12,31 @@ import torch.nn.functional as F
 import ammnet_sparse
 from ammnet_sparse.models import ammnet
 from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction
+from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.inputs import not_free_mask
 from ammnet_sparse.models.tsdf_encoder import StateProjection
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.measurement import Allocations
-from tests.models.scenes import GRID, IMAGE, assert_near, small_config, some_scene, unsettle
+from tests.models.scenes import GRID, IMAGE, assert_near, both, small_config, some_scene, unsettle
 
 CPU = torch.device("cpu")
 
 
 def some_network(dtype: torch.dtype = torch.float64, **changes: Any) -> AMMNet:
     torch.manual_seed(0)
-    network = AMMNet(small_config(**changes)).to(dtype)
+    network = build_generator(small_config(**changes)).to(dtype)
     unsettle(network)
     return network
+
+
+def some_discriminator(dtype: torch.dtype = torch.float32, **changes: Any) -> Discriminator:
+    torch.manual_seed(1)
+    discriminator = build_discriminator(small_config(**changes)).to(dtype)
+    unsettle(discriminator)
+    return discriminator
 
 
 @pytest.mark.parametrize("voxels", ["scored", "not_free"])
@@ -166,11 +175,7 @@ def test_every_weight_of_the_generator_learns(changes: dict[str, Any]) -> None:
     network = some_network(**changes).train()
     prediction = network(some_scene(2))
     prediction.voxel_logits.square().mean().backward()
-    generator, discriminator = network.generator_parameters(), list(network.discriminator.parameters())
-    assert {id(value) for value in generator}.isdisjoint(id(value) for value in discriminator)
-    assert len(generator) + len(discriminator) == len(list(network.parameters()))
-    assert all(value.grad is not None for value in generator)
-    assert all(value.grad is None for value in discriminator)
+    assert [name for name, value in network.named_parameters() if value.grad is None] == []
 
 
 def test_frozen_encoders_keep_weights_and_statistics() -> None:
@@ -190,14 +195,17 @@ def test_spconv_computes_the_same_network(sites: str) -> None:
     batch = some_scene(2)
     # In evaluation mode: normalisation over the few cells of a small grid would multiply rounding.
     network = some_network(torch.float32, sites=sites).eval()
+    discriminator = some_discriminator(sites=sites).eval()
+    named = dict(both(network, discriminator).named_parameters())
     results = []
     for backend in ("torch", "spconv"):
         network.zero_grad()
+        discriminator.zero_grad()
         with use_backend(backend):
             prediction = network(batch, voxels="scored")
-            scores = network.discriminator(prediction.voxel_logits, prediction.sites)
+            scores = discriminator(prediction.voxel_logits, prediction.sites)
             (prediction.voxel_logits.square().mean() + scores.mean()).backward()
-        gradients = {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
+        gradients = {name: value.grad.clone() for name, value in named.items() if value.grad is not None}
         results.append({"logits": prediction.voxel_logits, "scores": scores} | gradients)
     expected, found = results
     assert len(expected) > 200
@@ -218,13 +226,13 @@ def test_spconv_trains_as_torch_does() -> None:
 
 def test_a_batch_leaves_nothing_behind() -> None:
     """Site sets and what is derived from them go with their batch, without help of the garbage collector."""
-    network = some_network(torch.float32)
+    network, discriminator = some_network(torch.float32), some_discriminator()
     batch = some_scene(2)
 
     def step() -> "list[weakref.ref[SiteSet]]":
         sites = sites_from_mask(batch.scored_mask.view(2, *GRID))
         prediction = network(batch, voxels=sites)
-        scores = network.discriminator(prediction.voxel_logits, sites)
+        scores = discriminator(prediction.voxel_logits, sites)
         (prediction.voxel_logits.square().mean() + scores.mean()).backward()
         kept = [value for value in sites._derived.values() if isinstance(value, SiteSet)]
         assert kept
@@ -255,17 +263,32 @@ def test_training_works_after_a_prediction_in_inference_mode() -> None:
             network.train()(batch).voxel_logits.sum().backward()
 
 
-def test_the_discriminator_scores_volumes_and_sites_alike() -> None:
-    network = some_network(torch.float32).eval()
+def test_the_discriminator_scores_the_sites_that_it_is_given() -> None:
+    discriminator = some_discriminator().eval()
     volume = torch.randn(2, 12, *GRID)
     sites = full_sites(2, GRID, CPU)
     with torch.no_grad():
-        scores = network.discriminator(volume)
+        scores = discriminator(sites.gather(volume), sites)
         assert scores.shape == (2, 1)
-        torch.testing.assert_close(network.discriminator(sites.gather(volume), sites), scores)
         masked = sites_from_mask(torch.rand(2, *GRID) < 0.2)
-        few = network.discriminator(masked.gather(volume), masked)
+        few = discriminator(masked.gather(volume), masked)
     assert few.shape == (2, 1) and not torch.allclose(few, scores)
+
+
+def test_the_discriminator_scores_a_prediction_at_its_sites() -> None:
+    """Not its logits everywhere: voxels that were never computed have a logit that training never showed."""
+    network, discriminator = some_network(torch.float32).eval(), some_discriminator().eval()
+    with torch.no_grad():
+        prediction = network(some_scene(2), voxels="scored")
+        assert discriminator(prediction.voxel_logits, prediction.sites).shape == (2, 1)
+        with pytest.raises(TypeError, match="sites"):
+            discriminator(prediction.logits)
+        with pytest.raises(TypeError, match=r"sites: expected the voxels of the features.*found NoneType"):
+            discriminator(prediction.logits, None)
+        with pytest.raises(
+            ValueError, match=r"a row a site, found \[2, 12, 24, 12, 24\]; give prediction.voxel_logits"
+        ):
+            discriminator(prediction.logits, prediction.sites)
 
 
 def test_batches_and_arguments_that_do_not_fit_are_refused() -> None:
@@ -289,12 +312,12 @@ def test_batches_and_arguments_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_discriminator_refuses_other_shapes() -> None:
-    discriminator = some_network(torch.float32).discriminator
-    with pytest.raises(ValueError, match=r"volume: expected \[B, 12, 24, 12, 24\], found \[1, 11, 24, 12, 24\]"):
-        discriminator(torch.zeros(1, 11, *GRID))
+    discriminator = some_discriminator()
+    with pytest.raises(ValueError, match=r"features: expected \[6912, 12\], a row a site, found \[6912, 11\]"):
+        discriminator(torch.zeros(6912, 11), full_sites(1, GRID, CPU))
     with pytest.raises(ValueError, match=r"sites: expected sites of the grid \(24, 12, 24\), found \(12, 12, 24\)"):
         discriminator(torch.zeros(2 * 12 * 12 * 24, 12), full_sites(2, (12, 12, 24), CPU))
-    with pytest.raises(ValueError, match=r"volume: expected features \[13824, 12\] at the sites, found \[5, 12\]"):
+    with pytest.raises(ValueError, match=r"features: expected \[13824, 12\], a row a site, found \[5, 12\]"):
         discriminator(torch.zeros(5, 12), full_sites(2, GRID, CPU))
 
 

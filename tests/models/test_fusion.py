@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.dense import DenseAMMNet, DenseModulation
+from ammnet_sparse.models.build import build_dense_generator
+from ammnet_sparse.models.dense import DenseModulation
 from ammnet_sparse.models.fusion import CBAM, Concatenation, Highway, Modulation, SqueezeExcitation, build_fusion
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 from tests.models.scenes import some_scene
@@ -91,7 +92,7 @@ def gradients_by_name(gradient: str, **modulations: bool) -> dict[str, bool]:
         **modulations,  # type: ignore[arg-type]
     )
     torch.manual_seed(5)
-    network = DenseAMMNet(config)
+    network = build_dense_generator(config)
     network(some_scene(2, grid=(12, 12, 12))).logits.square().sum().backward()
     parts = {
         "F_R": network.label_map_stem,

@@ -1,6 +1,5 @@
 """The image network: timm's backbone against SegFormer's published definition, the head, freezing."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ammnet_sparse.models.image_encoders import (
     ImageHead,
     build_image_encoder,
     build_segformer_backbone,
+    load_backbone_weights,
 )
 from ammnet_sparse.models.weights.backbones import published_to_timm, timm_to_published
 from ammnet_sparse.models.weights.errors import WeightsError
@@ -271,8 +271,7 @@ def test_unusable_image_is_refused(image: Tensor, message: str) -> None:
 @pytest.mark.parametrize("kind", ["segformer_b2", "resnet50"])
 def test_published_sizes_build_and_load(kind: str, tmp_path: Path) -> None:
     arguments = {"kind": kind, "width": 16, "num_classes": 12, "dropout": 0.5, "is_frozen": True}
-    with pytest.warns(UserWarning, match=r"randomly initialised.*model\.image_encoder_weights"):
-        encoder = build_image_encoder(**arguments, weights=None).eval()  # type: ignore[arg-type]
+    encoder = build_image_encoder(**arguments).eval()  # type: ignore[arg-type]
     output = encoder(torch.randn(1, 3, 96, 128))
     assert output.features.shape == (1, 16, 24, 32) and output.class_logits.shape == (1, 12, 24, 32)
     assert torch.isfinite(output.class_logits).all() and output.features.std() > 0
@@ -280,19 +279,16 @@ def test_published_sizes_build_and_load(kind: str, tmp_path: Path) -> None:
     rename = timm_to_published if kind == "segformer_b2" else str
     path = tmp_path / "weights.pth"
     torch.save({rename(name): value for name, value in encoder.backbone.state_dict().items()}, path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = build_image_encoder(**arguments, weights=path)  # type: ignore[arg-type]
+    again = build_image_encoder(**arguments)  # type: ignore[arg-type]
+    assert load_backbone_weights(again, path) == ()
     for name, value in again.backbone.state_dict().items():
         assert torch.equal(value, encoder.backbone.state_dict()[name])
 
 
 def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kind: expected 'segformer_b2' or 'resnet50', found 'vgg'"):
-        build_image_encoder(kind="vgg", width=8, num_classes=12, dropout=0.5, is_frozen=True, weights=None)  # type: ignore[arg-type]
+        build_image_encoder(kind="vgg", width=8, num_classes=12, dropout=0.5, is_frozen=True)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"stage_widths: expected 4 channel counts, found \[1, 2\]"):
         ImageHead((1, 2), width=8, num_classes=12, dropout=0.5)
     with pytest.raises(WeightsError, match=r"absent\.pth"):
-        build_image_encoder(
-            kind="resnet50", width=8, num_classes=12, dropout=0.5, is_frozen=True, weights=tmp_path / "absent.pth"
-        )
+        load_backbone_weights(small_encoder(), tmp_path / "absent.pth")

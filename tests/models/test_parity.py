@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models import ammnet, dense
+from ammnet_sparse.models import build
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import (
+    build_dense_discriminator,
+    build_dense_generator,
+    build_discriminator,
+    build_generator,
+)
 from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone
-from tests.models.scenes import assert_near, small_config, some_scene, unsettle
+from ammnet_sparse.sparse.sites import full_sites
+from tests.models.scenes import assert_near, both, small_config, some_scene, unsettle
 
 BEFORE_NORMALIZATION = re.compile(
     r"(up_half|up_full|tsdf_up|tsdf_down_up)\.conv\.bias|modulation1\.(bias|conv)\.bias|head\.projection\d\.bias"
@@ -31,26 +38,48 @@ class Results:
     statistics: dict[str, Tensor]
 
 
-def build_pair(config: ModelConfig, dtype: torch.dtype) -> tuple[AMMNet, DenseAMMNet]:
+class Pair(NamedTuple):
+    """A generator and its discriminator, sparse or dense."""
+
+    generator: AMMNet | DenseAMMNet
+    discriminator: nn.Module
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        return both(self.generator, self.discriminator)
+
+    def scores(self, volume: Tensor) -> Tensor:
+        """Of [B, 12, X, H, Y]."""
+        if isinstance(self.generator, DenseAMMNet):
+            scores: Tensor = self.discriminator(volume)
+            return scores
+        sites = full_sites(volume.shape[0], tuple(volume.shape[2:]), volume.device)  # type: ignore[arg-type]
+        scores = self.discriminator(sites.gather(volume), sites)
+        return scores
+
+
+def build_pairs(config: ModelConfig, dtype: torch.dtype) -> tuple[Pair, Pair]:
+    """The sparse networks on dense sites, and the reference, of the same weights."""
     torch.manual_seed(0)
-    reference = DenseAMMNet(config)
-    unsettle(reference)
-    network = AMMNet(config.model_copy(update={"sites": "dense"}))
-    network.load_state_dict(reference.state_dict())
-    return network.to(dtype), reference.to(dtype)
+    reference = Pair(build_dense_generator(config), build_dense_discriminator(config))
+    unsettle(reference.modules)
+    network = Pair(build_generator(config.model_copy(update={"sites": "dense"})), build_discriminator(config))
+    for part in (network, reference):
+        part.modules.load_state_dict(reference.modules.state_dict())
+        part.modules.to(dtype)
+    return network, reference
 
 
-def run(
-    network: nn.Module, batch: Batch, *, is_training: bool, has_gradients: bool = True, has_scores: bool = True
-) -> Results:
+def run(pair: Pair, batch: Batch, *, is_training: bool, has_gradients: bool = True, has_scores: bool = True) -> Results:
     """A forward pass of generator and discriminator and the gradients of a sum of all that comes out."""
-    network.train(is_training)
+    pair.generator.train(is_training)
+    pair.discriminator.train(is_training)
     torch.manual_seed(1)  # the same dropout masks
     with torch.set_grad_enabled(has_gradients):
-        prediction = network(batch)
+        prediction = pair.generator(batch)
         outputs = {"logits": prediction.logits}
         if has_scores:
-            outputs["scores"] = network.discriminator(prediction.logits)
+            outputs["scores"] = pair.scores(prediction.logits)
         if prediction.logits_2d is not None:
             outputs["logits_2d"] = prediction.logits_2d
     if has_gradients:
@@ -60,15 +89,15 @@ def run(
             for value in outputs.values()
         ]
         torch.stack(parts).sum().backward()
-    gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+    gradients = {name: value.grad for name, value in pair.modules.named_parameters() if value.grad is not None}
     outputs = {name: value.detach() for name, value in outputs.items()}
-    return Results(outputs, gradients, dict(network.named_buffers()))
+    return Results(outputs, gradients, dict(pair.modules.named_buffers()))
 
 
 def assert_parity(
     config: ModelConfig, batch: Batch, *, is_training: bool, has_scores: bool = True, tolerance: float = 1e-8
 ) -> None:
-    network, reference = build_pair(config, torch.float64)
+    network, reference = build_pairs(config, torch.float64)
     found = run(network, batch, is_training=is_training, has_scores=has_scores)
     expected = run(reference, batch, is_training=is_training, has_scores=has_scores)
     assert found.outputs.keys() == expected.outputs.keys()
@@ -99,14 +128,14 @@ def test_single_precision_is_enough_on_the_full_grid(batch_size: int, is_trainin
     """Not on a small grid: there the discriminator ends in four cells, whose normalisation multiplies rounding."""
     config = small_config(grid_shape=(60, 36, 60), stem_widths=(3, 4))
     batch = some_scene(batch_size, grid=(60, 36, 60))
-    network, reference = build_pair(config, torch.float32)
+    network, reference = build_pairs(config, torch.float32)
     found = run(network, batch, is_training=is_training, has_gradients=False)
     expected = run(reference, batch, is_training=is_training, has_gradients=False)
     assert_near(found.outputs["logits"], expected.outputs["logits"], tolerance=1e-4, name="logits")
     torch.manual_seed(3)
     volume = torch.randn_like(expected.outputs["logits"])
     with torch.no_grad():
-        scores, expected_scores = network.discriminator(volume), reference.discriminator(volume)
+        scores, expected_scores = network.scores(volume), reference.scores(volume)
     assert_near(scores, expected_scores, tolerance=1e-4, name="scores")
 
 
@@ -149,13 +178,11 @@ def build_tiny_image_encoder(*, width: int, num_classes: int, is_frozen: bool, *
 def test_a_network_that_reads_images_equals_the_dense_reference(
     is_training: bool, is_frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ammnet, dense):
-        monkeypatch.setattr(module, "build_image_encoder", build_tiny_image_encoder)
+    monkeypatch.setattr(build, "build_image_encoder", build_tiny_image_encoder)
     config = small_config(image_encoder="segformer_b2", freeze_image_encoder=is_frozen, grid_shape=(12, 12, 12))
     assert_parity(config, some_scene(2, grid=(12, 12, 12)), is_training=is_training, has_scores=False)
 
 
-@pytest.mark.filterwarnings("ignore:the frozen image backbone")
 def test_segformer_b2_equals_the_dense_reference() -> None:
     config = small_config(image_encoder="segformer_b2", grid_shape=(12, 12, 12))
     assert_parity(config, some_scene(1, grid=(12, 12, 12)), is_training=False, has_scores=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.sparse.convolutions import SiteConv3d, SiteConvTranspose3d
 from tests.models.scenes import some_scene
 
@@ -27,9 +27,15 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) -> None:
     batch = some_scene(2)
-    network = AMMNet(ModelConfig(width=4, stem_widths=(2, 4), discriminator_width=4, grid_shape=batch.grid_shape))
-    cases = bench.record_cases(network, batch)
-    layers = {name for name, layer in network.named_modules() if isinstance(layer, (SiteConv3d, SiteConvTranspose3d))}
+    config = ModelConfig(width=4, stem_widths=(2, 4), discriminator_width=4, grid_shape=batch.grid_shape)
+    networks = build_generator(config), build_discriminator(config)
+    cases = bench.record_cases(*networks, batch=batch)
+    layers = {
+        name
+        for network in networks
+        for name, layer in network.named_modules()
+        if isinstance(layer, (SiteConv3d, SiteConvTranspose3d))
+    }
     assert {name for case in cases for name in case.layers} == layers
     assert {case.kind for case in cases} >= {"3x3x3", "3x3x3 up", "1x1x3 /2", "1x3x1 dil 2"}
     assert {case.pairs.is_dense for case in cases} == {True, False}

@@ -13,9 +13,7 @@ import torch
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.models import ammnet, dense
-from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.models import build
 from ammnet_sparse.training.measurement import Stopwatch, counted_layers
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
@@ -119,10 +117,10 @@ def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_p
     for net, name in rows:
         variant = module.Variant(net, name, "float32")
         config = module.configuration(variant, width=8, input_2d="seg2d", grid_shape=GRID, batch_size=1)
-        network = module.build(variant, config, CPU)
-        recomputed = sum(getattr(child, "is_recomputed", False) for child in network.modules())
+        pair = module.build(variant, config, CPU)
+        recomputed = sum(getattr(child, "is_recomputed", False) for child in pair.modules.modules())
         assert (recomputed > 0) == name.startswith("recompute_") or name == "recompute_elementwise"
-        weight = network.decoder.up_full.conv.weight
+        weight = pair.generator.decoder.up_full.conv.weight
         assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (name == "channels_last")
 
 
@@ -138,8 +136,7 @@ def test_memory_against_batch(set_folder: Path, tmp_path: Path) -> None:
 
 
 def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (ammnet, dense):
-        monkeypatch.setattr(module, "build_image_encoder", small_image_encoder)
+    monkeypatch.setattr(build, "build_image_encoder", small_image_encoder)
     path = tmp_path / "bench.json"
     more = ("--input", "segformer", "--json", path, "--variants", "plain", "--frames", 1)
     assert tool("bench_model").main(arguments(set_folder, *more)) == 0
@@ -154,12 +151,12 @@ def test_counts_are_those_of_the_whole_network(net: str) -> None:
     variants = tool("bench.variants")
     config = tiny_config(model={"width": 16, "grid_shape": list(GRID)})
     batches = [Batch.from_frame(make_frame(seed)) for seed in (1, 2)]
-    network = variants.NETWORKS[net](config.model)
-    with torch.no_grad(), counted_layers(network) as counts:
+    pair = variants.build_pair(net, config.model)
+    with torch.no_grad(), counted_layers(pair.modules) as counts:
         for batch in batches:
-            variants._score(network, batch, network(batch))
+            variants._score(pair, batch, pair.generator(batch))
     found = variants.count(net, config, batches)
-    expected = sum(counts.multiplications(network).values()) / 2
+    expected = sum(counts.multiplications(pair.modules).values()) / 2
     assert sum(found.multiplications.values()) == pytest.approx(expected, rel=1e-12)
     assert "inputs" not in found.multiplications, "a layer of no group"
     scored = sum(int(batch.scored_mask.sum()) for batch in batches) / 2
@@ -169,17 +166,19 @@ def test_counts_are_those_of_the_whole_network(net: str) -> None:
 def test_the_dense_step_is_that_of_the_sparse_network_with_every_voxel_a_site() -> None:
     config, batch = tiny_config(model={"sites": "dense"}), tiny_batch((1, 2))
     torch.manual_seed(0)
-    networks: list[Any] = [AMMNet(config.model).double(), DenseAMMNet(config.model).double()]
-    networks[1].load_state_dict(networks[0].state_dict())
-    before = state_of(networks[0])
+    pairs = [tool("bench.variants").build_pair(net, config.model) for net in ("sparse", "dense")]
+    for pair in pairs:
+        pair.modules.load_state_dict(pairs[0].modules.state_dict())
+        pair.modules.double()
+    before = state_of(pairs[0].modules)
     losses = []
-    for network in networks:
-        game = tool("bench.steps").make_game(network, config, Stopwatch(CPU))
+    for pair in pairs:
+        game = tool("bench.steps").make_game(pair, config, Stopwatch(CPU))
         report = game.step([batch], seed=3)
         losses.append(report if isinstance(report, dict) else report.as_floats())
     for name, value in losses[1].items():
         assert float(value) == pytest.approx(losses[0][name], rel=1e-8), name
-    after = [state_of(network) for network in networks]
+    after = [state_of(pair.modules) for pair in pairs]
     assert len(differing(before, after[0])) > 0.9 * len(before)
     for name, value in after[0].items():
         torch.testing.assert_close(after[1][name], value, rtol=1e-4, atol=1e-6, msg=name)

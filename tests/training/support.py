@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import Config, config_from_dict
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.optimization import Optimization, generator_of
+from ammnet_sparse.training.game import AdversarialGame, build_game
+from ammnet_sparse.training.networks import build_networks
 from tests.data.frames import random_frame, write_frame, write_list
+from tests.models import scenes
 
 GRID = (12, 12, 12)
 
@@ -51,24 +51,15 @@ def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:
 def make_game(
     config: Config, *, dtype: torch.dtype = torch.float32, device: str = "cpu", num_steps: int = 10
 ) -> AdversarialGame:
-    """A network and its optimizations, as a run makes them."""
-    torch.manual_seed(0)
-    network = AMMNet(config.model).to(device, dtype)
-    network.set_recompute(config.training.recompute)
+    """Networks and their optimizations, as a run makes them, from seed 0."""
+    config = config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
+    networks = build_networks(config).to(device, dtype)
+    return build_game(networks, config, num_steps=num_steps, device=torch.device(device))
 
-    def optimization(module: nn.Module) -> Optimization:
-        return Optimization(
-            module,
-            config.optimizer,
-            learning_rate=config.optimizer.learning_rate,
-            num_steps=num_steps,
-            uses_scaling=config.training.mixed_precision,
-            device=torch.device(device),
-        )
 
-    generator = generator_of(network)
-    discriminator = optimization(network.discriminator) if config.adversarial.enabled else None
-    return AdversarialGame(network, config, generator=optimization(generator), discriminator=discriminator)
+def both(game: AdversarialGame) -> nn.ModuleDict:
+    """The children of both networks, named as files of weights name them."""
+    return scenes.both(game.generator, game.discriminator)
 
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ammnet_sparse.config import Config
-from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import build_generator
 from ammnet_sparse.models.weights.files import read_weights
+from ammnet_sparse.models.weights.parts import join_states
 from ammnet_sparse.training import records
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import load_state
@@ -48,7 +49,7 @@ def make_run(config: Config, folder: Path, **options: Any) -> Run:
 
 def test_average_follows_the_generator_alone() -> None:
     torch.manual_seed(0)
-    network = AMMNet(tiny_config().model)
+    network = build_generator(tiny_config().model)
     average = AveragedWeights(network, decay=DECAY)
     variance = next(name for name in network.state_dict() if name.endswith("running_var"))
     names = ["decoder.classifier.weight", variance]
@@ -64,10 +65,13 @@ def test_average_follows_the_generator_alone() -> None:
     found = average.network.state_dict()
     for name in names:
         torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-5, atol=1e-6)
-    assert average.network.discriminator is network.discriminator
     changed = differing(state_of(network), found)
-    assert changed and not any(name.startswith("discriminator.") or "num_batches" in name for name in changed)
-    assert average.state_dict().keys() == {name for name in found if not name.startswith("discriminator.")}
+    assert changed and not any("num_batches" in name for name in changed)
+    assert average.state_dict().keys() == network.state_dict().keys()
+    # What the copy reads of a batch goes through its own weights.
+    assert average.network.image_branch is not None and network.image_branch is not None
+    assert average.network.image_branch.module is average.network.label_map_stem
+    assert network.image_branch.module is network.label_map_stem is not average.network.label_map_stem
 
 
 def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None:
@@ -77,8 +81,9 @@ def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None
     whole.train()
     assert evaluated
     last = read_weights(tmp_path / "run" / "last.safetensors")[0]
-    assert not differing(last, state_of(whole.evaluated))
-    trained = state_of(whole.network)
+    networks = whole.parts.networks
+    trained = networks.state_dict()
+    assert not differing(last, join_states(whole.evaluated.state_dict(), networks.discriminator.state_dict()))
     changed = differing(trained, last)
     assert changed and not any(name.startswith("discriminator.") for name in changed)
     state = load_state(tmp_path / "run")
@@ -86,7 +91,8 @@ def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None
     # The average leaves training alone.
     plain = make_run(run_config(root, ema_decay=0), tmp_path / "plain")
     plain.train()
-    assert plain.evaluated is plain.network and not differing(state_of(plain.network), trained)
+    assert plain.evaluated is plain.parts.networks.generator
+    assert not differing(plain.parts.networks.state_dict(), trained)
     assert load_state(tmp_path / "plain")["average"] is None
 
 
@@ -114,4 +120,5 @@ def test_interrupted_run_goes_on_exactly(root: Path, tmp_path: Path) -> None:
 def test_a_resumed_run_may_begin_to_average(root: Path, tmp_path: Path) -> None:
     make_run(run_config(root, ema_decay=0), tmp_path / "run").train()
     resumed = make_run(run_config(root), tmp_path / "run", resume=True)
-    assert resumed.average is not None and not differing(state_of(resumed.evaluated), state_of(resumed.network))
+    trained = state_of(resumed.parts.networks.generator)
+    assert resumed.parts.average is not None and not differing(state_of(resumed.evaluated), trained)

@@ -8,31 +8,29 @@ from typing import Any
 import pytest
 import torch
 
-from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, save_weights
-from ammnet_sparse.models.weights.loading import load_model
+from ammnet_sparse.models.weights.loading import load_discriminator, load_model
 from ammnet_sparse.training import checkpoints
 from ammnet_sparse.training.checkpoints import (
     STATE,
     CheckpointError,
-    initialise_from,
     load_state,
     save_run_weights,
     save_state,
 )
+from ammnet_sparse.training.networks import Networks, build_networks, initialise_from
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
 
 
-def network_of(seed: int, **model: Any) -> AMMNet:
-    torch.manual_seed(seed)
-    return AMMNet(tiny_config(model=model).model)
+def networks_of(seed: int, **model: Any) -> Networks:
+    return build_networks(tiny_config(model=model, training={"seed": seed}))
 
 
-def saved(folder: Path, seed: int, **model: Any) -> tuple[AMMNet, Path]:
-    network = network_of(seed, **model)
-    save_run_weights(folder, "last.safetensors", network, metadata={"epoch": "3"})
-    return network, folder / "last.safetensors"
+def saved(folder: Path, seed: int, **model: Any) -> tuple[Networks, Path]:
+    networks = networks_of(seed, **model)
+    save_run_weights(folder, "last.safetensors", networks.generator, networks.discriminator, metadata={"epoch": "3"})
+    return networks, folder / "last.safetensors"
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
@@ -84,28 +82,33 @@ def test_loading_a_state_executes_no_code(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_run_weights_hold_their_configuration_and_predict_the_same(tmp_path: Path) -> None:
-    network, path = saved(tmp_path, 1)
-    _, config, metadata = read_weights(path)
-    assert (config, metadata) == (network.config, {"epoch": "3"})
+    networks, path = saved(tmp_path, 1)
+    state, config, metadata = read_weights(path)
+    assert (config, metadata) == (networks.generator.config, {"epoch": "3"})
+    assert not differing(state, networks.state_dict())
     batch = tiny_batch((1,))
-    loaded = load_model(path)
+    loaded, discriminator = load_model(path), load_discriminator(path)
     with torch.inference_mode():
-        assert torch.equal(loaded(batch).logits, network.eval()(batch).logits)
+        expected = networks.generator.eval()(batch, voxels="scored")
+        found = loaded(batch, voxels="scored")
+        assert torch.equal(found.voxel_logits, expected.voxel_logits)
+        scores = networks.discriminator.eval()(expected.voxel_logits, expected.sites)
+        assert torch.equal(discriminator(found.voxel_logits, found.sites), scores)
 
 
 def test_weights_of_a_run_start_another(tmp_path: Path) -> None:
-    network, path = saved(tmp_path, 1)
-    other = network_of(2, decoder_dropout=0.5)
-    initialise_from(other, path)
-    assert not differing(state_of(network), state_of(other))
+    networks, path = saved(tmp_path, 1)
+    others = networks_of(2, decoder_dropout=0.5)
+    initialise_from(others, path)
+    assert not differing(networks.state_dict(), others.state_dict())
 
 
 @pytest.mark.parametrize(("first", "second"), [("sparse", "dense"), ("dense", "sparse")])
 def test_sites_may_differ(tmp_path: Path, first: str, second: str) -> None:
-    network, path = saved(tmp_path, 1, sites=first)
-    other = network_of(2, sites=second)
-    initialise_from(other, path)
-    given, taken = network.state_dict(), other.state_dict()
+    networks, path = saved(tmp_path, 1, sites=first)
+    others = networks_of(2, sites=second)
+    initialise_from(others, path)
+    given, taken = networks.state_dict(), others.state_dict()
     assert all(torch.equal(given[name], taken[name]) for name in given.keys() & taken.keys())
     own = taken.keys() - given.keys()
     assert len(own) == (2 if second == "sparse" else 0)
@@ -114,33 +117,34 @@ def test_sites_may_differ(tmp_path: Path, first: str, second: str) -> None:
 
 def test_other_widths_and_fusions_are_refused(tmp_path: Path) -> None:
     _, path = saved(tmp_path, 1)
-    other = network_of(2, width=16, fusion="add")
-    start = state_of(other)
+    others = networks_of(2, width=16, fusion="add")
+    start = {name: value.clone() for name, value in others.state_dict().items()}
     with pytest.raises(WeightsError, match=r"model.width 8 \(here 16\), model.fusion modulation \(here add\)") as error:
-        initialise_from(other, path)
+        initialise_from(others, path)
     assert str(path) in str(error.value) and "wrong shapes" in str(error.value)
-    assert not differing(start, state_of(other))
+    assert not differing(start, others.state_dict())
 
 
 def test_frozen_encoders_come_from_a_network_with_other_inputs(tmp_path: Path) -> None:
     """Figure 2: the TSDF encoder of a multi-modal network under a new decoder."""
-    network, path = saved(tmp_path, 1)
-    other = network_of(2, inputs="tsdf", freeze_encoders=True)
-    decoder = state_of(other.decoder)
-    initialise_from(other, path)
-    assert not differing(state_of(network.tsdf_encoder), state_of(other.tsdf_encoder))
-    assert not differing(decoder, state_of(other.decoder))
+    networks, path = saved(tmp_path, 1)
+    others = networks_of(2, inputs="tsdf", freeze_encoders=True)
+    decoder, discriminator = state_of(others.generator.decoder), state_of(others.discriminator)
+    initialise_from(others, path)
+    assert networks.generator.tsdf_encoder is not None and others.generator.tsdf_encoder is not None
+    assert not differing(state_of(networks.generator.tsdf_encoder), state_of(others.generator.tsdf_encoder))
+    assert not differing(decoder, state_of(others.generator.decoder))
+    assert not differing(discriminator, state_of(others.discriminator))
     with pytest.raises(WeightsError, match="label_map_stem"):
-        initialise_from(network_of(2, inputs="both", freeze_encoders=True), saved(tmp_path, 3, inputs="tsdf")[1])
+        initialise_from(networks_of(2, inputs="both", freeze_encoders=True), saved(tmp_path, 3, inputs="tsdf")[1])
 
 
 def test_checkpoint_without_discriminator_leaves_it(tmp_path: Path) -> None:
-    network = network_of(1)
+    generator = networks_of(1).generator
     path = tmp_path / "converted.safetensors"
-    state = {name: value for name, value in network.state_dict().items() if not name.startswith("discriminator.")}
-    save_weights(path, state, model_config=network.config)
-    other = network_of(2)
-    discriminator = state_of(other.discriminator)
-    initialise_from(other, path)
-    assert not differing(discriminator, state_of(other.discriminator))
-    assert not differing(state_of(network.decoder), state_of(other.decoder))
+    save_weights(path, generator.state_dict(), model_config=generator.config)
+    others = networks_of(2)
+    discriminator = state_of(others.discriminator)
+    initialise_from(others, path)
+    assert not differing(discriminator, state_of(others.discriminator))
+    assert not differing(state_of(generator), state_of(others.generator))

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import CompletionMetrics
-from ammnet_sparse.models import ammnet
+from ammnet_sparse.models import build
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
-from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.losses import num_scored, scene_cross_entropy
 from ammnet_sparse.training.optimization import Optimization
-from tests.training.support import differing, make_game, state_of, tiny_batch, tiny_config
+from tests.training.support import both, differing, make_game, state_of, tiny_batch, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,11 @@ def before_step(optimization: Optimization | None, action: Callable[[], None]) -
 def recorded_gradients(game: AdversarialGame) -> dict[str, Tensor]:
     """Filled by the next step with the gradients of both networks, as they are before clipping."""
     gradients: dict[str, Tensor] = {}
-    for part in (game.discriminator, game.generator):
+    for part in (game.discriminator_optimization, game.generator_optimization):
         own = {id(parameter) for parameter in (part.parameters if part is not None else ())}
 
         def record(own: set[int] = own) -> None:
-            for name, value in game.network.named_parameters():
+            for name, value in both(game).named_parameters():
                 if id(value) in own and value.grad is not None:
                     gradients[name] = value.grad.clone()
 
@@ -85,16 +85,16 @@ def recorded_calls(game: AdversarialGame) -> list[Call]:
         features, sites = inputs
         calls.append(Call(features.detach().clone(), sites.linear, features.requires_grad))
 
-    game.network.discriminator.register_forward_pre_hook(record)
+    game.discriminator.register_forward_pre_hook(record)
     return calls
 
 
 @pytest.mark.parametrize(("recompute", "accumulate"), [("off", 1), ("elementwise", 2), ("blocks", 1), ("full", 2)])
 def test_each_step_leaves_the_other_network_bit_identical(batch: Batch, recompute: str, accumulate: int) -> None:
     game = make_game(tiny_config(training={"recompute": recompute}))
-    network = game.network
+    network = both(game)
     start, between = state_of(network), {}
-    before_step(game.generator, lambda: between.update(state_of(network)))
+    before_step(game.generator_optimization, lambda: between.update(state_of(network)))
     flags = [value.requires_grad for value in network.parameters()]
     game.step([batch] * accumulate, seed=1)
     assert [value.requires_grad for value in network.parameters()] == flags
@@ -120,12 +120,12 @@ def test_each_step_leaves_the_other_network_bit_identical(batch: Batch, recomput
 
 def test_discriminator_step_leaves_the_generator_and_its_statistics(batch: Batch) -> None:
     game = make_game(tiny_config())
-    network = game.network
+    network = both(game)
     after_forward: dict[str, Tensor] = {}
-    network.register_forward_hook(lambda *_: after_forward.update(state_of(network)))
+    game.generator.register_forward_hook(lambda *_: after_forward.update(state_of(network)))
     after_discriminator: dict[str, Tensor] = {}
-    assert game.discriminator is not None
-    update = game.discriminator.step
+    assert game.discriminator_optimization is not None
+    update = game.discriminator_optimization.step
 
     def step() -> Tensor:
         norm = update()
@@ -133,14 +133,14 @@ def test_discriminator_step_leaves_the_generator_and_its_statistics(batch: Batch
         after_discriminator.update(state_of(network))
         return norm
 
-    game.discriminator.step = step  # type: ignore[method-assign]
+    game.discriminator_optimization.step = step  # type: ignore[method-assign]
     discriminator_later: dict[str, Tensor] = {}
-    before_step(game.generator, lambda: discriminator_later.update(state_of(network.discriminator)))
+    before_step(game.generator_optimization, lambda: discriminator_later.update(state_of(game.discriminator)))
     game.step([batch], seed=1)
     changed = differing(after_forward, after_discriminator)
     assert changed and all(name.startswith("discriminator.") for name in changed)
     # And the generator's backward pass through the discriminator leaves that.
-    assert not differing(discriminator_later, state_of(network.discriminator))
+    assert not differing(discriminator_later, state_of(game.discriminator))
     prefix = "discriminator."
     own = {name.removeprefix(prefix): value for name, value in after_discriminator.items() if name.startswith(prefix)}
     assert not differing(own, discriminator_later)
@@ -149,7 +149,7 @@ def test_discriminator_step_leaves_the_generator_and_its_statistics(batch: Batch
 @pytest.mark.parametrize("sites", ["sparse", "dense"])
 def test_discriminator_loss_is_the_sum_of_four_separate_forwards(batch: Batch, sites: str) -> None:
     game = make_game(tiny_config(model={"sites": sites}), dtype=torch.float64)
-    discriminator = copy.deepcopy(game.network.discriminator).train()
+    discriminator = copy.deepcopy(game.discriminator).train()
     calls = recorded_calls(game)
     report = game.step([batch], seed=3)
     truth, prediction, geometric, semantic, through = calls
@@ -180,8 +180,7 @@ def test_discriminator_loss_is_the_sum_of_four_separate_forwards(batch: Batch, s
         if sites == "sparse":
             score = discriminator(call.features, scored_sites(batch))
         else:
-            volume = call.features.view(batch.batch_size, *batch.grid_shape, NUM_CLASSES)
-            score = discriminator(volume.permute(0, 4, 1, 2, 3))
+            score = discriminator(call.features, full_sites(batch.batch_size, batch.grid_shape, torch.device("cpu")))
         losses.append(F.binary_cross_entropy_with_logits(score, torch.full_like(score, target)))
     assert report.discriminator is not None
     torch.testing.assert_close(report.discriminator, torch.stack(losses).sum().detach(), rtol=1e-9, atol=0)
@@ -214,7 +213,7 @@ def test_dense_discriminator_sees_nothing_outside_the_scored_voxels(batch: Batch
 def test_generator_runs_forward_once_a_step_without_accumulation(batch: Batch, accumulate: int, expected: int) -> None:
     game = make_game(tiny_config())
     calls = []
-    game.network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    game.generator.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     game.step([batch] * accumulate, seed=1)
     assert calls == [False] * (expected - accumulate) + [True] * accumulate
 
@@ -223,10 +222,10 @@ def test_generator_learns_through_the_updated_discriminator(batch: Batch) -> Non
     config = tiny_config(loss={"weight_adversarial": 0.7}, optimizer={"learning_rate": 0.01, "gradient_clip": 1e9})
     game = make_game(config, dtype=torch.float64)
     updated: list[Any] = []
-    assert game.discriminator is not None
-    stale = copy.deepcopy(game.network.discriminator).train()
-    twin = copy.deepcopy(game.network)
-    before_step(game.generator, lambda: updated.append(copy.deepcopy(game.network.discriminator).train()))
+    assert game.discriminator_optimization is not None
+    stale = copy.deepcopy(game.discriminator).train()
+    twin = copy.deepcopy(game.generator)
+    before_step(game.generator_optimization, lambda: updated.append(copy.deepcopy(game.discriminator).train()))
     gradients = recorded_gradients(game)
     game.step([batch], seed=1)
 
@@ -268,7 +267,7 @@ def test_accumulation_equals_one_large_batch(
     model: dict[str, Any] = {}
     if image:
         model = {"image_encoder": "segformer_b2", "freeze_image_encoder": False}
-        monkeypatch.setattr(ammnet, "build_image_encoder", small_image_encoder)
+        monkeypatch.setattr(build, "build_image_encoder", small_image_encoder)
         pixels = torch.randn(4, 3, 32, 64, generator=torch.Generator().manual_seed(0))
         mapping = torch.where(frames.hit_mask, frames.mapping % (32 * 64), frames.mapping)
         frames = dataclasses.replace(frames, image=pixels, mapping=mapping)
@@ -286,13 +285,13 @@ def test_accumulation_equals_one_large_batch(
             scene.truth.where(scene.truth != 4, 5),
         ]
         gradients = recorded_gradients(game)
-        results.append((game.step(batches, seed=1).as_floats(), gradients, state_of(game.network)))
+        results.append((game.step(batches, seed=1).as_floats(), gradients, state_of(both(game))))
     (one, one_gradients, one_state), (two, two_gradients, two_state) = results
     assert one.keys() == two.keys() and ("image" in one) == image
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-9), name
     largest = max(float(value.abs().max()) for value in one_gradients.values())
-    assert one_gradients.keys() == two_gradients.keys() == dict(game.network.named_parameters()).keys()
+    assert one_gradients.keys() == two_gradients.keys() == dict(both(game).named_parameters()).keys()
     for name, value in one_gradients.items():
         torch.testing.assert_close(two_gradients[name], value, rtol=1e-8, atol=1e-10 * largest, msg=name)
     for name, value in one_state.items():
@@ -308,7 +307,7 @@ def test_recomputation_changes_neither_gradients_nor_statistics(batch: Batch) ->
         gradients = recorded_gradients(game)
         torch.manual_seed(7)
         report = game.step([batch], seed=1)
-        results.append((report.as_floats(), gradients, state_of(game.network), torch.get_rng_state()))
+        results.append((report.as_floats(), gradients, state_of(both(game)), torch.get_rng_state()))
     kept = results[0]
     for recomputed in results[1:]:
         assert recomputed[0] == pytest.approx(kept[0], rel=1e-12)
@@ -330,11 +329,12 @@ def test_a_step_on_a_gpu_is_the_same_however_it_is_recomputed(
     def step(device: str, training: dict[str, Any]) -> tuple[float, Tensor]:
         # Without the discriminator: normalising over two values a channel here, it answers to any rounding.
         game = make_game(tiny_config(adversarial={"enabled": False}, training=training), device=device)
-        game.generator.scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=training["mixed_precision"])
+        scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=training["mixed_precision"])
+        game.generator_optimization.scaler = scaler
         gradients = recorded_gradients(game)
         scene = game.step([batch.to(device)], seed=1).as_floats()["scene"]
         # Recorded before the scale is divided out.
-        scale = game.generator.scaler.get_scale()
+        scale = scaler.get_scale()
         return scene, torch.cat([value.flatten() for value in gradients.values()]).cpu() / scale
 
     scene, expected = step("cuda" if mixed_precision else "cpu", {"mixed_precision": mixed_precision})
@@ -374,7 +374,7 @@ def test_accumulation_repeats_the_dropout_of_the_first_pass(batch: Batch) -> Non
 def test_step_counts_the_prediction_it_is_trained_on(batch: Batch, sites: str) -> None:
     for batches in ([batch], [batch, tiny_batch((3, 4))]):
         game = make_game(tiny_config(model={"sites": sites}))
-        untrained = copy.deepcopy(game.network).train()
+        untrained = copy.deepcopy(game.generator).train()
         metrics = CompletionMetrics()
         with torch.no_grad():
             for part in batches:
@@ -404,10 +404,10 @@ def report_of(batch: Batch, *, sites: str = "sparse") -> dict[str, float]:
 def test_batch_without_scored_voxel_is_named(batch: Batch, sites: str) -> None:
     empty = dataclasses.replace(batch, label_weight=torch.zeros_like(batch.label_weight), frame_ids=("0007", "0008"))
     game = make_game(tiny_config(model={"sites": sites}))
-    start = state_of(game.network)
+    start = state_of(both(game))
     with pytest.raises(ValueError, match="frames 0007, 0008: expected scored voxels .* found 0"):
         game.step([batch, empty], seed=1)
-    assert not differing(start, state_of(game.network))
+    assert not differing(start, state_of(both(game)))
     with pytest.raises(ValueError, match="0001, 0002: training needs labels"):
         game.step([dataclasses.replace(batch, label=None)], seed=1)
 
@@ -450,14 +450,20 @@ def test_fixed_probabilities_are_used(batch: Batch) -> None:
 def test_without_the_game_the_discriminator_is_not_used(batch: Batch) -> None:
     game = make_game(tiny_config(adversarial={"enabled": False}))
     calls = recorded_calls(game)
-    discriminator = state_of(game.network.discriminator)
+    discriminator = state_of(game.discriminator)
     for batches in ([batch], [batch, batch]):
         report = game.step(batches, seed=1)
         assert (report.adversarial, report.discriminator, report.discriminator_gradient_norm) == (None, None, None)
         torch.testing.assert_close(report.loss, report.scene)
-    assert not calls and not differing(discriminator, state_of(game.network.discriminator))
+    assert not calls and not differing(discriminator, state_of(game.discriminator))
     with pytest.raises(ValueError, match="adversarial.enabled"):
-        AdversarialGame(game.network, tiny_config(), generator=game.generator, discriminator=None)
+        AdversarialGame(
+            game.generator,
+            game.discriminator,
+            tiny_config(),
+            generator_optimization=game.generator_optimization,
+            discriminator_optimization=None,
+        )
 
 
 @pytest.mark.parametrize(
@@ -469,12 +475,12 @@ def test_without_the_game_the_discriminator_is_not_used(batch: Batch) -> None:
 )
 def test_every_fusion_trains(batch: Batch, model: dict[str, Any]) -> None:
     game = make_game(tiny_config(model=model))
-    start = state_of(game.network)
+    start = state_of(both(game))
     values = game.step([batch], seed=1).as_floats()
     assert all(torch.isfinite(torch.tensor(list(values.values()))))
     # The one hidden channel of SENet's and CBAM's squeeze may be dead.
-    trained = {name for name, _ in game.network.named_parameters() if ".squeeze." not in name}
-    assert trained <= differing(start, state_of(game.network))
+    trained = {name for name, _ in both(game).named_parameters() if ".squeeze." not in name}
+    assert trained <= differing(start, state_of(both(game)))
 
 
 def test_learns_one_batch(batch: Batch) -> None:

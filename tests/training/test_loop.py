@@ -19,12 +19,14 @@ from ammnet_sparse.data.sets.folder import DataError, FrameFolder
 from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.models.weights.files import read_weights
-from ammnet_sparse.training import loop, records
+from ammnet_sparse.training import records, run_folder
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save_state
 from ammnet_sparse.training.game import StepReport
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
-from ammnet_sparse.training.loop import DivergenceError, Run, RunResult, format_result
+from ammnet_sparse.training.loop import DivergenceError, Run
 from ammnet_sparse.training.preparation import check_runnable
+from ammnet_sparse.training.records import RunResult, format_result
+from ammnet_sparse.training.run_folder import RunParts
 from ammnet_sparse.training.validation import Validation
 from tests.data.frames import write_list
 from tests.training.support import GRID, tiny_config, tiny_set
@@ -40,7 +42,7 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def state_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_run_on_a_gpu_is_stopped_and_goes_on(root: Path, tmp_path: Path, mixed_p
     with pytest.raises(RunInterrupted, match="stopped after step 3"):
         run.train()
     run = Run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True, **options)
-    assert run.progress.step == 3 and run.network.training
+    assert run.progress.step == 3 and run.parts.networks.generator.training
     result = run.train()
     entries = lines_of(tmp_path)
     assert [entry["step"] for entry in entries if entry["kind"] == "step"] == [1, 2, 3, 4]
@@ -253,7 +255,7 @@ def test_run_that_died_goes_on_from_its_last_state(
     del state["limit"]
     save_state(tmp_path, state)
     run = make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True)
-    monkeypatch.setattr(run, "_save_weights", lambda *_: crash() if run.progress.epoch == 2 else None)
+    monkeypatch.setattr(run.saves, "save_weights", lambda *_: crash() if run.progress.epoch == 2 else None)
     with pytest.raises(RuntimeError, match="power cut"):
         run.train()
     make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
@@ -339,7 +341,7 @@ def test_resumed_run_may_change_the_rest(uninterrupted: tuple[Path, RunResult], 
     changes = {"optimizer.learning_rate": 2e-3, "training.recompute": "full", "training.epochs": 4}
     run = make_run(with_keys(run_config(root), changes), uninterrupted[0], resume=True)
     assert run.progress.step == 4
-    assert run.generator.learning_rate == pytest.approx(1e-3, rel=1e-3)  # half of the longer cosine
+    assert run.game.generator_optimization.learning_rate == pytest.approx(1e-3, rel=1e-3)  # half of the longer cosine
 
 
 def test_limit_is_remembered(root: Path, tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_best_weights_are_those_of_the_best_validation(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mious: list[float], every: int, best: int
 ) -> None:
     run = make_run(run_config(root, epochs=3, validate_every=every), tmp_path, limit=2)
-    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: ({"loss": 1.0}, None))
+    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: None)
     monkeypatch.setattr(run, "_score", lambda description: Validation(scores_of(mious[run.progress.epoch - 1]), 1.0))
     result = run.train()
     assert result.best_epoch == best
@@ -385,14 +387,14 @@ def test_last_weights_are_saved_without_validation_too(
 ) -> None:
     run = make_run(run_config(root, epochs=3, validate_every=3), tmp_path, limit=2)
     epochs = []
-    save_state_of = run._save_state
+    save = run.saves.save_state
 
-    def record() -> None:
+    def record(parts: RunParts) -> None:
         epochs.append(read_weights(tmp_path / "last.safetensors")[2]["epoch"])
-        save_state_of()
+        save(parts)
 
-    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: ({"loss": 1.0}, None))
-    monkeypatch.setattr(run, "_save_state", record)
+    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: None)
+    monkeypatch.setattr(run.saves, "save_state", record)
     run.train()
     assert epochs == ["1", "2", "3"]
 
@@ -409,11 +411,13 @@ def test_state_is_not_saved_after_every_short_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the first, as there is none yet, and after the last; a run that died goes on from what there is."""
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 1000.0)
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 1000.0)
     config, whole = run_config(root, epochs=4), tmp_path / "whole"
     epochs = []
     monkeypatch.setattr(
-        loop, "save_state", lambda folder, state: (epochs.append(state["progress"]["epoch"]), save_state(folder, state))
+        run_folder,
+        "save_state",
+        lambda folder, state: (epochs.append(state["progress"]["epoch"]), save_state(folder, state)),
     )
     make_run(config, whole).train()
     assert epochs == [1, 4]
@@ -445,7 +449,7 @@ def test_half_precision_forgives_gradients_that_overflow_but_not_losses(root: Pa
         return dataclasses.replace(step(*arguments, **options), **dict.fromkeys(overflowing, torch.tensor(math.inf)))
 
     run.game.step = overflow  # type: ignore[method-assign]
-    with pytest.raises(DivergenceError, match=r"step 3 .*: scene are no finite .* training.mixed_precision=false"):
+    with pytest.raises(DivergenceError, match=r"step 3 .*: scene must be finite.* training.mixed_precision=false"):
         run.train()
     assert lines_of(tmp_path)[0]["generator_gradient_norm"] is None and load_state(tmp_path)["progress"]["step"] == 2
 
@@ -533,7 +537,7 @@ def test_fine_tuning_starts_from_the_weights_and_frozen_encoders_stay(
     config = with_keys(run_config(root, epochs=1), {"model.inputs": "tsdf", "model.freeze_encoders": True})
     run = make_run(config, tmp_path, initial_weights=weights)
     run.train()
-    given, trained = read_weights(weights)[0], run.network.state_dict()
+    given, trained = read_weights(weights)[0], run.parts.networks.state_dict()
     of_encoder = {name for name in trained if name.startswith("tsdf_encoder.")}
     assert of_encoder and all(torch.equal(trained[name], given[name]) for name in of_encoder)
     assert not torch.equal(trained["decoder.classifier.weight"], given["decoder.classifier.weight"])

@@ -1,6 +1,7 @@
 """Counting multiplications, kept memory, peak memory and seconds."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.build import (
+    build_dense_discriminator,
+    build_dense_generator,
+    build_discriminator,
+    build_generator,
+)
 from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.sparse.convolutions import SiteConv3d
 from ammnet_sparse.sparse.kernel_maps import Kernel
@@ -22,7 +29,7 @@ from ammnet_sparse.training.measurement import (
     held_mebibytes,
     summed,
 )
-from tests.models.scenes import GRID, small_config, some_scene
+from tests.models.scenes import GRID, both, small_config, some_scene
 
 CPU = torch.device("cpu")
 
@@ -44,15 +51,22 @@ def test_products_on_sites_are_the_pairs_that_exist() -> None:
     assert counts.multiplications(nn.ModuleDict({"conv": layer})) == {"conv": pairs * 3 * 5}
 
 
-@pytest.mark.parametrize("network_type", [AMMNet, DenseAMMNet])
-def test_a_narrow_network_counts_for_a_wide_one(network_type: type[AMMNet] | type[DenseAMMNet]) -> None:
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_a_narrow_network_counts_for_a_wide_one(is_dense: bool) -> None:
     batch = some_scene(1)
     found = []
-    wide = network_type(small_config(width=16))
-    for network in (wide, network_type(small_config(width=4, stem_widths=(1, 2)))):
-        with torch.no_grad(), counted_layers(network) as counts:
-            logits = network(batch)
-            network.discriminator(logits.logits)
+    builders = (build_generator, build_discriminator)
+    if is_dense:
+        builders = (build_dense_generator, build_dense_discriminator)  # type: ignore[assignment]
+    wide = both(*(build(small_config(width=16)) for build in builders))
+    narrow = [build(small_config(width=4, stem_widths=(1, 2))) for build in builders]
+    for generator, discriminator in ([build(small_config(width=16)) for build in builders], narrow):
+        with torch.no_grad(), counted_layers(both(generator, discriminator)) as counts:
+            prediction = generator(batch)
+            if is_dense:
+                discriminator(prediction.logits)
+            else:
+                discriminator(prediction.voxel_logits, prediction.sites)
         found.append(counts.multiplications(wide))
     assert found[0] == found[1]
     layers = {name for name, module in wide.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)}
@@ -60,7 +74,7 @@ def test_a_narrow_network_counts_for_a_wide_one(network_type: type[AMMNet] | typ
 
 
 def test_dense_multiplications_are_those_that_torch_counts() -> None:
-    network, batch = DenseAMMNet(small_config()), some_scene(2)
+    network, batch = build_dense_generator(small_config()), some_scene(2)
     with torch.no_grad(), counted_layers(network) as counts, FlopCounterMode(display=False) as flops:
         network(batch)
     assert 2 * sum(counts.multiplications(network).values()) == flops.get_total_flops()
@@ -71,10 +85,10 @@ def test_sums_by_group_keep_the_order() -> None:
     assert list(summed(values, group_of=lambda name: name[0]).items()) == [("b", 5), ("a", 2)]
 
 
-@pytest.mark.parametrize("network_type", [AMMNet, DenseAMMNet])
-def test_kept_activations_are_those_that_autograd_saves(network_type: type[AMMNet] | type[DenseAMMNet]) -> None:
+@pytest.mark.parametrize("build", [build_generator, build_dense_generator])
+def test_kept_activations_are_those_that_autograd_saves(build: Callable[[ModelConfig], nn.Module]) -> None:
     """What is alive after the forward pass against what saved tensors' hooks see, where neither misses anything."""
-    network, batch = network_type(small_config(width=16)), some_scene(2)
+    network, batch = build(small_config(width=16)), some_scene(2)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
     seen: dict[int, Tensor] = {}
 
@@ -139,7 +153,7 @@ def test_what_hooks_and_checkpoints_do_not_keep_is_not_counted() -> None:
 
 def test_recomputation_of_the_dense_network_keeps_less_and_changes_no_gradient() -> None:
     torch.manual_seed(0)
-    network, batch = DenseAMMNet(small_config(encoder_dropout=0, decoder_dropout=0)).double(), some_scene(1)
+    network, batch = build_dense_generator(small_config(encoder_dropout=0, decoder_dropout=0)).double(), some_scene(1)
     results = []
     for is_recomputed in (False, True):
         network.zero_grad()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
@@ -17,7 +17,7 @@ from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.sites import full_sites
-from ammnet_sparse.training.losses import fake_loss, real_loss
+from ammnet_sparse.training.losses import at_least_float32, fake_loss, real_loss
 from ammnet_sparse.training.optimization import Optimization
 
 
@@ -25,24 +25,32 @@ class DenseGame:
     """Trains the dense reference a step at a time, as ``AdversarialGame`` does the sparse network."""
 
     def __init__(
-        self, network: DenseAMMNet, config: Config, *, generator: Optimization, discriminator: Optimization
+        self,
+        generator: DenseAMMNet,
+        discriminator: nn.Module,
+        config: Config,
+        *,
+        generator_optimization: Optimization,
+        discriminator_optimization: Optimization,
     ) -> None:
-        self.network = network
-        self.config = config
         self.generator = generator
         self.discriminator = discriminator
+        self.config = config
+        self.generator_optimization = generator_optimization
+        self.discriminator_optimization = discriminator_optimization
 
     def step(self, batches: Sequence[Batch], *, seed: int) -> dict[str, Tensor]:
         """One update of each network from the frames of one batch; its losses, detached."""
         (batch,) = batches
         assert batch.label is not None
         truth = batch.label.masked_fill(~batch.scored_mask, IGNORE_LABEL)
-        self.network.train()
+        self.generator.train()
+        self.discriminator.train()
         with self._autocast(batch):
-            prediction = self.network(batch)
+            prediction = self.generator(batch)
         discriminator_loss = self._update_discriminator(batch, truth, prediction, seed=seed)
         scene_loss = F.cross_entropy(
-            _at_least_float32(prediction.logits).flatten(2),
+            at_least_float32(prediction.logits).flatten(2),
             truth.long(),
             ignore_index=IGNORE_LABEL,
             label_smoothing=self.config.loss.label_smoothing,
@@ -50,16 +58,16 @@ class DenseGame:
         loss = scene_loss
         if prediction.logits_2d is not None:
             loss = loss + self.config.loss.weight_2d * self._image_loss(batch, prediction.logits_2d)
-        for parameter in self.discriminator.parameters:
+        for parameter in self.discriminator_optimization.parameters:
             parameter.requires_grad_(False)
-        with unchanged_statistics(self.network.discriminator):
+        with unchanged_statistics(self.discriminator):
             with self._autocast(batch):
-                scores = self.network.discriminator(self._scored(batch, prediction))
+                scores = self.discriminator(self._scored(batch, prediction))
             adversarial_loss = real_loss(scores)
-            self.generator.backward(loss + self.config.loss.weight_adversarial * adversarial_loss)
-        for parameter in self.discriminator.parameters:
+            self.generator_optimization.backward(loss + self.config.loss.weight_adversarial * adversarial_loss)
+        for parameter in self.discriminator_optimization.parameters:
             parameter.requires_grad_(True)
-        self.generator.step()
+        self.generator_optimization.step()
         return {
             "scene": scene_loss.detach(),
             "adversarial": adversarial_loss.detach(),
@@ -78,7 +86,7 @@ class DenseGame:
             seed=seed,
         )
         fakes.append(shuffle_categories(truth, class_map, probability, seed))
-        score = self.network.discriminator
+        score = self.discriminator
         with self._autocast(batch):
             losses = [
                 real_loss(score(self._one_hot(batch, truth))),
@@ -86,8 +94,8 @@ class DenseGame:
                 *(fake_loss(score(self._one_hot(batch, labels))) for labels in fakes),
             ]
         loss = torch.stack(losses).sum()
-        self.discriminator.backward(loss)
-        self.discriminator.step()
+        self.discriminator_optimization.backward(loss)
+        self.discriminator_optimization.step()
         return loss
 
     def _autocast(self, batch: Batch) -> torch.autocast:
@@ -95,7 +103,7 @@ class DenseGame:
 
     def _one_hot(self, batch: Batch, labels: Tensor) -> Tensor:
         sites = full_sites(batch.batch_size, batch.grid_shape, labels.device)
-        dtype = self.network.discriminator.embed.weight.dtype
+        dtype = self.generator.decoder.classifier.weight.dtype
         features = one_hot_sites(labels, sites.linear, self.config.model.num_classes, dtype)
         return sites.densify(features).contiguous()
 
@@ -109,8 +117,4 @@ class DenseGame:
         taken = logits.flatten(2).gather(2, pixel[:, None].expand(-1, logits.shape[1], -1))
         labels = batch.label.long().masked_fill(~batch.hit_mask, IGNORE_LABEL)
         smoothing = self.config.loss.label_smoothing
-        return F.cross_entropy(_at_least_float32(taken), labels, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+        return F.cross_entropy(at_least_float32(taken), labels, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)

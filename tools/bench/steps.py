@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from bench.dense import DenseGame
-from bench.variants import Variant, build
+from bench.variants import Pair, Variant, build
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.measurement import PeakMemory, Stopwatch, held_mebibytes
-from ammnet_sparse.training.optimization import Optimization, generator_of
+from ammnet_sparse.training.optimization import Optimization, build_optimizations
 
 PARTS = ("forward", "backward", "discriminator", "optimizer")
 PART_STEPS = 5
@@ -37,32 +38,40 @@ class _TimedOptimization(Optimization):
             return super().step()
 
 
-def _optimization(network: nn.Module, config: Config, stopwatch: Stopwatch, *, part: str) -> _TimedOptimization:
-    made = _TimedOptimization(
-        network,
-        config.optimizer,
-        learning_rate=config.optimizer.learning_rate,
-        num_steps=10_000,
-        uses_scaling=config.training.mixed_precision,
-        device=stopwatch.device,
-    )
-    made.stopwatch, made.part = stopwatch, part
-    return made
-
-
-def make_game(network: AMMNet | DenseAMMNet, config: Config, stopwatch: Stopwatch) -> AdversarialGame | DenseGame:
-    """The adversarial step of a network, timed: ``step([batch], seed=...)``.
+def make_game(pair: Pair, config: Config, stopwatch: Stopwatch) -> AdversarialGame | DenseGame:
+    """The adversarial step of two networks, timed: ``step([batch], seed=...)``.
 
     ``forward`` is the generator's forward pass, ``backward`` the generator's with the losses' and the discriminator's
     under it; ``discriminator`` its five forward passes and its own backward pass.
     """
-    generator = _optimization(generator_of(network), config, stopwatch, part="backward")
-    discriminator = _optimization(network.discriminator, config, stopwatch, part="discriminator")
-    stopwatch.time_forward(network, "forward")
-    stopwatch.time_forward(network.discriminator, "discriminator")
-    if isinstance(network, AMMNet):
-        return AdversarialGame(network, config, generator=generator, discriminator=discriminator)
-    return DenseGame(network, config, generator=generator, discriminator=discriminator)
+    generator, discriminator = pair
+    stopwatch.time_forward(generator, "forward")
+    stopwatch.time_forward(discriminator, "discriminator")
+
+    def optimization(network: nn.Module, *arguments: Any, **options: Any) -> _TimedOptimization:
+        made = _TimedOptimization(network, *arguments, **options)
+        made.stopwatch, made.part = stopwatch, "discriminator" if network is discriminator else "backward"
+        return made
+
+    made = build_optimizations(
+        generator, discriminator, config, num_steps=10_000, device=stopwatch.device, make=optimization
+    )
+    if isinstance(generator, AMMNet) and isinstance(discriminator, Discriminator):
+        return AdversarialGame(
+            generator,
+            discriminator,
+            config,
+            generator_optimization=made.generator,
+            discriminator_optimization=made.discriminator,
+        )
+    assert isinstance(generator, DenseAMMNet) and made.discriminator is not None
+    return DenseGame(
+        generator,
+        discriminator,
+        config,
+        generator_optimization=made.generator,
+        discriminator_optimization=made.discriminator,
+    )
 
 
 def measure_steps(
@@ -77,9 +86,9 @@ def measure_steps(
     """
     full_sites.cache_clear()  # with the pairs that another variant's run built
     before = held_mebibytes(device)
-    network = build(variant, config, device)
+    pair = build(variant, config, device)
     stopwatch = Stopwatch(device)
-    game = make_game(network, config, stopwatch)
+    game = make_game(pair, config, stopwatch)
     endless = itertools.cycle(frames)
     peak = PeakMemory(device)
     warm_up = 1 if device.type == "cpu" else 3
@@ -111,7 +120,7 @@ def measure_predictions(
     The sparse network completes what is not observed to be free, in chunks; the dense one everything.
     """
     full_sites.cache_clear()
-    network = build(variant, config, device).eval()
+    network = build(variant, config, device).generator.eval()
     held = held_mebibytes(device)
     stopwatch = Stopwatch(device)
     peak = PeakMemory(device)

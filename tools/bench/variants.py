@@ -4,17 +4,23 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ammnet_sparse.config import Config, TrainingConfig, config_from_dict
+from ammnet_sparse.config import Config, ModelConfig, TrainingConfig, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
-from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction
-from ammnet_sparse.models.image_encoders import random_backbone_expected
+from ammnet_sparse.models.build import (
+    build_dense_discriminator,
+    build_dense_generator,
+    build_discriminator,
+    build_generator,
+)
+from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction, set_dense_recompute
+from ammnet_sparse.models.image_branches import ColorImageBranch
 from ammnet_sparse.training.measurement import (
     MIB,
     Allocations,
@@ -27,7 +33,6 @@ from ammnet_sparse.training.measurement import (
 
 Net = Literal["sparse", "dense"]
 Input = Literal["seg2d", "segformer"]
-NETWORKS: dict[Net, type[AMMNet] | type[DenseAMMNet]] = {"sparse": AMMNet, "dense": DenseAMMNet}
 RECOMPUTE_LEVELS = [level for level in get_args(TrainingConfig.model_fields["recompute"].annotation) if level != "off"]
 VARIANTS: dict[Net, list[str]] = {
     "sparse": ["plain", *(f"recompute_{level}" for level in RECOMPUTE_LEVELS)],
@@ -92,20 +97,45 @@ def configuration(
     return config_from_dict({"model": model, "training": training}, source="bench_model.py")
 
 
-def build(variant: Variant, config: Config, device: torch.device) -> AMMNet | DenseAMMNet:
-    """The network of a variant with random weights."""
+class Pair(NamedTuple):
+    """A generator and its discriminator, sparse or dense."""
+
+    generator: AMMNet | DenseAMMNet
+    discriminator: nn.Module
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The children of both, named as files of weights name them."""
+        return nn.ModuleDict({**dict(self.generator.named_children()), "discriminator": self.discriminator})
+
+    def to(self, device: torch.device) -> "Pair":
+        """Moves both networks; they stay the same objects."""
+        self.generator.to(device)
+        self.discriminator.to(device)
+        return self
+
+
+def build_pair(net: Net, config: ModelConfig) -> Pair:
+    """Random networks of a configuration."""
+    if net == "sparse":
+        return Pair(build_generator(config), build_discriminator(config))
+    return Pair(build_dense_generator(config), build_dense_discriminator(config))
+
+
+def build(variant: Variant, config: Config, device: torch.device) -> Pair:
+    """The networks of a variant with random weights."""
     torch.manual_seed(0)
-    with random_backbone_expected():
-        network = NETWORKS[variant.net](config.model)
-    if isinstance(network, AMMNet):
-        network.set_recompute(config.training.recompute)
+    pair = build_pair(variant.net, config.model)
+    if isinstance(pair.generator, AMMNet):
+        pair.generator.set_recompute(config.training.recompute)
+        pair.discriminator.set_recompute(config.training.recompute)
     else:
-        network.set_recompute(variant.name == "recompute_blocks")
+        set_dense_recompute(pair.modules, variant.name == "recompute_blocks")
         if is_channels_last(variant, device):
-            for module in network.modules():
+            for module in pair.modules.modules():
                 if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                     module.to(memory_format=torch.channels_last_3d)  # the rest follows its weights
-    return network.to(device)
+    return pair.to(device)
 
 
 def is_channels_last(variant: Variant, device: torch.device) -> bool:
@@ -134,22 +164,20 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
     What a layer joins does not depend on channels: a narrow network runs, the wide one only says how many channels
     each layer has. The image encoder does the same for every frame and is counted once, its attention included.
     """
-    with torch.device("meta"), random_backbone_expected():
-        wide = NETWORKS[net](config.model)
+    with torch.device("meta"):
+        wide = build_pair(net, config.model).modules
     narrow_model = config.model.model_copy(update={"width": 4, "stem_widths": (1, 1), "discriminator_width": 4})
-    with random_backbone_expected():
-        narrow = NETWORKS[net](narrow_model).train()
+    narrow = build_pair(net, narrow_model)
     encoder = {}
     if config.model.image_encoder != "seg2d":
         encoder = {"image encoder": _image_multiplications(config, batches[0])}
-        narrow.image_encoder = _BlankImage(  # type: ignore[assignment]
-            narrow_model.width, config.model.num_classes
-        )
+        blank = _BlankImage(narrow_model.width, config.model.num_classes)
+        narrow.generator.image_branch = ColorImageBranch(blank, kind=config.model.image_encoder)
     # All frames are alike to the dense network.
     frames = batches if net == "sparse" else batches[:1]
-    with torch.no_grad(), counted_layers(narrow) as counts:
+    with torch.no_grad(), counted_layers(narrow.modules) as counts:
         for batch in frames:
-            _score(narrow, batch, narrow(batch.to("cpu")))
+            _score(narrow, batch, narrow.generator(batch.to("cpu")))
     samples = sum(batch.batch_size for batch in frames)
     groups = summed(counts.multiplications(wide), group_of=group_of)
     multiplications = encoder | {group: value / samples for group, value in groups.items()}
@@ -161,8 +189,7 @@ def _sites(counts: LayerCounts, samples: int) -> dict[str, float]:
 
 
 def _image_multiplications(config: Config, batch: Batch) -> float:
-    with random_backbone_expected():
-        network = DenseAMMNet(config.model).eval()
+    network = build_dense_generator(config.model).eval()
     assert batch.image is not None
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         network.image_encoder(batch.image[:1].to("cpu"))
@@ -182,30 +209,30 @@ class _BlankImage(nn.Module):
         return SimpleNamespace(features=features, class_logits=logits)
 
 
-def _score(network: AMMNet | DenseAMMNet, batch: Batch, prediction: Any) -> Tensor:
+def _score(pair: Pair, batch: Batch, prediction: Any) -> Tensor:
     """The discriminator's scores of a prediction, as in the generator's step."""
-    if isinstance(network, AMMNet):
-        scores: Tensor = network.discriminator(prediction.voxel_logits, prediction.sites)
+    if isinstance(pair.generator, AMMNet):
+        scores: Tensor = pair.discriminator(prediction.voxel_logits, prediction.sites)
         return scores
     mask = batch.scored_mask.view(batch.batch_size, 1, *batch.grid_shape)
-    dense_scores: Tensor = network.discriminator(prediction.logits * mask)
+    dense_scores: Tensor = pair.discriminator(prediction.logits * mask)
     return dense_scores
 
 
 def measure_saved(variant: Variant, config: Config, batches: Sequence[Batch], device: torch.device) -> dict[str, Any]:
     """MiB a sample that a forward pass keeps for the backward pass, as keys of a row."""
-    network = build(variant, config, device).train()
+    pair = build(variant, config, device)
     generator: list[KeptMemory] = []
     discriminator: list[KeptMemory] = []
     frames = batches if variant.net == "sparse" else batches[:1]
     for batch in frames:
         batch = batch.to(device)
         autocast = torch.autocast(device.type, torch.float16, enabled=variant.dtype == "float16")
-        with autocast, Allocations(network) as allocations:
-            prediction = network(batch)
+        with autocast, Allocations(pair.modules) as allocations:
+            prediction = pair.generator(batch)
         generator.append(allocations.kept(_outputs(prediction)))
-        with autocast, Allocations(network.discriminator) as allocations:
-            scores = _score(network, batch, prediction)
+        with autocast, Allocations(pair.discriminator) as allocations:
+            scores = _score(pair, batch, prediction)
         discriminator.append(allocations.kept([scores]))
         del prediction, scores, allocations
     samples = sum(batch.batch_size for batch in frames)
@@ -235,9 +262,9 @@ def _outputs(prediction: Prediction | DensePrediction) -> list[Tensor]:
 
 def static_mebibytes(config: Config) -> float:
     """Weights, and of trained ones gradients and AdamW's two moments, in float32; generator and discriminator."""
-    with torch.device("meta"), random_backbone_expected():
-        network = AMMNet(config.model)
-    return sum(value.numel() * (16 if value.requires_grad else 4) for value in network.parameters()) / MIB
+    with torch.device("meta"):
+        modules = build_pair("sparse", config.model).modules
+    return sum(value.numel() * (16 if value.requires_grad else 4) for value in modules.parameters()) / MIB
 
 
 @contextlib.contextmanager

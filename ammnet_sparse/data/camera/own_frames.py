@@ -23,15 +23,13 @@ from ammnet_sparse.data.camera.images import (
 )
 from ammnet_sparse.data.camera.placement import Placement, place_camera
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, VOXEL_SIZE
+from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.splits import some
 from ammnet_sparse.data.volumes.camera import Camera, own_frame_origin
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf, tsdf_from_depth
 
-FREE = 0.999
-"""From this TSDF on a voxel that no pixel hits is observed to be free."""
 _BEHIND = -0.5
 """Below this TSDF a voxel has label weight: it is well behind a surface."""
 _MARGIN = 0.1 / VOXEL_SIZE
@@ -215,7 +213,7 @@ def make_own_frame(
         frame_id=name,
         tsdf=(flip_tsdf(tsdf) if tsdf_is_flipped else tsdf).reshape(GRID_SHAPE),
         mapping=mapping.reshape(GRID_SHAPE),
-        label_weight=((tsdf < FREE) | is_hit).reshape(GRID_SHAPE),
+        label_weight=((tsdf < FREE_TSDF) | is_hit).reshape(GRID_SHAPE),
         image=images.image,
         label_map=images.label_map,
         tsdf_is_flipped=tsdf_is_flipped,

@@ -16,11 +16,11 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
-_WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model")
+"""Keys under which programs put the state dict into a checkpoint."""
 _PREFIXES = re.compile(r"(?:(?:module|encoder|segformer|backbone)\.)*")
-_NAMES_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +100,16 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
             f"{path}: cannot read the weights; expected tensors by name and nothing else, in an undamaged file "
             f"(download it again, or save only its state_dict). The reader says: {reason}"
         ) from error
-    for wrapper in _WRAPPERS * 2:  # either order, and never forever
+    for wrapper in WRAPPERS * 2:  # either order, and never forever
         if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
             contents = contents[wrapper]
     if not isinstance(contents, dict):
         raise WeightsError(f"{path}: expected a dict of tensors by name, found {type(contents).__name__}")
     tensors = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path}: expected tensors by name, found {_some(sorted(map(str, contents)))}")
+        raise WeightsError(
+            f"{path}: expected tensors by name, found {some_names(sorted(map(str, contents))) or 'nothing'}"
+        )
     return tensors
 
 
@@ -138,7 +140,7 @@ def read_backbone_weights(backbone: nn.Module, path: str | Path) -> BackboneWeig
             found[name] = _Entry(file_name, tensor)
     if not found:
         raise WeightsError(
-            f"{path}: expected ImageNet weights of {kind}, found none of its names among {_some(sorted(tensors))}"
+            f"{path}: expected ImageNet weights of {kind}, found none of its names among {some_names(sorted(tensors))}"
         )
     _check_names(found, backbone, path=path, kind=kind)
     _check_values(found, backbone, path=path)
@@ -156,10 +158,12 @@ def _check_names(found: dict[str, _Entry], backbone: nn.Module, *, path: str | P
     # Files from before PyTorch 0.4.1 lack these counters, and nothing reads them.
     missing = sorted(name for name in expected - found.keys() if not name.endswith("num_batches_tracked"))
     if missing:
-        raise WeightsError(f"{path}: expected all weights of {kind}, missing are (timm's names) {_some(missing)}")
+        raise WeightsError(f"{path}: expected all weights of {kind}, missing are (timm's names) {some_names(missing)}")
     surplus = sorted(found[name].file_name for name in found.keys() - expected)
     if surplus:
-        raise WeightsError(f"{path}: expected weights of {kind}, found those of a larger backbone: {_some(surplus)}")
+        raise WeightsError(
+            f"{path}: expected weights of {kind}, found those of a larger backbone: {some_names(surplus)}"
+        )
 
 
 def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | Path) -> None:
@@ -175,7 +179,7 @@ def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | 
         elif not torch.isfinite(tensor).all():
             problems.append(f"{file_name} has values that are not finite")
     if problems:
-        raise WeightsError(f"{path}: weights that do not fit: {_some(problems)}")
+        raise WeightsError(f"{path}: weights that do not fit: {some_names(problems)}")
 
 
 def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:
@@ -256,9 +260,3 @@ def _join_keys_and_values(tensors: dict[str, Tensor], path: str | Path) -> dict[
 def _strip_prefixes(name: str) -> str:
     match = _PREFIXES.match(name)
     return name[match.end() :] if match else name
-
-
-def _some(items: list[str]) -> str:
-    """The first few of ``items`` and how many there are."""
-    shown = ", ".join(items[:_NAMES_SHOWN])
-    return f"{shown}, ... ({len(items)} in all)" if len(items) > _NAMES_SHOWN else shown or "nothing"

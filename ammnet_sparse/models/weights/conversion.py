@@ -5,7 +5,7 @@ shapes that are expected come from the dense network itself, built without memor
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from pydantic import ValidationError
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.models.dense import DenseAMMNet
-from ammnet_sparse.models.weights.backbones import timm_to_published
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
+from ammnet_sparse.models.weights.backbones import WRAPPERS, timm_to_published
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.models.weights.parts import join_states
 
-_WRAPPERS = ("model", "state_dict")
 _PREFIX = "module."
-_NAMES_SHOWN = 6
 
 _OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
 """Parts that a checkpoint may lack as a whole, and how the published names of each begin."""
@@ -218,7 +217,7 @@ def published_name(name: str) -> str:
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Published names to tensors, without wrapping dict and prefix."""
-    for key in _WRAPPERS:
+    for key in WRAPPERS:
         inner = state.get(key)
         if isinstance(inner, Mapping):
             return _unwrap(inner)
@@ -268,10 +267,9 @@ def _derive_config(
 
 def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Names and shapes of all weights of the network that the configuration describes."""
-    # An encoder that is not frozen: a frozen one without weights warns.
     with torch.device("meta"):
-        network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
-    return {name: value.shape for name, value in network.state_dict().items()}
+        state = join_states(build_dense_generator(config).state_dict(), build_dense_discriminator(config).state_dict())
+    return {name: value.shape for name, value in state.items()}
 
 
 def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
@@ -311,7 +309,7 @@ def _check(
         name for name, value in given.items() if name in wanted_shapes and not bool(torch.isfinite(value).all())
     ]
     problems = [
-        f"{title}: {_some(names)}"
+        f"{title}: {some_names(names)}"
         for title, names in (
             ("unknown names", unknown),
             ("missing names", missing),
@@ -332,8 +330,3 @@ def _as_stored(value: Tensor) -> Tensor:
     if value.is_floating_point():
         return value.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
     return value.detach().to("cpu", torch.int64).clone()
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

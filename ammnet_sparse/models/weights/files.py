@@ -11,12 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
-_NAMES_SHOWN = 6
 
 
 def save_weights(
@@ -103,7 +102,7 @@ def load_into(
     ]
     problems = {"missing names": missing, "unknown names": unknown, "wrong shapes": misshapen}
     if any(problems.values()):
-        found = "; ".join(f"{title}: {_some(names)}" for title, names in problems.items() if names)
+        found = "; ".join(f"{title}: {some_names(names)}" for title, names in problems.items() if names)
         raise WeightsError(f"{source}: expected the weights of this {type(network).__name__}; found {found}")
     network.load_state_dict(dict(state), strict=False)
 
@@ -125,8 +124,3 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         ) from error
     except ValueError as error:
         raise WeightsError(f"{path}: the configuration in its metadata is no JSON: {error}") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

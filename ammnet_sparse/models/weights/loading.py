@@ -1,24 +1,27 @@
-"""From a file of weights to a network that predicts."""
+"""From a file of weights to networks that predict and judge."""
 
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_encoders import random_backbone_expected
+from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.models.weights.parts import (
+    DISCRIMINATOR,
+    OPTIONAL_PARTS,
+    Sites,
+    fit_state_projections,
+    names_of,
+    split_state,
+)
 from ammnet_sparse.models.weights.shipped import find_weights
 
-OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", "discriminator")
-"""Parts that a converted checkpoint may lack, each as a whole."""
-_STATE_PROJECTION = "state_projection.weight"
 
-
-def load_model(
-    path: str | Path, *, sites: Literal["sparse", "dense"] | None = None, device: torch.device | str = "cpu"
-) -> AMMNet:
+def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.device | str = "cpu") -> AMMNet:
     """A network in evaluation mode from a safetensors file of the project's tools.
 
     Args:
@@ -38,26 +41,37 @@ def load_model(
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
     path = find_weights(path)
-    state, file_config, _ = read_weights(path)
+    file_state, file_config, _ = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
-    with random_backbone_expected():  # its weights come from this file, not from image_encoder_weights
-        network = AMMNet(config)
+    network = build_generator(config)
     expected = network.state_dict()
-    if file_config.sites == "sparse" and config.sites == "dense":
-        state = {name: value for name, value in state.items() if not name.endswith(_STATE_PROJECTION)}
-    if file_config.sites == "dense" and config.sites == "sparse":
-        state |= {name: torch.zeros_like(expected[name]) for name in expected if name.endswith(_STATE_PROJECTION)}
-    absent = [part for part in OPTIONAL_PARTS if not _names_of(part, state) and _names_of(part, expected)]
+    state, _ = split_state(file_state)
+    state = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
+    absent = [part for part in OPTIONAL_PARTS if names_of(part, expected) and not names_of(part, state)]
     load_into(network, state, source=path, may_lack=absent)
     for part in absent:
-        if part != "discriminator":
-            warnings.warn(
-                f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
-                "are given (`ammnet convert --image-encoder-weights`)",
-                stacklevel=2,
-            )
+        warnings.warn(
+            f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
+            "are given (`ammnet convert --image-encoder-weights`)",
+            stacklevel=2,
+        )
     return network.to(device).eval()
 
 
-def _names_of(part: str, state: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name in state if name.startswith(f"{part}.")]
+def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") -> Discriminator:
+    """The discriminator of a file of weights, in evaluation mode, float32; arguments as of ``load_model``.
+
+    Raises:
+        WeightsError: a file that is missing, damaged, or holds no discriminator.
+    """
+    path = find_weights(path)
+    file_state, config, _ = read_weights(path)
+    _, state = split_state(file_state)
+    if not state:
+        raise WeightsError(
+            f"{path}: expected the weights of a {DISCRIMINATOR}, found none; shipped weights and files of "
+            "`ammnet export` lack it, unless exported with --keep-discriminator"
+        )
+    discriminator = build_discriminator(config)
+    load_into(discriminator, state, source=path)
+    return discriminator.to(device).eval()

@@ -3,15 +3,17 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ammnet_sparse.cli import convert
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
 from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.weights.conversion import (
     ConversionError,
@@ -20,6 +22,7 @@ from ammnet_sparse.models.weights.conversion import (
     published_name,
 )
 from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights
+from ammnet_sparse.models.weights.parts import join_states, split_state
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 GRID = (12, 12, 12)
@@ -50,20 +53,34 @@ KNOWN_NAMES = {
 }
 
 
+class Dense(NamedTuple):
+    """The published network: generator and discriminator."""
+
+    generator: DenseAMMNet
+    discriminator: nn.Module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return join_states(self.generator.state_dict(), self.discriminator.state_dict())
+
+
+def build_dense(config: ModelConfig) -> Dense:
+    return Dense(build_dense_generator(config).eval(), build_dense_discriminator(config).eval())
+
+
 @pytest.fixture(scope="module")
-def network() -> DenseAMMNet:
+def network() -> Dense:
     """A small dense network whose statistics are not the initial ones."""
     torch.manual_seed(5)
-    network = DenseAMMNet(CONFIG)
+    network = build_dense(CONFIG)
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if name.endswith(("running_mean", "running_var")):
                 value.copy_(torch.rand_like(value) + 0.5)
-    return network.eval()
+    return network
 
 
 @pytest.fixture(scope="module")
-def published(network: DenseAMMNet) -> dict[str, Tensor]:
+def published(network: Dense) -> dict[str, Tensor]:
     """Its weights as the authors would have saved them, with the poolings that blocks of stride 1 never use."""
     state = {published_name(name): value for name, value in network.state_dict().items()}
     for name in list(state):
@@ -109,21 +126,23 @@ def test_the_published_list_of_names_and_shapes_converts_completely() -> None:
     assert len(conversion.weights) + len(conversion.unused) == len(state)
     # 13 blocks of stride 1, each with three poolings of six entries.
     assert len(conversion.unused) == 13 * 3 * 6
+    generator, _ = split_state(conversion.weights)
     with torch.device("meta"):
-        network = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
-    network.load_state_dict(conversion.weights, strict=True, assign=True)
+        network = build_dense_generator(config)
+    network.load_state_dict(generator, strict=True, assign=True)
     assert torch.equal(network.decoder.modulation1.scale.weight, state["complete.pre_layer_R11.weight"])
 
 
-def test_converted_weights_give_the_same_logits(network: DenseAMMNet, published: dict[str, Tensor]) -> None:
+def test_converted_weights_give_the_same_logits(network: Dense, published: dict[str, Tensor]) -> None:
     conversion = convert_dense_state_dict(published, grid_shape=GRID)
     assert conversion.model_config == CONFIG.model_copy(update={"freeze_image_encoder": True})
     assert conversion.missing_parts == ()
     converted = {published_name(name) for name in network.state_dict()}
     assert conversion.unused.keys() == published.keys() - converted
     with torch.device("meta"):
-        loaded = DenseAMMNet(CONFIG).eval()
-    loaded.load_state_dict(conversion.weights, strict=True, assign=True)
+        loaded = build_dense(CONFIG)
+    for part, state in zip(loaded, split_state(conversion.weights), strict=True):
+        part.load_state_dict(state, strict=True, assign=True)
     num_voxels = GRID[0] * GRID[1] * GRID[2]
     batch = Batch(
         tsdf=torch.rand(1, 1, *GRID),
@@ -132,7 +151,7 @@ def test_converted_weights_give_the_same_logits(network: DenseAMMNet, published:
         image=torch.randn(1, 3, *IMAGE),
     )
     with torch.no_grad():
-        expected, found = network(batch), loaded(batch)
+        expected, found = network.generator(batch), loaded.generator(batch)
         assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.logits_2d, expected.logits_2d)
         assert torch.equal(loaded.discriminator(found.logits), network.discriminator(found.logits))
@@ -157,7 +176,7 @@ def test_parts_may_be_absent(published: dict[str, Tensor]) -> None:
     conversion = convert_dense_state_dict(without(published, "encoder.", "head.", "disc."), grid_shape=GRID)
     assert conversion.missing_parts == ("image_encoder.backbone", "image_encoder.head", "discriminator")
     assert {name.split(".")[0] for name in conversion.weights} == {"tsdf_encoder", "decoder"}
-    rest = DenseAMMNet(conversion.model_config.model_copy(update={"freeze_image_encoder": False}))
+    rest = build_dense_generator(conversion.model_config)
     load_into(rest, conversion.weights, source="test", may_lack=conversion.missing_parts)
     assert torch.equal(rest.decoder.classifier.bias, published["complete.classify_semantic.2.1.bias"])
 
@@ -226,7 +245,7 @@ def test_the_tool_writes_a_file_that_loads(
     assert "complete.semantic_layer1.1.downsample2.1.weight" in report
     weights, config, metadata = read_weights(output)
     assert metadata == {"converted_from": "dense.pth", "missing_parts": "discriminator"}
-    loaded = DenseAMMNet(config.model_copy(update={"freeze_image_encoder": False}))
+    loaded = build_dense_generator(config)
     load_into(loaded, weights, source=output, may_lack=metadata["missing_parts"].split(","))
     assert torch.equal(loaded.image_encoder.backbone.patch_embed.proj.bias, encoder["encoder.patch_embed1.proj.bias"])
 
@@ -260,7 +279,7 @@ def test_the_tool_refuses_what_it_cannot_convert(
     assert not output.exists()
 
 
-def test_weights_go_back_under_the_published_names(network: DenseAMMNet, published: dict[str, Tensor]) -> None:
+def test_weights_go_back_under_the_published_names(network: Dense, published: dict[str, Tensor]) -> None:
     ours = network.state_dict()
     back = publish_dense_state_dict(ours, CONFIG)
     assert back.keys() == published.keys()

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,21 @@ from torch import Tensor
 
 import ammnet_sparse
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.models.build import build_dense_generator, build_discriminator, build_generator
 from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.models.weights.files import save_weights
-from ammnet_sparse.models.weights.loading import load_model
-from tests.models.scenes import GRID, assert_near, small_config, some_scene, unsettle
+from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.loading import load_discriminator, load_model
+from ammnet_sparse.models.weights.parts import join_states
+from tests.models.scenes import assert_near, small_config, some_scene, unsettle
 
 
 def saved_network(folder: Path, **changes: Any) -> tuple[Path, AMMNet]:
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = AMMNet(small_config(**changes))
+    network, discriminator = build_generator(small_config(**changes)), build_discriminator(small_config(**changes))
     unsettle(network)
     path = folder / "network.safetensors"
-    save_weights(path, network.state_dict(), model_config=network.config)
+    state = join_states(network.state_dict(), discriminator.state_dict())
+    save_weights(path, state, model_config=network.config)
     return path, network.eval()
 
 
@@ -44,9 +43,22 @@ def test_a_network_returns_from_its_file(sites: str, tmp_path: Path) -> None:
     assert isinstance(loaded, AMMNet) and loaded.config == network.config
     assert not any(module.training for module in loaded.modules())
     assert torch.equal(logits_of(loaded), logits_of(network))
-    volume = torch.randn(2, 12, *GRID)
-    assert torch.equal(loaded.discriminator(volume), network.discriminator(volume))
-    assert loaded.discriminator(volume).shape == (2, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_discriminator_returns_from_the_same_file(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    loaded = ammnet_sparse.load_discriminator(path)
+    assert not any(module.training for module in loaded.modules())
+    stored = {name: value for name, value in read_weights(path)[0].items() if name.startswith("discriminator.")}
+    assert stored.keys() == {f"discriminator.{name}" for name in loaded.state_dict()}
+    assert all(torch.equal(stored[f"discriminator.{name}"], value) for name, value in loaded.state_dict().items())
+    with torch.no_grad():
+        prediction = network(some_scene(2), voxels="scored")
+        assert loaded(prediction.voxel_logits, prediction.sites).shape == (2, 1)
+    save_weights(path, network.state_dict(), model_config=network.config)
+    with pytest.raises(WeightsError, match=r"network.safetensors: expected the weights of a discriminator, found none"):
+        load_discriminator(path)
 
 
 def test_dense_weights_on_sparse_sites_add_nothing_for_the_state(tmp_path: Path) -> None:
@@ -65,7 +77,7 @@ def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) ->
     path, network = saved_network(tmp_path)
     loaded = load_model(path, sites="dense")
     assert loaded.config.sites == "dense" and not any("state_projection" in name for name in loaded.state_dict())
-    reference = DenseAMMNet(loaded.config).eval()
+    reference = build_dense_generator(loaded.config).eval()
     kept = {name: value for name, value in network.state_dict().items() if "state_projection" not in name}
     reference.load_state_dict(kept)
     assert_near(logits_of(loaded), logits_of(reference), tolerance=1e-4, name="logits")
@@ -90,7 +102,7 @@ def test_a_frozen_backbone_from_the_file_stays_frozen_without_a_warning(tmp_path
 
 def test_a_missing_backbone_is_warned_of_and_a_missing_discriminator_is_not(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path, image_encoder="segformer_b2")
-    absent = ("image_encoder.backbone.", "discriminator.")
+    absent = "image_encoder.backbone."
     state = {name: value for name, value in network.state_dict().items() if not name.startswith(absent)}
     save_weights(path, state, model_config=network.config)
     with pytest.warns(UserWarning, match=r"network.safetensors: holds no image_encoder.backbone") as caught:
@@ -103,8 +115,6 @@ def test_a_missing_backbone_is_warned_of_and_a_missing_discriminator_is_not(tmp_
     ("name", "message"),
     [
         ("decoder.classifier.weight", "missing names: decoder.classifier.weight"),
-        # A part is either given or not: half of it is damage.
-        ("discriminator.score.bias", "missing names: discriminator.score.bias"),
         ("tsdf_encoder.state_projection.weight", "missing names: tsdf_encoder.state_projection.weight"),
     ],
 )
@@ -116,6 +126,14 @@ def test_files_that_lack_a_weight_are_refused(name: str, message: str, tmp_path:
         load_model(path)
 
 
+def test_half_a_discriminator_is_damage(tmp_path: Path) -> None:
+    path, network = saved_network(tmp_path)
+    state = {name: value for name, value in read_weights(path)[0].items() if name != "discriminator.score.bias"}
+    save_weights(path, state, model_config=network.config)
+    with pytest.raises(WeightsError, match=r"network.safetensors: .*missing names: score.bias"):
+        load_discriminator(path)
+
+
 def test_other_files_and_arguments_are_refused(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path)
     with pytest.raises(
@@ -125,7 +143,7 @@ def test_other_files_and_arguments_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "absent.safetensors")
     pickled = tmp_path / "network.pth"
     torch.save(network.state_dict(), pickled)
-    with pytest.raises(WeightsError, match=r"network.pth: expected an undamaged safetensors.*convert_checkpoint.py"):
+    with pytest.raises(WeightsError, match=r"network.pth: expected an undamaged safetensors.*`ammnet convert`"):
         load_model(pickled)
     save_weights(path, network.state_dict(), model_config=small_config(width=16))
     with pytest.raises(WeightsError, match="wrong shapes: "):

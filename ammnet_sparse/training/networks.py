@@ -1,0 +1,131 @@
+"""The two networks of a run, and the weights that they start from."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.config import Config, flat_values
+from ammnet_sparse.evaluation.selection import reads_images
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.freezing import ENCODERS
+from ammnet_sparse.models.image_encoders import ImageEncoder, load_backbone_weights
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.models.weights.parts import (
+    DISCRIMINATOR,
+    OPTIONAL_PARTS,
+    fit_state_projections,
+    join_states,
+    names_of,
+    split_state,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Networks:
+    """Generator and discriminator. Their state dict is one, the discriminator's names after ``discriminator.``."""
+
+    generator: AMMNet
+    discriminator: Discriminator
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Networks":
+        """Moves both networks; they stay the same objects."""
+        self.generator.to(device, dtype)
+        self.discriminator.to(device, dtype)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights of both networks."""
+        return join_states(self.generator.state_dict(), self.discriminator.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores ``state_dict``. Raises RuntimeError for weights of other networks."""
+        generator, discriminator = split_state(state)
+        self.generator.load_state_dict(generator)
+        self.discriminator.load_state_dict(discriminator)
+
+
+def build_networks(config: Config, *, initial_weights: Path | None = None, is_resumed: bool = False) -> Networks:
+    """The networks as the seed initialises them, or from weights; a resumed run's state replaces them all.
+
+    Args:
+        initial_weights: see ``initialise_from``.
+        is_resumed: leave out the image backbone's weights, which may have been moved since.
+
+    Raises:
+        WeightsError: weights that cannot be read or do not fit.
+    """
+    torch.manual_seed(config.training.seed)
+    networks = Networks(build_generator(config.model), build_discriminator(config.model))
+    backbone = config.model.image_encoder_weights
+    if backbone is not None and not is_resumed and reads_images(config.model):
+        load_image_backbone(networks.generator, backbone)
+    if initial_weights is not None:
+        initialise_from(networks, initial_weights)
+    networks.generator.set_recompute(config.training.recompute)
+    networks.discriminator.set_recompute(config.training.recompute)
+    return networks
+
+
+def load_image_backbone(network: AMMNet, path: str | Path) -> None:
+    """Loads ImageNet weights into the backbone of a network that reads colour images.
+
+    Raises:
+        WeightsError: a file that cannot be read or does not fit, or a network without image encoder.
+    """
+    encoder = getattr(network, "image_encoder", None)
+    if not isinstance(encoder, ImageEncoder):
+        raise WeightsError(f"{path}: expected a network with an image encoder, found none to load the backbone into")
+    load_backbone_weights(encoder, path)
+
+
+def initialise_from(networks: Networks, path: str | Path) -> None:
+    """Weights of another run, or converted ones, to start from (fine-tuning); widths must fit, sites may differ.
+
+    Where the generator freezes its encoders (Figure 2), only they are taken: its decoder is trained from the start, and
+    the file may be of a network with other inputs. Parts that a converted checkpoint may lack, the discriminator and
+    the image encoder, stay as they are; a warning says so where they were random and are never trained.
+
+    Raises:
+        WeightsError: a file that is missing, damaged, or of another network.
+    """
+    file_state, file_config, _ = read_weights(path)
+    config = networks.generator.config
+    expected = networks.generator.state_dict()
+    state, discriminator = split_state(file_state)
+    state = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
+    may_lack: tuple[str, ...] = OPTIONAL_PARTS
+    if config.freeze_encoders:
+        discriminator = {}
+        state = {
+            name: value
+            for encoder in ENCODERS
+            for name, value in state.items()
+            if name.startswith(f"{encoder}.") and names_of(encoder, expected)
+        }
+        may_lack = ("image_encoder.backbone", "decoder")
+    try:
+        load_into(networks.generator, state, source=path, may_lack=may_lack)
+        if discriminator:
+            load_into(networks.discriminator, discriminator, source=f"{path}: {DISCRIMINATOR}")
+    except WeightsError as error:
+        before, now = flat_values(file_config), flat_values(config)
+        differing = [f"model.{key} {before[key]} (here {now[key]})" for key in now if before[key] != now[key]]
+        raise WeightsError(f"{error}; the file's network has {', '.join(differing) or 'the same keys'}") from error
+    _warn_of_random_backbone(networks.generator, state, path)
+
+
+def _warn_of_random_backbone(network: AMMNet, state: Mapping[str, Tensor], path: str | Path) -> None:
+    needs_one = reads_images(network.config) and network.config.freeze_image_encoder
+    is_given = network.config.image_encoder_weights is not None or bool(names_of("image_encoder.backbone", state))
+    if needs_one and not is_given:
+        warnings.warn(
+            f"{path}: holds no image backbone, so the frozen one stays random: set model.image_encoder_weights",
+            stacklevel=3,
+        )
