@@ -8,7 +8,7 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test lint format docs asan oldest clean FORCE
+.PHONY: help setup train test lint format docs asan emulate oldest clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make docs     set up, then build the documentation as a site (site/index.html), API reference included'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make emulate  test the CUDA kernels on the CPU, under the same (neither CUDA nor a GPU is needed)'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
@@ -59,6 +60,10 @@ docs: $(stamp)
 asan: $(stamp)
 	@echo '== C++ kernels under AddressSanitizer'
 	sh tools/asan.sh $(python) $(ARGS)
+
+emulate: $(stamp)
+	@echo '== CUDA kernels on the CPU, under AddressSanitizer'
+	sh tools/emulate.sh $(python) $(ARGS)
 
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'

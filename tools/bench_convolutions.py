@@ -194,11 +194,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     rows = measure_all(batch, options)
     print_table(rows, options.ways)
+    return 0
+
+
+def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """What is measured so far: a time limit may end the rest."""
     if options.json:
         card = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
         kept = {"device": card, "dtype": options.dtype, "rows": rows, "totals": totals(rows, options.ways)}
         options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -212,7 +216,11 @@ def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any
     discriminator = build_discriminator(config).to(options.device)
     cases = record_cases(generator, discriminator, batch=batch.to(options.device))
     dtype = DTYPES[options.dtype]
-    return [measure_case(case, options.ways, options.device, dtype=dtype, seconds=options.seconds) for case in cases]
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        rows.append(measure_case(case, options.ways, options.device, dtype=dtype, seconds=options.seconds))
+        save(rows, options)
+    return rows
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

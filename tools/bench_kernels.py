@@ -25,6 +25,7 @@ import torch
 from bench.cases import Case, load_frames, make_cases
 from bench.timing import Step, measure
 
+from ammnet_sparse.cli.options import parse_device
 from ammnet_sparse.ops import kernel_libraries
 
 LARGE_COPY = {"cpu": 2**28, "cuda": 2**30}
@@ -121,7 +122,7 @@ def print_rows(rows: list[dict], *, bandwidth: float) -> None:
 
 def print_header(device: torch.device, bandwidth: float) -> None:
     library = kernel_libraries()[device.type]
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"\n{device.type} ({name}), torch {torch.__version__}, {platform.platform()}")
     print(f"kernels: {library.note}")
     print(
@@ -164,7 +165,7 @@ def plot(rows: list[dict], path: Path) -> None:
 def main() -> None:
     found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--device", choices=("cpu", "cuda"), action="append", help="all that are found")
+    parser.add_argument("--device", action="append", help="cpu, cuda or cuda:N (default: cpu and cuda)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
     parser.add_argument("--data", type=Path, help="folder or packed file of a set; else generated rooms")
     parser.add_argument("--operator", action="append", help="measure only this one (may be given more than once)")
@@ -174,12 +175,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--plot", type=Path, help="file for a picture")
     arguments = parser.parse_args()
-    if "cuda" in (arguments.device or []) and "cuda" not in found:
-        parser.error("--device cuda: PyTorch finds no CUDA device")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(8332)
     try:
+        devices = [parse_device(name) for name in arguments.device or found]
         batch = load_frames(arguments.data)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -187,7 +187,7 @@ def main() -> None:
         name for name in ("ours", "naive", "compile", "copy") if name != "compile" or not arguments.no_compile
     ]
     rows: list[dict] = []
-    for device in map(torch.device, arguments.device or found):
+    for device in devices:
         num_bytes = LARGE_COPY[device.type]
         copied = measure(copy_step(num_bytes, device), device, seconds=arguments.seconds)
         bandwidth = num_bytes / (copied.median * 1e-6)
@@ -198,9 +198,9 @@ def main() -> None:
             measured = measure_case(case, device, implementations=implementations, seconds=arguments.seconds)
             print_rows(measured, bandwidth=bandwidth)
             rows += measured
-    if arguments.json:
-        kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
-        arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
+            if arguments.json:  # after each, as a time limit may end the next
+                kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
+                arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:
         plot(rows, arguments.plot)
 

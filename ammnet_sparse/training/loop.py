@@ -44,7 +44,7 @@ class Run:
     Args:
         config: what to train; ``data.root`` names the set.
         folder: receives config.yaml, metrics.jsonl, last and best weights, the state and tensorboard/.
-        device: where to train.
+        device: where to train; a CUDA device becomes the current one.
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
         limit: train and validate on so many frames only, for a trial; a resumed run keeps its own.
@@ -68,6 +68,8 @@ class Run:
         show_progress: bool = True,
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # spconv computes on the stream of the current device, whatever its inputs'
         state = load_state(folder) if resume else None
         if state is not None:
             check_same_run(config, state.get("config"), folder=folder)
