@@ -124,6 +124,11 @@ def writing_to(place: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(place)
         raise
+    except Exception as error:
+        # safetensors and torch.save tell a full disk in classes of their own; importing them takes long.
+        if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter failed" in str(error):
+            raise UsageError(f"{place}: cannot be written ({_first_line(error)}); is the disk full?") from error
+        raise
 
 
 def check_output_file(path: Path, *, option: str = "--out") -> None:

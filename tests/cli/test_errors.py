@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from ammnet_sparse.cli import errors
@@ -92,6 +93,15 @@ def test_a_file_without_a_name_gets_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as named, writing_to(tmp_path / "out"):
         (tmp_path / "absent").read_text()
     assert named.value.filename == str(tmp_path / "absent")
+
+
+def test_libraries_that_do_not_raise_oserror_are_told_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model.pth: cannot be written \(.*; is the disk full\?"):
+        with writing_to(tmp_path / "model.pth"):
+            torch.save({"x": torch.zeros(100_000)}, "/dev/full")
+    with pytest.raises(UsageError, match=r"w.safetensors: cannot be written \(.*; is the disk full\?"):
+        with writing_to(tmp_path / "w.safetensors"):
+            safetensors.torch.save_file({"x": torch.zeros(10)}, tmp_path / "absent" / "w.safetensors")
 
 
 def test_places_that_cannot_be_written_are_named_before_the_work(

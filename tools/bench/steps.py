@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from bench.dense import DenseGame
+from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
 from bench.variants import Pair, Variant, build
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.measurement import PeakMemory, Stopwatch, held_mebibytes
 from ammnet_sparse.training.optimization import Optimization, build_optimizations
 
 PARTS = ("forward", "backward", "discriminator", "optimizer")

@@ -5,6 +5,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench.measurement import (
+    MIB,
+    Allocations,
+    PeakMemory,
+    Stopwatch,
+    counted_layers,
+    held_mebibytes,
+    summed,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,15 +29,6 @@ from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.sparse.convolutions import SiteConv3d
 from ammnet_sparse.sparse.kernel_maps import Kernel
 from ammnet_sparse.sparse.sites import sites_from_mask
-from ammnet_sparse.training.measurement import (
-    MIB,
-    Allocations,
-    PeakMemory,
-    Stopwatch,
-    counted_layers,
-    held_mebibytes,
-    summed,
-)
 from tests.models.scenes import GRID, both, small_config, some_scene
 
 CPU = torch.device("cpu")
