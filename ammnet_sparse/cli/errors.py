@@ -126,7 +126,7 @@ def writing_to(place: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # safetensors and torch.save tell a full disk in classes of their own; importing them takes long.
-        if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter failed" in str(error):
+        if type(error).__name__ == "SafetensorError" or _is_of_torch_save(error):
             raise UsageError(f"{place}: cannot be written ({_first_line(error)}); is the disk full?") from error
         raise
 
@@ -162,6 +162,11 @@ def _give_up_unwritable_output() -> bool:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+def _is_of_torch_save(error: Exception) -> bool:
+    """Whether ``torch.save`` could not write: it raises errors of its C++ code."""
+    return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_container" in str(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -69,6 +69,8 @@ def other_bytes(batch: Batch, rows: int, item: int, *, is_large: bool) -> Iterat
     once = rows * CHANNELS * item
     yield "modulate", 4 * once
     yield "modulate backward", 5 * once
+    yield "normalize_sites", 3 * once
+    yield "normalize_sites backward", 5 * once
 
 
 def all_bytes(batch: Batch, *, is_large: bool, item: int) -> dict[str, int]:

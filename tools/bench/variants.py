@@ -172,7 +172,7 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
     encoder = {}
     if config.model.image_encoder != "seg2d":
         encoder = {"image encoder": _image_multiplications(config, batches[0])}
-        blank = _BlankImage(narrow_model.width, config.model.num_classes)
+        blank: Any = _BlankImage(narrow_model.width, config.model.num_classes)
         narrow.generator.image_branch = ColorImageBranch(blank, kind=config.model.image_encoder)
     # All frames are alike to the dense network.
     frames = batches if net == "sparse" else batches[:1]
