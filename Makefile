@@ -8,7 +8,7 @@ python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test fuzz lint format asan oldest soak clean FORCE
+.PHONY: help setup train test fuzz lint format docs asan emulate oldest soak clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
@@ -16,7 +16,9 @@ help:
 	@echo 'make fuzz     set up, then read 20,000 damaged files of every kind; raw errors are counted, and fail'
 	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
+	@echo 'make docs     set up, then build the documentation as a site (site/index.html), API reference included'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make emulate  test the CUDA kernels on the CPU, under the same (neither CUDA nor a GPU is needed)'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
 	@echo 'make soak     train 2,000 steps and see that the memory of the process stays flat (about 10 minutes)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
@@ -56,9 +58,18 @@ format: $(stamp)
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
+docs: $(stamp)
+	@echo '== documentation'
+	$(python) tools/setup/install.py docs
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+
 asan: $(stamp)
 	@echo '== C++ kernels under AddressSanitizer'
 	sh tools/asan.sh $(python) $(ARGS)
+
+emulate: $(stamp)
+	@echo '== CUDA kernels on the CPU, under AddressSanitizer'
+	sh tools/emulate.sh $(python) $(ARGS)
 
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'
@@ -72,14 +83,14 @@ clean:
 	@echo '== deleting $(VENV), build folders and caches'
 	@if [ -e '$(VENV)' ] && [ ! -e '$(VENV)/pyvenv.cfg' ]; then \
 		echo "$(VENV) is no virtual environment: not deleted" >&2; exit 1; fi
-	@rm -rf '$(VENV)' build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf '$(VENV)' build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp holds the chosen spconv: another choice installs again, as a newer setup.py does.
 ifneq ($(shell cat '$(stamp)' 2>/dev/null),$(AMMNET_SPARSE_SPCONV))
 $(stamp): FORCE
 endif
-$(stamp): setup.py tools/setup/environment.sh tools/setup/install.py
-	@echo '== setting up $(VENV) (once; again when setup.py or the choice of spconv changes)'
+$(stamp): pyproject.toml setup.py tools/setup/environment.sh tools/setup/install.py
+	@echo '== setting up $(VENV) (once; again when pyproject.toml, setup.py or the choice of spconv changes)'
 	@rm -f $@
 	@sh tools/setup/environment.sh '$(PYTHON)' '$(VENV)'
 	@$(python) tools/setup/install.py

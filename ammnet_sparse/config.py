@@ -80,6 +80,8 @@ class SyntheticConfig(_Section):
 
 
 class DataConfig(_Section):
+    """Where the frames come from, which are kept for validation, and how they are augmented."""
+
     root: Path | None = Field(None, description="folder or packed file of the set; empty: generated rooms are kept")
     synthetic_root: Path = Field(Path("data/rooms"), description="where generated rooms are kept")
     dataset: Literal["nyu", "nyucad"] = Field("nyu", description="published layout that root follows")
@@ -172,6 +174,8 @@ class ModelConfig(_Section):
 
 
 class LossConfig(_Section):
+    """Weights and smoothing of the losses."""
+
     label_smoothing: Probability = Field(0.2, description="of both cross-entropies")
     weight_2d: float = Field(0.25, ge=0, description="weight of the 2D cross-entropy (image models only)")
     weight_adversarial: float = Field(0.005, ge=0, description="weight of the adversarial loss of the generator")
@@ -228,6 +232,8 @@ class OptimizerConfig(_Section):
 
 
 class TrainingConfig(_Section):
+    """The loop: epochs, batches, precision, memory, saves."""
+
     epochs: Positive = Field(150, description="passes over the training frames")
     batch_size: Positive = Field(4, description="frames a forward pass; an incomplete last batch is dropped")
     accumulate: Positive = Field(1, description="batches whose gradients make a step, as of one larger batch")

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from setuptools import find_packages
 import ammnet_sparse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,9 @@ def spconv_requirements(setup_script: dict) -> Callable[[str], list[str]]:
     return setup_script["spconv_requirements"]
 
 
-def test_version_has_one_source(setup_script: dict) -> None:
+def test_version_has_one_source() -> None:
     citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", ammnet_sparse.__version__)
-    assert setup_script["read_version"]() == ammnet_sparse.__version__
     assert importlib.metadata.version("ammnet-sparse") == ammnet_sparse.__version__
     assert f"\nversion: {ammnet_sparse.__version__}\n" in citation
 
@@ -104,6 +105,12 @@ def test_what_is_no_python_is_packaged(tmp_path: Path) -> None:
     assert all((tmp_path / "wheel" / name).read_bytes() == (REPOSITORY / name).read_bytes() for name in names)
 
 
+def test_every_page_of_the_documentation_stands_in_its_navigation() -> None:
+    """What `make docs` would complain about, without building the site."""
+    navigation = re.findall(r"^ +- .*: (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    assert sorted(navigation) == sorted(path.name for path in (REPOSITORY / "docs").glob("*.md"))
+
+
 def test_imports_from_any_folder(tmp_path: Path) -> None:
     program = "import ammnet_sparse, ammnet_sparse.config as c; print(ammnet_sparse.__version__, c.load_config().loss)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -113,10 +120,10 @@ def test_imports_from_any_folder(tmp_path: Path) -> None:
     assert found.stdout.startswith(f"{ammnet_sparse.__version__} label_smoothing=")
 
 
-def test_advice_names_the_supported_versions(setup_script: dict) -> None:
+def test_advice_names_the_supported_versions() -> None:
     script = (REPOSITORY / "tools" / "setup" / "environment.sh").read_text(encoding="utf-8")
     listed = re.search(r'^versions="([^"]+)"', script, re.MULTILINE)
-    supported = SpecifierSet(setup_script["PYTHON_REQUIRES"])
+    supported = SpecifierSet(PROJECT["project"]["requires-python"])
     assert listed
     assert listed[1].split() == [f"3.{minor}" for minor in range(30) if f"3.{minor}.5" in supported]
 

@@ -39,7 +39,7 @@ def write_example(folder: Path, *, seed: int = SEED, index: int = INDEX) -> None
     Image.fromarray(np.round(frame.depth * 1000).astype(np.uint16)).save(folder / "depth.png", optimize=True)
     Image.fromarray(frame.label_map).save(folder / "label_map.png", optimize=True)
     camera = NYU_CAMERA
-    matrix = [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
     np.savetxt(folder / "intrinsics.txt", matrix, fmt="%.4f")
     np.savetxt(folder / "pose.txt", frame.pose, fmt="%.6f")
 

@@ -5,13 +5,13 @@
 Exit code: 0 nothing is lacking for the device, 1 something is (each is named), 2 wrong usage, 130 interrupted.
 """
 
-import ast
 import importlib.metadata
 import importlib.util
 import platform
 import re
 import shutil
 import subprocess
+import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from ammnet_sparse.cli.errors import UsageError, command
 from ammnet_sparse.cli.options import CommandParser, add_device_option
 
-_SETUP = Path(__file__).resolve().parents[2] / "setup.py"
+_PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 """Of a checkout, which may not be installed where this runs."""
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
 """Names to import, where they differ from those to install."""
@@ -56,22 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def required_packages() -> list[str]:
     """What the package requires, by name; spconv stands for its wheels.
 
-    A checkout says it in setup.py, which is read without running it; an installed package in its metadata.
+    A checkout says it in pyproject.toml, an installed package in its metadata.
     """
-    if not _SETUP.is_file():
+    if _PROJECT.is_file():
+        ours = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["tool"]["ammnet-sparse"]
+        requirements = [*ours["torch"], *ours["requirements"]]
+    else:
         requirements = [text for text in importlib.metadata.requires("ammnet-sparse") or () if "extra ==" not in text]
-        names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in requirements]
-        return [*(name for name in names if not name.startswith("spconv")), "spconv"]
-    tree = ast.parse(_SETUP.read_text(encoding="utf-8"))
-    lists = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("TORCH_REQUIREMENTS", "REQUIREMENTS")
-    }
-    found = [text.partition(">")[0] for name in ("TORCH_REQUIREMENTS", "REQUIREMENTS") for text in lists[name]]
-    return [*found, "spconv"]
+    names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in requirements]
+    return [*(name for name in names if not name.startswith("spconv")), "spconv"]
 
 
 def _default_kind() -> str:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ammnet_sparse.data.parallel import WorkerLostError
 from ammnet_sparse.training.interruption import RunInterrupted
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -39,7 +40,7 @@ def command(name: str) -> Callable[[Main], Main]:
     """Makes ``ammnet NAME`` of a function: its errors become one message and an exit code.
 
     ``ValueError`` and ``OSError``, which all errors of configurations, data and weights are, mean wrong usage or data
-    (2); ``CommandFailed``, ``RuntimeError`` of known kinds and exhausted memory a failure (1); Ctrl-C and SIGTERM 130.
+    (2); ``CommandFailed``, a lost worker process and exhausted memory a failure (1); Ctrl-C and SIGTERM 130.
     Anything else is a fault of this program and keeps its traceback. Notes of an exception (``add_note``) follow its
     message, a line each.
     """
@@ -53,16 +54,19 @@ def command(name: str) -> Callable[[Main], Main]:
                 sys.stdout.flush()
                 return code
             except BrokenPipeError:
-                # Whoever read the output, such as `head`, has seen enough; the interpreter must not flush into it.
-                with contextlib.suppress(OSError, ValueError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                # Whoever read the output, such as `head`, has seen enough.
+                _give_up_unwritable_output()
                 return FAILED
             except BaseException as error:
+                is_output_lost = _give_up_unwritable_output()
+                if isinstance(error, OSError) and is_output_lost and error.filename is None:
+                    error.filename = "standard output"
                 described = describe(error)
                 if described is None:
                     raise
                 message, code = described
-                print(f"ammnet {name}: {message}", file=sys.stderr)
+                # File names may hold bytes that are not text.
+                print(f"ammnet {name}: {message}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
                 return code
 
         return run
@@ -109,7 +113,7 @@ def _describe(error: BaseException) -> tuple[str, int] | None:
         return f"cannot print {error.object[error.start : error.end]!r} in {error.encoding}; set PYTHONUTF8=1", FAILED
     if isinstance(error, ValueError):
         return str(error), WRONG_USAGE
-    if isinstance(error, CommandFailed):
+    if isinstance(error, CommandFailed | WorkerLostError):
         return str(error), FAILED
     return None
 
@@ -141,6 +145,11 @@ def writing_to(place: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(place)
         raise
+    except Exception as error:
+        # safetensors and torch.save tell a full disk in classes of their own; importing them takes long.
+        if type(error).__name__ == "SafetensorError" or _is_of_torch_save(error):
+            raise UsageError(f"{place}: cannot be written ({_first_line(error)}); is the disk full?") from error
+        raise
 
 
 def check_output_file(path: Path, *, option: str = "--out") -> None:
@@ -160,6 +169,25 @@ def check_output_folder(path: Path, *, option: str = "--out") -> None:
         raise UsageError(f"{option} {path}: expected a folder, found a file {nearest}; choose another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: {nearest} cannot be written to; check its permissions or choose another")
+
+
+def _give_up_unwritable_output() -> bool:
+    """Drops what standard output cannot take, so that the interpreter does not fail once more when it ends.
+
+    Returns whether there was anything to drop.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _is_of_torch_save(error: Exception) -> bool:
+    """Whether ``torch.save`` could not write: it raises errors of its C++ code."""
+    return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_container" in str(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ A new command is a file in this folder with a function ``main(arguments) -> exit
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -69,7 +70,14 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return FAILED
-    code: int = command.main(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not text
+    try:
+        code: int = command.main(arguments)
+    except KeyboardInterrupt:  # outside of what the command itself answers
+        print(f"ammnet {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return code
 
 

@@ -188,7 +188,7 @@ def choose_device(name: str | None) -> "torch.device":
 
 
 def parse_device(text: str) -> "torch.device":
-    """A device by name.
+    """A device by name; one of several CUDA devices becomes the current one, on whose stream spconv computes.
 
     Raises:
         UsageError: what is not a device, or a device that this machine does not have.
@@ -205,4 +205,6 @@ def parse_device(text: str) -> "torch.device":
         raise UsageError(
             f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device

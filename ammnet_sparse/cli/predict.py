@@ -15,8 +15,8 @@ Own frames: --color and --depth are two files, or two folders whose files match 
 image is registered to the color image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and
 the floor are found in the depth, and it is said how sure that is. docs/own_camera.md has more.
 
-Exit code: 0 done, 1 some frames were skipped or lie all but outside the grid (each is named), 2 wrong usage (no such
-file or input), 130 interrupted.
+Exit code: 0 done, 1 some frames were skipped or lie all but outside the grid (each is named), 2 wrong usage or no frame
+that can be used, 130 interrupted.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from ammnet_sparse.cli.camera_options import (
     check_camera_options,
     given_options,
 )
-from ammnet_sparse.cli.errors import check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     frames = f"{count} frame{'s' * (count != 1)} completed ({', '.join(kinds)})"
     of_these = f", {len(outside)} of them with less than {LITTLE:.0%} of the depth in the grid" if outside else ""
     print(f"{options.out}: {frames}{of_these}" + (f", {len(skipped)} skipped" if skipped else ""))
-    return 1 if skipped or outside else 0
+    if not count:
+        return WRONG_USAGE
+    return FAILED if skipped or outside else 0
 
 
 def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]) -> int:
@@ -107,16 +109,18 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
     )
     scenes: list[Scene] = []
     count = 0
-    for completed in completed_frames:
-        write_volume(options.out, completed)
-        write_picture(options.out, completed)
-        if options.ply:
-            write_ply_files(options.out, completed)
-        if options.page:
-            scenes.append(completed.to_scene())
-        count += 1
-    if scenes:
-        write_page(options.out / _PAGE, scenes, title="Completed scenes")
+    try:
+        for completed in completed_frames:
+            write_volume(options.out, completed)
+            write_picture(options.out, completed)
+            if options.ply:
+                write_ply_files(options.out, completed)
+            if options.page:
+                scenes.append(completed.to_scene())
+            count += 1
+    finally:  # an interruption does not take the page of what is completed
+        if scenes:
+            write_page(options.out / _PAGE, scenes, title="Completed scenes")
     return count
 
 
@@ -145,7 +149,7 @@ def _set_frames(
                 raise DataError(
                     f"{folder.root}: expected voxels that a pixel hits, found none: nothing to predict from"
                 )
-        except DataError as error:
+        except (DataError, OSError) as error:
             if len(options.ids) == 1:
                 raise
             skipped.append(f"frame {frame_id}: {error}")

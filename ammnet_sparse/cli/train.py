@@ -207,10 +207,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"the configuration {DEFAULT_CONFIG!r} changes some:\n" + "\n".join(keys)
     )
     parser = CommandParser("train", __doc__, epilog=epilog)
+    names = ", ".join(name for name in config_names() if "/" not in name)
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file, or the name of a shipped one: {', '.join(config_names())} (default: {DEFAULT_CONFIG})",
+        help=f"YAML file, or the name of a shipped one: {names} (default: {DEFAULT_CONFIG})",
     )
     add_out_option(parser, "new folder for the run (default: runs/DATE_TIME)", metavar="DIR", aliases=["--output"])
     add_device_option(parser)

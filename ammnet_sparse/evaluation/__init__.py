@@ -1,0 +1,1 @@
+"""Metrics, baselines, flips at test time and the table of scores."""

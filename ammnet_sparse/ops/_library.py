@@ -13,9 +13,13 @@ index out of range reads and writes nothing, and its row is zero. The CUDA kerne
 ``AMMNET_SPARSE_CHECK_INDICES=1`` every call waits for the device and raises IndexError then.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import platform
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -74,11 +78,53 @@ def _load_library(device: str) -> KernelLibrary:
         return KernelLibrary(False, f"PyTorch {torch.__version__} is built without CUDA")
     if device == "cpu" and platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         return KernelLibrary(False, "the processor has no AVX2, or ATEN_CPU_CAPABILITY says not to use it")
+    if device == "cuda" and (reason := _reason_of_driver(path)):
+        return KernelLibrary(False, reason)
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
         return KernelLibrary(False, f"{path}: {error}")
     return KernelLibrary(True, str(path))
+
+
+def _reason_of_driver(path: Path) -> str:
+    """Why the driver here cannot run the library of CUDA kernels; nothing where it can, or where there is none.
+
+    A driver runs what was built with CUDA of its own major version and of those before. With a later one every launch
+    fails, so the references run, with a warning where PyTorch itself can use the device.
+    """
+    driver = _driver_version()
+    built = _version_in(path) if driver else None
+    if not driver or not built or built // 1000 <= driver // 1000:
+        return ""
+    reason = (
+        f"built with CUDA {_version_text(built)}, which the driver here, for CUDA {_version_text(driver)}, is too old "
+        "for: update the driver, or build the kernels with an older CUDA (python setup.py build_ext --inplace)"
+    )
+    if int((torch.version.cuda or "0").partition(".")[0]) <= driver // 1000:
+        warnings.warn(f"CUDA kernels of ammnet_sparse {reason}. Slower references run instead", stacklevel=2)
+    return reason
+
+
+def _driver_version() -> int | None:
+    """The CUDA that the driver is for, 13000 for 13.0; None without one. Does not start CUDA: a fork may follow."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int(0)
+    return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+
+
+def _version_in(path: Path) -> int | None:
+    """The CUDA that a library was built with, from its file; to load it would register its kernels."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(rb"ammnet_sparse: built with CUDA (\d+)\.", content)
+        return int(found[1]) if found else None
+
+
+def _version_text(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _is_switched_on(variable: str, *, default: bool) -> bool:

@@ -1,0 +1,1 @@
+"""Pictures, PLY files and offline pages of completed scenes and of runs."""

@@ -1,0 +1,1 @@
+"""Sites, kernel maps and convolutions on them: the only place that imports spconv."""

@@ -1,0 +1,1 @@
+"""Losses, the adversarial game, the loop and what a run keeps."""

@@ -60,7 +60,7 @@ class Run:
     Args:
         config: what to train; ``data.root`` names the set.
         folder: receives config.yaml, metrics.jsonl, last and best weights, the state and tensorboard/.
-        device: where to train.
+        device: where to train; a CUDA device becomes the current one.
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
         limit: train and validate on so many frames only, for a trial; a resumed run keeps its own.
@@ -87,6 +87,8 @@ class Run:
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
         lock = FolderLock(folder) if resume and folder.is_dir() else None
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # spconv computes on the stream of the current device, whatever its inputs'
         self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
         self.changes: list[dict[str, Any]] = []

@@ -1,17 +1,11 @@
-// What the CUDA kernels share: 16-byte vectors, launches on PyTorch's current stream, the flags of bad indices.
+// What the CUDA kernels share: 16-byte vectors, launches (launch.h), the flags of bad indices.
 #pragma once
 
 #include "../common.h"
-
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/util/shim_utils.h>
-
-// Later headers repeat the message of PyTorch's error; those of 2.11 name the call that failed.
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK
-#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#if defined(AMMNET_SPARSE_EMULATION)
+#include "../emulation/launch.h"
+#else
+#include "launch.h"
 #endif
 
 namespace ammnet_sparse {
@@ -28,8 +22,17 @@ struct alignas(sizeof(T) * kSize) Vector {
   T value[kSize];
 };
 
+// On a GPU a misaligned access ends the program; where the kernels run on a CPU, this throws.
+template <typename Structure>
+__device__ __forceinline__ void check_alignment([[maybe_unused]] const Structure* address) {
+#if defined(AMMNET_SPARSE_EMULATION)
+  emulation::check_alignment(address, alignof(Structure));
+#endif
+}
+
 template <int kSize, typename T>
 __device__ __forceinline__ Vector<T, kSize> load(const T* source) {
+  check_alignment(reinterpret_cast<const Vector<T, kSize>*>(source));
   return *reinterpret_cast<const Vector<T, kSize>*>(source);
 }
 
@@ -47,6 +50,7 @@ __device__ __forceinline__ void store_whole(Structure* target, const Structure& 
     return;
   }
 #endif
+  check_alignment(target);
   *target = value;
 }
 
@@ -80,27 +84,6 @@ inline unsigned int num_blocks(int64_t num_threads) {
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "too many elements for one launch");
   return static_cast<unsigned int>(blocks);
 }
-
-// Makes the device of a tensor the current one, in PyTorch and in the CUDA runtime of this library, for the life of
-// the object, and gives PyTorch's current stream there.
-class Launch {
- public:
-  explicit Launch(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
-    STD_CUDA_CHECK(cudaSetDevice(device_));
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-  int32_t device() const { return device_; }
-  cudaStream_t stream() const { return stream_; }
-  // Throws if the launch failed; does not wait for the kernel.
-  void check() const { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
-
- private:
-  int32_t device_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-};
 
 // A bit for each operator, as ammnet_sparse/ops/_library.py names them.
 enum class OutOfRange : unsigned int {

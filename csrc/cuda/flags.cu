@@ -3,6 +3,14 @@
 
 #include <atomic>
 
+// Read out of the file, before it is loaded, by ammnet_sparse/ops/_library.py: 13000 for CUDA 13.0.
+#if defined(CUDART_VERSION)
+#define AMMNET_TEXT_OF(number) #number
+#define AMMNET_TEXT(number) AMMNET_TEXT_OF(number)
+extern "C" __attribute__((used)) const char ammnet_sparse_cuda_version[] =
+    "ammnet_sparse: built with CUDA " AMMNET_TEXT(CUDART_VERSION) ".";
+#endif
+
 namespace ammnet_sparse {
 namespace {
 
@@ -17,9 +25,7 @@ __global__ void take_flags(unsigned int* flags, int32_t* result) {
 Tensor take_out_of_range(const Tensor& like) {
   const Launch launch(like);
   Tensor result = torch::stable::new_empty(like, {1}, ScalarType::Int);
-  take_flags<<<1, 1, 0, launch.stream()>>>(
-      out_of_range_flags(launch), static_cast<int32_t*>(result.mutable_data_ptr()));
-  launch.check();
+  launch(take_flags, 1, 1, out_of_range_flags(launch), static_cast<int32_t*>(result.mutable_data_ptr()));
   return result;
 }
 
@@ -31,13 +37,13 @@ unsigned int* out_of_range_flags(const Launch& launch) {
   std::atomic<unsigned int*>& address = known[launch.device()];
   unsigned int* flags = address.load();
   if (flags == nullptr) {
-    STD_CUDA_CHECK(cudaGetSymbolAddress(reinterpret_cast<void**>(&flags), flags_of_device));
+    flags = launch.address_of(flags_of_device);
     address.store(flags);
   }
   return flags;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("take_out_of_range", TORCH_BOX(&take_out_of_range));
 }
 

@@ -68,11 +68,11 @@ Tensor modulate(const Tensor& features, const Tensor& scale, const Tensor& bias)
     const bool has_vectors = has_vector_rows<T>(size, features_data, scale_data, bias_data, result_data);
     dispatch_vector<T>(has_vectors, [&](auto vector) {
       const int64_t num_vectors = size / vector();
-      modulate_kernel<T, vector()><<<num_blocks(num_vectors), kThreads, 0, launch.stream()>>>(
-          features_data, scale_data, bias_data, result_data, num_vectors);
+      launch(
+          modulate_kernel<T, vector()>, num_blocks(num_vectors), kThreads, features_data, scale_data, bias_data,
+          result_data, num_vectors);
     });
   });
-  launch.check();
   return result;
 }
 
@@ -96,11 +96,11 @@ std::tuple<Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& f
           has_vector_rows<T>(size, grad_data, features_data, scale_data, grad_features_data, grad_scale_data);
       dispatch_vector<T>(has_vectors, [&](auto vector) {
         const int64_t num_vectors = size / vector();
-        modulate_backward_kernel<T, vector()><<<num_blocks(num_vectors), kThreads, 0, launch.stream()>>>(
-            grad_data, features_data, scale_data, grad_features_data, grad_scale_data, num_vectors);
+        launch(
+            modulate_backward_kernel<T, vector()>, num_blocks(num_vectors), kThreads, grad_data, features_data,
+            scale_data, grad_features_data, grad_scale_data, num_vectors);
       });
     });
-    launch.check();
   }
   // Of a scale with the layout of features, what nearly every one has, nothing more is allocated.
   return {
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& f
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("modulate", TORCH_BOX(&modulate));
   library.impl("modulate_backward", TORCH_BOX(&modulate_backward));
 }

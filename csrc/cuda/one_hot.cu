@@ -60,19 +60,19 @@ Tensor one_hot_sites(const Tensor& labels, const Tensor& linear, int64_t num_cla
     const int64_t num_vectors = (size + kVectorSize<T> - 1) / kVectorSize<T>;
     dispatch_integers(labels.scalar_type(), "one_hot_sites: labels", [&](auto label_tag) {
       using Label = typename decltype(label_tag)::type;
-      one_hot_kernel<T, Label><<<num_blocks(num_vectors), kThreads, 0, launch.stream()>>>(
+      launch(
+          one_hot_kernel<T, Label>, num_blocks(num_vectors), kThreads,
           static_cast<const Label*>(labels_.const_data_ptr()), labels_.numel(),
           static_cast<const int64_t*>(linear_.const_data_ptr()), size, static_cast<int>(num_classes),
           static_cast<T*>(result.mutable_data_ptr()), out_of_range_flags(launch));
     });
   });
-  launch.check();
   return result;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("one_hot_sites", TORCH_BOX(&one_hot_sites));
 }
 

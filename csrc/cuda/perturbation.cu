@@ -119,15 +119,15 @@ void perturb(const Launch& launch, const Tensor& labels, Tensor& result, const O
   const int64_t threads = (num_voxels + kVoxelsOfThread<Label> - 1) / kVoxelsOfThread<Label>;
   const dim3 blocks(num_blocks(threads), static_cast<unsigned int>(std::min<int64_t>(batch_size, 65535)));
   const auto run = [&](auto is_vectors) {
-    perturb_kernel<Label, Operator, is_vectors()><<<blocks, kThreads, 0, launch.stream()>>>(
-        source, target, operation, batch_size, num_voxels, key_of_seed(seed), out_of_range_flags(launch));
+    launch(
+        perturb_kernel<Label, Operator, is_vectors()>, blocks, kThreads, source, target, operation, batch_size,
+        num_voxels, key_of_seed(seed), out_of_range_flags(launch));
   };
   if (has_vector_rows<Label>(num_voxels, source, target)) {
     run(std::true_type{});
   } else {
     run(std::false_type{});
   }
-  launch.check();
 }
 
 Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t seed) {
@@ -161,7 +161,7 @@ Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const T
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("erase_voxels", TORCH_BOX(&erase_voxels));
   library.impl("shuffle_categories", TORCH_BOX(&shuffle_categories));
 }

@@ -263,6 +263,55 @@ def test_unknown_ids_are_named_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("broken", "code", "count"), [(("0005",), 1, 2), (("0004", "0005", "0006"), 2, 0)])
+def test_a_broken_frame_does_not_take_the_others(
+    predict: Tool,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: tuple[str, ...],
+    code: int,
+    count: int,
+) -> None:
+    monkeypatch.setattr(predict_command, "write_picture", lambda *arguments: None)
+    folder, out = write_set(tmp_path / "set"), tmp_path / "out"
+    for frame_id in broken:
+        (folder / "TSDF" / f"{frame_id}.npz").write_bytes(b"PK")
+    given = arguments(checkpoint, folder, "--ids", "0004", "0005", "0006", "--out", str(out), "--page")
+    assert predict(given) == code
+    printed = capsys.readouterr()
+    assert f"{count} frames completed" in printed.out and f"{len(broken)} skipped" in printed.out
+    for frame_id in broken:
+        assert f"skipped: frame {frame_id}: " in printed.err and f"{frame_id}.npz" in printed.err
+    assert (out / "page.html").exists() is (count > 0)
+
+
+def test_an_interruption_leaves_the_page_of_what_is_done(
+    predict: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(out: Path, completed: Any) -> None:
+        if checkpoint.model.calls[-1][0] == ("0005",):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_command, "write_picture", interrupt)
+    out = tmp_path / "out"
+    given = arguments(checkpoint, set_folder, "--ids", "0004", "0005", "0006", "--out", str(out), "--page")
+    assert predict(given) == 130
+    assert '"0004"' in (page := (out / "page.html").read_text("utf-8")) and '"0005"' not in page
+
+
+def test_the_place_of_the_scores_is_checked_first_and_the_table_comes_in_any_case(
+    evaluate: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--json" in refused(evaluate, arguments(checkpoint, set_folder, "--json", str(tmp_path)), capsys)
+    assert checkpoint.model.calls == []
+    assert evaluate(arguments(checkpoint, set_folder, "--json", "/dev/full")) == 2
+    printed = capsys.readouterr()
+    assert "stand_in" in printed.out
+    assert "ammnet evaluate: /dev/full: No space left on device; free some space" in printed.err
+
+
 @pytest.mark.parametrize(
     ("config", "advice"),
     [

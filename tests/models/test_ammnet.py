@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from bench.measurement import Allocations
 
 import ammnet_sparse
 from ammnet_sparse.models import ammnet
@@ -19,7 +20,6 @@ from ammnet_sparse.models.tsdf_encoder import StateProjection
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
-from ammnet_sparse.training.measurement import Allocations
 from tests.models.scenes import GRID, IMAGE, assert_near, both, small_config, some_scene, unsettle
 
 CPU = torch.device("cpu")

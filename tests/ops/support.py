@@ -1,5 +1,6 @@
 """Devices and types that every operator is tested on, and what tests of operators look at."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ammnet_sparse.ops import gather, modulation, normalization, perturbation, projection
+from ammnet_sparse.ops.fill_empty import _fill_empty_backward_reference, _fill_empty_reference
+
+EMULATION = os.environ.get("AMMNET_SPARSE_EMULATION", "")
+"""The library of the CUDA kernels for the CPU where they are to be tested (emulation.py), else nothing."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+DEVICE_KERNELS = [
+    pytest.param("cpu", marks=pytest.mark.emulation, id="emulation"),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
+"""Where CUDA kernels run, for what they alone do."""
 FLOAT_TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGER_TYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
@@ -20,8 +30,8 @@ OPS = torch.ops.ammnet_sparse
 REFERENCES: dict[str, Callable[..., Any]] = {
     "project_features": projection._project_features_reference,
     "project_features_backward": projection._project_features_backward_reference,
-    "fill_empty": projection._fill_empty_reference,
-    "fill_empty_backward": projection._fill_empty_backward_reference,
+    "fill_empty": _fill_empty_reference,
+    "fill_empty_backward": _fill_empty_backward_reference,
     "erase_voxels": perturbation._erase_voxels_reference,
     "shuffle_categories": perturbation._shuffle_categories_reference,
     "one_hot_sites": perturbation._one_hot_sites_reference,
@@ -70,7 +80,10 @@ def saved_tensors() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """Makes waiting for the CUDA device an error inside the block."""
+    """Makes waiting for the CUDA device an error inside the block; nothing where there is none."""
+    if not torch.cuda.is_available():
+        yield
+        return
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield

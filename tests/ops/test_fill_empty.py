@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import fill_empty
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
 from tests.tolerances import tolerances
 
 OFFSETS = [(x, h, y) for x in (-1, 0, 1) for h in (-1, 0, 1) for y in (-1, 0, 1)]
@@ -147,6 +147,7 @@ def test_no_sites() -> None:
     result.sum().backward()
 
 
+@pytest.mark.no_emulation
 @settings(max_examples=20)
 @given(bad=st.one_of(st.integers(-(2**40), -2), st.integers(3, 2**40)))
 def test_rows_out_of_range_are_an_error(bad: int) -> None:
@@ -158,10 +159,10 @@ def test_rows_out_of_range_are_an_error(bad: int) -> None:
         OPS.fill_empty_backward(torch.zeros(3, 2), torch.zeros(3, 2), neighbors)
 
 
-@pytest.mark.cuda
-def test_on_cuda_rows_out_of_range_count_as_absent_and_nothing_waits() -> None:
-    features = torch.tensor([[0.0], [27.0]], device="cuda", requires_grad=True)
-    neighbors = torch.full((2, 27), 2**40, device="cuda")
+@pytest.mark.parametrize("device", DEVICE_KERNELS)
+def test_on_cuda_rows_out_of_range_count_as_absent_and_nothing_waits(device: str) -> None:
+    features = torch.tensor([[0.0], [27.0]], device=device, requires_grad=True)
+    neighbors = torch.full((2, 27), 2**40, device=device)
     neighbors[0, 14], neighbors[1, 12] = 1, 0
     with no_synchronisation():
         result = fill_empty(features, neighbors)

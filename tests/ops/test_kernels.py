@@ -1,8 +1,13 @@
-"""The compiled kernels: there, taken, equal to the references on what users have, and switched off by a variable."""
+"""The compiled kernels: there, taken, equal to the references on what users have, and switched off by a variable.
 
+Under ``make emulate`` it is the CUDA kernels on the CPU that are compared with the references.
+"""
+
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +26,8 @@ from ammnet_sparse.ops import (
     shuffle_categories,
 )
 from tests.generated import given, settings, st
-from tests.ops.support import FLOAT_TYPES, INTEGER_TYPES, OPS, REFERENCES, References
+from tests.ops.emulation import Emulated, has_kernel
+from tests.ops.support import DEVICE_KERNELS, EMULATION, FLOAT_TYPES, INTEGER_TYPES, OPS, REFERENCES, References
 from tests.tolerances import tolerances
 
 IMAGE_SIZE = (480, 640)
@@ -33,13 +39,19 @@ def implementation() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> None:
+def compiled() -> Iterator[None]:
     """Skips where there are no compiled kernels; that they are there is a test of its own."""
+    if EMULATION:
+        with Emulated():
+            yield
+        return
     library = kernel_libraries()["cpu"]
     if not library.is_loaded:
         pytest.skip(f"no compiled kernels: {library.note}")
+    yield
 
 
+@pytest.mark.no_emulation
 @pytest.mark.skipif(os.environ.get("AMMNET_SPARSE_CPU") == "0", reason="AMMNET_SPARSE_CPU=0: the build left them out")
 def test_compiled_kernels_are_loaded() -> None:
     """A green run has not tested the references alone."""
@@ -49,6 +61,16 @@ def test_compiled_kernels_are_loaded() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ammnet_sparse::{name}", "CPU"), name
 
 
+@pytest.mark.emulation
+def test_every_cuda_kernel_is_emulated() -> None:
+    """Neither a new operator nor a kernel registered in another way is left out unnoticed."""
+    assert [name for name in (*REFERENCES, "take_out_of_range") if not has_kernel(name)] == []
+    with Emulated() as emulated:
+        modulate(*torch.ones(3, 2, 4))
+    assert emulated.calls == 1
+
+
+@pytest.mark.no_emulation
 def test_compiled_kernels_are_taken(compiled: None) -> None:
     """The references make more than one step of PyTorch's, the kernels none."""
     labels, features = torch.ones(1, 64, dtype=torch.uint8), torch.ones(2, 4)
@@ -68,6 +90,7 @@ def test_compiled_cuda_kernels_are_loaded() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ammnet_sparse::{name}", "CUDA"), name
 
 
+@pytest.mark.no_emulation
 def test_the_switch_leaves_only_references(tmp_path: Path) -> None:
     program = (
         "import torch, ammnet_sparse.ops as ops; x = torch.ones(2, 3); print(ops.modulate(x, 0 * x, x).tolist());"
@@ -107,15 +130,19 @@ def test_projection_equals_the_reference(
     result = project_features(features, pixel, batch, image_size=IMAGE_SIZE)
     grad = torch.randn((500, channels), generator=generator).to(dtype)
     (found,) = torch.autograd.grad(result, features, grad)
+    sizes = (2, 30, 40, *IMAGE_SIZE, False)
+    in_order = OPS.project_features_backward(grad, pixel, batch, *sizes, True)
     with References() as references:
         expected = project_features(features, pixel, batch, image_size=IMAGE_SIZE)
         (wanted,) = torch.autograd.grad(expected, features, grad)
     assert references.calls == 2
+    torch.testing.assert_close(in_order, wanted, **tolerances(dtype))
     torch.testing.assert_close(result, expected, **tolerances(dtype))
     torch.testing.assert_close(found, wanted, **tolerances(dtype))
     assert found.stride() == wanted.stride()
 
 
+@pytest.mark.no_emulation
 def test_projection_does_not_depend_on_the_number_of_threads(compiled: None) -> None:
     features = torch.randn(2, 200, 12, 16, requires_grad=True)
     pixel, batch = sites_of_frames(3000, 2)
@@ -222,25 +249,59 @@ def test_tensors_that_begin_anywhere_and_have_any_stride(dtype: torch.dtype, com
         torch.testing.assert_close(one, other, **tolerances(dtype))
 
 
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_whole_rows_that_begin_beside_a_vector(dtype: torch.dtype, compiled: None) -> None:
+    """Contiguous, so that nothing is copied, and of a size that vectors divide: only the address is odd."""
+
+    def beside(*shape: int) -> Tensor:
+        return torch.randn(1 + math.prod(shape)).to(dtype)[1:].view(shape)
+
+    features, scale, bias = beside(40, 16), beside(40, 16), beside(40, 16)
+    features[::2, ::3] = 0
+    neighbors = torch.full((40, 27), -1)
+    neighbors[:, 13], neighbors[:-1, 14], neighbors[1:, 12] = torch.arange(40), torch.arange(1, 40), torch.arange(39)
+    channels_last = beside(2, 5, 6, 16).permute(0, 3, 1, 2)
+    pixel, batch = torch.arange(-1, 39), torch.arange(40) // 20
+    labels = torch.randint(0, 12, (1 + 2 * 64,)).to(torch.uint8)[1:].view(2, 64)
+
+    def results() -> list[Tensor]:
+        return [
+            OPS.modulate(features, scale, bias),
+            *OPS.modulate_backward(bias, features, scale),
+            OPS.fill_empty(features, neighbors),
+            OPS.fill_empty_backward(bias, features, neighbors),
+            OPS.project_features(channels_last, pixel, batch, 9, 12, False),
+            OPS.project_features_backward(bias, pixel, batch, 2, 5, 6, 9, 12, False, False),
+            OPS.erase_voxels(labels, torch.tensor([0.3, 0.6]), 7),
+        ]
+
+    found = results()
+    with References():
+        expected = results()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerances(dtype))
+
+
+@pytest.mark.no_emulation
 def test_nothing_was_out_of_range_on_the_cpu() -> None:
     assert out_of_range_operators(torch.zeros(1)) == []
 
 
-@pytest.mark.cuda
-def test_kernels_remember_indices_out_of_range(compiled: None) -> None:
-    zeros = torch.zeros(1, 2, 3, 3, device="cuda")
+@pytest.mark.parametrize("device", DEVICE_KERNELS)
+def test_kernels_remember_indices_out_of_range(device: str, compiled: None) -> None:
+    zeros = torch.zeros(1, 2, 3, 3, device=device)
     out_of_range_operators(zeros)
-    bad, place = torch.tensor([9], device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    bad, place = torch.tensor([9], device=device), torch.zeros(1, dtype=torch.int64, device=device)
     project_features(zeros, place, place, image_size=(3, 3))
     assert out_of_range_operators(zeros) == []
     project_features(zeros, bad, place, image_size=(3, 3))
-    fill_empty(torch.zeros(1, 4, device="cuda"), torch.full((1, 27), 1, device="cuda"))
+    fill_empty(torch.zeros(1, 4, device=device), torch.full((1, 27), 1, device=device))
     assert out_of_range_operators(zeros) == ["project_features", "fill_empty"]
-    labels = torch.full((1, 4), 7, device="cuda")
-    shuffle_categories(labels, torch.zeros(1, 3, dtype=torch.int64, device="cuda"), torch.zeros(1, 3).cuda(), 0)
+    labels, chances = torch.full((1, 4), 7, device=device), torch.zeros(1, 3, device=device)
+    shuffle_categories(labels, torch.zeros(1, 3, dtype=torch.int64, device=device), chances, 0)
     one_hot_sites(labels, place, num_classes=3)
     assert out_of_range_operators(zeros) == ["shuffle_categories", "one_hot_sites"]
-    shuffle_categories(labels * 0, torch.full((1, 3), 3, device="cuda"), torch.zeros(1, 3).cuda(), 0)
+    shuffle_categories(labels * 0, torch.full((1, 3), 3, device=device), chances, 0)
     assert out_of_range_operators(zeros) == ["shuffle_categories"]
     assert out_of_range_operators(zeros) == []
 

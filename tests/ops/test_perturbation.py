@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, shuffle_categories
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICES, INTEGER_TYPES, OPS, no_synchronisation
+from tests.ops.support import DEVICE_KERNELS, DEVICES, INTEGER_TYPES, OPS, no_synchronisation
 from tests.ops.test_philox import naive_philox
 
 NUM_CLASSES = 12
@@ -239,6 +239,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(OPS.shuffle_categories.default, (labels.long(), class_map, probability, -4))
 
 
+@pytest.mark.no_emulation
 @pytest.mark.parametrize("bad", [12, 254, 300, -1])
 def test_labels_and_targets_out_of_range_are_an_error(bad: int) -> None:
     labels, probability = torch.ones(1, 4, dtype=torch.int64), torch.ones(1, NUM_CLASSES)
@@ -272,14 +273,14 @@ def test_the_kernel_itself_refuses_to_have_no_class(implementation: str) -> None
         OPS.shuffle_categories(torch.ones(1, 4, dtype=torch.uint8), torch.zeros(1, 0).long(), torch.zeros(1, 0), 0)
 
 
-@pytest.mark.cuda
-def test_on_cuda_nothing_waits_and_labels_out_of_range_stay() -> None:
-    labels = scenes(2, 4, 5, 6, dtype=torch.int32, device="cuda")
-    labels[0, 0, 0, :3] = torch.tensor([12, -1, 1000], device="cuda")
+@pytest.mark.parametrize("device", DEVICE_KERNELS)
+def test_on_cuda_nothing_waits_and_labels_out_of_range_stay(device: str) -> None:
+    labels = scenes(2, 4, 5, 6, dtype=torch.int32, device=device)
+    labels[0, 0, 0, :3] = torch.tensor([12, -1, 1000], device=device)
     with no_synchronisation():
         class_map, chance = draw_shuffle(labels, num_classes=NUM_CLASSES, probability_range=(0.1, 0.9), seed=1)
         shuffled = shuffle_categories(labels, class_map, chance, 1)
-        erase_voxels(labels, draw_erase_probability(2, (0.1, 0.9), 1, "cuda"), 1)
+        erase_voxels(labels, draw_erase_probability(2, (0.1, 0.9), 1, device), 1)
     assert shuffled[0, 0, 0, :3].tolist() == [12, -1, 1000]
 
 

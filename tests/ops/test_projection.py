@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ammnet_sparse.ops import project_features
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
 from tests.tolerances import tolerances
 
 IMAGE_SIZE = (13, 18)
@@ -221,6 +221,7 @@ def test_no_sites(batch_size: int) -> None:
     assert features.grad is not None and features.grad.shape == features.shape
 
 
+@pytest.mark.no_emulation
 @settings(max_examples=20)
 @given(bad=st.one_of(st.integers(-(2**31), -2), st.integers(IMAGE_SIZE[0] * IMAGE_SIZE[1], 2**31 - 1)))
 def test_pixels_out_of_range_are_an_error(bad: int) -> None:
@@ -232,6 +233,7 @@ def test_pixels_out_of_range_are_an_error(bad: int) -> None:
         OPS.project_features_backward(torch.zeros(5, 1), pixel, batch, 2, 2, 2, *IMAGE_SIZE, False, False)
 
 
+@pytest.mark.no_emulation
 @pytest.mark.parametrize("bad", [-1, 2, 2**40])
 def test_samples_out_of_range_are_an_error(bad: int) -> None:
     pixel, batch = sites(5, 2)
@@ -240,11 +242,11 @@ def test_samples_out_of_range_are_an_error(bad: int) -> None:
         project_features(feature_map(2, 1, 2, 2), pixel, batch, image_size=IMAGE_SIZE)
 
 
-@pytest.mark.cuda
-def test_on_cuda_indices_out_of_range_give_zeros() -> None:
-    features = feature_map(1, 2, 3, 3, device="cuda", requires_grad=True)
-    pixel = torch.tensor([9, -7, 4, 2**40, 4], device="cuda")
-    batch = torch.tensor([0, 0, 0, 0, 1], device="cuda")
+@pytest.mark.parametrize("device", DEVICE_KERNELS)
+def test_on_cuda_indices_out_of_range_give_zeros(device: str) -> None:
+    features = feature_map(1, 2, 3, 3, device=device, requires_grad=True)
+    pixel = torch.tensor([9, -7, 4, 2**40, 4], device=device)
+    batch = torch.tensor([0, 0, 0, 0, 1], device=device)
     result = project_features(features, pixel, batch, image_size=(3, 3))
     assert result.any(1).tolist() == [False, False, True, False, False]
     (grad,) = torch.autograd.grad(result.sum(), features)

@@ -1,7 +1,5 @@
 """Every way of computing a convolution on sites, against torch's dense layers."""
 
-from typing import cast
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -268,7 +266,7 @@ def test_autocast_computes_in_its_type_and_hands_back_float32_gradients() -> Non
     layer = SiteConv3d(8, 8, KERNELS["3x3x3"])
     features = torch.randn(len(sites), 8, requires_grad=True)
     for backend in ("gather", "dense"):
-        with use_backend(cast(Backend, backend)), torch.autocast("cpu", torch.bfloat16):
+        with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
             out = layer(features, sites, sites)
         assert out.dtype == torch.bfloat16
         gradients = torch.autograd.grad(out.float().sum(), (features, layer.weight))

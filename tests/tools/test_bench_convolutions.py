@@ -13,13 +13,10 @@ from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.sparse.convolutions import SiteConv3d, SiteConvTranspose3d
 from tests.models.scenes import some_scene
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import bench_convolutions
+    import bench.convolutions as bench_convolutions
 
     monkeypatch.setattr(bench_convolutions, "load_frames", lambda folder: some_scene(2))
     return bench_convolutions

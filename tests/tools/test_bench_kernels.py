@@ -13,7 +13,6 @@ from ammnet_sparse.data.sets.packing import pack_set
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.models.scenes import some_scene
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 OPERATORS = {
     "project_features",
     "fill_empty",
@@ -29,9 +28,8 @@ KEYS = {"device", "op", "direction", "size", "dtype", "impl", "median_us", "byte
 def test_rows_table_and_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
     import bench.cases as bench_cases
-    import bench_kernels
+    import bench.kernels as bench_kernels
 
     sizes = {"CHANNELS": 4, "MAP_SIZE": (12, 16), "IMAGE_SHAPE": (48, 64), "ROWS_OF_FRAME": 40, "MANY_ROWS": 256}
     for name, value in sizes.items():
@@ -59,8 +57,7 @@ def test_rows_table_and_plot(
     assert "spread" in table and "of copy" in table and "a copy of 0 MB moves" in table
 
 
-def test_frames_of_a_folder_and_of_a_packed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
+def test_frames_of_a_folder_and_of_a_packed_file(tmp_path: Path) -> None:
     from bench.cases import load_frames
 
     ids = ["0001", "0002", "0003", "0004"]

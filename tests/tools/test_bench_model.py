@@ -3,23 +3,21 @@
 import importlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from bench.measurement import Stopwatch, counted_layers
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.models import build
-from ammnet_sparse.training.measurement import Stopwatch, counted_layers
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
 from tests.training.test_game import small_image_encoder
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 ROW = {
     "net",
     "variant",
@@ -33,13 +31,6 @@ ROW = {
 GRID = (24, 12, 24)
 """The discriminator leaves more than one cell of it, as batch normalisation of a single frame needs."""
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tools_on_path() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        yield
 
 
 def tool(name: str) -> ModuleType:
@@ -71,7 +62,7 @@ def arguments(root: Path, *more: object) -> list[str]:
 def test_rows_table_plot_and_card(set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = tmp_path / "bench.json", tmp_path / "bench.png"
     more = ("--json", files[0], "--plot", files[1], "--card-gb", 6, "--variants", "plain", "recompute_blocks")
-    assert tool("bench_model").main(arguments(set_folder, *more)) == 0
+    assert tool("bench.model").main(arguments(set_folder, *more)) == 0
     result = json.loads(files[0].read_text())
     assert result.keys() == {"frames", "batch", "width", "rows"}
     assert (result["frames"], result["batch"], result["width"]) == (2, 1, 8)
@@ -109,7 +100,7 @@ def test_rows_table_plot_and_card(set_folder: Path, tmp_path: Path, capsys: pyte
 
 def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    assert tool("bench_model").main(arguments(set_folder, "--json", path, "--measure", "macs")) == 0
+    assert tool("bench.model").main(arguments(set_folder, "--json", path, "--measure", "macs")) == 0
     rows = [(row["net"], row["variant"]) for row in json.loads(path.read_text())["rows"]]
     assert {("sparse", "recompute_full"), ("dense", "channels_last")} <= set(rows)
     module = tool("bench.variants")
@@ -127,7 +118,7 @@ def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_p
 def test_memory_against_batch(set_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     more = ("--nets", "sparse", "--variants", "plain", "--measure", "time", "--batch", 2, "--fit-batches", 1)
-    assert tool("bench_model").main(arguments(set_folder, "--json", path, *more)) == 0
+    assert tool("bench.model").main(arguments(set_folder, "--json", path, *more)) == 0
     result = json.loads(path.read_text())
     (row,) = result["rows"]
     assert [point["batch"] for point in row["batches"]] == [1, 2]
@@ -139,7 +130,7 @@ def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(build, "build_image_encoder", small_image_encoder)
     path = tmp_path / "bench.json"
     more = ("--input", "segformer", "--json", path, "--variants", "plain", "--frames", 1)
-    assert tool("bench_model").main(arguments(set_folder, *more)) == 0
+    assert tool("bench.model").main(arguments(set_folder, *more)) == 0
     for row in json.loads(path.read_text())["rows"]:
         assert row["input"] == "segformer" and row["step_seconds"] > 0
         assert row["gmac_by_group"]["image encoder"] > 0
@@ -207,7 +198,7 @@ def test_the_largest_batch_and_its_keys() -> None:
 
 def test_generated_rooms_are_counted_without_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, Any]] = []
-    module = tool("bench_model")
+    module = tool("bench.model")
     monkeypatch.setattr(
         module, "generate_rooms", lambda folder, **parameters: made.append(parameters) or make_set(folder)
     )
@@ -232,11 +223,11 @@ def test_generated_rooms_are_counted_without_a_set(tmp_path: Path, monkeypatch: 
 def test_what_cannot_be_measured(
     more: tuple[str, ...], message: str, set_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tool("bench_model").main(arguments(set_folder, *more)) == 2
+    assert tool("bench.model").main(arguments(set_folder, *more)) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_card_needs_a_step(set_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        tool("bench_model").main(arguments(set_folder, "--measure", "macs", "--card-gb", 6))
+        tool("bench.model").main(arguments(set_folder, "--measure", "macs", "--card-gb", 6))
     assert "add time to --measure" in capsys.readouterr().err

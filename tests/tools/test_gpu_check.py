@@ -1,5 +1,6 @@
 """tools/gpu_check.sh and what it runs, rehearsed without a GPU: parts, verdicts, limits, and two devices compared."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from tests.training.support import GRID, tiny_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "tools" / "gpu_check.sh"
-PARTS = ["environment", "tests", "sanitizer", "kernels", "model", "devices"]
+PARTS = ["environment", "convolutions", "kernels", "model", "devices", "tests", "sanitizer"]
 Tool = Callable[[list[str]], int]
 
 
@@ -39,8 +42,9 @@ def python(tmp_path: Path) -> Path:
     return path
 
 
-def gpu_check(*arguments: object) -> subprocess.CompletedProcess[str]:
+def gpu_check(*arguments: object, **variables: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("OUT", "CUDA_HOME")}
+    environment |= {name: str(value) for name, value in variables.items()}
     given = [str(argument) for argument in arguments]
     return subprocess.run(
         ["bash", SCRIPT, *given], env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -58,20 +62,21 @@ def test_every_part_has_its_log_and_its_verdict(python: Path, tmp_path: Path) ->
     assert done.returncode == 1, done.stderr
     found = summary_of(out)
     assert list(found) == PARTS
-    for part in ("environment", "tests", "devices"):
+    for part in ("environment", "convolutions", "tests", "devices"):
         assert found[part][:2] == ["passed", "0"]
     assert found["kernels"][:2] == ["FAILED", "3"]
     assert found["model"][:4] == ["out", "of", "time", "124"]
     for part in PARTS:
         assert (out / f"{part}.log").is_file()
-    assert "ran -m pytest" in (out / "tests.log").read_text()
+    tests = (out / "tests.log").read_text()
+    assert re.search(r"ran -m pytest -q .* -n \d+ .* tests -m cuda$", tests, re.MULTILINE)
     # Both comparisons of devices run, and the end of a failed log is shown.
     assert (out / "devices.log").read_text().count("ran tools/compare_devices.py") == 2
     assert "    ran tools/bench_kernels.py --device cpu" in done.stdout
 
 
 def test_parts_are_chosen(python: Path, tmp_path: Path) -> None:
-    for more, expected in ((("--only", "devices,tests"), ["tests", "devices"]), (("--skip", "kernels,model"), None)):
+    for more, expected in ((("--only", "devices,tests"), ["devices", "tests"]), (("--skip", "kernels,model"), None)):
         out = tmp_path / more[0]
         done = gpu_check("--device", "cpu", "--python", python, "--out", out, *more)
         assert done.returncode == 0, done.stdout
@@ -80,30 +85,101 @@ def test_parts_are_chosen(python: Path, tmp_path: Path) -> None:
 
 def test_dry_run_names_the_commands_of_a_gpu(python: Path, root: Path, tmp_path: Path) -> None:
     done = gpu_check(
-        "--dry-run", "--build", "--python", python, "--out", tmp_path, "--data", root, "--pytest", "tests -x"
-    )
+        "--dry-run", "--build", "--python", python, "--out", tmp_path, "--data", root, "--pytest", "tests -x",
+        "--jobs", 3,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     for part in (
         "setup.py build_ext --inplace",
+        "-n 3 ",
         "tests -x",
         "--tool memcheck",
-        "--tool racecheck",
+        "test_projection.py",
+        "bench_convolutions.py",
         f"bench_kernels.py --device cuda --data {root}",
         "--width 256 --batch 4",
-        f"--first cpu --second cuda --data {root}",
+        f"compare_devices.py --data {root} --first cpu --second cuda",
+        "--second-dtype float16 --width 256",
     ):
         assert any(part in command for command in commands), part
     assert not (tmp_path / "summary.txt").exists()
+    # What decides most comes first, and shared memory is watched in its tests.
+    order = [commands.index(next(line for line in commands if name in line)) for name in ("convolutions", "-m pytest")]
+    assert order == sorted(order)
+    (races,) = (line for line in commands if "racecheck" in line)
+    assert "test_projection.py" in races and "test_modulation.py" not in races
     # What is named is there.
     tools = {word for command in commands for word in command.split() if word.startswith("tools/")}
     assert len(tools) == 5 and all((REPOSITORY / tool).is_file() for tool in tools)
 
 
+def test_results_are_appended_and_packed_as_they_come(python: Path, tmp_path: Path) -> None:
+    out, pack = tmp_path / "out", tmp_path / "pack"
+    given = ("--device", "cpu", "--python", python, "--out", out, "--pack", pack)
+    assert gpu_check(*given, "--only", "environment").returncode == 0
+    assert gpu_check(*given, "--only", "kernels,tests").returncode == 1
+    assert list(summary_of(out)) == ["environment", "kernels", "tests"]
+    assert sorted(path.name for path in pack.iterdir()) == ["results.tar.xz.0", "summary.txt"]
+    with tarfile.open(pack / "results.tar.xz.0") as archive:
+        names = {Path(name).name for name in archive.getnames()}
+    assert {"summary.txt", "environment.log", "kernels.log", "tests.log"} <= names
+
+
+def test_large_results_are_split(python: Path, tmp_path: Path) -> None:
+    out, pack = tmp_path / "out", tmp_path / "pack"
+    out.mkdir()
+    content = os.urandom(17 * 2**20)
+    (out / "large.bin").write_bytes(content)
+    given = ("--device", "cpu", "--python", python, "--out", out, "--pack", pack, "--only", "environment")
+    assert gpu_check(*given).returncode == 0
+    pieces = sorted(pack.glob("results.tar.xz.*"))
+    assert [piece.name[-1] for piece in pieces] == ["0", "1"]
+    assert max(piece.stat().st_size for piece in pieces) <= 16 * 2**20
+    whole = b"".join(piece.read_bytes() for piece in pieces)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        (member,) = (entry for entry in archive.getmembers() if entry.name.endswith("large.bin"))
+        extracted = archive.extractfile(member)
+        assert extracted is not None and extracted.read() == content
+
+
+def test_parts_that_come_too_late_are_not_begun(python: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = gpu_check("--device", "cpu", "--python", python, "--out", out, "--only", "environment,tests", "--total", 5)
+    assert done.returncode == 1
+    assert {part: found[:2] for part, found in summary_of(out).items()} == {
+        "environment": ["not", "begun"],
+        "tests": ["not", "begun"],
+    }
+
+
+def test_carried_packages_come_first(python: Path, tmp_path: Path) -> None:
+    packages, content = tmp_path / "packages", tmp_path / "content"
+    (content / "carried_module").mkdir(parents=True)
+    (content / "carried_module" / "__init__.py").touch()
+    packages.mkdir()
+    carry = runpy.run_path(str(REPOSITORY / "tools" / "setup" / "carry_packages.py"))
+    with zipfile.ZipFile(packages / "carried-1-py3-none-any.whl", "w") as wheel:
+        wheel.write(content / "carried_module" / "__init__.py", "carried_module/__init__.py")
+        wheel.writestr("carried-1.dist-info/METADATA", "Name: carried\nRequires-Dist: the_core==2.50.5\n")
+    assert carry["pins"](packages) == {"the-core": "the_core==2.50.5"}
+    carry["repack"](packages / "carried-1-py3-none-any.whl")
+    assert [path.name for path in packages.iterdir()] == ["carried-1-py3-none-any.tar.xz"]
+    (packages / "other-1-py3-none-any.whl").touch()
+    out = tmp_path / "out"
+    given = ("--device", "cpu", "--python", python, "--out", out, "--packages", packages, "--only", "environment")
+    done = gpu_check(*given, TMPDIR=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ammnet_sparse_site" / "carried_module" / "__init__.py").is_file()
+    assert re.search(r"ran -m pip install .*--no-index .*/other-1-py3-none-any\.whl", done.stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "tests,abacus"], "--only: expected environment, tests, .* found abacus"),
+        (["--only", "tests,abacus"], "--only: expected environment, convolutions, .* found abacus"),
+        (["--jobs", "many"], "--jobs: expected a whole number, found many"),
+        (["--packages", "no/such/folder"], "--packages: expected a folder, found none at no/such/folder"),
         (["--limit", "soon"], "--limit: expected seconds or part=seconds, found soon"),
         (["--device", "tpu"], "--device: expected cpu or cuda, found tpu"),
         (["--data", "no/such/set"], "--data: expected a set, found nothing at no/such/set"),
@@ -204,6 +280,24 @@ def test_rounding_is_seen_and_judged(
     capsys.readouterr()
     assert compare(arguments(root, *double, "--tolerance", "1e-12")) == 1
     assert "TOO FAR" in capsys.readouterr().out
+
+
+def test_mixed_precision_needs_a_gpu_and_may_leave_out_a_step(
+    compare: Tool, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(arguments(root, "--second-dtype", "float16")) == 2
+    assert "float16: mixed precision needs a CUDA device, found cpu" in capsys.readouterr().err
+    tools = runpy.run_path(str(REPOSITORY / "tools" / "compare_devices.py"))
+    options = tools["_parse"](["--second-dtype", "float16", "--agreement", "0"])
+    figures = {"scene": 1.0, "generator_gradient_norm": 2.0}
+    overflowed = figures | {"generator_gradient_norm": float("inf")}
+    trained, labels = tools["Trained"], torch.zeros(3)
+    judged = tools["_compare"](trained([figures], labels), trained([overflowed], labels), options)
+    assert judged["is_within"]
+    # A loss that overflows, or a norm in float32, is no such step.
+    assert not tools["_compare"](trained([overflowed], labels), trained([figures], labels), options)["is_within"]
+    lost = figures | {"scene": float("inf")}
+    assert not tools["_compare"](trained([figures], labels), trained([lost], labels), options)["is_within"]
 
 
 def test_devices_that_are_not_there(compare: Tool, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -586,3 +586,19 @@ def test_fine_tuning_starts_from_the_weights_and_frozen_encoders_stay(
     of_encoder = {name for name in trained if name.startswith("tsdf_encoder.")}
     assert of_encoder and all(torch.equal(trained[name], given[name]) for name in of_encoder)
     assert not torch.equal(trained["decoder.classifier.weight"], given["decoder.classifier.weight"])
+
+
+def test_the_device_of_a_run_becomes_the_current_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything else is made on it: spconv computes on the stream of the current device."""
+
+    class Chosen(Exception):
+        pass
+
+    def choose(device: torch.device) -> None:
+        raise Chosen(str(device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    with pytest.raises(Chosen, match="cuda:1"):
+        Run(run_config(root), tmp_path / "run", device=torch.device("cuda:1"), show_progress=False)

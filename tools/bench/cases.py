@@ -33,6 +33,7 @@ from ammnet_sparse.ops import (
     projection,
     shuffle_categories,
 )
+from ammnet_sparse.ops.fill_empty import _fill_empty_backward_reference, _fill_empty_reference
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 
@@ -41,6 +42,8 @@ CHANNELS = 256
 MAP_SIZE = (IMAGE_SHAPE[0] // 4, IMAGE_SHAPE[1] // 4)
 ROWS_OF_FRAME = 2900
 MANY_ROWS = 65536
+EMPTY_SHARE = 0.2
+"""Of the channels of a voxel that a pixel hits: zeros that a ReLU leaves, 7 to 33 % in trained networks."""
 FRAMES_SIZE = f"{BATCH_SIZE}x{ROWS_OF_FRAME}"
 MANY_SIZE = str(MANY_ROWS)
 
@@ -164,6 +167,13 @@ def encoder_sites(batch: Batch, *, is_large: bool) -> tuple[SiteSet, Tensor]:
     return sites, hit.flatten()[sites.linear]
 
 
+def projected_features(is_hit: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """[N, CHANNELS] as ``fill_empty`` gets them: after a ReLU where ``is_hit`` [N], zeros elsewhere."""
+    shift = torch.special.ndtri(torch.tensor(1 - EMPTY_SHARE, dtype=torch.float64)).item()
+    drawn = torch.randn((len(is_hit), CHANNELS), device=is_hit.device)
+    return (F.relu(drawn + shift) * is_hit[:, None]).to(dtype)
+
+
 def _fill_volume(volume: Tensor) -> Tensor:
     return volume + (volume == 0) * F.avg_pool3d(volume, 3, stride=1, padding=1)
 
@@ -172,7 +182,7 @@ def _filling_cases(batch: Batch, device: torch.device, dtype: torch.dtype, *, is
     sites, is_hit = encoder_sites(batch, is_large=is_large)
     sites = SiteSet(sites.batch_size, sites.spatial_shape, sites.linear.to(device))
     neighbors = neighbor_rows(sites)
-    features = torch.randn((len(sites), CHANNELS), device=device, dtype=dtype) * is_hit.to(device)[:, None]
+    features = projected_features(is_hit.to(device), dtype=dtype)
     volume = sites.densify(features).contiguous().requires_grad_()
     size = MANY_SIZE if is_large else f"{len(sites)} (sites of {BATCH_SIZE} frames)"
     once = features.numel() * features.element_size()
@@ -180,7 +190,7 @@ def _filling_cases(batch: Batch, device: torch.device, dtype: torch.dtype, *, is
     yield Case(
         "fill_empty", "forward", size, dtype, indices + 2 * once,
         ours=lambda: fill_empty(features, neighbors), naive=lambda: _fill_volume(volume.detach()),
-        reference=projection._fill_empty_reference, arguments=(features, neighbors),
+        reference=_fill_empty_reference, arguments=(features, neighbors),
     )  # fmt: skip
     leaf = features.detach().requires_grad_()
     ours, naive = fill_empty(leaf, neighbors), _fill_volume(volume)
@@ -188,7 +198,7 @@ def _filling_cases(batch: Batch, device: torch.device, dtype: torch.dtype, *, is
     yield Case(
         "fill_empty", "backward", size, dtype, indices + 3 * once,
         ours=_gradient(ours, [leaf], grad), naive=_gradient(naive, [volume], sites.densify(grad).contiguous()),
-        reference=projection._fill_empty_backward_reference, arguments=(grad, features, neighbors),
+        reference=_fill_empty_backward_reference, arguments=(grad, features, neighbors),
     )  # fmt: skip
 
 

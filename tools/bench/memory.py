@@ -35,7 +35,8 @@ def memory_line(points: Sequence[tuple[int, float]], *, static_mib: float) -> Me
     batch, everything else does.
     """
     if len({batch for batch, _ in points}) > 1:
-        slope, fixed = np.polyfit(*np.array(points, dtype=np.float64).T, 1)
+        batches, peaks = np.array(points, dtype=np.float64).T
+        slope, fixed = np.polyfit(batches, peaks, 1)
         sizes = ", ".join(str(batch) for batch, _ in points)
         return MemoryLine(float(fixed), max(float(slope), 1.0), f"a straight line through the peaks of batches {sizes}")
     batch, peak = points[0]

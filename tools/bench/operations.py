@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from bench.measurement import Stopwatch
 from bench.steps import make_game
 from bench.variants import Variant, build
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.training.measurement import Stopwatch
+from ammnet_sparse.training.game import StepReport
 from ammnet_sparse.training.operations import Operations
 
 MOST_SHOWN = 30
@@ -29,7 +30,7 @@ def measure_operations(
         counted = Operations()
         with counted:
             report = game.step([batch], seed=step)
-            if variant.net == "sparse":
+            if isinstance(report, StepReport):
                 report.as_floats()  # what the loop does with it
     return {
         "operations": counted.num_launching,

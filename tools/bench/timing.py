@@ -1,16 +1,23 @@
 """How long a call takes on a device, for the benchmarks of operators and convolutions."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 Step = Callable[[], Any]
 
-FLUSH = 2**28
-"""Bytes written before each call on CUDA."""
+CACHES = 4
+"""How many times the size of the device's L2 cache is read before each call on CUDA."""
+HEAD_START = 1.5
+"""How long the device sleeps before each call on CUDA, over what the host takes to launch it."""
+LONGEST_SLEEP = 0.02
+CYCLES_A_SECOND = 2.0e9
+"""About the clock of the cards meant; a faster one sleeps a little shorter."""
 
 
 class Timing(NamedTuple):
@@ -27,21 +34,52 @@ def time_on_cpu(step: Step) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def time_on_cuda(step: Step) -> float:
-    # Overwrites the caches, as the rest of a training step does, and meanwhile the launches get ahead of the device.
-    torch.empty(FLUSH, dtype=torch.uint8, device="cuda").zero_()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
+def time_on_cuda(step: Step, device: torch.device, *, launch_seconds: float = 0.0) -> float:
+    """Microseconds that ``step`` takes on the device.
+
+    The caches hold before what the step does not read, as in a training step, and nothing that must be written back:
+    they are filled by reading. The device sleeps while the host launches the step, so that it never waits for the host
+    between the two events, whose first stands behind the sleep.
+
+    Args:
+        step: what to time. Where it waits for the device itself, that time counts.
+        device: the CUDA device that it runs on.
+        launch_seconds: what the host takes to launch it.
+    """
+    with torch.cuda.device(device):
+        torch.sum(_ballast(torch.cuda.current_device()))
+        torch.cuda._sleep(int(min(HEAD_START * launch_seconds + 5e-5, LONGEST_SLEEP) * CYCLES_A_SECOND))
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+
+
+@functools.lru_cache(maxsize=1)
+def _ballast(index: int) -> Tensor:
+    """Memory on a device that fills its caches several times over."""
+    size = max(2**28, CACHES * torch.cuda.get_device_properties(index).L2_cache_size)
+    return torch.zeros(size // 4, dtype=torch.float32, device=f"cuda:{index}")
+
+
+def _launch_seconds(step: Step, device: torch.device) -> float:
+    """What the host takes to launch ``step`` on an idle device."""
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
     step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e3
+    seconds = time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    return seconds
 
 
 def measure(step: Step, device: torch.device, *, seconds: float) -> Timing:
     """Repeats ``step`` for some seconds, at least 3 and at most 200 times, after a first call that does not count."""
     step()
-    time_once = time_on_cuda if device.type == "cuda" else time_on_cpu
+    time_once: Callable[[Step], float] = time_on_cpu
+    if device.type == "cuda":
+        time_once = functools.partial(time_on_cuda, device=device, launch_seconds=_launch_seconds(step, device))
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < end and len(times) < 200):

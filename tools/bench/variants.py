@@ -7,6 +7,15 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from bench.measurement import (
+    MIB,
+    Allocations,
+    KeptMemory,
+    LayerCounts,
+    counted_layers,
+    held_mebibytes,
+    summed,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,16 +29,8 @@ from ammnet_sparse.models.build import (
     build_generator,
 )
 from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction, set_dense_recompute
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_branches import ColorImageBranch
-from ammnet_sparse.training.measurement import (
-    MIB,
-    Allocations,
-    KeptMemory,
-    LayerCounts,
-    counted_layers,
-    held_mebibytes,
-    summed,
-)
 
 Net = Literal["sparse", "dense"]
 Input = Literal["seg2d", "segformer"]
@@ -126,7 +127,7 @@ def build(variant: Variant, config: Config, device: torch.device) -> Pair:
     """The networks of a variant with random weights."""
     torch.manual_seed(0)
     pair = build_pair(variant.net, config.model)
-    if isinstance(pair.generator, AMMNet):
+    if isinstance(pair.generator, AMMNet) and isinstance(pair.discriminator, Discriminator):
         pair.generator.set_recompute(config.training.recompute)
         pair.discriminator.set_recompute(config.training.recompute)
     else:
@@ -171,7 +172,7 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
     encoder = {}
     if config.model.image_encoder != "seg2d":
         encoder = {"image encoder": _image_multiplications(config, batches[0])}
-        blank = _BlankImage(narrow_model.width, config.model.num_classes)
+        blank: Any = _BlankImage(narrow_model.width, config.model.num_classes)
         narrow.generator.image_branch = ColorImageBranch(blank, kind=config.model.image_encoder)
     # All frames are alike to the dense network.
     frames = batches if net == "sparse" else batches[:1]
@@ -190,7 +191,7 @@ def _sites(counts: LayerCounts, samples: int) -> dict[str, float]:
 
 def _image_multiplications(config: Config, batch: Batch) -> float:
     network = build_dense_generator(config.model).eval()
-    assert batch.image is not None
+    assert batch.image is not None and isinstance(network.image_encoder, nn.Module)
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         network.image_encoder(batch.image[:1].to("cpu"))
     return flops.get_total_flops() / 2
@@ -211,7 +212,7 @@ class _BlankImage(nn.Module):
 
 def _score(pair: Pair, batch: Batch, prediction: Any) -> Tensor:
     """The discriminator's scores of a prediction, as in the generator's step."""
-    if isinstance(pair.generator, AMMNet):
+    if isinstance(pair.generator, AMMNet) and isinstance(pair.discriminator, Discriminator):
         scores: Tensor = pair.discriminator(prediction.voxel_logits, prediction.sites)
         return scores
     mask = batch.scored_mask.view(batch.batch_size, 1, *batch.grid_shape)

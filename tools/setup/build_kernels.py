@@ -63,6 +63,8 @@ def kernel_extensions() -> list[Extension]:
 class BuildKernels(build_ext):
     """Builds the libraries that can be built, and says which and why not the others."""
 
+    extensions: list[Extension]
+
     def run(self) -> None:
         self.report: dict[str, str] = {}
         super().run()

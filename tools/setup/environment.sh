@@ -7,7 +7,7 @@ set -eu
 python=$1
 folder=$2
 compiler=${CXX:-c++}
-versions="3.11 3.12 3.13" # python_requires in setup.py
+versions="3.11 3.12 3.13" # requires-python in pyproject.toml
 
 fail() {
     printf '\nSet-up stopped: %s\n' "$1" >&2

@@ -1,5 +1,7 @@
 """Installs the package and what it needs into the Python that runs this (the Makefile calls it).
 
+With names of extras as arguments it installs what these need, and nothing else: install.py docs.
+
 PyTorch comes first and the package after it without build isolation, so that setup.py sees the PyTorch that
 the package will run with. Nothing is downloaded for what is already there.
 """
@@ -27,6 +29,14 @@ def main() -> None:
     print("== ammnet-sparse and its dependencies", flush=True)
     pip("install", "--no-build-isolation", "--editable", f"{ROOT}[dev]")
     check()
+
+
+def install_extras(names: list[str]) -> None:
+    """What the extras of pyproject.toml need, without the package, which is there."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pip("install", "--quiet", *(text for name in names for text in project["optional-dependencies"][name]))
 
 
 def pip(*arguments: str) -> None:
@@ -80,4 +90,4 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    install_extras(sys.argv[1:]) if sys.argv[1:] else main()

@@ -1,0 +1,1 @@
+"""SSCNet's raw .png and .bin files."""

@@ -18,11 +18,8 @@ Colour images and 2D label maps are no part of the raw files: they are added to 
 
 import dataclasses
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.parallel import map_in_processes
 from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
 from ammnet_sparse.data.raw.files import RawFileError
 from ammnet_sparse.data.raw.frames import (
@@ -174,7 +172,7 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
     _claim_folder(plan)
     results: list[FrameResult] = []
     with tqdm(total=len(frame_ids), desc="preparing", unit="frame", disable=not progress) as bar:
-        for result in _results(partial(prepare_frame, plan), frame_ids, workers or available_cores()):
+        for result in map_in_processes(partial(prepare_frame, plan), frame_ids, workers=workers or available_cores()):
             results.append(result)
             bar.update()
     for leftover in plan.out.rglob(f"{_UNFINISHED}*"):
@@ -236,25 +234,6 @@ def _claim_folder(plan: PreparationPlan) -> None:
         )
     plan.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _results(work: Callable[[str], FrameResult], frame_ids: Sequence[str], workers: int) -> Iterator[FrameResult]:
-    """The results in order, computed in this process or in worker processes."""
-    workers = min(workers, max(len(frame_ids), 1))
-    if workers == 1:
-        yield from map(work, frame_ids)
-        return
-    # Spawned, not forked: this process may already hold threads.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield from pool.map(work, frame_ids)
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process was ended from outside, perhaps for want of memory; start again with fewer --workers: "
-            "complete frames are kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> None:

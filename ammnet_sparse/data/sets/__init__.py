@@ -1,0 +1,1 @@
+"""Sets of frames on disk: published folders, packed files, lists, checks."""

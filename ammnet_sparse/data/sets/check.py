@@ -1,11 +1,11 @@
 """The check of a whole set: every frame is read once, and everything that is wrong is reported by frame."""
 
+import contextlib
 import dataclasses
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.data.parallel import map_in_threads
 from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.files import DataError, missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
@@ -149,9 +150,11 @@ def check_set(
         problems += [Problem(frame_id, str(missing_file(path))) for frame_id, path in missing]
         return SetReport(tuple(problems), len(frame_ids), {})
     checked: dict[str, _CheckedFrame] = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    results = map_in_threads(
+        lambda frame_id: _check_frame(folder, frame_id), frame_ids, workers=workers or os.cpu_count()
+    )
+    with warnings.catch_warnings(), contextlib.closing(results):
         warnings.simplefilter("ignore")  # what frames warn of is a note below
-        results = pool.map(lambda frame_id: _check_frame(folder, frame_id), frame_ids)
         bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
         for frame_id, (frame, found) in zip(frame_ids, bar, strict=True):
             problems += [Problem(frame_id, str(problem), is_broken=frame is None) for problem in found]

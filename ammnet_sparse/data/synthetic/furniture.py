@@ -49,6 +49,7 @@ def chair(rng: Rng) -> Piece:
 
 
 def office_chair(rng: Rng) -> Piece:
+    """An upholstered swivel chair on a foot of metal."""
     seat, back = rng.uniform(0.45, 0.52), rng.uniform(0.5, 0.65)
     cover, frame = materials.fabric(rng), materials.metal(rng)
 
@@ -235,11 +236,13 @@ def cabinet(rng: Rng, *, width: float, depth: float, height: float, things: int)
 
 
 def wardrobe(rng: Rng) -> Piece:
+    """A tall cabinet for clothes."""
     size = rng.uniform(0.9, 1.9), rng.uniform(0.5, 0.62), rng.uniform(1.8, 2.2)
     return cabinet(rng, width=size[0], depth=size[1], height=size[2], things=0)
 
 
 def dresser(rng: Rng) -> Piece:
+    """A chest of drawers, with things or a television on it."""
     size = rng.uniform(0.8, 1.5), rng.uniform(0.42, 0.55), rng.uniform(0.75, 1.15)
     core = cabinet(rng, width=size[0], depth=size[1], height=size[2], things=int(rng.integers(2, 6)))
     if rng.random() < 0.75:
@@ -255,6 +258,7 @@ def dresser(rng: Rng) -> Piece:
 
 
 def nightstand(rng: Rng) -> Piece:
+    """A small cabinet beside a bed, with a lamp or books on it."""
     height = rng.uniform(0.5, 0.65)
     core = cabinet(rng, width=0.48, depth=0.42, height=height, things=0)
 

@@ -4,13 +4,11 @@ A set is written into a sibling folder ``<name>.partial`` and renamed when it is
 never half a set. An interrupted run goes on where it stopped: frame i depends on the seed and on i only.
 """
 
+import contextlib
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ammnet_sparse.config import DataConfig
+from ammnet_sparse.data.parallel import map_in_processes
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
 from ammnet_sparse.data.volumes.mapping import mapping_to_disk
 from ammnet_sparse.files.content import read_text
@@ -161,29 +160,14 @@ def _write_frames(folder: Path, parameters: dict[str, Any], *, workers: int | No
     # A frame's label file is written last and says that the frame is complete.
     todo = [i for i in range(parameters["frames"]) if not (folder / "Label" / f"{_frame_id(i)}.npz").exists()]
     make = partial(_make_frame, folder, parameters["seed"], parameters["noise"])
-    workers = min(workers or _available_cores(), max(len(todo), 1))
-    with _mapper(workers) as mapper:
-        results = mapper(make, todo)
+    results = map_in_processes(make, todo, workers=workers or _available_cores())
+    with contextlib.closing(results):
         for _ in tqdm(results, total=len(todo), desc="generating rooms", unit="frame", disable=not progress):
             pass
 
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable[[Callable[[int], None], list[int]], Iterable[None]]]:
-    """``map`` in this process, or over worker processes; pending frames are dropped on an error."""
-    if workers == 1:
-        yield map
-        return
-    # Spawned, not forked: this process may already hold threads and a CUDA context.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _make_frame(folder: Path, seed: int, noise: Noise, index: int) -> None:

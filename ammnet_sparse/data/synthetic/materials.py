@@ -21,10 +21,12 @@ def painted(rng: Rng) -> Material:
 
 
 def furniture_front(rng: Rng) -> Material:
+    """Fronts of furniture: mostly wood, else lacquer."""
     return wood(rng) if rng.random() < 0.7 else painted(rng)
 
 
 def metal(rng: Rng) -> Material:
+    """Grey metal, from dark to light."""
     return Material(hsv(0.6, 0.05, rng.uniform(0.25, 0.7)))
 
 
@@ -50,21 +52,25 @@ def colorful(rng: Rng) -> Material:
 
 
 def cardboard(rng: Rng) -> Material:
+    """Brown cardboard."""
     color = hsv(rng.uniform(0.07, 0.1), rng.uniform(0.35, 0.5), rng.uniform(0.55, 0.75))
     return Material(color, _shade(color, 0.9), Texture.SPECKLE, 0.03)
 
 
 def leaves(rng: Rng) -> Material:
+    """The green of plants."""
     color = hsv(rng.uniform(0.25, 0.38), rng.uniform(0.5, 0.8), rng.uniform(0.25, 0.55))
     return Material(color, _shade(color, 0.55), Texture.SPECKLE, 0.04)
 
 
 def wall_paint(rng: Rng) -> Material:
+    """A light wall, of a faint color."""
     color = hsv(rng.choice([0.1, 0.13, 0.55, 0.3, 0.95]), rng.uniform(0.02, 0.22), rng.uniform(0.72, 0.93))
     return Material(color, _shade(color, 0.97), Texture.SPECKLE, 0.25)
 
 
 def ceiling_paint(rng: Rng) -> Material:
+    """A nearly white ceiling."""
     return Material(hsv(0.12, 0.03, rng.uniform(0.88, 0.97)))
 
 
@@ -89,10 +95,12 @@ def daylight(rng: Rng) -> Material:
 
 
 def screen(rng: Rng) -> Material:
+    """A dark screen, or the frame of one."""
     return Material(hsv(0.62, 0.15, rng.uniform(0.03, 0.1)))
 
 
 def lampshade(rng: Rng) -> Material:
+    """A pale shade that glows."""
     return Material(hsv(0.12, rng.uniform(0.1, 0.35), 0.95), glow=rng.uniform(0.2, 0.7))
 
 

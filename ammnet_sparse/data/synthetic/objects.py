@@ -34,18 +34,21 @@ def standing_books(builder: SceneBuilder, place: Place, rng: Rng, *, width: floa
 
 
 def cup(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A cup."""
     height = rng.uniform(0.08, 0.14)
     size = (rng.uniform(0.07, 0.11),) * 2 + (height,)
     builder.item(place, OBJECTS).cylinder((0, 0, height / 2), size, material=materials.colorful(rng))
 
 
 def bottle(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A bottle with a neck."""
     item, material = builder.item(place, OBJECTS), materials.colorful(rng)
     item.cylinder((0, 0, 0.1), (0.08, 0.08, 0.2), material=material)
     item.cylinder((0, 0, 0.24), (0.03, 0.03, 0.09), material=material)
 
 
 def box(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A small box."""
     size = (rng.uniform(0.1, 0.3), rng.uniform(0.08, 0.22), rng.uniform(0.06, 0.22))
     builder.item(place, OBJECTS).box((0, 0, size[2] / 2), size, material=materials.colorful(rng))
 
@@ -60,12 +63,14 @@ def bowl(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 
 def laptop(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """An open laptop."""
     item, shell = builder.item(place, OBJECTS), materials.metal(rng)
     item.box((0, -0.08, 0.012), (0.34, 0.23, 0.024), material=shell)
     item.box((0, 0.05, 0.13), (0.34, 0.02, 0.22), material=materials.screen(rng))
 
 
 def vase(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A vase with leaves."""
     item, green = builder.item(place, OBJECTS), materials.leaves(rng)
     item.ellipsoid((0, 0, 0.1), (0.13, 0.13, 0.2), material=materials.colorful(rng))
     for _ in range(4):
@@ -74,6 +79,7 @@ def vase(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 
 def table_lamp(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A lamp on a foot."""
     item, foot = builder.item(place, OBJECTS), materials.metal(rng)
     item.cylinder((0, 0, 0.015), (0.16, 0.16, 0.03), material=foot)
     item.cylinder((0, 0, 0.15), (0.04, 0.04, 0.27), material=foot)
@@ -116,6 +122,7 @@ def plant(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 
 def floor_lamp(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A standing lamp, 1.4 to 1.75 m high."""
     item, pole, height = builder.item(place, OBJECTS), materials.metal(rng), rng.uniform(1.4, 1.75)
     item.cylinder((0, 0, 0.02), (0.3, 0.3, 0.04), material=pole)
     item.cylinder((0, 0, height / 2), (0.04, 0.04, height), material=pole)
@@ -133,6 +140,7 @@ def boxes(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 
 def bag(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A bag that stands on the floor."""
     item, material = builder.item(place, OBJECTS), materials.fabric(rng)
     item.ellipsoid((0, 0, 0.2), (0.42, 0.3, 0.42), material=material)
     item.box((0, 0, 0.08), (0.36, 0.24, 0.16), material=material)
@@ -146,6 +154,7 @@ def basket(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 
 def bin_(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A waste-paper bin."""
     builder.item(place, OBJECTS).cylinder((0, 0, 0.17), (0.27, 0.27, 0.34), material=materials.painted(rng))
 
 
@@ -153,6 +162,7 @@ FLOOR = (plant, floor_lamp, boxes, boxes, bag, basket, bin_)
 
 
 def pillow(builder: SceneBuilder, place: Place, rng: Rng) -> None:
+    """A pillow that lies flat."""
     material = materials.bedding(rng)
     builder.item(place, OBJECTS).ellipsoid((0, 0, 0.07), (0.6, 0.38, 0.17), material=material)
 

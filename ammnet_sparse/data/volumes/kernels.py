@@ -96,6 +96,7 @@ def _rows_below_cap(squared):
 
 @njit(cache=True)
 def distance_along_height(source, target):
+    """Squared distances, in fine voxels, lowered by those of the rows above and below; ``target`` is written."""
     below = _rows_below_cap(source)
     height = source.shape[1]
     for x in range(source.shape[0]):
@@ -108,6 +109,7 @@ def distance_along_height(source, target):
 
 @njit(cache=True)
 def distance_along_x(source, target):
+    """The same along X, which makes the distances those in space."""
     below = _rows_below_cap(source)
     length = source.shape[0]
     for x in range(length):

@@ -1,0 +1,1 @@
+"""Weights: files, backbones, shipped ones, loading, conversion."""

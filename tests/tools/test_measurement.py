@@ -5,6 +5,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench.measurement import (
+    MIB,
+    Allocations,
+    PeakMemory,
+    Stopwatch,
+    counted_layers,
+    held_mebibytes,
+    summed,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,15 +29,6 @@ from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.sparse.convolutions import SiteConv3d
 from ammnet_sparse.sparse.kernel_maps import Kernel
 from ammnet_sparse.sparse.sites import sites_from_mask
-from ammnet_sparse.training.measurement import (
-    MIB,
-    Allocations,
-    PeakMemory,
-    Stopwatch,
-    counted_layers,
-    held_mebibytes,
-    summed,
-)
 from tests.models.scenes import GRID, both, small_config, some_scene
 
 CPU = torch.device("cpu")
@@ -196,3 +196,17 @@ def test_stopwatch_sums_a_part_over_a_step() -> None:
     sleep, forward = watch.column("sleep"), watch.column("forward")
     assert len(sleep) == 3 and min(sleep[:2]) >= 0.004 and sleep[2] == 0
     assert forward[:2] == [0, 0] and forward[2] > 0
+
+
+def test_stopwatch_times_one_part_alone() -> None:
+    watch = Stopwatch(CPU)
+    watch.only = "step"
+    with watch.part("step"), watch.part("forward"):
+        time.sleep(0.002)
+    watch.end_lap()
+    watch.only = None
+    with watch.part("step"), watch.part("forward"):
+        time.sleep(0.002)
+    watch.end_lap()
+    assert min(watch.column("step")) >= 0.002
+    assert watch.column("forward")[0] == 0 and watch.column("forward")[1] >= 0.002

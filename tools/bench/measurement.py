@@ -298,18 +298,23 @@ class Stopwatch:
 
     Attributes:
         laps: for each step the seconds of its parts, a part that ran more than once summed.
+        only: the part to time, without a wait for the others; None for all.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.laps: list[dict[str, float]] = []
+        self.only: str | None = None
         self._lap: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
     def start(self, part: str) -> None:
-        self._started[part] = self._now()
+        if self.only in (None, part):
+            self._started[part] = self._now()
 
     def stop(self, part: str) -> None:
+        if part not in self._started:
+            return
         self._lap[part] = self._lap.get(part, 0.0) + self._now() - self._started.pop(part)
 
     @contextlib.contextmanager

@@ -1,0 +1,70 @@
+"""Work on many frames at once, by processes or threads that an interruption ends at the next frame."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkerLostError(RuntimeError):
+    """A worker process that ended before its work did; the message says what to do."""
+
+
+def map_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+) -> Generator[Result, None, None]:
+    """``function`` of every item, in order: in this process, or spread over ``workers`` processes.
+
+    An error, or closing the iterator, drops the items that no process has begun. Ctrl-C, which a terminal sends to
+    every process, is left to this one: the workers finish what they have begun.
+
+    Raises:
+        WorkerLostError: a worker was ended from outside.
+    """
+    workers = min(workers, max(len(items), 1))
+    if workers == 1:
+        yield from map(function, items)
+        return
+    # Spawned, not forked: this process may already hold threads and a CUDA context.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        with _interrupt_blocked():  # a new process takes over what is blocked
+            results = pool.map(function, items)
+        yield from results
+    except BrokenProcessPool as error:
+        raise WorkerLostError(
+            "a worker process was ended from outside, perhaps for want of memory; start again with fewer --workers: "
+            "complete frames are kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None
+) -> Generator[Result, None, None]:
+    """``function`` of every item, in order, by threads; None: as many as the machine has cores, and some.
+
+    An error, or closing the iterator, drops the items that no thread has begun.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Holds SIGINT back from this thread, and for good from the processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,425 @@
+// The threads of a block are fibers: each runs until it ends or waits for others. A fiber whose thread has ended takes
+// the next thread that has not begun, so that kernels without barriers never switch.
+#include "threads.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if !defined(__SANITIZE_ADDRESS__) && defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1  // as GCC has it
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace ammnet_sparse::emulation {
+
+Place place;
+
+namespace {
+
+constexpr size_t kStackSize = size_t{1} << 18;
+constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
+constexpr unsigned int kMostThreads = 1024;
+constexpr unsigned int kMostBlocks = 65535;  // along y and z
+
+std::string text_of(std::source_location where) {
+  const std::string path = where.file_name();
+  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line());
+}
+
+// What a sanitizer has to know of a change of stacks.
+struct Stack {
+  const void* bottom = nullptr;
+  size_t size = 0;
+};
+#if defined(__SANITIZE_ADDRESS__)
+void before_switch(void** saved, const Stack& target) {
+  __sanitizer_start_switch_fiber(saved, target.bottom, target.size);
+}
+void after_switch(void* saved, Stack* origin) {
+  __sanitizer_finish_switch_fiber(saved, origin ? &origin->bottom : nullptr, origin ? &origin->size : nullptr);
+}
+#else
+void before_switch(void**, const Stack&) {}
+void after_switch(void*, Stack*) {}
+#endif
+
+enum class State : uint8_t { kNotBegun, kReady, kWaiting, kEnded };
+
+struct Thread;
+
+// A stack, and where its thread stands.
+struct Fiber {
+  ucontext_t context{};
+  Stack stack;
+  Thread* thread = nullptr;
+  void* saved = nullptr;
+
+  Fiber() {
+    void* memory = mmap(nullptr, kStackSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (memory == MAP_FAILED) {
+      throw std::bad_alloc();
+    }
+    stack = {memory, kStackSize};
+  }
+  ~Fiber() { munmap(const_cast<void*>(stack.bottom), kStackSize); }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+};
+
+struct Thread {
+  unsigned int number = 0;
+  dim3 index;
+  State state = State::kNotBegun;
+  Fiber* fiber = nullptr;
+  const char* waits_at = nullptr;
+  std::source_location where;
+  unsigned int exchanges = 0;
+};
+
+// Lanes that have come to an exchange. Two sets of values, as a lane may go on to the next exchange before another
+// has read those of this one.
+struct Warp {
+  std::array<std::array<uint64_t, kLanes>, 2> values{};
+  int num_arrived = 0;
+  std::source_location where;
+  const char* name = nullptr;
+};
+
+void fiber_main();
+
+class Machine {
+ public:
+  Machine() {
+    if (const char* seed = std::getenv("AMMNET_SPARSE_EMULATION_SEED"); seed != nullptr && *seed != '\0') {
+      size_t length = 0;
+      const std::string text = seed;
+      try {
+        random_.emplace(std::stoull(text, &length));
+      } catch (const std::logic_error&) {
+        length = 0;
+      }
+      if (length != text.size()) {
+        throw std::runtime_error("AMMNET_SPARSE_EMULATION_SEED: expected an integer, found " + text);
+      }
+    }
+  }
+
+  void run_grid(dim3 blocks, dim3 threads, const std::function<void()>& body) {
+    const std::lock_guard<std::mutex> lock(mutex_);  // autograd has threads of its own
+    const uint64_t num_threads = uint64_t{threads.x} * threads.y * threads.z;
+    if (num_threads == 0 || num_threads > kMostThreads || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 ||
+        blocks.y > kMostBlocks || blocks.z > kMostBlocks) {
+      throw std::runtime_error("invalid configuration of a launch: blocks " + text_of_size(blocks) + ", threads " +
+                               text_of_size(threads));
+    }
+    body_ = &body;
+    place = {{0, 0, 0}, {0, 0, 0}, threads, blocks};
+    std::vector<uint64_t> order(uint64_t{blocks.x} * blocks.y * blocks.z);
+    std::iota(order.begin(), order.end(), uint64_t{0});
+    shuffle(order);
+    for (const uint64_t number : order) {
+      place.block = {
+          static_cast<unsigned int>(number % blocks.x), static_cast<unsigned int>(number / blocks.x % blocks.y),
+          static_cast<unsigned int>(number / blocks.x / blocks.y)};
+      run_block(static_cast<unsigned int>(num_threads));
+    }
+  }
+
+  // Of the thread that runs.
+  void wait_for_block(const char* name, std::source_location where) {
+    Thread& self = *running_->thread;
+    if (num_ended_ > 0) {
+      fail(name, where, "threads of the block have ended before others reach it");
+    }
+    if (num_at_barrier_ > 0 && !is_same(where, where_barrier_)) {
+      fail(name, where, "others of the block wait at " + text_of(where_barrier_));
+    }
+    where_barrier_ = where;
+    if (++num_at_barrier_ == threads_.size()) {
+      num_at_barrier_ = 0;
+      for (Thread& thread : threads_) {
+        if (&thread != &self) {
+          make_ready(thread);
+        }
+      }
+      pause();
+      return;
+    }
+    wait(name, where);
+  }
+
+  const std::array<uint64_t, kLanes>&
+  exchange(const char* name, unsigned int mask, uint64_t value, std::source_location where) {
+    Thread& self = *running_->thread;
+    Warp& warp = warps_[self.number / kLanes];
+    if (mask != kAllLanes) {
+      fail(name, where, "expected the full mask 0xFFFFFFFF, found " + std::to_string(mask));
+    }
+    if (warp.num_arrived > 0 && (!is_same(where, warp.where) || std::string(name) != warp.name)) {
+      fail(name, where, "other lanes of the warp wait at " + std::string(warp.name) + ", " + text_of(warp.where));
+    }
+    warp.where = where;
+    warp.name = name;
+    auto& values = warp.values[self.exchanges++ % 2];
+    values[self.number % kLanes] = value;
+    if (++warp.num_arrived == kLanes) {
+      warp.num_arrived = 0;
+      const size_t first = self.number / kLanes * kLanes;
+      for (size_t lane = first; lane < first + kLanes; ++lane) {
+        if (lane != self.number) {
+          make_ready(threads_[lane]);
+        }
+      }
+    } else {
+      wait(name, where);
+    }
+    return values;
+  }
+
+  // The thread that runs stays ready, and others may come first; in ascending order it just goes on.
+  void pause() {
+    if (random_ && (*random_)() % 4 == 0) {
+      make_ready(*running_->thread);
+      leave();
+    }
+  }
+
+  // On the stack of a fiber: threads that have not begun, one after the other.
+  void run_threads() {
+    Fiber& self = *running_;
+    after_switch(nullptr, &scheduler_stack_);
+    while (next_ < order_.size() && !error_) {
+      Thread& thread = threads_[order_[next_++]];
+      self.thread = &thread;
+      thread.fiber = &self;
+      place.thread = thread.index;
+      try {
+        (*body_)();
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+      thread.state = State::kEnded;
+      ++num_ended_;
+    }
+    self.thread = nullptr;
+    free_.push_back(&self);
+    before_switch(nullptr, scheduler_stack_);
+    setcontext(&scheduler_);
+  }
+
+ private:
+  void run_block(unsigned int num_threads) {
+    begin_block(num_threads);
+    while (num_ended_ < threads_.size()) {
+      if (!ready_.empty() && (next_ == order_.size() || !random_ || (*random_)() % 2 == 0)) {
+        resume(*take_ready().fiber);
+      } else if (next_ < order_.size()) {
+        start(free_fiber());
+      } else {
+        fail_stuck();
+      }
+      if (error_) {
+        std::rethrow_exception(std::exchange(error_, nullptr));
+      }
+    }
+  }
+
+  void begin_block(unsigned int num_threads) {
+    threads_.assign(num_threads, Thread{});
+    warps_.assign((num_threads + kLanes - 1) / kLanes, Warp{});
+    const dim3& size = place.block_size;
+    for (unsigned int number = 0; number < num_threads; ++number) {
+      threads_[number].number = number;
+      threads_[number].index = {number % size.x, number / size.x % size.y, number / size.x / size.y};
+    }
+    order_.resize(num_threads);
+    std::iota(order_.begin(), order_.end(), 0u);
+    shuffle(order_);
+    free_.clear();
+    for (const auto& fiber : fibers_) {  // all: an error may have left some in the middle of their threads
+      fiber->thread = nullptr;
+      free_.push_back(fiber.get());
+    }
+    ready_.clear();
+    next_ = num_ended_ = num_at_barrier_ = 0;
+    error_ = nullptr;
+  }
+
+  Fiber& free_fiber() {
+    if (free_.empty()) {
+      fibers_.push_back(std::make_unique<Fiber>());
+      return *fibers_.back();
+    }
+    Fiber& fiber = *free_.back();
+    free_.pop_back();
+    return fiber;
+  }
+
+  void start(Fiber& fiber) {
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(fiber.stack.bottom, fiber.stack.size);  // of what an error left
+#endif
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = const_cast<void*>(fiber.stack.bottom);
+    fiber.context.uc_stack.ss_size = fiber.stack.size;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &fiber_main, 0);
+    resume(fiber);
+  }
+
+  void resume(Fiber& fiber) {
+    running_ = &fiber;
+    if (fiber.thread != nullptr) {
+      place.thread = fiber.thread->index;
+    }
+    void* saved = nullptr;
+    before_switch(&saved, fiber.stack);
+    swapcontext(&scheduler_, &fiber.context);
+    after_switch(saved, nullptr);
+  }
+
+  // The thread that runs gives way; returns when it is resumed.
+  void leave() {
+    Fiber& self = *running_;
+    before_switch(&self.saved, scheduler_stack_);
+    swapcontext(&self.context, &scheduler_);
+    after_switch(self.saved, &scheduler_stack_);
+  }
+
+  void wait(const char* name, std::source_location where) {
+    Thread& self = *running_->thread;
+    self.state = State::kWaiting;
+    self.waits_at = name;
+    self.where = where;
+    leave();
+  }
+
+  void make_ready(Thread& thread) {
+    thread.state = State::kReady;
+    ready_.push_back(&thread);
+  }
+
+  Thread& take_ready() {
+    if (random_) {
+      std::swap(ready_.front(), ready_[(*random_)() % ready_.size()]);
+    }
+    Thread& thread = *ready_.front();
+    ready_.pop_front();
+    return thread;
+  }
+
+  template <typename Numbers>
+  void shuffle(Numbers& numbers) {
+    if (random_) {
+      std::shuffle(numbers.begin(), numbers.end(), *random_);
+    }
+  }
+
+  static bool is_same(std::source_location one, std::source_location other) {
+    return one.line() == other.line() && one.column() == other.column() &&
+           std::string(one.file_name()) == other.file_name();
+  }
+
+  static std::string text_of_size(dim3 size) {
+    return std::to_string(size.x) + " x " + std::to_string(size.y) + " x " + std::to_string(size.z);
+  }
+
+  [[noreturn]] void fail(const char* name, std::source_location where, const std::string& what) const {
+    throw std::runtime_error(std::string(name) + ", " + text_of(where) + ", thread " +
+                             std::to_string(running_->thread->number) + ": " + what);
+  }
+
+  [[noreturn]] void fail_stuck() const {
+    const auto waiting = std::find_if(
+        threads_.begin(), threads_.end(), [](const Thread& thread) { return thread.state == State::kWaiting; });
+    const auto num_waiting = static_cast<size_t>(std::count_if(
+        threads_.begin(), threads_.end(), [](const Thread& thread) { return thread.state == State::kWaiting; }));
+    throw std::runtime_error(
+        std::string(waiting->waits_at) + ", " + text_of(waiting->where) + ": " + std::to_string(num_waiting) + " of " +
+        std::to_string(threads_.size()) + " threads of the block wait, and the others have ended");
+  }
+
+  std::mutex mutex_;
+  std::optional<std::mt19937_64> random_;
+  const std::function<void()>* body_ = nullptr;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber*> free_;
+  Fiber* running_ = nullptr;
+  ucontext_t scheduler_{};
+  Stack scheduler_stack_;
+  // Of the block that runs.
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<unsigned int> order_;
+  size_t next_ = 0;  // in order_, the first that has not begun
+  std::deque<Thread*> ready_;
+  size_t num_ended_ = 0;
+  size_t num_at_barrier_ = 0;
+  std::source_location where_barrier_;
+  std::exception_ptr error_;
+};
+
+Machine& machine() {
+  static Machine machine;
+  return machine;
+}
+
+void fiber_main() {
+  machine().run_threads();
+}
+
+}  // namespace
+
+void run_grid(dim3 blocks, dim3 threads, const std::function<void()>& thread) {
+  machine().run_grid(blocks, threads, thread);
+}
+
+void wait_for_block(const char* name, std::source_location where) {
+  machine().wait_for_block(name, where);
+}
+
+const std::array<uint64_t, kLanes>&
+exchange(const char* name, unsigned int mask, uint64_t value, std::source_location where) {
+  return machine().exchange(name, mask, value, where);
+}
+
+void pause() {
+  machine().pause();
+}
+
+void check_lane(const char* name, int lane, std::source_location where) {
+  if (lane < 0 || lane >= kLanes) {
+    throw std::runtime_error(std::string(name) + ", " + text_of(where) + ": expected a lane of 0 .. 31, found " +
+                             std::to_string(lane));
+  }
+}
+
+void check_alignment(const void* address, size_t alignment, std::source_location where) {
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0) {
+    throw std::runtime_error(
+        text_of(where) + ", block " + std::to_string(place.block.x) + ", thread " + std::to_string(place.thread.x) +
+        ": expected an address that is a multiple of " + std::to_string(alignment) + ", found one that leaves " +
+        std::to_string(reinterpret_cast<uintptr_t>(address) % alignment));
+  }
+}
+
+}  // namespace ammnet_sparse::emulation

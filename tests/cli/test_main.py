@@ -1,0 +1,237 @@
+"""`ammnet` itself: its commands, what it says of a typo, how it starts, and what Ctrl-C does."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ammnet_sparse
+from ammnet_sparse.cli import main as entry
+from ammnet_sparse.cli.configs import config_names, find_config
+from ammnet_sparse.config import ConfigError, load_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOLS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "predict": "predict",
+    "report": "report",
+    "convert": "convert_checkpoint",
+    "export": "export_weights",
+    "data check": "check_data",
+    "data pack": "pack_data",
+    "data prepare": "prepare_data",
+    "data rooms": "make_rooms",
+    "environment": "show_environment",
+}
+"""Commands that are also documented as scripts of a checkout."""
+
+
+def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`ammnet` in a process of its own, in a folder that is not the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "ammnet_sparse", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"\n  {name} " in overview for name in entry.COMMANDS)
+    assert entry.main([]) == 2
+    assert capsys.readouterr().out == overview
+    assert entry.main(["data", "--help"]) == 0
+    assert "data rooms" in (group := capsys.readouterr().out) and "predict" not in group
+    assert entry.main(["data"]) == 2
+
+
+def test_every_command_has_its_file_and_no_file_is_forgotten() -> None:
+    shared = {"__init__", "main", "errors", "options", "configs"}
+    files = {path.stem for path in (REPOSITORY / "ammnet_sparse" / "cli").glob("*.py")} - shared
+    assert {file for file, _ in entry.COMMANDS.values()} <= files
+
+
+@pytest.mark.parametrize("name", list(entry.COMMANDS))
+def test_help_names_the_command_as_it_is_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        entry.run(name, ["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: ammnet {name} ")
+    assert "tools/" not in text and ".py" not in text
+    assert "Exit code: 0" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["trian"], "train"),
+        (["evalute", "--data", "x"], "evaluate"),
+        (["data", "chekc"], "data check"),
+        (["rooms", "--out", "x"], "data rooms"),
+        (["zzz"], None),
+    ],
+)
+def test_a_typo_gets_the_nearest_command(
+    typed: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.main(typed) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("ammnet: expected a command, found ")
+    assert (f"did you mean `ammnet {meant}`?" if meant else "`ammnet --help` lists the commands") in message
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ammnet {ammnet_sparse.__version__}\n"
+
+
+@pytest.mark.parametrize(("name", "file"), TOOLS.items())
+def test_scripts_of_a_checkout_are_the_same_commands(name: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(REPOSITORY / "tools" / f"{file}.py"))
+    with pytest.raises(SystemExit) as ended:
+        script["main"](["--no-such-option"])
+    assert ended.value.code == 2
+    assert f"\nammnet {name}: " in capsys.readouterr().err
+
+
+def test_light_commands_do_not_import_the_network(tmp_path: Path) -> None:
+    """`ammnet --help` and the commands on sets start without PyTorch."""
+    program = (
+        "import sys; from ammnet_sparse.cli.main import main; code = main(sys.argv[1:]); "
+        "print(code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    for arguments, expected in ((["--help"], "0 False False"), (["data", "check", "absent"], "2 False True")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == expected
+
+
+def test_interruption_while_starting(tmp_path: Path) -> None:
+    """A stand-in for PyTorch's import, which takes seconds, reports that it has begun."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n", "utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ammnet_sparse", "predict", "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "ammnet predict: interrupted\n")
+
+
+def test_interruption_of_worker_processes(tmp_path: Path) -> None:
+    """As a terminal does it: every process of the group gets the signal, and one of them answers."""
+    rooms = tmp_path / "rooms"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ammnet_sparse", "data", "rooms", str(rooms), "--frames", "200", "--workers", "2"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.rglob("Label/*.npz")):  # rooms get their name when they are complete
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output, errors) == (130, "", "ammnet data rooms: interrupted\n")
+    assert 0 < len(list(tmp_path.rglob("Label/*.npz"))) < 200 and not rooms.exists()
+
+
+def test_an_output_that_is_full_is_named(tmp_path: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ammnet_sparse", "data", "rooms", str(tmp_path / "r"), "--frames", "2"]
+            + ["--validation-frames", "1", "--workers", "1"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "ammnet data rooms: standard output: No space left on device; free some space" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m ammnet_sparse data check --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("usage: ammnet data check") and "Traceback" not in done.stderr
+
+
+def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"default", "nyu_seg2d", "nyu_segformer", "nyucad"} <= set(config_names())
+    expected = load_config(REPOSITORY / "configs" / "nyu_seg2d.yaml")
+    for name in ("nyu_seg2d", "nyu_seg2d.yaml", "configs/nyu_seg2d.yaml", REPOSITORY / "configs" / "nyu_seg2d.yaml"):
+        assert load_config(find_config(name)) == expected
+    Path("nyu_seg2d").write_text("model: {width: 8}", encoding="utf-8")  # a file of that name comes first
+    assert load_config(find_config("nyu_seg2d")).model.width == 8
+    with pytest.raises(ConfigError, match=r"nyu_seg: cannot read .* \(default, .*\), found nothing; did you mean nyu_"):
+        find_config("nyu_seg")
+    with pytest.raises(ConfigError, match="found a folder"):
+        find_config(tmp_path)
+
+
+def test_an_installed_package_needs_no_checkout(tmp_path: Path) -> None:
+    """What build_py copies, as into a wheel, runs by itself: commands, configurations, shipped weights."""
+    build = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    build += ["build_py", "--build-lib", str(tmp_path / "installed")]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    program = (
+        "import json; from ammnet_sparse.cli.configs import config_names, find_config; "
+        "from ammnet_sparse.models.weights.shipped import shipped_names; "
+        "print(json.dumps([str(find_config('nyu_seg2d')), config_names(), shipped_names()]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, names, weights = json.loads(done.stdout)
+    assert path == str(tmp_path / "installed" / "ammnet_sparse" / "configs" / "nyu_seg2d.yaml")
+    assert names == config_names() and "nyu_seg2d_w64" in weights
+
+
+def test_no_message_names_a_script_of_the_checkout() -> None:
+    """An installed user has no tools/ folder."""
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in (REPOSITORY / "ammnet_sparse").rglob("*.py")
+        for line in path.read_text("utf-8").splitlines()
+        if re.search(r"tools/\w+\.(py|sh)", line)
+    ]
+    assert found == []

@@ -1,0 +1,69 @@
+"""Loading the compiled kernels: a driver that is too old for them leaves the references."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from ammnet_sparse.ops import _library
+
+pytestmark = pytest.mark.no_emulation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def implementation() -> None:
+    """In place of that of conftest.py: no operator is called here."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with a library built with CUDA 13.0, which can't be loaded: whoever tries says so."""
+    content = b"\x7fELF..." + b"ammnet_sparse: built with CUDA 13000.\0" + bytes(99)
+    (tmp_path / "_kernels_cuda.so").write_bytes(content)
+    monkeypatch.setattr(_library, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.delenv(_library.KERNELS_VARIABLE, raising=False)
+    return tmp_path
+
+
+def test_an_old_driver_leaves_the_references_with_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_driver_version", lambda: 12080)
+    expected = r"built with CUDA 13\.0, which the driver here, for CUDA 12\.8, is too old for: update the driver"
+    with pytest.warns(UserWarning, match=expected):
+        library = _library._load_library("cuda")
+    assert not library.is_loaded and "build the kernels with an older CUDA" in library.note
+
+
+def test_no_warning_where_pytorch_cannot_use_the_device_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_driver_version", lambda: 12080)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "is too old for" in _library._load_library("cuda").note
+
+
+@pytest.mark.parametrize("driver", [13000, 13010, 14000, None])
+def test_other_drivers_load_it(folder: Path, monkeypatch: pytest.MonkeyPatch, driver: int | None) -> None:
+    monkeypatch.setattr(_library, "_driver_version", lambda: driver)
+    library = _library._load_library("cuda")
+    assert not library.is_loaded and library.note.startswith(f"{folder / '_kernels_cuda.so'}: ")
+
+
+def test_a_library_that_does_not_say_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_driver_version", lambda: 11080)
+    (folder / "_kernels_cuda.so").write_bytes(b"\x7fELF, and no more")
+    assert str(folder) in _library._load_library("cuda").note
+
+
+def test_the_library_says_what_it_was_built_with() -> None:
+    path = Path(_library.__file__).parents[1] / "_kernels_cuda.so"
+    if not path.is_file():
+        pytest.skip(f"no CUDA kernels: {_library.kernel_libraries()['cuda'].note}")
+    version = _library._version_in(path)
+    assert version is not None and version >= 12000
+
+
+def test_a_driver_is_asked_without_starting_cuda() -> None:
+    version = _library._driver_version()
+    assert version is None or version >= 11000
