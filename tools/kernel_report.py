@@ -165,6 +165,9 @@ def other_bytes(batch: Batch, rows: int, item: int, *, is_large: bool) -> Iterat
     once = rows * CHANNELS * item
     yield "modulate", Bytes(*[4 * once] * 3)
     yield "modulate backward", Bytes(*[5 * once] * 3)
+    # Features are read for the statistics and again for the result; backward likewise, with what the ReLU needs.
+    yield "normalize_sites", Bytes(3 * once, 4 * once, 4 * once)
+    yield "normalize_sites backward", Bytes(5 * once, 8 * once, 8 * once)
 
 
 def all_bytes(batch: Batch, *, is_large: bool, item: int) -> dict[str, Bytes]:

@@ -18,6 +18,7 @@ from ammnet_sparse.cli.errors import FAILED, INTERRUPTED, WRONG_USAGE
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train the network, on a set or on generated rooms"),
+    "train-encoder": ("train_encoder", "fine-tune an image encoder on 2D segmentation, before train"),
     "evaluate": ("evaluate", "score weights on a split: the paper's table"),
     "predict": ("predict", "complete frames of a set or of your own depth camera"),
     "report": ("report", "write a page about a training run: curves, scores, scenes"),

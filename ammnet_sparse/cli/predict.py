@@ -3,7 +3,8 @@
     ammnet predict [--checkpoint FILE] --out DIR --data DIR --ids 0003 0004
     ammnet predict [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
 
-Without --checkpoint the weights shipped with the package are used (docs/models.md); they read 2D label maps.
+Without --checkpoint weights shipped with the package are used (docs/models.md), by what the frames have: nyu_seg2d_w64
+for 2D label maps, nyu_rgb_w64 for colour images, nyu_depth_w64 for depth alone; it is said which.
 
 Writes for each frame NAME.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
 NAME.png; with --ply NAME_points.ply and NAME_cubes.ply, with --page one page.html of all frames, which any browser
@@ -45,10 +46,11 @@ from ammnet_sparse.data.camera.images import DEPTH_SCALE, parse_intrinsics
 from ammnet_sparse.data.camera.own_frames import find_own_frames, read_own_frame
 from ammnet_sparse.data.camera.placement import POSE_AXES
 from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
+from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
 from ammnet_sparse.pictures.page import Scene, write_page
 
@@ -76,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     """Completes and writes every frame and counts them; adds those of a folder that cannot be used to ``skipped``."""
     device = choose_device(options.device)
-    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
+    given = None if options.checkpoint is not None else _given_input(options)
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset, given=given)
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
@@ -96,6 +99,16 @@ def _predict(options: argparse.Namespace, skipped: list[str]) -> int:
     if scenes:
         write_page(options.out / _PAGE, scenes, title="Completed scenes")
     return count
+
+
+def _given_input(options: argparse.Namespace) -> Input2D:
+    """What the frames have beside depth, which the default weights follow."""
+    if not options.data:
+        return "color image" if options.label_map is None else "label map"
+    frames = open_frames(options.data, dataset=options.dataset)
+    if frames.reads_label_map:
+        return "label map"
+    return "color image" if frames.reads_image else "depth alone"
 
 
 def _set_frames(options: argparse.Namespace, model: AMMNet, device: torch.device) -> Iterator[CompletedFrame]:
@@ -150,7 +163,7 @@ def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("predict", __doc__)
-    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS)
+    add_checkpoint_option(parser, default="by what the frames have, see below")
     add_out_option(parser, "folder to write to, made if missing", metavar="DIR", required=True)
     add_dataset_option(parser, note="; for own frames: what the checkpoint was trained on, as NYUCAD's TSDF is flipped")
     add_sites_option(parser)

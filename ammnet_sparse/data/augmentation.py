@@ -1,7 +1,8 @@
 """Augmentation of frames: mirrored and exchanged axes of the voxels, and changes of the colour image.
 
 Everything is done to the data, nothing inside the model. Voxels are moved, never resampled, so each keeps its TSDF,
-label, label weight and the pixel that hit it; where the image is resized, cropped or mirrored, that pixel follows.
+label, label weight and the pixel that hit it; where the image is resized, cropped or mirrored, that pixel follows. A
+voxel whose pixel is cropped has no pixel any more, but is still hit by the depth, which nothing here changes.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image_functional
 
-from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
-from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.frame import IMAGE_MEAN, Frame, color_planes
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.splits import hash_of
 from ammnet_sparse.data.symmetry import Symmetry
 
@@ -77,6 +78,7 @@ def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:
         mapping=move(frame.mapping),
         label_weight=move(frame.label_weight),
         label=None if frame.label is None else move(frame.label),
+        depth_hit=None if frame.depth_hit is None else move(frame.depth_hit),
     )
 
 
@@ -101,8 +103,17 @@ def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
     # Colours before padding: their contrast refers to the mean of the picture alone, and the padding stays exact.
     image = pad_image(colors.apply(geometry.apply(image)))
     return dataclasses.replace(
-        frame, image=image.permute(1, 2, 0).contiguous().numpy(), mapping=geometry.apply_to_mapping(frame.mapping)
+        frame,
+        image=image.permute(1, 2, 0).contiguous().numpy(),
+        mapping=geometry.apply_to_mapping(frame.mapping),
+        depth_hit=frame.hit_mask,
+        label_2d=None if frame.label_2d is None else _changed_truth(frame.label_2d, geometry),
     )
+
+
+def _changed_truth(label_2d: NDArray[np.uint8], geometry: "Geometry") -> NDArray[np.uint8]:
+    changed: NDArray[np.uint8] = geometry.apply_to_classes(torch.from_numpy(np.array(label_2d))).numpy()
+    return changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +142,34 @@ class Geometry:
         image = image_functional.crop(image, *self.corner, *self.crop_size)
         return image_functional.horizontal_flip(image) if self.is_mirrored else image
 
+    def apply_to_classes(self, classes: Tensor) -> Tensor:
+        """[480, 640] uint8 of a map of classes [480, 640], nearest; 255 where the image is padded."""
+        if self.size != tuple(classes.shape):
+            row, column = (
+                # The centre of each new pixel, in whole numbers, as in ``apply_to_mapping``.
+                (2 * torch.arange(new, device=classes.device) + 1) * old // (2 * new)
+                for new, old in zip(self.size, classes.shape, strict=True)
+            )
+            classes = classes[row[:, None], column]
+        top, left = self.corner
+        rows, columns = self.crop_size
+        cropped = classes[top : top + rows, left : left + columns]
+        padded = torch.full(IMAGE_SHAPE, IGNORE_LABEL, dtype=torch.uint8, device=classes.device)
+        padded[:rows, :columns] = cropped.flip(1) if self.is_mirrored else cropped
+        return padded
+
     def apply_to_mapping(self, mapping: NDArray[np.int32]) -> NDArray[np.int32]:
+        """As ``apply_to_pixels``, of an array."""
+        moved: NDArray[np.int32] = self.apply_to_pixels(torch.from_numpy(np.array(mapping))).numpy()
+        return moved
+
+    def apply_to_pixels(self, mapping: Tensor) -> Tensor:
         """The pixels of the padded 480x640 image that show what ``mapping`` [any shape] pointed at, -1 where cropped.
 
         Pixel centres: index c comes to lie at ``(c + 0.5) s - 0.5``, s the ratio of the sizes, and is rounded.
         """
         rows, columns = IMAGE_SHAPE
-        wide = mapping.astype(np.int64)
+        wide = mapping.long()
         # floor((c + 0.5) s) in whole numbers: the rounding above, with halves going up
         row = (2 * (wide // columns) + 1) * self.size[0] // (2 * rows) - self.corner[0]
         column = (2 * (wide % columns) + 1) * self.size[1] // (2 * columns) - self.corner[1]
@@ -145,7 +177,7 @@ class Geometry:
         is_inside = (row >= 0) & (row < crop_rows) & (column >= 0) & (column < crop_columns) & (mapping != UNMAPPED)
         if self.is_mirrored:
             column = crop_columns - 1 - column
-        return np.where(is_inside, row * columns + column, UNMAPPED).astype(np.int32)
+        return (row * columns + column).masked_fill_(~is_inside, UNMAPPED).to(torch.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +218,7 @@ class Colors:
 
 def pad_image(image: Tensor) -> Tensor:
     """[3, 480, 640] float32 of an image that is no larger: the rest, below and to the right, is ``IMAGE_MEAN``."""
-    padded = torch.tensor(IMAGE_MEAN, dtype=torch.float32)[:, None, None].repeat(1, *IMAGE_SHAPE)
+    padded = color_planes(IMAGE_MEAN, image.device).repeat(1, *IMAGE_SHAPE)
     padded[:, : image.shape[1], : image.shape[2]] = image
     return padded
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame
-from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
+from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame, color_planes
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, UNMAPPED
 from ammnet_sparse.data.sets.source import open_frames
 
 
@@ -22,13 +22,20 @@ class Batch:
     Attributes:
         tsdf: [B, 1, X, H, Y] float32. Not flipped: about +1 free, -1 occluded, 0 unobserved, falling to 0
             at the surface. Flipped (``tsdf_is_flipped``): sign * max(0.001, 1 - |t|).
-        mapping: [B, V] integer, V = X * H * Y: pixel ``row * width + column`` that hit the voxel, -1 for none.
+        mapping: [B, V] integer, V = X * H * Y: pixel ``row * width + column`` of the image that shows the voxel, -1 for
+            none.
         label_weight: [B, V] bool, True where loss and evaluation look.
         label: [B, V] uint8 or other integer type, class 0..11 or 255 for ignore; None without ground truth.
         image: [B, 3, 480, 640] float32, normalised RGB; None for models without an image network.
         label_map: [B, 480, 640] uint8, the 2D prediction, 0..13; None for models that do not read it.
         frame_ids: names of the frames, for messages and pictures.
         tsdf_is_flipped: which convention ``tsdf`` follows.
+        depth_hit: [B, V] bool, voxels that the depth hits; None: those with a pixel in ``mapping``. After 2D
+            augmentation the pixel of a hit may be cropped.
+        label_2d: [B, rows, columns] uint8 or other integer type, dense 2D truth of the image, class 0..11 or 255 for
+            unlabelled; None without.
+        image_stages: what a frozen image backbone made of the images, in place of ``image``: four stages
+            [B, channels, rows, columns], 1/4 to 1/32 of the image, of any float type; None: computed from ``image``.
 
     Raises ValueError for shapes that do not fit each other and, built on the CPU, for pixels and classes out of range.
     """
@@ -41,23 +48,32 @@ class Batch:
     label_map: Tensor | None = None
     frame_ids: tuple[str, ...] = ()
     tsdf_is_flipped: bool = False
+    depth_hit: Tensor | None = None
+    label_2d: Tensor | None = None
+    image_stages: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.tsdf.ndim != 5 or self.tsdf.shape[1] != 1:
             raise ValueError(f"Batch.tsdf: expected [B, 1, X, H, Y], found {list(self.tsdf.shape)}")
         expected = (self.batch_size, self.num_voxels)
-        for name in ("mapping", "label_weight", "label"):
+        for name in ("mapping", "label_weight", "label", "depth_hit"):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(
                     f"Batch.{name}: expected {list(expected)} to match tsdf {list(self.tsdf.shape)}, "
                     f"found {list(value.shape)}"
                 )
-        for name, ndim in (("image", 4), ("label_map", 3)):
+        for name, ndim in (("image", 4), ("label_map", 3), ("label_2d", 3)):
             value = getattr(self, name)
             if value is not None and (value.ndim != ndim or value.shape[0] != self.batch_size):
                 raise ValueError(
                     f"Batch.{name}: expected {ndim} axes with {self.batch_size} frames first, found {list(value.shape)}"
+                )
+        for stage in self.image_stages or ():
+            if stage.ndim != 4 or stage.shape[0] != self.batch_size:
+                raise ValueError(
+                    f"Batch.image_stages: expected [{self.batch_size}, channels, rows, columns], found "
+                    f"{list(stage.shape)}"
                 )
         if self.tsdf.device.type == "cpu":
             # Here, once, before it is moved: on a GPU looking at values would wait for the device in every step.
@@ -71,9 +87,11 @@ class Batch:
             if value is not None:
                 num_pixels = value.shape[-2] * value.shape[-1]
                 self._check_range(f"mapping: pixels of {name}", self.mapping, low=UNMAPPED, high=num_pixels - 1)
-        if self.label is not None:
-            classes = self.label.masked_fill(self.label == IGNORE_LABEL, 0)
-            self._check_range(f"label: classes but {IGNORE_LABEL}", classes, low=0, high=NUM_CLASSES - 1)
+        for name in ("label", "label_2d"):
+            value = getattr(self, name)
+            if value is not None:
+                classes = value.masked_fill(value == IGNORE_LABEL, 0)
+                self._check_range(f"{name}: classes but {IGNORE_LABEL}", classes, low=0, high=NUM_CLASSES - 1)
         if self.label_map is not None:
             self._check_range("label_map: classes", self.label_map, low=0, high=NUM_LABEL_MAP_CLASSES - 1)
 
@@ -110,8 +128,13 @@ class Batch:
 
     @property
     def hit_mask(self) -> Tensor:
-        """[B, V] bool: voxels that a pixel hits."""
-        return self.mapping != UNMAPPED
+        """[B, V] bool: voxels that the depth hits, whether or not ``mapping`` has a pixel for them."""
+        return self.mapping != UNMAPPED if self.depth_hit is None else self.depth_hit
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Rows and columns of the image that ``mapping`` counts in."""
+        return IMAGE_SHAPE if self.image is None else (self.image.shape[2], self.image.shape[3])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch with every tensor on ``device``."""
@@ -121,12 +144,18 @@ class Batch:
         """The same batch in page-locked memory (the data loader calls this)."""
         return self._map_tensors(lambda tensor: tensor.pin_memory())
 
+    def with_stages(self, stages: tuple[Tensor, ...]) -> "Batch":
+        """The same batch with ``image_stages`` in place of images."""
+        return dataclasses.replace(self, image=None, image_stages=stages)
+
     def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {
             field.name: function(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
+        if self.image_stages is not None:
+            changed["image_stages"] = tuple(function(stage) for stage in self.image_stages)
         return dataclasses.replace(self, **changed)
 
     @classmethod
@@ -135,7 +164,7 @@ class Batch:
         if not batches:
             raise ValueError("Batch.collate: expected at least one batch, found none")
         joined: dict[str, Tensor | None] = {}
-        for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map"):
+        for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map", "label_2d"):
             values = [getattr(batch, name) for batch in batches]
             present = [value for value in values if value is not None]
             if present and len(present) != len(values):
@@ -148,6 +177,9 @@ class Batch:
                         f"{list(value.shape[1:])} for {batch.frame_ids}; expected frames of one size"
                     )
             joined[name] = torch.cat(present) if present else None
+        joined["depth_hit"] = None
+        if any(batch.depth_hit is not None for batch in batches):
+            joined["depth_hit"] = torch.cat([batch.hit_mask for batch in batches])
         conventions = {batch.tsdf_is_flipped for batch in batches}
         if len(conventions) > 1:
             raise ValueError("Batch.collate: flipped and unflipped TSDF cannot be mixed in a batch")
@@ -155,6 +187,7 @@ class Batch:
             **joined,  # type: ignore[arg-type]
             frame_ids=tuple(frame_id for batch in batches for frame_id in batch.frame_ids),
             tsdf_is_flipped=conventions.pop(),
+            image_stages=_joined_stages(batches),
         )
 
     @classmethod
@@ -169,6 +202,8 @@ class Batch:
             label_map=None if frame.label_map is None else _tensor(frame.label_map)[None],
             frame_ids=(frame.frame_id,),
             tsdf_is_flipped=frame.tsdf_is_flipped,
+            depth_hit=None if frame.depth_hit is None else _tensor(frame.depth_hit).reshape(1, -1),
+            label_2d=None if frame.label_2d is None else _tensor(frame.label_2d)[None],
         )
 
     @classmethod
@@ -182,15 +217,26 @@ class Batch:
         return cls.collate([cls.from_frame(frames.read(frame_id)) for frame_id in ids])
 
 
+def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:
+    stages = [batch.image_stages for batch in batches if batch.image_stages is not None]
+    if not stages:
+        return None
+    if len(stages) != len(batches):
+        raise ValueError("Batch.collate: image_stages are given for some frames but not for others")
+    return tuple(torch.cat(parts) for parts in zip(*stages, strict=True))
+
+
 def normalize_image(image: NDArray[Any]) -> torch.Tensor:
     """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
 
     A pixel that equals float32 ``IMAGE_MEAN`` becomes exactly 0: that is how augmentation pads.
     """
-    planes = _tensor(image).permute(2, 0, 1).to(torch.float32).contiguous()
-    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32)[:, None, None]
-    deviation = torch.tensor(IMAGE_DEVIATION, dtype=torch.float32)[:, None, None]
-    return planes.sub_(mean).div_(deviation)
+    return normalize_planes(_tensor(image).permute(2, 0, 1).to(torch.float32).contiguous())
+
+
+def normalize_planes(planes: Tensor) -> Tensor:
+    """[..., 3, rows, columns] float32 RGB on the scale 0..255, on any device, normalised in place."""
+    return planes.sub_(color_planes(IMAGE_MEAN, planes.device)).div_(color_planes(IMAGE_DEVIATION, planes.device))
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

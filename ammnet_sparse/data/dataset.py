@@ -4,16 +4,17 @@ Nothing here depends on state: augmentation follows from (seed, epoch, frame), t
 is the same with any number of workers, and one that was interrupted continues in the middle of an epoch.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ammnet_sparse.data.augmentation import augment, augmentation_generator
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique, hash_of
 
 
@@ -24,6 +25,7 @@ class FrameDataset(Dataset[Batch]):
         ids: frames, each once.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the colour image (``augmentation.augment_2d``); frames without one stay as they are.
+        truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
 
     Raises:
@@ -38,6 +40,7 @@ class FrameDataset(Dataset[Batch]):
         *,
         augment_3d: bool = False,
         augment_2d: bool = False,
+        truth_2d: Truth2D | None = None,
         seed: int = 0,
     ) -> None:
         check_unique(ids)
@@ -45,8 +48,10 @@ class FrameDataset(Dataset[Batch]):
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
+        self.truth_2d = truth_2d
         self.seed = seed
         self.epoch = 0
+        self.makes_batches = False
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
@@ -58,6 +63,8 @@ class FrameDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
         frame = self.folder.read(self.ids[index])
+        if self.truth_2d is not None:
+            frame = dataclasses.replace(frame, label_2d=self.truth_2d.read(frame.frame_id))
         if self.augment_3d or self.augment_2d:
             frame = augment(
                 frame,
@@ -66,6 +73,24 @@ class FrameDataset(Dataset[Batch]):
                 use_2d=self.augment_2d,
             )
         return Batch.from_frame(frame)
+
+
+class EpochDataset(Protocol):
+    """What ``build_loader`` needs of a data set: ``FrameDataset``, ``DeviceDataset`` or ``StageDataset``.
+
+    Attributes:
+        ids: names of the frames.
+        makes_batches: its items are whole batches on the training device (``__getitems__``), made in this process.
+    """
+
+    ids: list[str]
+    makes_batches: bool
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -136,7 +161,7 @@ def epoch_order(num_frames: int, *, shuffle_seed: int | None, epoch: int) -> lis
 
 
 def build_loader(
-    dataset: FrameDataset | DeviceDataset,
+    dataset: EpochDataset,
     *,
     batch_size: int,
     shuffle_seed: int | None,
@@ -169,11 +194,10 @@ def build_loader(
         rank=rank,
         num_processes=num_processes,
     )
-    collate: Callable[[list[Any]], Batch] = Batch.collate
-    if makes_batches := isinstance(dataset, DeviceDataset):
-        collate = _as_it_is
+    makes_batches = dataset.makes_batches
+    collate: Callable[[list[Any]], Batch] = _as_it_is if makes_batches else Batch.collate
     return DataLoader(
-        dataset,
+        cast(Dataset[Batch], dataset),
         batch_sampler=sampler,
         num_workers=0 if makes_batches else workers,
         collate_fn=collate,

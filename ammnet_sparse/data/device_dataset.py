@@ -1,9 +1,11 @@
 """A list of frames that lives on the training device, where its batches are made.
 
-The frames lie there as compact as in a packed set, about 0.5 MB each with their 2D label maps. A batch is gathered,
-unpacked and augmented by a dozen operators that never make the host wait; all that is copied are two numbers a frame.
+The frames lie there as compact as in a packed set, about 0.5 MB each with their 2D label maps, 0.9 MB more with images.
+A batch is gathered, unpacked and augmented by a dozen operators, and some dozens a frame for its image, that never make
+the host wait; all that is copied are two numbers a frame.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -13,12 +15,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ammnet_sparse.data.augmentation import augmentation_generator, draw_symmetry
-from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.augmentation import (
+    Colors,
+    Geometry,
+    augmentation_generator,
+    draw_colors,
+    draw_geometry,
+    draw_symmetry,
+    pad_image,
+)
+from ammnet_sparse.data.batch import Batch, normalize_planes
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique
 from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
 
@@ -26,15 +37,20 @@ from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
 class DeviceDataset(Dataset[Batch]):
     """Frames on a device. Its batches equal those of ``dataset.FrameDataset`` bit for bit, augmentation included.
 
+    But for images after 2D augmentation, whose resampling and colours are rounded as the device does.
+
     Args:
         ids: frames, each once; they are read now.
         device: where they lie and batches are made.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
+        augment_2d: changes of the colour image (``augmentation.augment_2d``).
+        truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
         progress: show a progress bar on standard error while they are read.
 
     Raises:
-        ValueError: no ids or a repeated one, a source that reads images, or a grid with unlike X and Y to exchange.
+        ValueError: no ids or a repeated one, a grid with unlike X and Y to exchange, or label maps beside images that
+            2D augmentation would change.
         DataError: a frame that cannot be read.
     """
 
@@ -45,24 +61,31 @@ class DeviceDataset(Dataset[Batch]):
         *,
         device: torch.device,
         augment_3d: bool = False,
+        augment_2d: bool = False,
+        truth_2d: Truth2D | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
         check_unique(ids)
-        if source.reads_image:
-            raise ValueError(f"{source.root}: frames with images stay on disk; expected read_image=False")
+        if augment_2d and source.reads_image and source.reads_label_map:
+            raise ValueError(
+                f"{source.root}: expected images without 2D label maps for 2D augmentation, found both, and one "
+                "mapping cannot follow both; read one of them, or switch 2D augmentation off"
+            )
         if augment_3d:
             exchange = Symmetry(exchanges_xy=True)
             exchange.check_grid(source.grid_shape, source=str(source.root), advice="switch 3D augmentation off")
         self.ids = list(ids)
         self.augment_3d = augment_3d
+        self.augment_2d = augment_2d and source.reads_image
         self.seed = seed
         self.epoch = 0
+        self.makes_batches = True
         self.device = device
         self.grid_shape = source.grid_shape
         self._is_flipped = source.dataset == "nyucad"
         self._num_voxels = math.prod(source.grid_shape)
-        self._tensors = _load(source, self.ids, device=device, progress=progress)
+        self._tensors = _load(source, self.ids, truth_2d=truth_2d, device=device, progress=progress)
         self._source_voxels = source_voxels(self.grid_shape).to(device) if augment_3d else None
 
     @property
@@ -84,7 +107,8 @@ class DeviceDataset(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """These frames as a batch on the device; data loaders prefer this to ``__getitem__``."""
         indices = [range(len(self))[index] for index in indices]  # IndexErrors here, not on the device
-        numbers = torch.tensor([indices, [self._draw_symmetry(index) for index in indices]])
+        draws = [self._draw(index) for index in indices]
+        numbers = torch.tensor([indices, [draw.symmetry for draw in draws]])
         if self.device.type == "cuda":
             numbers = numbers.pin_memory()  # else the copy would make the host wait
         frame, symmetry = numbers.to(self.device, non_blocking=True)
@@ -101,25 +125,57 @@ class DeviceDataset(Dataset[Batch]):
             voxels = {name: values.gather(1, source) for name, values in voxels.items()}
         label = voxels.get("label")
         label_map = _unpack_nibbles(rows["label_map"]) if "label_map" in rows else None
+        image, label_2d = rows.get("image"), rows.get("label_2d")
+        mapping, depth_hit = voxels["mapping"].contiguous(), None
+        if image is not None:
+            image = image.permute(0, 3, 1, 2).to(torch.float32)
+        if image is not None and self.augment_2d:
+            depth_hit = mapping != UNMAPPED
+            changed = [draw.change(image[index]) for index, draw in enumerate(draws)]
+            image = torch.stack(changed)
+            mapping = torch.stack([draw.geometry.apply_to_pixels(mapping[i]) for i, draw in enumerate(draws)])
+            if label_2d is not None:
+                label_2d = torch.stack([draw.geometry.apply_to_classes(label_2d[i]) for i, draw in enumerate(draws)])
         return Batch(
             tsdf=voxels["tsdf"].to(torch.float32).view(-1, 1, *self.grid_shape),
-            mapping=voxels["mapping"].contiguous(),
+            mapping=mapping,
             label_weight=voxels["label_weight"].contiguous(),
             label=None if label is None else label.contiguous(),
+            image=None if image is None else normalize_planes(image.contiguous()),
             label_map=None if label_map is None else label_map.view(-1, *IMAGE_SHAPE),
             frame_ids=tuple(self.ids[index] for index in indices),
             tsdf_is_flipped=self._is_flipped,
+            depth_hit=depth_hit,
+            label_2d=label_2d,
         )
 
-    def _draw_symmetry(self, index: int) -> int:
-        """Row of ``source_voxels`` that augments a frame in this epoch."""
-        if not self.augment_3d:
-            return 0
+    def _draw(self, index: int) -> "_Draw":
+        """How a frame is augmented in this epoch; the draws are those of ``augmentation.augment``."""
+        if not (self.augment_3d or self.augment_2d):
+            return _Draw()
         generator = augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index])
-        return SYMMETRIES.index(draw_symmetry(generator))
+        symmetry = SYMMETRIES.index(draw_symmetry(generator)) if self.augment_3d else 0
+        if not self.augment_2d:
+            return _Draw(symmetry)
+        return _Draw(symmetry, draw_geometry(generator), draw_colors(generator))
 
 
-def _load(source: FrameSource, ids: list[str], *, device: torch.device, progress: bool) -> dict[str, Tensor]:
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """What augmentation does to a frame: a row of ``source_voxels``, and the changes of its image."""
+
+    symmetry: int = 0
+    geometry: Geometry = Geometry()
+    colors: Colors = Colors()
+
+    def change(self, image: Tensor) -> Tensor:
+        """The padded image [3, 480, 640] float32."""
+        return pad_image(self.colors.apply(self.geometry.apply(image)))
+
+
+def _load(
+    source: FrameSource, ids: list[str], *, truth_2d: Truth2D | None, device: torch.device, progress: bool
+) -> dict[str, Tensor]:
     """The arrays of all frames on the device, by name, each [F, ...]; hits filled up with voxel V, pixel -1."""
     tensors: dict[str, Tensor] = {}
     hits = []
@@ -128,8 +184,9 @@ def _load(source: FrameSource, ids: list[str], *, device: torch.device, progress
         if frame.tsdf.shape != source.grid_shape:
             raise DataError(f"{source.root}: frame {frame_id}: expected {source.grid_shape}, found {frame.tsdf.shape}")
         hits.append(frame.hits)
-        for name in ("tsdf", "label_weight", "label", "label_map"):
-            array = getattr(frame, name)
+        arrays = {name: getattr(frame, name) for name in ("tsdf", "label_weight", "label", "label_map", "image")}
+        arrays["label_2d"] = None if truth_2d is None else truth_2d.read(frame_id)
+        for name, array in arrays.items():
             if array is None:
                 continue
             values = torch.from_numpy(array)

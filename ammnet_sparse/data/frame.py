@@ -1,17 +1,26 @@
 """One frame as numpy arrays, as it comes from disk or from a camera."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ammnet_sparse.data.grid import IMAGE_SHAPE
+from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean of (red, green, blue), on the scale 0..255."""
 IMAGE_DEVIATION = (58.395, 57.12, 57.375)
 """ImageNet's standard deviation, likewise."""
+
+
+@functools.lru_cache(maxsize=16)
+def color_planes(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """[3, 1, 1] float32 of (red, green, blue). Kept, as making it anew would have the host wait for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +36,9 @@ class Frame:
         image: [480, 640, 3] uint8, upright RGB; float32 on the same scale 0..255 once augmented; or None.
         label_map: [480, 640] uint8, the 2D prediction, 0..13; or None.
         tsdf_is_flipped: which convention ``tsdf`` follows.
+        depth_hit: [X, H, Y] bool, voxels that the depth hits, where that is more than ``mapping`` says: 2D augmentation
+            may crop the pixel of a hit. None: those with a pixel.
+        label_2d: [480, 640] uint8, dense 2D truth, class 1..11 or 255 for unlabelled; or None.
 
     Raises:
         ValueError: an array whose shape does not fit the others or the image.
@@ -40,6 +52,8 @@ class Frame:
     image: NDArray[Any] | None = None
     label_map: NDArray[np.uint8] | None = None
     tsdf_is_flipped: bool = False
+    depth_hit: NDArray[np.bool_] | None = None
+    label_2d: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         if self.tsdf.ndim != 3:
@@ -50,11 +64,18 @@ class Frame:
             "label": self.tsdf.shape,
             "image": (*IMAGE_SHAPE, 3),
             "label_map": IMAGE_SHAPE,
+            "depth_hit": self.tsdf.shape,
+            "label_2d": IMAGE_SHAPE,
         }
         for name, shape in expected.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"Frame.{name} of {self.frame_id}: expected {list(shape)}, found {list(value.shape)}")
+
+    @property
+    def hit_mask(self) -> NDArray[np.bool_]:
+        """[X, H, Y] bool, voxels that the depth hits."""
+        return self.mapping != UNMAPPED if self.depth_hit is None else self.depth_hit
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:

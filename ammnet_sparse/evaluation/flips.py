@@ -36,6 +36,7 @@ def move_batch(batch: Batch, symmetry: Symmetry) -> Batch:
         mapping=move_flat(batch.mapping),
         label_weight=move_flat(batch.label_weight),
         label=None if batch.label is None else move_flat(batch.label),
+        depth_hit=None if batch.depth_hit is None else move_flat(batch.depth_hit),
     )
 
 

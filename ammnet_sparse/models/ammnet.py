@@ -15,15 +15,17 @@ from ammnet_sparse.models.decoder import Decoder
 from ammnet_sparse.models.freezing import freeze_encoders
 from ammnet_sparse.models.image_branches import ImageBranch
 from ammnet_sparse.models.inputs import (
+    SitePlan,
     encoder_sites,
     not_free_mask,
+    plan_sites,
     pooled_state,
 )
 from ammnet_sparse.models.recomputation import set_recompute
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.recipes import recipes_kept
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
 Voxels = Literal["scored", "not_free", "all"]
 EMPTY_LOGIT = 20.0
@@ -131,7 +133,7 @@ class AMMNet(nn.Module):
         standing_alone = [] if self.decoder.tsdf_down is None else list(self.decoder.tsdf_down)
         set_recompute(self, level, standing_alone=standing_alone)
 
-    def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | None = None) -> Prediction:
+    def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | SitePlan | None = None) -> Prediction:
         """Predicts the classes of a batch's voxels.
 
         Args:
@@ -150,15 +152,15 @@ class AMMNet(nn.Module):
         with recipes_kept(self.keeps_recipes):
             return self._predict(batch, voxels)
 
-    def _predict(self, batch: Batch, voxels: Voxels | SiteSet | None) -> Prediction:
+    def _predict(self, batch: Batch, voxels: Voxels | SiteSet | SitePlan | None) -> Prediction:
         dtype = self.decoder.classifier.weight.dtype
-        sites = encoder_sites(batch, is_dense=self.config.sites == "dense", with_band=self.config.encoder_band)
+        plan = self._plan(batch, voxels)
+        sites, targets = plan.encoder, plan.voxels
         state = pooled_state(batch).to(dtype) if self.decoder.state_projection is not None else None
         image = None if self.image_branch is None else self.image_branch(batch, sites, dtype=dtype)
         tsdf_features = None
         if self.tsdf_encoder is not None:
             tsdf_features = self.tsdf_encoder(sites.gather(batch.tsdf.to(dtype)), sites, state=state)
-        targets = self._targets(batch, voxels)
         voxel_logits = self.decoder(
             None if image is None else image.features,
             tsdf_features,
@@ -171,21 +173,29 @@ class AMMNet(nn.Module):
             return Prediction(voxel_logits, targets)
         return Prediction(voxel_logits, targets, class_logits_2d=image.class_logits, image_size=image.image_size)
 
-    def _targets(self, batch: Batch, voxels: Voxels | SiteSet | None) -> SiteSet:
-        if isinstance(voxels, SiteSet):
-            found, expected = (voxels.batch_size, *voxels.spatial_shape), (batch.batch_size, *batch.grid_shape)
+    def _plan(self, batch: Batch, voxels: Voxels | SiteSet | SitePlan | None) -> SitePlan:
+        if isinstance(voxels, SitePlan | SiteSet):
+            targets = voxels if isinstance(voxels, SiteSet) else voxels.voxels
+            found, expected = (targets.batch_size, *targets.spatial_shape), (batch.batch_size, *batch.grid_shape)
             if found != expected:
                 raise ValueError(f"voxels: expected sites of the batch's grid {expected}, found sites of {found}")
         elif voxels is None:
             voxels = "scored" if self.training else "not_free"
         elif voxels not in get_args(Voxels):
             raise ValueError(f"voxels: expected {', '.join(get_args(Voxels))}, sites or None, found {voxels!r}")
-        if self.config.sites == "dense" or voxels == "all" or self.decoder.reads_whole_volume:
-            return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
-        if isinstance(voxels, SiteSet):
-            return voxels
-        mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
-        targets = sites_from_mask(mask.view(batch.batch_size, *batch.grid_shape))
-        if len(targets) == 0:
-            raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
-        return targets
+        is_dense = self.config.sites == "dense"
+        is_whole = is_dense or voxels == "all" or self.decoder.reads_whole_volume
+        with_band = self.config.encoder_band
+        if voxels in ("scored", "not_free") and not is_whole:
+            mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
+            plan = plan_sites(batch, mask, is_dense=False, with_band=with_band)
+            if len(plan.voxels) == 0:
+                raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
+            return plan
+        if isinstance(voxels, SitePlan):
+            encoder = voxels.encoder
+        else:
+            encoder = encoder_sites(batch, is_dense=is_dense, with_band=with_band)
+        if is_whole or isinstance(voxels, str):
+            return SitePlan(encoder, full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device))
+        return SitePlan(encoder, voxels if isinstance(voxels, SiteSet) else voxels.voxels)

@@ -30,6 +30,7 @@ def build_generator(config: ModelConfig) -> AMMNet:
             config.width,
             stem_widths=config.stem_widths,
             dropout=config.encoder_dropout,
+            dropout_kind=config.dropout_kind,
             state_channels=state_channels,
         )
     fusions = _fusions(config)
@@ -56,7 +57,12 @@ def build_dense_generator(config: ModelConfig) -> dense.DenseAMMNet:
     image_branch = _image_branch(config, stem=dense_blocks.Stem)
     tsdf_encoder = None
     if config.inputs != "image":
-        tsdf_encoder = dense.TSDFEncoder(config.width, stem_widths=config.stem_widths, dropout=config.encoder_dropout)
+        tsdf_encoder = dense.TSDFEncoder(
+            config.width,
+            stem_widths=config.stem_widths,
+            dropout=config.encoder_dropout,
+            dropout_kind=config.dropout_kind,
+        )
     fusions = _fusions(config)
     decoder = dense.Decoder(
         config.width,
@@ -108,6 +114,8 @@ def _image_branch(config: ModelConfig, *, stem: type[Stem] | type[dense_blocks.S
         width=config.width,
         num_classes=config.num_classes,
         dropout=config.head_dropout,
+        dropout_kind=config.dropout_kind,
+        head_width=config.head_width,
         is_frozen=config.freeze_image_encoder,
     )
     return ColorImageBranch(encoder, kind=config.image_encoder)

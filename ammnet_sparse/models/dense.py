@@ -4,6 +4,7 @@ Names and shapes of its state dict are those of the sparse network. Volumes are 
 """
 
 import dataclasses
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,13 +44,20 @@ class DensePrediction:
 class TSDFEncoder(nn.Module):
     """TSDF [B, 1, X, H, Y] -> features F_T [B, C, X, H, Y]."""
 
-    def __init__(self, width: int, *, stem_widths: tuple[int, int], dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        stem_widths: tuple[int, int],
+        dropout: float,
+        dropout_kind: Literal["element", "channel"] = "element",
+    ) -> None:
         super().__init__()
         self.stem = Stem(1, stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
-        self.dropout = nn.Dropout3d(dropout)
+        self.dropout = nn.Dropout3d(dropout) if dropout_kind == "channel" else nn.Dropout(dropout)
         self.up_full = Up(width, width)
 
     def forward(self, tsdf: Tensor) -> Tensor:

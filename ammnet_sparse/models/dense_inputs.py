@@ -14,12 +14,10 @@ def project_densely(features: Tensor, batch: Batch) -> Tensor:
     The plain way (section 2 of the architecture page): the full-size map exists. Zeros where no pixel maps; then a
     channel that is exactly 0 gets the sum over its 3x3x3 neighbourhood divided by 27.
     """
-    if batch.image is None:
-        raise ValueError("batch.image: its size is needed to project features, found None")
-    full = F.interpolate(features, size=batch.image.shape[2:], mode="bilinear", align_corners=False)
-    is_hit = batch.hit_mask[:, None]
+    full = F.interpolate(features, size=batch.image_shape, mode="bilinear", align_corners=False)
+    is_mapped = (batch.mapping != UNMAPPED)[:, None]
     pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()[:, None].expand(-1, features.shape[1], -1)
-    taken = torch.where(is_hit, full.flatten(2).gather(2, pixel), 0.0)
+    taken = torch.where(is_mapped, full.flatten(2).gather(2, pixel), 0.0)
     volume = taken.view(*taken.shape[:2], *batch.grid_shape)
     neighbourhood = F.avg_pool3d(volume, kernel_size=3, stride=1, padding=1, count_include_pad=True)
     return volume + torch.where(volume == 0, neighbourhood, 0.0)
@@ -31,6 +29,6 @@ def gather_label_map(batch: Batch, *, num_classes: int) -> Tensor:
         raise ValueError("batch.label_map: expected [B, rows, columns], found None")
     pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()
     category = batch.label_map.flatten(1).gather(1, pixel).long()
-    one_hot = F.one_hot(category, num_classes) * batch.hit_mask[..., None]
+    one_hot = F.one_hot(category, num_classes) * (batch.mapping != UNMAPPED)[..., None]
     # Contiguous: torch normalises channels-last volumes on a CPU with four digits less.
     return one_hot.transpose(1, 2).reshape(batch.batch_size, num_classes, *batch.grid_shape).contiguous()

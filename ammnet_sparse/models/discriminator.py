@@ -35,7 +35,7 @@ class Discriminator(nn.Module):
         self.keeps_recipes = level != "off"
         set_recompute(self, level, standing_alone=list(self.blocks))
 
-    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+    def forward(self, features: Tensor, sites: SiteSet, *, num_groups: int = 1) -> Tensor:
         """Logits [B, 1] that scenes are real, differentiable in the features.
 
         Of a prediction: ``discriminator(prediction.voxel_logits, prediction.sites)``, predicted with
@@ -45,10 +45,14 @@ class Discriminator(nn.Module):
         Args:
             features: [N, num_classes], one-hot or logits, rows in the order of ``sites``.
             sites: voxels of the full resolution that the features belong to.
+            num_groups: groups of equally many scenes, all with the same sites (see ``repeated_sites``), that are
+                scored as in forward passes of their own: in training mode each is normalized by its own statistics,
+                and the running ones are updated by the first group, then by the second, and so on.
 
         Raises:
             TypeError: no sites.
-            ValueError: another number of channels or rows, or sites of another grid than the configuration's.
+            ValueError: another number of channels or rows, sites of another grid than the configuration's, or scenes
+                or sites that do not make ``num_groups`` equal groups.
         """
         if not isinstance(sites, SiteSet):
             raise TypeError(
@@ -62,10 +66,15 @@ class Discriminator(nn.Module):
                 f"features: expected {expected}, a row a site, found {list(features.shape)}; give "
                 "prediction.voxel_logits with prediction.sites"
             )
+        if num_groups < 1 or sites.batch_size % num_groups or len(sites) % num_groups:
+            raise ValueError(
+                f"num_groups: expected a divisor of {sites.batch_size} scenes with {len(sites)} sites, "
+                f"found {num_groups}"
+            )
         with recipes_kept(self.keeps_recipes):
             hidden, here = self.embed(features), sites
             for block in self.blocks:
-                hidden, here = block(hidden, here)
+                hidden, here = block(hidden, here, num_groups=num_groups)
             flat = here.densify(hidden).flatten(1)
             scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores

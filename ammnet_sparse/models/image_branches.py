@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.dense_inputs import gather_label_map, project_densely
+from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.inputs import label_map_features, project_to_sites
 from ammnet_sparse.sparse.sites import SiteSet
 
@@ -57,22 +58,25 @@ class ColorImageBranch:
     """An image encoder whose features are projected along the mapping.
 
     Args:
-        encoder: from images [B, 3, rows, columns] to ``image_encoders.ImageFeatures``.
+        encoder: from images [B, 3, rows, columns], or the stages of its backbone, to ``ImageFeatures``.
         kind: what the configuration calls it, for messages.
     """
 
     name: ClassVar[str] = "image_encoder"
 
-    def __init__(self, encoder: nn.Module, *, kind: str) -> None:
+    def __init__(self, encoder: ImageEncoder, *, kind: str) -> None:
         self.module = encoder
         self.kind = kind
 
     def __call__(self, batch: Batch, sites: SiteSet | None, *, dtype: torch.dtype) -> BranchFeatures:
-        """Features at ``sites``; None: of every voxel, as a volume. Raises ValueError without images."""
-        if batch.image is None:
+        """Features at ``sites``; None: of every voxel, as a volume. Raises ValueError without images or stages."""
+        if batch.image_stages is not None:
+            encoded = self.module.join_stages([stage.to(dtype) for stage in batch.image_stages])
+        elif batch.image is not None:
+            encoded = self.module(batch.image.to(dtype))
+        else:
             raise ValueError(f"batch.image: image_encoder {self.kind} reads images, found none")
-        encoded = self.module(batch.image.to(dtype))
-        size = (batch.image.shape[2], batch.image.shape[3])
+        size = batch.image_shape
         if sites is None:
             features = project_densely(encoded.features, batch)
         else:

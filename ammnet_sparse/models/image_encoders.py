@@ -4,93 +4,26 @@ Section 3.2 of the paper. Backbones are timm's and keep timm's names; ``weights/
 weights into them.
 """
 
-import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import timm
 import torch
-import torch.nn.functional as F
+from timm.models import EfficientNetFeatures
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from ammnet_sparse.models.weights.backbones import read_backbone_weights
-from ammnet_sparse.sparse.blocks import Recomputable
+from ammnet_sparse.models.image_head import NUM_STAGES, ImageFeatures, ImageHead
+from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
 
-NUM_STAGES = 4
 SMALLEST_IMAGE = 32
 """Pixels: the last stage is 1/32 of the image, and SegFormer's first attention reduces its keys to 1/32 too."""
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageFeatures:
-    """What the image network makes of an image [B, 3, h, w]; h/4 and w/4 are rounded up.
-
-    Attributes:
-        features: [B, C, h/4, w/4], not negative (they end in a ReLU), float32 or the type of autocast.
-        class_logits: [B, num_classes, h/4, w/4], not normalised. For the 2D loss the consumer brings them to
-            image size with align_corners true.
-    """
-
-    features: Tensor
-    class_logits: Tensor
-
-
-class ImageHead(Recomputable):
-    """SegFormer's all-MLP head: projects four stages to one width, joins them at 1/4 image size and classifies.
-
-    Concatenating the upsampled stages (order c4 c3 c2 c1) and applying ``fuse`` equals applying the slice of
-    ``fuse`` that belongs to a stage at the stage's own size, upsampling the result and adding up, because a 1x1
-    convolution without bias, bilinear interpolation and channel dropout commute. The head computes the latter:
-    a third of the multiplications, and the concatenation of 4C channels at 1/4 image size never exists.
-
-    Args:
-        stage_widths: channels of the four stages, finest (1/4) first.
-        width: C, channels of the features.
-        num_classes: classes of the 2D logits.
-        dropout: probability with which a channel of the concatenation is dropped for a sample.
-    """
-
-    def __init__(self, stage_widths: Sequence[int], *, width: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        if len(stage_widths) != NUM_STAGES:
-            raise ValueError(
-                f"ImageHead stage_widths: expected {NUM_STAGES} channel counts, found {list(stage_widths)}"
-            )
-        width1, width2, width3, width4 = stage_widths
-        self.width = width
-        self.projection1 = nn.Linear(width1, width)
-        self.projection2 = nn.Linear(width2, width)
-        self.projection3 = nn.Linear(width3, width)
-        self.projection4 = nn.Linear(width4, width)
-        self.dropout = nn.Dropout2d(dropout)
-        self.fuse = nn.Conv2d(NUM_STAGES * width, width, kernel_size=1, bias=False)
-        self.fuse_norm = nn.BatchNorm2d(width, momentum=0.1)
-        self.classifier = nn.Conv2d(width, num_classes, kernel_size=1)
-
-    def forward(self, stages: Sequence[Tensor]) -> ImageFeatures:
-        """Joins stages c1 c2 c3 c4, each [B, channels, rows, columns], finest first; differentiable in all."""
-        finest = stages[0]
-        coarse_to_fine = (self.projection4, self.projection3, self.projection2, self.projection1)
-        # One mask over the channels of the concatenation: the random numbers are those of dropout on it.
-        channel_mask = self.dropout(finest.new_ones(finest.shape[0], NUM_STAGES * self.width, 1, 1))
-        masks = channel_mask.chunk(NUM_STAGES, dim=1)
-        fuse_weights = self.fuse.weight.chunk(NUM_STAGES, dim=1)
-
-        parts = []
-        for stage, projection, mask, weight in zip(reversed(stages), coarse_to_fine, masks, fuse_weights, strict=True):
-            projected = F.conv2d(stage, projection.weight[:, :, None, None], projection.bias)
-            if self.training and self.dropout.p > 0:
-                projected = projected * mask.to(projected.dtype)  # autocast: the mask has the stages' type
-            part = F.conv2d(projected, weight)
-            if part.shape[2:] != finest.shape[2:]:
-                part = F.interpolate(part, size=finest.shape[2:], mode="bilinear", align_corners=False)
-            parts.append(part)
-
-        features = F.relu(self.fuse_norm(parts[0] + parts[1] + parts[2] + parts[3]), inplace=True)
-        return ImageFeatures(features=features, class_logits=self.classifier(features))
+ImageBackbone = PyramidVisionTransformerV2 | ResNet | EfficientNetFeatures
+ImageEncoderKind = Literal["segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
 
 class ImageEncoder(nn.Module):
@@ -100,9 +33,7 @@ class ImageEncoder(nn.Module):
     activations. What the backward pass can recompute is the head.
     """
 
-    def __init__(
-        self, backbone: PyramidVisionTransformerV2 | ResNet, head: ImageHead, *, is_frozen: bool = True
-    ) -> None:
+    def __init__(self, backbone: ImageBackbone, head: ImageHead, *, is_frozen: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -134,13 +65,18 @@ class ImageEncoder(nn.Module):
         if not image.is_floating_point():
             raise ValueError(f"image: expected normalised RGB in floating point, found {image.dtype}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            if isinstance(self.backbone, EfficientNetFeatures):
+                return cast(list[Tensor], self.backbone(image))
             # ResNet counts its stem as a stage of its own: the last four are wanted of either.
             stages = self.backbone.forward_intermediates(image, indices=NUM_STAGES, intermediates_only=True)
         return cast(list[Tensor], stages)
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """2D features and class logits of normalised RGB images [B, 3, h, w]; errors as ``extract_stages``."""
-        stages = self.extract_stages(image)
+        return self.join_stages(self.extract_stages(image))
+
+    def join_stages(self, stages: Sequence[Tensor]) -> ImageFeatures:
+        """What the head makes of ``extract_stages``, whenever those were computed."""
         return self.head.recomputed(self.head, stages)
 
 
@@ -172,13 +108,32 @@ def build_segformer_backbone(
     )
 
 
+def build_backbone(kind: ImageEncoderKind) -> ImageBackbone:
+    """A randomly initialised backbone with four stages, at 1/4 to 1/32 of the image.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "segformer_b2":
+        return build_segformer_backbone()
+    if kind == "resnet50":
+        # Without classes and pooling it has exactly the weights of timm's features_only form, under the same names.
+        return cast(ResNet, timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool=""))
+    if kind in get_args(ImageEncoderKind):
+        backbone = timm.create_model(f"tf_{kind}", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
+        return cast(EfficientNetFeatures, backbone)
+    raise ValueError(f"kind: expected {' or '.join(map(repr, get_args(ImageEncoderKind)))}, found {kind!r}")
+
+
 def build_image_encoder(
     *,
-    kind: Literal["segformer_b2", "resnet50"],
+    kind: ImageEncoderKind,
     width: int,
     num_classes: int,
     dropout: float,
     is_frozen: bool,
+    dropout_kind: Literal["element", "channel"] = "element",
+    head_width: int | None = None,
 ) -> ImageEncoder:
     """The image network of configuration ``model.image_encoder``, randomly initialised.
 
@@ -188,21 +143,23 @@ def build_image_encoder(
         kind: the backbone.
         width: C, channels of the features.
         num_classes: classes of the 2D logits.
-        dropout: probability of channel dropout in the head.
+        dropout: probability of dropout in the head.
         is_frozen: the backbone is not trained.
+        dropout_kind: what the head drops (``ImageHead``).
+        head_width: channels in the head; None: ``width``.
 
     Raises:
         ValueError: an unknown kind.
     """
-    backbone: PyramidVisionTransformerV2 | ResNet
-    if kind == "segformer_b2":
-        backbone = build_segformer_backbone()
-    elif kind == "resnet50":
-        # Without classes and pooling it has exactly the weights of timm's features_only form, under the same names.
-        backbone = cast(ResNet, timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool=""))
-    else:
-        raise ValueError(f"kind: expected 'segformer_b2' or 'resnet50', found {kind!r}")
-    head = ImageHead(_stage_widths(backbone), width=width, num_classes=num_classes, dropout=dropout)
+    backbone = build_backbone(kind)
+    head = ImageHead(
+        stage_widths(backbone),
+        width=head_width or width,
+        num_classes=num_classes,
+        dropout=dropout,
+        dropout_kind=dropout_kind,
+        out_width=width,
+    )
     return ImageEncoder(backbone, head, is_frozen=is_frozen)
 
 
@@ -227,6 +184,47 @@ def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str,
     return loaded.unused_names
 
 
-def _stage_widths(backbone: PyramidVisionTransformerV2 | ResNet) -> list[int]:
+def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
+    """Loads the backbone (``load_backbone_weights``), and the head of a file of ammnet train-encoder where it fits.
+
+    A head fits where it has the widths and classes of this one; what brings its channels to the network's width is no
+    part of that file and stays as it is.
+
+    Returns:
+        Whether the head was loaded.
+
+    Raises:
+        WeightsError: as ``load_backbone_weights``.
+    """
+    unused = load_backbone_weights(encoder, path)
+    if not any(name.startswith(HEAD_PREFIX) for name in unused):
+        return False
+    expected = encoder.head.state_dict()
+    found = {
+        name.removeprefix(HEAD_PREFIX): value
+        for name, value in read_weights_file(path).items()
+        if name.startswith(HEAD_PREFIX)
+    }
+    needed = {name for name in expected if not name.startswith("reduce")}
+    if found.keys() != needed or any(expected[name].shape != value.shape for name, value in found.items()):
+        warnings.warn(
+            f"{path}: its head has other widths or classes than this network's (model.head_width, model.num_classes) "
+            "and is left out; the head starts untrained",
+            UserWarning,
+            stacklevel=2,
+        )
+        return False
+    encoder.head.load_state_dict(found, strict=False)
+    return True
+
+
+HEAD_PREFIX = "head."
+"""How the names of the head begin in a file of ammnet train-encoder; those of the backbone have ``backbone.``."""
+
+
+def stage_widths(backbone: ImageBackbone) -> list[int]:
+    """Channels of the four stages, finest first."""
+    if isinstance(backbone, EfficientNetFeatures):
+        return list(backbone.feature_info.channels())
     stages = cast(list[dict[str, int]], backbone.feature_info)[-NUM_STAGES:]
     return [stage["num_chs"] for stage in stages]

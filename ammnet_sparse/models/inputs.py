@@ -1,5 +1,7 @@
 """From a batch to the network's inputs: encoder sites, state channels, one-hot label maps."""
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +10,9 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
 from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.masks import dilated
+from ammnet_sparse.sparse.planning import planned_sites
+from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
 STATE_CHANNELS = 4
 """Fractions free, occluded, unobserved, and mean TSDF."""
@@ -25,20 +29,58 @@ def unflipped_tsdf(batch: Batch) -> Tensor:
     return sign * (1 - batch.tsdf.abs())
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class SitePlan:
+    """The sites of a batch at full resolution, planned together (``sparse/planning.py``).
+
+    Attributes:
+        encoder: where the encoders read and answer.
+        voxels: what is decoded.
+    """
+
+    encoder: SiteSet
+    voxels: SiteSet
+
+
+def plan_sites(batch: Batch, voxels: Tensor, *, is_dense: bool, with_band: bool = False) -> SitePlan:
+    """Plans the encoder sites and those of a mask of ``voxels`` [B, V] bool, in one wait for the device.
+
+    Args:
+        is_dense: every voxel is a site, whatever the mask says.
+        with_band: see ``encoder_mask``.
+
+    Raises:
+        ValueError: no voxel of the batch is hit by a pixel.
+    """
+    if is_dense:
+        every = full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
+        return SitePlan(every, every)
+    mask = voxels.view(batch.batch_size, *batch.grid_shape)
+    encoder, decoded = planned_sites([encoder_mask(batch, with_band=with_band), mask])
+    return SitePlan(_checked(encoder, batch), decoded)
+
+
 def encoder_sites(batch: Batch, *, is_dense: bool, with_band: bool = False) -> SiteSet:
-    """Hit voxels dilated by 3x3x3, with the band 0 < |t| < 0.999 on request; every voxel if ``is_dense``.
+    """Sites of ``encoder_mask``; every voxel if ``is_dense``.
 
     Raises:
         ValueError: no voxel of the batch is hit by a pixel.
     """
     if is_dense:
         return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
-    hit = batch.hit_mask.view(batch.batch_size, 1, *batch.grid_shape).to(torch.float32)
-    mask = F.max_pool3d(hit, kernel_size=3, stride=1, padding=1) > 0
+    return _checked(planned_sites([encoder_mask(batch, with_band=with_band)])[0], batch)
+
+
+def encoder_mask(batch: Batch, *, with_band: bool = False) -> Tensor:
+    """[B, X, H, Y] bool: hit voxels dilated by 3x3x3, with the band 0 < |t| < 0.999 on request."""
+    mask = dilated(batch.hit_mask.view(batch.batch_size, *batch.grid_shape))
     if with_band:
-        distance = unflipped_tsdf(batch).abs()
-        mask |= (distance > 0) & (distance < FREE_TSDF)
-    sites = sites_from_mask(mask.squeeze(1))
+        distance = unflipped_tsdf(batch).abs().squeeze(1)
+        mask = mask | ((distance > 0) & (distance < FREE_TSDF))
+    return mask
+
+
+def _checked(sites: SiteSet, batch: Batch) -> SiteSet:
     if len(sites) == 0:
         names = ", ".join(batch.frame_ids) or "(unnamed)"
         raise ValueError(f"frames {names}: expected voxels that a pixel hits, found none in the mapping")

@@ -1,8 +1,10 @@
 """The TSDF encoder: looks around at 1/2 and 1/4, answers at the encoder sites."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-from ammnet_sparse.sparse.blocks import ChannelDropout, Stage, Stem, Up, cells_under
+from ammnet_sparse.sparse.blocks import ChannelDropout, ElementDropout, Stage, Stem, Up, cells_under
 from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import SiteSet
 
@@ -24,14 +26,22 @@ class StateProjection(nn.Linear):
 class TSDFEncoder(nn.Module):
     """TSDF at the encoder sites -> features F_T at the encoder sites."""
 
-    def __init__(self, width: int, *, stem_widths: tuple[int, int], dropout: float, state_channels: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        stem_widths: tuple[int, int],
+        dropout: float,
+        state_channels: int,
+        dropout_kind: Literal["element", "channel"] = "element",
+    ) -> None:
         super().__init__()
         self.stem = Stem(1, stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
         self.state_projection = StateProjection(state_channels, width) if state_channels else None
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
-        self.dropout = ChannelDropout(dropout)
+        self.dropout = ChannelDropout(dropout) if dropout_kind == "channel" else ElementDropout(dropout)
         self.up_full = Up(width, width)
 
     def forward(self, tsdf: Tensor, sites: SiteSet, *, state: Tensor | None) -> Tensor:

@@ -162,7 +162,7 @@ _take_out_of_range = define_operator(
     reference=_take_out_of_range_reference,
     fake=lambda like: like.new_empty(1, dtype=torch.int32),
 )
-_BITS = {1: "project_features", 2: "fill_empty", 4: "shuffle_categories", 8: "one_hot_sites"}
+_BITS = {1: "project_features", 2: "fill_empty", 4: "shuffle_categories", 8: "one_hot_sites", 16: "gather_taps"}
 
 
 def out_of_range_operators(like: Tensor) -> list[str]:
@@ -184,8 +184,45 @@ def checked(result: Tensor) -> Tensor:
 def register_autograd(
     operator: torch._ops.OpOverload, backward: Callable[..., Any], *, setup_context: Callable[..., None]
 ) -> None:
-    """Registers the formula of the gradient: ``setup_context`` keeps what ``backward`` needs."""
-    torch.library.register_autograd(operator, backward, setup_context=setup_context)
+    """Registers the formula of the gradient: ``setup_context`` keeps what ``backward`` needs.
+
+    An operator may change arguments in place: buffers, of which no gradient is taken.
+    """
+    if not operator._schema.is_mutable:
+        torch.library.register_autograd(operator, backward, setup_context=setup_context)
+        return
+    # torch.library has no formulas for operators that change an argument.
+    names = [argument.name for argument in operator._schema.arguments]
+    changed = [i for i, argument in enumerate(operator._schema.arguments) if argument.is_write]
+
+    def compute(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            result = operator(*arguments)
+        for position in changed:
+            buffer = arguments[position]
+            if buffer is not None and not buffer.is_inference():
+                torch.autograd.graph.increment_version(buffer)
+        return result
+
+    class Formula(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            result = compute(*arguments)
+            setup_context(ctx=ctx, inputs=arguments, output=result)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    def differentiable(*arguments: Any, **keywords: Any) -> Any:
+        arguments = (*arguments, *(keywords[name] for name in names[len(arguments) :]))
+        needs_gradient = torch.is_grad_enabled() and any(
+            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+        )
+        return Formula.apply(*arguments) if needs_gradient else compute(*arguments)
+
+    torch.library.impl(operator.name(), "Autograd", differentiable)
 
 
 def forbid_autograd(operator: torch._ops.OpOverload) -> None:

@@ -9,22 +9,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ammnet_sparse.sparse.convolutions import (
-    UP_KERNEL,
     PointwiseConv3d,
     SiteConv3d,
     SiteConvTranspose3d,
     average_pool,
 )
-from ammnet_sparse.sparse.kernel_maps import Kernel, cells_read, strided_shape, strided_sites
+from ammnet_sparse.sparse.kernel_maps import cells_read, strided_sites
+from ammnet_sparse.sparse.kernels import (
+    AXIS_HEIGHT,
+    AXIS_X,
+    AXIS_Y,
+    NEIGHBORHOOD,
+    UP_KERNEL,
+    axis_kernel,
+    half_shape,
+    strided_shape,
+)
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
-from ammnet_sparse.sparse.recipes import add, multiply, no_recipes, relu, take_rows
+from ammnet_sparse.sparse.recipes import multiply, no_recipes, take_rows
 from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
 
 RecomputeLevel = Literal["off", "elementwise", "blocks", "full"]
 """``training.recompute``, each level more than the one before."""
 _Result = TypeVar("_Result")
-
-AXIS_Y, AXIS_HEIGHT, AXIS_X = 2, 1, 0
 
 
 class Recomputable(nn.Module):
@@ -68,6 +75,28 @@ class ChannelDropout(nn.Module):
         return multiply(features, take_rows(mask, sites.batch_index))
 
 
+class ElementDropout(nn.Module):
+    """Dropout of single values; where every cell is a site, the draws are those of ``nn.Dropout`` on the volume."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+        """[N, C] -> [N, C]; the identity in evaluation mode."""
+        if not self.training or self.probability == 0.0:
+            return features
+        if self.probability == 1.0:
+            return torch.zeros_like(features)
+        keep = 1.0 - self.probability
+        if sites.is_full:
+            volume = features.new_empty(sites.batch_size, features.shape[1], sites.num_cells)
+            mask = volume.bernoulli_(keep).div_(keep).transpose(1, 2).reshape(features.shape)
+        else:
+            mask = torch.empty_like(features).bernoulli_(keep).div_(keep)
+        return multiply(features, mask)
+
+
 class Down(nn.Module):
     """Average pooling over full windows, 1x1x1 convolution and batch normalisation (the block's shortcuts)."""
 
@@ -77,19 +106,11 @@ class Down(nn.Module):
         self.conv = PointwiseConv3d(in_channels, out_channels, bias=False)
         self.norm = SiteBatchNorm(out_channels)
 
-    def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:
-        """[N_source, in] -> [N_target, out]."""
+    def forward(self, features: Tensor, source: SiteSet, target: SiteSet, *, num_groups: int = 1) -> Tensor:
+        """[N_source, in] -> [N_target, out]; ``num_groups`` as in ``SiteBatchNorm``."""
         pooled = average_pool(features, source, target=target, window=self.window)
-        normalized: Tensor = self.norm(self.conv(pooled))
+        normalized: Tensor = self.norm(self.conv(pooled), num_groups=num_groups)
         return normalized
-
-
-def _axis_kernel(axis: int, stride: int, dilation: int) -> Kernel:
-    def along(value: int, elsewhere: int) -> tuple[int, int, int]:
-        x, height, y = (value if position == axis else elsewhere for position in range(3))
-        return x, height, y
-
-    return Kernel(along(3, 1), stride=along(stride, 1), padding=along(dilation, 0), dilation=along(dilation, 1))
 
 
 class DDRBlock(Recomputable):
@@ -108,12 +129,12 @@ class DDRBlock(Recomputable):
             raise ValueError(f"DDRBlock: stride 1 keeps the channels, found {in_channels} -> {out_channels}")
         self.stride = stride
         self.conv1 = PointwiseConv3d(in_channels, planes, bias=False)
-        self.norm1 = SiteBatchNorm(planes, is_activated=True)
-        self.conv2 = SiteConv3d(planes, planes, _axis_kernel(AXIS_Y, stride, dilation))
+        self.norm1 = SiteBatchNorm(planes, with_relu=True)
+        self.conv2 = SiteConv3d(planes, planes, axis_kernel(AXIS_Y, stride=stride, dilation=dilation))
         self.norm2 = SiteBatchNorm(planes)
-        self.conv3 = SiteConv3d(planes, planes, _axis_kernel(AXIS_HEIGHT, stride, dilation))
+        self.conv3 = SiteConv3d(planes, planes, axis_kernel(AXIS_HEIGHT, stride=stride, dilation=dilation))
         self.norm3 = SiteBatchNorm(planes)
-        self.conv4 = SiteConv3d(planes, planes, _axis_kernel(AXIS_X, stride, dilation))
+        self.conv4 = SiteConv3d(planes, planes, axis_kernel(AXIS_X, stride=stride, dilation=dilation))
         self.norm4 = SiteBatchNorm(planes)
         self.conv5 = PointwiseConv3d(planes, out_channels, bias=False)
         self.norm5 = SiteBatchNorm(out_channels)
@@ -123,42 +144,61 @@ class DDRBlock(Recomputable):
             self.down4 = Down(planes, planes, window=(stride, 1, 1))
             self.shortcut = Down(in_channels, out_channels, window=(stride, stride, stride))
 
-    def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
-        """[N, in] at ``sites`` -> ([M, out], its sites)."""
+    def forward(self, features: Tensor, sites: SiteSet, *, num_groups: int = 1) -> tuple[Tensor, SiteSet]:
+        """[N, in] at ``sites`` -> ([M, out], its sites).
+
+        The frames of a batch may form ``num_groups`` groups of equally many frames and sites: in training mode each is
+        normalized by itself.
+        """
         if self.stride == 1:
-            return self.recomputed(self._same, features, sites), sites
+            return self.recomputed(self._same, features, sites, num_groups), sites
         y_sites = strided_sites(sites, self.conv2.kernel)
         height_sites = strided_sites(y_sites, self.conv3.kernel)
         x_sites = _every_cell(sites, strided_shape(height_sites.spatial_shape, self.conv4.kernel))
         route = (sites, y_sites, height_sites, x_sites)
-        return self.recomputed(self._strided, features, route), x_sites
+        return self.recomputed(self._strided, features, route, num_groups), x_sites
 
-    def _same(self, features: Tensor, sites: SiteSet) -> Tensor:
-        out1 = self.norm1(self.conv1(features))
-        out2 = self.norm2(self.conv2(out1, sites, sites))
-        out3 = add(self.norm3(self.conv3(relu(out2), sites, sites)), out2)
-        out4 = add(self.norm4(self.conv4(relu(out3), sites, sites)), out2, out3)
-        return relu(add(self.norm5(self.conv5(relu(out4))), features))
+    # Both the sums and their ReLUs of the second and third convolution are read again: the normalization returns both.
 
-    def _strided(self, features: Tensor, route: tuple[SiteSet, SiteSet, SiteSet, SiteSet]) -> Tensor:
+    def _same(self, features: Tensor, sites: SiteSet, num_groups: int) -> Tensor:
+        out1 = self.norm1(self.conv1(features), num_groups=num_groups)
+        activated2, out2 = self.norm2(
+            self.conv2(out1, sites, sites), with_relu=True, with_sum=True, num_groups=num_groups
+        )
+        activated3, out3 = self.norm3(
+            self.conv3(activated2, sites, sites), out2, with_relu=True, with_sum=True, num_groups=num_groups
+        )
+        out4 = self.norm4(self.conv4(activated3, sites, sites), out2, out3, with_relu=True, num_groups=num_groups)
+        result: Tensor = self.norm5(self.conv5(out4), features, with_relu=True, num_groups=num_groups)
+        return result
+
+    def _strided(self, features: Tensor, route: tuple[SiteSet, SiteSet, SiteSet, SiteSet], num_groups: int) -> Tensor:
         sites, y_sites, height_sites, x_sites = route
-        out1 = self.norm1(self.conv1(features))
-        out2 = self.norm2(self.conv2(out1, sites, y_sites))
-        out2_height = self.down2(out2, y_sites, height_sites)
-        out3 = add(self.norm3(self.conv3(relu(out2), y_sites, height_sites)), out2_height)
-        out2_x = self.down3(out2_height, height_sites, x_sites)
-        out3_x = self.down4(out3, height_sites, x_sites)
-        out4 = add(self.norm4(self.conv4(relu(out3), height_sites, x_sites)), out2_x, out3_x)
-        return relu(add(self.norm5(self.conv5(relu(out4))), self.shortcut(features, sites, x_sites)))
+        out1 = self.norm1(self.conv1(features), num_groups=num_groups)
+        activated2, out2 = self.norm2(
+            self.conv2(out1, sites, y_sites), with_relu=True, with_sum=True, num_groups=num_groups
+        )
+        out2_height = self.down2(out2, y_sites, height_sites, num_groups=num_groups)
+        activated3, out3 = self.norm3(
+            self.conv3(activated2, y_sites, height_sites),
+            out2_height,
+            with_relu=True,
+            with_sum=True,
+            num_groups=num_groups,
+        )
+        out2_x = self.down3(out2_height, height_sites, x_sites, num_groups=num_groups)
+        out3_x = self.down4(out3, height_sites, x_sites, num_groups=num_groups)
+        out4 = self.norm4(
+            self.conv4(activated3, height_sites, x_sites), out2_x, out3_x, with_relu=True, num_groups=num_groups
+        )
+        shortcut = self.shortcut(features, sites, x_sites, num_groups=num_groups)
+        result: Tensor = self.norm5(self.conv5(out4), shortcut, with_relu=True, num_groups=num_groups)
+        return result
 
 
 def _every_cell(sites: SiteSet, shape: Triple) -> SiteSet:
     """Every cell of a grid of another ``shape`` over the batch of ``sites``."""
     return full_sites(sites.batch_size, shape, sites.linear.device)
-
-
-def _half(shape: Triple) -> Triple:
-    return shape[0] // 2, shape[1] // 2, shape[2] // 2
 
 
 class Stage(Recomputable):
@@ -174,7 +214,7 @@ class Stage(Recomputable):
 
     def forward(self, features: Tensor, sites: SiteSet) -> tuple[Tensor, SiteSet]:
         """[N, in] at ``sites`` -> ([M, out], every cell of the grid at half the resolution)."""
-        coarse = _every_cell(sites, _half(sites.spatial_shape))
+        coarse = _every_cell(sites, half_shape(sites.spatial_shape))
 
         def run(features: Tensor) -> Tensor:
             here = sites
@@ -190,13 +230,12 @@ class Stem(Recomputable):
 
     def __init__(self, in_channels: int, hidden: tuple[int, int], *, out_channels: int) -> None:
         super().__init__()
-        kernel = Kernel((3, 3, 3), padding=(1, 1, 1))
-        self.conv1 = SiteConv3d(in_channels, hidden[0], kernel)
-        self.norm1 = SiteBatchNorm(hidden[0], is_activated=True)
-        self.conv2 = SiteConv3d(hidden[0], hidden[1], kernel)
-        self.norm2 = SiteBatchNorm(hidden[1], is_activated=True)
-        self.conv3 = SiteConv3d(hidden[1], out_channels, kernel)
-        self.norm3 = SiteBatchNorm(out_channels, is_activated=True)
+        self.conv1 = SiteConv3d(in_channels, hidden[0], NEIGHBORHOOD)
+        self.norm1 = SiteBatchNorm(hidden[0], with_relu=True)
+        self.conv2 = SiteConv3d(hidden[0], hidden[1], NEIGHBORHOOD)
+        self.norm2 = SiteBatchNorm(hidden[1], with_relu=True)
+        self.conv3 = SiteConv3d(hidden[1], out_channels, NEIGHBORHOOD)
+        self.norm3 = SiteBatchNorm(out_channels, with_relu=True)
 
     def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
         """[N, in] -> [N, out]."""
@@ -215,7 +254,7 @@ class Up(Recomputable):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = SiteConvTranspose3d(in_channels, out_channels)
-        self.norm = SiteBatchNorm(out_channels, is_activated=True)
+        self.norm = SiteBatchNorm(out_channels, with_relu=True)
 
     def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:
         """[N_source, in] -> [N_target, out]."""
@@ -228,4 +267,4 @@ class Up(Recomputable):
 
 def cells_under(sites: SiteSet) -> SiteSet:
     """The cells at half the resolution that ``Up`` reads for these sites."""
-    return cells_read(sites, UP_KERNEL, _half(sites.spatial_shape))
+    return cells_read(sites, UP_KERNEL, half_shape(sites.spatial_shape))

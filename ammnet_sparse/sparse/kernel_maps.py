@@ -1,17 +1,28 @@
 """Which sites a convolution joins.
 
-A *kernel map* lists, for every tap of a convolution, the rows it reads and the rows it writes: spconv calls these
-index pairs. They are built here and nowhere else, once for a pair of site sets and a kernel.
+A *kernel map* is a table [targets, taps] of the rows that the taps of a convolution read. All that ways of computing a
+convolution need follows from it. It is built here and nowhere else, once for a pair of site sets and a kernel.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ammnet_sparse.sparse.kernels import (
+    NEIGHBORHOOD,
+    Kernel,
+    all_residues,
+    shifts_of_residue,
+    strided_shape,
+    taps_of_residues,
+)
+from ammnet_sparse.sparse.masks import read_mask, strided_mask
 from ammnet_sparse.sparse.sites import (
     BORDER,
     SiteSet,
@@ -20,34 +31,37 @@ from ammnet_sparse.sparse.sites import (
     bordered_table,
     full_sites,
     ravel,
-    sites_from_bordered,
+    sites_from_mask,
 )
 
 _Built = TypeVar("_Built")
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-    """Geometry of a convolution or pooling: taps, stride, padding and dilation along (X, height, Y)."""
+class TargetGroups:
+    """The targets of a transposed kernel grouped by what their coordinates leave modulo the stride.
 
-    size: Triple
-    stride: Triple = (1, 1, 1)
-    padding: Triple = (0, 0, 0)
-    dilation: Triple = (1, 1, 1)
-    is_transposed: bool = False
+    The taps serve one group each, so that a group's targets read few of them.
 
-    @property
-    def taps(self) -> Iterator[Triple]:
-        """Tap positions in C order, the order of a convolution weight's last three axes."""
-        x, height, y = self.size
-        return itertools.product(range(x), range(height), range(y))
+    Attributes:
+        position: [N] int64: where each target comes in the order of the groups.
+        table: [N, most taps of a group] int32: in that order, the source rows that the taps of a target's group read,
+            -1 for none; columns beyond the group's number of taps mean nothing.
+        tap_order: [taps] int64: all taps, those of the first group first.
+        groups: (first target, end of the targets, first tap, end of the taps) of each group in those orders.
+    """
+
+    position: Tensor
+    table: Tensor
+    tap_order: Tensor
+    groups: tuple[tuple[int, int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelMap:
     """The rows that a kernel joins: features of ``source`` are read, features of ``target`` are written.
 
-    The pairs are built on first use and shared by all maps of this kernel between the same two site sets.
+    What describes them is built on first use and shared by all maps of this kernel between the same two site sets.
     """
 
     source: SiteSet
@@ -60,32 +74,44 @@ class KernelMap:
         return self.source.is_full and self.target.is_full
 
     @property
-    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Per tap, in C order: ([M] int64 source rows, [M] int64 target rows), the target rows ascending."""
-        return self._shared("pairs", self._build_pairs)
+    def table(self) -> Tensor:
+        """[N_target, taps] int32: the source row that each tap reads for each target, -1 for none; taps in C order."""
+        return self.shared("table", lambda: _table(self.target, self.source, self.kernel))
 
     @property
-    def spconv_pairs(self) -> tuple[Tensor, Tensor]:
-        """The pairs as spconv's native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
+    def inverse(self) -> Tensor:
+        """[N_source, taps] int32: the target row for which each tap reads each source, -1 for none."""
+        return self.shared("inverse", self._build_inverse)
 
-        The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
-        """
-        return self._shared("spconv pairs", self._build_spconv_pairs)
+    @property
+    def groups(self) -> TargetGroups:
+        """The targets of a transposed kernel by residue; waits for the device unless the sites were planned."""
+        return self.shared("groups", lambda: _target_groups(self.target, self.source, self.kernel))
+
+    @property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Per tap, in C order: ([M] int64 source rows, [M] int64 target rows), the target rows ascending."""
+        pairs = []
+        for rows in self.table.unbind(1):
+            target = (rows >= 0).nonzero().squeeze(1)
+            pairs.append((rows.index_select(0, target).long(), target))
+        return tuple(pairs)
 
     @property
     def num_pairs(self) -> int:
         """Multiplications of one input with one output channel, over all taps."""
-        return sum(source.shape[0] for source, _ in self.pairs)
+        return int((self.table >= 0).sum())
 
-    def _shared(self, name: str, build: Callable[[], _Built]) -> _Built:
+    def shared(self, name: str, build: Callable[[], _Built]) -> _Built:
+        """What ``build`` returns, built once for this kernel between these site sets, and remembered on one of them."""
         owner, other = self._owner_and_other()
         key = (name, id(other), self.source is owner, self.kernel)
-        # The other set is kept beside the pairs, or its id could come to mean another set.
+        # The other set is kept beside the table, or its id could come to mean another set.
         built, _ = owner.remembered(key, lambda: (build(), None if other is owner else other))
         return built
 
     def _owner_and_other(self) -> tuple[SiteSet, SiteSet]:
-        """The set that remembers the pairs, and the other one.
+        """The set that remembers the table, and the other one.
 
         It is the finer one, as fine sets refer to coarser ones already; but no full set may hold on to one of a batch.
         """
@@ -94,144 +120,165 @@ class KernelMap:
             owner, other = other, owner
         return (other, owner) if owner.is_full and not other.is_full else (owner, other)
 
-    def _build_pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        return tuple(self._pairs_of_tap(tap) for tap in self.kernel.taps)
-
-    def _build_spconv_pairs(self) -> tuple[Tensor, Tensor]:
-        # The host waits for the device twice a map here, instead of once a tap.
-        rows = torch.stack([self._row_of_every_target(tap) for tap in self.kernel.taps])
-        is_pair = rows >= 0
-        pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
-        counts = pairs_of_tap.cpu()
-        tap, target = is_pair.nonzero().unbind(1)
-        begin = pairs_of_tap.cumsum(0) - pairs_of_tap
-        position = torch.arange(len(tap), device=rows.device) - begin[tap]
-        table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
-        table[0, tap, position] = rows[tap, target].int()  # a mask would make the host wait once more
-        table[1, tap, position] = target.int()
-        return table, counts
-
-    def _row_of_every_target(self, tap: Triple) -> Tensor:
-        """[N_target] source rows that a tap reads, -1 for none."""
-        rows, target_rows = _rows_read(self.target, self.source, self.kernel, tap)
-        if target_rows is None:
-            return rows
-        return rows.new_full((len(self.target),), -1).index_copy_(0, target_rows, rows)
-
-    def _pairs_of_tap(self, tap: Triple) -> tuple[Tensor, Tensor]:
-        rows, target_rows = _rows_read(self.target, self.source, self.kernel, tap)
-        found = (rows >= 0).nonzero().squeeze(1)
-        return rows.index_select(0, found), found if target_rows is None else target_rows.index_select(0, found)
-
-
-def strided_shape(shape: Triple, kernel: Kernel) -> Triple:
-    """Output grid of a strided convolution."""
-    x, height, y = (
-        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-        for size, padding, dilation, taps, stride in zip(
-            shape, kernel.padding, kernel.dilation, kernel.size, kernel.stride, strict=True
+    def _build_inverse(self) -> Tensor:
+        kernel = self.kernel
+        is_mirrored = all(
+            stride == 1 and 2 * padding == dilation * (size - 1)
+            for size, stride, padding, dilation in zip(
+                kernel.size, kernel.stride, kernel.padding, kernel.dilation, strict=True
+            )
         )
-    )
-    return x, height, y
+        if is_mirrored and self.source is self.target:
+            return self.table.flip(1)
+        return _table(self.source, self.target, dataclasses.replace(kernel, is_transposed=not kernel.is_transposed))
 
 
 def strided_sites(sites: SiteSet, kernel: Kernel) -> SiteSet:
     """Cells of the strided grid that contain a site or that the kernel reaches from one, shared once built."""
-    shape = strided_shape(sites.spatial_shape, kernel)
     if sites.is_full:
+        shape = strided_shape(sites.spatial_shape, kernel)
         return full_sites(sites.batch_size, shape, sites.linear.device)
-    reaching = dataclasses.replace(kernel, is_transposed=True)
-    containing = Kernel(kernel.stride, kernel.stride, is_transposed=True)
-    return sites.remembered(("strided", kernel), lambda: _sites_read(sites, shape, (reaching, containing)))
+    return sites.remembered(strided_key(kernel), lambda: sites_from_mask(strided_mask(sites.mask, kernel)))
+
+
+def strided_key(kernel: Kernel) -> Hashable:
+    """Under which ``strided_sites`` are remembered."""
+    return "strided", kernel
 
 
 def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
     """Cells of a coarser grid of this ``shape`` that a transposed convolution onto ``sites`` reads, shared."""
     if sites.is_full:
         return full_sites(sites.batch_size, shape, sites.linear.device)
-    return sites.remembered(("read", kernel, shape), lambda: _sites_read(sites, shape, (kernel,)))
+    return sites.remembered(read_key(kernel, shape), lambda: sites_from_mask(read_mask(sites.mask, kernel, shape)))
+
+
+def read_key(kernel: Kernel, shape: Triple) -> Hashable:
+    """Under which ``cells_read`` are remembered."""
+    return "read", kernel, shape
 
 
 def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
     """[N] int64: the row in ``coarse`` of the cell that contains each site, shared once built."""
 
-    def build() -> tuple[Tensor, SiteSet]:
-        coordinates = [axis // step for axis, step in zip(sites.coordinates, stride, strict=True)]
-        return coarse.rows_of(ravel(sites.batch_index, coordinates, coarse.spatial_shape)), coarse
+    def cells(every: SiteSet) -> Tensor:
+        coordinates = [axis // step for axis, step in zip(every.coordinates, stride, strict=True)]
+        return ravel(every.batch_index, coordinates, coarse.spatial_shape)
 
-    rows, _ = sites.remembered(("containing", id(coarse), stride), build)
+    def build() -> tuple[Tensor, SiteSet | None]:
+        cell = sites.of_cells(("containing cell", coarse.spatial_shape, stride), cells)
+        return coarse.rows_of(cell), None if coarse is sites else coarse
+
+    key = ("containing", id(coarse), stride)
+    if sites.is_full and not coarse.is_full:
+        return build()[0]
+    rows, _ = sites.remembered(key, build)
     return rows
 
 
 def neighbor_rows(sites: SiteSet) -> Tensor:
-    """[N, 27] int64: rows of the 3x3x3 neighbourhood in C order of offsets, -1 for none, shared once built."""
-    kernel = Kernel((3, 3, 3), padding=(1, 1, 1))
-
-    def build() -> Tensor:
-        return torch.stack([_rows_read(sites, sites, kernel, tap)[0] for tap in kernel.taps], dim=1)
-
-    return sites.remembered("neighbors", build)
+    """[N, 27] int32: rows of the 3x3x3 neighborhood in C order of offsets, -1 for none, shared once built."""
+    return KernelMap(sites, sites, NEIGHBORHOOD).table
 
 
-def _rows_read(sites: SiteSet, read: SiteSet, kernel: Kernel, tap: Triple) -> tuple[Tensor, Tensor | None]:
-    """Rows of ``read`` that a tap reads for ``sites``, -1 for none, and for which of them (None: for all).
+def residue_key(stride: Triple) -> Hashable:
+    """Under which the numbers of sites by residue are remembered, one for each residue in C order."""
+    return "residue counts", stride
+
+
+def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
+    """[N, taps] int32: rows of ``read`` that the taps read for ``sites``, -1 for none.
 
     A convolution reads cell ``o * stride - padding + tap * dilation``; a transposed one the cell of which that
     expression is the site, so that each tap serves the sites of one residue modulo the stride.
     """
-    cells, target_rows = _bordered_cells(sites, read.spatial_shape, kernel, tap)
-    return bordered_table(read).index_select(0, cells), target_rows
+    origins = _origins(sites, read.spatial_shape, kernel)
+    # Where a tap does not serve a residue the sum is far below 0, and cell 0 lies in the border.
+    constants = _tap_constants(kernel, bordered_shape(read.spatial_shape), sites.linear.device)
+    if constants.shape[0] == 1:
+        cells = origins[:, None] + constants
+    else:
+        cells = constants.index_select(0, _residues(sites, kernel.stride)).add_(origins[:, None]).clamp_(min=0)
+    return bordered_table(read).index_select(0, cells.flatten()).view(cells.shape)
 
 
-def _sites_read(sites: SiteSet, shape: Triple, kernels: Sequence[Kernel]) -> SiteSet:
-    """All cells of a grid of this ``shape`` that the kernels read for ``sites``."""
-    x, height, y = bordered_shape(shape)
-    is_read = torch.zeros(sites.batch_size * x * height * y, dtype=torch.bool, device=sites.linear.device)
-    for kernel in kernels:
-        for tap in kernel.taps:
-            is_read[_bordered_cells(sites, shape, kernel, tap)[0]] = True
-    return sites_from_bordered(is_read, sites.batch_size, shape)
+def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGroups:
+    device = target.linear.device
+    residues = _residues(target, kernel.stride)
+
+    def count() -> list[int]:
+        numbers = constant(tuple(range(math.prod(kernel.stride))), device)
+        found: list[int] = (residues[:, None] == numbers).sum(0).tolist()
+        return found
+
+    counts = target.remembered(residue_key(kernel.stride), count)
+    taps = taps_of_residues(kernel)
+    order = residues.to(torch.uint8).argsort(stable=True)
+    position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+    most = max(len(served) for served in taps)
+    constants = _grouped_constants(kernel, bordered_shape(source.spatial_shape), most, device)
+    residues_in_order = residues.index_select(0, order)
+    origins = _origins(target, source.spatial_shape, kernel).index_select(0, order)
+    cells = constants.index_select(0, residues_in_order).add_(origins[:, None])
+    table = bordered_table(source).index_select(0, cells.flatten()).view(cells.shape)
+    groups, first, first_tap = [], 0, 0
+    for count_of_residue, served in zip(counts, taps, strict=True):
+        end, end_tap = first + count_of_residue, first_tap + len(served)
+        if end > first:
+            groups.append((first, end, first_tap, end_tap))
+        first, first_tap = end, end_tap
+    tap_order = constant(tuple(itertools.chain.from_iterable(taps)), device)
+    return TargetGroups(position, table, tap_order, tuple(groups))
 
 
-def _bordered_cells(sites: SiteSet, shape: Triple, kernel: Kernel, tap: Triple) -> tuple[Tensor, Tensor | None]:
-    """Linear indices in a bordered grid of ``shape`` that a tap reads, and the rows of the sites it serves."""
-    residue, offset = [], []
-    for axis in range(3):
-        shift = tap[axis] * kernel.dilation[axis] - kernel.padding[axis]
-        if kernel.is_transposed:
-            residue.append(shift % kernel.stride[axis])
-            offset.append((residue[axis] - shift) // kernel.stride[axis])
-        else:
-            offset.append(shift)
-    _, height, y = bordered_shape(shape)
-    constant = (offset[0] * height + offset[1]) * y + offset[2]
-    origins = _origins(sites, shape, kernel.stride, is_divided=kernel.is_transposed)
-    if not kernel.is_transposed or kernel.stride == (1, 1, 1):
-        return origins + constant, None
-    rows = _rows_of_residue(sites, kernel.stride, (residue[0], residue[1], residue[2]))
-    return origins.index_select(0, rows) + constant, rows
+def _origins(sites: SiteSet, shape: Triple, kernel: Kernel) -> Tensor:
+    """[N] int64: index in the bordered grid of ``shape`` of the cell at the sites' coordinates times the stride.
 
+    Of a transposed kernel: divided by the stride, rounded down.
+    """
 
-def _origins(sites: SiteSet, shape: Triple, stride: Triple, *, is_divided: bool) -> Tensor:
-    """[N] index in the bordered grid of ``shape`` of the cell at the sites' coordinates times (or by) the stride."""
-
-    def build() -> Tensor:
+    def build(every: SiteSet) -> Tensor:
         axes = [
-            (axis if step == 1 else axis // step if is_divided else axis * step) + BORDER
-            for axis, step in zip(sites.coordinates, stride, strict=True)
+            (axis if step == 1 else axis // step if kernel.is_transposed else axis * step) + BORDER
+            for axis, step in zip(every.coordinates, kernel.stride, strict=True)
         ]
-        return ravel(sites.batch_index, axes, bordered_shape(shape))
+        return ravel(every.batch_index, axes, bordered_shape(shape))
 
-    return sites.remembered(("origins", shape, stride, is_divided), build)
+    return sites.of_cells(("origins", shape, kernel.stride, kernel.is_transposed), build)
 
 
-def _rows_of_residue(sites: SiteSet, stride: Triple, residue: Triple) -> Tensor:
-    """Rows of the sites whose coordinates leave this residue modulo the stride."""
+def _residues(sites: SiteSet, stride: Triple) -> Tensor:
+    """[N] int64: what the coordinates leave modulo the stride, as one number in C order."""
 
-    def build() -> Tensor:
-        x, height, y = (
-            axis % step == rest for axis, step, rest in zip(sites.coordinates, stride, residue, strict=True)
-        )
-        return (x & height & y).nonzero().squeeze(1)
+    def build(every: SiteSet) -> Tensor:
+        x, height, y = (axis % step for axis, step in zip(every.coordinates, stride, strict=True))
+        return (x * stride[1] + height) * stride[2] + y
 
-    return sites.remembered(("residue", stride, residue), build)
+    return sites.of_cells(("residues", stride), build)
+
+
+_FAR = -(2**40)
+
+
+@functools.lru_cache(maxsize=256)
+def _tap_constants(kernel: Kernel, shape: Triple, device: torch.device) -> Tensor:
+    """[residues, taps] int64 of ``shifts_of_residue``, far below 0 for None; one row where residues do not matter."""
+    rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
+    with torch.inference_mode(False):
+        return torch.tensor([[_FAR if shift is None else shift for shift in row] for row in rows], device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _grouped_constants(kernel: Kernel, shape: Triple, width: int, device: torch.device) -> Tensor:
+    """[residues, width] int64: the shifts of each residue's own taps, filled up with the first."""
+    rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
+    served = [[shift for shift in row if shift is not None] or [0] for row in rows]
+    with torch.inference_mode(False):
+        return torch.tensor([row + row[:1] * (width - len(row)) for row in served], device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """[n] int64 on the device: copied there once, as a copy makes the host wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

@@ -1,142 +1,179 @@
-"""Batch normalisation of site features, with the ReLU that mostly follows it."""
+"""Batch normalization of site features, with the residuals and the ReLU that follow it."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ammnet_sparse.sparse.recipes import has_recipes, noted, relu
+from ammnet_sparse.ops import Normalized, RunningStatistics, apply_normalization, normalize_sites
+from ammnet_sparse.ops._library import accumulation_dtype
+from ammnet_sparse.sparse.recipes import add, has_recipes, noted, relu
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SiteBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the sites of a batch, [N, C] -> [N, C]; names and buffers as in torch's layers.
+    """Batch normalization over the sites of a batch, [N, C] -> [N, C]; names and buffers as in torch's layers.
 
-    With ``is_activated`` a ReLU follows, of which the backward pass needs nothing that normalisation does not keep.
-    On a CPU torch normalises [N, C] by sums row by row in the features' type, which lose four digits over 100,000
-    sites; there the statistics are taken in two passes instead.
+    ``with_relu``: a ReLU follows. One operator does both, and adds residuals in between; of it the backward pass needs
+    the input and what tells where the ReLU let gradients through: the result, which a convolution keeps anyway, or the
+    residuals, where those can be made again.
     """
 
-    def __init__(self, num_features: int, *, is_activated: bool = False) -> None:
+    def __init__(self, num_features: int, *, with_relu: bool = False) -> None:
         super().__init__(num_features)
-        self.is_activated = is_activated
+        self.with_relu = with_relu
+        self.has_unchanged_statistics = False
 
-    def forward(self, features: Tensor) -> Tensor:
-        if self.training and features.shape[0] < 2:
-            raise ValueError(
-                f"batch normalisation in training mode needs at least 2 sites, found {features.shape[0]}; "
-                "the batch holds too few scored or hit voxels"
-            )
-        if not self.training:
-            normalized = super().forward(features)
-            return torch.relu(normalized) if self.is_activated else normalized
-        if features.is_cuda:
-            return self._normalize_on_cuda(features)
-        variance, mean = _variance_and_mean(features.detach())
-        self._track(mean, variance, count=features.shape[0])
-        deviation = torch.rsqrt(variance + self.eps)
-        out: Tensor = _Normalize.apply(features, self.weight, self.bias, mean, deviation, self.is_activated)
-        return noted(
-            out, _activated if self.is_activated else _scaled, features, *_scale_and_shift(self, mean, deviation)
+    def forward(  # type: ignore[override]
+        self,
+        features: Tensor,
+        *residuals: Tensor,
+        with_relu: bool | None = None,
+        with_sum: bool = False,
+        num_groups: int = 1,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalized features plus residuals, and the ReLU of that.
+
+        Args:
+            features: [N, C].
+            residuals: at most two, [N, C].
+            with_relu: whether a ReLU follows; None: as the layer was made.
+            with_sum: return (ReLU, what it was taken of) where a ReLU follows.
+            num_groups: in training mode, sets of equally many rows, those of a set contiguous, with statistics of
+                their own; the running ones are updated by the first set, then by the second, and so on.
+
+        Raises:
+            ValueError: in training mode fewer than two sites in a group.
+        """
+        with_relu = self.with_relu if with_relu is None else with_relu
+        if any(residual.dtype != features.dtype for residual in residuals):
+            # Autocast mixes types; a sum has the common one.
+            total = add(self._normalize(features, (), num_groups, with_relu=False, with_sum=True)[0], *residuals)
+            result = relu(total) if with_relu else total
+            return (result, total) if with_relu and with_sum else result
+        total, activated = self._normalize(
+            features, residuals, num_groups, with_relu=with_relu, with_sum=with_sum or not with_relu
         )
+        if not with_relu:
+            return total
+        return (activated, total) if with_sum else activated
 
-    def _normalize_on_cuda(self, features: Tensor) -> Tensor:
-        if not has_recipes() or self.momentum is None:  # a cumulative average
-            normalized = super().forward(features)
-        else:
-            # The recipe needs the statistics that the kernel finds.
-            if self.track_running_stats and self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-            running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-            normalized, mean, deviation = torch.native_batch_norm(
-                features, self.weight, self.bias, *running, True, self.momentum, self.eps
+    def _normalize(
+        self, features: Tensor, residuals: tuple[Tensor, ...], num_groups: int, *, with_relu: bool, with_sum: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Sum and its ReLU; what is not asked for is ``features`` instead."""
+        weight, bias, mean, variance = self._in_type_of(features)
+        if self.training or mean is None or variance is None:
+            if features.shape[0] < 2 * num_groups:
+                raise ValueError(
+                    "batch normalization in training mode needs at least 2 sites, found "
+                    f"{features.shape[0] // num_groups}; the batch holds too few scored or hit voxels"
+                )
+            running = None
+            if mean is not None and variance is not None and not self.has_unchanged_statistics:
+                if self.momentum is None or self.num_batches_tracked is None:
+                    raise ValueError(
+                        "SiteBatchNorm.momentum: expected a number, found None; cumulative averages are not supported"
+                    )
+                running = RunningStatistics(mean, variance, self.num_batches_tracked, self.momentum)
+            out = normalize_sites(
+                features,
+                weight,
+                bias,
+                residuals=residuals,
+                running=running,
+                num_groups=num_groups,
+                eps=self.eps,
+                with_sum=with_sum,
+                with_relu=with_relu,
+                keep_residuals=has_recipes(),
             )
-            noted(normalized, _scaled, features, *_scale_and_shift(self, mean, deviation))
-        return relu(normalized) if self.is_activated else normalized
+            if running is not None and mean is not self.running_mean:
+                self._store(mean, variance)
+        else:
+            out = apply_normalization(
+                features,
+                weight,
+                bias,
+                mean=mean,
+                variance=variance,
+                residuals=residuals,
+                eps=self.eps,
+                with_sum=with_sum,
+                with_relu=with_relu,
+                keep_residuals=has_recipes(),
+            )
+        if has_recipes():
+            _note(out, features, weight, bias, residuals, eps=self.eps)
+        return features if out.sum is None else out.sum, features if out.activated is None else out.activated
 
-    def _track(self, mean: Tensor, variance: Tensor, *, count: int) -> None:
-        if not self.track_running_stats:
-            return
-        assert self.momentum is not None and self.num_batches_tracked is not None
-        assert self.running_mean is not None and self.running_var is not None
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
+    def _in_type_of(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Weight, bias and running statistics in the type that goes with the features': mostly as they are."""
+        dtype = accumulation_dtype(features.dtype)
+        if self.weight.dtype == dtype:
+            return self.weight, self.bias, self.running_mean, self.running_var
+        mean, variance = (
+            None if buffer is None else buffer.to(dtype) for buffer in (self.running_mean, self.running_var)
+        )
+        return self.weight.to(dtype), self.bias.to(dtype), mean, variance
 
-
-def _variance_and_mean(features: Tensor) -> tuple[Tensor, Tensor]:
-    """([C], [C]) over the sites, variance without Bessel's correction.
-
-    Five times as fast as ``torch.var_mean``, which takes a quarter of a training step on a CPU, and as accurate: what
-    rounding leaves of the mean is taken out of both.
-    """
-    mean = features.mean(0)
-    centered = features - mean
-    remainder = centered.mean(0)
-    variance = centered.square_().mean(0).addcmul_(remainder, remainder, value=-1).clamp_min_(0)
-    return variance, mean + remainder
-
-
-def _scale_and_shift(norm: nn.BatchNorm1d, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """([C], [C]) that normalise with the inverse ``deviation``; without gradients."""
-    with torch.no_grad():
-        scale = norm.weight * deviation
-        return scale, norm.bias - mean * scale
-
-
-def _scaled(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.addcmul(shift, features, scale).to(features.dtype)
+    def _store(self, mean: Tensor | None, variance: Tensor | None) -> None:
+        for buffer, value in ((self.running_mean, mean), (self.running_var, variance)):
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
 
 
-def _activated(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return _scaled(features, scale, shift).relu_()
+def _note(
+    out: Normalized, features: Tensor, weight: Tensor, bias: Tensor, residuals: tuple[Tensor, ...], *, eps: float
+) -> None:
+    """How either result is made again from the statistics of this pass."""
+    inputs = (features, weight, bias, out.mean, out.variance, *residuals)
+    for result, with_relu in ((out.sum, False), (out.activated, True)):
+        if result is not None:
+            noted(result, _made_again(eps, with_relu=with_relu), *inputs)
 
 
-class _Normalize(torch.autograd.Function):
-    """(x - mean) * inverse deviation * weight + bias, and a ReLU; keeps x alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor, is_activated: bool
+def _made_again(eps: float, *, with_relu: bool) -> Callable[..., Tensor]:
+    def make(
+        features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *residuals: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(features, weight, bias, mean, deviation)
-        ctx.is_activated = is_activated
-        scale = weight * deviation
-        out = _scaled(features, scale, bias - mean * scale)
-        return out.relu_() if is_activated else out
+        out = apply_normalization(
+            features,
+            weight,
+            bias,
+            mean=mean,
+            variance=variance,
+            residuals=residuals,
+            eps=eps,
+            with_sum=not with_relu,
+            with_relu=with_relu,
+        )
+        result = out.activated if with_relu else out.sum
+        assert result is not None
+        return result
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, mean, deviation = ctx.saved_tensors
-        gradient = gradients[0]
-        count = features.shape[0]
-        # As few passes over [N, C] as PyTorch's operators allow: they take a sixth of a training step on a CPU.
-        normalized = torch.addcmul(-mean * deviation, features, deviation)
-        if ctx.is_activated:
-            out = torch.addcmul(bias, normalized, weight)
-            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
-        bias_gradient = gradient.sum(0)
-        weight_gradient = (gradient * normalized).sum(0)
-        features_gradient = None
-        if ctx.needs_input_grad[0]:
-            scale = weight * deviation
-            centering = -bias_gradient / count * scale
-            features_gradient = torch.addcmul(centering, normalized, -weight_gradient / count * scale)
-            features_gradient.addcmul_(gradient, scale)
-        return features_gradient, weight_gradient, bias_gradient, None, None, None
+    return make
 
 
 @contextlib.contextmanager
 def unchanged_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode uses the batch's statistics here but leaves its running ones alone."""
-    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
-    norms = [norm for norm in norms if norm.training]  # others normalise by them
+    """Batch normalization in training mode uses the batch's statistics here but leaves its running ones alone."""
+    site_norms = [child for child in module.modules() if isinstance(child, SiteBatchNorm)]
+    flags = [norm.has_unchanged_statistics for norm in site_norms]
+    for site_norm in site_norms:
+        site_norm.has_unchanged_statistics = True
+    norms = [
+        child
+        for child in module.modules()
+        # Out of training mode they are what normalizes.
+        if isinstance(child, _BatchNorm)
+        and not isinstance(child, SiteBatchNorm)
+        and child.track_running_stats
+        and child.training
+    ]
     kept = [{name: getattr(norm, name) for name in _STATISTICS} for norm in norms]
     for norm, statistics in zip(norms, kept, strict=True):
         # Others take the updates. Without any, torch's layers would save fewer tensors for the backward pass than they
@@ -146,6 +183,8 @@ def unchanged_statistics(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for site_norm, flag in zip(site_norms, flags, strict=True):
+            site_norm.has_unchanged_statistics = flag
         for norm, statistics in zip(norms, kept, strict=True):
             for name, value in statistics.items():
                 setattr(norm, name, value)

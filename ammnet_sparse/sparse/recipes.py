@@ -19,7 +19,8 @@ class _Kept:
     """A tensor as it is now, which a recipe needs later; autograd does not watch over it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor.detach()
+        # A tensor with a history would keep that alive.
+        self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
         self._version = _version(tensor)
 
     def tensor(self) -> Tensor:

@@ -8,7 +8,8 @@ long as the process.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterator
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,10 @@ class SiteSet:
         found: _Built = self._derived[key]
         return found
 
+    def remember(self, key: Hashable, value: object) -> None:
+        """Keeps what ``remembered`` would build; the same must hold of it."""
+        self._derived.setdefault(key, value)
+
     @property
     def num_cells(self) -> int:
         """Cells of one frame's grid."""
@@ -61,9 +66,20 @@ class SiteSet:
         return x * height * y
 
     @property
+    def every_cell(self) -> "SiteSet":
+        """Every cell of the grid, for which what depends on the cell alone is computed once a process."""
+        return self if self.is_full else full_sites(self.batch_size, self.spatial_shape, self.linear.device)
+
+    def of_cells(self, key: Hashable, build: Callable[["SiteSet"], Tensor]) -> Tensor:
+        """[N, ...]: what ``build`` says of each cell, taken at the sites; remembered on both."""
+        every = self.every_cell
+        cells = every.remembered(key, lambda: build(every))
+        return cells if self.is_full else self.remembered(key, lambda: cells.index_select(0, self.linear))
+
+    @property
     def batch_index(self) -> Tensor:
         """[N] int64: the frame each site belongs to."""
-        return self.remembered("batch index", lambda: self.linear // self.num_cells)
+        return self.of_cells("batch index", lambda every: every.linear // every.num_cells)
 
     @property
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,8 +102,12 @@ class SiteSet:
 
     def _build_row_table(self) -> Tensor:
         table = torch.full((self.batch_size * self.num_cells,), -1, dtype=torch.int64, device=self.linear.device)
-        table[self.linear] = torch.arange(len(self), device=self.linear.device)
-        return table
+        return table.scatter_(0, self.linear, torch.arange(len(self), device=self.linear.device))
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, X, H, Y] bool: which cells are sites."""
+        return (self.row_table >= 0).view(self.batch_size, *self.spatial_shape)
 
     def densify(self, features: Tensor) -> Tensor:
         """[N, C] -> [B, C, X, H, Y], zero where there is no site; channels stay innermost in memory."""
@@ -102,6 +122,20 @@ class SiteSet:
         flat = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
         # Of a single frame reshaping gives a view with channels outermost, which recipes cannot replace.
         return flat.contiguous() if self.is_full else flat.index_select(0, self.linear)
+
+    def repeated(self, times: int) -> "SiteSet":
+        """A batch of ``times`` as many frames: these, then the same once more, and so on; shared once built."""
+        if times == 1:
+            return self
+        batch_size = self.batch_size * times
+        if self.is_full:
+            return full_sites(batch_size, self.spatial_shape, self.linear.device)
+
+        def build() -> SiteSet:
+            begin = torch.arange(0, batch_size, self.batch_size, device=self.linear.device) * self.num_cells
+            return SiteSet(batch_size, self.spatial_shape, (begin[:, None] + self.linear).flatten())
+
+        return self.remembered(("repeated", times), build)
 
     def chunks(self, size: int) -> Iterator["SiteSet"]:
         """The sites in consecutive pieces of at most ``size``."""
@@ -122,12 +156,50 @@ def full_sites(batch_size: int, spatial_shape: Triple, device: torch.device) -> 
 
 
 def sites_from_mask(mask: Tensor) -> SiteSet:
-    """Sites where ``mask`` [B, X, H, Y] bool is set."""
-    shape = (mask.shape[1], mask.shape[2], mask.shape[3])
-    linear = mask.flatten().nonzero().squeeze(1)
-    if linear.shape[0] == mask.numel():
-        return full_sites(mask.shape[0], shape, mask.device)
-    return SiteSet(mask.shape[0], shape, linear)
+    """Sites where ``mask`` [B, X, H, Y] bool is set; waits for the device."""
+    return sites_from_masks([mask])[0][0]
+
+
+def sites_from_masks(
+    masks: Sequence[Tensor], *, counts: Sequence[Tensor] = ()
+) -> tuple[list[SiteSet], list[list[int]]]:
+    """Site sets of many masks, and numbers that the host needs beside them, in one wait for the device.
+
+    Args:
+        masks: each [B, X, H, Y] bool, of any grids.
+        counts: integer tensors of any shape.
+
+    Returns:
+        The sites of each mask, which know their rows already; the values of each of ``counts``, flat.
+    """
+    flags = torch.cat([mask.flatten() for mask in masks])
+    sizes = [mask.numel() for mask in masks]
+    last, start = _segment_bounds(tuple(sizes), flags.device)
+    ends = flags.cumsum(0)  # sites up to and with a cell
+    found = torch.cat([ends.index_select(0, last), *(values.flatten() for values in counts)]).tolist()
+    totals, rest = found[: len(masks)], iter(found[len(masks) :])
+    positions = torch.searchsorted(ends, torch.arange(1, totals[-1] + 1, device=flags.device))
+    sites, begin = [], 0
+    for mask, size, first, end in zip(masks, sizes, start, totals, strict=True):
+        shape = (mask.shape[1], mask.shape[2], mask.shape[3])
+        if end - begin == size:
+            sites.append(full_sites(mask.shape[0], shape, mask.device))
+        else:
+            made = SiteSet(mask.shape[0], shape, positions[begin:end] - first)
+            rows = ends[first : first + size] - (begin + 1)
+            made.remember("row table", rows.masked_fill_(~mask.flatten(), -1))
+            sites.append(made)
+        begin = end
+    return sites, [[next(rest) for _ in range(values.numel())] for values in counts]
+
+
+@functools.lru_cache(maxsize=64)
+def _segment_bounds(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
+    """Of tensors of these sizes one after another: [n] the index of each one's last element, and all first ones."""
+    ends = tuple(itertools.accumulate(sizes))
+    with torch.inference_mode(False):
+        last = torch.tensor(ends, device=device) - 1
+    return last, (0, *ends[:-1])
 
 
 BORDER = 3
@@ -140,19 +212,13 @@ def bordered_shape(shape: Triple) -> Triple:
 
 
 def bordered_table(sites: SiteSet) -> Tensor:
-    """Rows as in ``SiteSet.row_table`` on the grid with a border of cells that hold no site, flat."""
+    """Rows as in ``SiteSet.row_table``, int32, on the grid with a border of cells that hold no site, flat."""
 
     def build() -> Tensor:
-        volume = sites.row_table.view(sites.batch_size, *sites.spatial_shape)
+        volume = sites.row_table.view(sites.batch_size, *sites.spatial_shape).int()
         return F.pad(volume, (BORDER,) * 6, value=-1).flatten()
 
     return sites.remembered("bordered table", build)
-
-
-def sites_from_bordered(is_site: Tensor, batch_size: int, shape: Triple) -> SiteSet:
-    """Sites of a grid of this ``shape`` from a flat mask of the grid with its border, which holds none."""
-    inner = slice(BORDER, -BORDER)
-    return sites_from_mask(is_site.view(batch_size, *bordered_shape(shape))[:, inner, inner, inner])
 
 
 def ravel(batch_index: Tensor, axes: list[Tensor], shape: Triple) -> Tensor:

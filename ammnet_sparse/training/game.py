@@ -16,12 +16,13 @@ from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.inputs import plan_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.training.losses import (
     class_weights_of,
-    fake_loss,
+    discriminator_loss,
     image_cross_entropy,
     labels_at,
     num_labelled_pixels,
@@ -157,19 +158,22 @@ class AdversarialGame:
 
     def _predict(self, scene: "_Scene") -> Prediction:
         with self._autocast(scene.batch.tsdf.device):
-            prediction: Prediction = self.generator(scene.batch, voxels=scene.sites)
+            prediction: Prediction = self.generator(scene.batch, voxels=scene.plan)
         return prediction
 
     def _discriminate(self, scene: "_Scene", prediction: Prediction, *, seed: int, num_scenes: int) -> Tensor:
         """Adds the discriminator's gradients on one batch; its loss, as a share of the step's."""
         assert self.discriminator_optimization is not None
         fakes = self._fakes(scene, seed=seed)
+        predicted = self._scored_features(scene, prediction).detach()
+        true, *fake = scene.one_hot(scene.truth, *fakes)
+        # The order in which they update the discriminator's running statistics.
+        inputs = (true, predicted, *fake)
+        sites = repeated_sites(scene.sites, len(inputs))
         with self._autocast(scene.batch.tsdf.device):
-            # Each input in a forward of its own, so that batch statistics never mix.
-            losses = [real_loss(self._score(scene, scene.one_hot(scene.truth)))]
-            losses.append(fake_loss(self._score(scene, self._scored_features(scene, prediction).detach())))
-            losses += [fake_loss(self._score(scene, scene.one_hot(labels))) for labels in fakes]
-        loss = torch.stack(losses).sum() / num_scenes
+            # One forward pass, in which batch statistics never mix.
+            scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
+            loss = discriminator_loss(scores, num_groups=len(inputs)) / num_scenes
         self.discriminator_optimization.backward(loss)
         return loss.detach()
 
@@ -289,20 +293,21 @@ class _Scene:
         self.dtype = dtype
         scored = batch.scored_mask
         self.truth = batch.label.masked_fill(~scored, IGNORE_LABEL)
-        sites = sites_from_mask(scored.view(batch.batch_size, *batch.grid_shape))
-        if len(sites) < 2:  # what batch normalisation needs
+        is_dense = config.sites == "dense"
+        self.plan = plan_sites(batch, scored, is_dense=is_dense, with_band=config.encoder_band)
+        self.sites = self.plan.voxels
+        num_scored = int(scored.sum()) if self.sites.is_full else len(self.sites)
+        if num_scored < 2:  # what batch normalisation needs
             names = ", ".join(batch.frame_ids) or "(unnamed)"
             raise ValueError(
                 f"frames {names}: expected scored voxels (label weight set and label not {IGNORE_LABEL}) in a training "
-                f"batch, found {len(sites)}; take these frames out of the list, or raise training.batch_size"
+                f"batch, found {num_scored}; take these frames out of the list, or raise training.batch_size"
             )
-        if config.sites == "dense":
-            sites = full_sites(batch.batch_size, batch.grid_shape, scored.device)
-        self.sites: SiteSet = sites
 
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """[N, num_classes] at the sites; zeros where nothing is scored."""
-        return one_hot_sites(labels, self.sites.linear, self.num_classes, self.dtype)
+    def one_hot(self, *labels: Tensor) -> tuple[Tensor, ...]:
+        """[N, num_classes] at the sites, of each of ``labels`` [B, V]; zeros where nothing is scored."""
+        linear = repeated_sites(self.sites, len(labels)).linear
+        return one_hot_sites(torch.cat(labels), linear, self.num_classes, self.dtype).chunk(len(labels))
 
     def count(self, prediction: Prediction) -> VoxelCounts:
         """Scored voxels by truth and prediction."""

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.dataset import build_loader
+from ammnet_sparse.data.dataset import EpochDataset, build_loader
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
+from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, load_state
 from ammnet_sparse.training.game import build_game
@@ -25,9 +26,11 @@ from ammnet_sparse.training.networks import build_networks
 from ammnet_sparse.training.preparation import (
     check_runnable,
     check_same_run,
+    convolution_backend,
     make_deterministic,
     open_datasets,
     steps_per_epoch,
+    with_image_stages,
 )
 from ammnet_sparse.training.records import Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import RunFolder, RunParts
@@ -70,6 +73,7 @@ class Run:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # spconv computes on the stream of the current device, whatever its inputs'
+        self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
         if state is not None:
             check_same_run(config, state.get("config"), folder=folder)
@@ -80,6 +84,8 @@ class Run:
         self.limit = limit
         self.is_resumed = resume
         self.show_progress = show_progress
+        self.training_set: EpochDataset
+        self.validation_set: EpochDataset
         self.training_set, self.validation_set = open_datasets(
             config, device=device, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
         )
@@ -96,6 +102,11 @@ class Run:
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device)
         if state is not None:
             self.saves.restore(self.parts, state)
+        if config.data.cache_features:  # of the weights that are trained with, a resumed run's included
+            self.training_set, self.validation_set = (
+                with_image_stages(frames, config, networks.generator, device=device, show_progress=show_progress)
+                for frames in (self.training_set, self.validation_set)
+            )
 
     @property
     def progress(self) -> Progress:
@@ -114,6 +125,10 @@ class Run:
             RunInterrupted: SIGINT or SIGTERM; the state is saved.
             DivergenceError: the loss or a gradient is not finite.
         """
+        with use_backend(self.backend):
+            return self._train()
+
+    def _train(self) -> RunResult:
         self.saves.begin()
         progress, num_epochs = self.progress, self.config.training.epochs
         baseline = constant_baseline(self._validation_loader())

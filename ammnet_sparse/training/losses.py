@@ -49,13 +49,26 @@ def scene_cross_entropy(
 
 
 def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:
-    """Sum of the smoothed cross-entropies over mapped pixels, each against the label of its voxel (255 ignored).
+    """Sum of the smoothed cross-entropies over pixels; divide by ``num_labelled_pixels`` of a step's batches.
+
+    With dense 2D truth (``Batch.label_2d``) over all its labelled pixels, each against its class; without over mapped
+    pixels, each against the label of its voxel (255 ignored).
 
     Raises:
         ValueError: a prediction without 2D logits, or a batch without labels.
     """
     if prediction.class_logits_2d is None or prediction.image_size is None or batch.label is None:
         raise ValueError("image_cross_entropy: expected 2D logits and labels, found a model or batch without them")
+    if batch.label_2d is not None:
+        dense_logits = prediction.logits_2d
+        assert dense_logits is not None
+        return F.cross_entropy(
+            at_least_float32(dense_logits),
+            batch.label_2d.long(),
+            ignore_index=IGNORE_LABEL,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
     mapping = batch.mapping.flatten()
     mapped = (mapping != UNMAPPED).nonzero().squeeze(1)
     logits = project_features(
@@ -94,7 +107,12 @@ def scored_weight(batch: Batch, class_weights: Tensor | None) -> Tensor:
 
 
 def num_labelled_pixels(batch: Batch) -> Tensor:
-    """Mapped pixels whose voxel has a label that is not ignored, a scalar tensor."""
+    """What the 2D cross-entropy is divided by, a scalar tensor: pixels with a label that is not ignored.
+
+    Pixels of the dense 2D truth where there is one, else mapped pixels with the label of their voxel.
+    """
+    if batch.label_2d is not None:
+        return (batch.label_2d != IGNORE_LABEL).sum()
     if batch.label is None:
         raise ValueError("batch.label: training needs labels, found none")
     return ((batch.mapping != UNMAPPED) & (batch.label != IGNORE_LABEL)).sum()
@@ -110,6 +128,20 @@ def fake_loss(scores: Tensor) -> Tensor:
     """Binary cross-entropy of discriminator scores [B, 1] with "fake", mean over the batch."""
     scores = at_least_float32(scores)
     return F.binary_cross_entropy_with_logits(scores, torch.zeros_like(scores))
+
+
+def discriminator_loss(scores: Tensor, *, num_groups: int) -> Tensor:
+    """Sum of the binary cross-entropies of groups of scenes, each the mean over its scenes.
+
+    Args:
+        scores: [num_groups * B, 1]; the scenes of the first group are real, those of the others are fake.
+        num_groups: truth, prediction and fakes.
+    """
+    scores = at_least_float32(scores)
+    scenes = scores.shape[0] // num_groups
+    is_real = torch.zeros_like(scores)
+    is_real[:scenes] = 1
+    return F.binary_cross_entropy_with_logits(scores, is_real, reduction="sum") / scenes
 
 
 def at_least_float32(values: Tensor) -> Tensor:

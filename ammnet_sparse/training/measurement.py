@@ -18,8 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ammnet_sparse.sparse.convolutions import UP_KERNEL, PointwiseConv3d, SiteConv3d, SiteConvTranspose3d
+from ammnet_sparse.sparse.convolutions import PointwiseConv3d, SiteConv3d, SiteConvTranspose3d
 from ammnet_sparse.sparse.kernel_maps import KernelMap
+from ammnet_sparse.sparse.kernels import UP_KERNEL
 from ammnet_sparse.sparse.sites import SiteSet
 
 MIB = 2**20

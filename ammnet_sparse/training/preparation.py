@@ -7,14 +7,21 @@ from typing import Any
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_values
-from ammnet_sparse.data.dataset import FrameDataset
+from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.image_folder import FramesWithImages, Truth2D
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
+from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.image_encoders import ImageEncoder, build_image_encoder, load_encoder_weights
+from ammnet_sparse.models.weights.efficientnet import installed_weights, is_packaged
+from ammnet_sparse.sparse.convolutions import Backend
 from ammnet_sparse.training.checkpoints import CheckpointError
 
 _FIXED = (
@@ -41,11 +48,8 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
     model = config.model
     if config.training.mixed_precision and device.type != "cuda":
         raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
-    if config.data.on_device and reads_images(model):
-        raise ConfigError(
-            f"data.on_device: frames with images are too large, and model.image_encoder {model.image_encoder} reads "
-            "them; set it to false"
-        )
+    if config.data.cache_features:
+        check_cacheable(config)
     if model.num_classes != NUM_CLASSES:
         raise ConfigError(f"model.num_classes: the data have {NUM_CLASSES} classes, found {model.num_classes}")
     if reads_label_maps(model) and model.num_label_map_classes < NUM_LABEL_MAP_CLASSES:
@@ -57,10 +61,24 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
     if model.freeze_encoders:
         raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
     if reads_images(model) and model.freeze_image_encoder and model.image_encoder_weights is None:
+        if is_packaged(model.image_encoder):
+            installed_weights(model.image_encoder)  # raises where they are not
+            return
         raise ConfigError(
             f"model.image_encoder_weights: a frozen {model.image_encoder} needs ImageNet weights, found none; name a "
             "local file, or train the backbone too with model.freeze_image_encoder=false"
         )
+
+
+def check_cacheable(config: Config) -> None:
+    """Raises ConfigError where the features of the image backbone are not the same in every epoch."""
+    for key, is_wrong, expected in (
+        ("model.image_encoder", not reads_images(config.model), "a network that reads images"),
+        ("model.freeze_image_encoder", not config.model.freeze_image_encoder, "true"),
+        ("data.augment_2d", config.data.augment_2d, "false"),
+    ):
+        if is_wrong:
+            raise ConfigError(f"data.cache_features: features are kept only with {key} {expected}; change one of them")
 
 
 def check_same_run(config: Config, saved: Any, *, folder: Path) -> None:
@@ -93,24 +111,7 @@ def open_datasets(
             each named.
     """
     data, model = config.data, config.model
-    if data.root is None:
-        raise ConfigError("data.root: expected the folder or packed file of a set, found none")
-    # First without 2D input, so that an error below can only be about it.
-    check_labels(
-        open_frames(
-            data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
-        )
-    )
-    try:
-        frames = open_frames(
-            data.root,
-            dataset=data.dataset,
-            read_image=reads_images(model),
-            read_label_map=reads_label_maps(model),
-            grid_shape=model.grid_shape,
-        )
-    except DataError as error:
-        raise DataError(f"model.image_encoder {model.image_encoder}: {error}") from error
+    frames = open_source(config)
     training, validation = (
         ids(frames, split=data.split, count=data.validation_frames, seed=data.validation_seed)[:limit]
         for ids in (training_ids, validation_ids)
@@ -119,6 +120,13 @@ def open_datasets(
         training = frames.frame_ids(data.split)[:limit]
     # Other lists of the set may name frames that were never downloaded.
     check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
+    truth_2d = None
+    if data.label_2d is not None and reads_images(model):
+        truth_2d = Truth2D(data.label_2d)
+        truth_2d.check([*training, *validation])
+    if data.cache_features:
+        frames = open_source(config, with_image=False)
+    augment_2d = data.augment_2d and frames.reads_image
     if data.on_device:
         return (
             DeviceDataset(
@@ -126,21 +134,118 @@ def open_datasets(
                 training,
                 device=device,
                 augment_3d=data.augment_3d,
+                augment_2d=augment_2d,
+                truth_2d=truth_2d,
                 seed=config.training.seed,
                 progress=show_progress,
             ),
-            DeviceDataset(frames, validation, device=device, progress=show_progress),
+            DeviceDataset(frames, validation, device=device, truth_2d=truth_2d, progress=show_progress),
         )
     return (
         FrameDataset(
             frames,
             training,
             augment_3d=data.augment_3d,
-            augment_2d=data.augment_2d and frames.reads_image,
+            augment_2d=augment_2d,
+            truth_2d=truth_2d,
             seed=config.training.seed,
         ),
-        FrameDataset(frames, validation),
+        FrameDataset(frames, validation, truth_2d=truth_2d),
     )
+
+
+def open_encoder_datasets(
+    config: Config, *, device: torch.device, limit: int | None
+) -> tuple[EpochDataset, EpochDataset]:
+    """Frames for training an image encoder on 2D segmentation, and for scoring it: images and dense 2D truth.
+
+    Raises:
+        ConfigError: a configuration without an image encoder or ``data.label_2d``.
+        DataError: as ``open_datasets``.
+    """
+    if not reads_images(config.model):
+        raise ConfigError(f"model.image_encoder: expected a network for images, found {config.model.image_encoder}")
+    if config.data.label_2d is None:
+        raise ConfigError("data.label_2d: expected the folder of dense 2D truth that the encoder learns, found none")
+    # Voxels are not looked at: moving them would cost time and change nothing.
+    data = config.data.model_copy(update={"cache_features": False, "augment_3d": False})
+    config = config.model_copy(update={"data": data})
+    return open_datasets(config, device=device, limit=limit, is_quick=True, show_progress=False)
+
+
+def build_encoder(config: Config) -> ImageEncoder:
+    """The image encoder of a configuration, to be trained as a whole from ImageNet weights; ``head_width`` wide.
+
+    Raises:
+        ConfigError: a backbone whose weights are neither named nor installed.
+        WeightsError: weights that cannot be read or do not fit.
+    """
+    model = config.model
+    weights = model.image_encoder_weights
+    if weights is None and is_packaged(model.image_encoder):
+        weights = installed_weights(model.image_encoder)
+    if weights is None:
+        raise ConfigError(
+            f"model.image_encoder_weights: {model.image_encoder} starts from ImageNet weights, found none; name a file"
+        )
+    assert model.image_encoder != "seg2d"
+    encoder = build_image_encoder(
+        kind=model.image_encoder,
+        width=model.head_width or model.width,
+        num_classes=model.num_classes,
+        dropout=model.head_dropout,
+        dropout_kind=model.dropout_kind,
+        is_frozen=False,
+    )
+    load_encoder_weights(encoder, weights)
+    return encoder
+
+
+def with_image_stages(
+    frames: EpochDataset, config: Config, network: AMMNet, *, device: torch.device, show_progress: bool
+) -> StageDataset:
+    """The frames with the features of the network's frozen image backbone (``data.cache_features``)."""
+    encoder = network.get_submodule("image_encoder")
+    assert isinstance(encoder, ImageEncoder)
+    encoder.eval()
+    source = open_source(config)
+    return StageDataset(frames, source, extract=encoder.extract_stages, device=device, progress=show_progress)
+
+
+def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
+    """The set of ``data.root`` with the 2D input that the network reads, images of ``data.images`` included.
+
+    Args:
+        with_image: else without images, whatever the network reads.
+
+    Raises:
+        ConfigError: no ``data.root``.
+        DataError: no set there, or one without the labels or the 2D input that the network needs.
+    """
+    data, model = config.data, config.model
+    if data.root is None:
+        raise ConfigError("data.root: expected the folder or packed file of a set, found none")
+    # First without 2D input, so that an error below can only be about it.
+    plain = open_frames(
+        data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
+    )
+    check_labels(plain)
+    if not reads_images(model) and not reads_label_maps(model):
+        return plain
+    if reads_images(model) and not with_image:
+        return plain
+    if reads_images(model) and data.images is not None:
+        return FramesWithImages(plain, data.images)
+    try:
+        return open_frames(
+            data.root,
+            dataset=data.dataset,
+            read_image=reads_images(model),
+            read_label_map=reads_label_maps(model),
+            grid_shape=model.grid_shape,
+        )
+    except DataError as error:
+        raise DataError(f"model.image_encoder {model.image_encoder}: {error}") from error
 
 
 def steps_per_epoch(config: Config, *, num_frames: int) -> int:
@@ -168,3 +273,22 @@ def make_deterministic() -> None:
     """Deterministic algorithms wherever PyTorch has them, for the whole process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def convolution_backend(config: Config, device: torch.device) -> Backend:
+    """What computes a run's convolutions.
+
+    Deterministic runs on CUDA do without spconv, which picks its algorithms by their time in each process.
+
+    Raises:
+        ConfigError: spconv is demanded of a deterministic run on CUDA.
+    """
+    backend = config.training.convolution_backend
+    if not config.training.deterministic or device.type != "cuda":
+        return backend
+    if backend == "spconv":
+        raise ConfigError(
+            "training.convolution_backend: spconv picks its algorithms by their time, so that a run with "
+            "training.deterministic=true does not repeat itself; set it to auto or gather"
+        )
+    return "gather" if backend == "auto" else backend

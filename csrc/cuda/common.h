@@ -86,7 +86,13 @@ inline unsigned int num_blocks(int64_t num_threads) {
 }
 
 // A bit for each operator, as ammnet_sparse/ops/_library.py names them.
-enum class OutOfRange : unsigned int { kProjectFeatures = 1, kFillEmpty = 2, kShuffleCategories = 4, kOneHotSites = 8 };
+enum class OutOfRange : unsigned int {
+  kProjectFeatures = 1,
+  kFillEmpty = 2,
+  kShuffleCategories = 4,
+  kOneHotSites = 8,
+  kGatherTaps = 16,
+};
 
 // The word on the device of `launch` where kernels leave the bit of their operator when they meet a bad index.
 unsigned int* out_of_range_flags(const Launch& launch);

@@ -21,6 +21,7 @@ from ammnet_sparse.data.augmentation import (
 from ammnet_sparse.data.batch import Batch, normalize_image
 from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.sets.compact import CompactFrame
 from ammnet_sparse.data.symmetry import Symmetry
 from tests.data.frames import assert_same_frame, random_frame
 
@@ -142,6 +143,45 @@ def test_2d_regions_keep_their_colour(seed: int) -> None:
     np.testing.assert_allclose(
         moved.reshape(-1, 3)[mapping[seen]], image.reshape(-1, 3)[frame.mapping[seen]], atol=1e-3
     )
+
+
+@pytest.mark.parametrize("size", [(384, 512), (480, 640), (523, 698), (576, 768)])
+def test_dense_truth_moves_with_the_pixels(size: tuple[int, int]) -> None:
+    """Regions of one class: wherever the mapping sends the inside of one, its class lies; padding is unlabelled."""
+    square = 32
+    classes = np.random.default_rng(1).integers(1, 12, (ROWS // square, COLUMNS // square), dtype=np.uint8)
+    truth = classes.repeat(square, axis=0).repeat(square, axis=1)
+    corner = (max(size[0] - ROWS, 0) // 3, max(size[1] - COLUMNS, 0) // 2)
+    for is_mirrored in (False, True):
+        geometry = Geometry(size=size, corner=corner, is_mirrored=is_mirrored)
+        changed = geometry.apply_to_classes(torch.from_numpy(truth)).numpy()
+        assert changed.shape == IMAGE_SHAPE and changed.dtype == np.uint8
+        rows, columns = geometry.crop_size
+        assert (changed[rows:] == 255).all() and (changed[:, columns:] == 255).all()
+        assert (changed[:rows, :columns] != 255).all()
+        moved = geometry.apply_to_mapping(EVERY_PIXEL)
+        inside = (EVERY_PIXEL // COLUMNS % square - 15.5) ** 2 < 144
+        inside &= (EVERY_PIXEL % COLUMNS % square - 15.5) ** 2 < 144
+        seen = inside & (moved != UNMAPPED)
+        np.testing.assert_array_equal(changed.reshape(-1)[moved[seen]], truth.reshape(-1)[seen])
+
+
+def test_cropping_a_pixel_leaves_the_hit() -> None:
+    """2D augmentation takes the pixel to sample from a voxel, never its hit, through every later step."""
+    seeds = [seed for seed in range(99) if draw_geometry(_generator(seed)).size[0] > 540][:3]
+    frame = random_frame(0, has_image=True)
+    for seed in seeds:
+        changed = augment_2d(frame, generator=_generator(seed))
+        was_hit = frame.mapping != UNMAPPED
+        assert (changed.mapping[was_hit] == UNMAPPED).any()
+        np.testing.assert_array_equal(changed.hit_mask, was_hit)
+        turned = move_voxels(changed, FLIP_X)
+        np.testing.assert_array_equal(turned.hit_mask, was_hit[::-1])
+        batch = Batch.collate([Batch.from_frame(frame), Batch.from_frame(turned)])
+        assert batch.hit_mask[0].equal(torch.from_numpy(was_hit).flatten())
+        assert batch.hit_mask[1].equal(torch.from_numpy(was_hit[::-1].copy()).flatten())
+        with pytest.raises(ValueError, match="found one with a hit mask of its own"):
+            CompactFrame.pack(changed)
 
 
 def test_padding_normalises_to_exactly_zero() -> None:

@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ammnet_sparse.data.augmentation import augmentation_generator, draw_symmetry
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.packed import PackedFrames
 from ammnet_sparse.data.sets.packing import pack_set
 from tests.data.frames import GRID, random_frame, write_cad_frame, write_frame, write_set
@@ -32,7 +35,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFrames:
 
 def assert_same_batch(found: Batch, expected: Batch) -> None:
     assert (found.frame_ids, found.tsdf_is_flipped) == (expected.frame_ids, expected.tsdf_is_flipped)
-    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map"):
+    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map", "depth_hit", "label_2d"):
         value, wanted = getattr(found, name), getattr(expected, name)
         assert (value is None) == (wanted is None), name
         if wanted is not None:
@@ -121,10 +124,32 @@ def test_flipped_frames(tmp_path: Path) -> None:
     assert DeviceDataset(folder, ["0001"], device=CPU)[0].tsdf_is_flipped
 
 
+def test_images_with_dense_truth_are_augmented_alike(tmp_path: Path) -> None:
+    ids = IDS[:4]
+    write_set(tmp_path / "set", ids, has_image=True)
+    (tmp_path / "truth").mkdir()
+    for index, frame_id in enumerate(ids):
+        truth = np.random.default_rng(index).choice(np.array([1, 2, 11, 255], dtype=np.uint8), IMAGE_SHAPE)
+        Image.fromarray(truth).save(tmp_path / "truth" / f"{frame_id}.png")
+    folder, truth_2d = FrameFolder(tmp_path / "set", grid_shape=GRID), Truth2D(tmp_path / "truth")
+    for augments_2d in (False, True):
+        on_device, ordinary = (
+            DeviceDataset(folder, ids, device=CPU, augment_3d=True, augment_2d=augments_2d, truth_2d=truth_2d, seed=5),
+            FrameDataset(folder, ids, augment_3d=True, augment_2d=augments_2d, truth_2d=truth_2d, seed=5),
+        )
+        for epoch in range(2):
+            on_device.set_epoch(epoch)
+            ordinary.set_epoch(epoch)
+            found = on_device.__getitems__([3, 1])
+            assert_same_batch(found, Batch.collate([ordinary[3], ordinary[1]]))
+            assert (found.depth_hit is not None) == augments_2d
+    assert on_device.num_bytes >= 4 * 4 * 480 * 640  # colours and truth, one byte each
+
+
 def test_what_cannot_live_on_the_device(tmp_path: Path, packed: PackedFrames) -> None:
-    write_set(tmp_path, ["0001"], has_image=True)
-    with pytest.raises(ValueError, match="frames with images stay on disk"):
-        DeviceDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"], device=CPU)
+    write_set(tmp_path, ["0001"], has_image=True, has_label_map=True)
+    with pytest.raises(ValueError, match="images without 2D label maps for 2D augmentation"):
+        DeviceDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"], device=CPU, augment_2d=True)
     with pytest.raises(ValueError, match="found none"):
         DeviceDataset(packed, [], device=CPU)
     with pytest.raises(DataError, match="found unknown id 0042"):

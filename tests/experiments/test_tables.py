@@ -12,7 +12,7 @@ import yaml
 from ammnet_sparse.cli.configs import find_config
 from ammnet_sparse.config import Config, ConfigError, flat_values
 from ammnet_sparse.experiments.tables import Row, config_of, read_table, table_names
-from tests.training.support import GRID, differing, make_game, state_of, tiny_batch
+from tests.training.support import GRID, both, differing, make_game, state_of, tiny_batch
 
 FOLDER = find_config("experiments/segformer").parent
 SEG2D = FOLDER / "seg2d.yaml"
@@ -71,13 +71,13 @@ def step_of(config: Config) -> tuple[frozenset[str], tuple[float, ...], frozense
     """Names of the weights, losses and gradient norms of a first step, and what the step changed."""
     has_image = config.model.image_encoder != "seg2d" and config.model.inputs != "tsdf"
     game = make_game(config)
-    before = state_of(game.network)
+    before = state_of(both(game))
     torch.manual_seed(1)
     report = game.step([tiny_batch((1, 2), has_image=has_image)], seed=3)
     values = report.as_floats()
     assert all(math.isfinite(value) for value in values.values())
     assert ("discriminator" in values) == config.adversarial.enabled
-    return frozenset(before), tuple(values.values()), frozenset(differing(before, state_of(game.network)))
+    return frozenset(before), tuple(values.values()), frozenset(differing(before, state_of(both(game))))
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def test_spconv_computes_the_same_network(sites: str) -> None:
     discriminator = some_discriminator(sites=sites).eval()
     named = dict(both(network, discriminator).named_parameters())
     results = []
-    for backend in ("torch", "spconv"):
+    for backend in ("gather", "spconv"):
         network.zero_grad()
         discriminator.zero_grad()
         with use_backend(backend):
@@ -216,7 +216,7 @@ def test_spconv_computes_the_same_network(sites: str) -> None:
 def test_spconv_trains_as_torch_does() -> None:
     batch = some_scene(2)
     logits = []
-    for backend in ("torch", "spconv"):
+    for backend in ("gather", "spconv"):
         network = some_network(torch.float32).train()
         torch.manual_seed(1)
         with use_backend(backend):
@@ -239,7 +239,7 @@ def test_a_batch_leaves_nothing_behind() -> None:
         return [weakref.ref(entry) for entry in (sites, *kept)]
 
     half, quarter = (full_sites(2, (GRID[0] // by, GRID[1] // by, GRID[2] // by), CPU) for by in (2, 4))
-    for backend in ("torch", "spconv"):
+    for backend in ("gather", "spconv"):
         with use_backend(backend):
             step()
             remembered = len(half._derived), len(quarter._derived)
@@ -256,7 +256,7 @@ def test_training_works_after_a_prediction_in_inference_mode() -> None:
     grid = (12, 12, 24)  # of this test alone, so that the full sites are made in inference mode
     network = some_network(torch.float32, grid_shape=grid, fusion="cbam", sites="dense")
     batch = some_scene(2, grid=grid)
-    for backend in ("torch", "spconv"):
+    for backend in ("gather", "spconv"):
         with use_backend(backend):
             with torch.inference_mode():
                 network.eval()(batch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,12 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ammnet_sparse.models.image_encoders import (
     ImageEncoder,
-    ImageFeatures,
-    ImageHead,
     build_image_encoder,
     build_segformer_backbone,
     load_backbone_weights,
 )
+from ammnet_sparse.models.image_head import ImageFeatures, ImageHead
 from ammnet_sparse.models.weights.backbones import published_to_timm, timm_to_published
 from ammnet_sparse.models.weights.errors import WeightsError
 
@@ -167,9 +167,25 @@ def naive_head(head: ImageHead, stages: list[Tensor]) -> ImageFeatures:
     return ImageFeatures(features, head.classifier(features))
 
 
-@pytest.mark.parametrize("is_training", [False, True])
-def test_head_equals_concatenation(is_training: bool) -> None:
-    head = ImageHead((3, 4, 5, 6), width=8, num_classes=12, dropout=0.5).double().train(is_training)
+class SameDropout(nn.Module):
+    """In place of ``nn.Dropout``: drops the same single values of every stage, whenever it is called."""
+
+    p = 0.5
+
+    def forward(self, features: Tensor) -> Tensor:
+        width = 8
+        mask = torch.rand(1, width, *features.shape[2:], generator=torch.Generator().manual_seed(1)) > self.p
+        return features * mask.repeat(1, features.shape[1] // width, 1, 1) / self.p
+
+
+@pytest.mark.parametrize(
+    ("is_training", "kind"), [(False, "element"), (False, "channel"), (True, "element"), (True, "channel")]
+)
+def test_head_equals_concatenation(is_training: bool, kind: Literal["element", "channel"]) -> None:
+    head = ImageHead((3, 4, 5, 6), width=8, num_classes=12, dropout=0.5, dropout_kind=kind)
+    head = head.double().train(is_training)
+    if kind == "element" and is_training:
+        head.dropout = SameDropout()  # type: ignore[assignment]
     sizes = [(18, 25), (9, 13), (5, 7), (3, 4)]
     stages = [
         torch.randn(3, width, *size, dtype=torch.float64, requires_grad=True)
@@ -185,6 +201,42 @@ def test_head_equals_concatenation(is_training: bool) -> None:
         results.append((output.features, output.class_logits, head.fuse_norm.running_var.clone(), *gradients))  # type: ignore[union-attr]
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_backward_pass_drops_the_same_values_again() -> None:
+    head = ImageHead((3, 4, 5, 6), width=8, num_classes=12, dropout=0.5)
+    stages = [torch.randn(2, width, 16 // 2**index, 24 // 2**index) for index, width in enumerate((3, 4, 5, 6))]
+
+    def plainly() -> Tensor:
+        """The same draws in the same order, everything kept."""
+        parts = []
+        projections = (head.projection4, head.projection3, head.projection2, head.projection1)
+        weights = head.fuse.weight.chunk(4, dim=1)
+        for stage, projection, weight in zip(reversed(stages), projections, weights, strict=True):
+            projected = projection(stage.movedim(1, -1)).movedim(-1, 1).contiguous()
+            upsampled = F.interpolate(projected, size=(16, 24), mode="bilinear", align_corners=False)
+            parts.append(F.conv2d(F.dropout(upsampled, 0.5), weight))
+        return head.classifier(F.relu(head.fuse_norm(parts[0] + parts[1] + parts[2] + parts[3])))
+
+    results = []
+    for run in (lambda: head(stages).class_logits, plainly):
+        torch.manual_seed(2)
+        logits = run()
+        results.append((logits, *torch.autograd.grad(logits.square().sum(), list(head.parameters()))))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_wide_head_ends_in_the_networks_width() -> None:
+    head = ImageHead((3, 4, 5, 6), width=16, num_classes=12, dropout=0.1, out_width=8).train()
+    stages = [torch.randn(2, width, 16 // 2**index, 24 // 2**index) for index, width in enumerate((3, 4, 5, 6))]
+    output = head(stages)
+    assert output.features.shape == (2, 8, 16, 24) and output.class_logits.shape == (2, 12, 16, 24)
+    assert float(output.features.detach().min()) >= 0
+    (output.features.sum() + output.class_logits.square().sum()).backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    as_wide = ImageHead((3, 4, 5, 6), width=8, num_classes=12, dropout=0.1, out_width=8)
+    assert not any(name.startswith("reduce") for name in as_wide.state_dict())
 
 
 def test_head_state_dict_has_the_documented_names_and_shapes() -> None:
@@ -286,7 +338,7 @@ def test_published_sizes_build_and_load(kind: str, tmp_path: Path) -> None:
 
 
 def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind: expected 'segformer_b2' or 'resnet50', found 'vgg'"):
+    with pytest.raises(ValueError, match="kind: expected 'segformer_b2' or 'resnet50' or .*, found 'vgg'"):
         build_image_encoder(kind="vgg", width=8, num_classes=12, dropout=0.5, is_frozen=True)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"stage_widths: expected 4 channel counts, found \[1, 2\]"):
         ImageHead((1, 2), width=8, num_classes=12, dropout=0.5)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.ops.support import EMULATION, OPS, REFERENCES
+from tests.ops.support import EMULATION, OPS, REAL, REFERENCES
 
 NAMESPACE = "ammnet_sparse_emulation"
 
@@ -44,7 +44,7 @@ class Emulated(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Tensors without values, in opcheck, have fakes.
-        if func in self.replaced and all(type(arg) is Tensor for arg in args if isinstance(arg, Tensor)):
+        if func in self.replaced and all(type(arg) in REAL for arg in args if isinstance(arg, Tensor)):
             self.calls += 1
             return self.replaced[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

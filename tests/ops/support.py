@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ammnet_sparse.ops import modulation, perturbation, projection
+from ammnet_sparse.ops import gather, modulation, normalization, perturbation, projection
 from ammnet_sparse.ops.fill_empty import _fill_empty_backward_reference, _fill_empty_reference
 
 EMULATION = os.environ.get("AMMNET_SPARSE_EMULATION", "")
@@ -35,14 +35,26 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "erase_voxels": perturbation._erase_voxels_reference,
     "shuffle_categories": perturbation._shuffle_categories_reference,
     "one_hot_sites": perturbation._one_hot_sites_reference,
+    "gather_taps": gather._gather_taps_reference,
+    "gather_taps_backward": gather._gather_taps_backward_reference,
+    "sum_rows": gather._sum_rows_reference,
     "modulate": modulation._modulate_reference,
     "modulate_backward": modulation._modulate_backward_reference,
+    "normalize_sites": normalization._normalize_sites_reference,
+    "apply_normalization": normalization._apply_normalization_reference,
+    "normalize_sites_backward": normalization._normalize_sites_backward_reference,
 }
 """Every operator that has compiled kernels, with what runs without them."""
 
 
+REAL = (Tensor, torch.nn.Parameter)
+"""Types of tensors with values: those that tracing makes have none."""
+
+
 class References(TorchDispatchMode):
     """Runs the references of the operators inside the block, where compiled kernels would run; counts the calls."""
+
+    supports_higher_order_operators = True  # what opcheck wraps operators in that change an argument
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +63,7 @@ class References(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Tensors without values, in opcheck, have fakes.
-        if func in self.replaced and all(type(arg) is Tensor for arg in args if isinstance(arg, Tensor)):
+        if func in self.replaced and all(type(arg) in REAL for arg in args if isinstance(arg, Tensor)):
             self.calls += 1
             return self.replaced[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -68,7 +68,7 @@ def dense_block_on_sites(block: DDRBlock, volume: Tensor, is_site: Tensor) -> Te
 
     def normalize(values: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         values = F.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return values.relu() if getattr(norm, "is_activated", False) else values
+        return values.relu() if getattr(norm, "with_relu", False) else values
 
     def convolve(values: Tensor, convolution: nn.Conv3d, norm: nn.BatchNorm1d) -> Tensor:
         return normalize(F.conv3d(values, convolution.weight, None, convolution.stride, convolution.padding), norm)

@@ -1,9 +1,13 @@
 """Every way of computing a convolution on sites, against torch's dense layers."""
 
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from ammnet_sparse.sparse import gather_product, spconv_engine
 from ammnet_sparse.sparse.convolutions import (
     UP_KERNEL,
     Backend,
@@ -13,6 +17,7 @@ from ammnet_sparse.sparse.convolutions import (
     convolve,
     use_backend,
 )
+from ammnet_sparse.sparse.gather_product import GatherProduct
 from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, cells_read, strided_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
@@ -40,7 +45,7 @@ def check(out: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)]
+    ("backend", "dtype", "tolerance"), [("gather", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)]
 )
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("density", [0.002, 0.3, 1.0])
@@ -62,7 +67,7 @@ def test_convolution_equals_dense(
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)]
+    ("backend", "dtype", "tolerance"), [("gather", torch.float64, 1e-12), ("spconv", torch.float32, 1e-5)]
 )
 @pytest.mark.parametrize("density", [0.002, 0.2, 1.0])
 def test_transposed_convolution_equals_dense_at_its_target(
@@ -162,9 +167,9 @@ def test_average_pool_divides_by_the_full_window(window: tuple[int, int, int], d
 def test_pairs_are_built_once() -> None:
     sites = random_sites(0.2)
     kernel = KERNELS["3x3x3"]
-    assert KernelMap(sites, sites, kernel).pairs is KernelMap(sites, sites, kernel).pairs
+    assert KernelMap(sites, sites, kernel).table is KernelMap(sites, sites, kernel).table
     first, second = (full_sites(2, SHAPE, torch.device("cpu")) for _ in range(2))
-    assert KernelMap(first, first, kernel).pairs is KernelMap(second, second, kernel).pairs
+    assert KernelMap(first, first, kernel).table is KernelMap(second, second, kernel).table
 
 
 def test_number_of_pairs_counts_neighbours() -> None:
@@ -174,7 +179,7 @@ def test_number_of_pairs_counts_neighbours() -> None:
     assert KernelMap(sites, sites, KERNELS["3x3x3"]).num_pairs == expected
 
 
-@pytest.mark.parametrize("backend", ["torch", "spconv"])
+@pytest.mark.parametrize("backend", ["gather", "spconv", "dense"])
 def test_no_site_gives_no_row(backend: Backend) -> None:
     empty = sites_from_mask(torch.zeros(1, *SHAPE, dtype=torch.bool))
     layer = SiteConv3d(3, 4, KERNELS["3x3x3"])
@@ -189,8 +194,125 @@ def test_rows_that_do_not_fit_the_sites_are_refused() -> None:
         layer(torch.zeros(2, 3), sites, sites)
 
 
-def test_dense_backend_needs_every_cell() -> None:
+@pytest.mark.parametrize("backend", ["gather", "spconv", "dense"])
+@pytest.mark.parametrize("name", [*KERNELS, "up"])
+def test_backends_agree(name: str, backend: Backend) -> None:
+    """Each is float32 here, as spconv knows nothing else on a CPU; gathering in float64 says what is right."""
+    torch.manual_seed(0)
+    kernel = KERNELS.get(name, UP_KERNEL)
+    fine = random_sites(0.3, shape=(24, 12, 24)) if name == "up" else random_sites(0.3)
+    source = cells_read(fine, UP_KERNEL, SHAPE) if name == "up" else fine
+    target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
+    pairs = KernelMap(source, target, kernel)
+    channels = (5, 7) if kernel.is_transposed else (7, 5)
+    features = torch.randn(len(source), 5, requires_grad=True)
+    weight = torch.randn(*channels, *kernel.size, requires_grad=True)
+    with use_backend(backend):
+        out = convolve(features, weight, pairs)
+    with use_backend("gather"):
+        expected = convolve(features.double(), weight.double(), pairs).float()
+    check(out, expected, (features, weight), 1e-5)
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(2, 9), (9, 2), (4, 4)])
+@pytest.mark.parametrize("name", [*KERNELS, "up"])
+def test_chunks_and_orders_of_products_change_nothing(
+    name: str, in_channels: int, out_channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    kernel = KERNELS.get(name, UP_KERNEL)
+    fine = random_sites(0.3, shape=(24, 12, 24)) if name == "up" else random_sites(0.3)
+    source = cells_read(fine, UP_KERNEL, SHAPE) if name == "up" else fine
+    target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
+    pairs = KernelMap(source, target, kernel)
+    channels = (in_channels, out_channels) if kernel.is_transposed else (out_channels, in_channels)
+    features = torch.randn(len(source), in_channels, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(*channels, *kernel.size, dtype=torch.float64, requires_grad=True)
+    whole = convolve(features, weight, pairs)
+    monkeypatch.setattr(gather_product, "CHUNK_ELEMENTS", 27 * 9 * 5)
+    check(convolve(features, weight, pairs), whole, (features, weight), 1e-12)
+
+
+@pytest.mark.parametrize("needed", ["features", "weight"])
+def test_gradients_that_nobody_reads_are_not_computed(needed: str) -> None:
+    sites = random_sites(0.3)
+    features, weight = torch.randn(len(sites), 4), torch.randn(4, 4, 3, 3, 3)
+    (features if needed == "features" else weight).requires_grad_()
+    with use_backend("gather"):
+        out = convolve(features, weight, KernelMap(sites, sites, KERNELS["3x3x3"]))
+    with FlopCounterMode(display=False) as flops:
+        out.sum().backward()
+    assert flops.get_total_flops() == 2 * len(sites) * 27 * 4 * 4  # one product
+
+
+@pytest.mark.parametrize("name", [*KERNELS, "up"])
+def test_half_precision_sums_in_float32(name: str) -> None:
+    """One rounding of the result and each gradient, and of what is gathered none: bfloat16 has 8 bits."""
+    torch.manual_seed(0)
+    kernel = KERNELS.get(name, UP_KERNEL)
+    fine = random_sites(0.3, shape=(24, 12, 24)) if name == "up" else random_sites(0.3)
+    source = cells_read(fine, UP_KERNEL, SHAPE) if name == "up" else fine
+    target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
+    pairs = KernelMap(source, target, kernel)
+    features = torch.randn(len(source), 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(8, 8, *kernel.size, dtype=torch.bfloat16, requires_grad=True)
+    with use_backend("gather"):
+        out = convolve(features, weight, pairs)
+        expected = convolve(features.double(), weight.double(), pairs).to(torch.bfloat16)
+    check(out, expected, (features, weight), 2**-7)
+
+
+def test_autocast_computes_in_its_type_and_hands_back_float32_gradients() -> None:
+    torch.manual_seed(0)
+    sites = random_sites(0.3)
+    layer = SiteConv3d(8, 8, KERNELS["3x3x3"])
+    features = torch.randn(len(sites), 8, requires_grad=True)
+    for backend in ("gather", "dense"):
+        with use_backend(cast(Backend, backend)), torch.autocast("cpu", torch.bfloat16):
+            out = layer(features, sites, sites)
+        assert out.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(out.float().sum(), (features, layer.weight))
+        assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float32]
+
+
+def test_an_engine_that_differs_is_not_trusted() -> None:
+    """The check that runs on a card before spconv is used, with engines that are wrong in one way each."""
+
+    def expected(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
+        with use_backend("gather"):
+            return convolve(features, weight, pairs)
+
+    def wrong_taps(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
+        return expected(features, weight.flip(4), pairs)
+
+    def wrong_gradient(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
+        out = expected(features, weight, pairs)
+        return out.detach() + (out - out.detach()) * 1.1
+
+    def no_engine(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
+        raise RuntimeError("no kernel image")
+
+    cpu = torch.device("cpu")
+    assert spconv_engine.is_sound(cpu, torch.float32, expected, expected)
+    for engine, message in (
+        (wrong_taps, "the result of a 3x3x3 convolution differs"),
+        (wrong_gradient, "the gradient of a 3x3x3 convolution differs"),
+        (no_engine, "a 3x3x3 convolution failed .RuntimeError: no kernel image"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            assert not spconv_engine.is_sound(cpu, torch.float32, engine, expected)
+
+
+def test_the_check_accepts_the_native_algorithm() -> None:
+    cpu = torch.device("cpu")
+    assert spconv_engine.is_sound(cpu, torch.float32, spconv_engine.convolve_native, GatherProduct.apply)
+
+
+def test_masks_have_a_bit_for_every_tap_that_reads() -> None:
     sites = random_sites(0.2)
-    layer = SiteConv3d(3, 4, KERNELS["3x3x3"])
-    with use_backend("dense"), pytest.raises(ValueError, match="every cell"):
-        layer(torch.zeros(len(sites), 3), sites, sites)
+    pairs = KernelMap(sites, sites, KERNELS["3x3x3"])
+    masked = spconv_engine.masked_pairs(pairs)
+    assert torch.equal(masked.pairs, pairs.table.t()) and torch.equal(masked.backward_pairs, pairs.inverse.t())
+    masks = [sum(1 << tap for tap, row in enumerate(rows) if row >= 0) for rows in pairs.table.tolist()]
+    assert masked.mask.flatten().tolist() == masks and masked.mask.dtype == torch.int32
+    assert [masks[row] for row in masked.order.tolist()] == sorted(masks)

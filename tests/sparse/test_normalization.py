@@ -8,22 +8,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
+from ammnet_sparse.sparse.recipes import recipes_kept
 
 
-def build_pair(channels: int, *, is_activated: bool) -> tuple[SiteBatchNorm, nn.Module, nn.BatchNorm1d]:
+def build_pair(channels: int, *, with_relu: bool) -> tuple[SiteBatchNorm, nn.Module, nn.BatchNorm1d]:
     torch.manual_seed(0)
     reference = nn.BatchNorm1d(channels).double()
     with torch.no_grad():
         reference.weight.uniform_(0.5, 1.5)
         reference.bias.uniform_(-0.5, 0.5)
-    norm = SiteBatchNorm(channels, is_activated=is_activated).double()
+    norm = SiteBatchNorm(channels, with_relu=with_relu).double()
     norm.load_state_dict(reference.state_dict())
-    return norm, nn.Sequential(reference, nn.ReLU()) if is_activated else reference, reference
+    return norm, nn.Sequential(reference, nn.ReLU()) if with_relu else reference, reference
 
 
-@pytest.mark.parametrize("is_activated", [False, True])
-def test_values_gradients_and_statistics_are_those_of_torch(is_activated: bool) -> None:
-    norm, reference, reference_norm = build_pair(5, is_activated=is_activated)
+@pytest.mark.parametrize("with_relu", [False, True])
+def test_values_gradients_and_statistics_are_those_of_torch(with_relu: bool) -> None:
+    norm, reference, reference_norm = build_pair(5, with_relu=with_relu)
     for _ in range(3):
         features = (torch.randn(40, 5, dtype=torch.float64) * 2 + 3).requires_grad_()
         upstream = torch.randn(40, 5, dtype=torch.float64)
@@ -41,10 +42,10 @@ def test_values_gradients_and_statistics_are_those_of_torch(is_activated: bool) 
     assert norm.num_batches_tracked == 3
 
 
-@pytest.mark.parametrize("is_activated", [False, True])
+@pytest.mark.parametrize("with_relu", [False, True])
 @pytest.mark.parametrize("is_training", [False, True])
-def test_gradients_are_exact(is_activated: bool, is_training: bool) -> None:
-    norm, *_ = build_pair(3, is_activated=is_activated)
+def test_gradients_are_exact(with_relu: bool, is_training: bool) -> None:
+    norm, *_ = build_pair(3, with_relu=with_relu)
     norm.train(is_training)
     features = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
     inputs = (features, norm.weight, norm.bias)
@@ -59,7 +60,7 @@ def test_gradients_are_exact(is_activated: bool, is_training: bool) -> None:
 
 
 def test_gradients_stop_where_none_are_wanted() -> None:
-    norm, *_ = build_pair(3, is_activated=True)
+    norm, *_ = build_pair(3, with_relu=True)
     norm(torch.randn(9, 3, dtype=torch.float64)).sum().backward()
     assert norm.weight.grad is not None
     norm.requires_grad_(False)
@@ -136,9 +137,79 @@ def test_torchs_own_layer_can_be_recomputed() -> None:
     assert norm.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_groups_are_forward_passes_one_after_another(has_residual: bool) -> None:
+    norm, reference, reference_norm = build_pair(5, with_relu=False)
+    features = (torch.randn(4 * 20, 5, dtype=torch.float64) * 2 + 3).requires_grad_()
+    residuals = (torch.randn(4 * 20, 5, dtype=torch.float64, requires_grad=True),) if has_residual else ()
+    upstream = torch.randn(80, 5, dtype=torch.float64)
+    expected = torch.cat([reference(group) for group in features.chunk(4)])
+    expected = sum(residuals, expected).relu()
+    found, total = norm(features, *residuals, with_relu=True, with_sum=True, num_groups=4)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, total.relu())
+    results = []
+    for out, module in ((found, norm), (expected, reference)):
+        results.append(torch.autograd.grad(out, (features, *residuals, *module.parameters()), upstream))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-10)
+    assert norm.num_batches_tracked == 4
+    torch.testing.assert_close(dict(norm.named_buffers()), dict(reference_norm.named_buffers()), rtol=1e-12, atol=1e-12)
+    # Out of training mode there is nothing to keep apart.
+    norm.eval(), reference.eval()
+    torch.testing.assert_close(norm(features, num_groups=4), reference(features))
+
+
+def test_types_that_autocast_mixes_meet_in_their_common_type() -> None:
+    norm = SiteBatchNorm(4)
+    features, residual = torch.randn(20, 4).half(), torch.randn(20, 4, requires_grad=True)
+    found, total = norm(features, residual, with_relu=True, with_sum=True)
+    assert found.dtype == total.dtype == torch.float32
+    expected = SiteBatchNorm(4)(features).float() + residual
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(found, expected.relu())
+    with recipes_kept(True):
+        found = norm(features, residual, with_relu=True)
+    found.sum().backward()
+    torch.testing.assert_close(residual.grad, (expected > 0).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_meet_parameters_in_single(dtype: torch.dtype) -> None:
+    norm = SiteBatchNorm(6, with_relu=True)
+    features = (torch.randn(500, 6) * 0.5 + 3).to(dtype).requires_grad_()
+    found = norm(features)
+    expected = nn.functional.batch_norm(features.detach().double(), None, None, training=True).relu()
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), rtol=2e-2, atol=2e-3)
+    found.float().square().sum().backward()
+    assert features.grad is not None and features.grad.dtype == dtype
+    assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(norm.running_mean, 0.1 * features.detach().float().mean(0))
+
+
+def test_a_layer_in_half_precision_keeps_its_buffers() -> None:
+    norm = SiteBatchNorm(6).half()
+    features = (torch.randn(500, 6) * 0.5 + 3).half()
+    norm(features).float().sum().backward()
+    assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float16
+    assert norm.running_mean is not None and norm.running_mean.dtype == torch.float16
+    torch.testing.assert_close(norm.running_mean.float(), 0.1 * features.float().mean(0), rtol=1e-3, atol=1e-3)
+    assert norm.num_batches_tracked == 1
+    assert norm.eval()(features).dtype == torch.float16
+
+
+def test_cumulative_averages_are_refused() -> None:
+    norm = SiteBatchNorm(3)
+    norm.momentum = None
+    with pytest.raises(ValueError, match="momentum: expected a number, found None"):
+        norm(torch.randn(4, 3))
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_site_has_no_statistics(count: int) -> None:
     norm = SiteBatchNorm(3)
     with pytest.raises(ValueError, match=f"at least 2 sites, found {count}"):
         norm(torch.randn(count, 3))
+    with pytest.raises(ValueError, match=f"at least 2 sites, found {count}"):
+        norm(torch.randn(3 * count, 3), num_groups=3)
     assert norm.eval()(torch.randn(count, 3)).shape == (count, 3)

@@ -43,7 +43,7 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
-        self.norm1, self.norm2 = SiteBatchNorm(8, is_activated=True), SiteBatchNorm(8)
+        self.norm1, self.norm2 = SiteBatchNorm(8, with_relu=True), SiteBatchNorm(8)
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.norm1(self.first(features))

@@ -18,6 +18,7 @@ from ammnet_sparse.sparse.kernel_maps import (
     strided_sites,
 )
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.spconv_engine import native_pairs
 
 SHAPE = (6, 4, 6)
 CPU = torch.device("cpu")
@@ -133,7 +134,7 @@ def test_pairs_of_a_transposed_kernel_are_those_of_the_definition() -> None:
 def test_spconv_gets_the_same_pairs_padded() -> None:
     sites = random_sites()
     kernel_map = KernelMap(sites, sites, KERNELS[0])
-    table, counts = kernel_map.spconv_pairs
+    table, counts = native_pairs(kernel_map)
     assert table.dtype == counts.dtype == torch.int32 and table.is_contiguous()
     assert table.shape == (2, 27, int(counts.max()))
     for tap, (source, target) in enumerate(kernel_map.pairs):
@@ -191,12 +192,13 @@ def test_what_is_derived_is_shared_and_goes_with_the_finer_sites() -> None:
     num_remembered = len(every_cell._derived)
     assert cells_read(fine, UP_KERNEL, SHAPE) is half
     for source, target, kernel in ((fine, fine, KERNELS[0]), (half, fine, UP_KERNEL), (every_cell, fine, UP_KERNEL)):
-        assert KernelMap(source, target, kernel).pairs is KernelMap(source, target, kernel).pairs
-        assert KernelMap(source, target, kernel).spconv_pairs is KernelMap(source, target, kernel).spconv_pairs
+        assert KernelMap(source, target, kernel).table is KernelMap(source, target, kernel).table
+        assert KernelMap(source, target, kernel).inverse is KernelMap(source, target, kernel).inverse
+    assert KernelMap(half, fine, UP_KERNEL).groups is KernelMap(half, fine, UP_KERNEL).groups
     containing_cells(half, full_sites(2, (3, 2, 3), CPU), (2, 2, 2))
     neighbor_rows(fine)
     # A full set lives as long as the process: it remembers tables of its own, but nothing of a batch.
-    assert not any("pairs" in str(key) for key in list(every_cell._derived)[num_remembered:])
+    assert not any("table" in str(key) for key in list(every_cell._derived)[num_remembered:])
     references = [weakref.ref(sites) for sites in (fine, half)]
     del fine, half, source, target
     assert [reference() for reference in references] == [None, None]

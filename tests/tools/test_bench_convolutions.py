@@ -41,7 +41,7 @@ def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) 
     assert {case.pairs.is_dense for case in cases} == {True, False}
     for case in cases:
         results = []
-        for way in ("spconv", "torch", "dense") if case.pairs.is_dense else ("spconv", "torch"):
+        for way in ("spconv", "gather", "dense") if case.pairs.is_dense else ("spconv", "gather"):
             torch.manual_seed(1)
             results.append(bench.make_step(case, way, dtype=torch.float32)())
         for found in results[1:]:
@@ -51,25 +51,25 @@ def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) 
 
 def test_table_rows_and_totals(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.json"
-    assert bench.main(["--width", "4", "--seconds", "0", "--ways", "torch", "dense", "--json", str(path)]) == 0
+    assert bench.main(["--width", "4", "--seconds", "0", "--ways", "gather", "dense", "--json", str(path)]) == 0
     written = json.loads(path.read_text(encoding="utf-8"))
     rows, totals = written["rows"], written["totals"]
     assert (written["device"], written["dtype"]) == ("cpu", "float32")
     assert all((row["dense"] is not None) == row["is_dense"] for row in rows)
-    expected = sum(row["count"] * row["torch"]["device_ms"] for row in rows)
-    assert totals["torch"]["device_ms"] == pytest.approx(expected)
-    mixed = sum(row["count"] * (row["dense"] or row["torch"])["device_ms"] for row in rows)
+    expected = sum(row["count"] * row["gather"]["device_ms"] for row in rows)
+    assert totals["gather"]["device_ms"] == pytest.approx(expected)
+    mixed = sum(row["count"] * (row["dense"] or row["gather"])["device_ms"] for row in rows)
     assert totals["dense"]["device_ms"] == pytest.approx(mixed)
-    assert 0 < max(totals["best"].values()) <= max(totals["torch"].values()) + max(totals["dense"].values())
+    assert 0 < max(totals["best"].values()) <= max(totals["gather"].values()) + max(totals["dense"].values())
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"all {sum(row['count'] for row in rows)} convolutions, best: ")
 
 
 def test_wrong_usage_and_data(bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--dtype", "float16"], "spconv computes it on CUDA only; add --ways torch dense"),
+        (["--dtype", "float16"], "spconv computes it on CUDA only; add --ways gather dense"),
         (["--device", "tpu0"], "tpu0"),
-        (["--ways", "dense"], "add spconv or torch"),
+        (["--ways", "dense"], "add spconv or gather"),
     ):
         with pytest.raises(SystemExit):
             bench.main(arguments)
@@ -84,5 +84,5 @@ def test_wrong_usage_and_data(bench: Any, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_frames_without_label_maps_will_do(bench: Any) -> None:
-    options = bench._parse(["--width", "4", "--seconds", "0", "--ways", "torch"])
+    options = bench._parse(["--width", "4", "--seconds", "0", "--ways", "gather"])
     assert bench.measure_all(dataclasses.replace(some_scene(2), label_map=None), options)

@@ -14,7 +14,15 @@ from tests.data.frames import random_frame, write_frame, write_list
 from tests.models.scenes import some_scene
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-OPERATORS = {"project_features", "fill_empty", "erase_voxels", "shuffle_categories", "one_hot_sites", "modulate"}
+OPERATORS = {
+    "project_features",
+    "fill_empty",
+    "erase_voxels",
+    "shuffle_categories",
+    "one_hot_sites",
+    "modulate",
+    "normalize_sites",
+}
 KEYS = {"device", "op", "direction", "size", "dtype", "impl", "median_us", "bytes", "peak_bytes", "speedup_over_naive"}
 
 
@@ -43,7 +51,7 @@ def test_rows_table_and_plot(
     assert all(set(row) == KEYS for row in rows)
     assert {row["op"] for row in rows} == OPERATORS and {row["impl"] for row in rows} == {"ours", "naive", "copy"}
     backward = {row["op"] for row in rows if row["direction"] == "backward"}
-    assert backward == {"project_features", "fill_empty", "modulate"}
+    assert backward == {"project_features", "fill_empty", "modulate", "normalize_sites"}
     assert all(row["median_us"] > 0 and row["bytes"] > 0 and row["peak_bytes"] >= 0 for row in rows)
     assert all(row["speedup_over_naive"] == 1 for row in rows if row["impl"] == "naive")
     assert files["--plot"].read_bytes().startswith(b"\x89PNG")

@@ -71,7 +71,7 @@ def scored_sites(batch: Batch) -> SiteSet:
 
 @dataclasses.dataclass
 class Call:
-    """What a forward pass of the discriminator read."""
+    """What the discriminator read of one of its inputs."""
 
     features: Tensor
     linear: Tensor
@@ -79,13 +79,18 @@ class Call:
 
 
 def recorded_calls(game: AdversarialGame) -> list[Call]:
+    """The inputs in their order, where several are groups of one forward pass too."""
     calls: list[Call] = []
 
-    def record(module: Any, inputs: tuple[Any, ...]) -> None:
+    def record(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         features, sites = inputs
-        calls.append(Call(features.detach().clone(), sites.linear, features.requires_grad))
+        groups = keywords.get("num_groups", 1)
+        cells = sites.batch_size // groups * sites.num_cells
+        parts = zip(features.detach().clone().chunk(groups), sites.linear.chunk(groups), strict=True)
+        for index, (part, linear) in enumerate(parts):
+            calls.append(Call(part, linear - index * cells, features.requires_grad))
 
-    game.discriminator.register_forward_pre_hook(record)
+    game.discriminator.register_forward_pre_hook(record, with_kwargs=True)
     return calls
 
 

@@ -509,9 +509,10 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
         ({"model.num_label_map_classes": 13}, "model.num_label_map_classes: the data have 14, found 13"),
         ({"model.freeze_encoders": True}, "model.freeze_encoders: .*--init-from"),
         ({"model.image_encoder": "segformer_b2"}, "model.image_encoder_weights: a frozen segformer_b2 needs"),
+        ({"data.cache_features": True}, "data.cache_features: .* only with model.image_encoder a network that reads"),
         (
-            {"data.on_device": True, "model.image_encoder": "resnet50"},
-            "data.on_device: frames with images are too large, and model.image_encoder resnet50 reads them",
+            {"data.cache_features": True, "model.image_encoder": "resnet50"},
+            "data.cache_features: features are kept only with data.augment_2d false",
         ),
     ],
 )

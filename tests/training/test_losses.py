@@ -14,6 +14,7 @@ from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
     class_weights_of,
+    discriminator_loss,
     fake_loss,
     image_cross_entropy,
     labels_at,
@@ -92,6 +93,19 @@ def test_class_weights_come_from_the_configuration() -> None:
     assert weights is not None and weights.tolist() == [1.0] * 11 + [2.5]
 
 
+def test_dense_truth_takes_the_place_of_mapped_pixels(batch: Batch) -> None:
+    prediction, _ = prediction_of(batch, is_dense=False)
+    truth = torch.randint(1, 12, (3, *IMAGE), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    truth[:, : IMAGE[0] // 2] = IGNORE_LABEL
+    dense = dataclasses.replace(batch, label_2d=truth)
+    assert prediction.class_logits_2d is not None
+    full_size = F.interpolate(prediction.class_logits_2d, size=IMAGE, mode="bilinear", align_corners=True)
+    expected = F.cross_entropy(full_size, truth.long(), ignore_index=IGNORE_LABEL, label_smoothing=0.2)
+    found = image_cross_entropy(prediction, dense, label_smoothing=0.2) / num_labelled_pixels(dense)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    assert num_labelled_pixels(dense) == (truth != IGNORE_LABEL).sum()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_image_loss_is_cross_entropy_of_upsampled_logits_at_mapped_pixels(batch: Batch, smoothing: float) -> None:
     prediction, _ = prediction_of(batch, is_dense=False)
@@ -129,6 +143,15 @@ def test_real_and_fake_losses_are_means_of_minus_log_probabilities() -> None:
     probability = torch.sigmoid(scores)
     torch.testing.assert_close(real_loss(scores), -probability.log().mean())
     torch.testing.assert_close(fake_loss(scores), -(1 - probability).log().mean())
+
+
+def test_the_discriminators_loss_is_the_sum_over_its_inputs() -> None:
+    scores = torch.linspace(-3, 4, 8, dtype=torch.float64).sin()[:, None] * 3
+    for num_groups in (2, 4, 8):
+        real, *fakes = scores.chunk(num_groups)
+        expected = real_loss(real) + sum(fake_loss(group) for group in fakes)
+        torch.testing.assert_close(discriminator_loss(scores, num_groups=num_groups), expected)
+    assert discriminator_loss(scores.half(), num_groups=2).dtype == torch.float32
 
 
 def test_missing_labels_are_named(batch: Batch) -> None:

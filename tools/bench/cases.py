@@ -25,6 +25,8 @@ from ammnet_sparse.ops import (
     fill_empty,
     modulate,
     modulation,
+    normalization,
+    normalize_sites,
     one_hot_sites,
     perturbation,
     project_features,
@@ -87,6 +89,7 @@ def make_cases(batch: Batch, device: torch.device, dtype: torch.dtype) -> Iterat
         yield from _perturbation_cases(batch, device, size=size)
         yield from _one_hot_cases(batch, device, dtype, rows_of_frame=rows_of_frame, size=size)
         yield from _modulation_cases(device, dtype, num_rows=rows_of_frame * BATCH_SIZE, size=size)
+        yield from _normalization_cases(device, dtype, num_rows=rows_of_frame * BATCH_SIZE, size=size)
 
 
 def _gradient(result: Tensor, inputs: list[Tensor], grad: Tensor) -> Step:
@@ -291,4 +294,40 @@ def _modulation_cases(device: torch.device, dtype: torch.dtype, *, num_rows: int
         "modulate", "backward", size, dtype, 5 * once,
         ours=_gradient(ours, inputs, grad), naive=_gradient(naive, inputs, grad),
         reference=modulation._modulate_backward_reference, arguments=(grad, values[0], values[1]),
+    )  # fmt: skip
+
+
+def _normalization_cases(device: torch.device, dtype: torch.dtype, *, num_rows: int, size: str) -> Iterator[Case]:
+    """With one residual and a ReLU, as at the end of a block."""
+    features, residual = (
+        torch.randn((num_rows, CHANNELS), device=device, dtype=dtype).requires_grad_() for _ in range(2)
+    )
+    statistics = torch.promote_types(dtype, torch.float32)
+    weight, bias = (torch.rand(CHANNELS, device=device, dtype=statistics).requires_grad_() for _ in range(2))
+    inputs = [features, weight, bias, residual]
+
+    def fused(features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        out = normalize_sites(features, weight, bias, residuals=(residual,), with_sum=False, with_relu=True)
+        assert out.activated is not None
+        return out.activated
+
+    def written_out(features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return torch.relu(F.batch_norm(features, None, None, weight, bias, training=True) + residual)
+
+    values = tuple(tensor.detach() for tensor in inputs)
+    once = features.numel() * features.element_size()
+    flags = (None, None, None, None, 1, 0.0, 1e-5, False, True, False)
+    yield Case(
+        "normalize_sites", "forward", size, dtype, 3 * once,
+        ours=lambda: fused(*values), naive=lambda: written_out(*values),
+        reference=normalization._normalize_sites_reference, arguments=(*values, *flags),
+    )  # fmt: skip
+    ours, naive = fused(*inputs), written_out(*inputs)
+    grad = torch.randn_like(values[0])
+    mean, variance = values[0].to(statistics).mean(0, keepdim=True), values[0].to(statistics).var(0, keepdim=True)
+    yield Case(
+        "normalize_sites", "backward", size, dtype, 5 * once,
+        ours=_gradient(ours, inputs, grad), naive=_gradient(naive, inputs, grad),
+        reference=normalization._normalize_sites_backward_reference,
+        arguments=(None, grad, *values[:3], None, None, ours.detach(), mean, variance, 1e-5, True, True),
     )  # fmt: skip

@@ -115,6 +115,6 @@ class DenseGame:
         assert batch.label is not None
         pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()
         taken = logits.flatten(2).gather(2, pixel[:, None].expand(-1, logits.shape[1], -1))
-        labels = batch.label.long().masked_fill(~batch.hit_mask, IGNORE_LABEL)
+        labels = batch.label.long().masked_fill(batch.mapping == UNMAPPED, IGNORE_LABEL)
         smoothing = self.config.loss.label_smoothing
         return F.cross_entropy(at_least_float32(taken), labels, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)

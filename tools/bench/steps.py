@@ -42,7 +42,7 @@ def make_game(pair: Pair, config: Config, stopwatch: Stopwatch) -> AdversarialGa
     """The adversarial step of two networks, timed: ``step([batch], seed=...)``.
 
     ``forward`` is the generator's forward pass, ``backward`` the generator's with the losses' and the discriminator's
-    under it; ``discriminator`` its five forward passes and its own backward pass.
+    under it; ``discriminator`` its forward passes and its own backward pass.
     """
     generator, discriminator = pair
     stopwatch.time_forward(generator, "forward")

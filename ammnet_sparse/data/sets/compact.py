@@ -49,8 +49,11 @@ class CompactFrame:
             tsdf_type: float16 or float32; None: float16 where it holds every value of the frame, else float32.
 
         Raises:
-            ValueError: classes that four bits cannot hold.
+            ValueError: classes that four bits cannot hold, or a frame after 2D augmentation, whose hits are not all in
+                its mapping.
         """
+        if frame.depth_hit is not None:
+            raise ValueError(f"frame {frame.frame_id}: expected a frame as read, found one with a hit mask of its own")
         tsdf = frame.tsdf.astype(np.float16 if tsdf_type is None else tsdf_type)
         if tsdf_type is None and not (tsdf.astype(np.float32) == frame.tsdf).all():
             tsdf = frame.tsdf

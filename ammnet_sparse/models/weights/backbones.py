@@ -12,10 +12,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from timm.models import EfficientNetFeatures
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from ammnet_sparse.models.weights import efficientnet
 from ammnet_sparse.models.weights.errors import WeightsError, some_names
 
 WRAPPERS = ("state_dict", "model")
@@ -117,7 +119,7 @@ def read_backbone_weights(backbone: nn.Module, path: str | Path) -> BackboneWeig
     """Reads and checks a file against a backbone without changing the backbone; every weight is accounted for.
 
     Args:
-        backbone: timm's PyramidVisionTransformerV2 (as SegFormer) or ResNet.
+        backbone: timm's PyramidVisionTransformerV2 (as SegFormer), ResNet or EfficientNetFeatures.
         path: file that ``read_weights_file`` reads, names as published, Hugging Face's or timm's, under any of
             the prefixes ``module.``, ``encoder.``, ``segformer.``, ``backbone.``.
 
@@ -188,7 +190,12 @@ def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:
         return "the SegFormer backbone", _segformer_to_timm
     if isinstance(backbone, ResNet):
         return "the ResNet backbone", _resnet_to_timm
-    raise TypeError(f"backbone: expected timm's PyramidVisionTransformerV2 or ResNet, found {type(backbone).__name__}")
+    if isinstance(backbone, EfficientNetFeatures):
+        return "the EfficientNet-Lite backbone", lambda name: efficientnet.published_to_timm(name, backbone)
+    raise TypeError(
+        "backbone: expected timm's PyramidVisionTransformerV2, ResNet or EfficientNetFeatures, found "
+        f"{type(backbone).__name__}"
+    )
 
 
 def _resnet_to_timm(name: str) -> str | None:

@@ -1,16 +1,22 @@
 """The weights that come with the package: found by name, small, and a float32 network when loaded."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import ammnet_sparse
+from ammnet_sparse.cli.export import main as export
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.weights import efficientnet, shipped
 from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.models.weights.files import read_weights
+from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.shipped import (
     DEFAULT_WEIGHTS,
     FOLDER,
+    Input2D,
     chosen_weights,
     find_weights,
     is_shipped,
@@ -44,6 +50,55 @@ def test_half_precision_files_make_float32_networks() -> None:
     loaded = network.state_dict()
     assert {value.dtype for value in loaded.values() if value.is_floating_point()} == {torch.float32}
     assert all(torch.equal(loaded[name], value.to(loaded[name].dtype)) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("keys", "megabytes"),
+    [
+        ({"image_encoder": "efficientnet_lite2", "head_width": 128}, 16),
+        ({"image_encoder": "efficientnet_lite0", "head_width": 128}, 12),
+        ({"inputs": "tsdf"}, 3),
+    ],
+)
+def test_networks_to_ship_are_small_and_load_without_the_extra(
+    keys: dict[str, Any], megabytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig(width=64, **keys)
+    network = build_generator(config)
+    trained, exported = tmp_path / "trained.safetensors", tmp_path / "exported.safetensors"
+    save_weights(trained, network.state_dict(), model_config=config)
+    assert export(["--checkpoint", str(trained), "--out", str(exported), "--max-mb", str(megabytes)]) == 0
+    # Nothing but the file is needed: not the packages with ImageNet weights.
+    monkeypatch.setattr(efficientnet, "installed_weights", lambda kind: pytest.fail("looked for a package"))
+    loaded = ammnet_sparse.load_model(exported)
+    assert loaded.config == config
+    for name, value in loaded.state_dict().items():
+        expected = network.state_dict()[name]
+        torch.testing.assert_close(value, expected.half().float() if value.ndim > 1 else expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "expected"),
+    [
+        (("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"), "label map", "nyu_seg2d_w64"),
+        (("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"), "color image", "nyu_rgb_w64"),
+        (("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"), "depth alone", "nyu_depth_w64"),
+        (("nyu_seg2d_w64", "nyu_depth_w64"), "color image", "nyu_depth_w64"),
+        (("nyu_seg2d_w64",), "color image", "nyu_seg2d_w64"),
+        (("nyu_seg2d_w64", "nyu_rgb_w64"), None, "nyu_seg2d_w64"),
+    ],
+)
+def test_weights_follow_what_is_given(
+    there: tuple[str, ...], given: Input2D | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    for name in there:
+        (tmp_path / f"{name}.safetensors").touch()
+    path, line = chosen_weights(None, dataset="nyu", given=given)
+    assert path == tmp_path / f"{expected}.safetensors" and expected in line
+    assert given is None or f"for {given}" in line
+    named, line = chosen_weights(there[-1], dataset="nyu", given=given)
+    assert named.stem == there[-1] and "no --checkpoint" not in line
 
 
 def test_what_was_chosen_is_said(tmp_path: Path) -> None:

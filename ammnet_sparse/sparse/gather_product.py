@@ -1,0 +1,166 @@
+"""A convolution as gathered rows and one matrix product, on any device and in any float type.
+
+``out = gather(features, table) @ weight``, a chunk of rows at a time, so that what is gathered stays small. The
+gradients are the same with the inverse table. Only the features and the weight are kept for them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ammnet_sparse.ops import gather_taps, sum_taps
+from ammnet_sparse.sparse.kernel_maps import KernelMap
+
+CHUNK_ELEMENTS = 2**23
+"""Of what is gathered at a time: 32 MiB in float32."""
+
+
+class GatherProduct(torch.autograd.Function):
+    """[N_source, in], a torch-shaped weight, a kernel map -> [N_target, out]; keeps only its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.pairs = pairs
+        with torch.autocast(features.device.type, enabled=False):
+            return _convolve(features, _matrices(weight, pairs), pairs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, weight = ctx.saved_tensors
+        needs_features, needs_weight, _ = ctx.needs_input_grad
+        with torch.autocast(features.device.type, enabled=False):
+            found = _gradients(
+                features,
+                weight,
+                gradients[0].contiguous(),
+                ctx.pairs,
+                needs_features=needs_features,
+                needs_weight=needs_weight,
+            )
+        return (*found, None)
+
+
+def _matrices(weight: Tensor, pairs: KernelMap) -> Tensor:
+    """[taps, in, out], a copy."""
+    by_tap = weight.flatten(2)
+    return (by_tap.permute(2, 0, 1) if pairs.kernel.is_transposed else by_tap.permute(2, 1, 0)).contiguous()
+
+
+def _weight_shaped(by_tap: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+    """[taps, in, out] -> as the weight, a copy."""
+    order = (1, 2, 0) if pairs.kernel.is_transposed else (2, 1, 0)
+    return by_tap.to(weight.dtype).permute(order).contiguous().view(weight.shape)
+
+
+def _convolve(features: Tensor, matrices: Tensor, pairs: KernelMap) -> Tensor:
+    num_taps, in_channels, out_channels = matrices.shape
+    if pairs.kernel.is_transposed and pairs.kernel.stride != (1, 1, 1):
+        return _convolve_by_groups(features, matrices, pairs)
+    if out_channels < in_channels and _is_product_small(features, num_taps * out_channels):
+        products = features @ matrices.permute(1, 0, 2).reshape(in_channels, -1)
+        return sum_taps(products, pairs.table)
+    return _gathered_product(features, pairs.table, matrices.flatten(0, 1))
+
+
+def _convolve_by_groups(features: Tensor, matrices: Tensor, pairs: KernelMap) -> Tensor:
+    """One product a residue of the targets, whose taps are the same; each target row is written once."""
+    groups = pairs.groups
+    matrices = matrices.index_select(0, groups.tap_order)
+    out = features.new_empty(len(pairs.target), matrices.shape[2])
+    for begin, end, first_tap, end_tap in groups.groups:
+        table = groups.table[begin:end, : end_tap - first_tap]
+        _gathered_product(features, table, matrices[first_tap:end_tap].flatten(0, 1), out=out[begin:end])
+    return out.index_select(0, groups.position)
+
+
+def _is_product_small(rows: Tensor, columns: int) -> bool:
+    """Whether to multiply before taps are added up: products are rounded, and must not take more than a chunk."""
+    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= CHUNK_ELEMENTS
+
+
+def _rows_of_chunk(width: int) -> int:
+    return max(CHUNK_ELEMENTS // width, 1)
+
+
+def _gathered_product(features: Tensor, table: Tensor, matrix: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """[N, out] of features [M, C], table [N, T] and a matrix [T * C, out]."""
+    rows = _rows_of_chunk(matrix.shape[0])
+    num_rows = table.shape[0]
+    if out is None:
+        if num_rows <= rows:
+            return gather_taps(features, table) @ matrix
+        out = features.new_empty(num_rows, matrix.shape[1])
+    for begin in range(0, num_rows, rows):
+        torch.mm(gather_taps(features, table[begin : begin + rows]), matrix, out=out[begin : begin + rows])
+    return out
+
+
+class _Sum:
+    """Sum of products ``first.T @ second``, over chunks in at least float32."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, first: Tensor, second: Tensor, *, is_only: bool) -> None:
+        if self.total is None:
+            product = first.t() @ second
+            self.total = product if is_only else product.to(torch.promote_types(product.dtype, torch.float32))
+        elif self.total.dtype == first.dtype:
+            self.total.addmm_(first.t(), second)
+        else:
+            self.total += first.t() @ second
+
+
+def _gradients(
+    features: Tensor, weight: Tensor, gradient: Tensor, pairs: KernelMap, *, needs_features: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    matrices = _matrices(weight, pairs)
+    num_taps, in_channels, out_channels = matrices.shape
+    num_sources, num_targets = len(pairs.source), len(pairs.target)
+    features_gradient: Tensor | None = None
+    by_tap: Tensor | None = None
+    if needs_features and in_channels < out_channels and _is_product_small(gradient, num_taps * in_channels):
+        products = gradient @ matrices.permute(2, 0, 1).reshape(out_channels, -1)
+        features_gradient = sum_taps(products, pairs.inverse)
+    elif needs_features:
+        # What is gathered of the gradient serves the weight too, unless there are many more sources than targets.
+        is_shared = needs_weight and num_sources <= num_targets
+        total = _Sum()
+        matrix = matrices.transpose(1, 2).reshape(-1, in_channels)
+        features_gradient = torch.empty_like(features)
+        rows = _rows_of_chunk(num_taps * out_channels)
+        for begin in range(0, num_sources, rows):
+            here = slice(begin, begin + rows)
+            gathered = gather_taps(gradient, pairs.inverse[here])
+            torch.mm(gathered, matrix, out=features_gradient[here])
+            if is_shared:
+                total.add(gathered, features[here], is_only=num_sources <= rows)
+        if total.total is not None:
+            by_tap = total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
+    if needs_weight and by_tap is None:
+        by_tap = _weight_gradient(features, gradient, pairs, num_taps=num_taps)
+    return features_gradient, None if by_tap is None else _weight_shaped(by_tap, weight, pairs)
+
+
+def _weight_gradient(features: Tensor, gradient: Tensor, pairs: KernelMap, *, num_taps: int) -> Tensor:
+    """[taps, in, out], from what is gathered of the side that is narrower over all."""
+    total = _Sum()
+    in_channels, out_channels = features.shape[1], gradient.shape[1]
+    if len(pairs.source) * out_channels < len(pairs.target) * in_channels:
+        rows = _rows_of_chunk(num_taps * out_channels)
+        for begin in range(0, len(pairs.source), rows):
+            here = slice(begin, begin + rows)
+            gathered = gather_taps(gradient, pairs.inverse[here])
+            total.add(gathered, features[here], is_only=len(pairs.source) <= rows)
+        assert total.total is not None
+        return total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
+    rows = _rows_of_chunk(num_taps * in_channels)
+    for begin in range(0, len(pairs.target), rows):
+        here = slice(begin, begin + rows)
+        gathered = gather_taps(features, pairs.table[here])
+        total.add(gathered, gradient[here], is_only=len(pairs.target) <= rows)
+    assert total.total is not None
+    return total.total.view(num_taps, in_channels, out_channels)

@@ -1,0 +1,94 @@
+"""The geometry of convolutions and poolings: taps, strides, and which tap serves which cell."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from ammnet_sparse.sparse.sites import Triple
+
+AXIS_Y, AXIS_HEIGHT, AXIS_X = 2, 1, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Geometry of a convolution or pooling: taps, stride, padding and dilation along (X, height, Y)."""
+
+    size: Triple
+    stride: Triple = (1, 1, 1)
+    padding: Triple = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
+    is_transposed: bool = False
+
+    @property
+    def taps(self) -> Iterator[Triple]:
+        """Tap positions in C order, the order of a convolution weight's last three axes."""
+        x, height, y = self.size
+        return itertools.product(range(x), range(height), range(y))
+
+
+NEIGHBORHOOD = Kernel((3, 3, 3), padding=(1, 1, 1))
+"""The 3x3x3 neighborhood of a voxel."""
+UP_KERNEL = Kernel((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), is_transposed=True)
+"""Doubles every axis (output padding 1)."""
+
+
+def axis_kernel(axis: int, *, stride: int = 1, dilation: int = 1) -> Kernel:
+    """Three taps along one axis that keep its cells, or every ``stride``-th of them."""
+
+    def along(value: int, elsewhere: int) -> Triple:
+        x, height, y = (value if position == axis else elsewhere for position in range(3))
+        return x, height, y
+
+    return Kernel(along(3, 1), stride=along(stride, 1), padding=along(dilation, 0), dilation=along(dilation, 1))
+
+
+def half_shape(shape: Triple) -> Triple:
+    """The grid at half the resolution."""
+    return shape[0] // 2, shape[1] // 2, shape[2] // 2
+
+
+def strided_shape(shape: Triple, kernel: Kernel) -> Triple:
+    """Output grid of a strided convolution."""
+    x, height, y = (
+        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        for size, padding, dilation, taps, stride in zip(
+            shape, kernel.padding, kernel.dilation, kernel.size, kernel.stride, strict=True
+        )
+    )
+    return x, height, y
+
+
+def all_residues(kernel: Kernel) -> list[Triple]:
+    """What coordinates leave modulo the stride of a transposed kernel, in C order; other kernels do not ask."""
+    if not kernel.is_transposed:
+        return [(0, 0, 0)]
+    x, height, y = kernel.stride
+    return list(itertools.product(range(x), range(height), range(y)))
+
+
+def shifts_of_residue(kernel: Kernel, residue: Triple, shape: Triple) -> list[int | None]:
+    """Per tap what to add to an origin in a grid of ``shape``; None for a tap that does not serve the residue."""
+    found: list[int | None] = []
+    for tap in kernel.taps:
+        offset = []
+        for axis in range(3):
+            shift = tap[axis] * kernel.dilation[axis] - kernel.padding[axis]
+            if kernel.is_transposed:
+                rest = residue[axis] - shift
+                offset.append(rest // kernel.stride[axis] if rest % kernel.stride[axis] == 0 else None)
+            else:
+                offset.append(shift)
+        x, height, y = offset
+        if x is None or height is None or y is None:
+            found.append(None)
+        else:
+            found.append((x * shape[1] + height) * shape[2] + y)
+    return found
+
+
+def taps_of_residues(kernel: Kernel) -> list[list[int]]:
+    """For each residue in C order the taps that serve it."""
+    return [
+        [tap for tap, shift in enumerate(shifts_of_residue(kernel, residue, (1, 1, 1))) if shift is not None]
+        for residue in all_residues(kernel)
+    ]

@@ -1,0 +1,246 @@
+"""Convolutions by spconv over our kernel maps; the only place that imports it.
+
+On CUDA through its implicit matrix product, one call a convolution, with float32 accumulation. spconv's modules build
+pairs and masks for target sites of spconv's own choice; ours are chosen by the network, so the same arrays are made
+of our tables (``masked_pairs``). Its native algorithm, which runs on a CPU too, is for all else.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, constant, strided_sites
+from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
+from ammnet_sparse.sparse.sites import SiteSet
+
+CHANNEL_MULTIPLE = 8
+"""Channels that spconv's tensor core kernels read at once in fp16; others take slow ways, or none."""
+
+Convolve = Callable[[Tensor, Tensor, KernelMap], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPairs:
+    """What the implicit matrix product reads, forward for the targets and backward for the sources.
+
+    ``pairs`` [taps, N] int32 are a table's columns, ``mask`` [N, 1] int32 has a bit for every tap that reads a row,
+    and ``order`` [N] int32 sorts the rows by their masks, so that rows that are computed together have like taps.
+    """
+
+    pairs: Tensor
+    mask: Tensor
+    order: Tensor
+    backward_pairs: Tensor
+    backward_mask: Tensor
+    backward_order: Tensor
+
+
+MOST_MASKED_TAPS = 31
+"""Bits of a mask that sort as integers with a sign do."""
+
+
+def masked_pairs(pairs: KernelMap) -> MaskedPairs:
+    """The pairs of a map as the implicit matrix product takes them, shared once built."""
+    return pairs.shared("masked pairs", lambda: MaskedPairs(*_masked(pairs.table), *_masked(pairs.inverse)))
+
+
+def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    bits = constant(tuple(1 << tap for tap in range(table.shape[1])), table.device).int()
+    mask = ((table >= 0) * bits).sum(1, dtype=torch.int32)
+    return table.t().contiguous(), mask[:, None], mask.argsort(stable=True).int()
+
+
+def native_pairs(pairs: KernelMap) -> tuple[Tensor, Tensor]:
+    """The pairs of a map as the native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
+
+    The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
+    """
+
+    def build() -> tuple[Tensor, Tensor]:
+        rows = pairs.table.t()
+        is_pair = rows >= 0
+        pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
+        counts = pairs_of_tap.cpu()
+        tap, target = is_pair.nonzero().unbind(1)
+        begin = pairs_of_tap.cumsum(0) - pairs_of_tap
+        position = torch.arange(len(tap), device=rows.device) - begin[tap]
+        table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
+        table[0, tap, position] = rows[tap, target]  # a mask would make the host wait once more
+        table[1, tap, position] = target.int()
+        return table, counts
+
+    return pairs.shared("native pairs", build)
+
+
+def is_served(features: Tensor, weight: Tensor, pairs: KernelMap) -> bool:
+    """Whether the implicit matrix product computes this one: on CUDA, type, channels and taps."""
+    return (
+        features.is_cuda
+        and features.dtype in (torch.float32, torch.float16)
+        and weight.shape[0] % CHANNEL_MULTIPLE == 0
+        and weight.shape[1] % CHANNEL_MULTIPLE == 0
+        and weight[0, 0].numel() <= MOST_MASKED_TAPS
+    )
+
+
+def convolve_native(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+    """[N_source, in] -> [N_target, out] by the native algorithm, tap by tap."""
+    import spconv.pytorch.functional as spconv_functional
+    from spconv.core import ConvAlgo
+
+    indices, counts = native_pairs(pairs)
+    out: Tensor = spconv_functional.indice_conv(
+        features.contiguous(), _spconv_weight(weight, pairs), indices, counts, len(pairs.target), ConvAlgo.Native
+    )
+    return out
+
+
+def convolve_implicit(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+    """[N_source, in] -> [N_target, out] by the implicit matrix product, on CUDA."""
+    out: Tensor = _ImplicitProduct.apply(features, weight, pairs)
+    return out
+
+
+def _spconv_weight(weight: Tensor, pairs: KernelMap) -> Tensor:
+    """spconv keeps weights as [out, taps..., in]."""
+    return weight.permute((1, 2, 3, 4, 0) if pairs.kernel.is_transposed else (0, 2, 3, 4, 1)).contiguous()
+
+
+def _forward(
+    features: Tensor, filters: Tensor, masked: tuple[Tensor, Tensor, Tensor], num_rows: int, *, is_trained: bool
+) -> tuple[Tensor, Tensor | None, int]:
+    """Result, and of training what spconv's gradient of the weight reads: the masks of its tiles and their width."""
+    from spconv.pytorch import ops
+
+    pairs, mask, order = masked
+    found: tuple[Tensor, Tensor | None, int] = ops.implicit_gemm(
+        features, filters, pairs, [mask], [order], num_rows, _every_tap(), is_trained, False, fp32_accum=True
+    )
+    return found
+
+
+def _every_tap() -> list[Any]:
+    return [np.array([0xFFFFFFFF], dtype=np.uint32)]
+
+
+class _ImplicitProduct(torch.autograd.Function):
+    """Keeps features and weight, as every way of convolving does."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+        masked = masked_pairs(pairs)
+        out, ctx.tile_masks, ctx.tile_width = _forward(
+            features.contiguous(),
+            _spconv_weight(weight, pairs),
+            (masked.pairs, masked.mask, masked.order),
+            len(pairs.target),
+            is_trained=ctx.needs_input_grad[1],
+        )
+        ctx.save_for_backward(features, weight)
+        ctx.pairs = pairs
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        from spconv.pytorch import ops
+
+        features, weight = ctx.saved_tensors
+        needs_features, needs_weight, _ = ctx.needs_input_grad
+        gradient = gradients[0].contiguous()
+        masked = masked_pairs(ctx.pairs)
+        filters = _spconv_weight(weight, ctx.pairs)
+        if needs_features and not needs_weight:
+            # A forward pass the other way, which computes no gradient of a frozen weight.
+            backward = (masked.backward_pairs, masked.backward_mask, masked.backward_order)
+            swapped = filters.transpose(0, 4).contiguous()
+            return _forward(gradient, swapped, backward, features.shape[0], is_trained=False)[0], None, None
+        features_gradient, filters_gradient = ops.implicit_gemm_backward(
+            features.contiguous(),
+            filters,
+            gradient,
+            masked.pairs,
+            masked.backward_pairs,
+            [masked.mask],
+            [masked.backward_mask],
+            [masked.order],
+            [masked.backward_order],
+            mask_output_fwd=ctx.tile_masks,
+            masks=_every_tap(),
+            mask_width=ctx.tile_width,
+            is_subm=False,
+            fp32_accum=True,
+        )
+        order = (4, 0, 1, 2, 3) if ctx.pairs.kernel.is_transposed else (0, 4, 1, 2, 3)
+        return features_gradient if needs_features else None, filters_gradient.permute(order).contiguous(), None
+
+
+_KINDS = {
+    "3x3x3": Kernel((3, 3, 3), padding=(1, 1, 1)),
+    "dilated": Kernel((1, 1, 3), padding=(0, 0, 2), dilation=(1, 1, 2)),
+    "strided": Kernel((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)),
+    "transposed": UP_KERNEL,
+}
+_CHECKED_CHANNELS = (24, 40)
+"""No layer's: what spconv finds fastest on a few rows must not be what it takes for many."""
+
+
+@functools.lru_cache(maxsize=16)
+def is_sound(device: torch.device, dtype: torch.dtype, convolve: Convolve, expected: Convolve) -> bool:
+    """Whether ``convolve`` agrees with ``expected`` on a small convolution of every kind; checked once a process.
+
+    Warns:
+        UserWarning: it does not, or cannot be run here; says what differed.
+    """
+    fault = _find_fault(device, dtype, convolve, expected)
+    if fault is None:
+        return True
+    warnings.warn(
+        f"spconv on {device} in {dtype}: {fault}. Convolutions are computed by gathering and one matrix product "
+        "instead; set training.convolution_backend=gather to choose that without this check",
+        UserWarning,
+        stacklevel=3,
+    )
+    return False
+
+
+def _find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve, expected: Convolve) -> str | None:
+    generator = torch.Generator().manual_seed(0)  # of its own: training draws the same with and without this check
+    tolerance = 1e-2 if dtype == torch.float16 else 5e-3  # TF32 has three digits
+    shape = (8, 6, 10)
+    linear = (torch.rand(2 * 480, generator=generator) < 0.4).nonzero().squeeze(1).to(device)
+    for name, kernel in _KINDS.items():
+        fine = SiteSet(2, shape, linear)
+        source = cells_read(fine, kernel, (4, 3, 5)) if kernel.is_transposed else fine
+        target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
+        pairs = KernelMap(source, target, kernel)
+        channels = _CHECKED_CHANNELS if kernel.is_transposed else _CHECKED_CHANNELS[::-1]  # [in, out] or [out, in]
+        values = torch.randn(len(source), _CHECKED_CHANNELS[0], generator=generator).to(device, dtype)
+        weight = torch.randn(*channels, *kernel.size, generator=generator).to(device, dtype)
+        upstream = torch.randn(len(target), _CHECKED_CHANNELS[1], generator=generator).to(device, dtype)
+        for is_frozen in (False, True):
+            try:
+                found = _evaluate(convolve, values, weight, pairs, upstream, is_frozen=is_frozen)
+            except Exception as error:  # whatever an engine that fits neither card nor driver raises
+                return f"a {name} convolution failed ({type(error).__name__}: {error})"
+            wanted = _evaluate(expected, values, weight, pairs, upstream, is_frozen=is_frozen)
+            for what, first, second in zip(("result", "gradient", "weight's gradient"), found, wanted, strict=False):
+                difference = float((first.float() - second.float()).abs().max() / second.float().abs().max())
+                if not difference <= tolerance:  # NaN is not
+                    return f"the {what} of a {name} convolution differs by {difference:.2g} of its largest value"
+    return None
+
+
+def _evaluate(
+    convolve: Convolve, values: Tensor, weight: Tensor, pairs: KernelMap, upstream: Tensor, *, is_frozen: bool
+) -> list[Tensor]:
+    with torch.inference_mode(False), torch.enable_grad():
+        values, weight = values.clone().requires_grad_(), weight.clone().requires_grad_(not is_frozen)
+        out = convolve(values, weight, pairs)
+        return [out.detach(), *torch.autograd.grad(out, [values] if is_frozen else [values, weight], upstream)]

@@ -1,0 +1,263 @@
+"""Fine-tuning an image encoder on 2D segmentation, before the 3D network is trained on its frozen features.
+
+A small backbone's ImageNet features tell indoor classes apart poorly, and the 3D network, which looks at some 3,000
+pixels a frame, teaches them slowly. Here backbone and head see every labelled pixel of ``data.label_2d``.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.dataset import EpochDataset, build_loader
+from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.models.image_encoders import ImageEncoder
+from ammnet_sparse.models.weights.errors import WeightsError
+
+_WARMUP = 0.03
+"""Fraction of the training over which the learning rate rises."""
+_FINAL_RATE = 0.01
+"""Learning rate at the end, as a fraction of the one given."""
+_GRADIENT_CLIP = 10.0
+_REDUCTION = "head.reduce"
+"""How the names of what belongs to a 3D network begin: not part of an encoder's file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSettings:
+    """How an encoder is fine-tuned: for ``seconds`` (whole steps, the schedule follows the clock) or ``epochs``.
+
+    Attributes:
+        epochs: passes over the training frames; ignored where ``seconds`` is given.
+        seconds: wall time of the training, validation apart.
+        batch_size: images a step.
+        learning_rate: of the head, at its highest; cosine to a hundredth.
+        backbone_rate: of the backbone, as a fraction of the head's.
+        weight_decay: of AdamW; not on biases and normalisation.
+        balance: exponent of a class's inverse frequency in its weight: 0 weighs pixels alike, 1 classes alike.
+        label_smoothing: of the cross-entropy.
+        ema_decay: of the moving average of the weights, which is scored and saved.
+        mixed_precision: bfloat16 and channels-last on a GPU.
+        workers: processes that load frames, where these do not lie on the device.
+        seed: of the order of frames.
+    """
+
+    epochs: int = 20
+    seconds: float | None = None
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    backbone_rate: float = 0.5
+    weight_decay: float = 0.05
+    balance: float = 0.5
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.99
+    mixed_precision: bool = True
+    workers: int = 0
+    seed: int = 8332
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores2D:
+    """Segmentation scores over the labelled pixels of a set; IoU is NaN for a class neither there nor predicted.
+
+    Attributes:
+        iou: [12] float64 by class; empty, which no pixel is, included.
+        accuracy: fraction of the labelled pixels with the right class.
+        miou: mean of the defined IoUs of classes 1 to 11.
+    """
+
+    iou: Tensor
+    accuracy: float
+    miou: float
+
+    @classmethod
+    def of(cls, confusion: Tensor) -> "Scores2D":
+        """From counts [12, 12] by (true class, predicted class)."""
+        counts = confusion.double().cpu()
+        hits = counts.diagonal()
+        iou = hits / (counts.sum(0) + counts.sum(1) - hits)
+        return cls(iou, accuracy=float(hits.sum() / counts.sum()), miou=float(iou[1:].nanmean()))
+
+    def describe(self) -> str:
+        """One line, in percent."""
+        pairs = zip(CLASS_NAMES[1:], self.iou[1:].tolist(), strict=True)
+        classes = ", ".join(f"{name} {100 * value:.0f}" for name, value in pairs)
+        return f"2D mIoU {100 * self.miou:.1f} %, pixels {100 * self.accuracy:.1f} % ({classes})"
+
+
+def train_encoder(
+    encoder: ImageEncoder,
+    training: EpochDataset,
+    settings: EncoderSettings,
+    *,
+    device: torch.device,
+    report: Callable[[str], None] | None = None,
+) -> ImageEncoder:
+    """Trains backbone and head on the dense 2D truth of a set; returns the moving average of the weights.
+
+    Args:
+        encoder: not frozen, on ``device``.
+        training: frames with images and ``label_2d``, augmented as they come.
+        report: called with a line now and then.
+
+    Raises:
+        ValueError: frames without images or 2D truth, fewer than a batch, or an encoder that is frozen.
+        FloatingPointError: the loss is no number any more.
+    """
+    if encoder.is_frozen:
+        raise ValueError("encoder: expected one to train, found a frozen one; build it with is_frozen=False")
+    weights = class_weights(training, balance=settings.balance).to(device)
+    optimizer = _optimizer(encoder, settings)
+    average = ModelEmaV3(encoder, decay=settings.ema_decay, use_warmup=True)
+    uses_bfloat16 = settings.mixed_precision and device.type == "cuda"
+    if uses_bfloat16:
+        encoder.to(memory_format=torch.channels_last)
+    total = settings.epochs * (len(training) // settings.batch_size)
+    started = reported = time.monotonic()
+    step, epoch, is_done = 0, 0, False
+    while not is_done:
+        loader = build_loader(
+            training,
+            batch_size=settings.batch_size,
+            shuffle_seed=settings.seed,
+            epoch=epoch,
+            workers=settings.workers,
+            drop_last=True,
+        )
+        for batch in loader:
+            elapsed = time.monotonic() - started
+            fraction = step / total if settings.seconds is None else elapsed / settings.seconds
+            if is_done := fraction >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _schedule(fraction)
+            loss = _step(encoder.train(), batch.to(device), weights, settings, uses_bfloat16=uses_bfloat16)
+            nn.utils.clip_grad_norm_(encoder.parameters(), _GRADIENT_CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            average.update(encoder, step=step)
+            if time.monotonic() - reported > 10:
+                reported = time.monotonic()
+                value = float(loss)
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"step {step}: the loss is {value}; lower the learning rate")
+                if report is not None:
+                    report(f"step {step}, epoch {epoch + 1}, {elapsed:.0f} s: loss {value:.3f}")
+        epoch += 1
+    if report is not None:
+        report(f"{step} steps of {settings.batch_size} images, {epoch} epochs, {time.monotonic() - started:.0f} s")
+    averaged = average.module
+    assert isinstance(averaged, ImageEncoder)
+    return averaged.eval()
+
+
+def _step(
+    encoder: ImageEncoder, batch: Batch, weights: Tensor, settings: EncoderSettings, *, uses_bfloat16: bool
+) -> Tensor:
+    """Adds the gradients of a batch; its loss."""
+    logits, truth = _logits_and_truth(encoder, batch, uses_bfloat16=uses_bfloat16)
+    loss = F.cross_entropy(
+        logits, truth, weight=weights, ignore_index=IGNORE_LABEL, label_smoothing=settings.label_smoothing
+    )
+    loss.backward()
+    return loss.detach()
+
+
+def score_encoder(
+    encoder: ImageEncoder, batches: Iterable[Batch], *, device: torch.device, uses_bfloat16: bool = False
+) -> Scores2D:
+    """Scores on frames with 2D truth; the encoder stays in evaluation mode."""
+    encoder.eval()
+    confusion = torch.zeros(NUM_CLASSES**2, dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        for batch in batches:
+            logits, truth = _logits_and_truth(encoder, batch.to(device), uses_bfloat16=uses_bfloat16)
+            is_labelled = truth != IGNORE_LABEL
+            cells = truth[is_labelled] * NUM_CLASSES + logits.argmax(dim=1)[is_labelled]
+            confusion += cells.bincount(minlength=NUM_CLASSES**2)
+    return Scores2D.of(confusion.view(NUM_CLASSES, NUM_CLASSES))
+
+
+def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 100) -> Tensor:
+    """[12] float32: inverse frequency of each class to the power ``balance``, counted on the first frames.
+
+    Scaled so that the mean over pixels is 1; classes without a pixel have weight 1.
+    """
+    counts = torch.zeros(NUM_CLASSES, dtype=torch.float64)
+    for index in range(min(num_frames, len(training))):
+        truth = training[index].label_2d
+        if truth is None:
+            raise ValueError("training: expected frames with dense 2D truth (data.label_2d), found none")
+        counts += truth[truth != IGNORE_LABEL].long().bincount(minlength=NUM_CLASSES).cpu()
+    if counts.sum() == 0:
+        raise ValueError("training: expected labelled pixels in the dense 2D truth, found none")
+    frequency = counts / counts.sum()
+    weights = torch.where(counts > 0, frequency.clamp(min=1e-6) ** -balance, 0.0)
+    weights = weights / (weights * frequency).sum()
+    return torch.where(counts > 0, weights, 1.0).float()
+
+
+def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str], dtype: torch.dtype) -> None:
+    """Writes backbone and head for ``model.image_encoder_weights``; what has several axes as ``dtype``.
+
+    Raises:
+        WeightsError: another ending than .safetensors, or a folder that cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: expected a name ending in .safetensors, found {path.suffix!r}")
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value).cpu().contiguous()
+        for name, value in encoder.state_dict().items()
+        if not name.startswith(_REDUCTION)
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, path, metadata=metadata)
+        path.chmod(0o644)  # safetensors makes files that nobody else can read
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
+
+
+def _logits_and_truth(encoder: ImageEncoder, batch: Batch, *, uses_bfloat16: bool) -> tuple[Tensor, Tensor]:
+    """Logits [B, 12, rows, columns] float32 at image size, and classes [B, rows, columns] int64."""
+    if batch.image is None or batch.label_2d is None:
+        raise ValueError(
+            f"frames {', '.join(batch.frame_ids)}: expected images and dense 2D truth (data.label_2d), found none"
+        )
+    image = batch.image
+    precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if uses_bfloat16:
+        image = image.contiguous(memory_format=torch.channels_last)
+        precision = torch.autocast("cuda", torch.bfloat16)
+    with precision:
+        logits = encoder(image).class_logits
+    size = (image.shape[2], image.shape[3])
+    logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+    return logits, batch.label_2d.long()
+
+
+def _optimizer(encoder: ImageEncoder, settings: EncoderSettings) -> torch.optim.AdamW:
+    groups = []
+    for part, scale in ((encoder.backbone, settings.backbone_rate), (encoder.head, 1.0)):
+        for group in param_groups_weight_decay(part, settings.weight_decay):
+            groups.append({**group, "peak": settings.learning_rate * scale})
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def _schedule(fraction: float) -> float:
+    """Factor of the learning rate at a fraction of the training: linear warm-up, then cosine."""
+    if fraction < _WARMUP:
+        return (fraction + 1e-3) / (_WARMUP + 1e-3)
+    cosine = 0.5 * (1 + math.cos(math.pi * (fraction - _WARMUP) / (1 - _WARMUP)))
+    return _FINAL_RATE + (1 - _FINAL_RATE) * cosine

@@ -1,0 +1,76 @@
+"""``ammnet train-encoder``: a file that a network takes, and what is wrong said in a line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ammnet_sparse.cli.train_encoder import main
+from ammnet_sparse.models.image_encoders import build_backbone, build_image_encoder, load_encoder_weights
+from tests.data.frames import random_frame, write_frame, write_list
+from tests.training.support import GRID
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    (root / "Label2D").mkdir()
+    for seed, frame_id in enumerate(["0001", "0002", "0003"]):
+        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True))
+        truth = np.random.default_rng(seed).integers(1, 12, (480, 640), dtype=np.uint8)
+        Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
+    write_list(root / "train.txt", ["0001", "0002", "0003"])
+    write_list(root / "val.txt", ["0003"])
+    torch.save(build_backbone("efficientnet_lite0").state_dict(), root / "imagenet.pth")
+    return root
+
+
+def keys(root: Path) -> list[str]:
+    return [
+        f"data.root={root}",
+        f"data.label_2d={root / 'Label2D'}",
+        "model.image_encoder=efficientnet_lite0",
+        f"model.image_encoder_weights={root / 'imagenet.pth'}",
+        "model.head_width=12",
+        "model.grid_shape=[12, 12, 12]",
+    ]
+
+
+def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "encoder.safetensors"
+    options = ["--out", str(out), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
+    assert main([*options, *keys(root)]) == 0
+    said = capsys.readouterr().out
+    assert "1 steps of 2 images" in said and "1 validation frames: 2D mIoU" in said
+    encoder = build_image_encoder(
+        kind="efficientnet_lite0", width=8, head_width=12, num_classes=12, dropout=0.1, is_frozen=True
+    )
+    assert load_encoder_weights(encoder, out)
+    given = torch.load(root / "imagenet.pth", weights_only=True)
+    assert not encoder.backbone.state_dict()["conv_stem.weight"].equal(given["conv_stem.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["data.label_2d="], "data.label_2d: expected the folder of dense 2D truth"),
+        (["model.image_encoder=seg2d"], "model.image_encoder: expected a network for images, found seg2d"),
+        (["--out", "encoder.pth"], "expected a name ending in .safetensors"),
+        (["model.image_encoder=resnet50", "model.image_encoder_weights="], "starts from ImageNet weights, found none"),
+    ],
+)
+def test_wrong_usage(
+    root: Path, change: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path / "e.safetensors"), "--device", "cpu", *keys(root), *change]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--seconds", "0"], ["--learning-rate", "0"], ["--balance", "-1"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["--out", str(tmp_path / "e.safetensors"), *options])
+        assert ended.value.code == 2
+        assert options[0] in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""The discriminator: groups of scenes in one forward pass against a forward pass for each."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.sparse.planning import repeated_sites
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+
+GRID = (12, 12, 24)
+CLASSES = 5
+
+
+def make_discriminator(recompute: str = "off") -> Discriminator:
+    torch.manual_seed(0)
+    discriminator = Discriminator(CLASSES, width=8, grid_shape=GRID).double().train()
+    discriminator.keeps_recipes = recompute != "off"
+    for block in discriminator.blocks:
+        block.is_recomputed = recompute == "blocks"
+    return discriminator
+
+
+def make_sites(batch_size: int, *, density: float) -> SiteSet:
+    generator = torch.Generator().manual_seed(batch_size)
+    return sites_from_mask(torch.rand(batch_size, *GRID, generator=generator) < density)
+
+
+def gradients_of(discriminator: Discriminator, scores: Tensor, features: list[Tensor]) -> list[Tensor]:
+    weights = torch.arange(1.0, len(scores) + 1, dtype=torch.float64)[:, None]
+    return list(torch.autograd.grad((scores * weights).sum(), [*features, *discriminator.parameters()]))
+
+
+@pytest.mark.parametrize("recompute", ["off", "elementwise", "blocks"])
+@pytest.mark.parametrize(("batch_size", "density"), [(2, 0.2), (1, 0.2), (2, 1.1)])
+def test_groups_are_scored_as_in_forward_passes_one_after_another(
+    batch_size: int, density: float, recompute: str
+) -> None:
+    together = make_discriminator(recompute)
+    apart = copy.deepcopy(together)
+    sites = make_sites(batch_size, density=density)
+    # Unlike one another, or statistics that mix would not show.
+    features = [
+        (torch.randn(len(sites), CLASSES, dtype=torch.float64) * (group + 1) + group).requires_grad_()
+        for group in range(4)
+    ]
+    found = together(torch.cat(features), repeated_sites(sites, 4), num_groups=4)
+    expected = torch.cat([apart(group, sites) for group in features])
+    assert found.shape == (4 * batch_size, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    results = gradients_of(together, found, features), gradients_of(apart, expected, features)
+    largest = max(float(value.abs().max()) for value in results[1])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10 * largest)
+    buffers = dict(apart.named_buffers())
+    for name, value in together.named_buffers():
+        torch.testing.assert_close(value, buffers[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert {int(value) for name, value in buffers.items() if name.endswith("num_batches_tracked")} == {4}
+    together.eval(), apart.eval()
+    with torch.no_grad():
+        found = together(torch.cat(features), repeated_sites(sites, 4), num_groups=4)
+        torch.testing.assert_close(found, torch.cat([apart(group, sites) for group in features]))
+
+
+def test_the_order_of_groups_is_that_of_the_running_statistics() -> None:
+    sites = make_sites(1, density=0.3)
+    inputs = [torch.randn(len(sites), CLASSES, dtype=torch.float64) * scale for scale in (1, 5)]
+    states = []
+    for order in (inputs, inputs[::-1]):
+        discriminator = make_discriminator()
+        discriminator(torch.cat(order), repeated_sites(sites, 2), num_groups=2)
+        states.append(discriminator.blocks[0].norm1.running_var)
+    # The later a group, the more it counts.
+    assert (states[1] != states[0]).all()
+    assert float((states[0] - states[1]).mean()) > 0
+
+
+@pytest.mark.parametrize("density", [0.2, 1.1])
+def test_repeated_sites_are_the_same_in_every_scene(density: float) -> None:
+    sites = make_sites(2, density=density)
+    repeated = repeated_sites(sites, 3)
+    assert repeated.batch_size == 6 and len(repeated) == 3 * len(sites) and repeated.is_full == sites.is_full
+    mask = torch.zeros(3, 2 * sites.num_cells)
+    mask.view(-1)[repeated.linear] = 1
+    assert torch.equal(mask[0].nonzero().squeeze(1), sites.linear)
+    assert torch.equal(mask[1], mask[0]) and torch.equal(mask[2], mask[0])
+    assert bool((repeated.linear.diff() > 0).all())
+
+
+def test_scenes_that_make_no_equal_groups_are_refused() -> None:
+    discriminator = make_discriminator()
+    sites = full_sites(3, GRID, torch.device("cpu"))
+    features = torch.zeros(len(sites), CLASSES, dtype=torch.float64)
+    for num_groups in (2, 0, 4):
+        with pytest.raises(ValueError, match=f"num_groups: expected a divisor of 3 scenes .* found {num_groups}"):
+            discriminator(features, sites, num_groups=num_groups)

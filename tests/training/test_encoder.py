@@ -1,0 +1,194 @@
+"""Fine-tuning an image encoder on 2D segmentation: it learns, and the 3D network takes what it learnt."""
+
+import dataclasses
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ammnet_sparse.config import Config, ConfigError, load_config
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.dataset import FrameDataset, build_loader
+from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.image_folder import Truth2D
+from ammnet_sparse.models.image_encoders import (
+    ImageEncoder,
+    build_backbone,
+    load_encoder_weights,
+    stage_widths,
+)
+from ammnet_sparse.models.image_head import ImageHead
+from ammnet_sparse.training.encoder import (
+    EncoderSettings,
+    Scores2D,
+    class_weights,
+    save_encoder,
+    score_encoder,
+    train_encoder,
+)
+from ammnet_sparse.training.preparation import open_encoder_datasets
+from tests.data.frames import GRID, write_set
+
+CPU = torch.device("cpu")
+IDS = ["0001", "0002"]
+
+
+class TwoColors:
+    """Small images whose colour tells the class: red walls above, green floor below, a strip without label between."""
+
+    ids = ["0001", "0002", "0003", "0004"]
+    makes_batches = False
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        border = 24 + 8 * (index % 3)
+        image = torch.tensor([2.0, -1.5, -1.5])[:, None, None].repeat(1, 64, 96)
+        image[:, border:] = torch.tensor([-1.5, 2.0, -1.5])[:, None, None]
+        truth = torch.full((64, 96), 3, dtype=torch.uint8)
+        truth[border:] = 2
+        truth[border - 4 : border + 4] = 255
+        voxels = torch.zeros(1, 8, dtype=torch.uint8)
+        return Batch(
+            tsdf=torch.zeros(1, 1, 2, 2, 2),
+            mapping=voxels.long(),
+            label_weight=voxels.bool(),
+            label=voxels,
+            image=image[None],
+            label_2d=truth[None],
+            frame_ids=(self.ids[index],),
+        )
+
+
+@pytest.fixture
+def frames() -> TwoColors:
+    return TwoColors()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    write_set(root, ["0001", "0002"], has_image=True)
+    return root
+
+
+def small_encoder(*, width: int = 8, out_width: int | None = None, is_frozen: bool = False) -> ImageEncoder:
+    torch.manual_seed(1)
+    backbone = build_backbone("efficientnet_lite0")
+    head = ImageHead(stage_widths(backbone), width=width, num_classes=12, dropout=0.1, out_width=out_width)
+    return ImageEncoder(backbone, head, is_frozen=is_frozen)
+
+
+@pytest.fixture(scope="module")
+def trained() -> ImageEncoder:
+    settings = EncoderSettings(epochs=20, batch_size=4, learning_rate=1e-2, ema_decay=0.5, backbone_rate=0.1)
+    return train_encoder(small_encoder(), TwoColors(), settings, device=CPU)
+
+
+def test_training_learns_the_classes(trained: ImageEncoder, frames: TwoColors) -> None:
+    loader = build_loader(frames, batch_size=2, shuffle_seed=None, epoch=0, workers=0, drop_last=False)
+    before = score_encoder(small_encoder(), loader, device=CPU)
+    after = score_encoder(trained.train(), loader, device=CPU)
+    assert after.accuracy > 0.9 > before.accuracy
+    assert not trained.training
+    assert "wall" in after.describe() and f"{100 * after.miou:.1f}" in after.describe()
+
+
+def test_a_network_takes_backbone_and_head(trained: ImageEncoder, tmp_path: Path) -> None:
+    encoder, path = trained.eval(), tmp_path / "encoder.safetensors"
+    save_encoder(path, encoder, metadata={"image_encoder": "efficientnet_lite0"}, dtype=torch.float16)
+    assert path.stat().st_size < 7e6
+    wider = small_encoder(width=8, out_width=16, is_frozen=True).eval()
+    reduction = {name: value.clone() for name, value in wider.head.state_dict().items() if name.startswith("reduce")}
+    assert load_encoder_weights(wider, path)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(wider(image).class_logits, encoder(image).class_logits, rtol=0.05, atol=0.05)
+    assert all(wider.head.state_dict()[name].equal(value) for name, value in reduction.items())
+    with pytest.warns(UserWarning, match="its head has other widths"):
+        assert not load_encoder_weights(small_encoder(width=12), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(encoder.backbone.state_dict(), tmp_path / "backbone.pth")
+        assert not load_encoder_weights(small_encoder(width=12), tmp_path / "backbone.pth")
+
+
+def test_class_weights_follow_the_pixels(frames: TwoColors) -> None:
+    counts = torch.zeros(12)
+    for index in range(len(frames)):
+        truth = frames[index].label_2d
+        assert truth is not None
+        counts += truth[truth != 255].long().bincount(minlength=12)
+    frequency = counts / counts.sum()
+    for balance in (0.0, 0.5, 1.0):
+        weights = class_weights(frames, balance=balance)
+        assert float((weights * frequency).sum()) == pytest.approx(1)
+        assert float(weights[2] / weights[3]) == pytest.approx(float(frequency[3] / frequency[2]) ** balance, rel=1e-4)
+
+
+def test_scores_count_labelled_pixels() -> None:
+    confusion = torch.zeros(12, 12, dtype=torch.int64)
+    confusion[2, 2], confusion[2, 3], confusion[3, 3], confusion[4, 0] = 6, 2, 4, 4
+    scores = Scores2D.of(confusion)
+    assert scores.accuracy == 10 / 16
+    assert scores.iou[2] == 6 / 8 and scores.iou[3] == 4 / 6 and scores.iou[4] == 0 and math.isnan(scores.iou[5])
+    assert scores.miou == pytest.approx((6 / 8 + 4 / 6 + 0) / 3)
+
+
+def test_time_bounds_the_training(frames: TwoColors) -> None:
+    lines: list[str] = []
+    settings = EncoderSettings(seconds=0.01, batch_size=1, epochs=10**6)
+    train_encoder(small_encoder(), frames, settings, device=CPU, report=lines.append)
+    assert "1 steps of 1 images" in lines[-1] or "0 steps" in lines[-1]
+
+
+def test_what_cannot_be_trained_is_refused(frames: TwoColors, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found a frozen one"):
+        train_encoder(small_encoder(is_frozen=True), frames, EncoderSettings(), device=CPU)
+    without = FrameDataset(FrameFolder(root, grid_shape=GRID), ["0001", "0002"])
+    with pytest.raises(ValueError, match=r"data\.label_2d"):
+        train_encoder(small_encoder(), without, EncoderSettings(), device=CPU)
+    with pytest.raises(ConfigError, match=r"data\.label_2d: expected the folder"):
+        open_encoder_datasets(_config(root, {"data.label_2d": ""}), device=CPU, limit=None)
+    with pytest.raises(DataError, match=r"nowhere: expected a folder of 2D labels"):
+        open_encoder_datasets(_config(root, {"data.label_2d": tmp_path / "nowhere"}), device=CPU, limit=None)
+    (tmp_path / "some").mkdir()
+    with pytest.raises(DataError, match=r"expected 000.\.png and so on .*found none for 000"):
+        open_encoder_datasets(_config(root, {"data.label_2d": tmp_path / "some"}), device=CPU, limit=None)
+    for values, message in (
+        (np.full((480, 640), 12, dtype=np.uint8), "expected classes 0..11 or 255, found 12"),
+        (np.zeros((48, 64), dtype=np.uint8), r"found uint8 \[48, 64\]"),
+    ):
+        Image.fromarray(values).save(tmp_path / "some" / "0001.png")
+        with pytest.raises(DataError, match=message):
+            Truth2D(tmp_path / "some").read("0001")
+    (tmp_path / "some" / "0001.png").write_bytes(b"no png")
+    with pytest.raises(DataError, match="expected a readable png of 2D labels"):
+        Truth2D(tmp_path / "some").read("0001")
+
+
+def test_images_and_truth_of_a_batch_must_both_be_there(frames: TwoColors) -> None:
+    batch: Batch = dataclasses.replace(frames[0], label_2d=None)
+    with pytest.raises(ValueError, match="frames 0001: expected images and dense 2D truth"):
+        score_encoder(small_encoder(), [batch], device=CPU)
+
+
+def _config(root: Path, keys: dict[str, Any]) -> Config:
+    values = {
+        "data.root": root,
+        "data.validation_frames": 1,
+        "model.image_encoder": "efficientnet_lite0",
+        "model.grid_shape": "[12, 12, 12]",
+        **keys,
+    }
+    return load_config(None, [f"{key}={value}" for key, value in values.items()])

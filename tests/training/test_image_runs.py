@@ -1,0 +1,116 @@
+"""Runs of a network that reads colour images: with features kept, and with images on the device."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ammnet_sparse
+from ammnet_sparse.config import Config
+from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.stage_dataset import StageDataset
+from ammnet_sparse.models.image_encoders import build_backbone
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.training import networks, preparation, records
+from ammnet_sparse.training.loop import Run
+from tests.data.frames import random_frame, write_frame, write_list
+from tests.training.support import GRID, tiny_config
+
+CPU = torch.device("cpu")
+IDS = ["0001", "0002", "0003"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two training frames and one for validation, with images and dense 2D truth, and random backbone weights."""
+    root = tmp_path_factory.mktemp("set")
+    (root / "Label2D").mkdir()
+    for seed, frame_id in enumerate(IDS):
+        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True))
+        truth = np.random.default_rng(seed).integers(1, 12, (480, 640), dtype=np.uint8)
+        Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
+    write_list(root / "train.txt", IDS)
+    write_list(root / "val.txt", IDS[-1:])
+    torch.manual_seed(0)
+    torch.save(build_backbone("efficientnet_lite0").state_dict(), root / "backbone.pth")
+    return root
+
+
+def config_of(root: Path, data: dict[str, Any], **model: Any) -> Config:
+    return tiny_config(
+        data={"root": str(root), "label_2d": str(root / "Label2D"), **data},
+        model={
+            "image_encoder": "efficientnet_lite0",
+            "image_encoder_weights": str(root / "backbone.pth"),
+            "head_width": 12,
+            "head_dropout": 0.1,
+            **model,
+        },
+        training={"epochs": 1, "batch_size": 2},
+        adversarial={"enabled": False},
+    )
+
+
+@pytest.mark.parametrize("data", [{"cache_features": True, "augment_2d": False}, {"on_device": True}], ids=str)
+def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+    run = Run(config_of(root, data), tmp_path, device=CPU, show_progress=False)
+    assert isinstance(run.training_set, StageDataset if "cache_features" in data else DeviceDataset)
+    before = {name: value.clone() for name, value in run.parts.networks.generator.state_dict().items()}
+    run.train()
+    after = run.parts.networks.generator.state_dict()
+    frozen = [name for name in before if name.startswith("image_encoder.backbone.")]
+    given = torch.load(root / "backbone.pth", weights_only=True)
+    assert all(after[name].equal(given[name.removeprefix("image_encoder.backbone.")]) for name in frozen)
+    trained = ("head.classifier.weight", "head.reduce.weight", "head.projection1.weight")
+    assert all(not after[f"image_encoder.{name}"].equal(before[f"image_encoder.{name}"]) for name in trained)
+    # The file holds the backbone: neither the weights it came from nor their package are needed.
+    monkeypatch.setattr(networks, "installed_weights", lambda kind: pytest.fail("looked for a package"))
+    loaded = ammnet_sparse.load_model(tmp_path / "last.safetensors")
+    assert all(loaded.state_dict()[name].equal(value) for name, value in after.items())
+
+
+def test_features_kept_predict_as_images_do(root: Path) -> None:
+    config = config_of(root, {"cache_features": True, "augment_2d": False, "augment_3d": False})
+    frames, _ = preparation.open_datasets(config, device=CPU, limit=None, is_quick=True, show_progress=False)
+    network = networks.build_networks(config).generator.eval()
+    kept = preparation.with_image_stages(frames, config, network, device=CPU, show_progress=False)
+    whole = preparation.open_source(config)
+    with torch.no_grad():
+        from_stages = network(kept[0], voxels="scored")
+        from_image = network(ammnet_sparse.Batch.from_frame(whole.read(kept.ids[0])), voxels="scored")
+    assert from_stages.image_size == from_image.image_size == (480, 640)
+    for found, expected in (
+        (from_stages.voxel_logits, from_image.voxel_logits),
+        (from_stages.class_logits_2d, from_image.class_logits_2d),
+    ):
+        assert found is not None and expected is not None
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_packaged_weights_are_asked_for_where_none_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def installed(kind: str) -> Path:
+        asked.append(kind)
+        return root / "backbone.pth"
+
+    monkeypatch.setattr(networks, "installed_weights", installed)
+    config = config_of(root, {}, image_encoder_weights=None)
+    built = networks.build_networks(config).generator.state_dict()
+    given = torch.load(root / "backbone.pth", weights_only=True)
+    assert asked == ["efficientnet_lite0"]
+    assert all(built[f"image_encoder.backbone.{name}"].equal(value) for name, value in given.items())
+
+    def missing(kind: str) -> Path:
+        raise WeightsError(f"{kind}: expected the package")
+
+    networks.build_networks(config_of(root, {}, image_encoder_weights=None, inputs="tsdf"))
+    networks.build_networks(config, is_resumed=True)
+    assert asked == ["efficientnet_lite0"]
+    monkeypatch.setattr(preparation, "installed_weights", missing)
+    with pytest.raises(WeightsError, match="expected the package"):
+        preparation.check_runnable(config, CPU, has_weights=False)
