@@ -35,7 +35,7 @@ Place place;
 
 namespace {
 
-constexpr size_t kStackSize = size_t{1} << 18;
+constexpr size_t kStackSize = size_t{1} << 17;
 constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
 constexpr unsigned int kMostThreads = 1024;
 constexpr unsigned int kMostBlocks = 65535;  // along y and z
