@@ -225,8 +225,8 @@ class TrainingConfig(_Section):
     )
     convolution_backend: Literal["auto", "spconv", "gather", "dense"] = Field(
         "auto",
-        description="what computes 3D convolutions: spconv, gathered rows and one matrix product, or plain convolutions "
-        "of volumes; auto: on CUDA spconv between sparse sites",
+        description="what computes 3D convolutions: spconv, gathered rows and one matrix product, or plain "
+        "convolutions of volumes; auto: on CUDA spconv between sparse sites",
     )
     validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
     checkpoint_minutes: float = Field(

@@ -13,6 +13,8 @@ generator's update through it. Per sample are reported
   of a row is the 3D network's; image encoder, label map stem and discriminator are listed apart.
 - saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over --saved-frames
   frames in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
+- operations of a training step as dispatched, launching work or only making views, and the moments in which the host
+  would wait for a GPU; counted on any device.
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
 - seconds a step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
@@ -35,6 +37,7 @@ from typing import Any
 
 import torch
 from bench.memory import MemoryLine, basis_text, card_answer, memory_line, plot
+from bench.operations import measure_operations, print_operations
 from bench.steps import measure_predictions, measure_steps
 from bench.tables import print_groups, print_header, print_largest_batches, print_predictions, print_row
 from bench.variants import (
@@ -58,7 +61,7 @@ from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import split_ids
 
 GENERATED_FRAMES = 4
-MEASURES = ("macs", "saved", "time", "predict")
+MEASURES = ("macs", "saved", "operations", "time", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()  # what imports made is no garbage; to look through it again and again takes longer than a small step
     rows = _measure(variants, frames, device, options)
     gc.unfreeze()
+    print_operations(rows)
     print_predictions(rows)
     print_groups(rows)
     lines, timed = _memory_lines(rows, options)
@@ -154,6 +158,9 @@ def _measure(
         if "saved" in options.measure:
             with memory_freed(device):
                 row |= measure_saved(variant, config, _batches(frames, options), device)
+        if "operations" in options.measure:
+            with memory_freed(device):
+                row |= measure_operations(variant, config, frames, device, batch_size=options.batch)
         row["batches"] = []
         if "time" in options.measure:
             row["static_mib"] = round(static_mebibytes(config), 1)

@@ -269,21 +269,24 @@ template <typename T, typename A = Accumulate<T>>
 void gradient_row(
     const Gradients<T>& inputs, const Channels<A>& channels, int64_t offset, int64_t statistic, int64_t first,
     int64_t size, A* grad, A* normalized) {
-  std::fill(grad, grad + size, A(0));
-  add_row(inputs.grad_sum.at(offset), size, grad);
   if (inputs.grad_activated) {
-    A values[kChannelsOfTile];
-    if (inputs.activated) {
-      std::fill(values, values + size, A(0));
-      add_row(inputs.activated.at(offset), size, values);
-    } else {
-      sum_row(inputs.operands, channels, offset, statistic, first, size, values);
-    }
     const T* incoming = inputs.grad_activated.data + offset;
-    for (int64_t c = 0; c < size; ++c) {
-      grad[c] += relu_backward(values[c], static_cast<A>(incoming[c]));
+    if (inputs.activated) {
+      const T* activated = inputs.activated.data + offset;
+      for (int64_t c = 0; c < size; ++c) {
+        grad[c] = relu_backward(static_cast<A>(activated[c]), static_cast<A>(incoming[c]));
+      }
+    } else {
+      A values[kChannelsOfTile];
+      sum_row(inputs.operands, channels, offset, statistic, first, size, values);
+      for (int64_t c = 0; c < size; ++c) {
+        grad[c] = relu_backward(values[c], static_cast<A>(incoming[c]));
+      }
     }
+  } else {
+    std::fill(grad, grad + size, A(0));
   }
+  add_row(inputs.grad_sum.at(offset), size, grad);
   const T* features = inputs.operands.features.data + offset;
   const A* mean = channels.mean.data() + statistic;
   const A* inverse_std = channels.inverse_std.data() + statistic;
