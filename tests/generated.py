@@ -3,6 +3,7 @@
 Machines that only run things, such as one with a GPU and no network, often lack packages of development.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,11 @@ try:
     # A busy machine exceeds hypothesis' 200 ms an example without anything being wrong.
     settings.register_profile("project", deadline=None)
     settings.load_profile("project")
+    if os.environ.get("AMMNET_SPARSE_EMULATION"):  # a GPU's threads on one of the CPU: a few examples have to do
+        _settings = settings
+
+        def settings(*arguments: Any, **options: Any) -> Any:  # type: ignore[no-redef]
+            return _settings(*arguments, **{**options, "max_examples": min(options.get("max_examples", 100), 8)})
 except ImportError:
     HAS_HYPOTHESIS = False
 

@@ -105,7 +105,7 @@ part_environment() { run "$python" tools/show_environment.py --device "$device";
 part_convolutions() {
     local tool=("$python" tools/bench_convolutions.py --device "$device" "${of_data[@]}")
     if [ $quick -eq 1 ]; then
-        run "${tool[@]}" --width 8 --seconds 0.001 --ways torch dense --json "$out/convolutions.json"
+        run "${tool[@]}" --width 8 --seconds 0.001 --ways gather dense --json "$out/convolutions.json"
         return
     fi
     [ "$device" = cpu ] || run "${tool[@]}" --dtype float16 --cudnn-benchmark --json "$out/convolutions_fp16.json" || return

@@ -78,11 +78,13 @@ void launch_gather(
   auto* target = static_cast<Unit<kBytes>*>(result);
   unsigned int* flags = out_of_range_flags(launch);
   if (num_units <= std::numeric_limits<int32_t>::max()) {
-    gather_taps_kernel<kBytes, uint32_t><<<num_blocks(num_units), kThreads, 0, launch.stream()>>>(
-        source, num_rows, static_cast<uint32_t>(units_of_row), table, static_cast<uint32_t>(num_units), target, flags);
+    launch(
+        gather_taps_kernel<kBytes, uint32_t>, num_blocks(num_units), kThreads, source, num_rows,
+        static_cast<uint32_t>(units_of_row), table, static_cast<uint32_t>(num_units), target, flags);
   } else {
-    gather_taps_kernel<kBytes, int64_t><<<num_blocks(num_units), kThreads, 0, launch.stream()>>>(
-        source, num_rows, units_of_row, table, num_units, target, flags);
+    launch(
+        gather_taps_kernel<kBytes, int64_t>, num_blocks(num_units), kThreads, source, num_rows, units_of_row, table,
+        num_units, target, flags);
   }
 }
 
@@ -111,7 +113,6 @@ Tensor gather_taps(const Tensor& features, const Tensor& table, std::optional<Te
   } else {
     launch_gather<2>(launch, source, num_rows, row_size, rows, num_targets, target);
   }
-  launch.check();
   return result;
 }
 
@@ -135,12 +136,12 @@ Tensor sum_taps(
     // Where rows of channels are rows of vectors, so are rows of the taps' channels.
     dispatch_vector<T>(has_vector_rows<T>(channels, source, target), [&](auto vector) {
       const int64_t num_vectors = num_sums * (channels / vector());
-      sum_taps_kernel<T, vector()><<<num_blocks(num_vectors), kThreads, 0, launch.stream()>>>(
-          source, values.size(0), row_stride, tap_stride, static_cast<uint32_t>(channels), rows, num_sums,
-          static_cast<Accumulate<T>>(scale), target, out_of_range_flags(launch));
+      launch(
+          sum_taps_kernel<T, vector()>, num_blocks(num_vectors), kThreads, source, values.size(0), row_stride,
+          tap_stride, static_cast<uint32_t>(channels), rows, num_sums, static_cast<Accumulate<T>>(scale), target,
+          out_of_range_flags(launch));
     });
   });
-  launch.check();
   return result;
 }
 
@@ -159,7 +160,7 @@ Tensor sum_rows(const Tensor& features, const Tensor& table, const Tensor& /* ow
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("gather_taps", TORCH_BOX(&gather_taps));
   library.impl("gather_taps_backward", TORCH_BOX(&gather_taps_backward));
   library.impl("sum_rows", TORCH_BOX(&sum_rows));

@@ -180,11 +180,11 @@ std::tuple<Tensor, Tensor> apply_normalization(
         features.size(1), operands.features, operands.residual1, operands.residual2, sum_data, activated_data);
     dispatch_vector<T>(has_vectors, [&](auto vector) {
       const Layout layout = make_layout(rows, num_groups, features.size(1), vector(), kComputingBlocks);
-      apply_kernel<T, vector()><<<layout.num_blocks(), kThreads, 0, launch.stream()>>>(
-          operands, parameters, layout, sum_data, activated_data);
+      launch(
+          apply_kernel<T, vector()>, layout.num_blocks(), kThreads, operands, parameters, layout, sum_data,
+          activated_data);
     });
   });
-  launch.check();
   return {sum, activated};
 }
 
@@ -218,14 +218,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites(
         Tensor parts = torch::stable::new_empty(
             features, {num_groups, layout.chunks, 2, channels}, statistics_type(features));
         auto* parts_data = static_cast<A*>(parts.mutable_data_ptr());
-        moments_kernel<T, vector()>
-            <<<layout.num_blocks(), kThreads, 0, launch.stream()>>>(source, layout, parts_data);
-        finish_moments_kernel<T><<<finishing_blocks(layout), kThreads, 0, launch.stream()>>>(
-            source, parts_data, layout, static_cast<A>(momentum), static_cast<A*>(mean.mutable_data_ptr()),
+        launch(moments_kernel<T, vector()>, layout.num_blocks(), kThreads, source, layout, parts_data);
+        launch(
+            finish_moments_kernel<T>, finishing_blocks(layout), kThreads, source, parts_data, layout,
+            static_cast<A>(momentum), static_cast<A*>(mean.mutable_data_ptr()),
             static_cast<A*>(variance.mutable_data_ptr()), running_mean_data, running_var_data, num_batches);
       });
     });
-    launch.check();
   }
   auto [sum, activated] = apply_normalization(
       features_, weight, bias, residual1, residual2, mean, variance, eps, with_sum, with_relu, keep_residuals);
@@ -234,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("normalize_sites", TORCH_BOX(&normalize_sites));
   library.impl("apply_normalization", TORCH_BOX(&apply_normalization));
 }

@@ -222,25 +222,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites_backward(
       auto* parts_data = static_cast<A*>(parts.mutable_data_ptr());
       // After the parts of the chunks there is room for what they add up to.
       A* means = is_training ? parts_data + num_groups * summing.chunks * 2 * channels : nullptr;
-      gradient_sums_kernel<T, vector()><<<summing.num_blocks(), kThreads, 0, launch.stream()>>>(
-          inputs, parameters, summing, parts_data);
-      finish_sums_kernel<A><<<finishing_blocks(summing), kThreads, 0, launch.stream()>>>(
-          parts_data, summing, means, static_cast<A*>(grad_weight.mutable_data_ptr()),
-          static_cast<A*>(grad_bias.mutable_data_ptr()));
+      launch(
+          gradient_sums_kernel<T, vector()>, summing.num_blocks(), kThreads, inputs, parameters, summing, parts_data);
+      launch(
+          finish_sums_kernel<A>, finishing_blocks(summing), kThreads, parts_data, summing, means,
+          static_cast<A*>(grad_weight.mutable_data_ptr()), static_cast<A*>(grad_bias.mutable_data_ptr()));
       if (rows > 0) {
         const Layout computing = make_layout(rows, num_groups, channels, vector(), kComputingBlocks);
-        gradient_kernel<T, vector()><<<computing.num_blocks(), kThreads, 0, launch.stream()>>>(
-            inputs, parameters, computing, means, grad_features_data, grad_residual_data);
+        launch(
+            gradient_kernel<T, vector()>, computing.num_blocks(), kThreads, inputs, parameters, computing, means,
+            grad_features_data, grad_residual_data);
       }
     });
   });
-  launch.check();
   return {grad_features, grad_residual, grad_weight, grad_bias};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library) {
+AMMNET_CUDA_KERNELS(library) {
   library.impl("normalize_sites_backward", TORCH_BOX(&normalize_sites_backward));
 }
 

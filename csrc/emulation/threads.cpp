@@ -2,8 +2,7 @@
 // the next thread that has not begun, so that kernels without barriers never switch.
 #include "threads.h"
 
-#include <sys/mman.h>
-#include <ucontext.h>
+#include "fibers.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -19,71 +18,11 @@
 #include <utility>
 #include <vector>
 
-#if !defined(__SANITIZE_ADDRESS__) && defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define __SANITIZE_ADDRESS__ 1  // as GCC has it
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-
 namespace ammnet_sparse::emulation {
 
 Place place;
 
-namespace {
-
-constexpr size_t kStackSize = size_t{1} << 18;
-constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
-constexpr unsigned int kMostThreads = 1024;
-constexpr unsigned int kMostBlocks = 65535;  // along y and z
-
-std::string text_of(std::source_location where) {
-  const std::string path = where.file_name();
-  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line());
-}
-
-// What a sanitizer has to know of a change of stacks.
-struct Stack {
-  const void* bottom = nullptr;
-  size_t size = 0;
-};
-#if defined(__SANITIZE_ADDRESS__)
-void before_switch(void** saved, const Stack& target) {
-  __sanitizer_start_switch_fiber(saved, target.bottom, target.size);
-}
-void after_switch(void* saved, Stack* origin) {
-  __sanitizer_finish_switch_fiber(saved, origin ? &origin->bottom : nullptr, origin ? &origin->size : nullptr);
-}
-#else
-void before_switch(void**, const Stack&) {}
-void after_switch(void*, Stack*) {}
-#endif
-
 enum class State : uint8_t { kNotBegun, kReady, kWaiting, kEnded };
-
-struct Thread;
-
-// A stack, and where its thread stands.
-struct Fiber {
-  ucontext_t context{};
-  Stack stack;
-  Thread* thread = nullptr;
-  void* saved = nullptr;
-
-  Fiber() {
-    void* memory = mmap(nullptr, kStackSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (memory == MAP_FAILED) {
-      throw std::bad_alloc();
-    }
-    stack = {memory, kStackSize};
-  }
-  ~Fiber() { munmap(const_cast<void*>(stack.bottom), kStackSize); }
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
-};
 
 struct Thread {
   unsigned int number = 0;
@@ -94,6 +33,17 @@ struct Thread {
   std::source_location where;
   unsigned int exchanges = 0;
 };
+
+namespace {
+
+constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
+constexpr unsigned int kMostThreads = 1024;
+constexpr unsigned int kMostBlocks = 65535;  // along y and z
+
+std::string text_of(std::source_location where) {
+  const std::string path = where.file_name();
+  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line());
+}
 
 // Lanes that have come to an exchange. Two sets of values, as a lane may go on to the next exchange before another
 // has read those of this one.
@@ -275,14 +225,7 @@ class Machine {
   }
 
   void start(Fiber& fiber) {
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(fiber.stack.bottom, fiber.stack.size);  // of what an error left
-#endif
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = const_cast<void*>(fiber.stack.bottom);
-    fiber.context.uc_stack.ss_size = fiber.stack.size;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &fiber_main, 0);
+    fiber.prepare(&fiber_main);
     resume(fiber);
   }
 

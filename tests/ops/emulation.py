@@ -5,13 +5,9 @@ operators of a namespace of their own, ``ammnet_sparse_emulation``, with the sch
 calls them in the place of those. AMMNET_SPARSE_EMULATION_SEED, an integer, shuffles the order of their threads.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.ops.support import EMULATION, OPS, REFERENCES
+from tests.ops.support import EMULATION, OPS, REFERENCES, Replaced
 
 NAMESPACE = "ammnet_sparse_emulation"
 
@@ -32,19 +28,9 @@ def has_kernel(name: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU")
 
 
-class Emulated(TorchDispatchMode):
+class Emulated(Replaced):
     """Runs the CUDA kernels of the operators on the CPU inside the block; counts the calls."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        names = (*REFERENCES, "take_out_of_range")
         kernels = getattr(torch.ops, NAMESPACE)
-        self.replaced = {getattr(OPS, name).default: getattr(kernels, name).default for name in names}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Tensors without values, in opcheck, have fakes.
-        if func in self.replaced and all(type(arg) is Tensor for arg in args if isinstance(arg, Tensor)):
-            self.calls += 1
-            return self.replaced[func](*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        super().__init__({name: getattr(kernels, name).default for name in (*REFERENCES, "take_out_of_range")})

@@ -1,7 +1,7 @@
 """Devices and types that every operator is tested on, and what tests of operators look at."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,22 +47,31 @@ REFERENCES: dict[str, Callable[..., Any]] = {
 """Every operator that has compiled kernels, with what runs without them."""
 
 
-class References(TorchDispatchMode):
-    """Runs the references of the operators inside the block, where compiled kernels would run; counts the calls."""
+class Replaced(TorchDispatchMode):
+    """Runs other functions in the place of operators inside the block; counts the calls."""
 
     supports_higher_order_operators = True  # what opcheck wraps operators in that change an argument
 
-    def __init__(self) -> None:
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        """``functions``: by the name of the operator."""
         super().__init__()
         self.calls = 0
-        self.replaced = {getattr(OPS, name).default: reference for name, reference in REFERENCES.items()}
+        self.replaced = {getattr(OPS, name).default: function for name, function in functions.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Tensors without values, in opcheck, have fakes.
-        if func in self.replaced and all(type(arg) is Tensor for arg in args if isinstance(arg, Tensor)):
+        is_real = all(type(arg) in (Tensor, torch.nn.Parameter) for arg in args if isinstance(arg, Tensor))
+        if func in self.replaced and is_real:
             self.calls += 1
             return self.replaced[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+class References(Replaced):
+    """Runs the references of the operators inside the block, where compiled kernels would run; counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__(REFERENCES)
 
 
 @contextmanager

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ammnet_sparse.ops import gather_taps, sum_rows, sum_taps
+from ammnet_sparse.ops import gather_taps, out_of_range_operators, sum_rows, sum_taps
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
 from tests.tolerances import tolerances
 
 
@@ -143,6 +143,21 @@ def test_does_not_wait_for_the_device() -> None:
         gather_taps(features, table, inverse).backward(grad)
 
 
+@pytest.mark.parametrize("device", DEVICE_KERNELS)
+def test_on_cuda_rows_out_of_range_read_nothing_and_are_remembered(device: str) -> None:
+    features = random_values(5, 4, device=device)
+    out_of_range_operators(features)
+    table = torch.tensor([[0, 5], [-2, 4], [2**31 - 1, -1]], dtype=torch.int32, device=device)
+    expected = torch.zeros(3, 2, 4)
+    expected[0, 0], expected[1, 1] = features[0], features[4]
+    assert torch.equal(gather_taps(features, table).cpu(), expected.view(3, 8))
+    assert out_of_range_operators(features) == ["gather_taps"]
+    inside = table.where((table >= 0) & (table < 5), -1)
+    gather_taps(features, inside)
+    assert out_of_range_operators(features) == []
+
+
+@pytest.mark.no_emulation
 @pytest.mark.parametrize("row", [5, -2])
 def test_rows_out_of_range_are_an_error(row: int) -> None:
     table = torch.tensor([[0, 4], [-1, row]])

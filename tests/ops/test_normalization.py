@@ -180,6 +180,7 @@ def weighted_as(results: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tenso
     return total
 
 
+@pytest.mark.no_emulation  # hundreds of launches; the gradients are compared with the formula's above
 @pytest.mark.parametrize("keep_residuals", [False, True])
 @pytest.mark.parametrize("num_groups", [1, 2])
 def test_gradcheck(num_groups: int, keep_residuals: bool) -> None:
@@ -295,6 +296,7 @@ def test_kernels_equal_the_reference(
             torch.testing.assert_close(one, other, rtol=limits["rtol"], atol=atol)
 
 
+@pytest.mark.no_emulation  # its point is the number of rows
 @pytest.mark.parametrize("device", DEVICES)
 def test_single_precision_holds_over_many_rows(device: str) -> None:
     """129,600 rows, mean 5, deviation 0.1: sums of rows and of squares lose four digits here."""
@@ -379,6 +381,7 @@ def test_application_of_the_statistics_found_gives_the_bits_of_the_first_pass() 
         assert torch.equal(found.sum, again.sum) and torch.equal(found.activated, again.activated)
 
 
+@pytest.mark.no_emulation
 def test_number_of_threads_changes_no_bit() -> None:
     inputs = make_inputs(3000, 70)
     threads = torch.get_num_threads()
