@@ -29,8 +29,9 @@ Convolve = Callable[[Tensor, Tensor, KernelMap], Tensor]
 class MaskedPairs:
     """What the implicit matrix product reads, forward for the targets and backward for the sources.
 
-    ``pairs`` [taps, N] int32 are a table's columns, ``mask`` [N, 1] int32 has a bit for every tap that reads a row,
-    and ``order`` [N] int32 sorts the rows by their masks, so that rows that are computed together have like taps.
+    ``pairs`` [taps, N] int32 are a table's columns. ``mask`` [N, 1] int32 has a bit for every tap that a row reads,
+    sorted, so that rows that are computed together have like taps. ``order`` [N] int32 is the row that each mask
+    belongs to: a tile of the product reads the masks at its own positions and finds its rows through ``order``.
     """
 
     pairs: Tensor
@@ -52,8 +53,8 @@ def masked_pairs(pairs: KernelMap) -> MaskedPairs:
 
 def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bits = constant(tuple(1 << tap for tap in range(table.shape[1])), table.device).int()
-    mask = ((table >= 0) * bits).sum(1, dtype=torch.int32)
-    return table.t().contiguous(), mask[:, None], mask.argsort(stable=True).int()
+    mask, order = ((table >= 0) * bits).sum(1, dtype=torch.int32).sort(stable=True)
+    return table.t().contiguous(), mask[:, None].contiguous(), order.int()
 
 
 def native_pairs(pairs: KernelMap) -> tuple[Tensor, Tensor]:

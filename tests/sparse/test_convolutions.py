@@ -311,6 +311,32 @@ def test_masks_have_a_bit_for_every_tap_that_reads() -> None:
     pairs = KernelMap(sites, sites, KERNELS["3x3x3"])
     masked = spconv_engine.masked_pairs(pairs)
     assert torch.equal(masked.pairs, pairs.table.t()) and torch.equal(masked.backward_pairs, pairs.inverse.t())
-    masks = [sum(1 << tap for tap, row in enumerate(rows) if row >= 0) for rows in pairs.table.tolist()]
-    assert masked.mask.flatten().tolist() == masks and masked.mask.dtype == torch.int32
-    assert [masks[row] for row in masked.order.tolist()] == sorted(masks)
+    for table, mask, order in (
+        (pairs.table, masked.mask, masked.order),
+        (pairs.inverse, masked.backward_mask, masked.backward_order),
+    ):
+        masks = [sum(1 << tap for tap, row in enumerate(rows) if row >= 0) for rows in table.tolist()]
+        assert mask.flatten().tolist() == sorted(masks) and mask.dtype == order.dtype == torch.int32
+        assert [masks[row] for row in order.tolist()] == sorted(masks)
+
+
+@pytest.mark.parametrize("name", sorted(spconv_engine._KINDS))
+def test_tiles_that_skip_taps_by_their_masks_miss_none(name: str) -> None:
+    """Follows the implicit product's kernel: a tile joins the masks at its positions and skips all other taps."""
+    kernel = spconv_engine._KINDS[name]
+    fine = random_sites(0.2)
+    source = cells_read(fine, kernel, (4, 3, 5)) if kernel.is_transposed else fine
+    target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
+    pairs = KernelMap(source, target, kernel)
+    masked = spconv_engine.masked_pairs(pairs)
+    read = torch.full_like(pairs.table, -1)
+    tile = 4
+    for begin in range(0, len(target), tile):
+        rows = masked.order[begin : begin + tile].long()
+        joined = 0
+        for mask in masked.mask[begin : begin + tile].flatten().tolist():
+            joined |= mask
+        for tap in range(len(masked.pairs)):
+            if joined >> tap & 1:
+                read[rows, tap] = masked.pairs[tap, rows]
+    assert torch.equal(read, pairs.table)
