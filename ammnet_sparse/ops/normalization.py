@@ -408,7 +408,7 @@ def _save(
 
 
 def _save_of_normalization(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    total, activated, mean, variance = output
+    _, activated, mean, variance = output
     ctx.mark_non_differentiable(mean, variance)
     _save(ctx, inputs, (mean, variance), activated, is_training=True)
 

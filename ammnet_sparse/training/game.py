@@ -126,8 +126,7 @@ class AdversarialGame:
         )
 
     def _accumulate(self, scenes: "Sequence[_Scene]", totals: "_Totals", *, seed: int) -> StepReport:
-        """A step of several batches: equal to one of one batch of all their frames, but for batch normalisation and
-        for what is drawn at random.
+        """A step of several batches: equal to a step of one batch of all frames, but for batch statistics and drawing.
 
         As the generator must meet the updated discriminator, its predictions for the discriminator's step are made in
         a first pass without gradients and made again, with the same dropout, in the second.

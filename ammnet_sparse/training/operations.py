@@ -77,9 +77,11 @@ class _Dispatched(TorchDispatchMode):
             self._counts.views += 1
         else:
             self._counts.launching[name] += 1
-        if name in _VALUES_OR_SIZES_FROM_THE_DEVICE or _has_boolean_index(name, args):
-            self._counts.waits[name] += 1
-        elif name == "repeat_interleave" and (kwargs or {}).get("output_size") is None:
+        if (
+            name in _VALUES_OR_SIZES_FROM_THE_DEVICE
+            or _has_boolean_index(name, args)
+            or (name == "repeat_interleave" and (kwargs or {}).get("output_size") is None)
+        ):
             self._counts.waits[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -94,7 +96,7 @@ class _Called(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _COPIES or func is Tensor.to and _names_the_host(args[1:], kwargs or {}):
+        if func in _COPIES or (func is Tensor.to and _names_the_host(args[1:], kwargs or {})):
             self._counts.waits[getattr(func, "__name__", str(func))] += 1
         return func(*args, **(kwargs or {}))
 

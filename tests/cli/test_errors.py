@@ -86,9 +86,12 @@ def test_faults_of_the_program_keep_their_traceback(error: BaseException) -> Non
 
 
 def test_a_file_without_a_name_gets_one(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left on device") as caught, writing_to(tmp_path / "out"):
-        with open("/dev/full", "w", encoding="utf-8") as full:
-            full.write("x")
+    with (
+        pytest.raises(OSError, match="No space left on device") as caught,
+        writing_to(tmp_path / "out"),
+        open("/dev/full", "w", encoding="utf-8") as full,
+    ):
+        full.write("x")
     assert caught.value.filename == str(tmp_path / "out")
     with pytest.raises(FileNotFoundError) as named, writing_to(tmp_path / "out"):
         (tmp_path / "absent").read_text()
@@ -96,12 +99,16 @@ def test_a_file_without_a_name_gets_one(tmp_path: Path) -> None:
 
 
 def test_libraries_that_do_not_raise_oserror_are_told_too(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model.pth: cannot be written \(.*; is the disk full\?"):
-        with writing_to(tmp_path / "model.pth"):
-            torch.save({"x": torch.zeros(100_000)}, "/dev/full")
-    with pytest.raises(UsageError, match=r"w.safetensors: cannot be written \(.*; is the disk full\?"):
-        with writing_to(tmp_path / "w.safetensors"):
-            safetensors.torch.save_file({"x": torch.zeros(10)}, tmp_path / "absent" / "w.safetensors")
+    with (
+        pytest.raises(UsageError, match=r"model.pth: cannot be written \(.*; is the disk full\?"),
+        writing_to(tmp_path / "model.pth"),
+    ):
+        torch.save({"x": torch.zeros(100_000)}, "/dev/full")
+    with (
+        pytest.raises(UsageError, match=r"w.safetensors: cannot be written \(.*; is the disk full\?"),
+        writing_to(tmp_path / "w.safetensors"),
+    ):
+        safetensors.torch.save_file({"x": torch.zeros(10)}, tmp_path / "absent" / "w.safetensors")
 
 
 def test_places_that_cannot_be_written_are_named_before_the_work(

@@ -40,7 +40,7 @@ def test_what_stops_the_writing_leaves_the_file_and_nothing_else(tmp_path: Path,
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "absent" / "file", "text")
     assert caught.value.filename == str(tmp_path / "absent" / "file")
 

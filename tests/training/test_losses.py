@@ -130,7 +130,7 @@ def test_labels_at_dense_sites_are_ignored_where_nothing_is_scored(batch: Batch)
 
 
 def test_half_precision_logits_are_summed_in_float32(batch: Batch) -> None:
-    prediction, dense = prediction_of(batch, is_dense=False, dtype=torch.float16)
+    prediction, _ = prediction_of(batch, is_dense=False, dtype=torch.float16)
     loss = scene_cross_entropy(prediction, batch, label_smoothing=0.2)
     assert loss.dtype == torch.float32
     exact = Prediction(prediction.voxel_logits.double(), prediction.sites)

@@ -117,7 +117,7 @@ def test_frames_that_nothing_can_be_learned_from_are_left_out(tmp_path: Path, ba
         return step(batches, **options)
 
     run.game.step = record  # type: ignore[method-assign, assignment]
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out of training") as caught:
         run.train()
     assert {name for names in trained for name in names} == {"0001", "0004"}
     said = sorted(str(warning.message) for warning in caught if "left out of training" in str(warning.message))
@@ -134,7 +134,10 @@ def test_a_list_without_a_usable_frame_is_refused(tmp_path: Path) -> None:
     root = degenerate_set(tmp_path / "set")
     write_list(root / "train.txt", ["0002", "0003", "0005", "0006"])
     run = make_run(degenerate_config(root), tmp_path / "run")
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="no frame of the training list can be trained on"):
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DataError, match="no frame of the training list can be trained on"),
+    ):
         run.train()
 
 

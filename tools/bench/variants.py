@@ -142,7 +142,7 @@ def build(variant: Variant, config: Config, device: torch.device) -> Pair:
 def is_channels_last(variant: Variant, device: torch.device) -> bool:
     """The dense reference at its best: on a GPU it recomputes with channels last too."""
     return variant.net == "dense" and (
-        variant.name == "channels_last" or variant.name == "recompute_blocks" and device.type == "cuda"
+        variant.name == "channels_last" or (variant.name == "recompute_blocks" and device.type == "cuda")
     )
 
 

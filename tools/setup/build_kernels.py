@@ -210,7 +210,7 @@ def cuda_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolch
             "-DUSE_CUDA",
             *torch_flags(torch_folder),
             *architecture_flags(architectures),
-        ],  # fmt: skip
+        ],
         link=[*compiler, "-shared"],
         # The static runtime, its symbols kept inside: the library then runs with a PyTorch of another CUDA release.
         link_libraries=[
@@ -221,7 +221,7 @@ def cuda_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolch
             "-lrt",
             "-lpthread",
             "-ldl",
-        ],  # fmt: skip
+        ],
     )
 
 
@@ -288,9 +288,13 @@ def compile_source(source: Path, folder: Path, *, toolchain: Toolchain, headers:
     target = folder / f"{source.stem}.o"
     log = folder / f"{source.stem}.log"
     command = [*toolchain.compile, str(source), "-o", str(target)]
-    if target.is_file() and log.is_file() and log.read_text(encoding="utf-8").startswith(f"{command}\n"):
-        if target.stat().st_mtime > max(path.stat().st_mtime for path in (source, *headers)):
-            return target
+    if (
+        target.is_file()
+        and log.is_file()
+        and log.read_text(encoding="utf-8").startswith(f"{command}\n")
+        and target.stat().st_mtime > max(path.stat().st_mtime for path in (source, *headers))
+    ):
+        return target
     output = run_compiler(command)
     log.write_text(f"{command}\n{output}", encoding="utf-8")
     return target

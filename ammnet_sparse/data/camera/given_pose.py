@@ -63,7 +63,7 @@ def upright_axis(
         up = axis_direction(pose, pose_up)
         off = angle_between(up, gravity.up)
         return pose_up, up, "sure", f"the pose's {pose_up}, as told; {off:.1f} degrees off what the depth shows"
-    if not upright.candidates or gravity.confidence == "guess" and not _agreeing(upright, pose):
+    if not upright.candidates or (gravity.confidence == "guess" and not _agreeing(upright, pose)):
         axis, off = nearest_axis(pose, CAMERA_UP)
         reason = f"the pose's {axis}, the nearest to the camera's upright; the depth does not say"
         return axis, axis_direction(pose, axis), "guess", reason

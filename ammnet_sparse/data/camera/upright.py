@@ -119,10 +119,8 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
 
 def _confidence(gravity: Gravity, best: Candidate, rival: float, *, is_told: bool) -> Confidence:
     """Sure only where the alternatives lose and a floor with something on it is seen, or someone told."""
-    if is_told:
-        is_clear = rival <= 2 * _MAX_RIVAL
-    else:
-        is_clear = rival <= _MAX_RIVAL and best.floor.is_seen and best.has_standing
+    has_floor = best.floor.is_seen and best.has_standing
+    is_clear = rival <= 2 * _MAX_RIVAL if is_told else rival <= _MAX_RIVAL and has_floor
     if gravity.confidence == "sure" and not is_clear:
         return "likely" if rival <= _LIKELY_RIVAL else "guess"
     if gravity.confidence == "likely" and rival > _LIKELY_RIVAL:

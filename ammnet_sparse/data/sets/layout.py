@@ -21,7 +21,7 @@ def image_paths(base: Path, frame_id: str) -> Iterator[Path]:
     """Where the colour image of a frame may be; the published name first, which messages show where there is none."""
     for folder in IMAGE_FOLDERS:
         is_half = "/" in folder
-        for name in sorted(IMAGE_NAMES, key=lambda name: name.endswith("_rgb") != is_half):  # noqa: B023
+        for name in sorted(IMAGE_NAMES, key=lambda name: name.endswith("_rgb") != is_half):
             for kind in IMAGE_TYPES:
                 yield base / folder / f"{name.format(frame_id)}{kind}"
 
@@ -36,6 +36,7 @@ def find_half(base: Path, split: str, *, cad: Path | None) -> Path | None:
 
 
 def ids_of_folder(folder: Path) -> list[str]:
+    """The frames that a folder of images has, sorted."""
     return sorted(set(_ids_in(folder)))
 
 

@@ -15,8 +15,10 @@ FINE_VOXEL_SIZE = VOXEL_SIZE / FINE_PER_VOXEL
 FINE_GRID_SHAPE = (GRID_SHAPE[0] * FINE_PER_VOXEL, GRID_SHAPE[1] * FINE_PER_VOXEL, GRID_SHAPE[2] * FINE_PER_VOXEL)
 
 RAW_TO_CLASS = np.array(
-    [0, 1, 2, 3, 4, 11, 5, 6, 7, 8, 8, 10, 10, 10, 11, 11, 9, 8, 11]
-    + [11, 11, 11, 11, 11, 11, 11, 11, 10, 10, 11, 8, 10, 11, 9, 11, 11, 11],
+    [
+        *(0, 1, 2, 3, 4, 11, 5, 6, 7, 8, 8, 10, 10, 10, 11, 11, 9, 8, 11),
+        *(11, 11, 11, 11, 11, 11, 11, 11, 10, 10, 11, 8, 10, 11, 9, 11, 11, 11),
+    ],
     dtype=np.uint8,
 )
 """[37] class of every raw label of SSCNet."""

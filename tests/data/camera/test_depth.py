@@ -210,7 +210,9 @@ def test_damaged_arrays_are_named(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     content[int(rng.integers(0, 128))] ^= int(rng.integers(1, 256))
     path.write_bytes(content)
+    message = str(path)
     try:
         read_depth(path)
     except DataError as error:
-        assert str(path) in str(error)
+        message = str(error)
+    assert str(path) in message

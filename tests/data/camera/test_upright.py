@@ -1,5 +1,6 @@
 """Cameras held in any way: what is called sure is right, and what cannot be told is said; frames after one another."""
 
+import itertools
 import math
 
 import numpy as np
@@ -193,7 +194,7 @@ def test_a_still_camera_stays_still() -> None:
     assert max(angle(up, pose[2, :3]) for up in ups) < 0.5
     assert np.abs(np.diff(heights)).max() < 0.01 and heights[-1] == pytest.approx(1.4, abs=0.02)
     alone = [place_camera(noisy(depth, seed), camera=NYU_CAMERA).up for seed in range(6)]
-    largest = [max(angle(a, b) for a, b in zip(these[1:], these[2:], strict=False)) for these in (ups, alone)]
+    largest = [max(angle(a, b) for a, b in itertools.pairwise(these[1:])) for these in (ups, alone)]
     assert largest[0] <= largest[1]
 
 
