@@ -145,7 +145,11 @@ def place_camera(
     if camera_height is not None and not 0 < camera_height < math.inf:
         raise ValueError(f"camera_height: expected metres above 0, found {camera_height}")
     surface = surface_from_depth(depth, camera=camera)
-    kept = keep(previous, surface) if previous is not None and pose is None else None
+    if previous is not None and pose is None:
+        agreement = previous.gravity.agreement
+        kept = keep(previous.up, surface, confidence=previous.up_confidence, agreement=agreement)
+    else:
+        kept = None
     if previous is not None and kept is not None:
         return _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
     upright = find_upright(surface, is_told=is_told_upright)

@@ -6,16 +6,12 @@ corrected by the new depth, are steadier than new ones. Where the depth contradi
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ammnet_sparse.data.camera.floor import Floor
-from ammnet_sparse.data.camera.gravity import Heading, Vector, angle_between, refined
+from ammnet_sparse.data.camera.gravity import Confidence, Heading, Vector, angle_between, refined
 from ammnet_sparse.data.camera.surface import Surface
-
-if TYPE_CHECKING:
-    from ammnet_sparse.data.camera.placement import Placement
 
 _MAX_TURN = 12.0
 """Degrees by which a camera turns against the vertical, or the room, between two frames at most."""
@@ -81,19 +77,26 @@ class Kept:
         return dataclasses.replace(now, forward=forward, turn=turn)
 
 
-def keep(previous: "Placement", surface: Surface) -> Kept | None:
-    """The vertical of the frame before as this frame's depth corrects it; None where it contradicts."""
+def keep(up: Vector, surface: Surface, *, confidence: Confidence, agreement: float) -> Kept | None:
+    """The vertical of the frame before as this frame's depth corrects it; None where it contradicts.
+
+    Args:
+        up: [3] float64 of length 1, the vertical of the frame before in camera coordinates.
+        surface: of the new depth.
+        confidence: of that vertical.
+        agreement: share of the surface before that lay along or across it.
+    """
     if len(surface) < _MIN_SAMPLES:
-        return Kept(previous.up)
-    if previous.up_confidence == "guess":
+        return Kept(up)
+    if confidence == "guess":
         return None
-    found = refined(previous.up, surface.normals)
-    correction = angle_between(found, previous.up)
+    found = refined(up, surface.normals)
+    correction = angle_between(found, up)
     along = np.abs(surface.normals @ found)
     tolerance = math.radians(10.0)
-    agreement = float(((along > math.cos(tolerance)) | (along < math.sin(tolerance))).mean())
-    least = max(_MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT * previous.gravity.agreement)
-    if correction > _MAX_TURN or agreement < least:
+    found_agreement = float(((along > math.cos(tolerance)) | (along < math.sin(tolerance))).mean())
+    least = max(_MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT * agreement)
+    if correction > _MAX_TURN or found_agreement < least:
         return None
     return Kept(found)
 
