@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN, Frame, color_planes
+from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import (
     IGNORE_LABEL,
     IMAGE_SHAPE,
@@ -19,6 +19,7 @@ from ammnet_sparse.data.grid import (
     TSDF_TOLERANCE,
     UNMAPPED,
 )
+from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.devices import checked_device
 
@@ -284,14 +285,9 @@ def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:
 def normalize_image(image: NDArray[Any]) -> torch.Tensor:
     """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
 
-    A pixel that equals float32 ``IMAGE_MEAN`` becomes exactly 0: that is how augmentation pads.
+    A pixel that equals float32 ImageNet's mean becomes exactly 0: that is how augmentation pads.
     """
     return normalize_planes(_tensor(image).permute(2, 0, 1).to(torch.float32).contiguous())
-
-
-def normalize_planes(planes: Tensor) -> Tensor:
-    """[..., 3, rows, columns] float32 RGB on the scale 0..255, on any device, normalised in place."""
-    return planes.sub_(color_planes(IMAGE_MEAN, planes.device)).div_(color_planes(IMAGE_DEVIATION, planes.device))
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

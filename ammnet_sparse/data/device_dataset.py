@@ -24,9 +24,10 @@ from ammnet_sparse.data.augmentation import (
     draw_symmetry,
     pad_image,
 )
-from ammnet_sparse.data.batch import Batch, normalize_planes
+from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource

@@ -1,26 +1,12 @@
 """One frame as numpy arrays, as it comes from disk or from a camera."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
-
-IMAGE_MEAN = (123.675, 116.28, 103.53)
-"""ImageNet's mean of (red, green, blue), on the scale 0..255."""
-IMAGE_DEVIATION = (58.395, 57.12, 57.375)
-"""ImageNet's standard deviation, likewise."""
-
-
-@functools.lru_cache(maxsize=16)
-def color_planes(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """[3, 1, 1] float32 of (red, green, blue). Kept, as making it anew would have the host wait for the device."""
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

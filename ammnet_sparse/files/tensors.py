@@ -1,46 +1,45 @@
-"""Reading safetensors files and torch checkpoints: header first, bounded, without memory maps and without pickle.
+"""Reading safetensors files: header first, bounded, and without memory maps.
 
 A mapped file that is cut while it is open ends the process with SIGBUS. Here the bytes are read, so a cut file is an
-error with its name; the system's cache shares them between processes all the same.
+error with its name; the system's cache shares them between processes all the same. PyTorch is imported only where a
+tensor is made: `data check` does without it.
 """
 
 import dataclasses
 import json
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ammnet_sparse.files.content import advice_for, describe_content, is_text, open_file, read_head
+from ammnet_sparse.files.content import advice_for, describe_content, open_file, read_head
 from ammnet_sparse.files.errors import DataError, FileError, reason
 
-_TYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
+if TYPE_CHECKING:
+    import torch
+
+_TYPES = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F32": ("float32", 4),
+    "F64": ("float64", 8),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "C64": ("complex64", 8),
 }
-"""Types of the safetensors format."""
+"""Types of the safetensors format: PyTorch's name and the bytes of a value."""
 _NUMPY_TYPES = {
     "BOOL": "?",
     "U8": "u1",
@@ -58,10 +57,6 @@ _NUMPY_TYPES = {
 _LONGEST_HEADER = 100_000_000
 """Bytes, as the format has it."""
 _LARGEST_DIMENSION = 2**48
-_GROWTH = 2
-"""How many times a torch checkpoint may grow when it is unpacked: torch itself compresses nothing."""
-_SHARING = 16
-"""How many times the size of its file all tensors of a checkpoint may have together: tensors may share memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +69,12 @@ class TensorEntry:
     end: int
 
     @property
-    def dtype(self) -> torch.dtype:
-        return _TYPES[self.type_name]
+    def dtype(self) -> "torch.dtype":
+        """PyTorch's type."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, _TYPES[self.type_name][0])
+        return dtype
 
 
 class SafetensorsFile:
@@ -122,13 +121,15 @@ class SafetensorsFile:
     def close(self) -> None:
         self._file.close()
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """A tensor on the CPU, in memory of its own.
 
         Raises:
             FileError: the file was cut since it was opened.
             KeyError: no tensor of that name.
         """
+        import torch
+
         entry = self.entries[name]
         content = self._bytes(name, entry.start, entry.end)
         if not content:
@@ -187,41 +188,6 @@ class SafetensorsFile:
         return self._raises.about(self.path, expected=self._what, found=found, advice=self._advice)
 
 
-def read_torch_file(
-    path: str | Path,
-    *,
-    what: str = "a checkpoint of torch",
-    advice: str = "download it again, or save only its state_dict",
-    raises: type[FileError] = DataError,
-) -> Any:
-    """What ``torch.save`` wrote, on the CPU, if it holds tensors and plain values only; no code in it is executed.
-
-    Raises:
-        FileError: as ``raises``: missing, damaged, other objects, or tensors that are larger than the file can hold
-            (stride 0, compressed archives): they would not fit into memory.
-    """
-    with open_file(path, what=what, advice=advice, raises=raises) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = read_head(file)
-        found = describe_content(head)
-        if not head or "instead of the file" in found or "zeros only" in found:
-            raise raises.about(path, expected=what, found=found, advice=advice_for(head, otherwise=advice))
-        try:
-            if head.startswith(b"PK"):
-                with zipfile.ZipFile(file) as archive:
-                    unpacked = sum(info.file_size for info in archive.infolist())
-                if unpacked > _GROWTH * size:
-                    raise ValueError(f"an archive of {size:,} bytes that unpacks to {unpacked:,}")
-                file.seek(0)
-            contents = torch.load(file, map_location="cpu", weights_only=True)
-            _check_logical_size(contents, size)
-        # Damaged bytes make the readers raise nearly anything.
-        except Exception as error:
-            found = _torch_reason(error, head)
-            raise raises.about(path, expected=what, found=found, advice=advice) from error
-    return contents
-
-
 def is_safetensors(path: str | Path) -> bool:
     """Whether a file begins as a safetensors file does; False where it cannot be read."""
     try:
@@ -230,16 +196,6 @@ def is_safetensors(path: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
-
-
-def _torch_reason(error: Exception, head: bytes) -> str:
-    """What a checkpoint is instead; never torch's own advice to load it unsafely."""
-    if isinstance(error, pickle.UnpicklingError):
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
-            return f"Python objects ({named[1]}), which are never loaded"
-        return describe_content(head) if is_text(head) else "a damaged file, or one with other Python objects"
-    return str(error) if type(error) is ValueError else reason(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -262,7 +218,7 @@ def _entry(name: str, value: Any, offset: int) -> TensorEntry:
     count = 1
     for length in shape:
         count *= length
-    if len(offsets) != 2 or offsets[1] - offsets[0] != count * _TYPES[type_name].itemsize:
+    if len(offsets) != 2 or offsets[1] - offsets[0] != count * _TYPES[type_name][1]:
         raise ValueError(f"{name[:80]}: expected as many bytes as {type_name} {shape} takes, found {offsets}")
     return TensorEntry(type_name, tuple(shape), offset + offsets[0], offset + offsets[1])
 
@@ -276,33 +232,3 @@ def _check_layout(entries: Mapping[str, TensorEntry], start: int, size: int) -> 
     if start != size:
         what = "a truncated file" if start > size else "more bytes behind its end"
         raise ValueError(f"{start:,} bytes of tensors and header in a file of {size:,}: {what}")
-
-
-def _check_logical_size(contents: Any, size: int) -> None:
-    """Raises ValueError where tensors claim more memory than the file that they come from can hold."""
-    total = 0
-    for name, tensor in _tensors(contents):
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-            continue  # judged by who uses it, by its name
-        num_bytes = tensor.numel() * tensor.element_size()
-        total += num_bytes
-        if num_bytes > size or total > _SHARING * size:
-            raise ValueError(
-                f"{name}: {tensor.dtype} {list(tensor.shape)}, {num_bytes:,} bytes in a file of {size:,} (values that "
-                "are repeated by a stride of 0)"
-            )
-
-
-def _tensors(contents: Any) -> list[tuple[str, Tensor]]:
-    """Every tensor of nested dicts, lists and tuples, by its dotted name; each container once."""
-    found, seen = [], set()
-    waiting: list[tuple[str, Any]] = [("", contents)]
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, Tensor):
-            found.append((name, value))
-        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-            waiting += [(f"{name}.{part}".lstrip("."), inner) for part, inner in parts]
-    return found

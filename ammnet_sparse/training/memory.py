@@ -4,7 +4,7 @@ from ammnet_sparse.config import Config
 
 _KEPT_MIB = {"off": 985.0, "elementwise": 517.0, "blocks": 233.0, "full": 112.0}
 """Kept for the backward pass of the generator by ``training.recompute``, a frame of NYU at width 256 in float32, as
-tools/bench_model.py measures it (docs/results.md); about proportional to the width."""
+the benchmark bench_model measures it (docs/results.md); about proportional to the width."""
 _WIDTH = 256
 
 

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.frame import IMAGE_DEVIATION, IMAGE_MEAN
+from ammnet_sparse.data.image_normalization import IMAGE_DEVIATION, IMAGE_MEAN
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.files.writing import naming_errors, write_text
 from ammnet_sparse.models.ammnet import AMMNet

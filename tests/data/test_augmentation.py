@@ -19,8 +19,9 @@ from ammnet_sparse.data.augmentation import (
     pad_image,
 )
 from ammnet_sparse.data.batch import Batch, normalize_image
-from ammnet_sparse.data.frame import IMAGE_MEAN, Frame
+from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.image_normalization import IMAGE_MEAN
 from ammnet_sparse.data.sets.compact import CompactFrame
 from ammnet_sparse.data.symmetry import Symmetry
 from tests.data.frames import assert_same_frame, random_frame

@@ -16,7 +16,8 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from ammnet_sparse.files.tensors import SafetensorsFile, is_safetensors, read_torch_file
+from ammnet_sparse.files.tensors import SafetensorsFile, is_safetensors
+from ammnet_sparse.files.torch_files import read_torch_file
 from ammnet_sparse.models.weights import efficientnet
 from ammnet_sparse.models.weights.checks import check_plain, type_problem, value_problem
 from ammnet_sparse.models.weights.errors import WeightsError, some_names
