@@ -6,6 +6,9 @@ Examples:
   ammnet train --resume runs/2026-01-31_120000
   ammnet train --init-from runs/2026-01-31_120000/best.safetensors data.root=/data/own model.width=16
 
+Several cards: torchrun --nproc_per_node=2 tools/train.py ... (or -m ammnet_sparse train); training.batch_size is that
+of each. docs/training.md has more.
+
 Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted.
 """
 
@@ -16,6 +19,8 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import torch
 
 from ammnet_sparse.cli.configs import DEFAULT_CONFIG, config_names, find_config
 from ammnet_sparse.cli.errors import (
@@ -46,6 +51,14 @@ from ammnet_sparse.data.synthetic.generate import ensure_rooms
 from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.shipped import find_weights
+from ammnet_sparse.processes import (
+    ProcessError,
+    from_first_process,
+    joined_processes,
+    num_processes,
+    rank,
+    wait_for_all,
+)
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE, CheckpointError, stored_config
 from ammnet_sparse.training.folder_lock import create_run_folder
 from ammnet_sparse.training.loop import DivergenceError, Run
@@ -60,16 +73,22 @@ RUNS = Path("runs")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet train``; returns its exit code."""
     options = _parse(arguments)
-    config = _resumed_config(options) if options.resume is not None else _new_config(options)
-    run = _begin(options, config)
-    with writing_to(run.folder):
-        print(format_result(_train(run)))
+    try:
+        with joined_processes(options.device) as device:
+            config = _resumed_config(options) if options.resume is not None else _new_config(options)
+            run = _begin(options, config, device=choose_device(device))
+            with writing_to(run.folder):
+                result = _train(run)
+            if rank() == 0:
+                print(f"Best weights: {run.folder / BEST_WEIGHTS}")
+                print(format_result(result))
+    except ProcessError as error:
+        raise CommandFailed(str(error)) from error
     return 0
 
 
-def _begin(options: argparse.Namespace, config: Config) -> Run:
+def _begin(options: argparse.Namespace, config: Config, *, device: torch.device) -> Run:
     """The run, its data and network in place; what it will do is printed."""
-    device = choose_device(options.device)
     # Rooms take minutes: check what can be checked before they are generated.
     check_runnable(config, device, has_weights=bool(options.resume or options.init_from))
     initial_weights = None if options.init_from is None else _initial_weights(options.init_from)
@@ -87,9 +106,13 @@ def _begin(options: argparse.Namespace, config: Config) -> Run:
         )
     done = run.progress
     begun = f"{done.epoch} epochs and {done.step} steps are done, " if done.step else ""
+    if rank() > 0:
+        return run
+    each = f"{num_processes()} processes with {config.training.batch_size} frames each, " if num_processes() > 1 else ""
     print(
         f"Training in {folder}: {begun}{len(run.training_set)} training and {len(run.validation_set)} validation "
-        f"frames of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps on {run.device}",
+        f"frames of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps, "
+        f"{each}on {run.device}",
         flush=True,
     )
     return run
@@ -101,7 +124,7 @@ def _folder_of(options: argparse.Namespace) -> Iterator[Path]:
     if named := options.resume or options.out:
         yield named
         return
-    folder = create_run_folder(RUNS, _name_of_now())
+    folder = from_first_process(create_run_folder(RUNS, _name_of_now()) if rank() == 0 else None)
     try:
         yield folder
     except BaseException:
@@ -117,7 +140,7 @@ def _name_of_now() -> str:
 def _train(run: Run) -> RunResult:
     """Trains to the end; whatever stops it says how to go on."""
     try:
-        result = run.train()
+        return run.train()
     except (DivergenceError, WorkerError) as error:
         raise CommandFailed(f"{error}\n{_how_to_go_on(run.folder)}") from error
     except BaseException as error:
@@ -125,8 +148,6 @@ def _train(run: Run) -> RunResult:
             error.add_note(memory_advice(run.config))
         error.add_note(_how_to_go_on(run.folder))
         raise
-    print(f"Best weights: {run.folder / BEST_WEIGHTS}")
-    return result
 
 
 def _initial_weights(name: str) -> Path:
@@ -190,7 +211,11 @@ def _new_config(options: argparse.Namespace) -> Config:
 
 def _with_data(config: Config) -> Config:
     """With an absolute ``data.root``, so that the run can be resumed from any folder; rooms are made on first use."""
+    if config.data.root is None and rank() > 0:
+        wait_for_all()  # until the first process has generated them
     root = (config.data.root or ensure_rooms(config.data)).resolve()
+    if config.data.root is None and rank() == 0:
+        wait_for_all()
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 

@@ -101,7 +101,8 @@ class EpochSampler(Sampler[list[int]]):
     """Batches of indices of one epoch, in an order that depends on (seed, epoch) alone.
 
     With several processes every batch is shared out: process ``rank`` gets every ``num_processes``-th frame of the
-    order, so that a step of all of them sees ``batch_size * num_processes`` neighbours of it.
+    order, so that a step of all of them sees ``batch_size * num_processes`` neighbors of it. Without ``drop_last`` some
+    may get fewer frames or one batch less.
 
     Args:
         num_frames: indices 0..num_frames - 1.
@@ -111,7 +112,7 @@ class EpochSampler(Sampler[list[int]]):
         start_batch: batches of the epoch that are skipped, counted in one process.
 
     Raises:
-        ValueError: a batch size or start that gives no batch, or processes that would get unlike batches.
+        ValueError: a batch size or start that gives no batch.
     """
 
     def __init__(
@@ -130,8 +131,6 @@ class EpochSampler(Sampler[list[int]]):
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         if not 0 <= rank < num_processes:
             raise ValueError(f"rank: expected 0..{num_processes - 1}, found {rank}")
-        if num_processes > 1 and not drop_last:
-            raise ValueError(f"drop_last: expected True with {num_processes} processes, or their last batches differ")
         step = batch_size * num_processes
         num_batches = num_frames // step if drop_last else -(-num_frames // step)
         if num_batches == 0:
@@ -144,9 +143,10 @@ class EpochSampler(Sampler[list[int]]):
                 f"start_batch: expected 0..{num_batches} in an epoch of as many batches, found {start_batch}"
             )
         order = epoch_order(num_frames, shuffle_seed=shuffle_seed, epoch=epoch)
-        self._batches = [
+        shared = [
             order[batch * step : (batch + 1) * step][rank::num_processes] for batch in range(start_batch, num_batches)
         ]
+        self._batches = [batch for batch in shared if batch]
 
     def __len__(self) -> int:
         """Batches that are left."""

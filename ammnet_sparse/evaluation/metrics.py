@@ -1,5 +1,6 @@
 """Scene completion (SC) and semantic scene completion (SSC) scores: the protocol of the paper's tables (5.1)."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from torchmetrics.classification import BinaryConfusionMatrix, MulticlassConfusi
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.processes import num_processes, of_all_processes, sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,15 @@ class VoxelCounts:
             self.frames + other.frames,
         )
 
+    def over_processes(self) -> "VoxelCounts":
+        """Those of all processes together; collective."""
+        if num_processes() == 1:
+            return self
+        frames = self.confusion.new_tensor([self.frames])
+        sums = sum_over_processes(torch.cat([self.confusion.flatten(), self.occupancy.flatten(), frames]))
+        confusion, occupancy, frames = sums.split([self.confusion.numel(), self.occupancy.numel(), 1])
+        return VoxelCounts(confusion.view_as(self.confusion), occupancy.view_as(self.occupancy), frames=int(frames))
+
     def scores(self) -> Scores:
         """Scores of what was counted; waits for the device."""
         return scores_from_counts(self.confusion, self.occupancy, frames=self.frames)
@@ -156,19 +167,16 @@ class CompletionMetrics:
     SC looks at those of them that no pixel hits, occupied against empty. What lies outside never matters.
     """
 
-    def __init__(self, *, device: torch.device | str = "cpu", sync_ranks: bool = False) -> None:
-        """Counts stay on ``device`` until ``compute``.
-
-        ``sync_ranks`` adds up the counts of all processes of a distributed run in ``compute``, which every process
-        must then call.
-        """
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        """Counts stay on ``device`` until ``compute``."""
+        # Of this process: they are added up over the processes of a training as a whole, see ``evaluate``.
         self._confusion = MulticlassConfusionMatrix(
-            NUM_CLASSES, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=sync_ranks
+            NUM_CLASSES, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
         ).to(device)
         self._occupancy = BinaryConfusionMatrix(
-            ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=sync_ranks
+            ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
         ).to(device)
-        self._frames = SumMetric(sync_on_compute=sync_ranks).to(device)
+        self._frames = SumMetric(sync_on_compute=False).to(device)
 
     def update(self, labels_predicted: Tensor, batch: Batch) -> None:
         """Adds a batch.
@@ -207,7 +215,11 @@ class CompletionMetrics:
 
 
 def evaluate(
-    predict: Callable[[Batch], Tensor], batches: Iterable[Batch], *, device: torch.device | str = "cpu"
+    predict: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    *,
+    device: torch.device | str = "cpu",
+    over_processes: bool = False,
 ) -> Scores:
     """Scores of a predictor over batches with labels, without gradients.
 
@@ -218,6 +230,7 @@ def evaluate(
         predict: from a batch on ``device`` to labels [B, V] or [B, X, H, Y], integers 0..11 at the scored voxels.
         batches: frames to score, for instance a data loader.
         device: where prediction and counting run.
+        over_processes: scores of the batches of all processes together; collective.
     """
     metrics = CompletionMetrics(device=device)
     left_out: list[str] = []
@@ -235,7 +248,13 @@ def evaluate(
             if unseen.batch_size:
                 empty = torch.full((unseen.batch_size, unseen.num_voxels), EMPTY_LABEL, device=unseen.tsdf.device)
                 metrics.update(empty, unseen)
-    return replace(metrics.compute(), left_out=tuple(left_out), without_hits=tuple(without_hits))
+    scores = metrics.compute()
+    if over_processes and num_processes() > 1:
+        counts = VoxelCounts(scores.confusion.to(device), scores.occupancy.to(device), scores.frames)
+        scores = counts.over_processes().scores()
+        names = of_all_processes((left_out, without_hits))
+        left_out, without_hits = (sorted(itertools.chain(*part)) for part in zip(*names, strict=True))
+    return replace(scores, left_out=tuple(left_out), without_hits=tuple(without_hits))
 
 
 def _names(batch: Batch, chosen: Tensor) -> list[str]:

@@ -9,7 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ammnet_sparse.ops import Normalized, RunningStatistics, apply_normalization, normalize_sites
 from ammnet_sparse.ops._library import accumulation_dtype
+from ammnet_sparse.processes import num_processes
 from ammnet_sparse.sparse.recipes import add, has_recipes, noted, relu
+from ammnet_sparse.sparse.shared_statistics import normalize_over_processes
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -67,7 +69,8 @@ class SiteBatchNorm(nn.BatchNorm1d):
         """Sum and its ReLU; what is not asked for is ``features`` instead."""
         weight, bias, mean, variance = self._in_type_of(features)
         if self.training or mean is None or variance is None:
-            if features.shape[0] < 2 * num_groups:
+            is_shared = num_processes() > 1
+            if features.shape[0] < 2 * num_groups and not is_shared:
                 raise ValueError(
                     "batch normalization in training mode needs at least 2 sites, found "
                     f"{features.shape[0] // num_groups}; the batch holds too few scored or hit voxels"
@@ -79,7 +82,8 @@ class SiteBatchNorm(nn.BatchNorm1d):
                         "SiteBatchNorm.momentum: expected a number, found None; cumulative averages are not supported"
                     )
                 running = RunningStatistics(mean, variance, self.num_batches_tracked, self.momentum)
-            out = normalize_sites(
+            normalize = normalize_over_processes if is_shared else normalize_sites
+            out = normalize(
                 features,
                 weight,
                 bias,

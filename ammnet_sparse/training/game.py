@@ -18,6 +18,7 @@ from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.inputs import plan_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
+from ammnet_sparse.processes import num_processes, rank, sum_over_processes
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.training.losses import (
@@ -50,6 +51,15 @@ class StepReport:
     generator_gradient_norm: Tensor
     discriminator_gradient_norm: Tensor | None
     counts: VoxelCounts
+
+    def over_processes(self) -> "StepReport":
+        """Of the frames of all processes: losses are shares of theirs, norms are the same in each."""
+        if num_processes() == 1:
+            return self
+        shares = {name: getattr(self, name) for name in ("loss", "scene", "image", "adversarial", "discriminator")}
+        present = {name: value for name, value in shares.items() if value is not None}
+        sums = sum_over_processes(torch.stack([value.double() for value in present.values()]))
+        return dataclasses.replace(self, **dict(zip(present, sums, strict=True)), counts=self.counts.over_processes())
 
     def as_floats(self) -> dict[str, float]:
         """Losses and norms by name, without those left out; waits for the device, once."""
@@ -114,7 +124,7 @@ class AdversarialGame:
         prediction = self._predict(scene)
         discriminator_loss = discriminator_norm = None
         if self.discriminator_optimization is not None:
-            discriminator_loss = self._discriminate(scene, prediction, seed=seed, num_scenes=1)
+            discriminator_loss = self._discriminate(scene, prediction, totals, seed=seed, num_scenes=1)
             discriminator_norm = self.discriminator_optimization.step()
         losses = self._generate(scene, prediction, totals, num_scenes=1)
         return StepReport(
@@ -139,7 +149,7 @@ class AdversarialGame:
                 random_states.append(_RandomState.of(scene.batch.tsdf.device))
                 with torch.no_grad(), unchanged_statistics(self.generator):
                     prediction = self._predict(scene)
-                judged.append(self._discriminate(scene, prediction, seed=seed, num_scenes=len(scenes)))
+                judged.append(self._discriminate(scene, prediction, totals, seed=seed, num_scenes=len(scenes)))
             discriminator_loss = torch.stack(judged).sum()
             discriminator_norm = self.discriminator_optimization.step()
         parts, counts = [], []
@@ -172,7 +182,9 @@ class AdversarialGame:
             prediction: Prediction = self.generator(scene.batch, voxels=scene.plan)
         return prediction
 
-    def _discriminate(self, scene: "_Scene", prediction: Prediction, *, seed: int, num_scenes: int) -> Tensor:
+    def _discriminate(
+        self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, seed: int, num_scenes: int
+    ) -> Tensor:
         """Adds the discriminator's gradients on one batch; its loss, as a share of the step's."""
         assert self.discriminator_optimization is not None
         fakes = self._fakes(scene, seed=seed)
@@ -184,14 +196,14 @@ class AdversarialGame:
         with self._autocast(scene.batch.tsdf.device):
             # One forward pass, in which batch statistics never mix.
             scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
-            loss = discriminator_loss(scores, num_groups=len(inputs)) / num_scenes
+            loss = totals.share(discriminator_loss(scores, num_groups=len(inputs)) / num_scenes, scene.index)
         self.discriminator_optimization.backward(loss)
         return loss.detach()
 
     def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
         """Perturbed truths [B, V] (eqs. 5 and 6)."""
         config = self.config.adversarial
-        seed = (seed * 64 + scene.index) % 2**63
+        seed = ((seed * 64 + scene.index) * num_processes() + rank()) % 2**63
         fakes = []
         if config.geometric_fakes:
             probability = draw_erase_probability(
@@ -229,7 +241,7 @@ class AdversarialGame:
                 frozen.enter_context(unchanged_statistics(self.discriminator))
                 with self._autocast(scene.batch.tsdf.device):
                     scores = self._score(scene, self._scored_features(scene, prediction))
-                adversarial_loss = real_loss(scores) / num_scenes
+                adversarial_loss = totals.share(real_loss(scores) / num_scenes, scene.index)
                 loss = loss + config.weight_adversarial * adversarial_loss
             self.generator_optimization.backward(loss)
         return _Losses(
@@ -278,18 +290,36 @@ class _Losses(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Totals:
-    """What the means of a step divide by."""
+    """What the means of a step divide by, over all processes.
+
+    Attributes:
+        scored: summed weights of the scored voxels.
+        pixels: labeled pixels; None without a loss on the image.
+        shares: [batches], this process's part of the frames of each batch; None where there is one process.
+    """
 
     scored: Tensor
     pixels: Tensor | None
+    shares: Tensor | None = None
 
     @classmethod
     def of(cls, batches: Sequence[Batch], *, has_image_loss: bool, class_weights: Tensor | None) -> "_Totals":
         scored = torch.stack([scored_weight(batch, class_weights) for batch in batches]).sum()
         pixels = None
         if has_image_loss:
-            pixels = torch.stack([num_labelled_pixels(batch) for batch in batches]).sum().clamp(min=1)
-        return cls(scored, pixels)
+            pixels = torch.stack([num_labelled_pixels(batch) for batch in batches]).sum()
+        shares = None
+        if num_processes() > 1:
+            frames = torch.tensor([float(batch.batch_size) for batch in batches], device=scored.device).double()
+            sums = sum_over_processes(torch.cat([torch.stack([scored, scored if pixels is None else pixels]), frames]))
+            scored = sums[0].to(scored.dtype)
+            pixels = None if pixels is None else sums[1].to(pixels.dtype)
+            shares = (frames / sums[2:]).float()
+        return cls(scored, None if pixels is None else pixels.clamp(min=1), shares)
+
+    def share(self, mean: Tensor, index: int) -> Tensor:
+        """A mean over the frames of this process in batch ``index``, as its part of the mean over those of all."""
+        return mean if self.shares is None else mean * self.shares[index]
 
 
 class _Scene:

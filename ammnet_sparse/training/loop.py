@@ -23,7 +23,9 @@ from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
+from ammnet_sparse.processes import any_process, num_processes, rank
 from ammnet_sparse.sparse.convolutions import use_backend
+from ammnet_sparse.sparse.shared_statistics import share_batch_statistics
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, load_state
 from ammnet_sparse.training.folder_lock import FolderLock
@@ -40,7 +42,7 @@ from ammnet_sparse.training.preparation import (
     unobserved_in,
     with_image_stages,
 )
-from ammnet_sparse.training.records import Records, RunResult, StepBar, epoch_line
+from ammnet_sparse.training.records import NoRecords, Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import RunFolder, RunParts
 from ammnet_sparse.training.validation import Validation, validate
 
@@ -86,7 +88,7 @@ class Run:
         show_progress: bool = True,
     ) -> None:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
-        lock = FolderLock(folder) if resume and folder.is_dir() else None
+        lock = FolderLock(folder) if resume and folder.is_dir() and rank() == 0 else None
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # spconv computes on the stream of the current device, whatever its inputs'
         self.backend = convolution_backend(config, device)
@@ -100,7 +102,7 @@ class Run:
         self.device = device
         self.limit = limit
         self.is_resumed = resume
-        self.show_progress = show_progress
+        self.show_progress = show_progress and rank() == 0
         self.training_set: EpochDataset
         self.validation_set: EpochDataset
         self.training_set, self.validation_set = open_datasets(
@@ -123,6 +125,9 @@ class Run:
         self._first_seen: Batch | None = None
         self._stop: StopRequest | None = None
         self._is_suspect = False
+        if num_processes() > 1:
+            share_batch_statistics(networks.generator)
+            torch.manual_seed(config.training.seed + rank())  # the same weights, but dropout of its own
         if state is not None:
             self.saves.restore(self.parts, state)
             self.saves.changes += self.changes
@@ -164,16 +169,16 @@ class Run:
         progress, num_epochs = self.progress, self.config.training.epochs
         best: Scores | None = None
         resumed_at = (progress.epoch, progress.step) if self.is_resumed else None
-        with Records(self.folder, resumed_at=resumed_at) as records, StopRequest() as stop:
+        with self._open_records(resumed_at) as records, StopRequest() as stop:
             self._stop = stop
             for change in self.changes:
                 records.change(progress.step, change)
             with self._saving_state_on_error(stop):
-                baseline = constant_baseline(self._validation_loader())
+                baseline = constant_baseline(self._validation_loader(is_shared=False))
             while progress.epoch < num_epochs:
                 started = time.monotonic() - progress.seconds
                 self._train_epoch(records, stop, started=started)
-                if self._is_validated(progress.epoch + 1) and not self._is_saved():
+                if self._is_validated(progress.epoch + 1) and self._is_agreed(not self._is_saved()):
                     self.saves.save_state(self.parts)
                 with self._saving_state_on_error(stop):
                     validation = self._validate(records)
@@ -191,9 +196,10 @@ class Run:
                 self._say(epoch_line(progress.epoch, values, training, validation=scores))
                 self.saves.save_weights(LAST_WEIGHTS, self.parts, scores, epoch=progress.epoch)
                 is_last = progress.epoch >= num_epochs
-                if is_last or stop.is_set or not self._is_saved():
+                is_stopped = self._is_agreed(stop.is_set)
+                if is_last or is_stopped or self._is_agreed(not self._is_saved()):
                     self.saves.save_state(self.parts)
-                if stop.is_set and not is_last:
+                if is_stopped and not is_last:
                     raise RunInterrupted(f"stopped after epoch {progress.epoch}")
         return RunResult(best or self._score_best(), progress.best_epoch, baseline)
 
@@ -222,14 +228,17 @@ class Run:
                     break
                 wait_seconds = time.monotonic() - waited
                 batches = [usable for batch in loaded if (usable := self._usable(batch)) is not None]
+                if num_processes() > 1 and self._is_agreed(len(batches) < len(loaded)):
+                    batches = []  # a step of all processes needs a frame of each
                 losses = self._step(batches, records, wait_seconds=wait_seconds) if batches else {}
                 is_tried, is_trained = True, is_trained or bool(batches)
                 progress.batches_done += len(loaded)
                 bar.show_step(losses, wait_seconds=progress.means().get("wait_seconds", 0.0))
                 progress.seconds = time.monotonic() - started
-                if stop.is_set or (self.saves.is_save_due() and not self._is_suspect):
+                is_stopped = self._is_agreed(stop.is_set)
+                if is_stopped or self._is_agreed(self.saves.is_save_due() and not self._is_suspect):
                     self.saves.save_state(self.parts)
-                if stop.is_set:
+                if is_stopped:
                     raise RunInterrupted(f"stopped after step {progress.step}")
         if is_tried and not is_trained and progress.num_summed == 0:
             raise DataError(
@@ -244,6 +253,7 @@ class Run:
         seed = self.config.training.seed * 1_000_003 + progress.step
         learning_rate = self.game.generator_optimization.learning_rate
         report = self.game.step([batch.to(self.device, non_blocking=True) for batch in batches], seed=seed)
+        report = report.over_processes()
         losses = report.as_floats()
         progress.step += 1
         is_skipped = self._is_skipped(losses)
@@ -308,15 +318,26 @@ class Run:
 
     @contextlib.contextmanager
     def _saving_state_on_error(self, stop: StopRequest) -> Iterator[None]:
-        """Saves the state where the block, which changes nothing that is trained, raises."""
+        """Saves the state where the block, which changes nothing that is trained, raises.
+
+        Not with several processes: a state is made by all of them, and the others are elsewhere.
+        """
         try:
             yield
         except BaseException as error:
-            self.saves.save_state(self.parts)
+            if num_processes() == 1:
+                self.saves.save_state(self.parts)
             # A scheduler stops the worker processes too, and without their batch there is nothing to wait for.
             if stop.is_set and isinstance(error, WorkerError):
                 raise RunInterrupted(f"stopped after step {self.progress.step}") from error
             raise
+
+    def _is_agreed(self, flag: bool) -> bool:
+        """Whether a process wants what all must do together."""
+        return any_process(flag, device=self.device)
+
+    def _open_records(self, resumed_at: tuple[int, int] | None) -> Records:
+        return Records(self.folder, resumed_at=resumed_at) if rank() == 0 else NoRecords()
 
     def _say(self, line: str) -> None:
         if self.show_progress:
@@ -383,9 +404,11 @@ class Run:
             workers=self.config.data.workers,
             drop_last=True,
             start_batch=self.progress.batches_done,
+            rank=rank(),
+            num_processes=num_processes(),
         )
 
-    def _validation_loader(self) -> "DataLoader[Batch]":
+    def _validation_loader(self, *, is_shared: bool = True) -> "DataLoader[Batch]":
         return build_loader(
             self.validation_set,
             batch_size=self.config.training.batch_size,
@@ -393,6 +416,8 @@ class Run:
             epoch=0,
             workers=self.config.data.workers,
             drop_last=False,
+            rank=rank() if is_shared else 0,
+            num_processes=num_processes() if is_shared else 1,
         )
 
 

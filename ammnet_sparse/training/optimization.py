@@ -9,6 +9,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Config, OptimizerConfig
+from ammnet_sparse.processes import sum_gradients
 
 
 class Optimization:
@@ -57,8 +58,10 @@ class Optimization:
     def step(self) -> Tensor:
         """Clips, updates the parameters, moves the schedule on, clears the gradients; returns the gradient norm.
 
-        Where the norm is not finite the parameters and the optimizer's moments stay as they are.
+        Gradients are first summed over all processes. Where the norm is not finite the parameters and the optimizer's
+        moments stay as they are.
         """
+        sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         if self.scaler.is_enabled():

@@ -23,6 +23,7 @@ from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders import ImageEncoder, build_image_encoder, load_encoder_weights
 from ammnet_sparse.models.weights.efficientnet import installed_weights, is_packaged
+from ammnet_sparse.processes import num_processes
 from ammnet_sparse.sparse.convolutions import Backend
 from ammnet_sparse.training.checkpoints import CheckpointError
 
@@ -287,17 +288,19 @@ def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8)
 
 
 def steps_per_epoch(config: Config, *, num_frames: int) -> int:
-    """Updates that an epoch of so many training frames makes.
+    """Updates that an epoch of so many training frames makes, by all processes together.
 
     Raises:
         ConfigError: none, or a warm-up that outlasts the run.
     """
     training, optimizer = config.training, config.optimizer
-    steps = num_frames // training.batch_size // training.accumulate
+    frames = training.batch_size * training.accumulate * num_processes()
+    steps = num_frames // frames
     if steps == 0:
+        factors = "times training.accumulate" + (" and the number of processes" if num_processes() > 1 else "")
         raise ConfigError(
-            f"training.batch_size: a step needs {training.batch_size * training.accumulate} frames (times "
-            f"training.accumulate), found {num_frames} training frames; lower it"
+            f"training.batch_size: a step needs {frames} frames ({factors}), found {num_frames} training "
+            "frames; lower it"
         )
     if optimizer.warmup_steps >= steps * training.epochs:
         raise ConfigError(

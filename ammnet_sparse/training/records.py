@@ -133,6 +133,30 @@ class Records:
             self._file.flush()
 
 
+class NoRecords(Records):
+    """In the place of ``Records`` in all processes but the first: writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def change(self, step: int, change: dict[str, Any]) -> None:
+        pass
+
+    def step(self, step: int, values: dict[str, float], *, is_skipped: bool = False) -> None:
+        pass
+
+    def epoch(
+        self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None, *, training: Scores | None = None
+    ) -> None:
+        pass
+
+    def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
+        pass
+
+
 def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """[rows, columns, 3] uint8: prediction, truth and errors of the first frame, drawn where something is scored."""
     with torch.inference_mode():

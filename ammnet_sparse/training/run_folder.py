@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ammnet_sparse.config import Config, ConfigError, save_config
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.processes import num_processes, of_all_processes, rank
 from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
     CONFIG,
@@ -86,6 +88,8 @@ class RunFolder:
         Raises:
             CheckpointError: another process holds it.
         """
+        if rank() > 0:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self.path)
         save_config(self.config, self.path / CONFIG)
@@ -98,6 +102,8 @@ class RunFolder:
 
     def save_weights(self, name: str, parts: RunParts, scores: Scores | None, *, epoch: int) -> None:
         """Weights of generator and discriminator after ``epoch`` epochs, with their scores where there are some."""
+        if rank() > 0:
+            return
         progress = parts.progress
         metadata = run_metadata(
             self.config,
@@ -118,7 +124,11 @@ class RunFolder:
         return (self.path / STATE).is_file() and time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES
 
     def save_state(self, parts: RunParts) -> None:
-        """Everything that ``restore`` needs."""
+        """Everything that ``restore`` needs; collective, as every process has a random state of its own."""
+        random_states = of_all_processes((torch.get_rng_state(), self._random_cuda()))
+        self._saved = time.monotonic()
+        if rank() > 0:
+            return
         optimization = parts.game.discriminator_optimization
         state: dict[str, Any] = {
             "config": self.config.model_dump(mode="json"),
@@ -130,11 +140,16 @@ class RunFolder:
             "average": None if parts.average is None else parts.average.state_dict(),
             "generator": parts.game.generator_optimization.state_dict(),
             "discriminator": None if optimization is None else optimization.state_dict(),
-            "random_cpu": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random_cpu": random_states[0][0],
+            "random_cuda": random_states[0][1],
         }
+        if num_processes() > 1:
+            state["random_of_processes"] = [list(states) for states in random_states]
         save_state(self.path, state)
         self._saved = time.monotonic()
+
+    def _random_cuda(self) -> Tensor | None:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def restore(self, parts: RunParts, state: dict[str, Any]) -> None:
         """Continues where a state was saved.
@@ -143,6 +158,12 @@ class RunFolder:
             CheckpointError: a state of other frames or another configuration.
             ConfigError: fewer epochs than the run has begun.
         """
+        random_states = state.get("random_of_processes", [[state.get("random_cpu"), state.get("random_cuda")]])
+        if len(random_states) != num_processes():
+            raise CheckpointError(
+                f"{self.path}: expected {len(random_states)} processes as before (torchrun --nproc_per_node), found "
+                f"{num_processes()}; with another number start a new run with --init-from and its last weights"
+            )
         try:
             if state["frames"] != self.num_frames:
                 raise CheckpointError(
@@ -162,9 +183,10 @@ class RunFolder:
             parts.game.generator_optimization.load_state_dict(state["generator"])
             if parts.game.discriminator_optimization is not None:
                 parts.game.discriminator_optimization.load_state_dict(state["discriminator"])
-            torch.set_rng_state(state["random_cpu"])
-            if state["random_cuda"] is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["random_cuda"], self.device)
+            random_cpu, random_cuda = random_states[rank()]
+            torch.set_rng_state(random_cpu)
+            if random_cuda is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(random_cuda, self.device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: the state does not fit this configuration ({error})") from error
         begun = parts.progress.epoch + (parts.progress.batches_done > 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.processes import sum_over_processes
 from ammnet_sparse.training.losses import scene_cross_entropy, scored_weight
 
 
@@ -31,6 +32,8 @@ def validate(
 ) -> Validation:
     """Evaluates a network on ``device`` over batches with labels; it stays in evaluation mode.
 
+    Of several processes each brings its own batches, and all get the scores of all.
+
     Args:
         label_smoothing, class_weights: those of training, so that both losses can be drawn in one figure.
     """
@@ -43,10 +46,12 @@ def validate(
         prediction = network(batch, voxels="scored")
         loss = scene_cross_entropy(prediction, batch, label_smoothing=label_smoothing, class_weights=class_weights)
         sums.append(loss.double())
-        counts.append(scored_weight(batch, class_weights))
+        counts.append(scored_weight(batch, class_weights).double())
         return prediction.labels
 
-    scores = evaluate(predict, batches, device=device)
+    scores = evaluate(predict, batches, device=device, over_processes=True)
+    nothing = torch.zeros((), dtype=torch.float64, device=device)
+    totals = torch.stack([torch.stack([nothing, *values]).sum() for values in (sums, counts)])
+    loss, count = sum_over_processes(totals).tolist()
     # Without a frame that can be predicted there is no mean.
-    scene = float(torch.stack(sums).sum() / torch.stack(counts).sum()) if sums else math.nan
-    return Validation(scores, scene=scene)
+    return Validation(scores, scene=loss / count if count else math.nan)

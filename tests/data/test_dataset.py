@@ -148,7 +148,6 @@ def test_processes_share_every_batch() -> None:
         ({"start_batch": 4}, r"start_batch: expected 0\.\.3 .* found 4"),
         ({"start_batch": -1}, r"start_batch: expected 0\.\.3 .* found -1"),
         ({"rank": 2, "num_processes": 2}, r"rank: expected 0\.\.1, found 2"),
-        ({"num_processes": 2, "drop_last": False}, "drop_last: expected True with 2 processes"),
     ],
 )
 def test_sampler_errors(changes: dict[str, int], message: str) -> None:
