@@ -3,9 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AMMNet", "Batch", "Prediction", "__version__", "load_discriminator", "load_model"]
+__all__ = [
+    "AMMNet",
+    "Batch",
+    "CompletedScene",
+    "Prediction",
+    "SceneCompleter",
+    "__version__",
+    "load_discriminator",
+    "load_model",
+]
 
 if TYPE_CHECKING:
+    from ammnet_sparse.completion import CompletedScene, SceneCompleter
     from ammnet_sparse.data.batch import Batch
     from ammnet_sparse.models.ammnet import AMMNet, Prediction
     from ammnet_sparse.models.weights.loading import load_discriminator, load_model
@@ -13,7 +23,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "AMMNet": "ammnet_sparse.models.ammnet",
     "Batch": "ammnet_sparse.data.batch",
+    "CompletedScene": "ammnet_sparse.completion",
     "Prediction": "ammnet_sparse.models.ammnet",
+    "SceneCompleter": "ammnet_sparse.completion",
     "load_discriminator": "ammnet_sparse.models.weights.loading",
     "load_model": "ammnet_sparse.models.weights.loading",
 }

@@ -7,13 +7,9 @@ weights into them.
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-import timm
 import torch
-from timm.models import EfficientNetFeatures
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from ammnet_sparse.models.image_head import NUM_STAGES, ImageFeatures, ImageHead
@@ -22,7 +18,14 @@ from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_w
 SMALLEST_IMAGE = 32
 """Pixels: the last stage is 1/32 of the image, and SegFormer's first attention reduces its keys to 1/32 too."""
 
-ImageBackbone = PyramidVisionTransformerV2 | ResNet | EfficientNetFeatures
+if TYPE_CHECKING:
+    from timm.models import EfficientNetFeatures
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2
+    from timm.models.resnet import ResNet
+
+    ImageBackbone = PyramidVisionTransformerV2 | ResNet | EfficientNetFeatures
+else:
+    ImageBackbone = nn.Module  # timm takes as long to import as PyTorch: only those who build a backbone do
 ImageEncoderKind = Literal["segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
 
@@ -64,6 +67,8 @@ class ImageEncoder(nn.Module):
             )
         if not image.is_floating_point():
             raise ValueError(f"image: expected normalised RGB in floating point, found {image.dtype}")
+        from timm.models import EfficientNetFeatures
+
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             if isinstance(self.backbone, EfficientNetFeatures):
                 return cast(list[Tensor], self.backbone(image))
@@ -86,7 +91,7 @@ def build_segformer_backbone(
     widths: tuple[int, ...] = (64, 128, 320, 512),
     num_heads: tuple[int, ...] = (1, 2, 5, 8),
     reductions: tuple[int, ...] = (8, 4, 2, 1),
-) -> PyramidVisionTransformerV2:
+) -> "PyramidVisionTransformerV2":
     """SegFormer's Mix Transformer (MiT), by default B2, randomly initialised.
 
     timm has no MiT, but its PVT v2 with MLP ratio 4 throughout is one, the epsilons included: 1e-6 in the layer
@@ -98,6 +103,8 @@ def build_segformer_backbone(
         num_heads: attention heads per stage.
         reductions: edge in tokens of the square that becomes one key, per stage.
     """
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2
+
     return PyramidVisionTransformerV2(
         num_classes=0,
         depths=depths,
@@ -114,14 +121,16 @@ def build_backbone(kind: ImageEncoderKind) -> ImageBackbone:
     Raises:
         ValueError: an unknown kind.
     """
+    import timm
+
     if kind == "segformer_b2":
         return build_segformer_backbone()
     if kind == "resnet50":
         # Without classes and pooling it has exactly the weights of timm's features_only form, under the same names.
-        return cast(ResNet, timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool=""))
+        return cast("ResNet", timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool=""))
     if kind in get_args(ImageEncoderKind):
         backbone = timm.create_model(f"tf_{kind}", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
-        return cast(EfficientNetFeatures, backbone)
+        return cast("EfficientNetFeatures", backbone)
     raise ValueError(f"kind: expected {' or '.join(map(repr, get_args(ImageEncoderKind)))}, found {kind!r}")
 
 
@@ -224,6 +233,8 @@ HEAD_PREFIX = "head."
 
 def stage_widths(backbone: ImageBackbone) -> list[int]:
     """Channels of the four stages, finest first."""
+    from timm.models import EfficientNetFeatures
+
     if isinstance(backbone, EfficientNetFeatures):
         return list(backbone.feature_info.channels())
     stages = cast(list[dict[str, int]], backbone.feature_info)[-NUM_STAGES:]

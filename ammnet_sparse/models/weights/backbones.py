@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import EfficientNetFeatures
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from ammnet_sparse.files.tensors import SafetensorsFile, is_safetensors
@@ -186,6 +183,10 @@ def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | 
 
 def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:
     """What to call the backbone in messages, and the translation of a file's names, None for foreign ones."""
+    from timm.models import EfficientNetFeatures
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2
+    from timm.models.resnet import ResNet
+
     if isinstance(backbone, PyramidVisionTransformerV2):
         return "the SegFormer backbone", _segformer_to_timm
     if isinstance(backbone, ResNet):

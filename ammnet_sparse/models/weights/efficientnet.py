@@ -7,10 +7,12 @@ the file is found, not asked for.
 import importlib.util
 import re
 from pathlib import Path
-
-from timm.models import EfficientNetFeatures
+from typing import TYPE_CHECKING
 
 from ammnet_sparse.models.weights.errors import WeightsError
+
+if TYPE_CHECKING:
+    from timm.models import EfficientNetFeatures
 
 _EXPANDED = {
     "_expand_conv": "conv_pw",
@@ -52,7 +54,7 @@ def installed_weights(kind: str) -> Path:
     return files[0]
 
 
-def published_to_timm(name: str, backbone: EfficientNetFeatures) -> str | None:
+def published_to_timm(name: str, backbone: "EfficientNetFeatures") -> str | None:
     """timm's name of a backbone weight, from that in the published checkpoint or from timm's own; None: no part of it.
 
     Published blocks are numbered through, timm's by stage: ``_blocks.3._expand_conv.weight`` becomes

@@ -1,0 +1,300 @@
+"""Completing frames of one camera from Python, one after another: ``SceneCompleter``."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.camera.depth import DepthEncoding, metres_from_values
+from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
+from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
+from ammnet_sparse.data.camera.placement import Placement
+from ammnet_sparse.data.camera.poses import checked
+from ammnet_sparse.data.camera.view import TURNS, View, turned_pose
+from ammnet_sparse.data.grid import EMPTY_LABEL, IMAGE_SHAPE, VOXEL_SIZE
+from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.evaluation.selection import check_grid, check_label_map, reads_images
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights.files import UNOBSERVED
+from ammnet_sparse.models.weights.loading import load_model
+from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
+from ammnet_sparse.pictures.page import write_page
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompletedScene:
+    """A completed frame.
+
+    Attributes:
+        labels: [60, 36, 60] uint8 in the order (X, height, Y), class 0..11.
+        reliable_mask: [60, 36, 60] bool, the voxels of the kind that networks are trained on.
+        own: the frame that was completed: placement of the camera, TSDF, mapping, images.
+        seconds: time by stage: ``images`` (depth in metres, resampling), ``frame`` (vertical, floor, room, TSDF and
+            mapping), ``network``.
+    """
+
+    labels: NDArray[np.uint8]
+    reliable_mask: NDArray[np.bool_]
+    own: OwnFrame
+    seconds: dict[str, float]
+    _logits: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """The frame's."""
+        return self.own.frame.frame_id
+
+    @functools.cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """[12, 60, 36, 60] float32, of each class; voxels that were observed to be free are empty."""
+        found: NDArray[np.float32] = self._logits.float().softmax(dim=0).cpu().numpy()
+        return found
+
+    @property
+    def world_from_camera(self) -> NDArray[np.float64]:
+        """[4, 4], from the upright camera (x right, y down, z forward) to the scene's world (Z up, floor at 0)."""
+        return self.own.placement.pose
+
+    @property
+    def camera_from_world(self) -> NDArray[np.float64]:
+        """[4, 4], the inverse."""
+        return np.asarray(np.linalg.inv(self.world_from_camera), dtype=np.float64)
+
+    @property
+    def world_from_given(self) -> NDArray[np.float64] | None:
+        """[4, 4], from the world of the pose that was given to the scene's; None without a pose."""
+        return self.own.placement.world_from_given
+
+    @property
+    def origin(self) -> NDArray[np.float64]:
+        """[3], world (X, Y, Z) in metres of the outer corner of voxel (0, 0, 0)."""
+        return self.own.origin
+
+    def points(self, *, only_reliable: bool = True) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Centers of the occupied voxels, [N, 3] world (X, Y, Z) in metres, and their classes [N]."""
+        mask = self.labels != EMPTY_LABEL
+        if only_reliable:
+            mask &= self.reliable_mask
+        x, height, y = (indices + 0.5 for indices in np.nonzero(mask))
+        return self.origin + VOXEL_SIZE * np.stack([x, y, height], axis=1), self.labels[mask]
+
+    def describe(self) -> list[str]:
+        """Lines that say how camera, floor and room were found, and how sure that is."""
+        return self.own.describe()
+
+    def write_ply(self, folder: str | Path) -> None:
+        """``<name>_points.ply`` and ``<name>_cubes.ply``, in metres, Z up; the folder is made."""
+        write_ply_files(_made(folder), self._completed)
+
+    def write_volume(self, folder: str | Path) -> None:
+        """``<name>.npz``: labels, pose, origin and the reliable voxels, as ``ammnet predict`` writes them."""
+        write_volume(_made(folder), self._completed)
+
+    def write_picture(self, folder: str | Path) -> None:
+        """``<name>.png``: input and prediction, from the camera's side and from above."""
+        write_picture(_made(folder), self._completed)
+
+    def write_page(self, path: str | Path) -> None:
+        """The scene in 3D, for any browser, offline."""
+        _made(Path(path).parent)
+        write_page(path, [self._completed.to_scene()], title=self.name)
+
+    @property
+    def _completed(self) -> CompletedFrame:
+        return CompletedFrame.of_camera(self.own, self.labels)
+
+
+class SceneCompleter:
+    """Completes the frames of one camera, one after another.
+
+    Between frames it keeps vertical, floor and room and smooths them; where the depth contradicts, it finds them again.
+    Everything that is compiled or built on first use is made here, so that no call waits for it.
+
+    Args:
+        weights: file of weights, or the name of shipped ones.
+        intrinsics: (fx, fy, cx, cy) in pixels, a matrix [3, 3], or a file (docs/own_camera.md, Intrinsics), of the
+            depth image or of the color image: of the one whose middle is nearer to (cx, cy).
+        color_intrinsics: of the color image, where its proportions differ; ``intrinsics`` are the depth image's then.
+        depth_scale: units of the depth image a metre; None: 1000 for integers; for floats 1 where that gives a room.
+        depth_encoding: how depth is stored, as ``ammnet predict --depth-encoding``.
+        camera_height: metres above the floor, where it is known.
+        rotate: degrees clockwise that make the images upright: 0, 90, 180 or 270; None: they are taken as they lie.
+        device: where the network computes.
+        keeps_camera: False treats every frame by itself.
+
+    Raises:
+        WeightsError: no such weights.
+        DataError: intrinsics that cannot be read.
+        ValueError: a device that is not there, or another ``rotate``.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        *,
+        intrinsics: Sequence[float] | NDArray[Any] | str | Path,
+        color_intrinsics: Sequence[float] | NDArray[Any] | str | Path | None = None,
+        depth_scale: float | None = None,
+        depth_encoding: DepthEncoding = "auto",
+        camera_height: float | None = None,
+        rotate: int | None = None,
+        device: torch.device | str = "cpu",
+        keeps_camera: bool = True,
+    ) -> None:
+        self.intrinsics = _as_intrinsics(intrinsics)
+        self.color_intrinsics = None if color_intrinsics is None else _as_intrinsics(color_intrinsics)
+        self.depth_scale = depth_scale
+        self.depth_encoding = depth_encoding
+        self.camera_height = camera_height
+        if rotate is not None and rotate not in TURNS:
+            raise ValueError(f"rotate: expected one of {', '.join(map(str, TURNS))} degrees, found {rotate}")
+        self.rotate = rotate
+        self.keeps_camera = keeps_camera
+        self.model: AMMNet = load_model(weights, device=device)
+        check_grid(self.model.config)
+        self.device = torch.device(device)
+        self._previous: Placement | None = None
+        self._count = 0
+        self._warm_up()
+
+    def __call__(
+        self,
+        color: NDArray[np.uint8] | None,
+        depth: NDArray[Any],
+        pose: ArrayLike | None = None,
+        *,
+        label_map: NDArray[np.uint8] | None = None,
+        name: str | None = None,
+    ) -> CompletedScene:
+        """Completes a frame.
+
+        Args:
+            color: [rows, columns, 3] uint8 RGB; None for weights that read depth alone or label maps.
+            depth: [rows, columns], integers or floats, registered to the color image; 0, NaN and the like are missing.
+            pose: [4, 4] camera to world (camera axes x right, y down, z forward), or None.
+            label_map: [rows, columns] uint8, NYU's 13 classes (0 void), for weights that read one.
+            name: of the frame, for messages and files; None: its number.
+
+        Raises:
+            DataError: arrays of another form, input that the weights need, or no depth within the grid.
+        """
+        started = time.perf_counter()
+        name = f"{self._count:06d}" if name is None else name
+        self._count += 1
+        self._check_input(color, label_map)
+        seconds: dict[str, float] = {}
+        images, pose, notes = _timed(seconds, "images", lambda: self._images(color, depth, pose, label_map))
+        placed = _timed(
+            seconds,
+            "frame",
+            lambda: make_own_frame(
+                images,
+                name=name,
+                pose=pose,
+                camera_height=self.camera_height,
+                previous=self._previous,
+                is_told_upright=self.rotate is not None,
+                tsdf_is_flipped=self._is_flipped,
+                unobserved="surface" if self.model.metadata.get(UNOBSERVED) == "surface" else "free",
+                notes=tuple(notes),
+            ),
+        )
+        self._previous = placed.placement if self.keeps_camera else None
+        labels, logits = _timed(seconds, "network", lambda: self._predict(placed))
+        seconds["all"] = time.perf_counter() - started
+        return CompletedScene(labels, placed.reliable_mask, placed, seconds, logits)
+
+    def forget(self) -> None:
+        """Forgets vertical, floor and room: the next frame may be of another place."""
+        self._previous = None
+
+    @property
+    def _is_flipped(self) -> bool:
+        trained = json.loads(self.model.metadata.get("training_config", "{}"))
+        return bool(trained.get("data", {}).get("dataset") == "nyucad")
+
+    def _check_input(self, color: NDArray[np.uint8] | None, label_map: NDArray[np.uint8] | None) -> None:
+        check_label_map(self.model.config, has_label_map=label_map is not None)
+        if reads_images(self.model.config) and color is None:
+            raise DataError("color: expected an image, which these weights read, found None")
+
+    def _images(
+        self, color: NDArray[np.uint8] | None, depth: NDArray[Any], pose: Any, label_map: NDArray[np.uint8] | None
+    ) -> tuple[Any, NDArray[np.float64] | None, list[str]]:
+        """Images at the network's size, the pose turned as they were, and what was found out."""
+        metres, notes = metres_from_values(
+            np.asarray(depth),
+            scale=self.depth_scale,
+            encoding=self.depth_encoding,
+            usual_scale=self.intrinsics.depth_scale,
+        )
+        shapes = [metres.shape] if color is None else [metres.shape, color.shape]
+        intrinsics = self.intrinsics.fitting(shapes)
+        color_camera = None
+        if self.color_intrinsics is not None and color is not None:
+            color_camera = self.color_intrinsics.fitting([color.shape]).camera
+        view = View(color, metres, intrinsics.camera, color_camera, label_map, intrinsics.size)
+        given = None if pose is None else _as_pose(pose)
+        if self.rotate:
+            view = view.turned(self.rotate)
+            given = None if given is None else turned_pose(given, self.rotate)
+        return view.to_network_images(), given, [*notes, *intrinsics.notes]
+
+    def _predict(self, placed: OwnFrame) -> tuple[NDArray[np.uint8], torch.Tensor]:
+        with torch.inference_mode():
+            prediction = self.model(Batch.from_frame(placed.frame).to(self.device), voxels="not_free")
+            labels: NDArray[np.uint8] = prediction.labels[0].cpu().numpy()  # waits for the device
+            return labels, prediction.logits[0]
+
+    def _warm_up(self) -> None:
+        """One frame of a made-up room: compiles kernels and builds what is kept."""
+        rows, columns = IMAGE_SHAPE
+        camera = Camera(518.9, 518.9, 319.5, 239.5)
+        down = (np.arange(rows) - camera.cy) / camera.fy
+        floor = np.where(down > 0.05, 1.3 / np.maximum(down, 0.05), 6.0)
+        depth = np.minimum(floor, 3.0)[:, None].repeat(columns, axis=1).astype(np.float32)
+        color = np.zeros((rows, columns, 3), dtype=np.uint8)
+        label_map = np.zeros((rows, columns), dtype=np.uint8)
+        images = View(color, depth, camera, label_map=label_map).to_network_images()
+        first = make_own_frame(images, name="warm-up", tsdf_is_flipped=self._is_flipped)
+        again = make_own_frame(images, name="warm-up", previous=first.placement, tsdf_is_flipped=self._is_flipped)
+        self._predict(again)
+
+
+def _timed(seconds: dict[str, float], stage: str, compute: Callable[[], Result]) -> Result:
+    started = time.perf_counter()
+    result = compute()
+    seconds[stage] = time.perf_counter() - started
+    return result
+
+
+def _made(folder: str | Path) -> Path:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:
+    matrix = np.asarray(pose, dtype=np.float64)
+    if matrix.shape != (4, 4):
+        raise DataError(f"pose: expected a matrix [4, 4] from camera to world, found {list(matrix.shape)}")
+    return checked(matrix, Path("pose"))
+
+
+def _as_intrinsics(value: Sequence[float] | NDArray[Any] | str | Path) -> Intrinsics:
+    if isinstance(value, str | Path):
+        return read_intrinsics(str(value))
+    numbers = np.asarray(value, dtype=np.float64)
+    if numbers.shape == (4,) or numbers.shape in ((3, 3), (3, 4), (4, 4)):
+        return read_intrinsics(",".join(repr(float(number)) for number in numbers.ravel()))
+    raise DataError(f"intrinsics: expected (fx, fy, cx, cy), a matrix or a file, found shape {list(numbers.shape)}")
