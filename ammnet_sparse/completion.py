@@ -143,8 +143,8 @@ class SceneCompleter:
         self,
         weights: str | Path,
         *,
-        intrinsics: Sequence[float] | NDArray[Any] | str | Path,
-        color_intrinsics: Sequence[float] | NDArray[Any] | str | Path | None = None,
+        intrinsics: Sequence[float] | NDArray[Any] | str | Path | Intrinsics,
+        color_intrinsics: Sequence[float] | NDArray[Any] | str | Path | Intrinsics | None = None,
         depth_scale: float | None = None,
         depth_encoding: DepthEncoding = "auto",
         camera_height: float | None = None,
@@ -291,7 +291,9 @@ def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:
     return checked(matrix, Path("pose"))
 
 
-def _as_intrinsics(value: Sequence[float] | NDArray[Any] | str | Path) -> Intrinsics:
+def _as_intrinsics(value: Sequence[float] | NDArray[Any] | str | Path | Intrinsics) -> Intrinsics:
+    if isinstance(value, Intrinsics):
+        return value
     if isinstance(value, str | Path):
         return read_intrinsics(str(value))
     numbers = np.asarray(value, dtype=np.float64)

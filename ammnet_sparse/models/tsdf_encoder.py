@@ -20,7 +20,8 @@ class StateProjection(nn.Linear):
         super().__init__(state_channels, width, bias=False)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
+        if not self.weight.is_meta:  # which has no values, and for which PyTorch would import its compiler
+            nn.init.normal_(self.weight)
 
 
 class TSDFEncoder(nn.Module):

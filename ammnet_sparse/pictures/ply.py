@@ -48,7 +48,7 @@ def write_ply(
     corners: NDArray[Any]
     faces: NDArray[np.int64] | None
     if as_cubes:
-        corners, corner_labels, faces = _surface(labels, drawn)
+        corners, corner_labels, faces = voxel_surface(labels, drawn)
     else:
         corners, corner_labels, faces = np.argwhere(drawn) + 0.5, labels[drawn], None
     elements = [PlyElement.describe(_vertices(corners, corner_labels, origin), "vertex")]
@@ -81,7 +81,7 @@ def _paint(elements: NDArray[np.void], labels: NDArray[np.uint8]) -> None:
         elements[name] = channel
 
 
-def _surface(
+def voxel_surface(
     labels: NDArray[np.uint8], drawn: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
     """Corners [N, 3] in voxels, their classes [N], and the visible faces [M, 4] as indices of corners.

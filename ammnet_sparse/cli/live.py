@@ -1,0 +1,168 @@
+"""Completes frames as they arrive and shows the newest in 3D in the browser.
+
+    ammnet live --source FOLDER --intrinsics fx,fy,cx,cy
+    ammnet live --source realsense
+    ammnet live --source recording.bag --no-viewer --out completed
+
+FOLDER is watched: color and depth images that are written into it, side by side or into subfolders color (rgb) and
+depth, match by name as for `ammnet predict`. A frame that arrives while one is being completed replaces the one that
+waits. A frame that cannot be used is named and skipped. Vertical, floor and room are kept from frame to frame.
+
+The page is served to this machine alone (--host). Ctrl-C ends; --frames and --idle end by themselves.
+
+Exit code: 0 done, 1 no frame was completed, 2 wrong usage or no such source, 130 interrupted.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ammnet_sparse.cli.errors import FAILED, CommandFailed, check_output_folder, command, writing_to
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_device_option,
+    add_out_option,
+    choose_device,
+    parse_positive,
+)
+from ammnet_sparse.completion import CompletedScene, SceneCompleter
+from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
+from ammnet_sparse.data.camera.intrinsics import read_intrinsics
+from ammnet_sparse.data.camera.view import TURNS
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.live.newest import Newest
+from ammnet_sparse.live.sources import FolderSource, LiveFrame, RealSenseSource, Source
+from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
+
+_REALSENSE = "realsense"
+_SMOOTHING = 0.3
+"""Weight of the newest interval in the frames a second that are shown."""
+
+
+@command("live")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet live``; returns its exit code."""
+    options = _parse(arguments)
+    given: Input2D = "label map" if options.label_maps else "depth alone" if options.depth_only else "color image"
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
+    if options.out is not None:
+        check_output_folder(options.out)
+    source = _source(options)
+    print(weights, file=sys.stderr)
+    started = time.monotonic()
+    completer = SceneCompleter(
+        checkpoint,
+        intrinsics=source.intrinsics,
+        depth_scale=options.depth_scale or source.depth_scale,
+        depth_encoding=options.depth_encoding,
+        camera_height=options.camera_height,
+        rotate=options.rotate,
+        device=choose_device(options.device),
+    )
+    viewer = None
+    if not options.no_viewer:
+        from ammnet_sparse.live.viewer import LiveViewer
+
+        viewer = LiveViewer(host=options.host, port=options.port)
+        print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
+    print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
+    count, skipped, rate, last = 0, 0, None, None
+    try:
+        with Newest(source.frames(), stop=source.stop) as newest:
+            for frame in newest:
+                try:
+                    scene = _complete(completer, frame)
+                except DataError as error:
+                    skipped += 1
+                    print(f"skipped: frame {frame.name}: {error}", file=sys.stderr, flush=True)
+                    continue
+                now = time.monotonic()
+                if last is not None:
+                    current = 1 / max(now - last, 1e-6)
+                    rate = current if rate is None else (1 - _SMOOTHING) * rate + _SMOOTHING * current
+                last = now
+                if viewer is not None:
+                    viewer.show(scene, frame.color, rate=rate)
+                if options.out is not None:
+                    with writing_to(options.out):
+                        scene.write_volume(options.out)
+                        if options.ply:
+                            scene.write_ply(options.out)
+                count += 1
+                print(_line(scene, rate), flush=True)
+                if count == options.frames:
+                    break
+            replaced = newest.replaced
+    finally:
+        if viewer is not None:
+            viewer.stop()
+    left_out = f", {replaced} came too fast and were left out" if replaced else ""
+    print(f"{count} frames completed{left_out}" + (f", {skipped} skipped" if skipped else ""))
+    if not count:
+        raise CommandFailed(f"{options.source}: no frame was completed")
+    return 0 if count else FAILED
+
+
+def _source(options: argparse.Namespace) -> Source:
+    """Of the option ``--source``."""
+    name = str(options.source)
+    if name == _REALSENSE:
+        return RealSenseSource()
+    path = Path(name)
+    if path.suffix == ".bag":
+        return RealSenseSource(path)
+    if options.intrinsics is None:
+        raise DataError(f"--source {path}: expected --intrinsics of the camera whose frames lie there, found none")
+    intrinsics = read_intrinsics(options.intrinsics)
+    return FolderSource(
+        path,
+        intrinsics=intrinsics,
+        depth_scale=intrinsics.depth_scale,
+        has_color=not options.depth_only,
+        has_label_map=options.label_maps,
+        report=lambda line: print(f"skipped: {line}", file=sys.stderr, flush=True),
+        ends_when_idle=options.idle,
+    )
+
+
+def _complete(completer: SceneCompleter, frame: LiveFrame) -> CompletedScene:
+    return completer(frame.color, frame.depth, frame.pose, label_map=frame.label_map, name=frame.name)
+
+
+def _line(scene: CompletedScene, rate: float | None) -> str:
+    stages = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in scene.seconds.items())
+    share = f"{scene.own.grid_share:.0%} of the depth in the grid"
+    return f"{scene.name}: {share}; ms: {stages}" + ("" if rate is None else f"; {rate:.1f} frames a second")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("live", __doc__)
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="FOLDER|realsense|FILE.bag",
+        help="folder that frames are written to, a connected RealSense camera, or its recording",
+    )
+    add_checkpoint_option(parser, default="shipped weights for what the frames have")
+    parser.add_argument("--intrinsics", help="fx,fy,cx,cy in pixels or a file, of the frames in a folder")
+    parser.add_argument("--depth-scale", type=float, metavar="N", help="units of the depth a meter")
+    parser.add_argument(
+        "--depth-encoding", choices=DEPTH_ENCODINGS, default="auto", help="how depth is stored (default: auto)"
+    )
+    parser.add_argument("--camera-height", type=float, metavar="M", help="meters above the floor, where known")
+    parser.add_argument("--rotate", type=int, choices=TURNS, help="degrees clockwise that make the images upright")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--depth-only", action="store_true", help="a folder of depth images alone")
+    kinds.add_argument("--label-maps", action="store_true", help="the folder has 2D label maps too")
+    add_out_option(parser, "folder for NAME.npz of every completed frame", metavar="DIR")
+    parser.add_argument("--ply", action="store_true", help="with --out: PLY files too")
+    parser.add_argument("--no-viewer", action="store_true", help="serve no page")
+    parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at (default: %(default)s)")
+    parser.add_argument("--port", type=parse_positive, default=8080, help="of the page (default: %(default)s)")
+    parser.add_argument("--frames", type=parse_positive, metavar="N", help="end after so many completed frames")
+    parser.add_argument("--idle", type=float, metavar="S", help="end when a folder had no new frame for S seconds")
+    add_device_option(parser)
+    return parser.parse(arguments)

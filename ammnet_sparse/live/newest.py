@@ -1,0 +1,65 @@
+"""Between a thread that delivers and one that computes: the newest frame replaces the one that waits."""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Newest(Generic[Item]):
+    """Iterates over the items of a source as its own thread delivers them; those that came too fast are left out.
+
+    Args:
+        source: yields items; runs in a thread of its own.
+        stop: called when the iteration ends early, so that the source ends too.
+
+    Attributes:
+        replaced: items that were left out.
+
+    Iterating raises what the source raises, after the items before it.
+    """
+
+    def __init__(self, source: Iterable[Item], *, stop: Callable[[], None]) -> None:
+        self.replaced = 0
+        self._source = source
+        self._stop = stop
+        self._condition = threading.Condition()
+        self._waiting: list[Item] = []
+        self._error: BaseException | None = None
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+
+    def __enter__(self) -> "Newest[Item]":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+        self._thread.join(timeout=5)
+
+    def __iter__(self) -> "Newest[Item]":
+        return self
+
+    def __next__(self) -> Item:
+        with self._condition:
+            while not self._waiting and not self._is_over:
+                self._condition.wait(timeout=0.2)  # so that Ctrl-C is seen
+            if self._waiting:
+                return self._waiting.pop()
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def _run(self) -> None:
+        try:
+            for item in self._source:
+                with self._condition:
+                    self.replaced += len(self._waiting)
+                    self._waiting = [item]
+                    self._condition.notify()
+        except BaseException as error:  # it is raised where the items are taken
+            self._error = error
+        with self._condition:
+            self._is_over = True
+            self._condition.notify()

@@ -1,0 +1,264 @@
+"""Frames as they arrive: in a folder, or from an Intel RealSense camera or its recording."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.arrays import image_array
+from ammnet_sparse.data.camera.color import read_color
+from ammnet_sparse.data.camera.frame_files import OwnFramePaths, find_own_frames
+from ammnet_sparse.data.camera.intrinsics import Intrinsics
+from ammnet_sparse.data.camera.label_maps import read_own_label_map
+from ammnet_sparse.data.camera.poses import read_trajectory
+from ammnet_sparse.data.camera.view import turned_image
+from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.files.errors import DataError
+
+POLL_SECONDS = 0.05
+"""How often a folder is looked at."""
+SETTLE_SECONDS = 2.0
+"""How long a file that cannot be read is taken for one that is still being written."""
+_COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
+_DEPTH_FOLDERS = ("depth", "depths")
+_LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
+_POSE_FOLDERS = ("pose", "poses")
+
+Report = Callable[[str], None]
+"""Told in a line about a frame that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LiveFrame:
+    """What a camera took at one moment.
+
+    Attributes:
+        name: for people and files.
+        color: [rows, columns, 3] uint8 RGB, or None.
+        depth: [rows, columns] as the sensor stores it, registered to the color image.
+        label_map: [rows, columns] uint8, or None.
+        pose: [4, 4] camera to world, or None.
+    """
+
+    name: str
+    color: NDArray[np.uint8] | None
+    depth: NDArray[Any]
+    label_map: NDArray[np.uint8] | None = None
+    pose: NDArray[np.float64] | None = None
+
+
+class Source(Protocol):
+    """Where frames come from."""
+
+    intrinsics: Intrinsics
+    depth_scale: float | None
+
+    def frames(self) -> Iterator[LiveFrame]:
+        """Frames as they arrive, until ``stop`` is called or the source ends."""
+        ...
+
+    def stop(self) -> None:
+        """Ends ``frames`` soon; may be called from another thread."""
+        ...
+
+
+class FolderSource:
+    """Frames that are written into a folder while it is watched.
+
+    Color and depth images lie in it side by side (``0007.color.jpg``, ``0007.depth.png``), or in subfolders (``color``
+    or ``rgb``, ``depth``; also ``label_map``, ``pose``), and match as for ``ammnet predict``. Of the frames that are
+    there at the start the last one is taken, and of several new ones the last. A file is read once it is complete: one
+    that cannot be read is tried again for two seconds.
+
+    Args:
+        folder: to watch; may still be empty.
+        intrinsics: of the camera.
+        depth_scale: units of the depth images a metre, or None.
+        has_color: False where depth is all there is.
+        has_label_map: frames have 2D label maps.
+        report: told about frames that cannot be used, each once.
+        ends_when_idle: seconds without a new frame after which the source ends; None: it never does.
+
+    Raises:
+        DataError: no such folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        intrinsics: Intrinsics,
+        depth_scale: float | None = None,
+        has_color: bool = True,
+        has_label_map: bool = False,
+        report: Report,
+        ends_when_idle: float | None = None,
+    ) -> None:
+        if not folder.is_dir():
+            raise DataError(f"--source {folder}: expected a folder that frames are written to, found none")
+        self.folder = folder
+        self.intrinsics = intrinsics
+        self.depth_scale = depth_scale
+        self.has_color = has_color
+        self.has_label_map = has_label_map
+        self.ends_when_idle = ends_when_idle
+        self._report = report
+        self._stopped = threading.Event()
+        self._done: set[str] = set()
+        self._first_failure: dict[str, float] = {}
+
+    def stop(self) -> None:
+        """Ends ``frames``."""
+        self._stopped.set()
+
+    def frames(self) -> Iterator[LiveFrame]:
+        """The newest frame, again and again as one arrives."""
+        last = time.monotonic()
+        while not self._stopped.is_set():
+            frame = self._newest()
+            if frame is not None:
+                last = time.monotonic()
+                yield frame
+            elif self.ends_when_idle is not None and time.monotonic() - last > self.ends_when_idle:
+                return
+            else:
+                self._stopped.wait(POLL_SECONDS)
+
+    def _newest(self) -> LiveFrame | None:
+        """The last of the new frames that can be read; those before it count as seen."""
+        new = [paths for paths in self._paths() if paths.name not in self._done]
+        for paths in sorted(new, key=_written_at, reverse=True):
+            try:
+                frame = self._read(paths)
+            except (DataError, OSError, ValueError) as error:
+                since = self._first_failure.setdefault(paths.name, time.monotonic())
+                if time.monotonic() - since > SETTLE_SECONDS:
+                    self._done.add(paths.name)
+                    self._report(f"frame {paths.name}: {error}")
+                continue
+            # Older ones that were waiting are late; newer ones are still being written.
+            written = _written_at(paths)
+            self._done |= {other.name for other in new if _written_at(other) <= written}
+            return frame
+        return None
+
+    def _paths(self) -> list[OwnFramePaths]:
+        color = self._place(_COLOR_FOLDERS) if self.has_color else None
+        depth, label_map = self._place(_DEPTH_FOLDERS), None
+        if self.has_label_map:
+            label_map = self._place(_LABEL_FOLDERS)
+        pose = next((self.folder / name for name in _POSE_FOLDERS if (self.folder / name).is_dir()), None)
+        try:
+            return find_own_frames(color, depth, pose=pose, label_map=label_map)[0]
+        except (DataError, OSError):
+            return []  # nothing complete yet
+
+    def _place(self, names: tuple[str, ...]) -> Path:
+        return next((self.folder / name for name in names if (self.folder / name).is_dir()), self.folder)
+
+    def _read(self, paths: OwnFramePaths) -> LiveFrame:
+        depth = image_array(paths.depth, "a depth image")
+        color = None
+        if paths.color is not None:
+            color, turn = read_color(paths.color)
+            if turn:
+                color = turned_image(color, turn)
+        label_map = None if paths.label_map is None else read_own_label_map(paths.label_map, classes="nyu13")[0]
+        pose = None
+        if paths.pose is not None:
+            pose = read_trajectory(paths.pose).pose_of(paths.time, index=paths.index, count=paths.count)
+        return LiveFrame(paths.name, color, depth, label_map, pose)
+
+
+def _written_at(paths: OwnFramePaths) -> tuple[int, str]:
+    """When the last file of a frame was written, in nanoseconds; its name where the clock is too coarse."""
+    files = [path for path in (paths.color, paths.depth, paths.label_map) if path is not None]
+    try:
+        return max(path.stat().st_mtime_ns for path in files), paths.name
+    except OSError:  # taken away meanwhile
+        return 0, paths.name
+
+
+class RealSenseSource:
+    """Color and depth of an Intel RealSense camera, depth aligned to color; needs the extra ``realsense``.
+
+    Args:
+        recording: a ``.bag`` file instead of a camera; it ends with the file.
+        size: (rows, columns) of both images.
+        rate: frames a second.
+
+    Raises:
+        DataError: pyrealsense2 is not installed, no camera is connected, or the recording cannot be opened.
+    """
+
+    def __init__(self, recording: Path | None = None, *, size: tuple[int, int] = (480, 640), rate: int = 30) -> None:
+        self._rs = _pyrealsense()
+        self._is_recording = recording is not None
+        self._stopped = threading.Event()
+        config = self._rs.config()
+        rows, columns = size
+        if recording is None:
+            config.enable_stream(self._rs.stream.depth, columns, rows, self._rs.format.z16, rate)
+            config.enable_stream(self._rs.stream.color, columns, rows, self._rs.format.rgb8, rate)
+        else:
+            if not recording.is_file():
+                raise DataError(f"--source {recording}: expected a recording (.bag), found nothing")
+            config.enable_device_from_file(str(recording), repeat_playback=False)
+        self._pipeline = self._rs.pipeline()
+        try:
+            profile = self._pipeline.start(config)
+        except RuntimeError as error:
+            what = f"the recording {recording}" if recording else "a RealSense camera"
+            raise DataError(f"--source: {what} cannot be opened ({error})") from error
+        self._align = self._rs.align(self._rs.stream.color)
+        stream = profile.get_stream(self._rs.stream.color).as_video_stream_profile()
+        found = stream.get_intrinsics()
+        self.intrinsics = Intrinsics(Camera(found.fx, found.fy, found.ppx, found.ppy), size=(found.height, found.width))
+        self._units = float(profile.get_device().first_depth_sensor().get_depth_scale())
+        self.depth_scale: float | None = 1 / self._units
+
+    def stop(self) -> None:
+        """Ends ``frames``."""
+        self._stopped.set()
+
+    def frames(self) -> Iterator[LiveFrame]:
+        """Frames by their number in the stream."""
+        try:
+            while not self._stopped.is_set():
+                try:
+                    taken = self._align.process(self._pipeline.wait_for_frames())
+                except RuntimeError as error:
+                    if self._is_recording:
+                        return  # the end of the file
+                    raise DataError(f"the RealSense camera delivers no frames any more ({error})") from error
+                depth, color = taken.get_depth_frame(), taken.get_color_frame()
+                if not depth or not color:
+                    continue
+                name = f"{int(color.get_frame_number()):06d}"
+                yield LiveFrame(name, self._rgb(color), np.array(depth.get_data(), copy=True))
+        finally:
+            self._pipeline.stop()
+
+    def _rgb(self, frame: Any) -> NDArray[np.uint8]:
+        pixels = np.array(frame.get_data(), copy=True)
+        kind, formats = frame.get_profile().format(), self._rs.format
+        if kind in (formats.rgb8, formats.rgba8):
+            return np.ascontiguousarray(pixels[..., :3])
+        if kind in (formats.bgr8, formats.bgra8):
+            return np.ascontiguousarray(pixels[..., 2::-1])
+        raise DataError(f"the color stream: expected rgb8, bgr8, rgba8 or bgra8, found {kind}; record it as rgb8")
+
+
+def _pyrealsense() -> Any:
+    try:
+        import pyrealsense2
+    except ImportError as error:
+        raise DataError(
+            "--source realsense: expected pyrealsense2, found none; pip install ammnet-sparse[realsense]"
+        ) from error
+    return pyrealsense2

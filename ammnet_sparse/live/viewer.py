@@ -1,0 +1,118 @@
+"""The newest scene in a browser: a page of viser, which stays open while scenes come and go."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.completion import CompletedScene
+from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, VOXEL_SIZE
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.pictures.comparison import class_colors
+from ammnet_sparse.pictures.ply import voxel_surface
+
+LOCAL_HOST = "127.0.0.1"
+_IMAGE_ROWS = 240
+"""About how many rows of the color image are shown."""
+
+
+class LiveViewer:
+    """Shows one scene at a time: a mesh a class, with the color image and what the completion took.
+
+    Args:
+        host: address to listen at; 127.0.0.1 is seen from this machine alone.
+        port: of the page; the next free one is taken where it is in use.
+
+    Raises:
+        DataError: viser is not installed.
+    """
+
+    def __init__(self, *, host: str = LOCAL_HOST, port: int = 8080) -> None:
+        viser = _viser()
+        self.server: Any = viser.ViserServer(host=host, port=port, label="AMMNet-sparse", verbose=False)
+        self.server.scene.set_up_direction("+z")
+        self.host = host
+        self.status = self.server.gui.add_markdown("waiting for a frame")
+        self.image = self.server.gui.add_image(np.zeros((3, 4, 3), dtype=np.uint8), label="Color", format="jpeg")
+        self.meshes: dict[int, Any] = {}
+        self.boxes: dict[int, Any] = {}
+        with self.server.gui.add_folder("Classes"):
+            for label, name in enumerate(CLASS_NAMES):
+                if label != EMPTY_LABEL:
+                    self.boxes[label] = self.server.gui.add_checkbox(name, initial_value=label != 1)
+                    self.boxes[label].on_update(lambda _, label=label: self._toggle(label))
+            self.everything = self.server.gui.add_checkbox("doubtful voxels too", initial_value=False)
+        self.everything.on_update(lambda _: self._draw())
+        self._shown: CompletedScene | None = None
+
+    @property
+    def address(self) -> str:
+        """Of the page."""
+        return f"http://{self.host}:{self.server.get_port()}"
+
+    def show(self, scene: CompletedScene, color: NDArray[np.uint8] | None, *, rate: float | None) -> None:
+        """Replaces the scene.
+
+        Args:
+            color: [rows, columns, 3] uint8 as the camera took it, or None.
+            rate: frames a second of late, or None for the first one.
+        """
+        self._shown = scene
+        stages = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in scene.seconds.items())
+        placement = scene.own.placement
+        self.status.content = "\n\n".join(
+            [
+                f"**{scene.name}**" + ("" if rate is None else f", {rate:.1f} frames a second"),
+                stages,
+                f"up: {placement.up_confidence}; floor: {placement.floor.confidence}, camera "
+                f"{placement.floor.camera_height:.2f} m above it",
+            ]
+        )
+        if color is not None:
+            step = max(color.shape[0] // _IMAGE_ROWS, 1)
+            self.image.image = np.ascontiguousarray(color[::step, ::step])
+        self._draw()
+
+    def stop(self) -> None:
+        """Closes the page's server."""
+        self.server.stop()
+
+    def _toggle(self, label: int) -> None:
+        if label in self.meshes:
+            self.meshes[label].visible = self.boxes[label].value
+
+    def _draw(self) -> None:
+        if self._shown is None:
+            return
+        scene = self._shown
+        drawn = scene.labels != EMPTY_LABEL
+        if not self.everything.value:
+            drawn &= scene.reliable_mask
+        corners, classes, faces = voxel_surface(scene.labels, drawn)
+        vertices = scene.origin + VOXEL_SIZE * corners[:, [0, 2, 1]]
+        triangles = np.concatenate([faces[:, [0, 1, 2]], faces[:, [0, 2, 3]]])
+        of_class = classes[triangles[:, 0]] if len(triangles) else np.zeros(0, dtype=np.uint8)
+        with self.server.atomic():
+            for label in [label for label in self.meshes if not (of_class == label).any()]:
+                self.meshes.pop(label).remove()
+            for label in np.unique(of_class).tolist():
+                used, index = np.unique(triangles[of_class == label], return_inverse=True)
+                red, green, blue = class_colors(np.array([label], dtype=np.uint8))[0].tolist()
+                self.meshes[label] = self.server.scene.add_mesh_simple(
+                    f"/scene/{CLASS_NAMES[label]}",
+                    vertices[used].astype(np.float32),
+                    index.reshape(-1, 3).astype(np.uint32),
+                    color=(red, green, blue),
+                    flat_shading=True,
+                    visible=self.boxes[label].value,
+                )
+
+
+def _viser() -> Any:
+    try:
+        import viser
+    except ImportError as error:
+        raise DataError(
+            "the viewer: expected the package viser, found none; pip install ammnet-sparse[live], or give --no-viewer"
+        ) from error
+    return viser

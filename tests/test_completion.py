@@ -1,0 +1,148 @@
+"""SceneCompleter: frames of one camera from arrays."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ammnet_sparse import SceneCompleter
+from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.models.weights.errors import WeightsError
+from tests.completion import INTRINSICS, room_depth, small_weights
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def completer(weights: Path) -> SceneCompleter:
+    return SceneCompleter(weights, intrinsics=INTRINSICS)
+
+
+def test_a_scene_lies_where_the_camera_saw_it(completer: SceneCompleter, tmp_path: Path) -> None:
+    completer.forget()
+    scene = completer(None, room_depth(), name="room")
+    assert scene.labels.shape == (60, 36, 60) and scene.labels.dtype == np.uint8
+    assert scene.probabilities.shape == (12, 60, 36, 60)
+    np.testing.assert_allclose(scene.probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(scene.probabilities.argmax(0), scene.labels)
+    assert scene.world_from_camera[2, 3] == pytest.approx(1.4, abs=0.02)
+    np.testing.assert_allclose(scene.camera_from_world @ scene.world_from_camera, np.eye(4), atol=1e-9)
+    assert scene.world_from_given is None and scene.own.placement.floor.is_seen
+    points, classes = scene.points(only_reliable=False)
+    assert len(points) == len(classes) == int((scene.labels != 0).sum())
+    x, height, y = np.argwhere(scene.labels != 0)[0]
+    np.testing.assert_allclose(points[0], scene.origin + 0.08 * (np.array([x, y, height]) + 0.5))
+    assert len(scene.points()[0]) <= len(points)
+    assert {"images", "frame", "network", "all"} == scene.seconds.keys() and scene.seconds["all"] > 0
+    scene.write_ply(tmp_path / "out")
+    scene.write_volume(tmp_path / "out")
+    scene.write_picture(tmp_path / "out")
+    scene.write_page(tmp_path / "out" / "page.html")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"room_points.ply", "room_cubes.ply", "room.npz", "room.png", "page.html"}
+
+
+def test_depth_in_any_unit_is_the_same_scene(weights: Path) -> None:
+    depth = room_depth()
+    forms = [
+        (depth, None),
+        (np.round(1000 * depth).astype(np.uint16), None),
+        (np.round(5000 * depth).astype(np.uint16), 5000.0),
+        (np.where(depth > 2.9, np.nan, depth), None),
+    ]
+    scenes = []
+    for values, scale in forms:
+        completer = SceneCompleter(weights, intrinsics=INTRINSICS, depth_scale=scale)
+        scenes.append(completer(None, values))
+    for scene in scenes:
+        assert scene.world_from_camera[2, 3] == pytest.approx(1.4, abs=0.02)
+    assert (scenes[0].labels == scenes[1].labels).mean() > 0.99
+    assert (scenes[0].labels == scenes[2].labels).mean() > 0.99
+
+
+def test_the_camera_is_kept_and_found_again(completer: SceneCompleter) -> None:
+    completer.forget()
+    rng = np.random.default_rng(0)
+    noisy = [room_depth() + rng.normal(0, 0.004, (480, 640)).astype(np.float32) for _ in range(3)]
+    kept = [completer(None, depth) for depth in noisy]
+    assert [scene.own.placement.is_continued for scene in kept] == [False, True, True]
+    moved = completer(None, room_depth(height=1.4, pitch=55.0))  # the depth contradicts what was kept
+    assert not moved.own.placement.is_continued
+    assert moved.world_from_camera[2, 3] == pytest.approx(1.4, abs=0.05)
+    completer.forget()
+    assert not completer(None, noisy[0]).own.placement.is_continued
+    alone = SceneCompleter.__new__(SceneCompleter)
+    alone.__dict__.update(completer.__dict__, keeps_camera=False, _previous=None)
+    assert not any(alone(None, depth).own.placement.is_continued for depth in noisy[:2])
+
+
+def test_poses_are_brought_to_the_scene(completer: SceneCompleter) -> None:
+    completer.forget()
+    depth = room_depth()
+    angle = np.radians(20.0)
+    pose = np.eye(4)
+    # Camera x right, y down, z forward, in a world with Z up.
+    pose[:3, :3] = [[1, 0, 0], [0, -np.sin(angle), np.cos(angle)], [0, -np.cos(angle), -np.sin(angle)]]
+    pose[:3, 3] = [5.0, -2.0, 1.4]
+    scene = completer(None, depth, pose)
+    assert scene.world_from_given is not None
+    np.testing.assert_allclose(scene.world_from_given @ pose, scene.world_from_camera, atol=1e-6)
+    for wrong in (np.eye(3), np.full((4, 4), np.nan), 2 * np.eye(4)):
+        with pytest.raises(DataError, match="pose"):
+            completer(None, depth, wrong)
+
+
+def test_turned_images_give_the_same_scene(weights: Path) -> None:
+    fx, fy, cx, cy = INTRINSICS
+    depth = room_depth()
+    lying = np.ascontiguousarray(np.rot90(depth))  # to be turned clockwise by 90 degrees
+    turned = SceneCompleter(weights, intrinsics=(fy, fx, cy, 639 - cx), rotate=90)(None, lying)
+    upright = SceneCompleter(weights, intrinsics=INTRINSICS)(None, depth)
+    assert (turned.labels == upright.labels).mean() > 0.99
+
+
+def test_intrinsics_in_every_form(weights: Path, tmp_path: Path) -> None:
+    fx, fy, cx, cy = INTRINSICS
+    matrix = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
+    (tmp_path / "k.txt").write_text(f"{fx} {fy} {cx} {cy}\n")
+    for form in (INTRINSICS, list(INTRINSICS), np.array(matrix), tmp_path / "k.txt", f"{fx},{fy},{cx},{cy}"):
+        assert SceneCompleter(weights, intrinsics=form).intrinsics.camera == Camera(*INTRINSICS)
+    with pytest.raises(DataError, match=r"intrinsics: expected \(fx, fy, cx, cy\), a matrix or a file"):
+        SceneCompleter(weights, intrinsics=[1.0, 2.0])
+
+
+def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Path) -> None:
+    with pytest.raises(WeightsError, match="expected a file with weights"):
+        SceneCompleter("no_such_weights", intrinsics=INTRINSICS)
+    with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270 degrees, found 45"):
+        SceneCompleter(weights, intrinsics=INTRINSICS, rotate=45)
+    for depth in (np.zeros((480, 640), np.float32), np.zeros((480, 640, 3), np.uint8), np.zeros((0, 4), np.uint16)):
+        with pytest.raises(DataError):
+            completer(None, depth)
+    with pytest.raises(DataError, match="color"):
+        completer(np.zeros((480, 640), np.uint8), room_depth())
+    seg2d = SceneCompleter.__new__(SceneCompleter)
+    seg2d.__dict__.update(completer.__dict__)
+    seg2d.model = SceneCompleter("nyu_seg2d_w64", intrinsics=INTRINSICS).model
+    with pytest.raises(ValueError, match="label"):
+        seg2d(None, room_depth())
+
+
+def test_no_heavy_package_is_imported_for_what_reads_no_image(weights: Path) -> None:
+    program = (
+        "import sys\n"
+        "from ammnet_sparse import SceneCompleter\n"
+        f"SceneCompleter({str(weights)!r}, intrinsics={INTRINSICS!r})\n"
+        "heavy = ['timm', 'torchvision', 'torch._dynamo', 'tensorboard', 'torchmetrics', 'triton', 'spconv', 'viser']\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
