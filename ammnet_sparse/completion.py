@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.depth import DepthEncoding, metres_from_values
+from ammnet_sparse.data.camera.depth import DepthEncoding, meters_from_values
 from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
 from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.camera.placement import Placement
@@ -40,7 +40,7 @@ class CompletedScene:
         labels: [60, 36, 60] uint8 in the order (X, height, Y), class 0..11.
         reliable_mask: [60, 36, 60] bool, the voxels of the kind that networks are trained on.
         own: the frame that was completed: placement of the camera, TSDF, mapping, images.
-        seconds: time by stage: ``images`` (depth in metres, resampling), ``frame`` (vertical, floor, room, TSDF and
+        seconds: time by stage: ``images`` (depth in meters, resampling), ``frame`` (vertical, floor, room, TSDF and
             mapping), ``network``.
     """
 
@@ -78,11 +78,11 @@ class CompletedScene:
 
     @property
     def origin(self) -> NDArray[np.float64]:
-        """[3], world (X, Y, Z) in metres of the outer corner of voxel (0, 0, 0)."""
+        """[3], world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0)."""
         return self.own.origin
 
     def points(self, *, only_reliable: bool = True) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        """Centers of the occupied voxels, [N, 3] world (X, Y, Z) in metres, and their classes [N]."""
+        """Centers of the occupied voxels, [N, 3] world (X, Y, Z) in meters, and their classes [N]."""
         mask = self.labels != EMPTY_LABEL
         if only_reliable:
             mask &= self.reliable_mask
@@ -94,7 +94,7 @@ class CompletedScene:
         return self.own.describe()
 
     def write_ply(self, folder: str | Path) -> None:
-        """``<name>_points.ply`` and ``<name>_cubes.ply``, in metres, Z up; the folder is made."""
+        """``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up; the folder is made."""
         write_ply_files(_made(folder), self._completed)
 
     def write_volume(self, folder: str | Path) -> None:
@@ -126,9 +126,9 @@ class SceneCompleter:
         intrinsics: (fx, fy, cx, cy) in pixels, a matrix [3, 3], or a file (docs/own_camera.md, Intrinsics), of the
             depth image or of the color image: of the one whose middle is nearer to (cx, cy).
         color_intrinsics: of the color image, where its proportions differ; ``intrinsics`` are the depth image's then.
-        depth_scale: units of the depth image a metre; None: 1000 for integers; for floats 1 where that gives a room.
+        depth_scale: units of the depth image a meter; None: 1000 for integers; for floats 1 where that gives a room.
         depth_encoding: how depth is stored, as ``ammnet predict --depth-encoding``.
-        camera_height: metres above the floor, where it is known.
+        camera_height: meters above the floor, where it is known.
         rotate: degrees clockwise that make the images upright: 0, 90, 180 or 270; None: they are taken as they lie.
         device: where the network computes.
         keeps_camera: False treats every frame by itself.
@@ -233,18 +233,18 @@ class SceneCompleter:
         self, color: NDArray[np.uint8] | None, depth: NDArray[Any], pose: Any, label_map: NDArray[np.uint8] | None
     ) -> tuple[Any, NDArray[np.float64] | None, list[str]]:
         """Images at the network's size, the pose turned as they were, and what was found out."""
-        metres, notes = metres_from_values(
+        meters, notes = meters_from_values(
             np.asarray(depth),
             scale=self.depth_scale,
             encoding=self.depth_encoding,
             usual_scale=self.intrinsics.depth_scale,
         )
-        shapes = [metres.shape] if color is None else [metres.shape, color.shape]
+        shapes = [meters.shape] if color is None else [meters.shape, color.shape]
         intrinsics = self.intrinsics.fitting(shapes)
         color_camera = None
         if self.color_intrinsics is not None and color is not None:
             color_camera = self.color_intrinsics.fitting([color.shape]).camera
-        view = View(color, metres, intrinsics.camera, color_camera, label_map, intrinsics.size)
+        view = View(color, meters, intrinsics.camera, color_camera, label_map, intrinsics.size)
         given = None if pose is None else _as_pose(pose)
         if self.rotate:
             view = view.turned(self.rotate)

@@ -103,11 +103,11 @@ class DataConfig(_Section):
         True, description="resize, crop, flip and photometric changes of images (not of label maps)"
     )
     images: Path | None = Field(
-        None, description="folder of colour images (NYU0003_colors.jpg), for a packed set that was made without"
+        None, description="folder of color images (NYU0003_colors.jpg), for a packed set that was made without"
     )
     label_2d: Path | None = Field(
         None,
-        description="folder of dense 2D truth (0003.png, classes 1..11, 255 unlabelled), which the 2D loss then "
+        description="folder of dense 2D truth (0003.png, classes 1..11, 255 unlabeled), which the 2D loss then "
         "compares with; empty: with the voxel of each mapped pixel",
     )
     cache_features: bool = Field(
@@ -217,7 +217,7 @@ class OptimizerConfig(_Section):
     warmup_steps: int = Field(
         0, ge=0, description="steps of linear warm-up, from final_learning_rate to learning_rate, before the cosine"
     )
-    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on biases and batch normalisation")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on biases and batch normalization")
     gradient_clip: float = Field(10.0, gt=0, description="largest gradient norm, per network")
 
     @model_validator(mode="after")
@@ -237,11 +237,11 @@ class TrainingConfig(_Section):
     epochs: Positive = Field(150, description="passes over the training frames")
     batch_size: Positive = Field(4, description="frames a forward pass; an incomplete last batch is dropped")
     accumulate: Positive = Field(1, description="batches whose gradients make a step, as of one larger batch")
-    seed: Seed = Field(8332, description="of initialisation, order, augmentation, dropout and fakes")
+    seed: Seed = Field(8332, description="of initialization, order, augmentation, dropout and fakes")
     mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
     recompute: Literal["off", "elementwise", "blocks", "full"] = Field(
         "off",
-        description="what the backward pass computes again instead of keeping it: normalisation, ReLU and the like "
+        description="what the backward pass computes again instead of keeping it: normalization, ReLU and the like "
         "(elementwise), besides DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
     deterministic: bool = Field(

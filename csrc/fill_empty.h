@@ -1,7 +1,7 @@
-// Filling channels that are exactly zero with the mean of their 3x3x3 neighbourhood.
+// Filling channels that are exactly zero with the mean of their 3x3x3 neighborhood.
 //
 //   features   [N, C]
-//   neighbors  [N, 27] integer: rows of the neighbouring sites, column 13 the site itself; -1 where there is none
+//   neighbors  [N, 27] integer: rows of the neighboring sites, column 13 the site itself; -1 where there is none
 //   result     [N, C]
 //
 // The sum runs over the columns in order; zeros and absent sites count in the mean.
@@ -27,8 +27,8 @@ AMMNET_HOST_DEVICE T fill_element(T value, Accumulate<T> sum_of_neighbors) {
   return is_empty(value) ? static_cast<T>(sum_of_neighbors / Accumulate<T>(kNumNeighbors)) : value;
 }
 
-// What a neighbour hands back of its gradient: a channel passes it on only where it was filled. The relation of
-// neighbours is symmetric, so the sites that read a site are its own neighbours.
+// What a neighbor hands back of its gradient: a channel passes it on only where it was filled. The relation of
+// neighbors is symmetric, so the sites that read a site are its own neighbors.
 template <typename T>
 AMMNET_HOST_DEVICE Accumulate<T> gradient_of_filled(T grad, T value) {
   return is_empty(value) ? static_cast<Accumulate<T>>(grad) : Accumulate<T>(0);

@@ -84,7 +84,9 @@ def test_cuda_home_is_where_the_header_is(build: SimpleNamespace, tmp_path: Path
     toolkit = make_toolkit(tmp_path / "toolkit")
     (tmp_path / "empty").mkdir()
     assert build.find_cuda_home({"CUDA_HOME": str(toolkit)}) == toolkit
-    with pytest.raises(build.LeftOut, match=r"no CUDA toolkit, that is include/cuda_runtime.h .* \(set CUDA_HOME\)"):
+    with pytest.raises(
+        build.BuildSkipped, match=r"no CUDA toolkit, that is include/cuda_runtime.h .* \(set CUDA_HOME\)"
+    ):
         build.find_cuda_home({"CUDA_HOME": str(tmp_path / "empty")})
 
 
@@ -109,13 +111,13 @@ def test_architectures(build: SimpleNamespace) -> None:
 
 def test_switches_and_missing_compilers_are_reasons(build: SimpleNamespace, tmp_path: Path) -> None:
     for device, variable in (("cpu", "AMMNET_SPARSE_CPU"), ("cuda", "AMMNET_SPARSE_CUDA")):
-        with pytest.raises(build.LeftOut, match=f"{variable}=0"):
+        with pytest.raises(build.BuildSkipped, match=f"{variable}=0"):
             build.find_toolchain(device, {variable: "0"})
         with pytest.raises(SystemExit, match=f"{variable}: expected 0, 1 or nothing, found 'yes'"):
             build.find_toolchain(device, {variable: "yes"})
-    with pytest.raises(build.LeftOut, match=r"no C\+\+ compiler 'no-such-compiler'"):
+    with pytest.raises(build.BuildSkipped, match=r"no C\+\+ compiler 'no-such-compiler'"):
         build.find_toolchain("cpu", {"CXX": "no-such-compiler"})
-    with pytest.raises(build.LeftOut, match="no CUDA toolkit"):
+    with pytest.raises(build.BuildSkipped, match="no CUDA toolkit"):
         build.find_toolchain("cuda", {"CUDA_HOME": str(tmp_path)})
 
 
@@ -158,7 +160,7 @@ def library(request: pytest.FixtureRequest, build: SimpleNamespace) -> Path:
         pytest.skip(f"AMMNET_SPARSE_{device.upper()}=0: the build left it out")
     try:
         build.find_toolchain(device, os.environ)
-    except build.LeftOut as reason:
+    except build.BuildSkipped as reason:
         pytest.skip(str(reason))
     assert LIBRARIES[device].is_file(), kernel_libraries()[device].note
     return LIBRARIES[device]

@@ -2,7 +2,7 @@
 
     python tools/make_example.py examples/frame
 
-Writes color.jpg and depth.png (16 bits, millimetres, noise like a Kinect's) of 640x480, intrinsics.txt (3x3),
+Writes color.jpg and depth.png (16 bits, millimeters, noise like a Kinect's) of 640x480, intrinsics.txt (3x3),
 pose.txt (4x4, camera to world, Z up, floor at 0) and label_map.png (for checkpoints that read 2D label maps).
 The same seed and index give the same frame.
 """

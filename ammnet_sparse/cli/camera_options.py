@@ -55,7 +55,7 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         "--depth-scale",
         type=float,
         metavar="N",
-        help="depth units a metre (default: 1000, millimetres; floats: metres, where that gives a room)",
+        help="depth units a meter (default: 1000, millimeters; floats: meters, where that gives a room)",
     )
     group.add_argument(
         "--depth-encoding",
@@ -78,7 +78,7 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         "--pose-up", choices=POSE_AXES, help="axis of the pose's world that is up, as --pose-up=-y (default: found out)"
     )
     group.add_argument(
-        "--camera-height", type=float, metavar="M", help="metres above the floor (default: the floor is looked for)"
+        "--camera-height", type=float, metavar="M", help="meters above the floor (default: the floor is looked for)"
     )
     group.add_argument(
         "--label-map",
@@ -107,7 +107,7 @@ def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> 
     if options.pose_up is not None and options.pose is None:
         parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
     if options.camera_height is not None and not 0 < options.camera_height < 100:
-        parser.error(f"--camera-height: expected metres above 0, found {options.camera_height}")
+        parser.error(f"--camera-height: expected meters above 0, found {options.camera_height}")
     if options.unobserved is not None and options.dataset != "nyucad":
         parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
     if options.color_intrinsics is not None and options.color is None:

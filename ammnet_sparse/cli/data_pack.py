@@ -4,7 +4,7 @@
     ammnet train data.root=nyu_packed.safetensors
 
 The file takes the place of the folder everywhere (data.root, --data) and gives the same frames. 2D label
-maps are packed where the set has them; colour images on --images, as they take 0.9 MB a frame. The TSDF is stored as
+maps are packed where the set has them; color images on --images, as they take 0.9 MB a frame. The TSDF is stored as
 float16 where that holds every value, else as float32; --tsdf float16 rounds it, and says by how much.
 The file gets its name when it is complete and every frame was read back and compared.
 
@@ -69,7 +69,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_splits_option(
         parser, "lists of frames (default: those of train, test, val that are there); val comes with train"
     )
-    parser.add_argument("--images", action="store_true", help="pack colour images too")
+    parser.add_argument("--images", action="store_true", help="pack color images too")
     parser.add_argument("--no-label-maps", action="store_true", help="leave 2D label maps out")
     parser.add_argument(
         "--tsdf", choices=("exact", "float16"), default="exact", help="how the TSDF is stored (default: exact)"

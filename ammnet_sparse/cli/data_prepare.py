@@ -4,7 +4,7 @@
 
 An interrupted run goes on where it stopped when it is started again; frames that are complete are read and checked.
 The frames are listed in train.txt, or test.txt where the raw folder's name ends in test; run it for both folders
-into the same --out. Colour images (RGB) and 2D label maps (Seg2D) are added as they are published. With --flipped
+into the same --out. Color images (RGB) and 2D label maps (Seg2D) are added as they are published. With --flipped
 the TSDF is written as NYUCAD users have it; read such a set with dataset nyucad.
 
 Exit code: 0 every frame is there, 1 some files were skipped (each is named), 2 wrong usage, 130 interrupted.
@@ -85,7 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--depth-encoding",
         choices=("auto", "rotated", "plain"),
         default="auto",
-        help="how the .png hold millimetres: bits rotated by 3 (SSCNet), plain, or told from the values (default)",
+        help="how the .png hold millimeters: bits rotated by 3 (SSCNet), plain, or told from the values (default)",
     )
     parser.add_argument("--split", choices=("train", "test"), help="list of the frames (default: by the folder's name)")
     parser.add_argument("--workers", type=parse_positive, metavar="N", help="processes (default: one a core)")

@@ -3,7 +3,7 @@ r"""Makes weights small enough to hand out: half precision, without the discrimi
     ammnet export --checkpoint runs/NAME/best.safetensors --out nyu_seg2d_w256.safetensors \
         --data /data/nyu --ids 0003 0004
 
-Tensors with several axes (convolutions, matrices) are stored as --dtype; biases and normalisation stay float32, which
+Tensors with several axes (convolutions, matrices) are stored as --dtype; biases and normalization stay float32, which
 costs little and spares variances the range of float16. The file loads as a float32 network like any other. With --data
 the predictions for frames of a set are compared with those of the checkpoint; without, nothing is compared.
 
@@ -46,7 +46,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 _FRAMES = 3
 
 
-class UnfitWeightsError(CommandFailed):
+class UnsuitableWeightsError(CommandFailed):
     """Weights that must not be handed out as asked; the message says why."""
 
     def __init__(self, message: str) -> None:
@@ -78,7 +78,7 @@ def converted(state: Mapping[str, Tensor], *, dtype: torch.dtype, keep_discrimin
     }
     for name, value in kept.items():
         if not torch.isfinite(value).all():
-            raise UnfitWeightsError(
+            raise UnsuitableWeightsError(
                 f"{name}: expected values that {dtype} can hold, found one that it cannot; use --dtype float32"
             )
     return kept
@@ -107,7 +107,7 @@ def _export(options: argparse.Namespace) -> str:
         save_weights(trial, kept, model_config=config, metadata={**metadata, "stored_as": options.dtype})
         size = trial.stat().st_size / 1e6
         if size > options.max_mb:
-            raise UnfitWeightsError(
+            raise UnsuitableWeightsError(
                 f"{options.out}: expected at most {options.max_mb:g} MB (--max-mb), found {size:.1f} MB"
             )
         if options.data:
@@ -119,7 +119,7 @@ def _export(options: argparse.Namespace) -> str:
             batches = [Batch.from_frame(folder_of_set.read(name)).to(device) for name in ids]
             same = agreement(original, load_model(trial, device=device), batches)
             if same < options.min_agreement:
-                raise UnfitWeightsError(
+                raise UnsuitableWeightsError(
                     f"{options.out}: expected the checkpoint's class at {options.min_agreement:.4%} of the voxels "
                     f"(--min-agreement), found {same:.4%} over the frames {', '.join(ids)}"
                 )

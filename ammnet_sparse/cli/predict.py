@@ -167,8 +167,8 @@ def _own_frames(
             "the checkpoint reads color images, and there is no --color; give one, or use a checkpoint of depth alone"
         )
     settings = camera_settings(options, getattr(model, "metadata", {}))
-    found, lonely = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
-    skipped += lonely
+    found, unmatched = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
+    skipped += unmatched
     options.out.mkdir(parents=True, exist_ok=True)
     for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:

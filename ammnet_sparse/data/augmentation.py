@@ -1,4 +1,4 @@
-"""Augmentation of frames: mirrored and exchanged axes of the voxels, and changes of the colour image.
+"""Augmentation of frames: mirrored and exchanged axes of the voxels, and changes of the color image.
 
 Everything is done to the data, nothing inside the model. Voxels are moved, never resampled, so each keeps its TSDF,
 label, label weight and the pixel that hit it; where the image is resized, cropped or mirrored, that pixel follows. A
@@ -84,9 +84,9 @@ def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:
 
 
 def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
-    """Changes geometry (``draw_geometry``) and colours (``draw_colors``) of the image; the mapping follows.
+    """Changes geometry (``draw_geometry``) and colors (``draw_colors``) of the image; the mapping follows.
 
-    The image becomes float32 on the scale 0..255, padded with ``IMAGE_MEAN``, which normalises to exactly 0.
+    The image becomes float32 on the scale 0..255, padded with ``IMAGE_MEAN``, which normalizes to exactly 0.
 
     Raises:
         ValueError: a frame without image, or with a label map, which would no longer fit the mapping.
@@ -101,7 +101,7 @@ def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
     geometry = draw_geometry(generator)
     colors = draw_colors(generator)
     image = torch.from_numpy(np.array(frame.image)).permute(2, 0, 1).to(torch.float32)
-    # Colours before padding: their contrast refers to the mean of the picture alone, and the padding stays exact.
+    # Colors before padding: their contrast refers to the mean of the picture alone, and the padding stays exact.
     image = pad_image(colors.apply(geometry.apply(image)))
     return dataclasses.replace(
         frame,
@@ -147,7 +147,7 @@ class Geometry:
         """[480, 640] uint8 of a map of classes [480, 640], nearest; 255 where the image is padded."""
         if self.size != tuple(classes.shape):
             row, column = (
-                # The centre of each new pixel, in whole numbers, as in ``apply_to_mapping``.
+                # The center of each new pixel, in whole numbers, as in ``apply_to_mapping``.
                 (2 * torch.arange(new, device=classes.device) + 1) * old // (2 * new)
                 for new, old in zip(self.size, classes.shape, strict=True)
             )
@@ -167,7 +167,7 @@ class Geometry:
     def apply_to_pixels(self, mapping: Tensor) -> Tensor:
         """The pixels of the padded 480x640 image that show what ``mapping`` [any shape] pointed at, -1 where cropped.
 
-        Pixel centres: index c comes to lie at ``(c + 0.5) s - 0.5``, s the ratio of the sizes, and is rounded.
+        Pixel centers: index c comes to lie at ``(c + 0.5) s - 0.5``, s the ratio of the sizes, and is rounded.
         """
         rows, columns = IMAGE_SHAPE
         wide = mapping.long()
@@ -187,11 +187,11 @@ class Colors:
 
     Attributes:
         brightness: added, on the scale 0..255.
-        contrast: factor of the distance to the mean grey of the image.
-        saturation: factor of the distance to the grey of the pixel.
+        contrast: factor of the distance to the mean gray of the image.
+        saturation: factor of the distance to the gray of the pixel.
         hue: turn of the hue as a fraction of the full circle, -0.5..0.5.
         order: which of these four, counted from 0, comes when; as in torchvision's ColorJitter, where contrast refers
-            to the mean grey too.
+            to the mean gray too.
     """
 
     brightness: float = 0.0

@@ -35,14 +35,14 @@ class Batch:
             none.
         label_weight: [B, V] bool, True where loss and evaluation look.
         label: [B, V] uint8 or other integer type, class 0..11 or 255 for ignore; None without ground truth.
-        image: [B, 3, 480, 640] float32, normalised RGB; None for models without an image network.
+        image: [B, 3, 480, 640] float32, normalized RGB; None for models without an image network.
         label_map: [B, 480, 640] uint8, the 2D prediction, 0..13; None for models that do not read it.
         frame_ids: names of the frames, for messages and pictures.
         tsdf_is_flipped: which convention ``tsdf`` follows.
         depth_hit: [B, V] bool, voxels that the depth hits; None: those with a pixel in ``mapping``. After 2D
             augmentation the pixel of a hit may be cropped.
         label_2d: [B, rows, columns] uint8 or other integer type, dense 2D truth of the image, class 0..11 or 255 for
-            unlabelled; None without.
+            unlabeled; None without.
         image_stages: what a frozen image backbone made of the images, in place of ``image``: four stages
             [B, channels, rows, columns], 1/4 to 1/32 of the image, of any float type; None: computed from ``image``.
 

@@ -25,7 +25,7 @@ class FrameDataset(Dataset[Batch]):
     Args:
         ids: frames, each once.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
-        augment_2d: changes of the colour image (``augmentation.augment_2d``); frames without one stay as they are.
+        augment_2d: changes of the color image (``augmentation.augment_2d``); frames without one stay as they are.
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
 

@@ -40,13 +40,13 @@ from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
 class DeviceDataset(Dataset[Batch]):
     """Frames on a device. Its batches equal those of ``dataset.FrameDataset`` bit for bit, augmentation included.
 
-    But for images after 2D augmentation, whose resampling and colours are rounded as the device does.
+    But for images after 2D augmentation, whose resampling and colors are rounded as the device does.
 
     Args:
         ids: frames, each once; they are read now.
         device: where they lie and batches are made.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
-        augment_2d: changes of the colour image (``augmentation.augment_2d``).
+        augment_2d: changes of the color image (``augmentation.augment_2d``).
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
         progress: show a progress bar on standard error while they are read.

@@ -24,7 +24,7 @@ class Frame:
         tsdf_is_flipped: which convention ``tsdf`` follows.
         depth_hit: [X, H, Y] bool, voxels that the depth hits, where that is more than ``mapping`` says: 2D augmentation
             may crop the pixel of a hit. None: those with a pixel.
-        label_2d: [480, 640] uint8, dense 2D truth, class 1..11 or 255 for unlabelled; or None.
+        label_2d: [480, 640] uint8, dense 2D truth, class 1..11 or 255 for unlabeled; or None.
         label_weight_is_computed: the files hold no label weight; it was computed from label and TSDF.
 
     Raises:

@@ -13,12 +13,12 @@ GRID_SHAPE = (60, 36, 60)
 """Voxels along (X, height, Y)."""
 NUM_VOXELS = 60 * 36 * 60
 VOXEL_SIZE = 0.08
-"""Edge of a voxel in metres."""
+"""Edge of a voxel in meters."""
 FLOOR_OFFSET = -0.05
-"""World height in metres of the lower face of height index 0: the floor lies at 0."""
+"""World height in meters of the lower face of height index 0: the floor lies at 0."""
 
 IMAGE_SHAPE = (480, 640)
-"""Rows and columns of the colour image, of the depth image and of the 2D label map."""
+"""Rows and columns of the color image, of the depth image and of the 2D label map."""
 NUM_PIXELS = 480 * 640
 UNMAPPED_ON_DISK = NUM_PIXELS
 """How files say that no pixel hits a voxel."""
@@ -35,7 +35,7 @@ NUM_LABEL_MAP_CLASSES = 14
 
 
 class SceneClass(NamedTuple):
-    """A class of the completed scene with the colour users know it by."""
+    """A class of the completed scene with the color users know it by."""
 
     name: str
     color: tuple[int, int, int]

@@ -24,7 +24,7 @@ class StageDataset(Dataset[Batch]):
         frames: the frames without their images, not augmented in 2D. With a ``DeviceDataset`` the stages lie on its
             device, else in memory.
         source: the same frames with images; each is read once, now.
-        extract: from normalised images [B, 3, 480, 640] on ``device`` to the backbone's four stages.
+        extract: from normalized images [B, 3, 480, 640] on ``device`` to the backbone's four stages.
         device: where they are computed.
         progress: show a progress bar on standard error.
     """

@@ -47,9 +47,9 @@ class Scores:
         """Lines on frames that were scored otherwise than others; empty as a rule."""
         remarks = []
         if self.left_out:
-            remarks.append(f"without a scored voxel, left out: {_some(self.left_out)}")
+            remarks.append(f"without a scored voxel, left out: {_abbreviated(self.left_out)}")
         if self.without_hits:
-            remarks.append(f"no voxel hit by a pixel, scored as predicted empty: {_some(self.without_hits)}")
+            remarks.append(f"no voxel hit by a pixel, scored as predicted empty: {_abbreviated(self.without_hits)}")
         return remarks
 
     def to_json(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def _names(batch: Batch, chosen: Tensor) -> list[str]:
     return [name for name, is_chosen in zip(names, chosen.tolist(), strict=True) if is_chosen]
 
 
-def _some(names: tuple[str, ...], limit: int = 8) -> str:
+def _abbreviated(names: tuple[str, ...], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{len(names)} frame{'s' * (len(names) != 1)} ({', '.join(names[:limit])}{more})"
 

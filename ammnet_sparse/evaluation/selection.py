@@ -9,7 +9,7 @@ from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets.folder import DataError, training_ids, validation_ids
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.source import open_frames
-from ammnet_sparse.data.sets.splits import some
+from ammnet_sparse.files.errors import abbreviated
 
 Split = Literal["train", "val", "test"]
 
@@ -27,7 +27,7 @@ def reads_label_maps(config: ModelConfig) -> bool:
 
 
 def reads_images(config: ModelConfig) -> bool:
-    """Whether the network needs colour images."""
+    """Whether the network needs color images."""
     return config.inputs != "tsdf" and config.image_encoder != "seg2d"
 
 
@@ -51,7 +51,7 @@ def open_set(
             grid_shape=config.grid_shape,
         )
     except DataError as error:
-        kind = "2D label maps (folder Seg2D)" if needs_label_map else "colour images (folder RGB)"
+        kind = "2D label maps (folder Seg2D)" if needs_label_map else "color images (folder RGB)"
         raise DataError(
             f"{root}: the checkpoint was trained with model.image_encoder: {config.image_encoder} and needs {kind}, "
             f"found none; add them, or use a checkpoint of a network that does not read them"
@@ -87,7 +87,7 @@ def check_ids(folder: FrameSource, ids: Sequence[str]) -> None:
     unknown = [frame_id for frame_id in ids if not folder.has_frame(frame_id)]
     if unknown:
         raise DataError(
-            f"{folder.root}: expected frames of the set, found unknown ids {some(unknown)}; "
+            f"{folder.root}: expected frames of the set, found unknown ids {abbreviated(unknown)}; "
             "the set's lists name those that are there"
         )
 
@@ -111,13 +111,13 @@ def check_label_map(config: ModelConfig, *, has_label_map: bool) -> None:
     """Raises DataError, saying what can be done, where the network reads label maps and a camera's frame has none."""
     if reads_label_maps(config) and not has_label_map:
         raise DataError(
-            "the checkpoint was trained with model.image_encoder: seg2d: it reads a 2D label map of the colour image, "
+            "the checkpoint was trained with model.image_encoder: seg2d: it reads a 2D label map of the color image, "
             "and none is given. Either\n"
             "  - give one with --label-map: a png with one channel of NYU's 13 classes, from any 2D segmentation "
             "network trained on them:\n    0 void, 1 bed, 2 books, 3 ceiling, 4 chair, 5 floor, 6 furniture, "
             "7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
             "A png of zeros (void) runs too, but then shape alone must tell the classes; or\n"
-            "  - use a checkpoint that reads the colour image itself, trained with model.image_encoder=segformer_b2 "
+            "  - use a checkpoint that reads the color image itself, trained with model.image_encoder=segformer_b2 "
             "(`ammnet train --config nyu_segformer`)\n    or model.image_encoder=resnet50; or one that reads depth "
             "alone, trained with model.inputs=tsdf"
         )

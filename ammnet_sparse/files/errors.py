@@ -1,8 +1,10 @@
 """The errors of reading files: one family, whose messages name the file, what was expected, found, and what to do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST_REASON = 200
+_LONGEST_NAME = 200
 
 
 class FileError(ValueError):
@@ -25,3 +27,11 @@ def reason(error: BaseException) -> str:
     if len(first) > _LONGEST_REASON:
         first = f"{first[:_LONGEST_REASON]}..."
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def abbreviated(names: Sequence[str], limit: int = 8) -> str:
+    """Names for a message: the first few, long ones cut short, and how many more there are; "nothing" for none."""
+    if not names:
+        return "nothing"
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in names[:limit]]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")

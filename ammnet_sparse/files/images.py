@@ -18,7 +18,7 @@ from ammnet_sparse.files.content import advice_for, describe_content, open_file,
 from ammnet_sparse.files.errors import DataError, FileError, reason
 
 COLOR_FORMATS = ("PNG", "JPEG")
-"""Pillow's names of the formats that colour images have."""
+"""Pillow's names of the formats that color images have."""
 LABEL_MAP_FORMATS = ("PNG",)
 """Those of the label maps of a set."""
 DEPTH_FORMATS = ("PNG", "TIFF")
@@ -35,7 +35,7 @@ class LoadedImage:
 
     Attributes:
         pixels: [rows, columns] or [rows, columns, channels] of the type that the file has (uint8, uint16, int32,
-            float32 or bool; palette images are the numbers of their colours), or of the mode that was asked for.
+            float32 or bool; palette images are the numbers of their colors), or of the mode that was asked for.
         mode: Pillow's mode of the file, such as ``RGB``, ``L``, ``P``, ``I;16``, ``F``.
         orientation: EXIF's, 1 to 8; 1 is upright as stored. ``pixels`` follow it where the reader was told so.
     """

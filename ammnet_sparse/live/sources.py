@@ -78,7 +78,7 @@ class FolderSource:
     Args:
         folder: to watch; may still be empty.
         intrinsics: of the camera.
-        depth_scale: units of the depth images a metre, or None.
+        depth_scale: units of the depth images a meter, or None.
         has_color: False where depth is all there is.
         has_label_map: frames have 2D label maps.
         report: told about frames that cannot be used, each once.

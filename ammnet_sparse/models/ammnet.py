@@ -129,7 +129,7 @@ class AMMNet(nn.Module):
     def set_recompute(self, level: RecomputeLevel) -> None:
         """Which activations the backward pass recomputes, each level more than the one before.
 
-        ``elementwise``: normalisation, ReLU, addition and dropout, no convolution; ``blocks``: whole DDR blocks;
+        ``elementwise``: normalization, ReLU, addition and dropout, no convolution; ``blocks``: whole DDR blocks;
         ``full``: whole stages, stems, steps up and the head of an image encoder.
         """
         self.keeps_recipes = level != "off"

@@ -1,4 +1,4 @@
-"""Networks of a configuration, randomly initialised; nothing is read from files and nothing downloaded.
+"""Networks of a configuration, randomly initialized; nothing is read from files and nothing downloaded.
 
 The weights of both networks follow from torch's random state: generator first, then discriminator, as in a run.
 """

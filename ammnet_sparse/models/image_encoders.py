@@ -1,4 +1,4 @@
-"""2D features of the colour image: an ImageNet backbone and the four-layer head of SegFormer on its four stages.
+"""2D features of the color image: an ImageNet backbone and the four-layer head of SegFormer on its four stages.
 
 Section 3.2 of the paper. Backbones are timm's and keep timm's names; ``weights/backbones.py`` reads published
 weights into them.
@@ -56,7 +56,7 @@ class ImageEncoder(nn.Module):
         """The backbone's four stages [B, channels, h/s, w/s], s = 4, 8, 16, 32, sizes rounded up.
 
         Args:
-            image: [B, 3, h, w] floating point, normalised RGB, h and w at least 32.
+            image: [B, 3, h, w] floating point, normalized RGB, h and w at least 32.
 
         Raises:
             ValueError: an image of another shape or type.
@@ -66,7 +66,7 @@ class ImageEncoder(nn.Module):
                 f"image: expected [B, 3, h, w] with h and w at least {SMALLEST_IMAGE}, found {list(image.shape)}"
             )
         if not image.is_floating_point():
-            raise ValueError(f"image: expected normalised RGB in floating point, found {image.dtype}")
+            raise ValueError(f"image: expected normalized RGB in floating point, found {image.dtype}")
         from timm.models import EfficientNetFeatures
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
@@ -77,7 +77,7 @@ class ImageEncoder(nn.Module):
         return cast(list[Tensor], stages)
 
     def forward(self, image: Tensor) -> ImageFeatures:
-        """2D features and class logits of normalised RGB images [B, 3, h, w]; errors as ``extract_stages``."""
+        """2D features and class logits of normalized RGB images [B, 3, h, w]; errors as ``extract_stages``."""
         return self.join_stages(self.extract_stages(image))
 
     def join_stages(self, stages: Sequence[Tensor]) -> ImageFeatures:
@@ -92,10 +92,10 @@ def build_segformer_backbone(
     num_heads: tuple[int, ...] = (1, 2, 5, 8),
     reductions: tuple[int, ...] = (8, 4, 2, 1),
 ) -> "PyramidVisionTransformerV2":
-    """SegFormer's Mix Transformer (MiT), by default B2, randomly initialised.
+    """SegFormer's Mix Transformer (MiT), by default B2, randomly initialized.
 
     timm has no MiT, but its PVT v2 with MLP ratio 4 throughout is one, the epsilons included: 1e-6 in the layer
-    normalisations of blocks and stages, 1e-5 in those after patch embedding and key reduction.
+    normalizations of blocks and stages, 1e-5 in those after patch embedding and key reduction.
 
     Args:
         depths: blocks per stage.
@@ -116,7 +116,7 @@ def build_segformer_backbone(
 
 
 def build_backbone(kind: ImageEncoderKind) -> ImageBackbone:
-    """A randomly initialised backbone with four stages, at 1/4 to 1/32 of the image.
+    """A randomly initialized backbone with four stages, at 1/4 to 1/32 of the image.
 
     Raises:
         ValueError: an unknown kind.
@@ -144,7 +144,7 @@ def build_image_encoder(
     dropout_kind: Literal["element", "channel"] = "element",
     head_width: int | None = None,
 ) -> ImageEncoder:
-    """The image network of configuration ``model.image_encoder``, randomly initialised.
+    """The image network of configuration ``model.image_encoder``, randomly initialized.
 
     ``load_backbone_weights`` gives the backbone its ImageNet weights; a frozen one means nothing without.
 

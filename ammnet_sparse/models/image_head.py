@@ -21,7 +21,7 @@ class ImageFeatures:
 
     Attributes:
         features: [B, C, h/4, w/4], not negative (they end in a ReLU), float32 or the type of autocast.
-        class_logits: [B, num_classes, h/4, w/4], not normalised. For the 2D loss the consumer brings them to
+        class_logits: [B, num_classes, h/4, w/4], not normalized. For the 2D loss the consumer brings them to
             image size with align_corners true.
     """
 

@@ -12,7 +12,7 @@ from ammnet_sparse.sparse.sites import SiteSet
 class StateProjection(nn.Linear):
     """1x1x1 convolution without bias of the state channels of every 1/2 cell (section 4).
 
-    It starts with weights of deviation 1. As PyTorch initialises a linear layer, the state would weigh a sixth as much
+    It starts with weights of deviation 1. As PyTorch initializes a linear layer, the state would weigh a sixth as much
     as the features it is added to, and a short training predicts too little of what is occluded.
     """
 

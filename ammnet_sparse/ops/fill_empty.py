@@ -19,18 +19,18 @@ from ammnet_sparse.ops._library import (
 )
 
 NUM_NEIGHBORS = 27
-"""Sites of a 3x3x3 neighbourhood, the site itself included."""
+"""Sites of a 3x3x3 neighborhood, the site itself included."""
 
 
 def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
-    """Adds the mean of the 3x3x3 neighbourhood where a channel is exactly zero (section 3).
+    """Adds the mean of the 3x3x3 neighborhood where a channel is exactly zero (section 3).
 
-    The mean is the sum over the neighbourhood divided by 27: zeros and absent sites count. float16 and bfloat16 are
+    The mean is the sum over the neighborhood divided by 27: zeros and absent sites count. float16 and bfloat16 are
     summed in float32 and rounded once.
 
     Args:
         features: [N, C].
-        neighbors: [N, 27] integer, the rows of the neighbouring sites in C order of the offsets (-1, 0, 1) along
+        neighbors: [N, 27] integer, the rows of the neighboring sites in C order of the offsets (-1, 0, 1) along
             X, height and Y, so that column 13 is the site itself; -1 where there is no site. The relation must be
             symmetric: ``neighbors[i, k] == j`` exactly where ``neighbors[j, 26 - k] == i``. The gradient relies on it.
 
@@ -39,7 +39,7 @@ def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
         as constant, so where a channel is zero the gradient is that of adding the mean.
 
     Raises:
-        IndexError: a row out of range (on the CPU; elsewhere such a neighbour counts as absent).
+        IndexError: a row out of range (on the CPU; elsewhere such a neighbor counts as absent).
         ValueError: shapes or devices that do not fit.
         TypeError: features without floating type, rows without integer type.
     """
@@ -55,7 +55,7 @@ def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
 
 
 def _sum_of_neighbors(values: Tensor, neighbors: Tensor) -> Tensor:
-    """[N, C]: the sum of ``values`` [N, C] over each site's neighbourhood; rows out of range count as absent."""
+    """[N, C]: the sum of ``values`` [N, C] over each site's neighborhood; rows out of range count as absent."""
     num_sites = values.shape[0]
     if values.numel() == 0:
         return values
@@ -77,10 +77,10 @@ def _fill_empty_fake(features: Tensor, neighbors: Tensor) -> Tensor:
 
 
 def _fill_empty_backward_reference(grad: Tensor, features: Tensor, neighbors: Tensor) -> Tensor:
-    """``grad`` plus, from every neighbour, a 27th of its ``grad`` where its channel was filled.
+    """``grad`` plus, from every neighbor, a 27th of its ``grad`` where its channel was filled.
 
-    A site's value goes to the sites that have it as a neighbour. The relation is symmetric, so these are its own
-    neighbours (seen from the other side: column k there is 26 - k here), and gathering replaces scattering.
+    A site's value goes to the sites that have it as a neighbor. The relation is symmetric, so these are its own
+    neighbors (seen from the other side: column k there is 26 - k here), and gathering replaces scattering.
     """
     check_range("fill_empty: neighbors", neighbors, low=-1, high=features.shape[0] - 1)
     wide = grad.to(accumulation_dtype(grad.dtype))

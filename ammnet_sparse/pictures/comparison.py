@@ -36,7 +36,7 @@ _LABEL_MAP_CLASSES = (
     "objects", "sofa", "table", "tvs", "wall", "window",
 )  # fmt: skip
 _VOID_COLOR = (235, 235, 235)
-_WHITE, _INK, _GREY = (255, 255, 255), (32, 32, 32), (120, 120, 120)
+_WHITE, _INK, _GRAY = (255, 255, 255), (32, 32, 32), (120, 120, 120)
 _GAP, _TEXT_SIZE, _LINE_HEIGHT, _SWATCH = 12, 15, 24, 14
 
 
@@ -54,7 +54,7 @@ def render_comparison(
     """One picture: the input, the prediction, the truth and the errors, each from the camera's side and from above.
 
     Both views show X growing to the right. From the camera's side height points up; from above, Y (away from the
-    camera) does. Cubes are coloured by class, with a legend below; errors as ``ERROR_COLORS`` say. The pale plane is
+    camera) does. Cubes are colored by class, with a legend below; errors as ``ERROR_COLORS`` say. The pale plane is
     the bottom of the grid.
 
     Args:
@@ -97,14 +97,14 @@ def render_comparison(
 
 
 def class_colors(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[..., 3] uint8 RGB of labels [...], 0..11 or 255, in the colours that users of the benchmark know."""
+    """[..., 3] uint8 RGB of labels [...], 0..11 or 255, in the colors that users of the benchmark know."""
     palette = np.full((IGNORE_LABEL + 1, 3), IGNORE_COLOR, dtype=np.uint8)
     palette[:NUM_CLASSES] = [entry.color for entry in CLASSES]
     return palette[labels]
 
 
 def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13, in the colours of the classes; void pale.
+    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13, in the colors of the classes; void pale.
 
     Raises:
         ValueError: another number of axes, or other values.
@@ -202,7 +202,7 @@ def _text_line(text: str, width: int) -> NDArray[np.uint8]:
 
 
 def _legend(entries: Sequence[tuple[str, Rgb]], width: int, heading: str = "") -> NDArray[np.uint8]:
-    """Names beside squares of their colours, in as many lines as ``width`` makes necessary."""
+    """Names beside squares of their colors, in as many lines as ``width`` makes necessary."""
     font = _font()
     places: list[tuple[float, int, str, Rgb]] = []
     x, row = (font.getlength(heading) + _GAP if heading else 0.0), 0
@@ -218,7 +218,7 @@ def _legend(entries: Sequence[tuple[str, Rgb]], width: int, heading: str = "") -
     for x, row, name, color in places:
         middle = (row + 0.5) * _LINE_HEIGHT
         corners = (x, middle - _SWATCH / 2, x + _SWATCH, middle + _SWATCH / 2)
-        draw.rectangle(corners, fill=color, outline=_GREY)
+        draw.rectangle(corners, fill=color, outline=_GRAY)
         draw.text((x + _SWATCH + 6, middle), name, fill=_INK, font=font, anchor="lm")
     return np.asarray(legend)
 

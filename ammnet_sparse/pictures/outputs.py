@@ -25,7 +25,7 @@ class CompletedFrame:
         labels: [X, H, Y] uint8, class 0..11.
         shown_mask: [X, H, Y] bool, the voxels that pictures, PLY files and page show; None: all.
         shown_as: a few words on that mask, for the picture's title.
-        origin: world (X, Y, Z) in metres of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
+        origin: world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
         arrays: further arrays for the npz file.
         note: a few words for the page.
         camera_position: (X, Y) of the camera in voxels of the grid; None where it is not known.
@@ -55,7 +55,7 @@ class CompletedFrame:
     def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8]) -> "CompletedFrame":
         """Of a frame of a user's camera: its reliable voxels are shown; the npz file says where the grid lies.
 
-        ``pose``: camera to world; ``origin``: of the grid in that world; ``voxel_size`` in metres; ``reliable``: the
+        ``pose``: camera to world; ``origin``: of the grid in that world; ``voxel_size`` in meters; ``reliable``: the
         mask shown; with a given pose ``world_from_given``, from its world to this one.
         """
         arrays: dict[str, NDArray[np.generic]] = {
@@ -120,7 +120,7 @@ def write_picture(folder: Path, completed: CompletedFrame) -> None:
 
 
 def write_ply_files(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>_points.ply`` and ``<name>_cubes.ply``, in metres, Z up."""
+    """``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up."""
     for form in ("points", "cubes"):
         write_ply(
             folder / f"{completed.name}_{form}.ply",

@@ -46,7 +46,7 @@ class Scene:
         mask: [X, H, Y] bool, the voxels of prediction and truth that are shown, for instance the scored ones; the
             others are hidden until the viewer asks for them. None: all.
         hit: [X, H, Y], the voxels that a pixel hits: bool, or integer as ``Frame.mapping`` has it, the pixel
-            ``row * columns + column`` of ``image`` and -1 for none; then the image colours the input surface.
+            ``row * columns + column`` of ``image`` and -1 for none; then the image colors the input surface.
         image: [rows, columns, 3] uint8 RGB, the input image.
         note: a few words shown beside the scene.
         camera_position: (X, Y) of the camera in voxels, outside of the grid as a rule; None where it is not known:

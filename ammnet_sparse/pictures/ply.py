@@ -1,4 +1,4 @@
-"""Completed scenes as PLY files, which MeshLab, CloudCompare and Blender open: coloured points or cubes."""
+"""Completed scenes as PLY files, which MeshLab, CloudCompare and Blender open: colored points or cubes."""
 
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ def write_ply(
     as_cubes: bool = False,
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> None:
-    """Writes the occupied voxels in metres, in world axes: x lateral, y forward, z up (a right-handed triple).
+    """Writes the occupied voxels in meters, in world axes: x lateral, y forward, z up (a right-handed triple).
 
     Points stand in the middle of their voxels. Cubes have only the faces that look into empty space or into a voxel
-    that is not drawn; the faces of one class share their corners. Both carry the colour of the class and, as property
+    that is not drawn; the faces of one class share their corners. Both carry the color of the class and, as property
     ``label``, its number. A scene without anything gives a valid file without vertices.
 
     Args:
@@ -34,7 +34,7 @@ def write_ply(
         labels: [X, H, Y] uint8, class 0..11; 0 and 255 are not drawn.
         mask: [X, H, Y] bool, the voxels to draw, for instance the scored ones; None: all.
         as_cubes: a mesh of quadrilaterals instead of points.
-        origin: world (x, y, z) in metres of the outer corner of voxel (0, 0, 0).
+        origin: world (x, y, z) in meters of the outer corner of voxel (0, 0, 0).
 
     Raises:
         ValueError: labels or mask of another form.
@@ -54,7 +54,7 @@ def write_ply(
     elements = [PlyElement.describe(_vertices(corners, corner_labels, origin), "vertex")]
     if faces is not None:
         elements.append(PlyElement.describe(_faces(faces, corner_labels), "face"))
-    PlyData(elements, byte_order="<", comments=["semantic scene completion, metres, z up"]).write(str(path))
+    PlyData(elements, byte_order="<", comments=["semantic scene completion, meters, z up"]).write(str(path))
 
 
 def _vertices(
@@ -92,11 +92,11 @@ def voxel_surface(
     corners, classes = [], []
     for axis in range(3):
         for side in (0, 1):
-            neighbour = tuple(
+            neighbor = tuple(
                 slice(1 + (2 * side - 1) * (a == axis), n + 1 + (2 * side - 1) * (a == axis))
                 for a, n in enumerate(drawn.shape)
             )
-            voxels = np.argwhere(drawn & ~padded[neighbour])
+            voxels = np.argwhere(drawn & ~padded[neighbor])
             corners.append(voxels[:, None] + _face_corners(axis, side))
             classes.append(np.repeat(labels[tuple(voxels.T)], 4))
     keys = np.concatenate([np.concatenate(corners).reshape(-1, 3), np.concatenate(classes)[:, None]], axis=1)

@@ -1,4 +1,4 @@
-"""A small software renderer of coloured voxels: one ray a pixel, walked through the grid.
+"""A small software renderer of colored voxels: one ray a pixel, walked through the grid.
 
 World coordinates are in voxels along (X, height, Y) with the origin at the outer corner of voxel (0, 0, 0).
 X points to the right of the camera, height up, Y forward.
@@ -184,17 +184,17 @@ def _light(occupied, cell, face, point, slope):  # type: ignore[no-untyped-def]
     first, second = (face + 1) % 3, (face + 2) % 3
     across = min(max(point[first] - cell[first], 0.0), 1.0)
     along = min(max(point[second] - cell[second], 0.0), 1.0)
-    neighbour = cell.copy()
-    neighbour[face] -= 1 if slope > 0 else -1
+    neighbor = cell.copy()
+    neighbor[face] -= 1 if slope > 0 else -1
     shadow = 0.0
     for step_across in range(-1, 2):
         for step_along in range(-1, 2):
-            neighbour[first], neighbour[second] = cell[first] + step_across, cell[second] + step_along
+            neighbor[first], neighbor[second] = cell[first] + step_across, cell[second] + step_along
             is_inside = True
             for axis in range(3):
-                is_inside &= 0 <= neighbour[axis] < occupied.shape[axis]
-            if is_inside and occupied[neighbour[0], neighbour[1], neighbour[2]]:
-                # A neighbour darkens the points near it: the weight falls linearly over the face.
+                is_inside &= 0 <= neighbor[axis] < occupied.shape[axis]
+            if is_inside and occupied[neighbor[0], neighbor[1], neighbor[2]]:
+                # A neighbor darkens the points near it: the weight falls linearly over the face.
                 near = 1.0 if step_across == 0 else (across if step_across > 0 else 1.0 - across)
                 shadow += near * (1.0 if step_along == 0 else (along if step_along > 0 else 1.0 - along))
     light = _FACE_LIGHT[face] * (1.0 - _CORNER_SHADOW * min(shadow, 1.5))

@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 class Recomputable(nn.Module):
     """A module whose activations can be recomputed in the backward pass instead of kept.
 
-    Batch normalisation updates its running statistics in the first pass only.
+    Batch normalization updates its running statistics in the first pass only.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class ElementDropout(nn.Module):
 
 
 class Down(nn.Module):
-    """Average pooling over full windows, 1x1x1 convolution and batch normalisation (the block's shortcuts)."""
+    """Average pooling over full windows, 1x1x1 convolution and batch normalization (the block's shortcuts)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, window: Triple) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class Stage(Recomputable):
 
 
 class Stem(Recomputable):
-    """Three 3x3x3 convolutions, each with batch normalisation and ReLU, from voxel to voxel."""
+    """Three 3x3x3 convolutions, each with batch normalization and ReLU, from voxel to voxel."""
 
     def __init__(self, in_channels: int, hidden: tuple[int, int], *, out_channels: int) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class Stem(Recomputable):
 
 
 class Up(Recomputable):
-    """Transposed convolution to twice the resolution, batch normalisation, ReLU; only at the sites asked for."""
+    """Transposed convolution to twice the resolution, batch normalization, ReLU; only at the sites asked for."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from ammnet_sparse.sparse import spconv_engine
 from ammnet_sparse.sparse.gather_product import GatherProduct
 from ammnet_sparse.sparse.kernel_maps import KernelMap, containing_cells
 from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
-from ammnet_sparse.sparse.recipes import noted
+from ammnet_sparse.sparse.recipes import recorded
 from ammnet_sparse.sparse.sites import SiteSet
 
 Backend = Literal["auto", "spconv", "gather", "dense"]
@@ -103,61 +103,63 @@ def average_pool(features: Tensor, source: SiteSet, *, target: SiteSet, window: 
     def pool(features: Tensor) -> Tensor:
         return sum_rows(features, table, owner, scale=1 / volume)
 
-    return noted(pool(features), pool, features)
+    return recorded(pool(features), pool, features)
 
 
-def convolve(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """The convolution of [N_source, in] with a torch-shaped weight over a kernel map -> [N_target, out]."""
-    if features.shape[0] != len(pairs.source):
-        raise ValueError(f"features: expected a row for each of {len(pairs.source)} sites, found {features.shape[0]}")
+    if features.shape[0] != len(kernel_map.source):
+        raise ValueError(
+            f"features: expected a row for each of {len(kernel_map.source)} sites, found {features.shape[0]}"
+        )
     device = features.device.type
     if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         features, weight = features.to(dtype), weight.to(dtype)
-    if len(pairs.target) == 0 or len(pairs.source) == 0:
+    if len(kernel_map.target) == 0 or len(kernel_map.source) == 0:
         # Engines raise for empty sets; an empty sum is zero, and its gradients too.
         empty = features.sum() * 0 + weight.sum() * 0
-        return empty.expand(len(pairs.target), weight.shape[1 if pairs.kernel.is_transposed else 0])
-    backend = _choose(features, weight, pairs)
+        return empty.expand(len(kernel_map.target), weight.shape[1 if kernel_map.kernel.is_transposed else 0])
+    backend = _choose(features, weight, kernel_map)
     if backend == "dense":
-        return _convolve_dense(features, weight, pairs)
+        return _convolve_dense(features, weight, kernel_map)
     if backend == "spconv":
-        if spconv_engine.is_served(features, weight, pairs):
-            return spconv_engine.convolve_implicit(features, weight, pairs)
-        return spconv_engine.convolve_native(features, weight, pairs)
-    return _convolve_gather(features, weight, pairs)
+        if spconv_engine.is_served(features, weight, kernel_map):
+            return spconv_engine.convolve_implicit(features, weight, kernel_map)
+        return spconv_engine.convolve_native(features, weight, kernel_map)
+    return _convolve_gather(features, weight, kernel_map)
 
 
-def _choose(features: Tensor, weight: Tensor, pairs: KernelMap) -> Backend:
+def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
     """The backend that computes it: what was asked for, unless that is ``auto`` or cannot."""
     backend = _backend
-    if backend == "auto" and pairs.is_dense:
+    if backend == "auto" and kernel_map.is_dense:
         backend = FULL_GRID_BACKENDS.get(features.device.type, "gather")
     if backend == "auto":
-        backend = "spconv" if spconv_engine.is_served(features, weight, pairs) else "gather"
+        backend = "spconv" if spconv_engine.is_served(features, weight, kernel_map) else "gather"
     if backend == "spconv" and features.is_cuda:
-        if not spconv_engine.is_served(features, weight, pairs):
+        if not spconv_engine.is_served(features, weight, kernel_map):
             return "gather"
         checked = (spconv_engine.convolve_implicit, _convolve_gather)
         return "spconv" if spconv_engine.is_sound(features.device, features.dtype, *checked) else "gather"
     return backend
 
 
-def _convolve_gather(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
-    out: Tensor = GatherProduct.apply(features, weight, pairs)
+def _convolve_gather(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    out: Tensor = GatherProduct.apply(features, weight, kernel_map)
     return out
 
 
-def _convolve_dense(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
-    volume = pairs.source.densify(features)
-    kernel = pairs.kernel
+def _convolve_dense(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    volume = kernel_map.source.densify(features)
+    kernel = kernel_map.kernel
     if kernel.is_transposed:
-        shape = pairs.target.spatial_shape
+        shape = kernel_map.target.spatial_shape
         missing = [
             size - ((coarse - 1) * step - 2 * padding + dilation * (taps - 1) + 1)
             for size, coarse, step, padding, dilation, taps in zip(
                 shape,
-                pairs.source.spatial_shape,
+                kernel_map.source.spatial_shape,
                 kernel.stride,
                 kernel.padding,
                 kernel.dilation,
@@ -168,4 +170,4 @@ def _convolve_dense(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tenso
         out = F.conv_transpose3d(volume, weight, stride=kernel.stride, padding=kernel.padding, output_padding=missing)
     else:
         out = F.conv3d(volume, weight, stride=kernel.stride, padding=kernel.padding, dilation=kernel.dilation)
-    return pairs.target.gather(out)
+    return kernel_map.target.gather(out)

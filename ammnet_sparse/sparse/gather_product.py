@@ -13,18 +13,20 @@ from ammnet_sparse.ops import gather_taps, sum_taps
 from ammnet_sparse.sparse.kernel_maps import KernelMap
 
 CHUNK_ELEMENTS = 2**23
-"""Of what is gathered at a time: 32 MiB in float32."""
+"""Of what is gathered at a time on a GPU, 32 MiB in float32: every chunk is a few launches."""
+CHUNK_ELEMENTS_CPU = 2**20
+"""On a CPU, where 4 MiB stay in the cache, and chunks cost nothing."""
 
 
 class GatherProduct(torch.autograd.Function):
     """[N_source, in], a torch-shaped weight, a kernel map -> [N_target, out]; keeps only its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(features, weight)
-        ctx.pairs = pairs
+        ctx.kernel_map = kernel_map
         with torch.autocast(features.device.type, enabled=False):
-            return _convolve(features, _matrices(weight, pairs), pairs)
+            return _convolve(features, _matrices(weight, kernel_map), kernel_map)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -36,40 +38,40 @@ class GatherProduct(torch.autograd.Function):
                 features,
                 weight,
                 gradients[0].contiguous(),
-                ctx.pairs,
+                ctx.kernel_map,
                 needs_features=needs_features,
                 needs_weight=needs_weight,
             )
         return (*found, None)
 
 
-def _matrices(weight: Tensor, pairs: KernelMap) -> Tensor:
+def _matrices(weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """[taps, in, out], a copy."""
     by_tap = weight.flatten(2)
-    return (by_tap.permute(2, 0, 1) if pairs.kernel.is_transposed else by_tap.permute(2, 1, 0)).contiguous()
+    return (by_tap.permute(2, 0, 1) if kernel_map.kernel.is_transposed else by_tap.permute(2, 1, 0)).contiguous()
 
 
-def _weight_shaped(by_tap: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+def _weight_shaped(by_tap: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """[taps, in, out] -> as the weight, a copy."""
-    order = (1, 2, 0) if pairs.kernel.is_transposed else (2, 1, 0)
+    order = (1, 2, 0) if kernel_map.kernel.is_transposed else (2, 1, 0)
     return by_tap.to(weight.dtype).permute(order).contiguous().view(weight.shape)
 
 
-def _convolve(features: Tensor, matrices: Tensor, pairs: KernelMap) -> Tensor:
+def _convolve(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:
     num_taps, in_channels, out_channels = matrices.shape
-    if pairs.kernel.is_transposed and pairs.kernel.stride != (1, 1, 1):
-        return _convolve_by_groups(features, matrices, pairs)
+    if kernel_map.kernel.is_transposed and kernel_map.kernel.stride != (1, 1, 1):
+        return _convolve_by_groups(features, matrices, kernel_map)
     if out_channels < in_channels and _is_product_small(features, num_taps * out_channels):
         products = features @ matrices.permute(1, 0, 2).reshape(in_channels, -1)
-        return sum_taps(products, pairs.table)
-    return _gathered_product(features, pairs.table, matrices.flatten(0, 1))
+        return sum_taps(products, kernel_map.table)
+    return _gathered_product(features, kernel_map.table, matrices.flatten(0, 1))
 
 
-def _convolve_by_groups(features: Tensor, matrices: Tensor, pairs: KernelMap) -> Tensor:
+def _convolve_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:
     """One product a residue of the targets, whose taps are the same; each target row is written once."""
-    groups = pairs.groups
+    groups = kernel_map.groups
     matrices = matrices.index_select(0, groups.tap_order)
-    out = features.new_empty(len(pairs.target), matrices.shape[2])
+    out = features.new_empty(len(kernel_map.target), matrices.shape[2])
     for begin, end, first_tap, end_tap in groups.groups:
         table = groups.table[begin:end, : end_tap - first_tap]
         _gathered_product(features, table, matrices[first_tap:end_tap].flatten(0, 1), out=out[begin:end])
@@ -81,13 +83,13 @@ def _is_product_small(rows: Tensor, columns: int) -> bool:
     return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= CHUNK_ELEMENTS
 
 
-def _rows_of_chunk(width: int) -> int:
-    return max(CHUNK_ELEMENTS // width, 1)
+def _rows_of_chunk(width: int, device: torch.device) -> int:
+    return max((CHUNK_ELEMENTS_CPU if device.type == "cpu" else CHUNK_ELEMENTS) // width, 1)
 
 
 def _gathered_product(features: Tensor, table: Tensor, matrix: Tensor, *, out: Tensor | None = None) -> Tensor:
     """[N, out] of features [M, C], table [N, T] and a matrix [T * C, out]."""
-    rows = _rows_of_chunk(matrix.shape[0])
+    rows = _rows_of_chunk(matrix.shape[0], features.device)
     num_rows = table.shape[0]
     if out is None:
         if num_rows <= rows:
@@ -115,52 +117,58 @@ class _Sum:
 
 
 def _gradients(
-    features: Tensor, weight: Tensor, gradient: Tensor, pairs: KernelMap, *, needs_features: bool, needs_weight: bool
+    features: Tensor,
+    weight: Tensor,
+    gradient: Tensor,
+    kernel_map: KernelMap,
+    *,
+    needs_features: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    matrices = _matrices(weight, pairs)
+    matrices = _matrices(weight, kernel_map)
     num_taps, in_channels, out_channels = matrices.shape
-    num_sources, num_targets = len(pairs.source), len(pairs.target)
+    num_sources, num_targets = len(kernel_map.source), len(kernel_map.target)
     features_gradient: Tensor | None = None
     by_tap: Tensor | None = None
     if needs_features and in_channels < out_channels and _is_product_small(gradient, num_taps * in_channels):
         products = gradient @ matrices.permute(2, 0, 1).reshape(out_channels, -1)
-        features_gradient = sum_taps(products, pairs.inverse)
+        features_gradient = sum_taps(products, kernel_map.inverse)
     elif needs_features:
         # What is gathered of the gradient serves the weight too, unless there are many more sources than targets.
         is_shared = needs_weight and num_sources <= num_targets
         total = _Sum()
         matrix = matrices.transpose(1, 2).reshape(-1, in_channels)
         features_gradient = torch.empty_like(features)
-        rows = _rows_of_chunk(num_taps * out_channels)
+        rows = _rows_of_chunk(num_taps * out_channels, features.device)
         for begin in range(0, num_sources, rows):
             here = slice(begin, begin + rows)
-            gathered = gather_taps(gradient, pairs.inverse[here])
+            gathered = gather_taps(gradient, kernel_map.inverse[here])
             torch.mm(gathered, matrix, out=features_gradient[here])
             if is_shared:
                 total.add(gathered, features[here], is_only=num_sources <= rows)
         if total.total is not None:
             by_tap = total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
     if needs_weight and by_tap is None:
-        by_tap = _weight_gradient(features, gradient, pairs, num_taps=num_taps)
-    return features_gradient, None if by_tap is None else _weight_shaped(by_tap, weight, pairs)
+        by_tap = _weight_gradient(features, gradient, kernel_map, num_taps=num_taps)
+    return features_gradient, None if by_tap is None else _weight_shaped(by_tap, weight, kernel_map)
 
 
-def _weight_gradient(features: Tensor, gradient: Tensor, pairs: KernelMap, *, num_taps: int) -> Tensor:
+def _weight_gradient(features: Tensor, gradient: Tensor, kernel_map: KernelMap, *, num_taps: int) -> Tensor:
     """[taps, in, out], from what is gathered of the side that is narrower over all."""
     total = _Sum()
     in_channels, out_channels = features.shape[1], gradient.shape[1]
-    if len(pairs.source) * out_channels < len(pairs.target) * in_channels:
-        rows = _rows_of_chunk(num_taps * out_channels)
-        for begin in range(0, len(pairs.source), rows):
+    if len(kernel_map.source) * out_channels < len(kernel_map.target) * in_channels:
+        rows = _rows_of_chunk(num_taps * out_channels, features.device)
+        for begin in range(0, len(kernel_map.source), rows):
             here = slice(begin, begin + rows)
-            gathered = gather_taps(gradient, pairs.inverse[here])
-            total.add(gathered, features[here], is_only=len(pairs.source) <= rows)
+            gathered = gather_taps(gradient, kernel_map.inverse[here])
+            total.add(gathered, features[here], is_only=len(kernel_map.source) <= rows)
         assert total.total is not None
         return total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
-    rows = _rows_of_chunk(num_taps * in_channels)
-    for begin in range(0, len(pairs.target), rows):
+    rows = _rows_of_chunk(num_taps * in_channels, features.device)
+    for begin in range(0, len(kernel_map.target), rows):
         here = slice(begin, begin + rows)
-        gathered = gather_taps(features, pairs.table[here])
-        total.add(gathered, gradient[here], is_only=len(pairs.target) <= rows)
+        gathered = gather_taps(features, kernel_map.table[here])
+        total.add(gathered, gradient[here], is_only=len(kernel_map.target) <= rows)
     assert total.total is not None
     return total.total.view(num_taps, in_channels, out_channels)

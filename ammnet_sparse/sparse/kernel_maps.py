@@ -107,7 +107,7 @@ class KernelMap:
         owner, other = self._owner_and_other()
         key = (name, id(other), self.source is owner, self.kernel)
         # The other set is kept beside the table, or its id could come to mean another set.
-        built, _ = owner.remembered(key, lambda: (build(), None if other is owner else other))
+        built, _ = owner.cached(key, lambda: (build(), None if other is owner else other))
         return built
 
     def _owner_and_other(self) -> tuple[SiteSet, SiteSet]:
@@ -138,7 +138,7 @@ def strided_sites(sites: SiteSet, kernel: Kernel) -> SiteSet:
     if sites.is_full:
         shape = strided_shape(sites.spatial_shape, kernel)
         return full_sites(sites.batch_size, shape, sites.linear.device)
-    return sites.remembered(strided_key(kernel), lambda: sites_from_mask(strided_mask(sites.mask, kernel)))
+    return sites.cached(strided_key(kernel), lambda: sites_from_mask(strided_mask(sites.mask, kernel)))
 
 
 def strided_key(kernel: Kernel) -> Hashable:
@@ -150,7 +150,7 @@ def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
     """Cells of a coarser grid of this ``shape`` that a transposed convolution onto ``sites`` reads, shared."""
     if sites.is_full:
         return full_sites(sites.batch_size, shape, sites.linear.device)
-    return sites.remembered(read_key(kernel, shape), lambda: sites_from_mask(read_mask(sites.mask, kernel, shape)))
+    return sites.cached(read_key(kernel, shape), lambda: sites_from_mask(read_mask(sites.mask, kernel, shape)))
 
 
 def read_key(kernel: Kernel, shape: Triple) -> Hashable:
@@ -172,7 +172,7 @@ def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
     key = ("containing", id(coarse), stride)
     if sites.is_full and not coarse.is_full:
         return build()[0]
-    rows, _ = sites.remembered(key, build)
+    rows, _ = sites.cached(key, build)
     return rows
 
 
@@ -211,7 +211,7 @@ def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGr
         found: list[int] = (residues[:, None] == numbers).sum(0).tolist()
         return found
 
-    counts = target.remembered(residue_key(kernel.stride), count)
+    counts = target.cached(residue_key(kernel.stride), count)
     taps = taps_of_residues(kernel)
     order = residues.to(torch.uint8).argsort(stable=True)
     position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))

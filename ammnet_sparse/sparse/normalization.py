@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ammnet_sparse.ops import Normalized, RunningStatistics, apply_normalization, normalize_sites
 from ammnet_sparse.ops._library import accumulation_dtype
 from ammnet_sparse.processes import num_processes
-from ammnet_sparse.sparse.recipes import add, has_recipes, noted, relu
+from ammnet_sparse.sparse.recipes import add, has_recipes, recorded, relu
 from ammnet_sparse.sparse.shared_statistics import normalize_over_processes
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -111,7 +111,7 @@ class SiteBatchNorm(nn.BatchNorm1d):
                 keep_residuals=has_recipes(),
             )
         if has_recipes():
-            _note(out, features, weight, bias, residuals, eps=self.eps)
+            _record(out, features, weight, bias, residuals, eps=self.eps)
         return features if out.sum is None else out.sum, features if out.activated is None else out.activated
 
     def _in_type_of(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -130,14 +130,14 @@ class SiteBatchNorm(nn.BatchNorm1d):
                 buffer.copy_(value)
 
 
-def _note(
+def _record(
     out: Normalized, features: Tensor, weight: Tensor, bias: Tensor, residuals: tuple[Tensor, ...], *, eps: float
 ) -> None:
     """How either result is made again from the statistics of this pass."""
     inputs = (features, weight, bias, out.mean, out.variance, *residuals)
     for result, with_relu in ((out.sum, False), (out.activated, True)):
         if result is not None:
-            noted(result, _made_again(eps, with_relu=with_relu), *inputs)
+            recorded(result, _made_again(eps, with_relu=with_relu), *inputs)
 
 
 def _made_again(eps: float, *, with_relu: bool) -> Callable[..., Tensor]:

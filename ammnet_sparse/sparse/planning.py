@@ -45,9 +45,9 @@ def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
         for level, (parent, key, _) in enumerate(steps, start=1):
             owner = sites[(parent + 1) * num + index]
             if not owner.is_full:
-                owner.remember(key, sites[level * num + index])
-        sites[index].remember(residue_key(UP_KERNEL.stride), counts[index])
-        sites[index - num].remember(residue_key(UP_KERNEL.stride), counts[num + index])
+                owner.store(key, sites[level * num + index])
+        sites[index].store(residue_key(UP_KERNEL.stride), counts[index])
+        sites[index - num].store(residue_key(UP_KERNEL.stride), counts[num + index])
     return sites[:num]
 
 
@@ -62,6 +62,6 @@ def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
         if there.is_full:
             break
         here = strided_sites(here, kernel)
-        there.remember(strided_key(kernel), here.repeated(times))
+        there.store(strided_key(kernel), here.repeated(times))
         there = strided_sites(there, kernel)
     return repeated

@@ -1,8 +1,8 @@
 """Elementwise work made again in the backward pass instead of kept, with no convolution run twice.
 
-Where autograd would keep the result of normalisation, ReLU, addition or dropout, it keeps a *recipe* instead: the
+Where autograd would keep the result of normalization, ReLU, addition or dropout, it keeps a *recipe* instead: the
 function and its inputs, which are kept for the backward pass anyway or have a recipe in turn. So of a convolution,
-its normalisation and its ReLU only the convolution's result stays, about half of all that would be kept otherwise.
+its normalization and its ReLU only the convolution's result stays, about half of all that would be kept otherwise.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ def has_recipes() -> bool:
     return _recorder.get() is not None
 
 
-def noted(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def recorded(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``result`` itself; where recipes are kept, ``function(*inputs)`` may replace it in what autograd keeps.
 
     Args:
@@ -172,20 +172,20 @@ def relu(features: Tensor) -> Tensor:
     if not has_recipes():
         return torch.relu(features)
     # torch.relu keeps its result before a recipe could be noted for it; this keeps its input, which has one mostly.
-    return noted(F.threshold(features, 0.0, 0.0), torch.relu, features)
+    return recorded(F.threshold(features, 0.0, 0.0), torch.relu, features)
 
 
 def add(first: Tensor, *others: Tensor) -> Tensor:
     """The sum of tensors of one shape and type, added from left to right."""
     total = first
     for other in others:
-        total = noted(total + other, torch.add, total, other)
+        total = recorded(total + other, torch.add, total, other)
     return total
 
 
 def take_rows(features: Tensor, rows: Tensor) -> Tensor:
     """[N, C], [M] int64 -> [M, C]."""
-    return noted(features.index_select(0, rows), _take_rows, features, rows)
+    return recorded(features.index_select(0, rows), _take_rows, features, rows)
 
 
 def _take_rows(features: Tensor, rows: Tensor) -> Tensor:
@@ -194,4 +194,4 @@ def _take_rows(features: Tensor, rows: Tensor) -> Tensor:
 
 def multiply(first: Tensor, second: Tensor) -> Tensor:
     """The product of two tensors of one shape and type."""
-    return noted(first * second, torch.mul, first, second)
+    return recorded(first * second, torch.mul, first, second)

@@ -1,7 +1,7 @@
 """Which voxels live at which scale.
 
 A *site* is a voxel, or a cell of a coarser grid, that has features. Features are site-major, [N, C], in the
-order of the sites' linear indices. What is derived from a site set (tables, neighbours, the sites of coarser grids,
+order of the sites' linear indices. What is derived from a site set (tables, neighbors, the sites of coarser grids,
 pairs of rows) is built on first use and remembered on the set; for grids where every cell is a site it lives as
 long as the process.
 """
@@ -41,7 +41,7 @@ class SiteSet:
     def __len__(self) -> int:
         return self.linear.shape[0]
 
-    def remembered(self, key: Hashable, build: Callable[[], _Built]) -> _Built:
+    def cached(self, key: Hashable, build: Callable[[], _Built]) -> _Built:
         """What ``build`` returns, built once for this set and ``key``.
 
         The result must not refer to this set, nor to one that refers to it: in a circle a batch's tensors would
@@ -55,7 +55,7 @@ class SiteSet:
         found: _Built = self._derived[key]
         return found
 
-    def remember(self, key: Hashable, value: object) -> None:
+    def store(self, key: Hashable, value: object) -> None:
         """Keeps what ``remembered`` would build; the same must hold of it."""
         self._derived.setdefault(key, value)
 
@@ -73,8 +73,8 @@ class SiteSet:
     def of_cells(self, key: Hashable, build: Callable[["SiteSet"], Tensor]) -> Tensor:
         """[N, ...]: what ``build`` says of each cell, taken at the sites; remembered on both."""
         every = self.every_cell
-        cells = every.remembered(key, lambda: build(every))
-        return cells if self.is_full else self.remembered(key, lambda: cells.index_select(0, self.linear))
+        cells = every.cached(key, lambda: build(every))
+        return cells if self.is_full else self.cached(key, lambda: cells.index_select(0, self.linear))
 
     @property
     def batch_index(self) -> Tensor:
@@ -84,7 +84,7 @@ class SiteSet:
     @property
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
         """([N], [N], [N]) int64: X, height and Y of every site."""
-        return self.remembered("coordinates", self._build_coordinates)
+        return self.cached("coordinates", self._build_coordinates)
 
     def _build_coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
         _, height, y = self.spatial_shape
@@ -98,7 +98,7 @@ class SiteSet:
     @property
     def row_table(self) -> Tensor:
         """[B * X * H * Y] int64: the row of each cell's site, -1 where it is none."""
-        return self.linear if self.is_full else self.remembered("row table", self._build_row_table)
+        return self.linear if self.is_full else self.cached("row table", self._build_row_table)
 
     def _build_row_table(self) -> Tensor:
         table = torch.full((self.batch_size * self.num_cells,), -1, dtype=torch.int64, device=self.linear.device)
@@ -135,7 +135,7 @@ class SiteSet:
             begin = torch.arange(0, batch_size, self.batch_size, device=self.linear.device) * self.num_cells
             return SiteSet(batch_size, self.spatial_shape, (begin[:, None] + self.linear).flatten())
 
-        return self.remembered(("repeated", times), build)
+        return self.cached(("repeated", times), build)
 
     def chunks(self, size: int) -> Iterator["SiteSet"]:
         """The sites in consecutive pieces of at most ``size``."""
@@ -187,7 +187,7 @@ def sites_from_masks(
         else:
             made = SiteSet(mask.shape[0], shape, positions[begin:end] - first)
             rows = ends[first : first + size] - (begin + 1)
-            made.remember("row table", rows.masked_fill_(~mask.flatten(), -1))
+            made.store("row table", rows.masked_fill_(~mask.flatten(), -1))
             sites.append(made)
         begin = end
     return sites, [[next(rest) for _ in range(values.numel())] for values in counts]
@@ -218,7 +218,7 @@ def bordered_table(sites: SiteSet) -> Tensor:
         volume = sites.row_table.view(sites.batch_size, *sites.spatial_shape).int()
         return F.pad(volume, (BORDER,) * 6, value=-1).flatten()
 
-    return sites.remembered("bordered table", build)
+    return sites.cached("bordered table", build)
 
 
 def ravel(batch_index: Tensor, axes: list[Tensor], shape: Triple) -> Tensor:

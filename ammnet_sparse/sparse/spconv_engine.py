@@ -46,9 +46,11 @@ MOST_MASKED_TAPS = 31
 """Bits of a mask that sort as integers with a sign do."""
 
 
-def masked_pairs(pairs: KernelMap) -> MaskedPairs:
+def masked_pairs(kernel_map: KernelMap) -> MaskedPairs:
     """The pairs of a map as the implicit matrix product takes them, shared once built."""
-    return pairs.shared("masked pairs", lambda: MaskedPairs(*_masked(pairs.table), *_masked(pairs.inverse)))
+    return kernel_map.shared(
+        "masked pairs", lambda: MaskedPairs(*_masked(kernel_map.table), *_masked(kernel_map.inverse))
+    )
 
 
 def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,14 +59,14 @@ def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return table.t().contiguous(), mask[:, None].contiguous(), order.int()
 
 
-def native_pairs(pairs: KernelMap) -> tuple[Tensor, Tensor]:
+def native_pairs(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
     """The pairs of a map as the native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
 
     The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
     """
 
     def build() -> tuple[Tensor, Tensor]:
-        rows = pairs.table.t()
+        rows = kernel_map.table.t()
         is_pair = rows >= 0
         pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
         counts = pairs_of_tap.cpu()
@@ -76,10 +78,10 @@ def native_pairs(pairs: KernelMap) -> tuple[Tensor, Tensor]:
         table[1, tap, position] = target.int()
         return table, counts
 
-    return pairs.shared("native pairs", build)
+    return kernel_map.shared("native pairs", build)
 
 
-def is_served(features: Tensor, weight: Tensor, pairs: KernelMap) -> bool:
+def is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
     """Whether the implicit matrix product computes this one: on CUDA, type, channels and taps."""
     return (
         features.is_cuda
@@ -90,27 +92,32 @@ def is_served(features: Tensor, weight: Tensor, pairs: KernelMap) -> bool:
     )
 
 
-def convolve_native(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+def convolve_native(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """[N_source, in] -> [N_target, out] by the native algorithm, tap by tap."""
     import spconv.pytorch.functional as spconv_functional
     from spconv.core import ConvAlgo
 
-    indices, counts = native_pairs(pairs)
+    indices, counts = native_pairs(kernel_map)
     out: Tensor = spconv_functional.indice_conv(
-        features.contiguous(), _spconv_weight(weight, pairs), indices, counts, len(pairs.target), ConvAlgo.Native
+        features.contiguous(),
+        _spconv_weight(weight, kernel_map),
+        indices,
+        counts,
+        len(kernel_map.target),
+        ConvAlgo.Native,
     )
     return out
 
 
-def convolve_implicit(features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+def convolve_implicit(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """[N_source, in] -> [N_target, out] by the implicit matrix product, on CUDA."""
-    out: Tensor = _ImplicitProduct.apply(features, weight, pairs)
+    out: Tensor = _ImplicitProduct.apply(features, weight, kernel_map)
     return out
 
 
-def _spconv_weight(weight: Tensor, pairs: KernelMap) -> Tensor:
+def _spconv_weight(weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """spconv keeps weights as [out, taps..., in]."""
-    return weight.permute((1, 2, 3, 4, 0) if pairs.kernel.is_transposed else (0, 2, 3, 4, 1)).contiguous()
+    return weight.permute((1, 2, 3, 4, 0) if kernel_map.kernel.is_transposed else (0, 2, 3, 4, 1)).contiguous()
 
 
 def _forward(
@@ -134,17 +141,17 @@ class _ImplicitProduct(torch.autograd.Function):
     """Keeps features and weight, as every way of convolving does."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
-        masked = masked_pairs(pairs)
+    def forward(ctx: Any, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+        masked = masked_pairs(kernel_map)
         out, ctx.tile_masks, ctx.tile_width = _forward(
             features.contiguous(),
-            _spconv_weight(weight, pairs),
+            _spconv_weight(weight, kernel_map),
             (masked.pairs, masked.mask, masked.order),
-            len(pairs.target),
+            len(kernel_map.target),
             is_trained=ctx.needs_input_grad[1],
         )
         ctx.save_for_backward(features, weight)
-        ctx.pairs = pairs
+        ctx.kernel_map = kernel_map
         return out
 
     @staticmethod
@@ -155,8 +162,8 @@ class _ImplicitProduct(torch.autograd.Function):
         features, weight = ctx.saved_tensors
         needs_features, needs_weight, _ = ctx.needs_input_grad
         gradient = gradients[0].contiguous()
-        masked = masked_pairs(ctx.pairs)
-        filters = _spconv_weight(weight, ctx.pairs)
+        masked = masked_pairs(ctx.kernel_map)
+        filters = _spconv_weight(weight, ctx.kernel_map)
         if needs_features and not needs_weight:
             # A forward pass the other way, which computes no gradient of a frozen weight.
             backward = (masked.backward_pairs, masked.backward_mask, masked.backward_order)
@@ -178,7 +185,7 @@ class _ImplicitProduct(torch.autograd.Function):
             is_subm=False,
             fp32_accum=True,
         )
-        order = (4, 0, 1, 2, 3) if ctx.pairs.kernel.is_transposed else (0, 4, 1, 2, 3)
+        order = (4, 0, 1, 2, 3) if ctx.kernel_map.kernel.is_transposed else (0, 4, 1, 2, 3)
         return features_gradient if needs_features else None, filters_gradient.permute(order).contiguous(), None
 
 
@@ -220,17 +227,17 @@ def _find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve, ex
         fine = SiteSet(2, shape, linear)
         source = cells_read(fine, kernel, (4, 3, 5)) if kernel.is_transposed else fine
         target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
-        pairs = KernelMap(source, target, kernel)
+        kernel_map = KernelMap(source, target, kernel)
         channels = _CHECKED_CHANNELS if kernel.is_transposed else _CHECKED_CHANNELS[::-1]  # [in, out] or [out, in]
         values = torch.randn(len(source), _CHECKED_CHANNELS[0], generator=generator).to(device, dtype)
         weight = torch.randn(*channels, *kernel.size, generator=generator).to(device, dtype)
         upstream = torch.randn(len(target), _CHECKED_CHANNELS[1], generator=generator).to(device, dtype)
         for is_frozen in (False, True):
             try:
-                found = _evaluate(convolve, values, weight, pairs, upstream, is_frozen=is_frozen)
+                found = _evaluate(convolve, values, weight, kernel_map, upstream, is_frozen=is_frozen)
             except Exception as error:  # whatever an engine that fits neither card nor driver raises
                 return f"a {name} convolution failed ({type(error).__name__}: {error})"
-            wanted = _evaluate(expected, values, weight, pairs, upstream, is_frozen=is_frozen)
+            wanted = _evaluate(expected, values, weight, kernel_map, upstream, is_frozen=is_frozen)
             for what, first, second in zip(("result", "gradient", "weight's gradient"), found, wanted, strict=False):
                 difference = float((first.float() - second.float()).abs().max() / second.float().abs().max())
                 if not difference <= tolerance:  # NaN is not
@@ -239,9 +246,9 @@ def _find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve, ex
 
 
 def _evaluate(
-    convolve: Convolve, values: Tensor, weight: Tensor, pairs: KernelMap, upstream: Tensor, *, is_frozen: bool
+    convolve: Convolve, values: Tensor, weight: Tensor, kernel_map: KernelMap, upstream: Tensor, *, is_frozen: bool
 ) -> list[Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
         values, weight = values.clone().requires_grad_(), weight.clone().requires_grad_(not is_frozen)
-        out = convolve(values, weight, pairs)
+        out = convolve(values, weight, kernel_map)
         return [out.detach(), *torch.autograd.grad(out, [values] if is_frozen else [values, weight], upstream)]

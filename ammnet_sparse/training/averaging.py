@@ -11,7 +11,7 @@ from ammnet_sparse.models.ammnet import AMMNet
 class AveragedWeights:
     """A generator whose weights are the moving average of a trained one's.
 
-    Parameters and running statistics of batch normalisation are averaged alike. The decay grows with the steps, as
+    Parameters and running statistics of batch normalization are averaged alike. The decay grows with the steps, as
     1 - steps^(-2/3), up to the given one, so that early weights do not stay in a short run's average.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Fine-tuning an image encoder on 2D segmentation, before the 3D network is trained on its frozen features.
 
 A small backbone's ImageNet features tell indoor classes apart poorly, and the 3D network, which looks at some 3,000
-pixels a frame, teaches them slowly. Here backbone and head see every labelled pixel of ``data.label_2d``.
+pixels a frame, teaches them slowly. Here backbone and head see every labeled pixel of ``data.label_2d``.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class EncoderSettings:
         batch_size: images a step.
         learning_rate: of the head, at its highest; cosine to a hundredth.
         backbone_rate: of the backbone, as a fraction of the head's.
-        weight_decay: of AdamW; not on biases and normalisation.
+        weight_decay: of AdamW; not on biases and normalization.
         balance: exponent of a class's inverse frequency in its weight: 0 weighs pixels alike, 1 classes alike.
         label_smoothing: of the cross-entropy.
         ema_decay: of the moving average of the weights, which is scored and saved.
@@ -68,11 +68,11 @@ class EncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Scores2D:
-    """Segmentation scores over the labelled pixels of a set; IoU is NaN for a class neither there nor predicted.
+    """Segmentation scores over the labeled pixels of a set; IoU is NaN for a class neither there nor predicted.
 
     Attributes:
         iou: [12] float64 by class; empty, which no pixel is, included.
-        accuracy: fraction of the labelled pixels with the right class.
+        accuracy: fraction of the labeled pixels with the right class.
         miou: mean of the defined IoUs of classes 1 to 11.
     """
 
@@ -183,8 +183,8 @@ def score_encoder(
     with torch.inference_mode():
         for batch in batches:
             logits, truth = _logits_and_truth(encoder, batch.to(device), uses_bfloat16=uses_bfloat16)
-            is_labelled = truth != IGNORE_LABEL
-            cells = truth[is_labelled] * NUM_CLASSES + logits.argmax(dim=1)[is_labelled]
+            is_labeled = truth != IGNORE_LABEL
+            cells = truth[is_labeled] * NUM_CLASSES + logits.argmax(dim=1)[is_labeled]
             confusion += cells.bincount(minlength=NUM_CLASSES**2)
     return Scores2D.of(confusion.view(NUM_CLASSES, NUM_CLASSES))
 
@@ -201,7 +201,7 @@ def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 1
             raise ValueError("training: expected frames with dense 2D truth (data.label_2d), found none")
         counts += truth[truth != IGNORE_LABEL].long().bincount(minlength=NUM_CLASSES).cpu()
     if counts.sum() == 0:
-        raise ValueError("training: expected labelled pixels in the dense 2D truth, found none")
+        raise ValueError("training: expected labeled pixels in the dense 2D truth, found none")
     frequency = counts / counts.sum()
     weights = torch.where(counts > 0, frequency.clamp(min=1e-6) ** -balance, 0.0)
     weights = weights / (weights * frequency).sum()

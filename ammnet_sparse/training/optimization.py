@@ -15,7 +15,7 @@ from ammnet_sparse.processes import sum_gradients
 class Optimization:
     """AdamW over the trainable parameters of a network, cosine per step, clipping, loss scaling in fp16.
 
-    Weight decay spares biases and normalisation.
+    Weight decay spares biases and normalization.
     """
 
     def __init__(

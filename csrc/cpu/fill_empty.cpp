@@ -1,5 +1,5 @@
-// Filling empty channels on the CPU. A site without an empty channel reads no neighbour, and in the backward pass a
-// neighbour without one hands nothing back: both are known from a first look at the rows.
+// Filling empty channels on the CPU. A site without an empty channel reads no neighbor, and in the backward pass a
+// neighbor without one hands nothing back: both are known from a first look at the rows.
 #include "../fill_empty.h"
 
 namespace ammnet_sparse {
@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kChannelsOfTile = 64;
 constexpr int64_t kSitesOfTask = 32;
 
-// A contiguous row of neighbours per site, whatever integers they are.
+// A contiguous row of neighbors per site, whatever integers they are.
 using NeighborRow = int64_t[kNumNeighbors];
 
 void read_neighbors(Integers neighbors, int64_t site, NeighborRow& row) {
@@ -87,7 +87,7 @@ void fill_site_backward(
   }
 }
 
-// Neighbours, checked before any memory of the features is read.
+// Neighbors, checked before any memory of the features is read.
 Tensor checked_neighbors(const Tensor& neighbors, int64_t num_sites) {
   check_shape(neighbors, {num_sites, kNumNeighbors}, "fill_empty: neighbors");
   Tensor result = as_contiguous(neighbors);

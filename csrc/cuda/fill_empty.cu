@@ -1,5 +1,5 @@
-// Filling empty channels on CUDA. A warp takes a site: its first 27 lanes read one neighbour each and check it, then
-// all lanes walk along the channels of the neighbours that are there, 16 bytes at a time. Rows of neighbouring sites
+// Filling empty channels on CUDA. A warp takes a site: its first 27 lanes read one neighbor each and check it, then
+// all lanes walk along the channels of the neighbors that are there, 16 bytes at a time. Rows of neighboring sites
 // are read up to 27 times, but from the caches: sites come in the order of the grid.
 #include "../fill_empty.h"
 #include "common.h"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
 
-// The row of lane's neighbour, -1 where there is none; `present` has a bit for every lane with one. By a whole warp.
+// The row of lane's neighbor, -1 where there is none; `present` has a bit for every lane with one. By a whole warp.
 __device__ __forceinline__ int64_t
 neighbor_of_lane(Integers neighbors, int64_t site, int64_t num_sites, unsigned int& present, unsigned int* flags) {
   const int lane = threadIdx.x % kWarp;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) fill_empty_kernel(
     if (is_inside) {
       own = load<kSize>(features + site * channels + channel);
     }
-    // Of the channels of a row that a pixel hit a ReLU leaves 7 to 33 % empty: lanes without one read no neighbour.
+    // Of the channels of a row that a pixel hit a ReLU leaves 7 to 33 % empty: lanes without one read no neighbor.
     const bool needs_sum = is_inside && has_empty(own);
     if (__any_sync(kAllLanes, needs_sum)) {
       Accumulate<T> sums[kSize] = {};

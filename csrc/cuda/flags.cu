@@ -1,4 +1,4 @@
-// The flags that kernels leave when they meet an index out of range: one word on every device, no synchronisation.
+// The flags that kernels leave when they meet an index out of range: one word on every device, no synchronization.
 #include "common.h"
 
 #include <atomic>

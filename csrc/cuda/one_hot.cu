@@ -1,5 +1,5 @@
 // One-hot features of sites on CUDA. A thread writes 16 bytes of the result, of one site or of several, and reads the
-// label of each: neighbouring threads read the same one, so the traffic is that of the result.
+// label of each: neighboring threads read the same one, so the traffic is that of the result.
 #include "../one_hot.h"
 #include "common.h"
 

@@ -1,6 +1,6 @@
 // 2D-3D projection on CUDA: `project_rows` for a channels-last map, whose cells are rows of 16-byte vectors: the lanes
 // of a site read four rows and write one. `project_planes` for any other map, where a cell's channels lie a plane
-// apart: the lanes are sites, so that neighbouring sites share what they read, and the result is turned in shared
+// apart: the lanes are sites, so that neighboring sites share what they read, and the result is turned in shared
 // memory to be written in rows. Neither needs an atomic or a second launch. The gradient: projection_backward.cu.
 #include "projection.h"
 
@@ -19,7 +19,7 @@ __device__ __forceinline__ int64_t offset_of(const SiteReads<A>& reads, int corn
   return reads.sample * strides.sample + reads.row(corner) * strides.row + reads.column(corner) * strides.column;
 }
 
-// 2^lane_bits neighbouring threads for each site. The stride of the channels is one.
+// 2^lane_bits neighboring threads for each site. The stride of the channels is one.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) project_rows(
     const T* __restrict__ map, MapStrides strides, ProjectionShape shape, Integers pixel_of_site,

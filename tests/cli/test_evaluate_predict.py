@@ -316,7 +316,7 @@ def test_the_place_of_the_scores_is_checked_first_and_the_table_comes_in_any_cas
     ("config", "advice"),
     [
         (ModelConfig(grid_shape=GRID), "2D label maps (folder Seg2D)"),
-        (ModelConfig(grid_shape=GRID, image_encoder="segformer_b2"), "colour images (folder RGB)"),
+        (ModelConfig(grid_shape=GRID, image_encoder="segformer_b2"), "color images (folder RGB)"),
     ],
     ids=["label maps", "images"],
 )

@@ -101,7 +101,7 @@ def test_export_halves_and_keeps_the_rest(
     assert metadata == {"epoch": "4", "stored_as": "float16"} and config.grid_shape == GRID
     assert state.keys() == {name for name in original if not name.startswith("discriminator.")}
     for name, value in state.items():
-        # Biases and normalisation keep their float32.
+        # Biases and normalization keep their float32.
         expected = original[name].half() if original[name].ndim > 1 else original[name]
         assert value.dtype == expected.dtype and torch.equal(value, expected)
     assert [path.name for path in out.parent.iterdir()] == [out.name]

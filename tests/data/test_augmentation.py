@@ -126,8 +126,8 @@ def test_unchanged_geometry_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_2d_regions_keep_their_colour(seed: int) -> None:
-    """Every voxel sees the same colour before and after: squares of one colour each, seen at their centres."""
+def test_2d_regions_keep_their_color(seed: int) -> None:
+    """Every voxel sees the same color before and after: squares of one color each, seen at their centers."""
     square, rng = 40, np.random.default_rng(seed)
     colors = rng.integers(0, 256, (ROWS // square, COLUMNS // square, 3), dtype=np.uint8)
     image = colors.repeat(square, axis=0).repeat(square, axis=1)
@@ -148,7 +148,7 @@ def test_2d_regions_keep_their_colour(seed: int) -> None:
 
 @pytest.mark.parametrize("size", [(384, 512), (480, 640), (523, 698), (576, 768)])
 def test_dense_truth_moves_with_the_pixels(size: tuple[int, int]) -> None:
-    """Regions of one class: wherever the mapping sends the inside of one, its class lies; padding is unlabelled."""
+    """Regions of one class: wherever the mapping sends the inside of one, its class lies; padding is unlabeled."""
     square = 32
     classes = np.random.default_rng(1).integers(1, 12, (ROWS // square, COLUMNS // square), dtype=np.uint8)
     truth = classes.repeat(square, axis=0).repeat(square, axis=1)
@@ -185,7 +185,7 @@ def test_cropping_a_pixel_leaves_the_hit() -> None:
             CompactFrame.pack(changed)
 
 
-def test_padding_normalises_to_exactly_zero() -> None:
+def test_padding_normalizes_to_exactly_zero() -> None:
     frame = random_frame(0, has_image=True)
     seed = next(seed for seed in range(99) if draw_geometry(_generator(seed)).size[0] < 440)
     geometry = draw_geometry(_generator(seed))
@@ -202,7 +202,7 @@ def test_padding_normalises_to_exactly_zero() -> None:
         assert getattr(changed, name) is getattr(frame, name)
 
 
-def test_normalisation_is_imagenets() -> None:
+def test_normalization_is_imagenets() -> None:
     image = np.array([[[0, 128, 255]]], dtype=np.uint8)
     expected = (np.array([0, 128, 255]) - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
     np.testing.assert_allclose(normalize_image(image).numpy()[:, 0, 0], expected, rtol=1e-6)
@@ -228,8 +228,8 @@ def test_colors() -> None:
     torch.testing.assert_close(Colors(brightness=32).apply(image), image + 32)
     torch.testing.assert_close(Colors(brightness=-32).apply(image), image - 32)
     assert Colors(brightness=255).apply(image).eq(255).all()
-    grey = Colors(saturation=0).apply(image)
-    torch.testing.assert_close(grey[0], grey[1])
+    gray = Colors(saturation=0).apply(image)
+    torch.testing.assert_close(gray[0], gray[1])
     torch.testing.assert_close(Colors(contrast=0).apply(image).std(), torch.tensor(0.0), atol=1e-3, rtol=0)
     red = torch.tensor([255.0, 0, 0])[:, None, None].expand(3, 2, 2)
     torch.testing.assert_close(Colors(hue=1 / 3).apply(red)[:, 0, 0], torch.tensor([0.0, 255, 0]), atol=0.5, rtol=0)

@@ -143,7 +143,7 @@ def test_images_with_dense_truth_are_augmented_alike(tmp_path: Path) -> None:
             found = on_device.__getitems__([3, 1])
             assert_same_batch(found, Batch.collate([ordinary[3], ordinary[1]]))
             assert (found.depth_hit is not None) == augments_2d
-    assert on_device.num_bytes >= 4 * 4 * 480 * 640  # colours and truth, one byte each
+    assert on_device.num_bytes >= 4 * 4 * 480 * 640  # colors and truth, one byte each
 
 
 def test_what_cannot_live_on_the_device(tmp_path: Path, packed: PackedFrames) -> None:

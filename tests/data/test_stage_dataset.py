@@ -75,7 +75,7 @@ def test_images_of_a_folder_join_a_set_without(root: Path, tmp_path: Path) -> No
     frame, problems = joined.read_with_problems("0002")
     assert frame is not None and not problems and (frame.image == whole.read("0002").image).all()
     assert joined.missing_files("0002") == [] and joined.missing_files("0042")
-    with pytest.raises(DataError, match=r"data\.images .*nowhere: expected a folder of colour images"):
+    with pytest.raises(DataError, match=r"data\.images .*nowhere: expected a folder of color images"):
         FramesWithImages(plain, tmp_path / "nowhere")
     empty = FramesWithImages(plain, tmp_path)
     assert [path.name for path in empty.missing_files("0002")] == ["NYU0002_colors.jpg"]

@@ -23,7 +23,7 @@ from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.data.volumes.labels import label_weight_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GREY = Material((0.5, 0.5, 0.5))
+GRAY = Material((0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_box_at_larger_x_appears_to_the_right() -> None:
     builder = SceneBuilder()
     for x, height in ((-0.8, 0.5), (0.8, 1.9)):
         item = builder.item(Place(x, 3.0), SceneLabel.FURNITURE)
-        item.box((0, 0, height), (0.4, 0.4, 0.4), material=GREY)
+        item.box((0, 0, height), (0.4, 0.4, 0.4), material=GRAY)
     scene = builder.build((0.0, 0.0, 2.0))
     pose = camera_pose(1.2, yaw=0.0, pitch=0.0, roll=0.0)
     depth, shape = cast_depth(scene, pose, camera=NYU_CAMERA)
@@ -121,7 +121,7 @@ def test_a_box_at_larger_x_appears_to_the_right() -> None:
 
 def test_a_camera_turned_left_sees_the_box_further_right() -> None:
     builder = SceneBuilder()
-    builder.item(Place(0.0, 3.0), SceneLabel.FURNITURE).box((0, 0, 1.2), (0.4, 0.4, 0.4), material=GREY)
+    builder.item(Place(0.0, 3.0), SceneLabel.FURNITURE).box((0, 0, 1.2), (0.4, 0.4, 0.4), material=GRAY)
     scene = builder.build((0.0, 0.0, 2.0))
     camera = Camera(60.0, 60.0, 40.0, 30.0)
     columns = []
@@ -135,7 +135,7 @@ def test_a_camera_turned_left_sees_the_box_further_right() -> None:
 def test_rays_and_voxels_agree_on_turned_shapes(kind: Kind) -> None:
     builder = SceneBuilder()
     item = builder.item(Place(0.1, 3.2, 0.0, 0.5), SceneLabel.OBJECTS)
-    item.add(kind, (0, 0, 1.005), (0.8, 0.5, 0.7), material=GREY)
+    item.add(kind, (0, 0, 1.005), (0.8, 0.5, 0.7), material=GRAY)
     scene = builder.build((0.0, 0.0, 2.0))
     pose = camera_pose(1.5, yaw=0.0, pitch=-0.2, roll=0.02)
     depth, shape = cast_depth(scene, pose, camera=NYU_CAMERA)

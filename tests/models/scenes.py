@@ -46,7 +46,7 @@ def some_scene(batch_size: int, *, grid: tuple[int, int, int] = GRID, seed: int 
 
 
 def unsettle(network: nn.Module) -> None:
-    """Gives normalisation random weights and statistics, so that evaluation mode is not near the identity."""
+    """Gives normalization random weights and statistics, so that evaluation mode is not near the identity."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for module in network.modules():

@@ -100,8 +100,8 @@ def test_training_computes_the_scored_voxels_and_evaluation_all_that_may_be_occu
     for is_training, mask in expected.items():
         prediction = network.train(is_training)(batch)
         assert torch.equal(prediction.sites.linear, mask.flatten().nonzero().squeeze(1))
-    unlabelled = dataclasses.replace(batch, label=None)
-    prediction = network(unlabelled, voxels="scored")
+    unlabeled = dataclasses.replace(batch, label=None)
+    prediction = network(unlabeled, voxels="scored")
     assert torch.equal(prediction.sites.linear, batch.label_weight.flatten().nonzero().squeeze(1))
 
 
@@ -193,7 +193,7 @@ def test_frozen_encoders_keep_weights_and_statistics() -> None:
 @pytest.mark.parametrize("sites", ["sparse", "dense"])
 def test_spconv_computes_the_same_network(sites: str) -> None:
     batch = some_scene(2)
-    # In evaluation mode: normalisation over the few cells of a small grid would multiply rounding.
+    # In evaluation mode: normalization over the few cells of a small grid would multiply rounding.
     network = some_network(torch.float32, sites=sites).eval()
     discriminator = some_discriminator(sites=sites).eval()
     named = dict(both(network, discriminator).named_parameters())
@@ -242,14 +242,14 @@ def test_a_batch_leaves_nothing_behind() -> None:
     for backend in ("gather", "spconv"):
         with use_backend(backend):
             step()
-            remembered = len(half._derived), len(quarter._derived)
+            cached = len(half._derived), len(quarter._derived)
             gc.collect()
             gc.disable()
             try:
                 assert [reference() for reference in step() if reference() is not None] == []
             finally:
                 gc.enable()
-            assert (len(half._derived), len(quarter._derived)) == remembered
+            assert (len(half._derived), len(quarter._derived)) == cached
 
 
 def test_training_works_after_a_prediction_in_inference_mode() -> None:

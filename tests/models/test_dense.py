@@ -140,7 +140,7 @@ def test_stages_and_ups_have_the_widths_and_extents_of_the_paper() -> None:
     assert Up(16, 8)(torch.randn(1, 16, 6, 2, 4)).shape == (1, 8, 12, 4, 8)
 
 
-def test_projection_interpolates_at_the_mapped_pixel_and_fills_its_neighbourhood() -> None:
+def test_projection_interpolates_at_the_mapped_pixel_and_fills_its_neighborhood() -> None:
     grid = (12, 12, 12)
     batch = random_batch(1, grid=grid)
     mapping = torch.full_like(batch.mapping, -1).view(1, *grid)
@@ -149,7 +149,7 @@ def test_projection_interpolates_at_the_mapped_pixel_and_fills_its_neighbourhood
     batch = dataclasses.replace(batch, mapping=mapping.view(1, -1))
     features = torch.rand(1, 3, 16, 24, dtype=torch.float64) + 0.5
     found = project_densely(features, batch)
-    # Pixel (20, 30) has its centre at ((20 + 0.5) / 4 - 0.5, (30 + 0.5) / 4 - 0.5) = (4.625, 7.125).
+    # Pixel (20, 30) has its center at ((20 + 0.5) / 4 - 0.5, (30 + 0.5) / 4 - 0.5) = (4.625, 7.125).
     rows = features[0, :, 4] * 0.375 + features[0, :, 5] * 0.625
     inside = rows[:, 7] * 0.875 + rows[:, 8] * 0.125
     corner = features[0, :, 15, 23]

@@ -139,7 +139,7 @@ def small_encoder(*, is_frozen: bool = True, dropout: float = 0.5) -> ImageEncod
 @pytest.mark.parametrize("size", [(64, 96), (72, 100)])
 def test_timms_backbone_is_segformers(size: tuple[int, int]) -> None:
     reference = MixTransformerReference()
-    for parameter in reference.parameters():  # normalisations too, whose first weights hide a missing one
+    for parameter in reference.parameters():  # normalizations too, whose first weights hide a missing one
         parameter.data.normal_(std=0.2)
     backbone = small_encoder().backbone
     renamed = {published_to_timm(name): value for name, value in reference.state_dict().items()}

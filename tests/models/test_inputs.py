@@ -43,15 +43,15 @@ def voxels_of(sites: SiteSet) -> set[tuple[int, ...]]:
     return set(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def test_encoder_sites_are_hit_voxels_and_their_neighbours() -> None:
+def test_encoder_sites_are_hit_voxels_and_their_neighbors() -> None:
     batch = some_scene(2)
     found = voxels_of(encoder_sites(batch, is_dense=False))
     expected = set()
     for frame, *voxel in batch.hit_mask.view(2, *GRID).nonzero().tolist():
         for offset in itertools.product((-1, 0, 1), repeat=3):
-            neighbour = [position + step for position, step in zip(voxel, offset, strict=True)]
-            if all(0 <= position < size for position, size in zip(neighbour, GRID, strict=True)):
-                expected.add((frame, *neighbour))
+            neighbor = [position + step for position, step in zip(voxel, offset, strict=True)]
+            if all(0 <= position < size for position, size in zip(neighbor, GRID, strict=True)):
+                expected.add((frame, *neighbor))
     assert found == expected
     assert 0.05 < len(found) / (2 * batch.num_voxels) < 0.5
 

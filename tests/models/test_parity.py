@@ -26,7 +26,7 @@ from tests.models.scenes import assert_near, both, small_config, some_scene, uns
 BEFORE_NORMALIZATION = re.compile(
     r"(up_half|up_full|tsdf_up|tsdf_down_up)\.conv\.bias|modulation1\.(bias|conv)\.bias|head\.projection\d\.bias"
 )
-"""Biases that normalisation takes out again: their gradient is rounding alone."""
+"""Biases that normalization takes out again: their gradient is rounding alone."""
 
 
 @dataclasses.dataclass
@@ -125,7 +125,7 @@ def test_the_network_equals_the_dense_reference_without_dropout() -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
 def test_single_precision_is_enough_on_the_full_grid(batch_size: int, is_training: bool) -> None:
-    """Not on a small grid: there the discriminator ends in four cells, whose normalisation multiplies rounding."""
+    """Not on a small grid: there the discriminator ends in four cells, whose normalization multiplies rounding."""
     config = small_config(grid_shape=(60, 36, 60), stem_widths=(3, 4))
     batch = some_scene(batch_size, grid=(60, 36, 60))
     network, reference = build_pairs(config, torch.float32)

@@ -88,7 +88,7 @@ def saved_tensors() -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def no_synchronisation() -> Iterator[None]:
+def no_synchronization() -> Iterator[None]:
     """Makes waiting for the CUDA device an error inside the block; nothing where there is none."""
     if not torch.cuda.is_available():
         yield

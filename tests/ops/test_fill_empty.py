@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import fill_empty
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronization, saved_tensors
 from tests.tolerances import tolerances
 
 OFFSETS = [(x, h, y) for x in (-1, 0, 1) for h in (-1, 0, 1) for y in (-1, 0, 1)]
@@ -118,7 +118,7 @@ def test_result_is_new_where_nothing_is_empty() -> None:
     assert torch.equal(result, features) and result.data_ptr() != features.data_ptr()
 
 
-def test_an_infinite_neighbour_fills_only_empty_channels() -> None:
+def test_an_infinite_neighbor_fills_only_empty_channels() -> None:
     neighbors = neighbors_of([(0, 0, 0), (0, 0, 1)])
     features = torch.tensor([[0.0, 1.0], [math.inf, math.inf]])
     assert fill_empty(features, neighbors).tolist() == [[math.inf, 1.0], [math.inf, math.inf]]
@@ -164,7 +164,7 @@ def test_on_cuda_rows_out_of_range_count_as_absent_and_nothing_waits(device: str
     features = torch.tensor([[0.0], [27.0]], device=device, requires_grad=True)
     neighbors = torch.full((2, 27), 2**40, device=device)
     neighbors[0, 14], neighbors[1, 12] = 1, 0
-    with no_synchronisation():
+    with no_synchronization():
         result = fill_empty(features, neighbors)
         result.sum().backward()
     assert result.tolist() == [[1.0], [27.0]]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import gather_taps, out_of_range_operators, sum_rows, sum_taps
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronization, saved_tensors
 from tests.tolerances import tolerances
 
 
@@ -139,7 +139,7 @@ def test_does_not_wait_for_the_device() -> None:
     table, inverse = (rows.to("cuda") for rows in random_table(6, 5, 3))
     features = random_values(5, 4, device="cuda").requires_grad_()
     grad = random_values(6, 12, device="cuda")
-    with no_synchronisation():
+    with no_synchronization():
         gather_taps(features, table, inverse).backward(grad)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import modulate
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, no_synchronization, saved_tensors
 from tests.tolerances import tolerances
 
 
@@ -139,7 +139,7 @@ def test_under_autocast() -> None:
 @pytest.mark.cuda
 def test_does_not_wait_for_the_device() -> None:
     arguments = inputs(8, 4, device="cuda", grad=True)
-    with no_synchronisation():
+    with no_synchronization():
         modulate(*arguments).sum().backward()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import Normalized, RunningStatistics, apply_normalization, normalize_sites
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, References, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICES, FLOAT_TYPES, OPS, References, no_synchronization, saved_tensors
 from tests.tolerances import tolerances
 
 EPS = 1e-3
@@ -522,7 +522,7 @@ def test_buffers_count_their_changes() -> None:
 @pytest.mark.cuda
 def test_does_not_wait_for_the_device() -> None:
     inputs, running = make_inputs(64, 4, device="cuda", num_residuals=2), make_running(4, device="cuda")
-    with no_synchronisation():
+    with no_synchronization():
         found = normalize_sites(*inputs[:3], residuals=inputs.residuals, running=running, num_groups=2, with_relu=True)
         assert found.sum is not None and found.activated is not None
         (found.sum.sum() + found.activated.sum()).backward()

@@ -5,7 +5,7 @@ import torch
 
 from ammnet_sparse.ops import one_hot_sites
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, INTEGER_TYPES, OPS, no_synchronisation
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, INTEGER_TYPES, OPS, no_synchronization
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -66,7 +66,7 @@ def test_labels_out_of_range_are_an_error_where_a_site_reads_them(bad: int) -> N
 def test_on_cuda_nothing_waits_and_what_is_out_of_range_is_zero(device: str) -> None:
     labels = torch.tensor([[0, 7, 1]], device=device)
     linear = torch.tensor([0, 1, 3, -5, 2], device=device)
-    with no_synchronisation():
+    with no_synchronization():
         result = one_hot_sites(labels, linear, num_classes=3)
     assert result.argmax(1)[[0, 4]].tolist() == [0, 1] and result.sum(1).tolist() == [1, 0, 0, 0, 1]
 

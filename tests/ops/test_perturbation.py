@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, shuffle_categories
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICE_KERNELS, DEVICES, INTEGER_TYPES, OPS, no_synchronisation
+from tests.ops.support import DEVICE_KERNELS, DEVICES, INTEGER_TYPES, OPS, no_synchronization
 from tests.ops.test_philox import naive_philox
 
 NUM_CLASSES = 12
@@ -277,7 +277,7 @@ def test_the_kernel_itself_refuses_to_have_no_class(implementation: str) -> None
 def test_on_cuda_nothing_waits_and_labels_out_of_range_stay(device: str) -> None:
     labels = scenes(2, 4, 5, 6, dtype=torch.int32, device=device)
     labels[0, 0, 0, :3] = torch.tensor([12, -1, 1000], device=device)
-    with no_synchronisation():
+    with no_synchronization():
         class_map, chance = draw_shuffle(labels, num_classes=NUM_CLASSES, probability_range=(0.1, 0.9), seed=1)
         shuffled = shuffle_categories(labels, class_map, chance, 1)
         erase_voxels(labels, draw_erase_probability(2, (0.1, 0.9), 1, device), 1)

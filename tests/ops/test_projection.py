@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ammnet_sparse.ops import project_features
 from tests.generated import given, settings, st
-from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronisation, saved_tensors
+from tests.ops.support import DEVICE_KERNELS, DEVICES, FLOAT_TYPES, OPS, no_synchronization, saved_tensors
 from tests.tolerances import tolerances
 
 IMAGE_SIZE = (13, 18)
@@ -257,7 +257,7 @@ def test_on_cuda_indices_out_of_range_give_zeros(device: str) -> None:
 def test_does_not_wait_for_the_device() -> None:
     features = feature_map(2, 4, 5, 6, device="cuda", requires_grad=True)
     pixel, batch = sites(50, 2, device="cuda")
-    with no_synchronisation():
+    with no_synchronization():
         project_features(features, pixel, batch, image_size=IMAGE_SIZE).sum().backward()
 
 

@@ -1,4 +1,4 @@
-"""Pictures: up is up, left is left, near hides far, colours and errors are what they say, bad input is refused."""
+"""Pictures: up is up, left is left, near hides far, colors and errors are what they say, bad input is refused."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ Block = tuple[slice, slice, slice]
 
 
 def render(blocks: dict[tuple[int, int, int], Block], *, from_above: bool = False) -> NDArray[np.uint8]:
-    """Blocks of pure colours in an otherwise empty grid."""
+    """Blocks of pure colors in an otherwise empty grid."""
     colors, occupied = np.zeros((*SHAPE, 3), dtype=np.uint8), np.zeros(SHAPE, dtype=np.bool_)
     for color, block in blocks.items():
         colors[block], occupied[block] = color, True
@@ -125,7 +125,7 @@ def compare(prediction: NDArray[np.uint8], truth: NDArray[np.uint8] | None = Non
 
 
 def shows(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:
-    """Whether some pixel has this hue: faces of cubes are darkened copies of their colour."""
+    """Whether some pixel has this hue: faces of cubes are darkened copies of their color."""
     light = picture.reshape(-1, 3).astype(float)
     scale = light.max(1, keepdims=True) / max(color)
     close = np.abs(light - scale * np.array(color)).max(1) < 3
@@ -226,7 +226,7 @@ def test_bad_input_is_refused(prediction: NDArray, options: dict[str, NDArray], 
 
 
 def test_image_columns_grow_with_x_in_real_frames(nyu_folder: Path) -> None:
-    """What the views take for right and up is right and up in the colour image."""
+    """What the views take for right and up is right and up in the color image."""
     ids = (nyu_folder / "train.txt").read_text(encoding="utf-8").split()[:4]
     batch = Batch.from_frames(nyu_folder, ids)
     for frame in range(len(ids)):

@@ -71,7 +71,7 @@ def compared(page: Page) -> Page:
 
 
 def pixels_of(picture: NDArray[np.uint8], color: Rgb) -> NDArray[np.bool_]:
-    """[rows, columns]: pixels of this hue; light and shade make the faces of cubes darker copies of their colour."""
+    """[rows, columns]: pixels of this hue; light and shade make the faces of cubes darker copies of their color."""
     light = picture.astype(float)
     scale = light.max(-1, keepdims=True) / max(color)
     return (np.abs(light - scale * np.array(color)).max(-1) < 4) & (light.max(-1) > 70)

@@ -1,4 +1,4 @@
-"""PLY files: what another program reads from them is the scene, in metres, with z up and faces turned outwards."""
+"""PLY files: what another program reads from them is the scene, in meters, with z up and faces turned outwards."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FLOOR, WALL, CHAIR = (CLASS_NAMES.index(name) for name in ("floor", "wall", "cha
 
 
 def read(path: Path) -> tuple[NDArray, NDArray, NDArray | None, PlyData]:
-    """Positions [N, 3], colours [N, 3] and faces [M, 4] of a file."""
+    """Positions [N, 3], colors [N, 3] and faces [M, 4] of a file."""
     ply = PlyData.read(str(path))
     vertex = ply["vertex"]
     position = np.stack([vertex[name] for name in "xyz"], axis=1).astype(float)
@@ -70,7 +70,7 @@ def test_faces_between_drawn_voxels_are_left_out_and_corners_shared_within_a_cla
     write_ply(tmp_path / "two_classes.ply", labels, as_cubes=True)
     position, color, faces, _ = read(tmp_path / "two_classes.ply")
     assert faces is not None
-    # A corner between two classes has no one colour, so each has its own.
+    # A corner between two classes has no one color, so each has its own.
     assert (len(position), len(faces)) == (16, 10)
     for face in faces:
         assert len(np.unique(color[face], axis=0)) == 1

@@ -39,7 +39,7 @@ def assert_equal(found: Tensor, expected: Tensor, features: Tensor, modules: tup
     largest = max(float(value.abs().max()) for value in gradients[1])
     names = ["features", *(name for name, _ in modules[0].named_parameters())]
     for name, value, wanted in zip(names, *gradients, strict=True):
-        scale = largest if name == "conv.bias" else None  # before a normalisation: rounding alone
+        scale = largest if name == "conv.bias" else None  # before a normalization: rounding alone
         assert_near(value, wanted, tolerance=1e-8, name=name, scale=scale)
 
 
@@ -109,7 +109,7 @@ def test_a_strided_block_on_some_sites_follows_the_formulas(stride: int, density
     assert_equal(found, expected, features, (block, block))
 
 
-def test_a_strided_block_normalises_over_the_cells_that_touch_a_site() -> None:
+def test_a_strided_block_normalizes_over_the_cells_that_touch_a_site() -> None:
     block = DDRBlock(8, 4, expansion=4, stride=2).train()
     # (0, 0, 0) lies in one window of each axis; (6, 9, 4) in one along Y and in two along height.
     sites = SiteSet(1, SHAPE, torch.tensor([0, 976]))

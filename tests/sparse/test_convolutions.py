@@ -170,8 +170,8 @@ def test_pairs_are_built_once() -> None:
     assert KernelMap(first, first, kernel).table is KernelMap(second, second, kernel).table
 
 
-def test_number_of_pairs_counts_neighbours() -> None:
-    """A full grid: along each axis of n cells 3n - 2 pairs of neighbours."""
+def test_number_of_pairs_counts_neighbors() -> None:
+    """A full grid: along each axis of n cells 3n - 2 pairs of neighbors."""
     sites = full_sites(1, SHAPE, torch.device("cpu"))
     expected = (3 * 12 - 2) * (3 * 6 - 2) * (3 * 12 - 2)
     assert KernelMap(sites, sites, KERNELS["3x3x3"]).num_pairs == expected
@@ -201,14 +201,14 @@ def test_backends_agree(name: str, backend: Backend) -> None:
     fine = random_sites(0.3, shape=(24, 12, 24)) if name == "up" else random_sites(0.3)
     source = cells_read(fine, UP_KERNEL, SHAPE) if name == "up" else fine
     target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
-    pairs = KernelMap(source, target, kernel)
+    kernel_map = KernelMap(source, target, kernel)
     channels = (5, 7) if kernel.is_transposed else (7, 5)
     features = torch.randn(len(source), 5, requires_grad=True)
     weight = torch.randn(*channels, *kernel.size, requires_grad=True)
     with use_backend(backend):
-        out = convolve(features, weight, pairs)
+        out = convolve(features, weight, kernel_map)
     with use_backend("gather"):
-        expected = convolve(features.double(), weight.double(), pairs).float()
+        expected = convolve(features.double(), weight.double(), kernel_map).float()
     check(out, expected, (features, weight), 1e-5)
 
 
@@ -222,13 +222,14 @@ def test_chunks_and_orders_of_products_change_nothing(
     fine = random_sites(0.3, shape=(24, 12, 24)) if name == "up" else random_sites(0.3)
     source = cells_read(fine, UP_KERNEL, SHAPE) if name == "up" else fine
     target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
-    pairs = KernelMap(source, target, kernel)
+    kernel_map = KernelMap(source, target, kernel)
     channels = (in_channels, out_channels) if kernel.is_transposed else (out_channels, in_channels)
     features = torch.randn(len(source), in_channels, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(*channels, *kernel.size, dtype=torch.float64, requires_grad=True)
-    whole = convolve(features, weight, pairs)
-    monkeypatch.setattr(gather_product, "CHUNK_ELEMENTS", 27 * 9 * 5)
-    check(convolve(features, weight, pairs), whole, (features, weight), 1e-12)
+    whole = convolve(features, weight, kernel_map)
+    for name in ("CHUNK_ELEMENTS", "CHUNK_ELEMENTS_CPU"):
+        monkeypatch.setattr(gather_product, name, 27 * 9 * 5)
+    check(convolve(features, weight, kernel_map), whole, (features, weight), 1e-12)
 
 
 @pytest.mark.parametrize("needed", ["features", "weight"])
@@ -251,12 +252,12 @@ def test_half_precision_sums_in_float32(name: str) -> None:
     fine = random_sites(0.3, shape=(24, 12, 24)) if name == "up" else random_sites(0.3)
     source = cells_read(fine, UP_KERNEL, SHAPE) if name == "up" else fine
     target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
-    pairs = KernelMap(source, target, kernel)
+    kernel_map = KernelMap(source, target, kernel)
     features = torch.randn(len(source), 8, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(8, 8, *kernel.size, dtype=torch.bfloat16, requires_grad=True)
     with use_backend("gather"):
-        out = convolve(features, weight, pairs)
-        expected = convolve(features.double(), weight.double(), pairs).to(torch.bfloat16)
+        out = convolve(features, weight, kernel_map)
+        expected = convolve(features.double(), weight.double(), kernel_map).to(torch.bfloat16)
     check(out, expected, (features, weight), 2**-7)
 
 
@@ -276,18 +277,18 @@ def test_autocast_computes_in_its_type_and_hands_back_float32_gradients() -> Non
 def test_an_engine_that_differs_is_not_trusted() -> None:
     """The check that runs on a card before spconv is used, with engines that are wrong in one way each."""
 
-    def expected(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
+    def expected(features: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
         with use_backend("gather"):
-            return convolve(features, weight, pairs)
+            return convolve(features, weight, kernel_map)
 
-    def wrong_taps(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
-        return expected(features, weight.flip(4), pairs)
+    def wrong_taps(features: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
+        return expected(features, weight.flip(4), kernel_map)
 
-    def wrong_gradient(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
-        out = expected(features, weight, pairs)
+    def wrong_gradient(features: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
+        out = expected(features, weight, kernel_map)
         return out.detach() + (out - out.detach()) * 1.1
 
-    def no_engine(features: torch.Tensor, weight: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
+    def no_engine(features: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
         raise RuntimeError("no kernel image")
 
     cpu = torch.device("cpu")
@@ -308,12 +309,14 @@ def test_the_check_accepts_the_native_algorithm() -> None:
 
 def test_masks_have_a_bit_for_every_tap_that_reads() -> None:
     sites = random_sites(0.2)
-    pairs = KernelMap(sites, sites, KERNELS["3x3x3"])
-    masked = spconv_engine.masked_pairs(pairs)
-    assert torch.equal(masked.pairs, pairs.table.t()) and torch.equal(masked.backward_pairs, pairs.inverse.t())
+    kernel_map = KernelMap(sites, sites, KERNELS["3x3x3"])
+    masked = spconv_engine.masked_pairs(kernel_map)
+    assert torch.equal(masked.pairs, kernel_map.table.t()) and torch.equal(
+        masked.backward_pairs, kernel_map.inverse.t()
+    )
     for table, mask, order in (
-        (pairs.table, masked.mask, masked.order),
-        (pairs.inverse, masked.backward_mask, masked.backward_order),
+        (kernel_map.table, masked.mask, masked.order),
+        (kernel_map.inverse, masked.backward_mask, masked.backward_order),
     ):
         masks = [sum(1 << tap for tap, row in enumerate(rows) if row >= 0) for rows in table.tolist()]
         assert mask.flatten().tolist() == sorted(masks) and mask.dtype == order.dtype == torch.int32
@@ -327,9 +330,9 @@ def test_tiles_that_skip_taps_by_their_masks_miss_none(name: str) -> None:
     fine = random_sites(0.2)
     source = cells_read(fine, kernel, (4, 3, 5)) if kernel.is_transposed else fine
     target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
-    pairs = KernelMap(source, target, kernel)
-    masked = spconv_engine.masked_pairs(pairs)
-    read = torch.full_like(pairs.table, -1)
+    kernel_map = KernelMap(source, target, kernel)
+    masked = spconv_engine.masked_pairs(kernel_map)
+    read = torch.full_like(kernel_map.table, -1)
     tile = 4
     for begin in range(0, len(target), tile):
         rows = masked.order[begin : begin + tile].long()
@@ -339,4 +342,4 @@ def test_tiles_that_skip_taps_by_their_masks_miss_none(name: str) -> None:
         for tap in range(len(masked.pairs)):
             if joined >> tap & 1:
                 read[rows, tap] = masked.pairs[tap, rows]
-    assert torch.equal(read, pairs.table)
+    assert torch.equal(read, kernel_map.table)

@@ -1,4 +1,4 @@
-"""Batch normalisation over sites, against torch's in float64 and against float64 in float32."""
+"""Batch normalization over sites, against torch's in float64 and against float64 in float32."""
 
 import contextlib
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
-from ammnet_sparse.sparse.recipes import add, multiply, no_recipes, noted, recipes_kept, relu, take_rows
+from ammnet_sparse.sparse.recipes import add, multiply, no_recipes, recipes_kept, recorded, relu, take_rows
 
 
 class LiveStorages(TorchDispatchMode):
@@ -84,7 +84,7 @@ def made_and_kept(change: str) -> tuple[bool, Tensor, Tensor]:
     """Whether a noted tensor was let go, the gradient through it, and the gradient to expect."""
     start = torch.arange(1.0, 5.0, requires_grad=True)
     with recipes_kept(True):
-        middle = noted(start * 3, lambda features: features * 3, start)
+        middle = recorded(start * 3, lambda features: features * 3, start)
         if change == "in place":
             with torch.no_grad():
                 middle.mul_(2)
@@ -113,7 +113,7 @@ def fail(*inputs: Tensor) -> Tensor:
 def test_memory_that_another_tensor_got_is_not_mistaken() -> None:
     memory, start = torch.full((4,), 5.0), torch.ones(4, requires_grad=True)
     with recipes_kept(True):
-        dead = noted(memory.detach(), fail, start)
+        dead = recorded(memory.detach(), fail, start)
         assert dead.data_ptr() == memory.data_ptr()
         del dead
         result = (start * memory).sum()
@@ -142,9 +142,9 @@ def test_less_is_kept() -> None:
 def test_without_gradients_or_within_recomputation_nothing_is_noted() -> None:
     start = torch.ones(4, requires_grad=True)
     with torch.no_grad(), recipes_kept(True):
-        noted(start * 3, fail, start)
+        recorded(start * 3, fail, start)
     with recipes_kept(True), no_recipes():
-        result = Counted.apply(noted(start * 3, fail, start))
+        result = Counted.apply(recorded(start * 3, fail, start))
     result.sum().backward()
 
 
@@ -185,7 +185,7 @@ def test_parts_of_memory_have_no_recipe() -> None:
 
     def compute(features: Tensor) -> Tensor:
         whole = features * 1
-        parts.append(noted(whole[:4], fail, features))
+        parts.append(recorded(whole[:4], fail, features))
         return whole
 
     torch.testing.assert_close(gradient(True, start, compute), gradient(False, start, compute))
@@ -223,7 +223,7 @@ def test_inputs_changed_before_the_backward_pass_are_refused() -> None:
     start = torch.ones(4, requires_grad=True)
     with recipes_kept(True):
         hidden = start * 2
-        result = Counted.apply(noted(hidden + 1, lambda features: features + 1, hidden)).sum()
+        result = Counted.apply(recorded(hidden + 1, lambda features: features + 1, hidden)).sum()
     with torch.no_grad():
         hidden.mul_(10)
     with pytest.raises(RuntimeError, match="changed in place"):

@@ -143,7 +143,7 @@ def test_spconv_gets_the_same_pairs_padded() -> None:
         assert (table[:, tap, count:] == -1).all()
 
 
-def test_neighbours_are_rows_in_c_order_of_offsets() -> None:
+def test_neighbors_are_rows_in_c_order_of_offsets() -> None:
     sites = random_sites()
     row_of = {voxel: row for row, voxel in enumerate(voxels_of(sites))}
     expected = [

@@ -29,7 +29,7 @@ ROW = {
     "peak_mib",
 }
 GRID = (24, 12, 24)
-"""The discriminator leaves more than one cell of it, as batch normalisation of a single frame needs."""
+"""The discriminator leaves more than one cell of it, as batch normalization of a single frame needs."""
 CPU = torch.device("cpu")
 
 

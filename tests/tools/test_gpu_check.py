@@ -271,7 +271,7 @@ def test_a_device_equals_itself(compare: Tool, root: Path, tmp_path: Path, capsy
 def test_rounding_is_seen_and_judged(
     compare: Tool, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The discriminator normalises over two values a channel here, so its gradients answer to any rounding."""
+    """The discriminator normalizes over two values a channel here, so its gradients answer to any rounding."""
     file = tmp_path / "devices.json"
     double = ("--second-dtype", "float64", "--agreement", "0", "--json", file)
     assert compare(arguments(root, *double, "--tolerance", "1e6", "--later-tolerance", "1e6")) == 0

@@ -27,7 +27,7 @@ from ammnet_sparse.training.checkpoints import (
     save_run_weights,
     save_state,
 )
-from ammnet_sparse.training.networks import Networks, build_networks, initialise_from
+from ammnet_sparse.training.networks import Networks, build_networks, initialize_from
 from ammnet_sparse.training.preparation import unobserved_in
 from tests.data.frames import random_frame
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
@@ -86,7 +86,7 @@ def test_interrupted_save_leaves_the_states_before_and_nothing_else(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_damaged_state_is_recognised_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
+def test_damaged_state_is_recognized_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
     path = tmp_path / STATE
     weights = torch.arange(1000.0)
     for step in (1, 2):
@@ -149,7 +149,7 @@ def test_run_weights_hold_their_configuration_and_predict_the_same(tmp_path: Pat
 def test_weights_of_a_run_start_another(tmp_path: Path) -> None:
     networks, path = saved(tmp_path, 1)
     others = networks_of(2, decoder_dropout=0.5)
-    initialise_from(others, path)
+    initialize_from(others, path)
     assert not differing(networks.state_dict(), others.state_dict())
 
 
@@ -157,7 +157,7 @@ def test_weights_of_a_run_start_another(tmp_path: Path) -> None:
 def test_sites_may_differ(tmp_path: Path, first: str, second: str) -> None:
     networks, path = saved(tmp_path, 1, sites=first)
     others = networks_of(2, sites=second)
-    initialise_from(others, path)
+    initialize_from(others, path)
     given, taken = networks.state_dict(), others.state_dict()
     assert all(torch.equal(given[name], taken[name]) for name in given.keys() & taken.keys())
     own = taken.keys() - given.keys()
@@ -170,7 +170,7 @@ def test_other_widths_and_fusions_are_refused(tmp_path: Path) -> None:
     others = networks_of(2, width=16, fusion="add")
     start = {name: value.clone() for name, value in others.state_dict().items()}
     with pytest.raises(WeightsError, match=r"set model.width=8 model.fusion=modulation$") as error:
-        initialise_from(others, path)
+        initialize_from(others, path)
     assert str(path) in str(error.value)
     assert not differing(start, others.state_dict())
 
@@ -180,13 +180,13 @@ def test_frozen_encoders_come_from_a_network_with_other_inputs(tmp_path: Path) -
     networks, path = saved(tmp_path, 1)
     others = networks_of(2, inputs="tsdf", freeze_encoders=True)
     decoder, discriminator = state_of(others.generator.decoder), state_of(others.discriminator)
-    initialise_from(others, path)
+    initialize_from(others, path)
     assert networks.generator.tsdf_encoder is not None and others.generator.tsdf_encoder is not None
     assert not differing(state_of(networks.generator.tsdf_encoder), state_of(others.generator.tsdf_encoder))
     assert not differing(decoder, state_of(others.generator.decoder))
     assert not differing(discriminator, state_of(others.discriminator))
     with pytest.raises(WeightsError, match="label_map_stem"):
-        initialise_from(networks_of(2, inputs="both", freeze_encoders=True), saved(tmp_path, 3, inputs="tsdf")[1])
+        initialize_from(networks_of(2, inputs="both", freeze_encoders=True), saved(tmp_path, 3, inputs="tsdf")[1])
 
 
 def test_checkpoint_without_discriminator_leaves_it(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_checkpoint_without_discriminator_leaves_it(tmp_path: Path) -> None:
     save_weights(path, generator.state_dict(), model_config=generator.config)
     others = networks_of(2)
     discriminator = state_of(others.discriminator)
-    initialise_from(others, path)
+    initialize_from(others, path)
     assert not differing(discriminator, state_of(others.discriminator))
     assert not differing(state_of(generator), state_of(others.generator))
 

@@ -40,7 +40,7 @@ IDS = ["0001", "0002"]
 
 
 class TwoColors:
-    """Small images whose colour tells the class: red walls above, green floor below, a strip without label between."""
+    """Small images whose color tells the class: red walls above, green floor below, a strip without label between."""
 
     ids = ["0001", "0002", "0003", "0004"]
     makes_batches = False
@@ -136,7 +136,7 @@ def test_class_weights_follow_the_pixels(frames: TwoColors) -> None:
         assert float(weights[2] / weights[3]) == pytest.approx(float(frequency[3] / frequency[2]) ** balance, rel=1e-4)
 
 
-def test_scores_count_labelled_pixels() -> None:
+def test_scores_count_labeled_pixels() -> None:
     confusion = torch.zeros(12, 12, dtype=torch.int64)
     confusion[2, 2], confusion[2, 3], confusion[3, 3], confusion[4, 0] = 6, 2, 4, 4
     scores = Scores2D.of(confusion)

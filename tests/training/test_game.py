@@ -267,7 +267,7 @@ def small_image_encoder(*, width: int, num_classes: int, dropout: float, **other
 def test_accumulation_equals_one_large_batch(
     image: bool, class_weights: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With normalisation by running statistics, and fakes that depend on the truth alone."""
+    """With normalization by running statistics, and fakes that depend on the truth alone."""
     frames = tiny_batch((1, 2, 3, 4))
     model: dict[str, Any] = {}
     if image:
@@ -332,7 +332,7 @@ def test_a_step_on_a_gpu_is_the_same_however_it_is_recomputed(
     """In float32 also as on the CPU. On so small a grid gradients answer to the rounding of float16."""
 
     def step(device: str, training: dict[str, Any]) -> tuple[float, Tensor]:
-        # Without the discriminator: normalising over two values a channel here, it answers to any rounding.
+        # Without the discriminator: normalizing over two values a channel here, it answers to any rounding.
         game = make_game(tiny_config(adversarial={"enabled": False}, training=training), device=device)
         scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=training["mixed_precision"])
         game.generator_optimization.scaler = scaler

@@ -1,4 +1,4 @@
-"""Runs of a network that reads colour images: with features kept, and with images on the device."""
+"""Runs of a network that reads color images: with features kept, and with images on the device."""
 
 from pathlib import Path
 from typing import Any

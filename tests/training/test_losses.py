@@ -18,7 +18,7 @@ from ammnet_sparse.training.losses import (
     fake_loss,
     image_cross_entropy,
     labels_at,
-    num_labelled_pixels,
+    num_labeled_pixels,
     num_scored,
     real_loss,
     scene_cross_entropy,
@@ -101,9 +101,9 @@ def test_dense_truth_takes_the_place_of_mapped_pixels(batch: Batch) -> None:
     assert prediction.class_logits_2d is not None
     full_size = F.interpolate(prediction.class_logits_2d, size=IMAGE, mode="bilinear", align_corners=True)
     expected = F.cross_entropy(full_size, truth.long(), ignore_index=IGNORE_LABEL, label_smoothing=0.2)
-    found = image_cross_entropy(prediction, dense, label_smoothing=0.2) / num_labelled_pixels(dense)
+    found = image_cross_entropy(prediction, dense, label_smoothing=0.2) / num_labeled_pixels(dense)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    assert num_labelled_pixels(dense) == (truth != IGNORE_LABEL).sum()
+    assert num_labeled_pixels(dense) == (truth != IGNORE_LABEL).sum()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -119,7 +119,7 @@ def test_image_loss_is_cross_entropy_of_upsampled_logits_at_mapped_pixels(batch:
             losses.append(F.cross_entropy(full_size[frame, :, row, column], label, label_smoothing=smoothing))
     found = image_cross_entropy(prediction, batch, label_smoothing=smoothing)
     torch.testing.assert_close(found, torch.stack(losses).sum(), rtol=1e-10, atol=0)
-    assert num_labelled_pixels(batch) == len(losses)
+    assert num_labeled_pixels(batch) == len(losses)
 
 
 def test_labels_at_dense_sites_are_ignored_where_nothing_is_scored(batch: Batch) -> None:
@@ -162,4 +162,4 @@ def test_missing_labels_are_named(batch: Batch) -> None:
     with pytest.raises(ValueError, match="expected 2D logits and labels"):
         image_cross_entropy(prediction, without, label_smoothing=0.2)
     with pytest.raises(ValueError, match="label"):
-        num_labelled_pixels(without)
+        num_labeled_pixels(without)

@@ -37,7 +37,7 @@ def run_steps(optimization: Optimization, network: nn.Module, count: int) -> lis
     return rates
 
 
-def test_weight_decay_spares_biases_and_normalisation() -> None:
+def test_weight_decay_spares_biases_and_normalization() -> None:
     network = build_generator(tiny_config().model)
     optimization = optimization_of(network, weight_decay=0.05)
     decays = {

@@ -55,7 +55,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 class Case:
     """Convolutions of one shape over one kernel map; ``layers`` names each, a shared layer as often as it runs."""
 
-    pairs: KernelMap
+    kernel_map: KernelMap
     in_channels: int
     out_channels: int
     layers: tuple[str, ...]
@@ -63,7 +63,7 @@ class Case:
     @property
     def kind(self) -> str:
         """For example 1x1x3 /2: taps, stride (``up`` transposed), dilation."""
-        kernel = self.pairs.kernel
+        kernel = self.kernel_map.kernel
         text = "x".join(map(str, kernel.size))
         if kernel.is_transposed:
             return f"{text} up"
@@ -94,22 +94,22 @@ def record_cases(generator: AMMNet, discriminator: Discriminator, *, batch: Batc
     finally:
         for handle in handles:
             handle.remove()
-    return [Case(pairs, key[3], key[4], tuple(names)) for key, (pairs, names) in calls.items()]
+    return [Case(kernel_map, key[3], key[4], tuple(names)) for key, (kernel_map, names) in calls.items()]
 
 
 def make_step(case: Case, way: Backend, *, dtype: torch.dtype) -> Step:
     """Forward and backward pass of a case on random features, computed one way; the index pairs are built before."""
-    pairs = case.pairs
-    device = pairs.source.linear.device
+    kernel_map = case.kernel_map
+    device = kernel_map.source.linear.device
     shape = (case.out_channels, case.in_channels)
-    shape = shape[::-1] if pairs.kernel.is_transposed else shape
-    features = torch.randn(len(pairs.source), case.in_channels, device=device, dtype=dtype, requires_grad=True)
-    weight = torch.randn(*shape, *pairs.kernel.size, device=device, dtype=dtype, requires_grad=True)
-    gradient = torch.randn(len(pairs.target), case.out_channels, device=device, dtype=dtype)
+    shape = shape[::-1] if kernel_map.kernel.is_transposed else shape
+    features = torch.randn(len(kernel_map.source), case.in_channels, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(*shape, *kernel_map.kernel.size, device=device, dtype=dtype, requires_grad=True)
+    gradient = torch.randn(len(kernel_map.target), case.out_channels, device=device, dtype=dtype)
 
     def step() -> tuple[Tensor, ...]:
         with use_backend(way):
-            return torch.autograd.grad(convolve(features, weight, pairs), (features, weight), gradient)
+            return torch.autograd.grad(convolve(features, weight, kernel_map), (features, weight), gradient)
 
     return step
 
@@ -134,15 +134,15 @@ def measure_case(
         "kind": case.kind,
         "in": case.in_channels,
         "out": case.out_channels,
-        "source_rows": len(case.pairs.source),
-        "target_rows": len(case.pairs.target),
-        "is_dense": case.pairs.is_dense,
+        "source_rows": len(case.kernel_map.source),
+        "target_rows": len(case.kernel_map.target),
+        "is_dense": case.kernel_map.is_dense,
         "count": len(case.layers),
         "layers": list(case.layers),
-        "gmac_forward": round(case.pairs.num_pairs * case.in_channels * case.out_channels / 1e9, 4),
+        "gmac_forward": round(case.kernel_map.num_pairs * case.in_channels * case.out_channels / 1e9, 4),
     }
     for way in ways:
-        if way == "dense" and not case.pairs.is_dense:
+        if way == "dense" and not case.kernel_map.is_dense:
             row[way] = None
             continue
         step = make_step(case, way, dtype=dtype)

@@ -74,7 +74,7 @@ def card_answer(
         if row["net"] == "sparse" and largest:
             advice += "   " + " ".join(settings(row, width=width, wanted=wanted, largest=largest))
         text.append(label + advice)
-    text.append("  Accumulated batches equal one large batch but for batch normalisation. The dense reference is not")
+    text.append("  Accumulated batches equal one large batch but for batch normalization. The dense reference is not")
     text.append("  trainable from a configuration; it stands here for comparison.")
     return "\n".join(text)
 

@@ -34,7 +34,7 @@ REPORT = "_kernels_build.json"
 DEVICES = ("cpu", "cuda")
 
 
-class LeftOut(Exception):
+class BuildSkipped(Exception):
     """A library is not built; the message says why."""
 
 
@@ -78,7 +78,7 @@ class BuildKernels(build_ext):
             try:
                 self.report[device] = self.build_library(extension, device)
                 built.append(extension)
-            except LeftOut as reason:
+            except BuildSkipped as reason:
                 if os.environ.get(switch(device)) == "1":
                     raise SystemExit(f"{switch(device)}=1 demands the {device} kernels: {reason}") from None
                 self.report[device] = str(reason)
@@ -121,7 +121,7 @@ def find_toolchain(device: str, environment: Mapping[str, str]) -> Toolchain:
     if choice not in ("", "0", "1"):
         raise SystemExit(f"{switch(device)}: expected 0, 1 or nothing, found {choice!r}")
     if choice == "0":
-        raise LeftOut(f"left out: {switch(device)}=0")
+        raise BuildSkipped(f"left out: {switch(device)}=0")
     return toolchain_with(find_torch(), device, environment)
 
 
@@ -135,10 +135,10 @@ def find_torch() -> Path:
     try:
         import torch
     except ImportError as error:
-        raise LeftOut(f"left out: PyTorch cannot be imported ({error}); install it first, then this package with "
+        raise BuildSkipped(f"left out: PyTorch cannot be imported ({error}); install it first, then this package with "
                       "pip install --no-build-isolation") from None  # fmt: skip
     if tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) < (2, 11):
-        raise LeftOut(f"left out: expected PyTorch 2.11 or later, found {torch.__version__}")
+        raise BuildSkipped(f"left out: expected PyTorch 2.11 or later, found {torch.__version__}")
     return Path(torch.__file__).parent
 
 
@@ -146,7 +146,7 @@ def cxx(environment: Mapping[str, str]) -> list[str]:
     """The C++ compiler, which may be two words (ccache g++)."""
     command = (environment.get("CXX") or "c++").split()
     if shutil.which(command[0]) is None:
-        raise LeftOut(f"left out: there is no C++ compiler {command[0]!r} (apt-get install g++, or set CXX)")
+        raise BuildSkipped(f"left out: there is no C++ compiler {command[0]!r} (apt-get install g++, or set CXX)")
     return command
 
 
@@ -240,7 +240,7 @@ def find_cuda_home(environment: Mapping[str, str]) -> Path:
         if (folder / "include" / "cuda_runtime.h").is_file() and (folder / "bin" / "nvcc").is_file():
             return folder.resolve()
     looked = ", ".join(dict.fromkeys(map(str, candidates)))
-    raise LeftOut(
+    raise BuildSkipped(
         f"left out: no CUDA toolkit, that is include/cuda_runtime.h and bin/nvcc, in {looked} (set CUDA_HOME)"
     )
 
@@ -250,7 +250,7 @@ def runtime_folder(cuda_home: Path) -> Path:
     for folder in folders:
         if (cuda_home / folder / "libcudart_static.a").is_file():
             return cuda_home / folder
-    raise LeftOut(f"left out: no libcudart_static.a in {', '.join(folders)} of {cuda_home}")
+    raise BuildSkipped(f"left out: no libcudart_static.a in {', '.join(folders)} of {cuda_home}")
 
 
 def architecture_flags(architectures: str) -> list[str]:
@@ -306,7 +306,7 @@ def run_compiler(command: list[str]) -> str:
     if result.returncode:
         print(result.stdout, flush=True)
         tail = "\n".join(result.stdout.splitlines()[-12:])
-        raise LeftOut(f"left out: {' '.join(command)} failed:\n{tail}")
+        raise BuildSkipped(f"left out: {' '.join(command)} failed:\n{tail}")
     # nvcc's account of registers (ptxas info) is for the log.
     said = [line for line in result.stdout.splitlines() if not re.match(r"ptxas info| +\d+ bytes stack", line)]
     if said:

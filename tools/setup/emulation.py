@@ -15,7 +15,7 @@ from pathlib import Path
 
 from build_kernels import (
     SOURCES,
-    LeftOut,
+    BuildSkipped,
     Toolchain,
     compile_all,
     cxx,
@@ -41,7 +41,7 @@ def main() -> int:
     folder = options.folder / "plain" if options.no_sanitizers else options.folder
     try:
         library = build(folder, sanitizers=[] if options.no_sanitizers else SANITIZERS)
-    except LeftOut as reason:
+    except BuildSkipped as reason:
         print(f"emulation.py: {reason}", file=sys.stderr)
         return 1
     print(f"== built {library}")

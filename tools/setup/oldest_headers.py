@@ -13,7 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from build_kernels import TORCH_TARGET_VERSION, LeftOut, compile_all, kernel_extensions, toolchain_with
+from build_kernels import TORCH_TARGET_VERSION, BuildSkipped, compile_all, kernel_extensions, toolchain_with
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = Path("build") / "oldest"
@@ -39,7 +39,7 @@ def main() -> int:
             toolchain = toolchain_with(torch_folder, device, environment)
             print(f"== {device} kernels with the headers of PyTorch {release} and {toolchain.description}", flush=True)
             compile_all(extension, FOLDER / release / device, toolchain=toolchain)
-    except LeftOut as reason:
+    except BuildSkipped as reason:
         print(f"oldest_headers.py: {reason}", file=sys.stderr)
         return 1
     return 0

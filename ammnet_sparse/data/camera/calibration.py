@@ -185,7 +185,7 @@ def _azure_camera(value: Mapping[Any, Any], place: str) -> CameraEntry | None:
 
 
 def depth_scale_of(document: Any) -> float | None:
-    """Units a metre as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 metres a unit."""
+    """Units a meter as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 meters a unit."""
     if not isinstance(document, Mapping):
         return None
     for key, value in document.items():

@@ -21,7 +21,7 @@ _ADVICE = "replace the file"
 def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
     """An RGB image [rows, columns, 3] uint8 as it is stored, and the degrees clockwise that EXIF turns it by.
 
-    Grey images of 16 bits are scaled from their whole range, those of floats from 0..1 or 0..255.
+    Gray images of 16 bits are scaled from their whole range, those of floats from 0..1 or 0..255.
 
     Raises:
         DataError: it cannot be read, is mirrored, or holds values that are no colors.
@@ -34,15 +34,15 @@ def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
         )
     turn = _CLOCKWISE[loaded.orientation]
     if loaded.mode in _WIDE_MODES:
-        grey = _eight_bits(loaded.pixels, path)
-        return np.repeat(grey[..., None], 3, axis=2), turn
+        gray = _eight_bits(loaded.pixels, path)
+        return np.repeat(gray[..., None], 3, axis=2), turn
     if loaded.mode == "RGB":
         return loaded.pixels, turn
     return read_image(path, formats=FORMATS, what="a color image", mode="RGB", upright=False).pixels, turn
 
 
 def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits as 8 bits."""
+    """Gray of more than 8 bits as 8 bits."""
     numbers = values.astype(np.float64)
     low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     if not np.isfinite([low, high]).all() or low < 0 or high > 65535:
@@ -53,7 +53,7 @@ def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     if values.dtype.kind == "f":
         if high > 255:
             raise DataError(
-                f"{path}: expected grey floats in 0..1 or 0..255, found values {low:g}..{high:g}; rescale them"
+                f"{path}: expected gray floats in 0..1 or 0..255, found values {low:g}..{high:g}; rescale them"
             )
         numbers *= 255.0 if high <= 1.0 else 1.0
     elif high > 255:

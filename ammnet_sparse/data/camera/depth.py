@@ -1,4 +1,4 @@
-"""Depth files of a user's camera, in metres: png, tiff, pgm, exr, npy and npz, of integers or floats.
+"""Depth files of a user's camera, in meters: png, tiff, pgm, exr, npy and npz, of integers or floats.
 
 What the numbers mean is found out where it is not told (unit of floats, rotated bits), and said in notes. Nothing is
 guessed between two readings that both make a room: then an error names them.
@@ -13,58 +13,58 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.camera.arrays import image_array
 from ammnet_sparse.data.raw.depth_encoding import decode_rotated, guess_depth_encoding
-from ammnet_sparse.data.volumes.depth import FARTHEST, LARGEST_CODE, depth_in_metres
+from ammnet_sparse.data.volumes.depth import FARTHEST, LARGEST_CODE, depth_in_meters
 from ammnet_sparse.files.errors import DataError
 
-DepthEncoding = Literal["auto", "millimetres", "rotated", "metres", "plain"]
-DEPTH_ENCODINGS: tuple[DepthEncoding, ...] = ("auto", "millimetres", "rotated", "metres", "plain")
+DepthEncoding = Literal["auto", "millimeters", "rotated", "meters", "plain"]
+DEPTH_ENCODINGS: tuple[DepthEncoding, ...] = ("auto", "millimeters", "rotated", "meters", "plain")
 DEPTH_SCALE = 1000.0
-"""Units of a depth image a metre, where nothing else is known: millimetres."""
+"""Units of a depth image a meter, where nothing else is known: millimeters."""
 DEPTH_TYPES = (".png", ".tif", ".tiff", ".pgm", ".exr", ".npy", ".npz")
 _PLAUSIBLE_DEPTH = (0.15, 20.0)
-"""Metres of the median depth of a room."""
+"""Meters of the median depth of a room."""
 _SCALES = (
-    (1000.0, "millimetres"),
-    (1.0, "metres"),
+    (1000.0, "millimeters"),
+    (1.0, "meters"),
     (5000.0, "TUM's files"),
-    (10000.0, "tenths of millimetres"),
-    (100.0, "centimetres"),
+    (10000.0, "tenths of millimeters"),
+    (100.0, "centimeters"),
 )
 _MIN_ROTATED_MEDIAN = 750
-"""Millimetres of the median of decoded depth below which the room is smaller than the plain reading has it: coarse."""
+"""Millimeters of the median of decoded depth below which the room is smaller than the plain reading has it: coarse."""
 _MAX_COARSE = 0.8
 """Share of multiples of 16 up to which multiples of 8 are taken for rotated bits; of those it is about half."""
-_ENCODED_SCALES = {"millimetres": 1000.0, "rotated": 1000.0, "metres": 1.0}
+_ENCODED_SCALES = {"millimeters": 1000.0, "rotated": 1000.0, "meters": 1.0}
 
 
 def read_depth(path: Path, *, scale: float | None = None, encoding: DepthEncoding = "auto") -> NDArray[np.float32]:
-    """Depth in metres, [rows, columns] float32, 0 where missing; arguments and errors as ``read_depth_with_notes``."""
+    """Depth in meters, [rows, columns] float32, 0 where missing; arguments and errors as ``read_depth_with_notes``."""
     return read_depth_with_notes(path, scale=scale, encoding=encoding)[0]
 
 
 def read_depth_with_notes(
     path: Path, *, scale: float | None = None, encoding: DepthEncoding = "auto", usual_scale: float | None = None
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Depth in metres, [rows, columns] float32, 0 where missing (``depth_in_metres``), and what was found out about it.
+    """Depth in meters, [rows, columns] float32, 0 where missing (``depth_in_meters``), and what was found out about it.
 
     Args:
         path: png, tiff or pgm with one channel of 16 bits or more, exr with one channel of depth, npy, or npz with one
             image; axes of length 1 are dropped.
-        scale: units a metre; None: millimetres for integers, and for floats metres if that gives a room.
-        encoding: how the numbers are stored. ``millimetres`` and ``metres`` name the unit, ``rotated`` is 16-bit
-            millimetres with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` is none of these: ``scale`` counts.
+        scale: units a meter; None: millimeters for integers, and for floats meters if that gives a room.
+        encoding: how the numbers are stored. ``millimeters`` and ``meters`` name the unit, ``rotated`` is 16-bit
+            millimeters with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` is none of these: ``scale`` counts.
             ``auto`` notices rotated bits.
-        usual_scale: units a metre that the intrinsics file names; used where ``scale`` is None.
+        usual_scale: units a meter that the intrinsics file names; used where ``scale`` is None.
 
     Raises:
         DataError: unreadable, another form, contradicting arguments, or a median depth that no room has.
     """
-    return metres_from_values(
+    return meters_from_values(
         image_array(path, "a depth image"), name=str(path), scale=scale, encoding=encoding, usual_scale=usual_scale
     )
 
 
-def metres_from_values(
+def meters_from_values(
     values: NDArray[Any],
     *,
     name: str = "depth",
@@ -72,16 +72,16 @@ def metres_from_values(
     encoding: DepthEncoding = "auto",
     usual_scale: float | None = None,
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Depth in metres of the numbers of a depth image [rows, columns], and notes; as ``read_depth_with_notes``."""
+    """Depth in meters of the numbers of a depth image [rows, columns], and notes; as ``read_depth_with_notes``."""
     for number in (scale, usual_scale):
         if number is not None and not (math.isfinite(number) and number > 0):
-            raise DataError(f"depth scale: expected units a metre above 0, found {number}")
+            raise DataError(f"depth scale: expected units a meter above 0, found {number}")
     if encoding not in DEPTH_ENCODINGS:
         raise DataError(f"depth encoding: expected one of {', '.join(DEPTH_ENCODINGS)}, found {encoding!r}")
     told = _ENCODED_SCALES.get(encoding)
     if told is not None and scale is not None and scale != told:
         raise DataError(
-            f"depth encoding {encoding}: has {told:g} units a metre, but --depth-scale says {scale:g}; leave one out"
+            f"depth encoding {encoding}: has {told:g} units a meter, but --depth-scale says {scale:g}; leave one out"
         )
     if values.ndim != 2 or values.dtype.kind not in "iuf" or values.dtype.itemsize < 2:
         raise DataError(
@@ -96,19 +96,19 @@ def metres_from_values(
         scale = told
     elif scale is None:
         scale = _found_scale(values, usual_scale, notes)
-    metres = depth_in_metres(values, scale=scale)
-    _check_plausible(values, metres, name=name, scale=scale, is_rotated=is_rotated)
+    meters = depth_in_meters(values, scale=scale)
+    _check_plausible(values, meters, name=name, scale=scale, is_rotated=is_rotated)
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
         notes.append(
             "depth: all but a few values are multiples of 8, but a room comes out as they are; if the bits are rotated "
             "(SUN RGB-D, SSCNet), give --depth-encoding rotated"
         )
-    if encoding == "auto" and not is_rotated and scale == DEPTH_SCALE and _looks_like_tum(values, metres):
+    if encoding == "auto" and not is_rotated and scale == DEPTH_SCALE and _looks_like_tum(values, meters):
         notes.append(
-            "depth: taken as millimetres, but all values are multiples of 5, as in TUM's files of 5000 units a metre; "
+            "depth: taken as millimeters, but all values are multiples of 5, as in TUM's files of 5000 units a meter; "
             "give --depth-scale 5000 if they are"
         )
-    return metres, notes
+    return meters, notes
 
 
 def _looks_rotated(values: NDArray[Any]) -> bool:
@@ -129,38 +129,38 @@ def _multiples_share(values: NDArray[Any], factor: int) -> float:
 def _decoded(
     values: NDArray[Any], name: str, scale: float | None, encoding: DepthEncoding, notes: list[str]
 ) -> tuple[NDArray[Any], float]:
-    """Millimetres of values whose bits are rotated."""
+    """Millimeters of values whose bits are rotated."""
     if values.dtype.kind not in "iu" or int(values.max(initial=0)) > LARGEST_CODE or int(values.min(initial=0)) < 0:
         raise DataError(f"{name}: depth encoding rotated: expected integers of 16 bits, found {values.dtype}")
     said = f"{_multiples_share(values, 8):.0%} of the values are multiples of 8"
     if scale is not None and scale != DEPTH_SCALE:
         raise DataError(
-            f"{name}: {said}, so these look like millimetres whose bits are rotated by 3 (SUN RGB-D, SSCNet); at "
-            f"{scale:g} units a metre, what is far would come to lie in front of the camera. Leave --depth-scale out, "
+            f"{name}: {said}, so these look like millimeters whose bits are rotated by 3 (SUN RGB-D, SSCNet); at "
+            f"{scale:g} units a meter, what is far would come to lie in front of the camera. Leave --depth-scale out, "
             "or give --depth-encoding plain if the scale is right"
         )
     if encoding == "auto":
         notes.append(
-            f"depth: {said}: taken as millimetres whose bits are rotated by 3, as SUN RGB-D and SSCNet store them "
+            f"depth: {said}: taken as millimeters whose bits are rotated by 3, as SUN RGB-D and SSCNet store them "
             "(--depth-encoding plain would take them as they are)"
         )
     return decode_rotated(values), DEPTH_SCALE
 
 
 def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[str]) -> float:
-    """Units a metre where no one told them."""
+    """Units a meter where no one told them."""
     if usual_scale is not None and _is_plausible(_median(values, usual_scale)):
         if usual_scale != DEPTH_SCALE:
-            notes.append(f"depth: {usual_scale:g} units a metre, as the intrinsics file says")
+            notes.append(f"depth: {usual_scale:g} units a meter, as the intrinsics file says")
         return usual_scale
     if values.dtype.kind == "f" and _is_plausible(_median(values, 1.0)):
-        notes.append("depth: floats, taken as metres (--depth-scale 1000 would take them as millimetres)")
+        notes.append("depth: floats, taken as meters (--depth-scale 1000 would take them as millimeters)")
         return 1.0
     return DEPTH_SCALE
 
 
 def _median(values: NDArray[Any], scale: float) -> float:
-    """Metres of the median value that may be depth, NaN where there is none."""
+    """Meters of the median value that may be depth, NaN where there is none."""
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         measured = numbers[np.isfinite(numbers) & (numbers > 0) & (numbers != LARGEST_CODE) & (numbers < 1e9)]
@@ -172,9 +172,9 @@ def _is_plausible(median: float) -> bool:
 
 
 def _check_plausible(
-    values: NDArray[Any], metres: NDArray[np.float32], *, name: str, scale: float, is_rotated: bool
+    values: NDArray[Any], meters: NDArray[np.float32], *, name: str, scale: float, is_rotated: bool
 ) -> None:
-    measured = metres[metres > 0]
+    measured = meters[meters > 0]
     raw_median = _median(values, scale)
     if math.isnan(raw_median) or (not measured.size and _is_plausible(raw_median)):
         raise DataError(f"{name}: expected depth, found no valid pixel")
@@ -187,7 +187,7 @@ def _check_plausible(
     if is_rotated:
         raise DataError(f"{name}: expected the depth of a room, found a median of {median:.3g} m with its bits decoded")
     raise DataError(
-        f"{name}: expected the depth of a room, found a median of {median:.3g} m at {scale:g} units a metre; "
+        f"{name}: expected the depth of a room, found a median of {median:.3g} m at {scale:g} units a meter; "
         f"correct the depth scale{_advice(values, median * scale, scale)}"
     )
 
@@ -206,9 +206,9 @@ def _advice(values: NDArray[Any], raw_median: float, scale: float) -> str:
     return f" ({', '.join(fitting)}); the camera's documentation or its intrinsics file names it"
 
 
-def _looks_like_tum(values: NDArray[Any], metres: NDArray[np.float32]) -> bool:
-    """Whether depth taken as millimetres is suspiciously far and has steps of 5."""
+def _looks_like_tum(values: NDArray[Any], meters: NDArray[np.float32]) -> bool:
+    """Whether depth taken as millimeters is suspiciously far and has steps of 5."""
     if values.dtype.kind not in "iu":
         return False
-    is_far = float(np.median(metres[metres > 0])) > 4.0
+    is_far = float(np.median(meters[meters > 0])) > 4.0
     return is_far and _multiples_share(values, 5) > 0.99 and _multiples_share(values, 10) < 0.9

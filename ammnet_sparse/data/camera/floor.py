@@ -11,30 +11,30 @@ from ammnet_sparse.data.camera.surface import Surface, pixel_rays
 from ammnet_sparse.data.volumes.camera import Camera
 
 ASSUMED_CAMERA_HEIGHT = 1.36
-"""Metres; the median over the 795 NYU training frames (a tenth lie below 1.15, a tenth above 1.50)."""
+"""Meters; the median over the 795 NYU training frames (a tenth lie below 1.15, a tenth above 1.50)."""
 STANDING_HEIGHT = 0.9
-"""Metres: a level surface so far below the camera is hardly a table, bed or seat. In the NYU training frames the
+"""Meters: a level surface so far below the camera is hardly a table, bed or seat. In the NYU training frames the
 camera is 0.93 m and more above the floor in 99 of 100, and furniture without a visible floor is nearer."""
 _USUAL_HEIGHT = (1.1, 2.2)
 _BIN = 0.02
 _THICKNESS = 0.05
-"""Metres on either side of a level that belong to it."""
+"""Meters on either side of a level that belong to it."""
 _LEVEL_ANGLE = 12.0
 _MIN_AREA = 0.12
-"""Square metres."""
+"""Square meters."""
 _SURE_AREA = 0.4
 _LARGEST_SAMPLE = 0.02
-"""Square metres that one sample counts for at most: what is seen at a slant is uncertain."""
+"""Square meters that one sample counts for at most: what is seen at a slant is uncertain."""
 _BELOW = 0.15
 _MAX_SHARE_BELOW = 0.01
 """Of all samples that may lie 0.15 m and more below the floor: reflections and outliers."""
 _NEAR_FLOOR_AREA, _FLOOR_EXTENT = 1.0, 2.8
-"""Square metres that a floor nearer than the usual height must have, and metres of length one nearer still."""
+"""Square meters that a floor nearer than the usual height must have, and meters of length one nearer still."""
 _LOW_FLOOR_AREA, _LOW_FLOOR_EXTENTS = 2.4, (1.6, 1.2)
-"""Square metres, and metres of length and width, of a floor just below the camera of a robot. A bed that large is seen
+"""Square meters, and meters of length and width, of a floor just below the camera of a robot. A bed that large is seen
 with the floor around it, which lies beneath."""
 _PLANE_AREA, _PLANE_WIDTH = 0.8, 0.7
-"""Square metres, and metres across its narrower direction, of floor that correct the vertical."""
+"""Square meters, and meters across its narrower direction, of floor that correct the vertical."""
 _MAX_CORRECTION = 5.0
 """Degrees."""
 
@@ -44,9 +44,9 @@ class Floor:
     """The floor below the camera.
 
     Attributes:
-        camera_height: metres of the camera above it.
+        camera_height: meters of the camera above it.
         is_seen: found in the depth; otherwise assumed.
-        area: square metres seen of it, 0 where it is assumed.
+        area: square meters seen of it, 0 where it is assumed.
         confidence: sure, likely or guess.
         reason: what speaks for it, for people.
     """
@@ -63,7 +63,7 @@ def find_floor(surface: Surface, up: ArrayLike) -> Floor:
 
     It is the lowest level surface of some size with nothing beneath it. One that is less than 1.1 m below the camera
     is taken for a floor only where it is large, and nearer than 0.9 m only where it is longer than furniture, or of
-    several square metres and wide; otherwise, as where nothing level is seen, the camera is assumed at the height at
+    several square meters and wide; otherwise, as where nothing level is seen, the camera is assumed at the height at
     which people hold one, or higher where something is seen lower than that.
 
     Args:
@@ -95,19 +95,19 @@ def level_to_floor(
 ) -> tuple[NDArray[np.float64], float]:
     """The vertical and the camera's height corrected by a plane through every pixel of the floor.
 
-    Where enough floor is seen (0.8 square metres, 0.7 m wide) and its plane is within 5 degrees of ``up``, its normal
+    Where enough floor is seen (0.8 square meters, 0.7 m wide) and its plane is within 5 degrees of ``up``, its normal
     becomes the vertical: what matters to the grid is that the floor fills one layer. Otherwise only the height
     changes: less floor says less than walls and furniture do.
 
     Args:
-        depth: [rows, columns] float, metres, 0 where missing.
+        depth: [rows, columns] float, meters, 0 where missing.
         up: [3] the vertical in camera coordinates, as found before.
         camera: intrinsics of the depth image.
-        camera_height: metres above the floor, as found before.
+        camera_height: meters above the floor, as found before.
         may_tilt: False keeps ``up``.
 
     Returns:
-        [3] vertical and metres.
+        [3] vertical and meters.
     """
     up = np.asarray(up, dtype=np.float64)
     x, y = pixel_rays(depth.shape, camera)  # type: ignore[arg-type]
@@ -165,10 +165,10 @@ def _is_large(level: Surface, area: float) -> bool:
 
 
 def _extents(points: NDArray[np.float64]) -> tuple[float, float]:
-    """Metres along the two longest directions of a cloud, longest first, without its outermost twentieths."""
-    centred = points - points.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1]
-    low, high = np.percentile(centred @ axes[:, :0:-1], [5, 95], axis=0)
+    """Meters along the two longest directions of a cloud, longest first, without its outermost twentieths."""
+    centered = points - points.mean(axis=0)
+    axes = np.linalg.eigh(centered.T @ centered)[1]
+    low, high = np.percentile(centered @ axes[:, :0:-1], [5, 95], axis=0)
     first, second = (high - low) / 0.9
     return float(first), float(second)
 

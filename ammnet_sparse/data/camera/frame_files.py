@@ -9,9 +9,8 @@ from ammnet_sparse.data.camera.color import COLOR_TYPES
 from ammnet_sparse.data.camera.depth import DEPTH_TYPES
 from ammnet_sparse.data.camera.label_maps import LABEL_MAP_TYPES
 from ammnet_sparse.data.camera.poses import associate, time_stamp
-from ammnet_sparse.data.sets.splits import some
 from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.errors import DataError, abbreviated
 
 _TYPES: Mapping[str, Sequence[str]] = {
     "color": COLOR_TYPES,
@@ -110,7 +109,7 @@ def find_own_frames(
         )
         for index, key in enumerate(complete)
     ]
-    return frames, _lonely(files, folders)
+    return frames, _unmatched(files, folders)
 
 
 def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
@@ -212,14 +211,14 @@ def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataEr
     if not common:
         return DataError(
             f"{folders['color']} and {folders['depth']}: expected frames whose files have a name in common, found "
-            f"color images {some(sorted(files['color']), 3)} and depth images {some(sorted(files['depth']), 3)} with "
-            "no match; rename the files"
+            f"color images {abbreviated(sorted(files['color']), 3)} and depth images "
+            f"{abbreviated(sorted(files['depth']), 3)} with no match; rename the files"
         )
     for kind in ("label_map", "pose"):
         if kind in files and not common & set(files[kind]):
             return DataError(
-                f"{folders[kind]}: expected {_NAMES[kind]}s of the frames {some(sorted(common), 3)}, found "
-                f"{some(sorted(files[kind]), 3)} with no match; rename the files, or give one file for all frames"
+                f"{folders[kind]}: expected {_NAMES[kind]}s of the frames {abbreviated(sorted(common), 3)}, found "
+                f"{abbreviated(sorted(files[kind]), 3)} with no match; rename them, or give one file for all frames"
             )
         common &= set(files.get(kind, common))
     return DataError(
@@ -227,7 +226,7 @@ def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataEr
     )
 
 
-def _lonely(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[str]:
+def _unmatched(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[str]:
     """A message for each color and depth image that makes no frame: which kind it lacks."""
     messages = []
     for kind in ("color", "depth"):

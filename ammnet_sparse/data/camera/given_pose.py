@@ -22,7 +22,7 @@ _AXIS_WEIGHTS = {"z": 3.0, "y": 2.0, "-y": 2.0}
 _OTHER_AXIS_WEIGHT, _HEIGHT_WEIGHT = 0.3, 5.0
 """The same for the other axes, and where the pose's height above its 0 is that above the floor seen."""
 _FLOOR_AGREES = 0.10
-"""Metres between the floor seen and the pose's height 0 up to which the pose is believed."""
+"""Meters between the floor seen and the pose's height 0 up to which the pose is believed."""
 _POSE_HEIGHTS = (0.3, 2.5)
 _ROOM_AGREES = 3.0
 """Degrees between an axis of the pose's world and the walls up to which the pose is believed."""
@@ -103,7 +103,7 @@ def _pose_weight(candidate: Candidate, pose: NDArray[np.float64]) -> float:
 
 
 def _height_in_pose(pose: NDArray[np.float64], axis: str) -> float:
-    """Metres of the camera along an axis of the pose's world."""
+    """Meters of the camera along an axis of the pose's world."""
     return float(pose["xyz".index(axis[-1]), 3]) * (-1 if axis.startswith("-") else 1)
 
 

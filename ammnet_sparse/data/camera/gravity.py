@@ -154,7 +154,7 @@ def world_pose(up: ArrayLike, *, forward: ArrayLike, camera_height: float) -> ND
     Args:
         up: [3] the vertical in camera coordinates.
         forward: [3] the world's Y in camera coordinates; what it has along ``up`` is taken out.
-        camera_height: metres above the floor.
+        camera_height: meters above the floor.
     """
     z = np.asarray(up, dtype=np.float64)
     z = z / np.linalg.norm(z)
@@ -178,14 +178,14 @@ def _confidence(agreement: float, rival: float) -> Confidence:
     return "likely" if agreement >= 0.4 and rival <= 0.95 else "guess"
 
 
-def _directions_around(centre: Vector, reach: float, *, step: float) -> NDArray[np.float64]:
-    """[N, 3] evenly spread directions, about ``step`` degrees apart, within ``reach`` degrees of ``centre``."""
+def _directions_around(center: Vector, reach: float, *, step: float) -> NDArray[np.float64]:
+    """[N, 3] evenly spread directions, about ``step`` degrees apart, within ``reach`` degrees of ``center``."""
     count = int(4 * math.pi / math.radians(step) ** 2)
     index = np.arange(count) + 0.5
     z, turn = 1 - 2 * index / count, math.pi * (1 + math.sqrt(5)) * index  # a Fibonacci spiral
     radius = np.sqrt(1 - z * z)
     directions = np.stack([radius * np.cos(turn), radius * np.sin(turn), z], axis=1)
-    near: NDArray[np.float64] = directions[directions @ centre > math.cos(math.radians(reach))]
+    near: NDArray[np.float64] = directions[directions @ center > math.cos(math.radians(reach))]
     return near
 
 

@@ -18,7 +18,7 @@ from ammnet_sparse.files.errors import DataError
 MEAN_COLOR = (124, 116, 104)
 """ImageNet's mean, which the network reads as 0: what padding looks like in training too."""
 _SMOOTH = 0.03
-"""Relative difference of neighbouring depths below which they are interpolated."""
+"""Relative difference of neighboring depths below which they are interpolated."""
 _MAX_OFF_CENTER = 0.2
 """Share of an image's sides by which the principal point may be off its middle."""
 
@@ -29,7 +29,7 @@ class CameraImages:
 
     Attributes:
         image: [480, 640, 3] uint8 RGB; None where there is none.
-        depth: [480, 640] float32, metres along the optical axis, 0 where missing.
+        depth: [480, 640] float32, meters along the optical axis, 0 where missing.
         camera: intrinsics of these images.
         label_map: [480, 640] uint8, 0..13; or None.
     """
@@ -53,7 +53,7 @@ def to_network_images(
 
     Args:
         image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size. None: depth alone.
-        depth: [rows, columns] float32, metres; without ``color_camera`` other than the image only in size, not in
+        depth: [rows, columns] float32, meters; without ``color_camera`` other than the image only in size, not in
             proportions.
         camera: intrinsics of the color image or of the depth image: of the one whose middle (cx, cy) is nearer.
         color_camera: intrinsics of the color image, where it has its own: same place and direction, other field of
@@ -212,7 +212,7 @@ def _resampled_depth(depth: NDArray[np.float32], rows: int, columns: int) -> NDA
     if rows <= depth.shape[0] and columns <= depth.shape[1]:
         return nearest
     (top, bottom, down), (left, right, across) = (
-        _neighbours(size, new_size) for size, new_size in zip(depth.shape, (rows, columns), strict=True)
+        _neighbors(size, new_size) for size, new_size in zip(depth.shape, (rows, columns), strict=True)
     )
     corners = np.stack([depth[v][:, u] for v in (top, bottom) for u in (left, right)])
     is_smooth = (corners.min(axis=0) > 0) & (np.ptp(corners, axis=0) < _SMOOTH * corners.min(axis=0))
@@ -224,7 +224,7 @@ def _resampled_depth(depth: NDArray[np.float32], rows: int, columns: int) -> NDA
     return np.where(is_smooth, smooth, nearest).astype(np.float32)
 
 
-def _neighbours(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _neighbors(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """The source pixels before and after the middle of each new one, and its share of the way between them."""
     position = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
     before = np.minimum(position.astype(np.int64), max(size - 2, 0))

@@ -39,7 +39,7 @@ class Intrinsics:
     Attributes:
         camera: focal lengths and principal point in pixels.
         size: (rows, columns) of the image that they belong to; None where it is not said.
-        depth_scale: units of the depth image a metre, where said.
+        depth_scale: units of the depth image a meter, where said.
         notes: what people should know, such as distortion.
         others: further cameras of the file, which ``fitting`` chooses from.
     """

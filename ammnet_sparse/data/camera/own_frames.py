@@ -35,7 +35,7 @@ class OwnFrame:
         frame: what the network reads: without label; its label weight is set wherever space is not observed free.
         images: the images of the network's size that it was made of, and their intrinsics.
         placement: camera, floor and room in the world, and how sure that is.
-        origin: [3] float64, world (X, Y, Z) in metres of the outer corner of voxel (0, 0, 0).
+        origin: [3] float64, world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0).
         reliable_mask: [60, 36, 60] bool, the voxels of the kind that networks are trained on (``reliable_voxels``).
         coverage: how much of the depth lies in the grid.
         notes: what was found out about the files, for people.
@@ -157,7 +157,7 @@ def reliable_voxels(
     """The voxels that are worth showing of a prediction where no truth says which.
 
     Networks are trained on what is occupied and what lies well behind a surface (TSDF below -0.5), within the box
-    around all that is seen: beyond it the labels say 255. Here accordingly: hit voxels, their neighbours behind the
+    around all that is seen: beyond it the labels say 255. Here accordingly: hit voxels, their neighbors behind the
     surface, and TSDF below -0.5, within that box and 0.1 m more. What a network says elsewhere (beyond the walls, just
     before a surface, along the edges of the picture) was never compared with anything.
 
@@ -175,9 +175,9 @@ def reliable_voxels(
     # A few wrong depths must not stretch the box.
     low, high = np.percentile(seen, [0.5, 99.5], axis=0)
     for axis, size in enumerate(tsdf.shape):
-        centre = np.arange(size) + 0.5
-        inside = (centre > low[axis] - _MARGIN) & (centre < high[axis] + _MARGIN)
+        center = np.arange(size) + 0.5
+        inside = (center > low[axis] - _MARGIN) & (center < high[axis] + _MARGIN)
         if axis == 1:
-            inside |= centre < high[axis]  # down to the floor, seen or not
+            inside |= center < high[axis]  # down to the floor, seen or not
         mask &= inside.reshape([-1 if other == axis else 1 for other in range(3)])
     return mask

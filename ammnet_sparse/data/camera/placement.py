@@ -86,7 +86,7 @@ class Placement:
         else:
             lines.append("room: no direction of walls found; the grid points where the camera does")
         if self.floor.confidence == "guess":
-            lines.append("advice: the floor is a guess; give --camera-height in metres if you know it")
+            lines.append("advice: the floor is a guess; give --camera-height in meters if you know it")
         return [*lines, *self._advice_on_up()]
 
     def _advice_on_up(self) -> list[str]:
@@ -128,11 +128,11 @@ def place_camera(
     there only the depth counts.
 
     Args:
-        depth: [rows, columns] float, metres, 0 where missing.
+        depth: [rows, columns] float, meters, 0 where missing.
         camera: intrinsics of the depth image.
         pose: [4, 4] camera to some world, camera axes x right, y down, z forward; or None.
         pose_up: which axis of that world is up, of ``POSE_AXES``; None: found out.
-        camera_height: metres above the floor, where known; then no floor is looked for.
+        camera_height: meters above the floor, where known; then no floor is looked for.
         previous: the placement of the frame before, of the same camera and without a pose: vertical, floor and room are
             kept and smoothed as long as the depth agrees, and found anew where it does not.
         is_told_upright: someone said that the images are upright.
@@ -143,7 +143,7 @@ def place_camera(
     if pose_up is not None and (pose_up not in POSE_AXES or pose is None):
         raise ValueError(f"pose_up: expected one of {', '.join(POSE_AXES)} with a pose, found {pose_up!r}")
     if camera_height is not None and not 0 < camera_height < math.inf:
-        raise ValueError(f"camera_height: expected metres above 0, found {camera_height}")
+        raise ValueError(f"camera_height: expected meters above 0, found {camera_height}")
     surface = surface_from_depth(depth, camera=camera)
     if previous is not None and pose is None:
         agreement = previous.gravity.agreement

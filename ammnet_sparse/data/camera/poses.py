@@ -1,6 +1,6 @@
 """Poses of a user's camera: matrices, quaternions, and trajectory files of many frames.
 
-A pose maps camera coordinates (x right, y down, z forward, metres) to those of some world.
+A pose maps camera coordinates (x right, y down, z forward, meters) to those of some world.
 """
 
 import bisect

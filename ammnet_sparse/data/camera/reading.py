@@ -35,7 +35,7 @@ class CameraSettings:
     Attributes:
         intrinsics: of the depth or the color image; with ``color_intrinsics`` of the depth image.
         color_intrinsics: of the color image, where its proportions are others than the depth image's.
-        depth_scale: units of the depth image a metre; None: found out (``depth.read_depth_with_notes``).
+        depth_scale: units of the depth image a meter; None: found out (``depth.read_depth_with_notes``).
         depth_encoding: how the depth image's numbers are stored.
         rotate: degrees clockwise by which color, depth, label map, intrinsics and pose are turned as they are stored;
             None: as EXIF says.

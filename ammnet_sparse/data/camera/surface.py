@@ -1,6 +1,6 @@
 """The observed surface as samples: points, normals and areas from a depth image, in camera coordinates.
 
-Camera coordinates are x to the right, y down, z forward, in metres.
+Camera coordinates are x to the right, y down, z forward, in meters.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Surface:
     """N samples of the surface that a camera sees.
 
     Attributes:
-        points: [N, 3] float64, metres.
+        points: [N, 3] float64, meters.
         normals: [N, 3] float64 of length 1, towards the camera.
-        areas: [N] float64, square metres of surface that a sample stands for.
+        areas: [N] float64, square meters of surface that a sample stands for.
     """
 
     points: NDArray[np.float64]
@@ -58,7 +58,7 @@ def surface_from_depth(depth: NDArray[np.floating], *, camera: Camera) -> Surfac
     even in it; so each normal comes from a least-squares fit of inverse depth over a window of 17x17 pixels.
 
     Args:
-        depth: [rows, columns] float, metres along the optical axis, 0 where missing.
+        depth: [rows, columns] float, meters along the optical axis, 0 where missing.
         camera: intrinsics of the depth image.
     """
     valid = depth > 0
@@ -131,5 +131,5 @@ def _window_sums(image: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _window_ends(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    centre = np.arange(0, size, SAMPLE_STEP)
-    return np.maximum(centre - WINDOW_RADIUS, 0), np.minimum(centre + WINDOW_RADIUS + 1, size)
+    center = np.arange(0, size, SAMPLE_STEP)
+    return np.maximum(center - WINDOW_RADIUS, 0), np.minimum(center + WINDOW_RADIUS + 1, size)

@@ -21,7 +21,7 @@ _SHARE_OF_NEW = 0.3
 _MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT = 0.35, 0.75
 """Share of the surface along or across the vertical that a frame must have, alone and against the frame before."""
 _SAME_FLOOR = 0.10
-"""Metres."""
+"""Meters."""
 _BELOW, _MAX_SHARE_BELOW = 0.15, 0.01
 _MIN_SAMPLES = 200
 

@@ -38,15 +38,15 @@ likely."""
 _LARGEST_SAMPLE = 0.02
 _LEVEL = math.cos(math.radians(15.0))
 _ABOVE = 0.15
-"""Metres above the floor, or below the ceiling, from which on a level surface is one of something else."""
+"""Meters above the floor, or below the ceiling, from which on a level surface is one of something else."""
 _HIGH_CAMERA, _TALL, _VERY_TALL = 2.4, 3.3, 4.2
-"""Metres: a camera higher above its floor, and a view that reaches farther upwards, are unlikely."""
+"""Meters: a camera higher above its floor, and a view that reaches farther upwards, are unlikely."""
 _USUAL_SHARE = 0.01
 """Share of the surface that may hang, facing down, in any room, and that stands in nearly all."""
 _STEEP = -0.8
 """z of an up direction in camera coordinates below which the camera looks down by more than 53 degrees."""
 _MAX_ONE_WAY, _PLANE_THICKNESS = 0.95, 0.1
-"""Share of the surface that faces one way, from which on nothing tells a wall from a floor, and metres either side of a
+"""Share of the surface that faces one way, from which on nothing tells a wall from a floor, and meters either side of a
 plane that belong to it."""
 _MAX_ONE_PLANE, _ONE_PLANE_FACTOR = 0.98, 0.3
 """Share of the surface on one plane from which on nothing else is seen, and what then speaks against looking straight

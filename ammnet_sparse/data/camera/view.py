@@ -29,7 +29,7 @@ class View:
 
     Attributes:
         color: [rows, columns, 3] uint8 RGB; None where depth is all there is.
-        depth: [rows, columns] float32, metres along the optical axis, 0 where missing; registered to the color image.
+        depth: [rows, columns] float32, meters along the optical axis, 0 where missing; registered to the color image.
         camera: intrinsics of the depth image or of the color image: of the one whose middle is nearer to (cx, cy).
         color_camera: the color image's own, where its proportions are others; then ``camera`` is the depth image's.
         label_map: [rows, columns] uint8, 0..13, of the whole color image; or None.
@@ -52,8 +52,8 @@ class View:
             raise DataError(f"color: expected [rows, columns, 3] uint8, found {color.dtype} {list(color.shape)}")
         if self.depth.ndim != 2 or self.depth.dtype.kind != "f":
             raise DataError(
-                f"depth: expected [rows, columns] floats in metres, found {self.depth.dtype} {list(self.depth.shape)}; "
-                "metres_from_values of data/camera/depth.py makes them of a sensor's numbers"
+                f"depth: expected [rows, columns] floats in meters, found {self.depth.dtype} {list(self.depth.shape)}; "
+                "meters_from_values of data/camera/depth.py makes them of a sensor's numbers"
             )
         if not self.depth.size or (color is not None and not color.size):
             raise DataError(f"color and depth: expected pixels, found none in one, depth {list(self.depth.shape)}")

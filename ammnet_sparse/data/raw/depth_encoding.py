@@ -1,6 +1,6 @@
-"""How a 16-bit depth image holds millimetres: as they are, or with their bits rotated by 3 as SSCNet and SUN RGB-D do.
+"""How a 16-bit depth image holds millimeters: as they are, or with their bits rotated by 3 as SSCNet and SUN RGB-D do.
 
-Read in the wrong way, a depth image still looks like one: rotated values are eight times the millimetres, which passes
+Read in the wrong way, a depth image still looks like one: rotated values are eight times the millimeters, which passes
 for another scale. So the way is told from the values, and said.
 """
 
@@ -15,11 +15,11 @@ _INVALID = (0, 65535)
 _FEWEST_PIXELS, _FEWEST_VALUES = 100, 8
 _ROTATED_SHARE, _PLAIN_SHARE = 0.9, 0.5
 _PLAUSIBLE = (200, 12_000)
-"""Millimetres of the median depth of a room."""
+"""Millimeters of the median depth of a room."""
 
 
 def decode_rotated(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """Millimetres of stored values whose bits are rotated by 3: ``(p >> 3) | (p << 13)``; integers, any shape."""
+    """Millimeters of stored values whose bits are rotated by 3: ``(p >> 3) | (p << 13)``; integers, any shape."""
     stored = values.astype(np.uint16)
     decoded: NDArray[np.uint16] = (stored >> np.uint16(3)) | (stored << np.uint16(13))
     return decoded
@@ -28,7 +28,7 @@ def decode_rotated(values: NDArray[Any]) -> NDArray[np.uint16]:
 def guess_depth_encoding(values: NDArray[Any]) -> DepthEncoding | None:
     """Tells rotated bits from plain values; None where the image cannot say.
 
-    Rotated millimetres below 8192 are multiples of 8, while of plain values an eighth is. Between them (a camera that
+    Rotated millimeters below 8192 are multiples of 8, while of plain values an eighth is. Between them (a camera that
     rounds, a room with much beyond 8.19 m) the smoother of the two readings is the right one: the wrong one makes a
     step of 1 mm one of 8 m.
 
@@ -57,12 +57,12 @@ def guess_depth_encoding(values: NDArray[Any]) -> DepthEncoding | None:
     return "rotated" if turned < as_it_is / 4 and share > _PLAIN_SHARE else None
 
 
-def _is_plausible(millimetres: NDArray[Any]) -> bool:
-    return bool(_PLAUSIBLE[0] <= np.median(millimetres) <= _PLAUSIBLE[1])
+def _is_plausible(millimeters: NDArray[Any]) -> bool:
+    return bool(_PLAUSIBLE[0] <= np.median(millimeters) <= _PLAUSIBLE[1])
 
 
 def _roughness(values: NDArray[Any], is_valid: NDArray[np.bool_]) -> float:
-    """Mean difference of neighbours in rows and columns; a tenth, the edges of things, is left out."""
+    """Mean difference of neighbors in rows and columns; a tenth, the edges of things, is left out."""
     wide = values.astype(np.int64)
     steps = np.sort(
         np.concatenate(

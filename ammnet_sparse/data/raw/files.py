@@ -31,7 +31,7 @@ class RawLabels:
 
     Attributes:
         labels: [240, 144, 240] uint8, axes (X, height, Y), voxels of 0.02 m: raw label 0..36, or 255 for ignore.
-        origin: [3] float64, world position in metres of the lower corner of voxel (0, 0, 0), as (X, Y, Z).
+        origin: [3] float64, world position in meters of the lower corner of voxel (0, 0, 0), as (X, Y, Z).
         pose: [4, 4] float64, camera to world.
     """
 
@@ -41,10 +41,10 @@ class RawLabels:
 
 
 def read_raw_depth(path: str | os.PathLike[str], *, encoding: DepthEncoding | None = "rotated") -> NDArray[np.float32]:
-    """Depth of a raw SSCNet png: [480, 640] float32 in metres, 0 where missing.
+    """Depth of a raw SSCNet png: [480, 640] float32 in meters, 0 where missing.
 
     Args:
-        encoding: how it holds millimetres: ``rotated`` as SSCNet publishes them, ``plain``, or None: as the values
+        encoding: how it holds millimeters: ``rotated`` as SSCNet publishes them, ``plain``, or None: as the values
             say (``depth_encoding_of``).
 
     Raises:
@@ -53,12 +53,12 @@ def read_raw_depth(path: str | os.PathLike[str], *, encoding: DepthEncoding | No
     values = _depth_values(path)
     if encoding is None:
         encoding = guess_depth_encoding(values) or "rotated"
-    millimetres = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
-    return (millimetres / 1000.0).astype(np.float32)
+    millimeters = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
+    return (millimeters / 1000.0).astype(np.float32)
 
 
 def depth_encoding_of(path: str | os.PathLike[str]) -> DepthEncoding | None:
-    """How a depth image holds millimetres, by its values; None where they cannot say. Errors as above."""
+    """How a depth image holds millimeters, by its values; None where they cannot say. Errors as above."""
     return guess_depth_encoding(_depth_values(path))
 
 

@@ -13,12 +13,12 @@ from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
 from ammnet_sparse.data.raw.files import RawFileError, depth_encoding_of, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.splits import some
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
 from ammnet_sparse.files.content import read_bytes
+from ammnet_sparse.files.errors import abbreviated
 
 IntrinsicsName = Literal["nyu", "nyucad"]
 
@@ -41,7 +41,7 @@ class PreparedFrame:
         label_weight: uint8, 0 or 1.
         mapping: int32, pixel or -1.
         note: a warning of the reader, or nothing.
-        depth_encoding: how the depth image held its millimetres.
+        depth_encoding: how the depth image held its millimeters.
     """
 
     label: NDArray[np.uint8]
@@ -76,7 +76,7 @@ def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
     if not found:
         raise DataError(
             f"{folder}: expected raw files such as NYU0003_0000.png and NYU0003_0000.bin, found "
-            f"{some(sorted(path.name for path in folder.iterdir()))}; name the folder that holds them, "
+            f"{abbreviated(sorted(path.name for path in folder.iterdir()))}; name the folder that holds them, "
             "such as NYUtrain of SSCNet's download"
         )
     problems, notes = [], []
@@ -101,7 +101,7 @@ def read_raw_frame(
     """The volumes of a raw frame, by the definitions of ``data/volumes``.
 
     Args:
-        depth_encoding: how the depth image holds millimetres; None: as its values say, rotated where they cannot.
+        depth_encoding: how the depth image holds millimeters; None: as its values say, rotated where they cannot.
 
     Raises:
         RawFileError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.

@@ -13,7 +13,7 @@ and with the flipped convention, instead of ``TSDF`` and ``Mapping``, what NYUCA
     NYUCAD/<split>/TSDF_lr/NYU0003_0000_voxels.npz   tsdf_lr: flipped TSDF;  label_weight
     NYUCAD/<split>/mapping/NYU0003_0000_voxels.npz   arr_1: as above
 
-Colour images and 2D label maps are no part of the raw files: they are added to the folder as they are published.
+Color images and 2D label maps are no part of the raw files: they are added to the folder as they are published.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ from ammnet_sparse.data.raw.frames import (
 )
 from ammnet_sparse.data.sets import files
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.splits import read_id_list, some
+from ammnet_sparse.data.sets.splits import read_id_list
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_to_disk
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, unflip_tsdf
 from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import reason
+from ammnet_sparse.files.errors import abbreviated, reason
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]
 
@@ -67,7 +67,7 @@ class PreparationPlan:
         split: name of the list that the frames are written to, ``train`` or ``test``.
         is_flipped: flipped TSDF in NYUCAD's layout.
         unobserved: what a flipped TSDF holds where nothing was observed (``flip_tsdf``).
-        depth_encoding: how depth images hold millimetres; None: as the values of each say.
+        depth_encoding: how depth images hold millimeters; None: as the values of each say.
     """
 
     raw: Path
@@ -92,7 +92,7 @@ class PreparationPlan:
 class FrameResult:
     """What became of a frame; ``message`` names file, expected and found where it failed, or what was repaired.
 
-    ``depth_encoding`` says how the depth image held its millimetres, where it was read now.
+    ``depth_encoding`` says how the depth image held its millimeters, where it was read now.
     """
 
     frame_id: str
@@ -146,8 +146,8 @@ class PreparationReport:
         if not plain:
             return []
         return [
-            f"depth of {len(plain)} of {len(made)} frames ({some(plain)}) holds plain millimetres, not bits rotated "
-            "by 3 as SSCNet publishes them: read as such (--depth-encoding says otherwise)"
+            f"depth of {len(plain)} of {len(made)} frames ({abbreviated(plain)}) holds plain millimeters, not bits "
+            "rotated by 3 as SSCNet publishes them: read as such (--depth-encoding says otherwise)"
         ]
 
 

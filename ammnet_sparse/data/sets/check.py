@@ -17,8 +17,8 @@ from ammnet_sparse.data.parallel import map_in_threads
 from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.files import DataError, missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.splits import repeated_ids, some
-from ammnet_sparse.files.errors import reason
+from ammnet_sparse.data.sets.splits import repeated_ids
+from ammnet_sparse.files.errors import abbreviated, reason
 
 PUBLISHED_LISTS = ("train", "test", "val")
 """The lists that are checked where none is named and the set has them."""
@@ -106,7 +106,7 @@ class SetReport:
         lines = [head, *(f"  {problem}" for problem in shown)]
         rest = sorted({problem.frame_id for problem in self.problems[len(shown) :]} - {""})
         if len(shown) < len(self.problems):
-            lines.append(f"  and {len(self.problems) - len(shown)} more, of {some(rest, limit=1000)}")
+            lines.append(f"  and {len(self.problems) - len(shown)} more, of {abbreviated(rest, limit=1000)}")
         return lines
 
 

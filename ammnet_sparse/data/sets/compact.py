@@ -35,7 +35,7 @@ class CompactFrame:
         hits: [N, 2] int32, (flat voxel, pixel) of the voxels that a pixel hits, voxels ascending.
         label_weight: [ceil(V / 8)] uint8, eight voxels a byte, the first in the highest bit.
         label: [ceil(V / 2)] uint8, two voxels a byte, the first in the higher half; 15 for ignore.
-        label_map: [480, 320] uint8, two neighbouring pixels of a row a byte, likewise.
+        label_map: [480, 320] uint8, two neighboring pixels of a row a byte, likewise.
         image: [480, 640, 3] uint8.
         tsdf_is_flipped: which convention ``tsdf`` follows.
     """

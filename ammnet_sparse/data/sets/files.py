@@ -134,16 +134,16 @@ def as_label_weight(values: NDArray[Any], path: Path) -> NDArray[np.bool_]:
 
 
 def read_color_image(path: Path) -> NDArray[np.uint8]:
-    """An RGB image [480, 640, 3] uint8 from png or jpg, turned as its EXIF says; grey and transparent ones, too.
+    """An RGB image [480, 640, 3] uint8 from png or jpg, turned as its EXIF says; gray and transparent ones, too.
 
     Raises:
         DataError: missing, unreadable, another format or size, or more than 8 bits a channel.
     """
     if not os.path.exists(path):
         raise missing_file(path)
-    loaded = read_image(path, what="a colour image", mode="RGB", size=IMAGE_SHAPE, advice=_REPLACE)
+    loaded = read_image(path, what="a color image", mode="RGB", size=IMAGE_SHAPE, advice=_REPLACE)
     if loaded.mode not in _COLOR_MODES:
-        raise DataError(f"{path}: expected an 8-bit colour image, found Pillow mode {loaded.mode!r}; {_REPLACE}")
+        raise DataError(f"{path}: expected an 8-bit color image, found Pillow mode {loaded.mode!r}; {_REPLACE}")
     return loaded.pixels
 
 

@@ -11,8 +11,8 @@ and for NYUCAD besides, in a folder ``NYUCAD`` (``root`` may also be that folder
 
     {train,test}/TSDF_lr/NYU0003_0000_voxels.npz    {train,test}/mapping/NYU0003_0000_voxels.npz
 
-Labels, colours and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders. A set
-without lists (AMMNet's repository) has those that its folders of colour images say. Where TSDF files hold no label
+Labels, colors and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders. A set
+without lists (AMMNet's repository) has those that its folders of color images say. Where TSDF files hold no label
 weight, it is computed from label and TSDF, as for NYUCAD.
 """
 
@@ -56,13 +56,13 @@ from ammnet_sparse.data.sets.splits import (
     parse_frame_id,
     read_id_list,
     repeated_ids,
-    some,
     training_ids,
     validation_ids,
 )
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import unflip_tsdf
 from ammnet_sparse.files.arrays import array_names
+from ammnet_sparse.files.errors import abbreviated
 
 __all__ = ["DataError", "Frame", "FrameFolder", "FramePaths", "training_ids", "validation_ids"]
 
@@ -91,7 +91,7 @@ class FrameFolder:
     Args:
         root: the folder described at the top of this module.
         dataset: ``nyu``, or ``nyucad`` for NYUCAD's TSDF (flipped) and mapping; its label weight is recomputed.
-        read_image: read colour images; None: where the set has a folder of them (then every frame needs one).
+        read_image: read color images; None: where the set has a folder of them (then every frame needs one).
         read_label_map: read 2D label maps; None: likewise.
         grid_shape: voxels along (X, height, Y) that the files hold.
 
@@ -138,7 +138,7 @@ class FrameFolder:
         ids = self.listed_ids(split)
         if repeated := repeated_ids(ids):
             raise DataError(
-                f"{self.list_path(split)}: expected every frame once, found {some(repeated)} more than once; "
+                f"{self.list_path(split)}: expected every frame once, found {abbreviated(repeated)} more than once; "
                 "take the repetitions out"
             )
         return ids
@@ -272,7 +272,7 @@ class FrameFolder:
                 return folder
         raise DataError(
             f"{self.root}: expected NYUCAD/train/TSDF_lr or NYUCAD/test/TSDF_lr for dataset nyucad, "
-            f"found {some(_names_in(self.root))}; name the folder that holds NYUCAD"
+            f"found {abbreviated(_names_in(self.root))}; name the folder that holds NYUCAD"
         )
 
     def _find_base(self) -> Path:
@@ -286,7 +286,7 @@ class FrameFolder:
         listed = " and ".join(names[0] for names in needed)
         raise DataError(
             f"{self.root}: expected the folders {listed} there or in NYU, "
-            f"found {some(_names_in(self.root))}; see the layouts of a set in the documentation"
+            f"found {abbreviated(_names_in(self.root))}; see the layouts of a set in the documentation"
         )
 
     def _list_folders(self) -> list[Path]:

@@ -33,7 +33,7 @@ class FrameSource(Protocol):
 
     @property
     def reads_image(self) -> bool:
-        """Whether frames are read with colour images."""
+        """Whether frames are read with color images."""
         ...
 
     @property

@@ -14,7 +14,8 @@ from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
 from ammnet_sparse.data.sets.compact import CompactFrame
 from ammnet_sparse.data.sets.files import DataError, missing_file, read_color_image
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.splits import parse_frame_id, some
+from ammnet_sparse.data.sets.splits import parse_frame_id
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
 
 _SUFFIXES = ("_colors", "_rgb")
@@ -22,7 +23,7 @@ _TYPES = (".jpg", ".png", ".jpeg")
 
 
 class FramesWithImages:
-    """The frames of a set, with the colour images of a folder. Otherwise as the set (``FrameSource``).
+    """The frames of a set, with the color images of a folder. Otherwise as the set (``FrameSource``).
 
     Args:
         source: a set that reads no images itself.
@@ -34,7 +35,7 @@ class FramesWithImages:
 
     def __init__(self, source: FrameSource, folder: Path) -> None:
         if not folder.is_dir():
-            raise DataError(f"data.images {folder}: expected a folder of colour images, found none; check the path")
+            raise DataError(f"data.images {folder}: expected a folder of color images, found none; check the path")
         self._source = source
         self._folder = folder
 
@@ -104,7 +105,7 @@ class FramesWithImages:
 
 
 class Truth2D:
-    """A folder of dense 2D truth: 0003.png of 480x640, classes 1..11 (0..11 are taken), 255 unlabelled.
+    """A folder of dense 2D truth: 0003.png of 480x640, classes 1..11 (0..11 are taken), 255 unlabeled.
 
     Raises:
         DataError: no such folder.
@@ -121,7 +122,7 @@ class Truth2D:
         if missing:
             raise DataError(
                 f"data.label_2d {self.folder}: expected {self._path(missing[0]).name} and so on for every training and "
-                f"validation frame, found none for {some(missing)}; add them, or leave data.label_2d empty"
+                f"validation frame, found none for {abbreviated(missing)}; add them, or leave data.label_2d empty"
             )
 
     def read(self, frame_id: str) -> NDArray[np.uint8]:
@@ -138,7 +139,7 @@ class Truth2D:
             )
         outside = (classes >= NUM_CLASSES) & (classes != IGNORE_LABEL)
         if outside.any():
-            found = some([str(value) for value in np.unique(classes[outside])])
+            found = abbreviated([str(value) for value in np.unique(classes[outside])])
             raise DataError(f"{path}: expected classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}, found {found}")
         return classes
 

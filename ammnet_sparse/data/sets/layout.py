@@ -18,7 +18,7 @@ _VOXEL_FILE = re.compile(r"NYU(\d{4})_0000_voxels", re.ASCII)
 
 
 def image_paths(base: Path, frame_id: str) -> Iterator[Path]:
-    """Where the colour image of a frame may be; the published name first, which messages show where there is none."""
+    """Where the color image of a frame may be; the published name first, which messages show where there is none."""
     for folder in IMAGE_FOLDERS:
         is_half = "/" in folder
         for name in sorted(IMAGE_NAMES, key=lambda name: name.endswith("_rgb") != is_half):

@@ -26,7 +26,8 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes, impossible_arrays
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.splits import check_list_name, parse_frame_id, repeated_ids, some
+from ammnet_sparse.data.sets.splits import check_list_name, parse_frame_id, repeated_ids
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.tensors import SafetensorsFile
 
 PACKED_FORMAT = "ammnet_sparse packed set"
@@ -72,10 +73,10 @@ class PackedHeader(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "PackedHeader":
         if repeated := repeated_ids(self.frame_ids):
-            raise ValueError(f"frame_ids: expected every frame once, found {some(repeated)} more than once")
+            raise ValueError(f"frame_ids: expected every frame once, found {abbreviated(repeated)} more than once")
         for name, ids in self.lists.items():
             if stray := sorted(set(ids) - set(self.frame_ids)):
-                raise ValueError(f"lists: expected frames of the file in {name}, found {some(stray)}")
+                raise ValueError(f"lists: expected frames of the file in {name}, found {abbreviated(stray)}")
         return self
 
 
@@ -85,7 +86,7 @@ class PackedFrames:
     Args:
         root: the file.
         dataset: what the set must have been made from.
-        read_image: read colour images; None: where the file has them.
+        read_image: read color images; None: where the file has them.
         read_label_map: read 2D label maps; None: likewise.
         grid_shape: voxels along (X, height, Y) that it must have.
 
@@ -117,7 +118,7 @@ class PackedFrames:
                 "use a set made for the grid"
             )
         self.has_labels = "label" in self._file.entries
-        self.reads_image = self._decide(read_image, "image", "colour images, which `ammnet data pack` adds on --images")
+        self.reads_image = self._decide(read_image, "image", "color images, which `ammnet data pack` adds on --images")
         self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
 
     def __getstate__(self) -> dict[str, Any]:

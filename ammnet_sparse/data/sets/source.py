@@ -21,7 +21,7 @@ def open_frames(
 
     Args:
         dataset: layout of a folder; of a packed file, what it was made from.
-        read_image: read colour images; None: where the set has them.
+        read_image: read color images; None: where the set has them.
         read_label_map: read 2D label maps; None: likewise.
         grid_shape: voxels along (X, height, Y).
 

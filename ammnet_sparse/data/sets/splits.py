@@ -9,6 +9,7 @@ from pathlib import Path
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.yaml_text import short
 
 _FRAME_ID = re.compile(r"(?:NYU)?(\d{1,4})(?:_0000)?", re.IGNORECASE | re.ASCII)
@@ -32,8 +33,8 @@ def validation_ids(folder: FrameSource, *, split: str, count: int, seed: int) ->
         stray = sorted(set(validation) - set(ids))
         if stray:
             raise DataError(
-                f"{folder.list_path('val')}: expected frames of {folder.list_path(split).name}, found {some(stray)} "
-                "that are not in it; correct one of the lists"
+                f"{folder.list_path('val')}: expected frames of {folder.list_path(split).name}, found "
+                f"{abbreviated(stray)} that are not in it; correct one of the lists"
             )
         if len(validation) == len(ids):
             raise DataError(
@@ -106,11 +107,4 @@ def check_unique(ids: Sequence[str]) -> None:
     if not ids:
         raise ValueError("ids: expected at least one frame, found none")
     if repeated := repeated_ids(ids):
-        raise ValueError(f"ids: expected every frame once, found {some(repeated)} more than once")
-
-
-def some(names: Sequence[str], limit: int = 8) -> str:
-    """Names for a message: the first few, and how many more there are."""
-    if not names:
-        return "nothing"
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+        raise ValueError(f"ids: expected every frame once, found {abbreviated(repeated)} more than once")

@@ -26,7 +26,7 @@ SHELL_LABELS = (SceneLabel.WALL, SceneLabel.FLOOR, SceneLabel.CEILING)
 MIN_SEEN_PIXELS = 60
 """An object with fewer pixels in view is left out of the labels: annotators see one picture."""
 EXTENT_MARGIN = 0.1
-"""Metres around what is seen that still belong to the annotated room."""
+"""Meters around what is seen that still belong to the annotated room."""
 VIEW_TRIES = 12
 _PREVIEW = 8
 """Every how many pixels a view is tried."""
@@ -38,7 +38,7 @@ class SyntheticFrame:
 
     Attributes:
         image: [480, 640, 3] uint8 RGB.
-        depth: [480, 640] float32 metres, 0 where missing, with the noise asked for.
+        depth: [480, 640] float32 meters, 0 where missing, with the noise asked for.
         label_map: [480, 640] uint8, 0..13, with errors.
         true_label_map: [480, 640] uint8, 0..13, without.
         label: [V] uint8, 0..11 or 255.

@@ -14,7 +14,7 @@ Rng = np.random.Generator
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Furniture of known size, metres, that ``build`` puts at a place; its back is at +depth / 2."""
+    """Furniture of known size, meters, that ``build`` puts at a place; its back is at +depth / 2."""
 
     width: float
     depth: float
@@ -189,7 +189,7 @@ def television(rng: Rng, *, width: float) -> Piece:
 
 
 def wall_television(rng: Rng) -> Piece:
-    """Hangs on a wall; its place is on the wall's face at the centre of the screen."""
+    """Hangs on a wall; its place is on the wall's face at the center of the screen."""
     width, frame, glass = rng.uniform(0.9, 1.25), materials.screen(rng), materials.screen(rng)
 
     def build(builder: SceneBuilder, place: Place) -> None:

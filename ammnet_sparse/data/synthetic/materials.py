@@ -1,4 +1,4 @@
-"""Colours and textures by class: varied, but telling, so that an image network has something to learn."""
+"""Colors and textures by class: varied, but telling, so that an image network has something to learn."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def wood(rng: Rng) -> Material:
 
 
 def painted(rng: Rng) -> Material:
-    """White, grey or black lacquer."""
+    """White, gray or black lacquer."""
     value = rng.choice([0.92, 0.85, 0.55, 0.2])
     return Material(hsv(rng.uniform(0, 1), 0.04, value + rng.uniform(-0.05, 0.05)))
 
@@ -26,18 +26,18 @@ def furniture_front(rng: Rng) -> Material:
 
 
 def metal(rng: Rng) -> Material:
-    """Grey metal, from dark to light."""
+    """Gray metal, from dark to light."""
     return Material(hsv(0.6, 0.05, rng.uniform(0.25, 0.7)))
 
 
 def fabric(rng: Rng, *, hue: float | None = None) -> Material:
-    """Upholstery: a muted colour, speckled like weave."""
+    """Upholstery: a muted color, speckled like weave."""
     color = hsv(rng.uniform(0, 1) if hue is None else hue, rng.uniform(0.15, 0.6), rng.uniform(0.25, 0.75))
     return Material(color, _shade(color, 0.85), Texture.SPECKLE, 0.015)
 
 
 def bedding(rng: Rng) -> Material:
-    """Light or colourful cloth, often striped or checked."""
+    """Light or colorful cloth, often striped or checked."""
     color = hsv(rng.uniform(0, 1), rng.uniform(0.05, 0.5), rng.uniform(0.7, 0.95))
     accent = hsv(rng.uniform(0, 1), rng.uniform(0.2, 0.6), rng.uniform(0.5, 0.9))
     texture = rng.choice([Texture.STRIPES, Texture.CHECKS, Texture.PLAIN])

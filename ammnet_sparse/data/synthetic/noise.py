@@ -1,4 +1,4 @@
-"""Imperfections of sensors: depth like a Kinect's, and colours like a camera's."""
+"""Imperfections of sensors: depth like a Kinect's, and colors like a camera's."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 Rng = np.random.Generator
 
-DISPARITY_AT_ONE_METRE = 43.5
+DISPARITY_AT_ONE_METER = 43.5
 """Pixels: focal length 580 times the baseline of 0.075 m."""
 DISPARITY_STEPS = 8
 """Steps per pixel in which a Kinect reports disparity: 3 mm apart at 1 m, 26 mm at 3 m."""
@@ -16,7 +16,7 @@ DISPARITY_NOISE = 0.02
 SHADOW_SHARE = 0.4
 """Share of the projector's shadow that stays missing; of the published depth the rest is filled in."""
 KINECT_RANGE = (0.5, 8.0)
-"""Metres that a Kinect measures."""
+"""Meters that a Kinect measures."""
 
 
 def smooth_noise(rng: Rng, shape: tuple[int, int], *, cell: int) -> NDArray[np.float32]:
@@ -42,21 +42,21 @@ def kinect_depth(
     """Depth as a Kinect would measure it: the same shape and unit, 0 where missing.
 
     Rounded disparity with noise, ragged edges, the projector's shadow beside near objects, holes at grazing
-    angles and on glass and screens, nothing beyond 8 m or within 0.5 m, a missing rim, whole millimetres.
+    angles and on glass and screens, nothing beyond 8 m or within 0.5 m, a missing rim, whole millimeters.
 
     Args:
-        depth: [rows, columns] float32 in metres, 0 where missing.
+        depth: [rows, columns] float32 in meters, 0 where missing.
         incidence: cosine between ray and surface normal.
         absorbing: True on glass and screens.
     """
     shape = depth.shape
     jittered = _lateral_jitter(depth, rng)
     with np.errstate(divide="ignore"):
-        disparity = DISPARITY_AT_ONE_METRE / jittered
+        disparity = DISPARITY_AT_ONE_METER / jittered
         disparity += rng.normal(0, DISPARITY_NOISE, shape).astype(np.float32)
-        measured = DISPARITY_AT_ONE_METRE / (np.round(disparity * DISPARITY_STEPS) / DISPARITY_STEPS)
+        measured = DISPARITY_AT_ONE_METER / (np.round(disparity * DISPARITY_STEPS) / DISPARITY_STEPS)
     patches = smooth_noise(rng, shape, cell=6)
-    missing = (depth <= 0) | _shadow(depth, DISPARITY_AT_ONE_METRE * SHADOW_SHARE)
+    missing = (depth <= 0) | _shadow(depth, DISPARITY_AT_ONE_METER * SHADOW_SHARE)
     missing |= incidence < 0.22 * patches
     missing |= absorbing & (smooth_noise(rng, shape, cell=25) < rng.uniform(0.2, 0.6))
     missing |= ~((measured >= KINECT_RANGE[0]) & (measured <= KINECT_RANGE[1]))
@@ -75,7 +75,7 @@ def _lateral_jitter(depth: NDArray[np.float32], rng: Rng) -> NDArray[np.float32]
 
 
 def _rim(rng: Rng, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The rim that is missing where depth was warped to the colour camera; wider at the top."""
+    """The rim that is missing where depth was warped to the color camera; wider at the top."""
     rows, columns = shape
     top, bottom, left, right = rng.integers(2, [24, 10, 8, 8])
     bend = np.round(6 * (2 * np.arange(columns) / columns - 1) ** 2)
@@ -87,21 +87,21 @@ def _rim(rng: Rng, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 @njit(cache=True)
-def _shadow(depth, disparity_at_one_metre):
+def _shadow(depth, disparity_at_one_meter):
     """Pixels that a projector to the right of the camera cannot see, row by row."""
     hidden = np.zeros(depth.shape, dtype=np.bool_)
     for v in range(depth.shape[0]):
         leftmost = np.inf
         for u in range(depth.shape[1] - 1, -1, -1):
             if depth[v, u] > 0:
-                column = u - disparity_at_one_metre / depth[v, u]
+                column = u - disparity_at_one_meter / depth[v, u]
                 hidden[v, u] = column > leftmost + 0.5
                 leftmost = min(leftmost, column)
     return hidden
 
 
 def camera_image(color: NDArray[np.float32], rng: Rng) -> NDArray[np.uint8]:
-    """[rows, columns, 3] uint8 RGB of a noise-free colour image in 0..1: exposure, white balance, blur, grain."""
+    """[rows, columns, 3] uint8 RGB of a noise-free color image in 0..1: exposure, white balance, blur, grain."""
     gain = rng.uniform(0.85, 1.2) * rng.normal(1.0, 0.04, 3).astype(np.float32)
     grain = rng.normal(0, 0.02, color.shape[:2]).astype(np.float32)
     exposed = _blurred(color * gain.astype(np.float32)) + grain[..., None]

@@ -97,7 +97,7 @@ SMALL = (books, books, cup, bottle, box, box, bowl, laptop, vase, photo)
 
 
 def scatter(builder: SceneBuilder, place: Place, rng: Rng, *, width: float, depth: float, count: int) -> None:
-    """Puts up to ``count`` small things on a surface of ``width`` x ``depth`` metres centred at ``place``."""
+    """Puts up to ``count`` small things on a surface of ``width`` x ``depth`` meters centered at ``place``."""
     taken: list[tuple[float, float]] = []
     if width < 0.2 or depth < 0.2:
         return
@@ -173,7 +173,7 @@ def cushion(builder: SceneBuilder, place: Place, rng: Rng) -> None:
 
 
 def picture(builder: SceneBuilder, place: Place, rng: Rng) -> None:
-    """Hangs on a wall: ``place`` is on the wall's face, at the centre of the picture, with its back to the wall."""
+    """Hangs on a wall: ``place`` is on the wall's face, at the center of the picture, with its back to the wall."""
     item = builder.item(place, OBJECTS, map_label=MapLabel.PICTURE)
     width, height = rng.uniform(0.3, 0.9), rng.uniform(0.3, 0.7)
     item.box((0, -0.015, 0), (width, 0.03, height), material=materials.wood(rng))

@@ -1,4 +1,4 @@
-"""Ray casting of a scene to depth, shape index and colour, compiled with numba."""
+"""Ray casting of a scene to depth, shape index and color, compiled with numba."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import dataclasses
@@ -17,7 +17,7 @@ _STRIPES, _CHECKS, _GRAIN = int(Texture.STRIPES), int(Texture.CHECKS), int(Textu
 _SPECKLE, _TILES = int(Texture.SPECKLE), int(Texture.TILES)
 _EMPTY = int(SceneLabel.EMPTY)
 _NEAR = 1e-3
-"""Metres along a ray before which nothing is hit."""
+"""Meters along a ray before which nothing is hit."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class View:
     """What a camera sees of a scene. Pixel axes are (row, column).
 
     Attributes:
-        depth: float32, metres along the optical axis, 0 where nothing is hit.
+        depth: float32, meters along the optical axis, 0 where nothing is hit.
         shape: int32, index of the shape hit, -1 where none is.
         color: [rows, columns, 3] float32 RGB, 0..1.
         incidence: float32, cosine between ray and surface normal, 0..1.
@@ -40,7 +40,7 @@ class View:
 def cast_depth(
     scene: Scene, pose: NDArray[np.float64], *, camera: Camera, image_shape: tuple[int, int] = IMAGE_SHAPE
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Depth in metres and shape index of every pixel, as in ``View``; ``pose`` is [4, 4] camera to world."""
+    """Depth in meters and shape index of every pixel, as in ``View``; ``pose`` is [4, 4] camera to world."""
     depth = np.full(image_shape, np.inf, dtype=np.float32)
     shape = np.full(image_shape, -1, dtype=np.int32)
     intrinsics = np.array(dataclasses.astuple(camera))
@@ -64,7 +64,7 @@ def camera_pose(height: float, *, yaw: float, pitch: float, roll: float) -> NDAr
     """Camera to world, [4, 4], of a camera at X = Y = 0.
 
     Args:
-        height: metres above the floor.
+        height: meters above the floor.
         yaw: radians, heading counterclockwise from +Y seen from above.
         pitch: radians, upwards.
         roll: radians, clockwise as the camera sees itself.
@@ -184,7 +184,7 @@ def _cast(kind, center, half, yaw, label, pose, intrinsics, depth, shape):
 
 @njit(cache=True)
 def _surface_at(kind, half, p):
-    """Unit normal at a point of a shape's surface, and two coordinates along the surface in metres."""
+    """Unit normal at a point of a shape's surface, and two coordinates along the surface in meters."""
     normal = np.zeros(3)
     if kind == _ELLIPSOID:
         for axis in range(3):
@@ -229,7 +229,7 @@ def _noise(s, t):
 
 @njit(cache=True)
 def _mix(texture, scale, s, t):
-    """Share of the accent colour, 0..1."""
+    """Share of the accent color, 0..1."""
     s, t = s / scale, t / scale
     if texture == _STRIPES:
         return 1.0 if t - math.floor(t) < 0.5 else 0.0
@@ -247,7 +247,7 @@ def _mix(texture, scale, s, t):
 
 @njit(cache=True)
 def _shade(geometry, look, pose, intrinsics, depth, shape, color, incidence):
-    """Colour of every pixel: a lamp in the room, some light from the camera's side, ambient light, glow."""
+    """Color of every pixel: a lamp in the room, some light from the camera's side, ambient light, glow."""
     kind, center, half, yaw = geometry
     colors, texture, surface, light = look
     fx, fy, cx, cy = intrinsics

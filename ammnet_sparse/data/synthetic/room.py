@@ -10,12 +10,12 @@ from ammnet_sparse.data.synthetic.scene import Place, SceneBuilder, SceneLabel
 
 Rng = np.random.Generator
 Rectangle = tuple[float, float, float, float]
-"""On the floor, metres: (lowest X, highest X, lowest Y, highest Y)."""
+"""On the floor, meters: (lowest X, highest X, lowest Y, highest Y)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-    """A part of a wall that nothing tall may cover: metres along the wall, and the height of its lower edge."""
+    """A part of a wall that nothing tall may cover: meters along the wall, and the height of its lower edge."""
 
     wall: str
     start: float
@@ -38,7 +38,7 @@ class Room:
         return y1 - y0 if wall in ("left", "right") else x1 - x0
 
     def wall_place(self, wall: str, along: float, *, out: float = 0.0, z: float = 0.0) -> Place:
-        """A place whose back is to the wall, ``along`` metres from its middle and ``out`` metres off its face."""
+        """A place whose back is to the wall, ``along`` meters from its middle and ``out`` meters off its face."""
         x0, x1, y0, y1 = self.bounds
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
         middle = {
@@ -137,7 +137,7 @@ class Room:
 
 def _footprint(piece: Piece, place: Place, margin: float) -> Rectangle:
     cos, sin = abs(math.cos(place.yaw)), abs(math.sin(place.yaw))
-    # The margin keeps neighbours apart; a piece may touch the wall, so it is not part of the test of bounds there.
+    # The margin keeps neighbors apart; a piece may touch the wall, so it is not part of the test of bounds there.
     dx = (piece.width * cos + piece.depth * sin) / 2 + margin
     dy = (piece.width * sin + piece.depth * cos) / 2 + margin
     return place.x - dx, place.x + dx, place.y - dy, place.y + dy

@@ -11,11 +11,11 @@ from ammnet_sparse.data.synthetic.scene import Place, Scene, SceneBuilder, Scene
 
 Rng = np.random.Generator
 WALL_THICKNESS = 0.01
-"""Metres. Thin, as in the published labels: mostly one voxel."""
+"""Meters. Thin, as in the published labels: mostly one voxel."""
 
 
 def make_room(rng: Rng) -> Scene:
-    """A furnished room around a camera at X = Y = 0 that looks roughly along +Y; floor at Z = 0, metres."""
+    """A furnished room around a camera at X = Y = 0 that looks roughly along +Y; floor at Z = 0, meters."""
     width, depth, height = rng.uniform(3.2, 6.2), rng.uniform(3.2, 5.6), rng.uniform(2.4, 3.1)
     left, behind = rng.uniform(0.3, 0.7) * width, rng.uniform(0.35, 1.2)
     room = Room((-left, width - left, -behind, depth - behind), height, SceneBuilder())

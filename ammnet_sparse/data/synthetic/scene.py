@@ -1,7 +1,7 @@
 """What a synthetic room is made of: boxes, cylinders and ellipsoids with a class and a material.
 
-World axes are X lateral, Y forward, Z up, metres. A piece of furniture is built in its own axes: origin on the
-floor under its centre, back towards +Y, front towards -Y; a ``Place`` puts it into the world.
+World axes are X lateral, Y forward, Z up, meters. A piece of furniture is built in its own axes: origin on the
+floor under its center, back towards +Y, front towards -Y; a ``Place`` puts it into the world.
 """
 
 import colorsys
@@ -27,7 +27,7 @@ class Kind(IntEnum):
 
 
 class Texture(IntEnum):
-    """How the two colours of a material mix over a surface."""
+    """How the two colors of a material mix over a surface."""
 
     PLAIN = 0
     STRIPES = 1
@@ -94,7 +94,7 @@ MAP_LABEL_OF = {
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """Two RGB colours in 0..1, mixed by a texture whose period is ``scale`` metres; ``glow`` is light of its own."""
+    """Two RGB colors in 0..1, mixed by a texture whose period is ``scale`` meters; ``glow`` is light of its own."""
 
     color: Vector
     accent: Vector | None = None
@@ -105,7 +105,7 @@ class Material:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Position in metres and heading in radians (counterclockwise seen from above) of a piece in the world."""
+    """Position in meters and heading in radians (counterclockwise seen from above) of a piece in the world."""
 
     x: float = 0.0
     y: float = 0.0
@@ -130,9 +130,9 @@ class Scene:
         label: [N] uint8, ``SceneLabel``.
         map_label: [N] uint8, ``MapLabel``.
         instance: [N] int64, the object that the shape is a part of.
-        colors: [N, 2, 3] float64, colour and accent.
+        colors: [N, 2, 3] float64, color and accent.
         texture: [N] int64, ``Texture``.
-        surface: [N, 2] float64, texture scale in metres and glow.
+        surface: [N, 2] float64, texture scale in meters and glow.
         light: world position of the lamp.
     """
 
@@ -176,7 +176,7 @@ class Item:
         self._label, self._map_label, self._instance = label, map_label, instance
 
     def add(self, kind: Kind, center: Vector, size: Vector, *, material: Material, yaw: float = 0.0) -> None:
-        """A shape by the centre and the full size of its bounding box, in metres along the item's own axes."""
+        """A shape by the center and the full size of its bounding box, in meters along the item's own axes."""
         world = self._place.at(*center, yaw=yaw)
         half = (size[0] / 2, size[1] / 2, size[2] / 2)
         self._builder.shapes.append(

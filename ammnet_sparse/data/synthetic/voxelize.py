@@ -18,8 +18,8 @@ _EMPTY = int(SceneLabel.EMPTY)
 def fill_voxels(scene: Scene, origin: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Classes of the 240x144x240 fine voxels: [X, height, Y] uint8, 0..11, or 255 outside the room.
 
-    A voxel belongs to a shape that reaches within half a voxel of its centre, so that what is seen lies on
-    labelled voxels and thin shapes stay whole. ``origin`` is the world position of the grid's lower corner.
+    A voxel belongs to a shape that reaches within half a voxel of its center, so that what is seen lies on
+    labeled voxels and thin shapes stay whole. ``origin`` is the world position of the grid's lower corner.
     """
     labels = np.full(FINE_GRID_SHAPE, IGNORE_LABEL, dtype=np.uint8)
     _fill(scene.kind, scene.center, scene.half, scene.yaw, scene.label, origin, FINE_VOXEL_SIZE, labels)

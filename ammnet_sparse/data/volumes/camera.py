@@ -1,6 +1,6 @@
 """The camera: intrinsics, pose and where the grid of a frame lies.
 
-World axes are X lateral, Y forward, Z up, in metres, floor at Z = 0. Points, origins and
+World axes are X lateral, Y forward, Z up, in meters, floor at Z = 0. Points, origins and
 poses have the order (X, Y, Z).
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ammnet_sparse.data.grid import FLOOR_OFFSET, GRID_SHAPE, VOXEL_SIZE
 
 FORWARD_OFFSET = 3.4
-"""Metres in front of the camera around which the grid of an own frame is centred."""
+"""Meters in front of the camera around which the grid of an own frame is centered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CameraView:
     Attributes:
         camera: intrinsics of the depth image.
         pose: [4, 4] float64, camera to world; camera axes x right, y down, z forward; floor at Z = 0.
-        origin: [3] float64, world position (X, Y, Z) in metres of the grid's lower corner.
+        origin: [3] float64, world position (X, Y, Z) in meters of the grid's lower corner.
 
     Raises:
         ValueError: a pose that is not a finite rigid transform, or an origin that is not three finite coordinates.
@@ -64,9 +64,9 @@ SSCNET_CAMERA = Camera(518.8579, 518.8579, 320.0, 240.0)
 
 
 def own_frame_origin(pose: ArrayLike) -> NDArray[np.float64]:
-    """World position (X, Y, Z) in metres of the lower corner of the grid for a frame without published origin.
+    """World position (X, Y, Z) in meters of the lower corner of the grid for a frame without published origin.
 
-    The grid is centred 3.4 m in front of the camera; its lowest layer starts 0.05 m below the floor.
+    The grid is centered 3.4 m in front of the camera; its lowest layer starts 0.05 m below the floor.
 
     Args:
         pose: [4, 4] camera to world; floor at Z = 0.
@@ -84,10 +84,10 @@ def intrinsics(camera: Camera) -> NDArray[np.float64]:
 
 
 def checked_depth(depth: NDArray[np.floating]) -> NDArray[np.float32]:
-    """[rows, columns] float32 in metres, 0 where the depth is not finite. Raises ValueError for another array."""
+    """[rows, columns] float32 in meters, 0 where the depth is not finite. Raises ValueError for another array."""
     if depth.ndim != 2 or depth.dtype.kind != "f":
         raise ValueError(
-            f"depth: expected a float image [rows, columns] in metres, found {depth.dtype} {list(depth.shape)}"
+            f"depth: expected a float image [rows, columns] in meters, found {depth.dtype} {list(depth.shape)}"
         )
     return np.ascontiguousarray(np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0), dtype=np.float32)
 
@@ -103,8 +103,8 @@ def checked_pose(pose: ArrayLike) -> NDArray[np.float64]:
 
 
 def checked_origin(origin: ArrayLike) -> NDArray[np.float64]:
-    """[3] float64 in metres. Raises ValueError for what is not three finite coordinates."""
+    """[3] float64 in meters. Raises ValueError for what is not three finite coordinates."""
     vector = np.ascontiguousarray(origin, dtype=np.float64)
     if vector.shape != (3,) or not np.isfinite(vector).all():
-        raise ValueError(f"origin: expected three finite world coordinates in metres, found {vector.tolist()}")
+        raise ValueError(f"origin: expected three finite world coordinates in meters, found {vector.tolist()}")
     return vector

@@ -1,6 +1,6 @@
 """What the numbers of a depth image mean: which of them are no depth.
 
-One rule for every type: a code that means "nothing measured" means it in images of integers, of floats and of metres.
+One rule for every type: a code that means "nothing measured" means it in images of integers, of floats and of meters.
 """
 
 from typing import Any
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 LARGEST_CODE = 65535
 """The largest number of 16 bits: no depth, in an image of integers as in a copy of it as floats."""
 FARTHEST = 60.0
-"""Metres: no camera for rooms measures farther. Renderers write 1e10, 65504 or 65535 where they hit nothing."""
+"""Meters: no camera for rooms measures farther. Renderers write 1e10, 65504 or 65535 where they hit nothing."""
 _MIN_SPIKE_SHARE = 0.001
 """Of the valid pixels that must hold one code."""
 _MIN_SPIKE = 20
 _NEAR_CODES = (2047, 4095)
 """Largest numbers of 11 and 12 bits: "too far" of the first Kinect and of time-of-flight cameras."""
 _FAR_CODE = 8190
-"""From here on (millimetres; the largest number of 13 bits is 8191) a group of pixels that stands alone is no depth."""
+"""From here on (millimeters; the largest number of 13 bits is 8191) a group of pixels that stands alone is no depth."""
 
 
 _CODE_WIDTH = 4
-"""Millimetres."""
+"""Millimeters."""
 
 
-def depth_in_metres(values: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
-    """Depth in metres, 0 wherever the values are no depth.
+def depth_in_meters(values: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
+    """Depth in meters, 0 wherever the values are no depth.
 
     No depth are: 0, negative, infinite and NaN values; 65535 of any type, also where it was divided by the scale; what
     is farther than 60 m; and the "too far" codes of sensors: 2047 and 4095 where they are the image's largest value and
@@ -34,38 +34,38 @@ def depth_in_metres(values: NDArray[Any], *, scale: float) -> NDArray[np.float32
 
     Args:
         values: [rows, columns], integers or floats.
-        scale: units a metre.
+        scale: units a meter.
 
     Returns:
         [rows, columns] float32.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         numbers = values.astype(np.float64)
-        metres = numbers / scale
-        # The same code after a division: a copy in metres of an image in millimetres.
-        is_code = (numbers == LARGEST_CODE) | np.isclose(metres, LARGEST_CODE / 1000, rtol=0, atol=2e-3)
-        valid = np.isfinite(metres) & (numbers > 0) & ~is_code & (metres <= FARTHEST)
-    valid &= ~_too_far(metres, valid)
-    return np.where(valid, metres, 0.0).astype(np.float32)
+        meters = numbers / scale
+        # The same code after a division: a copy in meters of an image in millimeters.
+        is_code = (numbers == LARGEST_CODE) | np.isclose(meters, LARGEST_CODE / 1000, rtol=0, atol=2e-3)
+        valid = np.isfinite(meters) & (numbers > 0) & ~is_code & (meters <= FARTHEST)
+    valid &= ~_too_far(meters, valid)
+    return np.where(valid, meters, 0.0).astype(np.float32)
 
 
-def _too_far(metres: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _too_far(meters: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The pixels that hold a sensor's code for "too far"."""
-    is_code = np.zeros(metres.shape, dtype=np.bool_)
+    is_code = np.zeros(meters.shape, dtype=np.bool_)
     count = int(valid.sum())
     needed = max(_MIN_SPIKE, _MIN_SPIKE_SHARE * count)
-    millimetres = np.where(valid, metres, 0.0) * 1000.0
-    far = millimetres >= _FAR_CODE - 0.5
-    # A hall goes on without a gap; a code stands alone, with next to nothing in the metre before it.
-    before = (millimetres >= _FAR_CODE - 1000) & ~far
+    millimeters = np.where(valid, meters, 0.0) * 1000.0
+    far = millimeters >= _FAR_CODE - 0.5
+    # A hall goes on without a gap; a code stands alone, with next to nothing in the meter before it.
+    before = (millimeters >= _FAR_CODE - 1000) & ~far
     stands_alone = far.sum() >= needed and before.sum() < 0.05 * far.sum()
     # Where it is most of the image it must be one number: otherwise the unit is wrong, which others find out.
-    if stands_alone and (far.sum() <= 0.5 * count or np.ptp(millimetres[far]) < _CODE_WIDTH):
+    if stands_alone and (far.sum() <= 0.5 * count or np.ptp(millimeters[far]) < _CODE_WIDTH):
         is_code |= far
-    largest = float(millimetres[~is_code].max(initial=0.0))
+    largest = float(millimeters[~is_code].max(initial=0.0))
     for code in _NEAR_CODES:
-        exact = np.abs(millimetres - code) < 0.5
-        before = (millimetres > code - 60) & ~exact & (millimetres < code)
+        exact = np.abs(millimeters - code) < 0.5
+        before = (millimeters > code - 60) & ~exact & (millimeters < code)
         if abs(largest - code) < 0.5 and exact.sum() >= needed and before.sum() < 0.05 * exact.sum():
             is_code |= exact
     return is_code

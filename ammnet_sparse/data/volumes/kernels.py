@@ -14,7 +14,7 @@ FINE_PER_VOXEL = 4
 TRUNCATION = 12
 """Fine voxels (0.24 m) from the surface at which the TSDF saturates."""
 TSDF_DEPTH_RANGE = (0.5, 8.0)
-"""Metres: pixels nearer or farther leave the voxels they see unobserved."""
+"""Meters: pixels nearer or farther leave the voxels they see unobserved."""
 
 
 @njit(cache=True)

@@ -18,10 +18,10 @@ def mapping_from_depth(
     """Which pixel hits each voxel; where several do, the largest pixel index wins.
 
     Args:
-        depth: [rows, columns] float, metres along the optical axis; 0 or not finite where missing.
+        depth: [rows, columns] float, meters along the optical axis; 0 or not finite where missing.
         view: intrinsics and pose of the depth image, and the grid's lower corner.
         grid_shape: voxels along (X, height, Y).
-        voxel_size: metres.
+        voxel_size: meters.
 
     Returns:
         [X * height * Y] int32, pixel ``row * columns + column``, or ``UNMAPPED`` (-1) where no pixel hits;

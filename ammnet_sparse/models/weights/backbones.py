@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.tensors import SafetensorsFile, is_safetensors
 from ammnet_sparse.files.torch_files import read_torch_file
 from ammnet_sparse.models.weights import efficientnet
 from ammnet_sparse.models.weights.checks import check_plain, type_problem, value_problem
-from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.models.weights.errors import WeightsError
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which programs put the state dict into a checkpoint."""
@@ -108,7 +109,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
-            f"{path}: expected tensors by name, found {some_names(sorted(map(str, contents))) or 'nothing'}"
+            f"{path}: expected tensors by name, found {abbreviated(sorted(map(str, contents))) or 'nothing'}"
         )
     check_plain(tensors, source=path)
     return tensors
@@ -141,7 +142,7 @@ def read_backbone_weights(backbone: nn.Module, path: str | Path) -> BackboneWeig
             found[name] = _Entry(file_name, tensor)
     if not found:
         raise WeightsError(
-            f"{path}: expected ImageNet weights of {kind}, found none of its names among {some_names(sorted(tensors))}"
+            f"{path}: expected ImageNet weights of {kind}, found none of its names among {abbreviated(sorted(tensors))}"
         )
     _check_names(found, backbone, path=path, kind=kind)
     _check_values(found, backbone, path=path)
@@ -159,11 +160,11 @@ def _check_names(found: dict[str, _Entry], backbone: nn.Module, *, path: str | P
     # Files from before PyTorch 0.4.1 lack these counters, and nothing reads them.
     missing = sorted(name for name in expected - found.keys() if not name.endswith("num_batches_tracked"))
     if missing:
-        raise WeightsError(f"{path}: expected all weights of {kind}, missing are (timm's names) {some_names(missing)}")
+        raise WeightsError(f"{path}: expected all weights of {kind}, missing are (timm's names) {abbreviated(missing)}")
     surplus = sorted(found[name].file_name for name in found.keys() - expected)
     if surplus:
         raise WeightsError(
-            f"{path}: expected weights of {kind}, found those of a larger backbone: {some_names(surplus)}"
+            f"{path}: expected weights of {kind}, found those of a larger backbone: {abbreviated(surplus)}"
         )
 
 
@@ -178,7 +179,7 @@ def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | 
         elif wrong := type_problem(tensor, is_floating=expected.is_floating_point()) or value_problem(name, tensor):
             problems.append(f"{file_name}: {wrong}")
     if problems:
-        raise WeightsError(f"{path}: weights that do not fit: {some_names(problems)}")
+        raise WeightsError(f"{path}: weights that do not fit: {abbreviated(problems)}")
 
 
 def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.models.weights.errors import WeightsError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types in which weights may be stored; in the network they are float32."""
@@ -50,7 +51,7 @@ def check_plain(state: Mapping[str, Tensor], *, source: object) -> None:
     unusable = [f"{name} ({what})" for name, value in state.items() if (what := kind_problem(value))]
     if unusable:
         raise WeightsError(
-            f"{source}: expected plain tensors, found {some_names(unusable)}; convert them with "
+            f"{source}: expected plain tensors, found {abbreviated(unusable)}; convert them with "
             "tensor.to_dense().dequantize().float() as far as they need it, and save the state_dict again"
         )
 
@@ -96,7 +97,7 @@ def check_state(
     if not any(problems.values()):
         problems["wrong values"] = _problems((name, value_problem(name, value)) for name, value in known.items())
     if any(problems.values()):
-        found = "; ".join(f"{title}: {some_names(names)}" for title, names in problems.items() if names)
+        found = "; ".join(f"{title}: {abbreviated(names)}" for title, names in problems.items() if names)
         raise WeightsError(f"{source}: expected the weights of this {what}; found {found}")
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.files.errors import reason
+from ammnet_sparse.files.errors import abbreviated, reason
 from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
 from ammnet_sparse.models.weights.backbones import WRAPPERS, timm_to_published
 from ammnet_sparse.models.weights.checks import kind_problem, type_problem, value_problem
-from ammnet_sparse.models.weights.errors import WeightsError, some_names
+from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.parts import join_states
 
 _PREFIX = "module."
@@ -319,7 +319,7 @@ def _check(
         if name in wanted_shapes and (wrong := value_problem(name, value))
     ]
     problems = [
-        f"{title}: {some_names(names)}"
+        f"{title}: {abbreviated(names)}"
         for title, names in (
             ("unknown names", unknown),
             ("missing names", missing),

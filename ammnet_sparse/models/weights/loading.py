@@ -74,7 +74,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     network.metadata = metadata
     for part in absent:
         warnings.warn(
-            f"{path}: holds no {part}, which stays as initialised; predictions mean nothing until its weights "
+            f"{path}: holds no {part}, which stays as initialized; predictions mean nothing until its weights "
             "are given (`ammnet convert --image-encoder-weights`)",
             stacklevel=2,
         )

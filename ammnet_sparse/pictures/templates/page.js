@@ -69,7 +69,7 @@ function buildColorChoice() {
     settings.colorBy = box.checked ? "part" : "class";
     repaint();
   });
-  element("parts").append(make("label", { className: "row" }, box, "Colour by this, not by class"));
+  element("parts").append(make("label", { className: "row" }, box, "Color by this, not by class"));
 }
 
 // The views that a scene offers: key to label and panes.

@@ -47,10 +47,10 @@ void main() {
 const GROUND_FRAGMENT = `#version 300 es
 precision highp float;
 in vec2 position;
-uniform float metre; // in voxels
+uniform float meter; // in voxels
 out vec4 pixel;
 void main() {
-  vec2 cell = position / metre;
+  vec2 cell = position / meter;
   vec2 line = abs(fract(cell + 0.5) - 0.5) / fwidth(cell);
   pixel = vec4(vec3(mix(0.86, 0.94, smoothstep(0.4, 1.2, min(line.x, line.y)))), 1.0);
 }`;
@@ -135,7 +135,7 @@ class Renderer {
     gl.useProgram(this.ground);
     gl.uniformMatrix4fv(gl.getUniformLocation(this.ground, "camera"), false, matrix);
     gl.uniform2f(gl.getUniformLocation(this.ground, "extent"), shape[0], shape[2]);
-    gl.uniform1f(gl.getUniformLocation(this.ground, "metre"), 1 / voxelSize);
+    gl.uniform1f(gl.getUniformLocation(this.ground, "meter"), 1 / voxelSize);
     gl.bindVertexArray(this.nothing);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
   }

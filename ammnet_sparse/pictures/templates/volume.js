@@ -1,12 +1,12 @@
-// Voxel volumes: decoding, what is drawn in which view and colour, and the faces that one can see.
+// Voxel volumes: decoding, what is drawn in which view and color, and the faces that one can see.
 // Flat order is (X, height, Y), as in the arrays of the project: index = (x * H + h) * Y + y.
 
 const EMPTY = 0;
 const IGNORE = 255;
 const IN_MASK = 1;
 const HIT = 2;
-const DRAWN = 1 << 24; // above the 24 bits of a colour, so that black is drawn too
-const SURFACE_COLOR = 0xa9adb5; // of the input surface where no image colours it
+const DRAWN = 1 << 24; // above the 24 bits of a color, so that black is drawn too
+const SURFACE_COLOR = 0xa9adb5; // of the input surface where no image colors it
 
 const packColor = ([red, green, blue]) => (red << 16) | (green << 8) | blue;
 
@@ -45,7 +45,7 @@ function errorKind(predicted, truth) {
   return predicted === truth ? 0 : 1;
 }
 
-// Colour and DRAWN of each voxel in a view, 0 where nothing is drawn.
+// Color and DRAWN of each voxel in a view, 0 where nothing is drawn.
 function paintVoxels(scene, view, settings, palette) {
   const paint = new Uint32Array(scene.count);
   const { prediction, truth, flags } = scene;
@@ -95,7 +95,7 @@ function countVoxels(scene, numClasses) {
 }
 
 // The faces between drawn voxels and open space, 8 bytes each: x, height, y, face (2 * axis + side), red, green,
-// blue, and how many neighbours shade each of the four corners (2 bits a corner).
+// blue, and how many neighbors shade each of the four corners (2 bits a corner).
 function buildFaces(paint, shape) {
   const size = shape.map((length) => length + 2); // a border spares the bounds checks
   const steps = [size[1] * size[2], size[2], 1];

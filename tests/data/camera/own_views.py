@@ -19,7 +19,7 @@ Kind = Literal["floor", "no floor"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RoomView:
-    """Depth like a Kinect's [480, 640] in metres, by ``NYU_CAMERA``; the room's walls run along X and Y."""
+    """Depth like a Kinect's [480, 640] in meters, by ``NYU_CAMERA``; the room's walls run along X and Y."""
 
     scene: Scene
     depth: NDArray[np.float32]
@@ -66,7 +66,7 @@ def box_room(
     """Depth [480, 640] without noise of a bare room with up to three boxes, by ``NYU_CAMERA``; and the pose.
 
     Args:
-        height: metres of the camera above the floor.
+        height: meters of the camera above the floor.
         pitch, roll: degrees.
     """
     rng = np.random.default_rng(seed)
@@ -109,5 +109,5 @@ def heading_of(pose: NDArray[np.float64]) -> float:
     return (turn + 45) % 90 - 45
 
 
-def grey_image(shape: tuple[int, int] = IMAGE_SHAPE) -> NDArray[np.uint8]:
+def gray_image(shape: tuple[int, int] = IMAGE_SHAPE) -> NDArray[np.uint8]:
     return np.full((*shape, 3), 120, dtype=np.uint8)

@@ -8,25 +8,25 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.data.camera.depth import metres_from_values, read_depth, read_depth_with_notes
-from ammnet_sparse.data.volumes.depth import depth_in_metres
+from ammnet_sparse.data.camera.depth import meters_from_values, read_depth, read_depth_with_notes
+from ammnet_sparse.data.volumes.depth import depth_in_meters
 from ammnet_sparse.files.errors import DataError
 
 
 def test_depth_files(tmp_path: Path) -> None:
     values = np.array([[0, 65535, 1000], [2500, 3000, 1500]], dtype=np.uint16)
-    metres = [[0, 0, 1.0], [2.5, 3.0, 1.5]]
+    meters = [[0, 0, 1.0], [2.5, 3.0, 1.5]]
     Image.fromarray(values).save(tmp_path / "d.png")
-    np.testing.assert_allclose(read_depth(tmp_path / "d.png"), metres, atol=1e-6)
-    np.testing.assert_allclose(read_depth(tmp_path / "d.png", scale=500.0), 2 * np.array(metres), atol=1e-6)
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png"), meters, atol=1e-6)
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png", scale=500.0), 2 * np.array(meters), atol=1e-6)
     np.save(tmp_path / "d.npy", np.array([[0, np.nan, 1.0], [2.5, np.inf, -1]]))
     np.testing.assert_allclose(read_depth(tmp_path / "d.npy", scale=1.0), [[0, 0, 1], [2.5, 0, 0]])
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "eight.png")
     Image.fromarray(np.zeros((2, 3), dtype=np.uint16)).save(tmp_path / "nothing.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
     for name, scale, message in (
-        ("d.png", 1.0, r"d\.png: .*median of 2e\+03 m at 1 units a metre; correct the depth scale"),
-        ("d.png", 0.0, "depth scale: expected units a metre above 0"),
+        ("d.png", 1.0, r"d\.png: .*median of 2e\+03 m at 1 units a meter; correct the depth scale"),
+        ("d.png", 0.0, "depth scale: expected units a meter above 0"),
         ("eight.png", 1000.0, r"eight\.png: expected a depth image with one channel of 16 bits, found uint8"),
         ("nothing.png", 1000.0, r"nothing\.png: expected depth, found no valid pixel"),
         ("broken.png", 1000.0, r"broken\.png: expected a readable png .* with a depth image"),
@@ -37,7 +37,7 @@ def test_depth_files(tmp_path: Path) -> None:
 
 
 def ramp(shape: tuple[int, int] = (60, 80), low: float = 1.2, high: float = 4.5) -> NDArray[np.float64]:
-    """Metres of a slanted surface, to the millimetre."""
+    """Meters of a slanted surface, to the millimeter."""
     values = np.linspace(low, high, shape[0] * shape[1]).reshape(shape)
     return np.round(values + 0.2 * np.sin(np.arange(shape[1]) / 5.0), 3)
 
@@ -55,53 +55,53 @@ _CODES: list[tuple[type[Any], float]] = [
 
 @pytest.mark.parametrize(("dtype", "code"), _CODES)
 def test_codes_that_are_no_depth(dtype: type[Any], code: float) -> None:
-    """One rule for every type, in millimetres and in metres."""
-    metres = ramp()
-    mask = np.zeros(metres.shape, dtype=np.bool_)
+    """One rule for every type, in millimeters and in meters."""
+    meters = ramp()
+    mask = np.zeros(meters.shape, dtype=np.bool_)
     mask[20:30, 10:40] = True
-    expected = np.where(mask, 0, metres)
-    values = metres * 1000
+    expected = np.where(mask, 0, meters)
+    values = meters * 1000
     values[mask] = code
     info = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
     stored = np.round(values).astype(dtype) if info is not None else values.astype(dtype)
-    np.testing.assert_allclose(depth_in_metres(stored, scale=1000.0), expected, atol=1e-3)
+    np.testing.assert_allclose(depth_in_meters(stored, scale=1000.0), expected, atol=1e-3)
     if info is None:
-        np.testing.assert_allclose(depth_in_metres((stored / dtype(1000)), scale=1.0), expected, atol=1e-3)
+        np.testing.assert_allclose(depth_in_meters((stored / dtype(1000)), scale=1.0), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("code", [2047, 4095])
 def test_codes_within_the_range_of_rooms(code: int) -> None:
     """Where many pixels have exactly the largest number of 11 or 12 bits, and next to none one just below."""
-    metres = ramp(high=code / 1000 - 0.5)
-    mask = np.zeros(metres.shape, dtype=np.bool_)
+    meters = ramp(high=code / 1000 - 0.5)
+    mask = np.zeros(meters.shape, dtype=np.bool_)
     mask[:10] = True
-    values = np.where(mask, code, metres * 1000).astype(np.uint16)
-    assert not depth_in_metres(values, scale=1000.0)[mask].any()
-    # A wall that is seen up to that distance has neighbours: it stays.
+    values = np.where(mask, code, meters * 1000).astype(np.uint16)
+    assert not depth_in_meters(values, scale=1000.0)[mask].any()
+    # A wall that is seen up to that distance has neighbors: it stays.
     wall = ramp(low=1.0, high=code / 1000)
-    kept = depth_in_metres(np.minimum(np.round(wall * 1000), code).astype(np.uint16), scale=1000.0)
+    kept = depth_in_meters(np.minimum(np.round(wall * 1000), code).astype(np.uint16), scale=1000.0)
     assert (kept > 0).all()
 
 
 def test_far_depth_that_is_none_of_these_stays() -> None:
     hall = ramp(low=2.0, high=14.0)
-    np.testing.assert_allclose(depth_in_metres(hall * 1000, scale=1000.0), hall, atol=1e-6)
+    np.testing.assert_allclose(depth_in_meters(hall * 1000, scale=1000.0), hall, atol=1e-6)
     flat = np.full((50, 60), 3.0)
-    np.testing.assert_allclose(depth_in_metres(flat, scale=1.0), flat)
+    np.testing.assert_allclose(depth_in_meters(flat, scale=1.0), flat)
 
 
-def rotated(millimetres: NDArray[Any]) -> NDArray[np.uint16]:
-    bits = millimetres.astype(np.uint16)
+def rotated(millimeters: NDArray[Any]) -> NDArray[np.uint16]:
+    bits = millimeters.astype(np.uint16)
     return (bits << np.uint16(3)) | (bits >> np.uint16(13))
 
 
 @pytest.mark.parametrize("high", [3.0, 6.0, 8.6])
 def test_rotated_bits_are_noticed(tmp_path: Path, high: float) -> None:
     """As SUN RGB-D and SSCNet store them, also where a part lies beyond 8.192 m; and said."""
-    millimetres = np.round(ramp(high=high) * 1000).astype(np.uint16)
-    millimetres[:3] = 0
-    Image.fromarray(rotated(millimetres)).save(tmp_path / "sun.png")
-    Image.fromarray(millimetres).save(tmp_path / "plain.png")
+    millimeters = np.round(ramp(high=high) * 1000).astype(np.uint16)
+    millimeters[:3] = 0
+    Image.fromarray(rotated(millimeters)).save(tmp_path / "sun.png")
+    Image.fromarray(millimeters).save(tmp_path / "plain.png")
     expected, no_notes = read_depth_with_notes(tmp_path / "plain.png")
     assert no_notes == []
     found, notes = read_depth_with_notes(tmp_path / "sun.png")
@@ -121,18 +121,18 @@ def test_coarse_depth_is_not_rotated(step: int) -> None:
     """A camera that rounds to 8, 16 or 40 mm has multiples of 8, too; the room says that they are not rotated."""
     low, high = (0.6, 3.0) if step == 8 else (1.2, 4.5)
     values = (np.round(ramp(low=low, high=high) * 1000 / step) * step).astype(np.uint16)
-    metres, notes = metres_from_values(values)
-    np.testing.assert_allclose(metres, values / 1000.0, atol=1e-6)
+    meters, notes = meters_from_values(values)
+    np.testing.assert_allclose(meters, values / 1000.0, atol=1e-6)
     assert len(notes) == 1 and "--depth-encoding rotated" in notes[0]
-    np.testing.assert_allclose(metres_from_values(values, encoding="millimetres")[0], values / 1000.0, atol=1e-6)
+    np.testing.assert_allclose(meters_from_values(values, encoding="millimeters")[0], values / 1000.0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("values", "scale", "advised", "not_advised"),
     [
-        (ramp() * 5000, 1000.0, "5000 for TUM's files gives", "1 for metres"),
-        (ramp() * 10000, 1000.0, "10000 for tenths of millimetres", "1 for metres"),
-        (ramp(low=2, high=4), 1000.0, "1 for metres gives 3 m", "10000 for"),
+        (ramp() * 5000, 1000.0, "5000 for TUM's files gives", "1 for meters"),
+        (ramp() * 10000, 1000.0, "10000 for tenths of millimeters", "1 for meters"),
+        (ramp(low=2, high=4), 1000.0, "1 for meters gives 3 m", "10000 for"),
         (ramp() * 1e7, 1000.0, "no usual one gives a room", "tenths"),
     ],
 )
@@ -141,24 +141,24 @@ def test_only_scales_that_give_a_room_are_advised(
 ) -> None:
     stored = values if values.max() < 10 or values.max() > 65535 else (values + 15000).astype(np.uint16)
     with pytest.raises(DataError) as caught:
-        metres_from_values(stored, scale=scale)
+        meters_from_values(stored, scale=scale)
     assert advised in str(caught.value) and not_advised not in str(caught.value)
 
 
 def test_units_that_are_found_out(tmp_path: Path) -> None:
-    metres = ramp()
-    np.testing.assert_allclose(metres_from_values(metres)[0], metres, atol=1e-6)
-    assert "metres" in metres_from_values(metres)[1][0]
-    np.testing.assert_allclose(metres_from_values(metres * 1000)[0], metres, atol=1e-6)
-    tum = np.round(metres * 1000).astype(np.uint16) * np.uint16(5)
-    assert "5000" in metres_from_values(tum)[1][0]
-    found, notes = metres_from_values(tum, usual_scale=5000.0)
-    np.testing.assert_allclose(found, metres, atol=1e-3)
+    meters = ramp()
+    np.testing.assert_allclose(meters_from_values(meters)[0], meters, atol=1e-6)
+    assert "meters" in meters_from_values(meters)[1][0]
+    np.testing.assert_allclose(meters_from_values(meters * 1000)[0], meters, atol=1e-6)
+    tum = np.round(meters * 1000).astype(np.uint16) * np.uint16(5)
+    assert "5000" in meters_from_values(tum)[1][0]
+    found, notes = meters_from_values(tum, usual_scale=5000.0)
+    np.testing.assert_allclose(found, meters, atol=1e-3)
     assert "intrinsics file" in notes[0]
-    with pytest.raises(DataError, match="has 1 units a metre, but --depth-scale says 1000"):
-        metres_from_values(metres, scale=1000.0, encoding="metres")
+    with pytest.raises(DataError, match="has 1 units a meter, but --depth-scale says 1000"):
+        meters_from_values(meters, scale=1000.0, encoding="meters")
     with pytest.raises(DataError, match="depth encoding: expected one of auto"):
-        metres_from_values(metres, encoding="backwards")  # type: ignore[arg-type]
+        meters_from_values(meters, encoding="backwards")  # type: ignore[arg-type]
 
 
 def write_exr(path: Path, **channels: NDArray[Any]) -> None:
@@ -170,33 +170,33 @@ def write_exr(path: Path, **channels: NDArray[Any]) -> None:
 
 @pytest.mark.parametrize("form", ["png", "tiff", "float tiff", "npy", "float npy", "1xHxW", "HxWx1", "npz", "exr"])
 def test_file_types(tmp_path: Path, form: str) -> None:
-    metres = ramp().astype(np.float32)
-    millimetres = np.round(metres * 1000).astype(np.uint16)
+    meters = ramp().astype(np.float32)
+    millimeters = np.round(meters * 1000).astype(np.uint16)
     path = tmp_path / {"float tiff": "d.tiff", "float npy": "d.npy", "1xHxW": "d.npy", "HxWx1": "d.npy"}.get(
         form, f"d.{form}"
     )
     if form in ("png", "tiff"):
-        Image.fromarray(millimetres).save(path)
+        Image.fromarray(millimeters).save(path)
     elif form == "float tiff":
-        Image.fromarray(metres).save(path)
+        Image.fromarray(meters).save(path)
     elif form == "npz":
-        np.savez_compressed(path, depth=metres, other=np.zeros(3))
+        np.savez_compressed(path, depth=meters, other=np.zeros(3))
     elif form == "exr":
-        write_exr(path, Z=metres, A=np.ones_like(metres))
+        write_exr(path, Z=meters, A=np.ones_like(meters))
     else:
-        array = {"npy": millimetres, "float npy": metres, "1xHxW": millimetres[None], "HxWx1": metres[..., None]}[form]
+        array = {"npy": millimeters, "float npy": meters, "1xHxW": millimeters[None], "HxWx1": meters[..., None]}[form]
         np.save(path, array)
-    np.testing.assert_allclose(read_depth(path), metres, atol=1.1e-3)
+    np.testing.assert_allclose(read_depth(path), meters, atol=1.1e-3)
 
 
 def test_exr_of_several_channels(tmp_path: Path) -> None:
-    metres = ramp().astype(np.float32)
-    write_exr(tmp_path / "grey.exr", R=metres, G=metres, B=metres)
-    np.testing.assert_allclose(read_depth(tmp_path / "grey.exr"), metres, atol=1e-6)
-    write_exr(tmp_path / "color.exr", R=metres, G=metres, B=2 * metres)
+    meters = ramp().astype(np.float32)
+    write_exr(tmp_path / "gray.exr", R=meters, G=meters, B=meters)
+    np.testing.assert_allclose(read_depth(tmp_path / "gray.exr"), meters, atol=1e-6)
+    write_exr(tmp_path / "color.exr", R=meters, G=meters, B=2 * meters)
     with pytest.raises(DataError, match=r"color\.exr: expected a depth image as one channel, or one named Z"):
         read_depth(tmp_path / "color.exr")
-    (tmp_path / "broken.exr").write_bytes((tmp_path / "grey.exr").read_bytes()[:300])
+    (tmp_path / "broken.exr").write_bytes((tmp_path / "gray.exr").read_bytes()[:300])
     with pytest.raises(DataError, match=r"broken\.exr: expected a readable exr"):
         read_depth(tmp_path / "broken.exr")
 

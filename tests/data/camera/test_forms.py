@@ -190,7 +190,7 @@ def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: OwnFrame)
     assert_alike(read_own_frame(paths, settings=of(lying)), plain, overlap=0.75)
 
 
-@pytest.mark.parametrize("form", ["rotated bits", "float metres", "65535", "too far"])
+@pytest.mark.parametrize("form", ["rotated bits", "float meters", "65535", "too far"])
 def test_depth_stored_otherwise(tmp_path: Path, view: RoomView, native: NDArray[np.float32], form: str) -> None:
     """The volumes of depth with holes, whatever the holes and the numbers are stored as."""
     depth = np.round(native * 1000).astype(np.uint16)
@@ -200,7 +200,7 @@ def test_depth_stored_otherwise(tmp_path: Path, view: RoomView, native: NDArray[
     path = tmp_path / "other.png"
     if form == "rotated bits":
         Image.fromarray((depth << np.uint16(3)) | (depth >> np.uint16(13))).save(path)
-    elif form == "float metres":
+    elif form == "float meters":
         path = tmp_path / "other.npy"
         np.save(path, np.where(depth == 0, np.nan, depth / np.float32(1000)))
     else:

@@ -107,17 +107,17 @@ def test_frames_of_folders(tmp_path: Path) -> None:
         *("frame-000002.color.jpg", "frame-000002.depth.png", "frame-000002.pose.txt"),
         *("frame-000003.color.jpg", "camera-intrinsics.txt"),
     )
-    frames, lonely = find_own_frames(one, one, pose=one)
+    frames, unmatched = find_own_frames(one, one, pose=one)
     assert [frame.name for frame in frames] == ["frame-000001", "frame-000002"]
     assert frames[0].pose == one / "frame-000001.pose.txt" and frames[1].color == one / "frame-000002.color.jpg"
-    assert len(lonely) == 1 and "frame-000003.color.jpg: has no partner: no depth image of that name" in lonely[0]
+    assert len(unmatched) == 1 and "frame-000003.color.jpg: has no partner: no depth image of that name" in unmatched[0]
 
     rgb, depth = touch(tmp_path / "rgb", "7.png", "8.png"), touch(tmp_path / "depth", "7.png", "8.png")
     labels = touch(tmp_path / "labels", "8.png")
-    frames, lonely = find_own_frames(rgb, depth, label_map=labels, pose=one / "frame-000001.pose.txt")
+    frames, unmatched = find_own_frames(rgb, depth, label_map=labels, pose=one / "frame-000001.pose.txt")
     assert [(frame.name, frame.label_map) for frame in frames] == [("8", labels / "8.png")]
-    assert frames[0].pose == one / "frame-000001.pose.txt" and len(lonely) == 1
-    assert "7.png: has no partner: no label map of that name" in lonely[0]
+    assert frames[0].pose == one / "frame-000001.pose.txt" and len(unmatched) == 1
+    assert "7.png: has no partner: no label map of that name" in unmatched[0]
 
     single, _ = find_own_frames(one / "frame-000001.color.jpg", one / "frame-000001.depth.png")
     assert single[0].name == "frame-000001"
@@ -142,11 +142,11 @@ def test_published_names(tmp_path: Path) -> None:
     """Colors and depth of NYU as they are published, in folders of their own or in one."""
     rgb, depth = touch(tmp_path / "RGB", "NYU0003_colors.png"), touch(tmp_path / "depth", "NYU0003_0000.png")
     labels = touch(tmp_path / "Seg2D", "0003.png")
-    frames, lonely = find_own_frames(rgb, depth, label_map=labels)
+    frames, unmatched = find_own_frames(rgb, depth, label_map=labels)
     assert [(f.name, f.depth.name, f.label_map) for f in frames] == [
         ("NYU0003", "NYU0003_0000.png", labels / "0003.png")
     ]
-    assert not lonely
+    assert not unmatched
     both = touch(tmp_path / "both", "NYU0003_colors.png", "NYU0003_0000.png", "NYU0004_colors.png", "NYU0004_0000.png")
     frames, _ = find_own_frames(both, both)
     assert [(f.name, f.color.name, f.depth.name) for f in frames] == [
@@ -157,29 +157,29 @@ def test_published_names(tmp_path: Path) -> None:
 
 def test_names_by_number(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "a", "image_7.png", "image_8.png"), touch(tmp_path / "b", "d0007.png", "d0008.png")
-    frames, lonely = find_own_frames(rgb, depth)
+    frames, unmatched = find_own_frames(rgb, depth)
     assert [(f.color.name, f.depth.name) for f in frames] == [
         ("image_7.png", "d0007.png"),
         ("image_8.png", "d0008.png"),
     ]
-    assert not lonely
+    assert not unmatched
 
 
 def test_folder_that_is_one_frame(tmp_path: Path) -> None:
     folder = touch(tmp_path / "kitchen", "color.jpg", "depth.png", "label_map.png", "pose.txt", "intrinsics.txt")
-    frames, lonely = find_own_frames(folder, folder, label_map=folder, pose=folder)
+    frames, unmatched = find_own_frames(folder, folder, label_map=folder, pose=folder)
     assert [(f.name, f.color.name, f.depth.name) for f in frames] == [("kitchen", "color.jpg", "depth.png")]
-    assert frames[0].label_map == folder / "label_map.png" and frames[0].pose == folder / "pose.txt" and not lonely
+    assert frames[0].label_map == folder / "label_map.png" and frames[0].pose == folder / "pose.txt" and not unmatched
 
 
 def test_depth_alone(tmp_path: Path) -> None:
     depth = touch(tmp_path / "kitchen", "depth.png", "7.depth.png", "7.color.png")
-    frames, lonely = find_own_frames(None, depth)
+    frames, unmatched = find_own_frames(None, depth)
     assert [(f.name, f.color, f.depth.name) for f in frames] == [
         ("kitchen", None, "depth.png"),
         ("7", None, "7.depth.png"),
     ]
-    assert not lonely
+    assert not unmatched
     single, _ = find_own_frames(None, depth / "depth.png")
     assert (single[0].name, single[0].color) == ("kitchen", None)
 
@@ -219,11 +219,11 @@ def test_tum_folders(tmp_path: Path, given: str) -> None:
         "lists": (tmp_path, tmp_path),
         "files of lists": (tmp_path / "rgb.txt", tmp_path / "depth.txt"),
     }
-    frames, lonely = find_own_frames(*pairs[given], pose=tmp_path)
+    frames, unmatched = find_own_frames(*pairs[given], pose=tmp_path)
     assert [(f.color.name, f.depth.name) for f in frames] == [
         ("1305031102.175304.png", "1305031102.160407.png"),
         ("1305031102.211214.png", "1305031102.226738.png"),
     ]
-    assert len(lonely) == 2 and "1305031109.000000.png: has no partner: no depth image" in lonely[1]
+    assert len(unmatched) == 2 and "1305031109.000000.png: has no partner: no depth image" in unmatched[1]
     found = [read_trajectory(f.pose).pose_of(f.time, index=f.index, count=f.count)[0, 3] for f in frames if f.pose]
     assert found == [1.0, 2.0]

@@ -25,7 +25,7 @@ from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import mapping, tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
-from tests.data.camera.own_views import RoomView, angle, grey_image, heading_of, room_view, scaled_camera
+from tests.data.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def placement(view: RoomView) -> Placement:
 
 
 def images_of(depth: NDArray[np.float32], camera: Camera = NYU_CAMERA) -> CameraImages:
-    return CameraImages(grey_image(), depth, camera)
+    return CameraImages(gray_image(), depth, camera)
 
 
 # Gravity, floor and room.
@@ -121,8 +121,8 @@ def test_ordinary_rgbd_frame(shared_data: Path) -> None:
     is vertical: the nearest, -y, is 26 degrees off. Floor, table top and cabinets show that.
     """
     folder = shared_data / "rgbd"
-    paths, lonely = find_own_frames(folder, folder, pose=folder)
-    assert [path.name for path in paths] == ["frame-000000"] and not lonely
+    paths, unmatched = find_own_frames(folder, folder, pose=folder)
+    assert [path.name for path in paths] == ["frame-000000"] and not unmatched
     camera = parse_intrinsics(str(folder / "camera-intrinsics.txt"))
     settings = CameraSettings.of_camera(camera)
     own = read_own_frame(paths[0], settings=settings)
@@ -168,11 +168,11 @@ def _plane(images: CameraImages, box: tuple[int, int, int, int]) -> tuple[NDArra
     points = np.stack([(u - images.camera.cx) * z / images.camera.fx, (v - images.camera.cy) * z / images.camera.fy, z])
     points = points[:, z > 0].T
     for _ in range(5):
-        centre = points.mean(axis=0)
-        normal = np.linalg.svd(points - centre, full_matrices=False)[2][2]
-        points = points[np.abs((points - centre) @ normal) < 0.03]
-    normal *= -np.sign(normal @ centre)
-    return normal, float(normal @ centre), points
+        center = points.mean(axis=0)
+        normal = np.linalg.svd(points - center, full_matrices=False)[2][2]
+        points = points[np.abs((points - center) @ normal) < 0.03]
+    normal *= -np.sign(normal @ center)
+    return normal, float(normal @ center), points
 
 
 def test_published_frame_from_its_depth(shared_data: Path) -> None:
@@ -206,7 +206,7 @@ def test_too_little_surface_is_a_guess() -> None:
 def test_known_height_is_used(view: RoomView, placement: Placement) -> None:
     found = place_camera(view.depth, camera=NYU_CAMERA, camera_height=0.4)
     assert found.pose[2, 3] == 0.4 and found.floor.reason.endswith("as told")
-    with pytest.raises(ValueError, match="camera_height: expected metres above 0"):
+    with pytest.raises(ValueError, match="camera_height: expected meters above 0"):
         place_camera(view.depth, camera=NYU_CAMERA, camera_height=-1.0)
     assert "sure" in "\n".join(placement.describe())
 
@@ -289,7 +289,7 @@ def test_other_sizes_give_the_same_frame(view: RoomView, scale: float) -> None:
     shape = (round(IMAGE_SHAPE[0] * scale), round(IMAGE_SHAPE[1] * scale))
     native, _ = cast_depth(view.scene, view.pose, camera=NYU_CAMERA)
     depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(scale), image_shape=shape)
-    images = camera_images.to_network_images(grey_image(shape), depth, camera=scaled_camera(scale))
+    images = camera_images.to_network_images(gray_image(shape), depth, camera=scaled_camera(scale))
     np.testing.assert_allclose(
         [images.camera.fx, images.camera.fy, images.camera.cx, images.camera.cy],
         [NYU_CAMERA.fx, NYU_CAMERA.fy, NYU_CAMERA.cx, NYU_CAMERA.cy],
@@ -310,7 +310,7 @@ def test_wide_images_are_padded_above_and_below() -> None:
     image = np.zeros((720, 1280, 3), dtype=np.uint8)
     image[:, 640:] = 255
     label_map = np.full((720, 1280), 5, dtype=np.uint8)
-    depth = np.full((360, 640), 2.0, dtype=np.float32)  # half the size: the intrinsics are the colour image's
+    depth = np.full((360, 640), 2.0, dtype=np.float32)  # half the size: the intrinsics are the color image's
     images = camera_images.to_network_images(image, depth, camera=camera, label_map=label_map)
     assert images.camera == Camera(450.0, 450.0, 319.5, 239.5)
     assert not images.depth[:60].any() and not images.depth[420:].any() and (images.depth[60:420] == 2.0).all()
@@ -333,7 +333,7 @@ def test_matching_size_is_left_alone() -> None:
 def test_depth_is_never_mixed_across_an_edge() -> None:
     depth = np.full((120, 160), 1.0, dtype=np.float32)
     depth[:, 80:], depth[60:] = 3.0, 0.0
-    found = camera_images.to_network_images(grey_image((120, 160)), depth, camera=scaled_camera(0.25)).depth
+    found = camera_images.to_network_images(gray_image((120, 160)), depth, camera=scaled_camera(0.25)).depth
     assert set(np.unique(found)) == {0.0, 1.0, 3.0}
 
 
@@ -348,13 +348,13 @@ def test_images_that_do_not_fit(
     color_shape: tuple[int, int], depth_shape: tuple[int, int], camera: Camera, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        camera_images.to_network_images(grey_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
+        camera_images.to_network_images(gray_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
 
 
 def test_label_maps_of_another_size() -> None:
     label_map = np.zeros((240, 320), dtype=np.uint8)
     label_map[:, 160:] = 12
-    given = grey_image((960, 1280)), np.ones((480, 640), np.float32)
+    given = gray_image((960, 1280)), np.ones((480, 640), np.float32)
     found = camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map).label_map
     assert found is not None and found.shape == (480, 640)
     assert not found[:, :320].any() and (found[:, 320:] == 12).all()

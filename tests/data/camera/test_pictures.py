@@ -11,11 +11,11 @@ from ammnet_sparse.data.camera import label_maps
 from ammnet_sparse.data.camera.color import read_color
 from ammnet_sparse.data.camera.label_maps import ADE20K_NAMES, NYU13_NAMES, NYU40_NAMES, read_own_label_map, to_nyu13
 from ammnet_sparse.files.errors import DataError
-from tests.data.camera.own_views import grey_image
+from tests.data.camera.own_views import gray_image
 
 
 def test_color_files(tmp_path: Path) -> None:
-    picture = Image.fromarray(grey_image((4, 6)))
+    picture = Image.fromarray(gray_image((4, 6)))
     picture.save(tmp_path / "c.png")
     assert read_color(tmp_path / "c.png")[0].shape == (4, 6, 3)
     exif = Image.Exif()
@@ -35,35 +35,35 @@ def test_color_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["16 bits", "12 bits", "32 bits", "floats to 1", "floats to 255", "palette", "RGBA", "grey"]
+    "form", ["16 bits", "12 bits", "32 bits", "floats to 1", "floats to 255", "palette", "RGBA", "gray"]
 )
 def test_colors_of_other_types(tmp_path: Path, form: str) -> None:
-    """A ramp of grey comes out as that ramp, neither white nor black."""
-    grey: NDArray[np.uint8] = np.linspace(0, 255, 60 * 80).reshape(60, 80).astype(np.uint8)
-    rgb = Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
+    """A ramp of gray comes out as that ramp, neither white nor black."""
+    gray: NDArray[np.uint8] = np.linspace(0, 255, 60 * 80).reshape(60, 80).astype(np.uint8)
+    rgb = Image.fromarray(np.repeat(gray[..., None], 3, axis=2))
     path = tmp_path / ("c.tiff" if form.startswith(("32", "floats")) else "c.png")
     picture = {
-        "16 bits": lambda: Image.fromarray(grey.astype(np.uint16) * np.uint16(257)),
-        "12 bits": lambda: Image.fromarray(grey.astype(np.uint16)),
-        "32 bits": lambda: Image.fromarray(grey.astype(np.int32) * 257),
-        "floats to 1": lambda: Image.fromarray(grey.astype(np.float32) / 255),
-        "floats to 255": lambda: Image.fromarray(grey.astype(np.float32)),
+        "16 bits": lambda: Image.fromarray(gray.astype(np.uint16) * np.uint16(257)),
+        "12 bits": lambda: Image.fromarray(gray.astype(np.uint16)),
+        "32 bits": lambda: Image.fromarray(gray.astype(np.int32) * 257),
+        "floats to 1": lambda: Image.fromarray(gray.astype(np.float32) / 255),
+        "floats to 255": lambda: Image.fromarray(gray.astype(np.float32)),
         "palette": lambda: rgb.quantize(256),
         "RGBA": lambda: rgb.convert("RGBA"),
-        "grey": lambda: Image.fromarray(grey),
+        "gray": lambda: Image.fromarray(gray),
     }[form]()
     picture.save(path)
     found, turn = read_color(path)
     assert found.shape == (60, 80, 3) and found.dtype == np.uint8 and turn == 0
-    assert np.abs(found.astype(int) - grey[..., None]).max() <= (4 if form == "palette" else 1)
+    assert np.abs(found.astype(int) - gray[..., None]).max() <= (4 if form == "palette" else 1)
 
 
 @pytest.mark.parametrize("value", [-3.0, np.nan, 1e6, 4000.0])
 def test_floats_that_are_no_colors(tmp_path: Path, value: float) -> None:
-    grey = np.full((4, 6), 0.5, dtype=np.float32)
-    grey[1, 2] = value
-    Image.fromarray(grey).save(tmp_path / "c.tiff")
-    with pytest.raises(DataError, match=r"c\.tiff: expected (a color image of 8 or 16 bits|grey floats)"):
+    gray = np.full((4, 6), 0.5, dtype=np.float32)
+    gray[1, 2] = value
+    Image.fromarray(gray).save(tmp_path / "c.tiff")
+    with pytest.raises(DataError, match=r"c\.tiff: expected (a color image of 8 or 16 bits|gray floats)"):
         read_color(tmp_path / "c.tiff")
 
 

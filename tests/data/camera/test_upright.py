@@ -18,7 +18,7 @@ from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.files.errors import DataError
-from tests.data.camera.own_views import angle, box_room, grey_image, room_view
+from tests.data.camera.own_views import angle, box_room, gray_image, room_view
 
 Vector = NDArray[np.float64]
 
@@ -87,13 +87,13 @@ def test_straight_down(roll: float) -> None:
 
 def test_one_plane_is_a_guess() -> None:
     """A wall that fills the view, or the floor from straight above: nothing tells, and both are named."""
-    for metres in (1.5, 2.0):
-        depth = np.full(IMAGE_SHAPE, metres, dtype=np.float32)
+    for meters in (1.5, 2.0):
+        depth = np.full(IMAGE_SHAPE, meters, dtype=np.float32)
         found = place_camera(depth, camera=NYU_CAMERA)
         assert angle(found.up, np.array([0.0, -1.0, 0.0])) < 3 and found.up_confidence == "guess"
         assert "straight down" in "\n".join(found.describe())
         above = place_camera(depth, camera=NYU_CAMERA, pose=np.eye(4), pose_up="-z")
-        assert above.floor.camera_height == pytest.approx(metres, abs=0.01) and above.up_confidence == "sure"
+        assert above.floor.camera_height == pytest.approx(meters, abs=0.01) and above.up_confidence == "sure"
 
 
 def test_pose_tells_what_is_up() -> None:
@@ -107,7 +107,7 @@ def test_pose_tells_what_is_up() -> None:
 
 
 def test_floor_just_below_a_robot() -> None:
-    """Several square metres, 0.4 m below: a floor; a table top as near is none."""
+    """Several square meters, 0.4 m below: a floor; a table top as near is none."""
     heights = []
     for seed in range(8):
         depth, pose = box_room(seed, height=0.4, pitch=-10.0)
@@ -145,7 +145,7 @@ def test_what_the_grid_covers_is_said_truly() -> None:
     wall = np.full(IMAGE_SHAPE, 7.0, dtype=np.float32)
     wall[300:, :200] = 5.0
     own = make_own_frame(
-        CameraImages(grey_image(), wall, NYU_CAMERA), name="x", pose=camera_pose(1.4, yaw=0, pitch=0, roll=0)
+        CameraImages(gray_image(), wall, NYU_CAMERA), name="x", pose=camera_pose(1.4, yaw=0, pitch=0, roll=0)
     )
     text = "\n".join(own.describe())
     assert own.grid_share < 0.5 and "1.0 to 5.8 m ahead of the camera" in text and "lies farther" in text
@@ -153,7 +153,7 @@ def test_what_the_grid_covers_is_said_truly() -> None:
     depth = np.full(IMAGE_SHAPE, 1.4, dtype=np.float32)
     depth[:, 200:] = 6.0
     own = make_own_frame(
-        CameraImages(grey_image(), depth, NYU_CAMERA), name="x", pose=down, pose_up="z", camera_height=1.4
+        CameraImages(gray_image(), depth, NYU_CAMERA), name="x", pose=down, pose_up="z", camera_height=1.4
     )
     text = "\n".join(own.describe())
     assert "2.4 m behind the camera to 2.4 m ahead" in text and "below the floor" in text
@@ -164,10 +164,10 @@ def test_depth_that_no_fourth_pixel_has() -> None:
     """Its share is a number."""
     depth = np.zeros(IMAGE_SHAPE, dtype=np.float32)
     depth[241:243, 321:323] = 2.0
-    own = make_own_frame(CameraImages(grey_image(), depth, NYU_CAMERA), name="x")
+    own = make_own_frame(CameraImages(gray_image(), depth, NYU_CAMERA), name="x")
     assert own.grid_share == 1.0 and "nan" not in "\n".join(own.describe())
     with pytest.raises(DataError, match="frame x: expected depth, found no valid pixel"):
-        make_own_frame(CameraImages(grey_image(), np.zeros(IMAGE_SHAPE, np.float32), NYU_CAMERA), name="x")
+        make_own_frame(CameraImages(gray_image(), np.zeros(IMAGE_SHAPE, np.float32), NYU_CAMERA), name="x")
 
 
 # Frames after one another.
@@ -186,7 +186,7 @@ def test_a_still_camera_stays_still() -> None:
     previous: Placement | None = None
     ups, heights = [], []
     for seed in range(6):
-        own = own_frame_from_view(View(grey_image(), noisy(depth, seed), NYU_CAMERA), previous=previous)
+        own = own_frame_from_view(View(gray_image(), noisy(depth, seed), NYU_CAMERA), previous=previous)
         assert own.placement.is_continued == (seed > 0)
         previous = own.placement
         ups.append(previous.up)

@@ -12,13 +12,13 @@ from ammnet_sparse.data.volumes.camera import NYU_CAMERA, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE
 
 WALL_DISTANCE = 3.0
-"""Metres from the camera, which stands at X = Y = 0, to the wall before it."""
+"""Meters from the camera, which stands at X = Y = 0, to the wall before it."""
 
 
 def write_raw_frame(folder: Path, frame_id: str, *, chair_at: int = 100) -> tuple[Path, Path]:
     """Writes a room of a floor and a wall with a chair in the voxels; returns the paths of .png and .bin.
 
-    The camera looks 20 degrees down from 1.3 m; the depth is whole millimetres.
+    The camera looks 20 degrees down from 1.3 m; the depth is whole millimeters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pose = camera_pose(1.3, yaw=0.0, pitch=-0.35, roll=0.0).astype(np.float32)
@@ -36,9 +36,9 @@ def write_raw_frame(folder: Path, frame_id: str, *, chair_at: int = 100) -> tupl
 
 
 def write_depth(path: Path, depth: NDArray[np.floating]) -> None:
-    """Metres as the published png has them: millimetres, bits rotated left by 3."""
-    millimetres = np.round(depth * 1000).astype(np.uint16)
-    Image.fromarray((millimetres << np.uint16(3)) | (millimetres >> np.uint16(13))).save(path)
+    """Meters as the published png has them: millimeters, bits rotated left by 3."""
+    millimeters = np.round(depth * 1000).astype(np.uint16)
+    Image.fromarray((millimeters << np.uint16(3)) | (millimeters >> np.uint16(13))).save(path)
 
 
 def write_labels(path: Path, labels: NDArray[np.uint8], *, pose: NDArray, origin: NDArray) -> None:

@@ -324,14 +324,14 @@ def test_the_list_goes_with_its_last_frame(raw: Path, tmp_path: Path) -> None:
     assert report.num_listed == 0 and not (out / "train.txt").exists()
 
 
-def test_plain_millimetres_are_noticed_and_said_once(raw: Path, tmp_path: Path) -> None:
+def test_plain_millimeters_are_noticed_and_said_once(raw: Path, tmp_path: Path) -> None:
     expected = tmp_path / "expected"
     prepare(raw, expected)
     for path in raw.glob("*.png"):
         Image.fromarray(decode_rotated(np.array(Image.open(path)))).save(path)
     report = prepare(raw, tmp_path / "out")
     assert report.is_clean and report.count("written") == 2
-    assert report.describe().count("depth of 2 of 2 frames (0001, 0002) holds plain millimetres") == 1
+    assert report.describe().count("depth of 2 of 2 frames (0001, 0002) holds plain millimeters") == 1
     for name in ("TSDF/0001.npz", "Mapping/0002.npz", "Label/0001.npz"):
         with np.load(tmp_path / "out" / name) as found, np.load(expected / name) as wanted:
             for key in wanted.files:
@@ -339,7 +339,7 @@ def test_plain_millimetres_are_noticed_and_said_once(raw: Path, tmp_path: Path) 
     # Told to take them for rotated, there is hardly any depth within the grid.
     plan = PreparationPlan(raw, tmp_path / "rotated", "nyu", depth_encoding="rotated")
     told = prepare_set(plan, workers=1, progress=False)
-    assert "plain millimetres" not in told.describe()
+    assert "plain millimeters" not in told.describe()
     with np.load(expected / "Mapping/0001.npz") as wanted:
         path = tmp_path / "rotated" / "Mapping" / "0001.npz"
         assert not path.exists() or not np.array_equal(np.load(path)["arr_0"], wanted["arr_0"])

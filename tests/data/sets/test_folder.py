@@ -176,7 +176,7 @@ BROKEN = [
     ),
     (
         lambda root: (root / "RGB/NYU0000_colors.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
-        r"expected a readable png or jpg with a colour image, found a PostScript program",
+        r"expected a readable png or jpg with a color image, found a PostScript program",
     ),
     (
         lambda root: write_npz(root / "Label/0000.npz", arr_0=np.array([{}] * VOXELS)),
@@ -215,7 +215,7 @@ BROKEN = [
     ),
     (
         lambda root: write_image(root / "RGB/NYU0000_colors.png", np.zeros((480, 640), np.uint16)),
-        r"NYU0000_colors\.png: expected an 8-bit colour image, found Pillow mode 'I;16'",
+        r"NYU0000_colors\.png: expected an 8-bit color image, found Pillow mode 'I;16'",
     ),
     (
         lambda root: write_image(root / "Seg2D/0000.png", np.zeros((480, 640, 3), np.uint8)),
@@ -350,7 +350,7 @@ def test_real_frame_is_the_reference(nyu_folder: Path) -> None:
     assert frame.image is not None and frame.label_map is not None
 
 
-def test_colour_images_are_turned_as_exif_says(tmp_path: Path) -> None:
+def test_color_images_are_turned_as_exif_says(tmp_path: Path) -> None:
     (frame,) = write_set(tmp_path, ["0000"], has_image=True)
     assert frame.image is not None
     path = tmp_path / "RGB" / "NYU0000_colors.png"

@@ -301,7 +301,7 @@ def test_files_that_cannot_be_used(
 
 
 def test_what_a_file_lacks(folder: FrameFolder, packed: PackedFrames, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected colour images, .* found none"):
+    with pytest.raises(DataError, match="expected color images, .* found none"):
         open_frames(packed.root, read_image=True, grid_shape=GRID)
     with pytest.raises(DataError, match=r"expected voxels .* = \(60, 36, 60\), found \(4, 3, 4\)"):
         open_frames(packed.root)

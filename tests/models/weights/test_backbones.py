@@ -60,7 +60,7 @@ def small_resnet() -> nn.Module:
 
 
 def random_weights(backbone: nn.Module) -> dict[str, Tensor]:
-    """Weights unlike those of any initialisation, by timm's names."""
+    """Weights unlike those of any initialization, by timm's names."""
     generator = torch.Generator().manual_seed(1)
     return {
         name: torch.rand(value.shape, generator=generator) if value.is_floating_point() else torch.full_like(value, 7)
