@@ -136,7 +136,7 @@ class SceneCompleter:
     Raises:
         WeightsError: no such weights.
         DataError: intrinsics that cannot be read.
-        ValueError: a device that is not there, or another ``rotate``.
+        ValueError: a device that is not available, or another ``rotate``.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class _Section(BaseModel):
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
         # Else pydantic takes true for 1.
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("expected no truth value")
+            raise ValueError("expected a value that is not a boolean")
         return value
 
     @field_validator("*", mode="after")
@@ -119,7 +119,7 @@ class DataConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network (DESIGN: section 2 of docs/architecture.md); every width scales with ``width``."""
+    """The network (docs/architecture.md); every width scales with ``width``."""
 
     width: Positive = Field(256, description="feature channels C; a multiple of 4")
     grid_shape: tuple[Positive, Positive, Positive] = Field(
@@ -279,7 +279,7 @@ class Config(_Section):
     def _check(self) -> "Config":
         found, expected = len(self.loss.class_weights), self.model.num_classes
         if found not in (0, expected):
-            raise ValueError(f"loss.class_weights: expected none or {expected} numbers, one a class, found {found}")
+            raise ValueError(f"loss.class_weights: expected none or {expected} numbers, one per class, found {found}")
         return self
 
 
@@ -440,7 +440,7 @@ def _override_value(key: str, text: str, shown: str) -> Any:
     if is_text and not is_quoted:
         return None if text in ("", "null", "~") else text
     if "#" in text and not is_quoted:
-        raise ConfigError(f"override {shown!r}: expected a value, found '#' in it, which begins no comment here")
+        raise ConfigError(f"override {shown!r}: expected a value, found '#' in it, which does not start a comment here")
     try:
         value = parse_yaml(text) if text else None
     except YamlProblem as error:

@@ -26,6 +26,6 @@ def checked_device(device: torch.device | str, *, name: str = "device") -> torch
             torch.empty(1, device=found)
         except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
             raise ValueError(
-                f"{name}: expected cpu, cuda or cuda:0, found {str(device)!r}, which is not there"
+                f"{name}: expected cpu, cuda or cuda:0, found {str(device)!r}, which is not available"
             ) from error
     return found

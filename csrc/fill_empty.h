@@ -1,7 +1,7 @@
 // Filling channels that are exactly zero with the mean of their 3x3x3 neighborhood.
 //
 //   features   [N, C]
-//   neighbors  [N, 27] integer: rows of the neighboring sites, column 13 the site itself; -1 where there is none
+//   neighbors  [N, 27] integer: rows of the neighboring sites, column 13 the site itself; -1 if there is none
 //   result     [N, C]
 //
 // The sum runs over the columns in order; zeros and absent sites count in the mean.

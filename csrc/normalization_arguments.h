@@ -25,7 +25,7 @@ inline std::optional<Tensor> prepared(const std::optional<Tensor>& tensor, const
   return as_contiguous(as_type(*tensor, features.scalar_type()));
 }
 
-// Null where there is none.
+// Null if there is none.
 template <typename T>
 const T* data_of(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;

@@ -228,7 +228,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--width", type=parse_positive, default=16, metavar="N", help="without --checkpoint (default: 16)")
     add("--grid", type=parse_positive, nargs=3, default=(60, 36, 60), metavar="N", help="voxels (default: 60 36 60)")
     add("--steps", type=parse_positive, default=5, metavar="N", help="default: 5")
-    add("--batch", type=parse_positive, default=2, metavar="N", help="frames a step (default: 2)")
+    add("--batch", type=parse_positive, default=2, metavar="N", help="frames per step (default: 2)")
     add("--seed", type=int, default=8332, metavar="N", help="of rooms, weights and fakes (default: 8332)")
     add("--tolerance", type=float, default=1e-4, metavar="T", help="before any update (default: 1e-4)")
     add("--later-tolerance", type=float, default=1e-2, metavar="T", help="later (default: 1e-2)")

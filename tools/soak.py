@@ -161,7 +161,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=parse_positive, default=2000, metavar="N", help="default: 2000")
     add("--settled", type=parse_positive, default=200, metavar="N", help="first step that is judged (default: 200)")
     add("--tolerance", type=float, default=0.02, metavar="P", help="fraction of the resident set (default: 0.02)")
-    add("--batch", type=parse_positive, default=2, metavar="N", help="frames a step (default: 2)")
+    add("--batch", type=parse_positive, default=2, metavar="N", help="frames per step (default: 2)")
     add("--width", type=parse_positive, default=8, metavar="N", help="default: 8")
     add("--grid", type=parse_positive, nargs=3, default=(24, 12, 24), metavar="N", help="default: 24 12 24")
     add("--recompute", choices=("off", "elementwise", "blocks", "full"), default="off", help="default: off")

@@ -55,7 +55,7 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         "--depth-scale",
         type=float,
         metavar="N",
-        help="depth units a meter (default: 1000, millimeters; floats: meters, where that gives a room)",
+        help="depth units per meter (default: 1000, millimeters; floats: meters, where that gives a room)",
     )
     group.add_argument(
         "--depth-encoding",

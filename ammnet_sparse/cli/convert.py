@@ -103,7 +103,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
 
 def _read_backbone(path: Path, conversion: Conversion) -> dict[str, Tensor]:
     if _BACKBONE not in conversion.missing_parts:
-        raise ConversionError("holds an image backbone of its own; leave out --image-encoder-weights")
+        raise ConversionError("holds an image backbone of its own; omit --image-encoder-weights")
     loaded = read_backbone_weights(build_segformer_backbone(), path)
     return {f"{_BACKBONE}.{name}": value for name, value in loaded.state_dict.items()}
 

@@ -4,7 +4,7 @@
     ammnet train data.root=nyu_packed.safetensors
 
 The file takes the place of the folder everywhere (data.root, --data) and gives the same frames. 2D label
-maps are packed where the set has them; color images on --images, as they take 0.9 MB a frame. The TSDF is stored as
+maps are packed where the set has them; color images on --images, as they take 0.9 MB per frame. The TSDF is stored as
 float16 where that holds every value, else as float32; --tsdf float16 rounds it, and says by how much.
 The file gets its name when it is complete and every frame was read back and compared.
 
@@ -74,6 +74,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tsdf", choices=("exact", "float16"), default="exact", help="how the TSDF is stored (default: exact)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    add_workers_option(parser, "threads (default: one a core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_workers_option(parser, "threads (default: one per core)")
     return parser.parse(arguments)

@@ -73,7 +73,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--intrinsics",
         choices=sorted(CAMERAS),
         required=True,
-        help="camera of the depth: nyu (Kinect) or nyucad (rendered); with the wrong one half of the mapping is wrong",
+        help="camera of the depth: nyu (Kinect) or nyucad (rendered); the wrong one makes half of the mapping wrong",
     )
     parser.add_argument("--flipped", action="store_true", help="flipped TSDF, as SSCNet, DDRNet and NYUCAD have it")
     parser.add_argument(
@@ -87,6 +87,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="how the .png hold millimeters: bits rotated by 3 (SSCNet), plain, or told from the values (default)",
     )
-    parser.add_argument("--split", choices=("train", "test"), help="list of the frames (default: by the folder's name)")
-    parser.add_argument("--workers", type=parse_positive, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--split", choices=("train", "test"), help="list of the frames (default: from the folder's name)"
+    )
+    parser.add_argument("--workers", type=parse_positive, metavar="N", help="processes (default: one per core)")
     return parser.parse(arguments)

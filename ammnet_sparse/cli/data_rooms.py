@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
     )
     add("--seed", type=parse_count, default=defaults.seed, metavar="N", help="same seed, same files (%(default)s)")
     add("--noise", choices=("none", "kinect"), default=defaults.noise, help="of depth (default: %(default)s)")
-    add("--workers", type=parse_positive, metavar="N", help="processes (default: one a core)")
+    add("--workers", type=parse_positive, metavar="N", help="processes (default: one per core)")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse(arguments)
     return options, either(parser, "--out", (options.out, options.folder))

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output_file(options.json, option="--json")
     rows, config = _score(options)
     scores = next(iter(rows.values()))
-    print(f"{options.data}, {options.split}: {scores.frames} frames, percent")
+    print(f"{options.data}, {options.split}: {scores.frames} frame{'s' * (scores.frames != 1)}, percent")
     print(format_table(rows))
     for remark in scores.remarks():
         print(remark)

@@ -39,7 +39,7 @@ from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 
 _REALSENSE = "realsense"
 _SMOOTHING = 0.3
-"""Weight of the newest interval in the frames a second that are shown."""
+"""Weight of the newest interval in the frames per second that are shown."""
 
 
 @command("live")
@@ -135,7 +135,7 @@ def _complete(completer: SceneCompleter, frame: LiveFrame) -> CompletedScene:
 def _line(scene: CompletedScene, rate: float | None) -> str:
     stages = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in scene.seconds.items())
     share = f"{scene.own.grid_share:.0%} of the depth in the grid"
-    return f"{scene.name}: {share}; ms: {stages}" + ("" if rate is None else f"; {rate:.1f} frames a second")
+    return f"{scene.name}: {share}; ms: {stages}" + ("" if rate is None else f"; {rate:.1f} frames per second")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

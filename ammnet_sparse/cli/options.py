@@ -143,7 +143,7 @@ def add_flips_option(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=8,
         help="mean of the probabilities over the flips of X and Y: 4, or with their exchange 8 (default: none; "
-        "without a number 8). Takes as many times longer",
+        "without a number 8). Takes that many times as long",
     )
 
 

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     for message in outside:
-        print(f"hardly completed: {message}", file=sys.stderr)
+        print(f"mostly outside the grid: {message}", file=sys.stderr)
     kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
     frames = f"{count} frame{'s' * (count != 1)} completed ({', '.join(kinds)})"
     of_these = f", {len(outside)} of them with less than {LITTLE:.0%} of the depth in the grid" if outside else ""

@@ -160,7 +160,7 @@ def _initial_weights(name: str) -> Path:
 def _resumed_config(options: argparse.Namespace) -> Config:
     """The configuration of the run that is continued: of its config.yaml, or of its state where that is damaged."""
     if options.config is not None or options.init_from is not None or options.out is not None:
-        raise UsageError("--resume: takes everything from its folder; leave out --config, --out, --init-from")
+        raise UsageError("--resume: takes everything from its folder; omit --config, --out, --init-from")
     path = options.resume / CONFIG
     if not path.is_file() and not (options.resume / STATE).is_file():
         raise CheckpointError(f"{path}: expected the configuration of a run, found nothing; name a run's folder")
@@ -245,7 +245,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="continue the run in this folder, with its configuration; keys that do not change what is trained "
-        "may be set anew, for example training.epochs",
+        "may be changed, for example training.epochs",
     )
     parser.add_argument(
         "--change",

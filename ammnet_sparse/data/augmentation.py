@@ -2,7 +2,7 @@
 
 Everything is done to the data, nothing inside the model. Voxels are moved, never resampled, so each keeps its TSDF,
 label, label weight and the pixel that hit it; where the image is resized, cropped or mirrored, that pixel follows. A
-voxel whose pixel is cropped has no pixel any more, but is still hit by the depth, which nothing here changes.
+voxel whose pixel is cropped no longer has a pixel, but is still hit by the depth, which nothing here changes.
 """
 
 import dataclasses

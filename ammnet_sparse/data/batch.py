@@ -167,7 +167,7 @@ class Batch:
         return dataclasses.replace(selected, frame_ids=frame_ids)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same batch with every tensor on ``device``. Raises ValueError for a device that is not there."""
+        """The same batch with every tensor on ``device``. Raises ValueError for a device that is not available."""
         device = checked_device(device)
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

@@ -135,7 +135,7 @@ class EpochSampler(Sampler[list[int]]):
         num_batches = num_frames // step if drop_last else -(-num_frames // step)
         if num_batches == 0:
             raise ValueError(
-                f"batch_size: expected at most the {num_frames} frames of the list, found {step} frames a step; "
+                f"batch_size: expected at most the {num_frames} frames of the list, found {step} frames per step; "
                 "lower it, or add frames"
             )
         if not 0 <= start_batch <= num_batches:

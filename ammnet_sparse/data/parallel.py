@@ -39,8 +39,8 @@ def map_in_processes(
         yield from results
     except BrokenProcessPool as error:
         raise WorkerLostError(
-            "a worker process was ended from outside, perhaps for want of memory; start again with fewer --workers: "
-            "complete frames are kept"
+            "a worker process was ended from outside, perhaps because memory ran out; start again with fewer "
+            "--workers: complete frames are kept"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -34,7 +34,7 @@ def reads_images(config: ModelConfig) -> bool:
 def open_set(
     root: str | Path, *, dataset: Literal["nyu", "nyucad"], config: ModelConfig, for_pictures: bool = False
 ) -> FrameSource:
-    """The set in ``root`` with the 2D input that the network needs, and no other unless pictures shall show it.
+    """The set in ``root`` with the 2D input that the network needs, and no other unless pictures show it.
 
     Raises:
         DataError: no set, or one without that input.

@@ -24,7 +24,7 @@ ArrayCheck = Callable[["ArrayHeader"], str | None]
 """What is wrong with an array judged by its header alone; None where nothing is."""
 
 NUMBERS = "biuf"
-"""Kinds of NumPy types that are plain numbers: truth values, integers, floats."""
+"""Kinds of NumPy types that are plain numbers: booleans, integers, floats."""
 MOST_VALUES = 2**27
 """Values of an array where the caller does not say how many it expects: an image of 11585 x 11585."""
 
@@ -181,7 +181,7 @@ def _read_header(stream: Any) -> tuple[ArrayHeader, int]:
     """The header of an npy stream and its length in bytes, without reading more than a header's length."""
     prefix = stream.read(8)
     if len(prefix) < 8 or not prefix.startswith(b"\x93NUMPY"):
-        raise _Unusable(_READABLE, f"no NumPy array but {describe_content(prefix)}")
+        raise _Unusable(_READABLE, f"not a NumPy array but {describe_content(prefix)}")
     version = (prefix[6], prefix[7])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise _Unusable(_READABLE, f"version {version[0]}.{version[1]} of npy files, which is unknown")

@@ -201,7 +201,7 @@ def is_safetensors(path: str | Path) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a name that is there twice")
+        raise ValueError("a duplicate name")
     return values
 
 

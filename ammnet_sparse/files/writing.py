@@ -70,7 +70,7 @@ def write_text(path: str | Path, text: str) -> None:
 def keep_as(path: str | Path, kept: str | Path) -> None:
     """Gives the file ``path`` the further name ``kept``, which loses its file; at no moment is either name missing.
 
-    Where the file system has no hard links, ``path`` is renamed and is missing until it is written anew.
+    Where the file system has no hard links, ``path`` is renamed and is missing until it is written again.
     """
     path, kept = Path(path), Path(kept)
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}{_SUFFIX}")
@@ -102,7 +102,7 @@ def _create_beside(path: Path) -> Path:
         descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_SUFFIX, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
-        # mkstemp makes it readable by its owner alone; made anew, it follows the umask. The name is ours by now.
+        # mkstemp makes it readable by its owner alone; made again, it follows the umask. The name is ours by now.
         temporary.unlink()
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:

@@ -78,7 +78,7 @@ def _check_size(root: yaml.Node) -> None:
         if depth > DEEPEST:
             raise YamlProblem(f"nested deeper than {DEEPEST} levels")
         if id(node) in path:
-            raise YamlProblem("an alias of what it is part of")
+            raise YamlProblem("an alias that contains itself")
         if id(node) not in sizes:
             path.add(id(node))
             if isinstance(node, yaml.MappingNode):

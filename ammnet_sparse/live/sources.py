@@ -190,7 +190,7 @@ class RealSenseSource:
     Args:
         recording: a ``.bag`` file instead of a camera; it ends with the file.
         size: (rows, columns) of both images.
-        rate: frames a second.
+        rate: frames per second.
 
     Raises:
         DataError: pyrealsense2 is not installed, no camera is connected, or the recording cannot be opened.
@@ -235,7 +235,7 @@ class RealSenseSource:
                 except RuntimeError as error:
                     if self._is_recording:
                         return  # the end of the file
-                    raise DataError(f"the RealSense camera delivers no frames any more ({error})") from error
+                    raise DataError(f"the RealSense camera stopped delivering frames ({error})") from error
                 depth, color = taken.get_depth_frame(), taken.get_color_frame()
                 if not depth or not color:
                     continue

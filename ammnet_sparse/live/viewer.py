@@ -17,7 +17,7 @@ _IMAGE_ROWS = 240
 
 
 class LiveViewer:
-    """Shows one scene at a time: a mesh a class, with the color image and what the completion took.
+    """Shows one scene at a time: a mesh per class, with the color image and what the completion took.
 
     Args:
         host: address to listen at; 127.0.0.1 is seen from this machine alone.
@@ -55,14 +55,14 @@ class LiveViewer:
 
         Args:
             color: [rows, columns, 3] uint8 as the camera took it, or None.
-            rate: frames a second of late, or None for the first one.
+            rate: frames per second of late, or None for the first one.
         """
         self._shown = scene
         stages = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in scene.seconds.items())
         placement = scene.own.placement
         self.status.content = "\n\n".join(
             [
-                f"**{scene.name}**" + ("" if rate is None else f", {rate:.1f} frames a second"),
+                f"**{scene.name}**" + ("" if rate is None else f", {rate:.1f} frames per second"),
                 stages,
                 f"up: {placement.up_confidence}; floor: {placement.floor.confidence}, camera "
                 f"{placement.floor.camera_height:.2f} m above it",

@@ -130,7 +130,7 @@ class AMMNet(nn.Module):
         """Which activations the backward pass recomputes, each level more than the one before.
 
         ``elementwise``: normalization, ReLU, addition and dropout, no convolution; ``blocks``: whole DDR blocks;
-        ``full``: whole stages, stems, steps up and the head of an image encoder.
+        ``full``: whole stages, stems, upsampling and the head of an image encoder.
         """
         self.keeps_recipes = level != "off"
         standing_alone = [] if self.decoder.tsdf_down is None else list(self.decoder.tsdf_down)

@@ -203,7 +203,7 @@ class DenseAMMNet(nn.Module):
         return self
 
     def set_recompute(self, is_recomputed: bool) -> None:
-        """Whether the backward pass recomputes stems, DDR blocks, steps up and modulations from their inputs."""
+        """Whether the backward pass recomputes stems, DDR blocks, upsampling and modulations from their inputs."""
         set_dense_recompute(self, is_recomputed)
 
     def forward(self, batch: Batch) -> DensePrediction:

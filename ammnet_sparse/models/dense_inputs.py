@@ -11,7 +11,7 @@ from ammnet_sparse.data.grid import UNMAPPED
 def project_densely(features: Tensor, batch: Batch) -> Tensor:
     """Features [B, C, h, w] brought to image size, taken at the mapped pixels, filled where 0 -> [B, C, X, H, Y].
 
-    The plain way (section 2 of the architecture page): the full-size map exists. Zeros where no pixel maps; then a
+    The plain way: the full-size map exists. Zeros where no pixel maps; then a
     channel that is exactly 0 gets the sum over its 3x3x3 neighborhood divided by 27.
     """
     full = F.interpolate(features, size=batch.image_shape, mode="bilinear", align_corners=False)

@@ -93,7 +93,7 @@ def not_free_mask(batch: Batch) -> Tensor:
 
 
 def pooled_state(batch: Batch) -> Tensor:
-    """[B * cells, 4] of every 1/2 cell: fractions free, occluded and unobserved, and mean TSDF (section 4)."""
+    """[B * cells, 4] of every 1/2 cell: fractions free, occluded and unobserved, and mean TSDF."""
     tsdf = unflipped_tsdf(batch)
     state = torch.cat([(tsdf > 0).to(tsdf.dtype), (tsdf < 0).to(tsdf.dtype), (tsdf == 0).to(tsdf.dtype), tsdf], dim=1)
     pooled = F.avg_pool3d(state, kernel_size=2)

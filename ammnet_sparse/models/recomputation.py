@@ -11,7 +11,7 @@ def set_recompute(network: nn.Module, level: RecomputeLevel, *, standing_alone: 
     """Sets ``is_recomputed`` of every part of a network.
 
     Args:
-        level: ``blocks``: whole DDR blocks; ``full``: whole stages, stems, steps up and the head of an image encoder.
+        level: ``blocks``: whole DDR blocks; ``full``: whole stages, stems, upsampling and the head of an image encoder.
         standing_alone: DDR blocks that are part of no stage, which ``full`` recomputes too.
     """
     for module in network.modules():

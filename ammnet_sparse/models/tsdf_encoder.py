@@ -10,7 +10,7 @@ from ammnet_sparse.sparse.sites import SiteSet
 
 
 class StateProjection(nn.Linear):
-    """1x1x1 convolution without bias of the state channels of every 1/2 cell (section 4).
+    """1x1x1 convolution without bias of the state channels of every 1/2 cell.
 
     It starts with weights of deviation 1. As PyTorch initializes a linear layer, the state would weigh a sixth as much
     as the features it is added to, and a short training predicts too little of what is occluded.
@@ -58,7 +58,7 @@ class TSDFEncoder(nn.Module):
 
 
 def add_state(features: Tensor, state: Tensor | None, projection: StateProjection | None) -> Tensor:
-    """Features of every 1/2 cell plus what the sites left out (section 4); unchanged without a projection."""
+    """Features of every 1/2 cell plus what the sites left out; unchanged without a projection."""
     if projection is None:
         return features
     if state is None:

@@ -88,7 +88,7 @@ def _load_library(device: str) -> KernelLibrary:
 
 
 def _reason_of_driver(path: Path) -> str:
-    """Why the driver here cannot run the library of CUDA kernels; nothing where it can, or where there is none.
+    """Why the driver here cannot run the library of CUDA kernels; nothing where it can, or if there is none.
 
     A driver runs what was built with CUDA of its own major version and of those before. With a later one every launch
     fails, so the references run, with a warning where PyTorch itself can use the device.

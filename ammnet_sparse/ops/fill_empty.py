@@ -23,7 +23,7 @@ NUM_NEIGHBORS = 27
 
 
 def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
-    """Adds the mean of the 3x3x3 neighborhood where a channel is exactly zero (section 3).
+    """Adds the mean of the 3x3x3 neighborhood where a channel is exactly zero.
 
     The mean is the sum over the neighborhood divided by 27: zeros and absent sites count. float16 and bfloat16 are
     summed in float32 and rounded once.

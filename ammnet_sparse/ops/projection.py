@@ -31,7 +31,7 @@ def project_features(
     image_size: tuple[int, int],
     align_corners: bool = False,
 ) -> Tensor:
-    """Features of the pixel that hits each site, as after bilinear upsampling to the size of the image (section 3).
+    """Features of the pixel that hits each site, as after bilinear upsampling to the size of the image.
 
     Equals ``F.interpolate(features, image_size, mode="bilinear", align_corners=align_corners)`` at the pixel.
     float16 and bfloat16 are summed in float32 and rounded once.

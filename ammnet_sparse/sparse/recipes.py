@@ -33,7 +33,7 @@ class _Kept:
 
 
 class _Recipe:
-    """How to make a tensor again; while somebody holds what was made, it is not made twice."""
+    """How to make a tensor again; while the result is in use, it is not made twice."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: "tuple[_Kept | _View, ...]") -> None:
         self._function = function
@@ -139,7 +139,7 @@ def recipes_kept(is_enabled: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_recipes() -> Iterator[None]:
-    """Within the block nothing is noted: for what is recomputed as a whole, of which nothing shall be held."""
+    """Within the block nothing is recorded: for what is recomputed as a whole, which must keep nothing."""
     token = _recorder.set(None)
     try:
         yield

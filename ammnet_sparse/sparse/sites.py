@@ -92,7 +92,7 @@ class SiteSet:
         return cell // (height * y), (cell // y) % height, cell % y
 
     def rows_of(self, linear: Tensor) -> Tensor:
-        """[M] rows of the sites with these linear indices, -1 where there is none."""
+        """[M] rows of the sites with these linear indices, -1 if there is none."""
         return linear if self.is_full else self.row_table[linear]
 
     @property

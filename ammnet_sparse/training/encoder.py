@@ -112,7 +112,7 @@ def train_encoder(
 
     Raises:
         ValueError: frames without images or 2D truth, fewer than a batch, or an encoder that is frozen.
-        FloatingPointError: the loss is no number any more.
+        FloatingPointError: the loss is not finite.
     """
     if encoder.is_frozen:
         raise ValueError("encoder: expected one to train, found a frozen one; build it with is_frozen=False")

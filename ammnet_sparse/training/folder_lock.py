@@ -26,7 +26,7 @@ class FolderLock:
         self._file: IO[str] | None = path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # how systems say that somebody else holds it
+        except (BlockingIOError, PermissionError) as error:  # another process holds it
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self.release()

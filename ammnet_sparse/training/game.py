@@ -342,7 +342,7 @@ class _Scene:
             names = ", ".join(batch.frame_ids) or "(unnamed)"
             raise ValueError(
                 f"frames {names}: expected scored voxels (label weight set and label not {IGNORE_LABEL}) in a training "
-                f"batch, found {num_scored}; take these frames out of the list, or raise training.batch_size"
+                f"batch, found {num_scored}; remove these frames from the list, or raise training.batch_size"
             )
 
     def one_hot(self, *labels: Tensor) -> tuple[Tensor, ...]:

@@ -121,7 +121,7 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
         if key.startswith(_FIXED):
             raise ConfigError(f"{kept}; to change it, start a new run with --init-from and this run's weights")
         if not may_change:
-            raise ConfigError(f"{kept}; it decides what is trained: to change it all the same, add --change")
+            raise ConfigError(f"{kept}; it decides what is trained: to change it anyway, add --change")
     plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
     return [{"key": key, "before": plain["before"].get(key), "now": plain["now"].get(key)} for key in changed]
 
@@ -134,7 +134,7 @@ def open_datasets(
     Args:
         device: where they are kept with ``data.on_device``.
         limit: only so many of each.
-        is_quick: only look whether every file is there, instead of reading each frame once.
+        is_quick: only check that every file exists, instead of reading each frame once.
 
     Raises:
         ConfigError: no ``data.root``.

@@ -64,7 +64,7 @@ class Records:
 
     Args:
         resumed_at: (epochs, steps) done by the run that is continued: what it wrote after them is dropped.
-            None begins anew.
+            None: start from scratch.
     """
 
     def __init__(self, folder: Path, *, resumed_at: tuple[int, int] | None = None) -> None:

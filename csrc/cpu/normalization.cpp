@@ -32,7 +32,7 @@ void for_each_chunk(const Sizes& sizes, Function&& function) {
   });
 }
 
-// Features, residuals or results; data is null where there are none.
+// Features, residuals or results; data is null if there are none.
 template <typename T>
 struct Rows {
   T* data;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
 
-// The row of lane's neighbor, -1 where there is none; `present` has a bit for every lane with one. By a whole warp.
+// The row of lane's neighbor, -1 if there is none; `present` has a bit for every lane with one. By a whole warp.
 __device__ __forceinline__ int64_t
 neighbor_of_lane(Integers neighbors, int64_t site, int64_t num_sites, unsigned int& present, unsigned int* flags) {
   const int lane = threadIdx.x % kWarp;

@@ -128,7 +128,7 @@ __device__ __forceinline__ Channels<A, kSize> read_channels(
 template <typename T>
 struct Operands {
   const T* features;
-  const T* residual1;  // null where there is none
+  const T* residual1;  // null if there is none
   const T* residual2;
 };
 

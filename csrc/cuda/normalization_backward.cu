@@ -7,7 +7,7 @@ namespace {
 template <typename T>
 struct Gradients {
   Operands<T> operands;
-  const T* activated;  // each null where there is none
+  const T* activated;  // each null if there is none
   const T* grad_sum;
   const T* grad_activated;
 };

@@ -287,7 +287,7 @@ def test_frame_all_but_outside_the_grid(
     given = arguments(tmp_path, "--depth", str(tmp_path / "far.png"), "--camera-height", "1.4")
     assert predict(given) == 1
     printed = capsys.readouterr()
-    assert "hardly completed: frame frame: " in printed.err and "of its depth lies in the grid" in printed.err
+    assert "mostly outside the grid: frame frame: " in printed.err and "of its depth lies in the grid" in printed.err
     assert "1 of them with less than 10% of the depth in the grid" in printed.out
 
 

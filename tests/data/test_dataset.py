@@ -144,7 +144,7 @@ def test_processes_share_every_batch() -> None:
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
-        ({"batch_size": 8}, "batch_size: expected at most the 7 frames of the list, found 8 frames a step"),
+        ({"batch_size": 8}, "batch_size: expected at most the 7 frames of the list, found 8 frames per step"),
         ({"start_batch": 4}, r"start_batch: expected 0\.\.3 .* found 4"),
         ({"start_batch": -1}, r"start_batch: expected 0\.\.3 .* found -1"),
         ({"rank": 2, "num_processes": 2}, r"rank: expected 0\.\.1, found 2"),

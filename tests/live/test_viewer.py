@@ -58,7 +58,7 @@ def test_the_newest_scene_is_shown_by_class(viewer: LiveViewer, weights: Path) -
     viewer._toggle(label)
     assert not viewer.meshes[label].visible
     viewer.show(scene, None, rate=2.0)
-    assert not viewer.meshes[label].visible and "2.0 frames a second" in viewer.status.content
+    assert not viewer.meshes[label].visible and "2.0 frames per second" in viewer.status.content
     low, high = viewer.meshes[shown[0]].vertices.min(0), viewer.meshes[shown[0]].vertices.max(0)
     assert (low >= scene.origin - 1e-3).all() and (high <= scene.origin + [4.81, 4.81, 2.89]).all()
 

@@ -89,7 +89,7 @@ def saved_tensors() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def no_synchronization() -> Iterator[None]:
-    """Makes waiting for the CUDA device an error inside the block; nothing where there is none."""
+    """Makes waiting for the CUDA device an error inside the block; nothing if there is none."""
     if not torch.cuda.is_available():
         yield
         return

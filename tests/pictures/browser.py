@@ -38,7 +38,7 @@ _TIMEOUT_SECONDS = 60
 
 
 def find_chromium() -> str | None:
-    """The program, or None where there is none."""
+    """The program, or None if there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: read as they were written, drawn and set as a table, and refused where there are none."""
+"""Metrics of a run: read as they were written, drawn and set as a table, and refused if there are none."""
 
 import json
 import math

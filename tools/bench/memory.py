@@ -48,7 +48,7 @@ def memory_line(points: Sequence[tuple[int, float]], *, static_mib: float) -> Me
 
 
 def settings(row: dict[str, Any], *, width: int, wanted: int, largest: int) -> list[str]:
-    """The configuration keys that train a row's variant with ``wanted`` frames a step where ``largest`` fit at once."""
+    """The configuration keys that train a row's variant with ``wanted`` frames per step if ``largest`` fit at once."""
     keys = [f"model.width={width}", "model.image_encoder=" + ("seg2d" if row["input"] == "seg2d" else "segformer_b2")]
     if row["dtype"] == "float16":
         keys.append("training.mixed_precision=true")
@@ -64,8 +64,8 @@ def settings(row: dict[str, Any], *, width: int, wanted: int, largest: int) -> l
 def card_answer(
     rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], *, card_gb: float, width: int, wanted: int
 ) -> str:
-    """Text: for each row whether ``wanted`` frames a step fit, the largest batch, and the keys to set."""
-    text = [f"A card of {card_gb:g} GB, {wanted} frames a step (training.batch_size={wanted}):"]
+    """Text: for each row whether ``wanted`` frames per step fit, the largest batch, and the keys to set."""
+    text = [f"A card of {card_gb:g} GB, {wanted} frames per step (training.batch_size={wanted}):"]
     for row, line in zip(rows, lines, strict=True):
         largest = line.largest_batch(card_gb)
         label = f"  {row['net']:7}{row['variant']:22}{row['dtype']:9}"
@@ -90,7 +90,7 @@ def basis_text(rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], *, i
 
 
 def plot(rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], path: Path, *, basis: str) -> None:
-    """Memory and seconds a step against the batch; measured points, and the line through or from them."""
+    """Memory and seconds per step against the batch; measured points, and the line through or from them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 6.5), layout="constrained")
@@ -109,7 +109,7 @@ def plot(rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], path: Path
         memory.axhline(limit, color="0.7", linewidth=0.8)
         memory.annotate(f"{card} GB card", (most, limit), ha="right", va="bottom", color="0.4")
     memory.set(xlabel="batch", ylabel="peak memory of a step, GiB", xlim=(0, most), ylim=(0, CARDS_GB[-1] + 1))
-    seconds.set(xlabel="batch", ylabel="seconds a step", xlim=(0, None), ylim=(0, None))
+    seconds.set(xlabel="batch", ylabel="seconds per step", xlim=(0, None), ylim=(0, None))
     memory.legend(title=f"largest batch that fits {'/'.join(map(str, CARDS_GB))} GB", fontsize="small")
     figure.suptitle(basis, fontsize="small", wrap=True)
     figure.savefig(path, dpi=120)

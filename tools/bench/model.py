@@ -16,10 +16,10 @@ generator's update through it. Per sample are reported
   would wait for a GPU; counted on any device.
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
-- seconds a step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
+- seconds per step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
 - seconds and peak MiB of completing one frame: all that is not observed to be free, densely everything.
 
-The dense reference is measured plain, with channels-last weights, and with stems, blocks, steps up and modulations
+The dense reference is measured plain, with channels-last weights, and with stems, blocks, upsampling and modulations
 recomputed (on a GPU with channels last too).
 """
 
@@ -243,7 +243,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--saved-frames", type=parse_positive, default=4, help="of them, to count saved activations over (default: 4)")
     add("--width", type=parse_positive, help="feature channels (default: 256)")
-    add("--batch", type=parse_positive, default=1, help="frames a step (default: 1)")
+    add("--batch", type=parse_positive, default=1, help="frames per step (default: 1)")
     add(
         "--fit-batches",
         type=parse_positive,

@@ -42,8 +42,8 @@ def print_groups(rows: Sequence[dict[str, Any]]) -> None:
     tables = (
         ("GMAC forward a sample, by layer group", "gmac_by_group", firsts, 2),
         ("positions computed, a sample", "sites_per_sample", firsts, 0),
-        ("saved MiB a sample, by grid", "saved_by_resolution_mib", rows, 1),
-        ("saved MiB a sample, by layer group", "saved_by_group_mib", rows, 1),
+        ("saved MiB per sample, by grid", "saved_by_resolution_mib", rows, 1),
+        ("saved MiB per sample, by layer group", "saved_by_group_mib", rows, 1),
     )
     for title, key, columns, digits in tables:
         shown = [row for row in columns if row and key in row]

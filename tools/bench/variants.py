@@ -221,7 +221,7 @@ def _score(pair: Pair, batch: Batch, prediction: Any) -> Tensor:
 
 
 def measure_saved(variant: Variant, config: Config, batches: Sequence[Batch], device: torch.device) -> dict[str, Any]:
-    """MiB a sample that a forward pass keeps for the backward pass, as keys of a row."""
+    """MiB per sample that a forward pass keeps for the backward pass, as keys of a row."""
     pair = build(variant, config, device)
     generator: list[KeptMemory] = []
     discriminator: list[KeptMemory] = []

@@ -50,11 +50,11 @@ def read_depth_with_notes(
     Args:
         path: png, tiff or pgm with one channel of 16 bits or more, exr with one channel of depth, npy, or npz with one
             image; axes of length 1 are dropped.
-        scale: units a meter; None: millimeters for integers, and for floats meters if that gives a room.
+        scale: units per meter; None: millimeters for integers, and for floats meters if that gives a room.
         encoding: how the numbers are stored. ``millimeters`` and ``meters`` name the unit, ``rotated`` is 16-bit
             millimeters with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` is none of these: ``scale`` counts.
             ``auto`` notices rotated bits.
-        usual_scale: units a meter that the intrinsics file names; used where ``scale`` is None.
+        usual_scale: units per meter that the intrinsics file names; used where ``scale`` is None.
 
     Raises:
         DataError: unreadable, another form, contradicting arguments, or a median depth that no room has.
@@ -75,13 +75,13 @@ def meters_from_values(
     """Depth in meters of the numbers of a depth image [rows, columns], and notes; as ``read_depth_with_notes``."""
     for number in (scale, usual_scale):
         if number is not None and not (math.isfinite(number) and number > 0):
-            raise DataError(f"depth scale: expected units a meter above 0, found {number}")
+            raise DataError(f"depth scale: expected units per meter above 0, found {number}")
     if encoding not in DEPTH_ENCODINGS:
         raise DataError(f"depth encoding: expected one of {', '.join(DEPTH_ENCODINGS)}, found {encoding!r}")
     told = _ENCODED_SCALES.get(encoding)
     if told is not None and scale is not None and scale != told:
         raise DataError(
-            f"depth encoding {encoding}: has {told:g} units a meter, but --depth-scale says {scale:g}; leave one out"
+            f"depth encoding {encoding}: has {told:g} units per meter, but --depth-scale says {scale:g}; omit one"
         )
     if values.ndim != 2 or values.dtype.kind not in "iuf" or values.dtype.itemsize < 2:
         raise DataError(
@@ -100,13 +100,13 @@ def meters_from_values(
     _check_plausible(values, meters, name=name, scale=scale, is_rotated=is_rotated)
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
         notes.append(
-            "depth: all but a few values are multiples of 8, but a room comes out as they are; if the bits are rotated "
-            "(SUN RGB-D, SSCNet), give --depth-encoding rotated"
+            "depth: nearly all values are multiples of 8, but read as they are they give a room; if the bits are "
+            "rotated (SUN RGB-D, SSCNet), give --depth-encoding rotated"
         )
     if encoding == "auto" and not is_rotated and scale == DEPTH_SCALE and _looks_like_tum(values, meters):
         notes.append(
-            "depth: taken as millimeters, but all values are multiples of 5, as in TUM's files of 5000 units a meter; "
-            "give --depth-scale 5000 if they are"
+            "depth: taken as millimeters, but all values are multiples of 5, as in TUM's files of 5000 units per "
+            "meter; give --depth-scale 5000 if they are"
         )
     return meters, notes
 
@@ -136,7 +136,7 @@ def _decoded(
     if scale is not None and scale != DEPTH_SCALE:
         raise DataError(
             f"{name}: {said}, so these look like millimeters whose bits are rotated by 3 (SUN RGB-D, SSCNet); at "
-            f"{scale:g} units a meter, what is far would come to lie in front of the camera. Leave --depth-scale out, "
+            f"{scale:g} units per meter, what is far would come to lie in front of the camera. Omit --depth-scale, "
             "or give --depth-encoding plain if the scale is right"
         )
     if encoding == "auto":
@@ -151,7 +151,7 @@ def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[st
     """Units a meter where no one told them."""
     if usual_scale is not None and _is_plausible(_median(values, usual_scale)):
         if usual_scale != DEPTH_SCALE:
-            notes.append(f"depth: {usual_scale:g} units a meter, as the intrinsics file says")
+            notes.append(f"depth: {usual_scale:g} units per meter, as the intrinsics file says")
         return usual_scale
     if values.dtype.kind == "f" and _is_plausible(_median(values, 1.0)):
         notes.append("depth: floats, taken as meters (--depth-scale 1000 would take them as millimeters)")
@@ -160,7 +160,7 @@ def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[st
 
 
 def _median(values: NDArray[Any], scale: float) -> float:
-    """Meters of the median value that may be depth, NaN where there is none."""
+    """Meters of the median value that may be depth, NaN if there is none."""
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         measured = numbers[np.isfinite(numbers) & (numbers > 0) & (numbers != LARGEST_CODE) & (numbers < 1e9)]
@@ -187,7 +187,7 @@ def _check_plausible(
     if is_rotated:
         raise DataError(f"{name}: expected the depth of a room, found a median of {median:.3g} m with its bits decoded")
     raise DataError(
-        f"{name}: expected the depth of a room, found a median of {median:.3g} m at {scale:g} units a meter; "
+        f"{name}: expected the depth of a room, found a median of {median:.3g} m at {scale:g} units per meter; "
         f"correct the depth scale{_advice(values, median * scale, scale)}"
     )
 

@@ -141,8 +141,8 @@ def _files_of(folder: Path, kind: str) -> Files:
             continue
         if key in found:
             raise DataError(
-                f"{folder}: expected one {kind.replace('_', ' ')} file a frame, found {found[key].name} and "
-                f"{path.name}; take one away, or put the kinds into folders of their own"
+                f"{folder}: expected one {kind.replace('_', ' ')} file per frame, found {found[key].name} and "
+                f"{path.name}; remove one, or keep the kinds in separate folders"
             )
         found[key] = path
     return found

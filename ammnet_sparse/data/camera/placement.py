@@ -134,7 +134,7 @@ def place_camera(
         pose_up: which axis of that world is up, of ``POSE_AXES``; None: found out.
         camera_height: meters above the floor, where known; then no floor is looked for.
         previous: the placement of the frame before, of the same camera and without a pose: vertical, floor and room are
-            kept and smoothed as long as the depth agrees, and found anew where it does not.
+            kept and smoothed as long as the depth agrees, and found again where it does not.
         is_told_upright: someone said that the images are upright.
 
     Raises:

@@ -133,8 +133,8 @@ def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray
         return view, pose, notes, True
     if exif_turn:
         notes.append(
-            f"color: EXIF turns it by {exif_turn} degrees clockwise, and so was all that lies like it "
-            "(--rotate 0 leaves the images as they are stored)"
+            f"color: EXIF turns it by {exif_turn} degrees clockwise, and everything stored in the same orientation "
+            "with it (--rotate 0 leaves the images as they are stored)"
         )
     return view, pose, notes, exif_turn != 0
 

@@ -103,7 +103,7 @@ def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDA
     if unknown.size:
         raise RawFileError(
             f"{path}: expected labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}; "
-            "the file is damaged, of another kind, or goes on behind its end"
+            "the file is damaged, of another kind, or has extra bytes at its end"
         )
     expected, found = int(np.prod(FINE_GRID_SHAPE)), int(lengths.sum())
     if found == expected - 1:

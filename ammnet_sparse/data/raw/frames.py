@@ -55,7 +55,7 @@ class PreparedFrame:
 def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """What a folder holds: the ids of the frames that have both files, sorted; problems; and notes.
 
-    A problem is a file that is none of a frame, or lacks its partner. A note is a file of another type that bears the
+    A problem is a file that belongs to no frame, or lacks its partner. A note is a file of another type that bears the
     name of a frame that is there (``NYU0003_reference.npz``): people keep such beside the raw files.
 
     Raises:
@@ -82,9 +82,9 @@ def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
     problems, notes = [], []
     for path in others:
         if path.name[3:7] in found and _NAMED_AFTER_FRAME.match(path.name) and path.suffix not in RAW_TYPES:
-            notes.append(f"{path}: is no raw file; left alone")
+            notes.append(f"{path}: not a raw file; ignored")
         else:
-            problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; take it away")
+            problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; remove it")
     for frame_id, types in sorted(found.items()):
         for lacking in sorted(set(RAW_TYPES) - types):
             present = (types - {lacking}).pop()

@@ -262,7 +262,7 @@ def _write_verified(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         for key, values in arrays.items():
             stored = files.read_npz_array(temporary, key, grid_shape=GRID_SHAPE)
             if stored.dtype != values.dtype or not np.array_equal(stored.reshape(-1), values):
-                raise DataError(f"{path}: {key} was read back otherwise than written; check the disk")
+                raise DataError(f"{path}: {key} differs from what was written; check the disk")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -100,9 +100,10 @@ class SetReport:
     def _problem_lines(self, limit: int | None) -> list[str]:
         frames = {problem.frame_id for problem in self.problems if problem.frame_id}
         shown = self.problems if limit is None else self.problems[:limit]
-        head = f"{len(self.problems)} problems, {len(frames)} of {self.num_frames} frames affected:"
+        num = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        head = f"{num}, {len(frames)} of {self.num_frames} frames affected:"
         if not frames:
-            head = f"{len(self.problems)} problems of the set as a whole:"
+            head = f"{num} of the set as a whole:"
         lines = [head, *(f"  {problem}" for problem in shown)]
         rest = sorted({problem.frame_id for problem in self.problems[len(shown) :]} - {""})
         if len(shown) < len(self.problems):
@@ -127,8 +128,8 @@ def check_set(
 
     Args:
         split_names: names of lists; none: those of train, test and val that the set has.
-        quick: only look whether every file is there; reads none, so it costs next to nothing.
-        workers: threads; 0 is one a core (decompression runs beside Python).
+        quick: only check that every file exists; reads none, so it costs next to nothing.
+        workers: threads; 0 is one per core (decompression runs beside Python).
         progress: show a progress bar on standard error.
 
     Raises:

@@ -37,7 +37,7 @@ __all__ = [
 _COLOR_MODES = ("RGB", "RGBA", "L", "LA", "P")
 _PIXEL_BYTES = {"b": 2, "i": 4, "u": 4, "f": 4}
 """Bytes from which on a type of that kind holds every pixel exactly."""
-_REPLACE = "replace the file, or take the frame out of the list of frames"
+_REPLACE = "replace the file, or remove the frame from the list"
 
 
 def read_npz_array(path: Path, key: str, *, grid_shape: tuple[int, int, int]) -> NDArray[Any]:
@@ -77,9 +77,7 @@ def as_label(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     if outside.any():
         found, advice = values[outside], _REPLACE
         if found.min() >= NUM_CLASSES and np.unique(found).size > 1:
-            advice = (
-                "of a longer list of classes? Map them to the 11 classes, or take the frame out of the list of frames"
-            )
+            advice = "of a longer list of classes? Map them to the 11 classes, or remove the frame from the list"
         raise _wrong_values(path, "label", f"classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}", found, advice=advice)
     return values.astype(np.uint8)
 
@@ -93,7 +91,7 @@ def as_mapping(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
     if values.dtype.itemsize < _PIXEL_BYTES[values.dtype.kind]:
         raise DataError(
             f"{path}: mapping: expected a type that holds {UNMAPPED_ON_DISK} exactly, such as int32, found "
-            f"{values.dtype}; make the mapping again, or take the frame out of the list of frames"
+            f"{values.dtype}; make the mapping again, or remove the frame from the list"
         )
     check_integral(values, path, name="mapping")
     outside = (values < 0) | (values > UNMAPPED_ON_DISK)
@@ -178,7 +176,7 @@ def as_label_map(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
 
 def missing_file(path: Path) -> DataError:
     """The error of a file that is not there."""
-    return DataError(f"{path}: expected a file, found none; add it, or take the frame out of the list of frames")
+    return DataError(f"{path}: expected a file, found none; add it, or remove the frame from the list")
 
 
 def check_integral(values: NDArray[Any], path: Path, *, name: str) -> None:

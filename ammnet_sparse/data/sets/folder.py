@@ -5,7 +5,7 @@
     Label/0003.npz  TSDF/0003.npz  Mapping/0003.npz       or L, T and Mapping (CVSformer's repository)
     RGB/NYU0003_colors.{png,jpg}      or R, or {train,test}/RGB, {trainset,testset}/RGB with NYU0003_rgb.{png,jpg}
     Seg2D/0003.png                    or seg_result_label13/0003.png
-    train.txt  test.txt  val.txt      frame ids, one a line: 0003, NYU0003 or NYU0003_0000
+    train.txt  test.txt  val.txt      frame ids, one per line: 0003, NYU0003 or NYU0003_0000
 
 and for NYUCAD besides, in a folder ``NYUCAD`` (``root`` may also be that folder, beside ``NYU`` or the folders above)::
 
@@ -139,7 +139,7 @@ class FrameFolder:
         if repeated := repeated_ids(ids):
             raise DataError(
                 f"{self.list_path(split)}: expected every frame once, found {abbreviated(repeated)} more than once; "
-                "take the repetitions out"
+                "remove the duplicates"
             )
         return ids
 

@@ -8,7 +8,7 @@ processes; it is not mapped into memory, where a file that is cut while it is in
     label_weight  [F, ceil(V / 8)] uint8              hit_offsets  [F + 1] int64: frame f has hits[o[f] : o[f + 1]]
     label         [F, ceil(V / 2)] uint8, optional    checksums    [F, 6] uint32, CRC-32 of a frame's part of
     label_map     [F, 480, 320] uint8, optional                    tsdf, label_weight, label, label_map, image, hits
-    image         [F, 480, 640, 3] uint8, optional                 (0 where there is none)
+    image         [F, 480, 640, 3] uint8, optional                 (0 if there is none)
 
 Metadata of the file: ``format``, ``version``, and ``set``, a ``PackedHeader`` as JSON.
 """
@@ -134,7 +134,7 @@ class PackedFrames:
         return split in self.header.lists
 
     def frame_ids(self, split: str) -> list[str]:
-        """The ids of a list in its order. Raises DataError where there is none of that name."""
+        """The ids of a list in its order. Raises DataError if there is none of that name."""
         self.list_path(split)
         return list(self.header.lists[split])
 

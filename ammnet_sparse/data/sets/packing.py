@@ -91,8 +91,8 @@ def pack_set(
     Args:
         splits: names of lists; none: those of train, test and val that the set has. ``val`` comes with ``train``.
         tsdf: how TSDFs are stored.
-        overwrite: replace a file that is there.
-        workers: threads; 0 is one a core.
+        overwrite: replace an existing file.
+        workers: threads; 0 is one per core.
         progress: show progress bars on standard error.
 
     Raises:
@@ -156,7 +156,7 @@ def _write(
     workers: int,
     progress: bool,
 ) -> None:
-    """Writes all frames; raises ``_InexactError`` at the first TSDF that is not exact and shall be."""
+    """Writes all frames; raises ``_InexactError`` at the first TSDF that is not exact but must be."""
 
     def pack(frame_id: str) -> _Packed | list[DataError]:
         frame, problems = source.read_with_problems(frame_id)

@@ -62,7 +62,7 @@ def hash_of(text: str) -> int:
 
 
 def read_id_list(path: Path) -> list[str]:
-    """The ids of a text file, one a line, blank lines skipped, repetitions included.
+    """The ids of a text file, one per line, blank lines skipped, repetitions included.
 
     Raises:
         DataError: unreadable or empty, or a line that is no id.
@@ -74,7 +74,7 @@ def read_id_list(path: Path) -> list[str]:
         if line.strip()
     ]
     if not ids:
-        raise DataError(f"{path}: expected frame ids, one a line, found an empty list; fill it")
+        raise DataError(f"{path}: expected frame ids, one per line, found an empty list; fill it")
     return ids
 
 

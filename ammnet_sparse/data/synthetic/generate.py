@@ -68,7 +68,7 @@ def generate_rooms(
     """Generates a set of rooms, unless ``folder`` holds it already.
 
     Args:
-        folder: where the set shall be; created.
+        folder: folder of the set; created.
         frames: how many, validation frames included; ids are 0001, 0002, ... in ``train.txt``.
         validation_frames: how many of them ``val.txt`` lists, evenly spread; fewer than ``frames``.
         seed: the same seed gives the same files, whatever the number of workers.

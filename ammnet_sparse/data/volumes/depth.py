@@ -34,7 +34,7 @@ def depth_in_meters(values: NDArray[Any], *, scale: float) -> NDArray[np.float32
 
     Args:
         values: [rows, columns], integers or floats.
-        scale: units a meter.
+        scale: units per meter.
 
     Returns:
         [rows, columns] float32.

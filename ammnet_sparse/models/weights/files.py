@@ -110,4 +110,4 @@ def _read_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
             f"{path}: the configuration in its metadata does not fit this version of the program: {problems[:1000]}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: the configuration in its metadata is no JSON: {reason(error)}") from error
+        raise WeightsError(f"{path}: the configuration in its metadata is not JSON: {reason(error)}") from error

@@ -48,7 +48,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
 
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
-        ValueError: other ``sites``, or a device that is not there.
+        ValueError: other ``sites``, or a device that is not available.
 
     Warns:
         UserWarning: a file without the backbone or the head of the image encoder, which stay random.

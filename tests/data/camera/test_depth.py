@@ -25,8 +25,8 @@ def test_depth_files(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 3), dtype=np.uint16)).save(tmp_path / "nothing.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
     for name, scale, message in (
-        ("d.png", 1.0, r"d\.png: .*median of 2e\+03 m at 1 units a meter; correct the depth scale"),
-        ("d.png", 0.0, "depth scale: expected units a meter above 0"),
+        ("d.png", 1.0, r"d\.png: .*median of 2e\+03 m at 1 units per meter; correct the depth scale"),
+        ("d.png", 0.0, "depth scale: expected units per meter above 0"),
         ("eight.png", 1000.0, r"eight\.png: expected a depth image with one channel of 16 bits, found uint8"),
         ("nothing.png", 1000.0, r"nothing\.png: expected depth, found no valid pixel"),
         ("broken.png", 1000.0, r"broken\.png: expected a readable png .* with a depth image"),
@@ -155,7 +155,7 @@ def test_units_that_are_found_out(tmp_path: Path) -> None:
     found, notes = meters_from_values(tum, usual_scale=5000.0)
     np.testing.assert_allclose(found, meters, atol=1e-3)
     assert "intrinsics file" in notes[0]
-    with pytest.raises(DataError, match="has 1 units a meter, but --depth-scale says 1000"):
+    with pytest.raises(DataError, match="has 1 units per meter, but --depth-scale says 1000"):
         meters_from_values(meters, scale=1000.0, encoding="meters")
     with pytest.raises(DataError, match="depth encoding: expected one of auto"):
         meters_from_values(meters, encoding="backwards")  # type: ignore[arg-type]

@@ -132,7 +132,7 @@ def test_files_that_make_no_frames(tmp_path: Path) -> None:
         (rgb, depth, "expected frames whose files have a name in common, found color images a and depth images b"),
         (rgb, depth / "b.png", "expected two files or two folders"),
         (tmp_path / "no", depth, "color .*no: expected a file or a folder, found nothing"),
-        (twice, depth, r"expected one color file a frame, found a\.jpg and a\.png"),
+        (twice, depth, r"expected one color file per frame, found a\.jpg and a\.png"),
     ):
         with pytest.raises(DataError, match=message):
             find_own_frames(color, other)

@@ -166,7 +166,7 @@ def test_what_is_written_is_read_back(raw: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(np, "savez_compressed", flip_a_voxel)
     report = prepare(raw, tmp_path / "out")
-    assert report.count("failed") == 2 and "arr_0 was read back otherwise than written" in report.failures[0]
+    assert report.count("failed") == 2 and "arr_0 differs from what was written" in report.failures[0]
     assert not list((tmp_path / "out" / "Mapping").iterdir()) and not (tmp_path / "out" / "train.txt").exists()
 
 
@@ -253,7 +253,7 @@ def test_files_that_belong_to_no_frame(raw: Path, tmp_path: Path) -> None:
     assert "NYU0002_0000.bin: expected its partner .png beside it, found none" in text
     for name in ("readme.txt", "NYU5_0000.png", "NYU0002_readme.png", "NYU0007_reference.npz"):
         assert f"{name}: expected only files" in text
-    assert "note: " in text and "NYU0001_reference.npz: is no raw file; left alone" in text
+    assert "note: " in text and "NYU0001_reference.npz: not a raw file; ignored" in text
 
 
 def test_list_grows_and_loses_what_broke(raw: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_every_problem_is_reported_by_frame(tmp_path: Path) -> None:
 def test_quick_check_names_missing_files_and_opens_none(tmp_path: Path) -> None:
     report = check_set(_broken_set(tmp_path), ["train"], quick=True, progress=False)
     messages = [str(problem) for problem in report.problems]
-    advice = "add it, or take the frame out of the list of frames"
+    advice = "add it, or remove the frame from the list"
     assert [message for message in messages if "expected a file" in message] == [
         f"0001: {tmp_path}/{name}: expected a file, found none; {advice}"
         for name in ("Mapping/0001.npz", "RGB/NYU0001_colors.png")

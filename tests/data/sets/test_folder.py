@@ -269,7 +269,7 @@ def test_lists(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("0003\n0004\nNYU0003\n", "expected every frame once, found 0003 more than once"),
-        ("\n\n", "expected frame ids, one a line, found an empty list"),
+        ("\n\n", "expected frame ids, one per line, found an empty list"),
         ("0003\nRGB/NYU0003.png\n", r"train\.txt, line 2: expected a frame id .* found 'RGB/NYU0003\.png'"),
         ("../0003\n", r"line 1: expected a frame id .* found '\.\./0003'"),
     ],
