@@ -3,6 +3,7 @@
     ammnet evaluate [--checkpoint FILE] --data DIR [--split test] [--json FILE]
 
 Without --checkpoint the weights shipped with the package are scored (docs/models.md).
+With --lost also which occluded voxels are lost: by class, distance to what is seen, visibility, height and depth.
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
 Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
 """
@@ -11,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -37,6 +39,7 @@ from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
 from ammnet_sparse.evaluation.flips import labels_over_flips
+from ammnet_sparse.evaluation.lost import LostVoxels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.json:
         check_output_file(options.json, option="--json")
-    rows, config = _score(options)
+    lost = LostVoxels() if options.lost else None
+    rows, config = _score(options, lost)
     scores = next(iter(rows.values()))
     print(f"{options.data}, {options.split}: {scores.frames} frame{'s' * (scores.frames != 1)}, percent")
     print(format_table(rows))
@@ -64,13 +68,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(remark)
     if reads_label_maps(config):
         print(LABEL_MAP_NOTE)
+    if lost is not None:
+        print(f"\n{lost.describe()}")
     if options.json:  # after the table, which took minutes
         with writing_to(options.json):
-            options.json.write_text(json.dumps(scores.to_json(), indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(_as_json(scores, lost), indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]:
+def _as_json(scores: Scores, lost: LostVoxels | None) -> dict[str, Any]:
+    values = scores.to_json()
+    if lost is not None:
+        values["lost"] = {
+            aspect: {title: group.to_json() for title, group in groups.items()}
+            for aspect, groups in lost.groups().items()
+        }
+    return values
+
+
+def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[str, Scores], ModelConfig]:
     """The checkpoint's scores, and those of the baselines on request; and the configuration of its network."""
     device = choose_device(options.device)
     checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
@@ -82,11 +98,19 @@ def _score(options: argparse.Namespace) -> tuple[dict[str, Scores], ModelConfig]
     ids = split_ids(folder, options.split, limit=options.limit, validation_frames=options.validation_frames)
     batches = _progress(_loader(folder, ids, options), "evaluating")
     name = checkpoint.stem
-    if options.flips is None:
-        rows = {name: evaluate(lambda batch: model(batch, voxels="scored").labels, batches, device=device)}
-    else:
+    if options.flips is not None:
         name = f"{name}, {options.flips} flips"
-        rows = {name: evaluate(lambda batch: _flipped_labels(model, batch, options), batches, device=device)}
+
+    def predict(batch: Batch) -> Tensor:
+        if options.flips is None:
+            labels = model(batch, voxels="scored").labels
+        else:
+            labels = _flipped_labels(model, batch, options)
+        if lost is not None:
+            lost.update(labels, batch)
+        return labels
+
+    rows = {name: evaluate(predict, batches, device=device)}
     if options.baselines:
         rows |= _baselines(options, model.config, ids)
     return rows, model.config
@@ -151,5 +175,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--baselines", action="store_true", help="score the best constant class and the class prior too"
+    )
+    parser.add_argument(
+        "--lost", action="store_true", help="say which occupied voxels are predicted to be empty, and which are filled"
     )
     return parser.parse(arguments)

@@ -1,9 +1,14 @@
 """A page about a training run: curves of loss and IoU, the table of its classes, and its best and worst scenes.
 
     ammnet report RUN
+    ammnet report RUN RUN ... [--plot scores.png]
 
 Writes RUN/report.html, one file that works offline. Scenes are predicted with RUN/best.safetensors for the validation
 frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
+
+Several runs are compared: curves over each other, the best epoch of each, the keys that differ, and the same scenes from
+each run, in comparison.html. --plot writes the scores over the epochs as a picture.
+
 Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 130 interrupted.
 """
 
@@ -31,6 +36,7 @@ from ammnet_sparse.cli.options import (
 )
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.sets.folder import DataError, validation_ids
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
@@ -38,6 +44,7 @@ from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, check_labels, ope
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
 from ammnet_sparse.pictures.page import Scene, write_page
+from ammnet_sparse.pictures.run_comparison import comparison_html, plot_scores
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
 
 _TRAINING_NOTE = (
@@ -50,9 +57,70 @@ _TRAINING_NOTE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet report``; returns its exit code."""
     options = _parse(arguments)
+    if len(options.runs) > 1 or options.plot is not None:
+        return _compare(options)
+    options.run = options.runs[0]
     out = options.out or options.run / "report.html"
     print(f"{out}: {_report(options, out)}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Writes the page that compares runs, and the plot of their scores."""
+    names = _names(options.runs)
+    histories = {name: read_history(run) for name, run in names.items()}
+    if options.plot is not None:
+        check_output_file(options.plot, option="--plot")
+        with writing_to(options.plot):
+            plot_scores(histories, options.plot)
+        print(f"{options.plot}: scores of {len(names)} runs over their epochs")
+    if len(names) == 1:
+        return 0
+    out = options.out or Path("comparison.html")
+    check_output_file(out)
+    configs = {name: load_config(run / "config.yaml") for name, run in names.items()}
+    scenes, remark = _same_scenes(options, names, configs)
+    body = f"{comparison_html(histories, configs)}\n<h2>Scenes</h2>\n<p>{html.escape(remark)}.</p>"
+    with writing_to(out):
+        introduction = f'<section class="report">{body}</section>'
+        write_page(out, scenes, title=f"Training runs {', '.join(names)}", introduction=introduction)
+    print(f"{out}: {len(names)} runs; {remark}")
+    return 0
+
+
+def _names(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by their folders' names, by more of the path where those are the same."""
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    return dict(zip(names, runs, strict=True))
+
+
+def _same_scenes(
+    options: argparse.Namespace, names: dict[str, Path], configs: dict[str, Config]
+) -> tuple[list[Scene], str]:
+    """Validation frames, each completed by every run's best weights, and what they are."""
+    trained = [name for name, run in names.items() if (run / BEST_WEIGHTS).is_file()]
+    if options.scenes == 0 or not trained:
+        return [], "no scenes asked for" if options.scenes == 0 else f"no scenes yet: no run has {BEST_WEIGHTS}"
+    device = choose_device(options.device)
+    scenes: dict[str, list[Scene]] = {}
+    for name in trained:
+        options.run = names[name]
+        model = ammnet_sparse.load_model(names[name] / BEST_WEIGHTS, device=device)
+        folder, ids = _validation_frames(options, configs[name], model)
+        step = max(len(ids) // options.scenes, 1)
+        for frame_id in ids[::step][: options.scenes]:
+            frame = folder.read(frame_id)
+            scores = evaluate(
+                lambda batch, model=model: model(batch, voxels="scored").labels,  # type: ignore[misc]
+                [Batch.from_frame(frame)],
+                device=device,
+            )
+            scene = _scene_of(model, frame, device, scores)
+            scenes.setdefault(frame_id, []).append(dataclasses.replace(scene, name=f"{frame_id}, {name}"))
+    shown = [scene for frame_id in sorted(scenes) for scene in scenes[frame_id]]
+    return shown, f"{len(scenes)} validation frames, each from {', '.join(trained)}"
 
 
 def _report(options: argparse.Namespace, out: Path) -> str:
@@ -115,14 +183,18 @@ def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], s
     chosen += [("worst", place, *ranked[-place]) for place in range(1, num_worst + 1)]
     scenes = []
     for kind, place, frame_id, scores in chosen:
-        frame = folder.read(frame_id)
-        with torch.inference_mode():
-            labels = model(Batch.from_frame(frame).to(device), voxels="not_free").labels[0].cpu().numpy()
-        note = f"Frame {frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
+        scene = _scene_of(model, folder.read(frame_id), device, scores)
         name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
-        scenes.append(dataclasses.replace(Scene.from_frame(frame, labels, note=note), name=name))
+        scenes.append(dataclasses.replace(scene, name=name))
     remark = f"{num_best} best and {num_worst} worst of {len(ids)} validation frames by SSC mIoU, with {BEST_WEIGHTS}"
     return scenes, remark
+
+
+def _scene_of(model: AMMNet, frame: Frame, device: torch.device, scores: Scores) -> Scene:
+    with torch.inference_mode():
+        labels = model(Batch.from_frame(frame).to(device), voxels="not_free").labels[0].cpu().numpy()
+    note = f"Frame {frame.frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
+    return Scene.from_frame(frame, labels, note=note)
 
 
 def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNet) -> tuple[FrameSource, list[str]]:
@@ -156,10 +228,17 @@ def _percent(fraction: float) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("report", __doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `ammnet train`")
-    parser.add_argument("--scenes", type=parse_count, default=3, metavar="N", help="N best and N worst (default: 3)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs of `ammnet train`")
+    parser.add_argument(
+        "--scenes",
+        type=parse_count,
+        default=3,
+        metavar="N",
+        help="N best and N worst; N of each of several runs (default: 3)",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of scores over epochs (png, pdf or svg)")
     add_data_option(parser, note=" (default: as trained)")
-    add_out_option(parser, "page to write (default: RUN/report.html)", metavar="FILE")
+    add_out_option(parser, "page to write (default: RUN/report.html, or comparison.html)", metavar="FILE")
     add_limit_option(parser, "validation frames")
     add_device_option(parser)
     return parser.parse(arguments)

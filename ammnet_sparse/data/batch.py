@@ -282,6 +282,17 @@ def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:
     return tuple(torch.cat(parts) for parts in zip(*stages, strict=True))
 
 
+def unflipped_tsdf(batch: Batch) -> Tensor:
+    """[B, 1, X, H, Y] t, about +1 free and -1 occluded, whatever the convention of the file.
+
+    From the flipped f: t = s (1 - |f|), where far free and unobserved space cannot be told apart.
+    """
+    if not batch.tsdf_is_flipped:
+        return batch.tsdf
+    sign = torch.where(batch.tsdf < 0, -1.0, 1.0).to(batch.tsdf.dtype)
+    return sign * (1 - batch.tsdf.abs())
+
+
 def normalize_image(image: NDArray[Any]) -> torch.Tensor:
     """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
 from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
@@ -16,17 +16,6 @@ from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
 STATE_CHANNELS = 4
 """Fractions free, occluded, unobserved, and mean TSDF."""
-
-
-def unflipped_tsdf(batch: Batch) -> Tensor:
-    """[B, 1, X, H, Y] t, about +1 free and -1 occluded, whatever the convention of the file.
-
-    From the flipped f: t = s (1 - |f|), where far free and unobserved space cannot be told apart.
-    """
-    if not batch.tsdf_is_flipped:
-        return batch.tsdf
-    sign = torch.where(batch.tsdf < 0, -1.0, 1.0).to(batch.tsdf.dtype)
-    return sign * (1 - batch.tsdf.abs())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -142,14 +142,14 @@ def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _loss_figure(history: History) -> str:
-    figure, axes = _new_figure("Loss")
+    figure, axes = new_figure("Loss")
     for name, label, color in (
         ("loss", "generator, weighted sum (training)", "#9aa3ae"),
         ("scene", "scene cross-entropy (training)", "#1d5fbf"),
         ("image", "image cross-entropy (training)", "#2b8a3e"),
     ):
         _draw_steps(axes, history, name, label=label, color=color)
-    _draw_epochs(
+    draw_epochs(
         axes,
         history.epochs,
         ("validation_scene",),
@@ -157,46 +157,45 @@ def _loss_figure(history: History) -> str:
         color="#c2410c",
         marker="o",
     )
-    return _svg(figure, axes, "Losses over the steps")
+    return svg(figure, axes, "Losses over the steps")
 
 
 def _game_figure(history: History) -> str:
-    figure, axes = _new_figure("Adversarial game (logarithmic)")
+    figure, axes = new_figure("Adversarial game (logarithmic)")
     _draw_steps(axes, history, "discriminator", label="discriminator, sum of its losses", color="#7c3aed")
     _draw_steps(axes, history, "adversarial", label="generator's adversarial loss", color="#c2410c")
     axes.set_yscale("log")
-    return _svg(figure, axes, "Losses of the adversarial game over the steps")
+    return svg(figure, axes, "Losses of the adversarial game over the steps")
 
 
 def _score_figure(history: History) -> str:
-    figure, axes = _new_figure("IoU in percent")
+    figure, axes = new_figure("IoU in percent")
     for part, key, label, color in (("sc", "iou", "SC IoU", "#1d5fbf"), ("ssc", "miou", "SSC mIoU", "#c2410c")):
         keys = (part, key)
-        _draw_epochs(
-            axes, history.epochs, ("validation", *keys), label=f"{label} (validation)", color=color, marker="o"
-        )
-        _draw_epochs(
+        draw_epochs(axes, history.epochs, ("validation", *keys), label=f"{label} (validation)", color=color, marker="o")
+        draw_epochs(
             axes, history.epochs, ("training", *keys), label=f"{label} (training)", color=color, marker="", style="--"
         )
     best = history.best
     axes.set(xlim=(0, None), ylim=(0, None))
     if best is not None:
         axes.axvline(best["step"], color="#9aa3ae", linestyle=":", label=f"best weights, epoch {best['epoch']}")
-    return _svg(figure, axes, "Scores over the steps")
+    return svg(figure, axes, "Scores over the steps")
 
 
 def _class_figure(history: History) -> str:
-    figure, axes = _new_figure("IoU of each class in percent (validation)")
+    figure, axes = new_figure("IoU of each class in percent (validation)")
     for label, (name, color) in enumerate(CLASSES):
         if label != EMPTY_LABEL:
             keys = ("validation", "ssc", "iou", name)
             rgb = "#{:02x}{:02x}{:02x}".format(*color)
-            _draw_epochs(axes, history.epochs, keys, label=name, color=rgb, marker="o")
+            draw_epochs(axes, history.epochs, keys, label=name, color=rgb, marker="o")
     axes.set(xlim=(0, None), ylim=(0, None))
-    return _svg(figure, axes, "Scores of each class over the steps", legend_columns=4)
+    return svg(figure, axes, "Scores of each class over the steps", legend_columns=4)
 
 
-def _new_figure(title: str) -> tuple[Figure, Axes]:
+def new_figure(title: str) -> tuple[Figure, Axes]:
+    """An empty figure of the page."""
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
@@ -218,24 +217,32 @@ def _draw_steps(axes: Axes, history: History, name: str, *, label: str, color: s
         axes.plot(step, value, color=color, **style)
 
 
-def _draw_epochs(
-    axes: Axes, epochs: Iterable[Mapping[str, Any]], keys: Sequence[str], *, label: str, color: str, marker: str,
+def draw_epochs(
+    axes: Axes,
+    epochs: Iterable[Mapping[str, Any]],
+    keys: Sequence[str],
+    *,
+    label: str,
+    color: str,
+    marker: str,
     style: str = "-",
-) -> None:  # fmt: skip
-    """A value of every epoch that has it, found by its keys."""
+    over: str = "step",
+) -> None:
+    """Draws a value of every epoch that has it, found by its keys, over ``step`` or ``epoch``."""
     points = []
     for line in epochs:
         value: Any = line
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         if _is_number(value):
-            points.append((line["step"], value))
+            points.append((line[over], value))
     if points:
         step, values = zip(*points, strict=True)
         axes.plot(step, values, style, label=label, color=color, marker=marker, markersize=4, linewidth=1.6)
 
 
-def _svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2) -> str:
+def svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2) -> str:
+    """A figure as SVG within HTML; ``description`` is for people who do not see it."""
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=legend_columns, fontsize=8.5, frameon=False)
     file = io.StringIO()
