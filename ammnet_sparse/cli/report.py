@@ -6,8 +6,8 @@
 Writes RUN/report.html, one file that works offline. Scenes are predicted with RUN/best.safetensors for the validation
 frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
 
-Several runs are compared: curves over each other, the best epoch of each, the keys that differ, and the same scenes from
-each run, in comparison.html. --plot writes the scores over the epochs as a picture.
+Several runs are compared, in comparison.html: curves over each other, the best epoch of each, the keys that differ,
+and the same scenes from each run. --plot writes the scores over the epochs as a picture.
 
 Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 130 interrupted.
 """
@@ -17,14 +17,15 @@ import dataclasses
 import html
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import ammnet_sparse
-from ammnet_sparse.cli.errors import check_output_file, command, writing_to
+from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_data_option,
@@ -47,6 +48,7 @@ from ammnet_sparse.pictures.page import Scene, write_page
 from ammnet_sparse.pictures.run_comparison import comparison_html, plot_scores
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
 
+PLOT_ENDINGS = (".png", ".pdf", ".svg")
 _TRAINING_NOTE = (
     "Scores of training are those of the predictions that the network learnt from during the epoch, with dropout and "
     "augmentation; those of validation are of its end, without them."
@@ -59,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if len(options.runs) > 1 or options.plot is not None:
         return _compare(options)
-    options.run = options.runs[0]
-    out = options.out or options.run / "report.html"
-    print(f"{out}: {_report(options, out)}")
+    run = options.runs[0]
+    out = options.out or run / "report.html"
+    print(f"{out}: {_report(run, options, out)}")
     return 0
 
 
@@ -70,6 +72,8 @@ def _compare(options: argparse.Namespace) -> int:
     names = _names(options.runs)
     histories = {name: read_history(run) for name, run in names.items()}
     if options.plot is not None:
+        if options.plot.suffix not in PLOT_ENDINGS:
+            raise UsageError(f"--plot {options.plot}: expected a name ending in .png, .pdf or .svg")
         check_output_file(options.plot, option="--plot")
         with writing_to(options.plot):
             plot_scores(histories, options.plot)
@@ -90,6 +94,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
     """Runs by their folders' names, by more of the path where those are the same."""
+    for run in runs:
+        if runs.count(run) > 1:
+            raise UsageError(f"{run}: expected each run once, found it {runs.count(run)} times")
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
@@ -97,39 +104,44 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _same_scenes(
-    options: argparse.Namespace, names: dict[str, Path], configs: dict[str, Config]
+    options: argparse.Namespace, runs: dict[str, Path], configs: dict[str, Config]
 ) -> tuple[list[Scene], str]:
-    """Validation frames, each completed by every run's best weights, and what they are."""
-    trained = [name for name, run in names.items() if (run / BEST_WEIGHTS).is_file()]
-    if options.scenes == 0 or not trained:
-        return [], "no scenes asked for" if options.scenes == 0 else f"no scenes yet: no run has {BEST_WEIGHTS}"
+    """Validation frames that the runs share, each completed by every run's best weights, and what they are."""
+    trained = {name: run / BEST_WEIGHTS for name, run in runs.items() if (run / BEST_WEIGHTS).is_file()}
+    if options.scenes == 0:
+        return [], "no scenes asked for"
+    if not trained:
+        return [], f"no scenes yet: no run has {BEST_WEIGHTS}, which comes with the first validation"
     device = choose_device(options.device)
-    scenes: dict[str, list[Scene]] = {}
-    for name in trained:
-        options.run = names[name]
-        model = ammnet_sparse.load_model(names[name] / BEST_WEIGHTS, device=device)
-        folder, ids = _validation_frames(options, configs[name], model)
-        step = max(len(ids) // options.scenes, 1)
-        for frame_id in ids[::step][: options.scenes]:
-            frame = folder.read(frame_id)
-            scores = evaluate(
-                lambda batch, model=model: model(batch, voxels="scored").labels,  # type: ignore[misc]
-                [Batch.from_frame(frame)],
-                device=device,
-            )
-            scene = _scene_of(model, frame, device, scores)
-            scenes.setdefault(frame_id, []).append(dataclasses.replace(scene, name=f"{frame_id}, {name}"))
-    shown = [scene for frame_id in sorted(scenes) for scene in scenes[frame_id]]
-    return shown, f"{len(scenes)} validation frames, each from {', '.join(trained)}"
+    models = {name: ammnet_sparse.load_model(weights, device=device) for name, weights in trained.items()}
+    sources = {name: _validation_frames(runs[name], options, configs[name], models[name]) for name in trained}
+    lists = [ids for _, ids in sources.values()]
+    shared = [frame_id for frame_id in lists[0] if all(frame_id in ids for ids in lists)]
+    if not shared:
+        return [], "no scenes: the runs have no validation frame in common"
+    scenes = []
+    step = max(len(shared) // options.scenes, 1)
+    chosen = shared[::step][: options.scenes]
+    for frame_id in chosen:
+        for name, model in models.items():
+            frame = sources[name][0].read(frame_id)
+            scores = evaluate(_labels_of(model), [Batch.from_frame(frame)], device=device)
+            scenes.append(dataclasses.replace(_scene_of(model, frame, device, scores), name=f"{frame_id}, {name}"))
+    return scenes, f"{len(chosen)} of {len(shared)} shared validation frames, each from {', '.join(trained)}"
 
 
-def _report(options: argparse.Namespace, out: Path) -> str:
+def _labels_of(model: AMMNet) -> Callable[[Batch], Tensor]:
+    """Predicts the scored voxels of a batch."""
+    return lambda batch: model(batch, voxels="scored").labels
+
+
+def _report(run: Path, options: argparse.Namespace, out: Path) -> str:
     """Writes the page; what it says about its scenes."""
-    history = read_history(options.run)
-    config = load_config(options.run / "config.yaml")
+    history = read_history(run)
+    config = load_config(run / "config.yaml")
     check_output_file(out)
-    scenes, remark = _scenes(options, config)
-    name = options.run.resolve().name
+    scenes, remark = _scenes(run, options, config)
+    name = run.resolve().name
     with writing_to(out):
         write_page(out, scenes, title=f"Training run {name}", introduction=_introduction(history, config, remark))
     return remark
@@ -164,16 +176,16 @@ def _introduction(history: History, config: Config, remark: str) -> str:
     return '<section class="report">' + "\n".join(parts) + "</section>"
 
 
-def _scenes(options: argparse.Namespace, config: Config) -> tuple[list[Scene], str]:
+def _scenes(run: Path, options: argparse.Namespace, config: Config) -> tuple[list[Scene], str]:
     """The best and worst scenes by SSC mIoU, and what they are."""
-    weights = options.run / BEST_WEIGHTS
+    weights = run / BEST_WEIGHTS
     if options.scenes == 0:
         return [], "no scenes asked for"
     if not weights.is_file():
         return [], f"no scenes yet: {BEST_WEIGHTS} comes with the first validation"
     device = choose_device(options.device)
     model = ammnet_sparse.load_model(weights, device=device)
-    folder, ids = _validation_frames(options, config, model)
+    folder, ids = _validation_frames(run, options, config, model)
     ranked = _rank(model, folder, ids, device)
     if not ranked:
         return [], f"no scenes: none of {len(ids)} frames has a scored voxel"
@@ -197,10 +209,12 @@ def _scene_of(model: AMMNet, frame: Frame, device: torch.device, scores: Scores)
     return Scene.from_frame(frame, labels, note=note)
 
 
-def _validation_frames(options: argparse.Namespace, config: Config, model: AMMNet) -> tuple[FrameSource, list[str]]:
+def _validation_frames(
+    run: Path, options: argparse.Namespace, config: Config, model: AMMNet
+) -> tuple[FrameSource, list[str]]:
     root = options.data or config.data.root
     if root is None:
-        raise DataError(f"{options.run}/config.yaml: expected data.root, found none; give --data DIR or --scenes 0")
+        raise DataError(f"{run}/config.yaml: expected data.root, found none; give --data DIR or --scenes 0")
     try:
         folder = open_set(root, dataset=config.data.dataset, config=model.config, for_pictures=True)
         check_labels(folder)
@@ -216,7 +230,7 @@ def _rank(model: AMMNet, folder: FrameSource, ids: Sequence[str], device: torch.
     scored = []
     for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
         batch = Batch.from_frame(folder.read(frame_id))
-        scores = evaluate(lambda each: model(each, voxels="scored").labels, [batch], device=device)
+        scores = evaluate(_labels_of(model), [batch], device=device)
         if not math.isnan(scores.ssc_miou):
             scored.append((frame_id, scores))
     return sorted(scored, key=lambda entry: entry[1].ssc_miou, reverse=True)

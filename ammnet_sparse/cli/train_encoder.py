@@ -58,6 +58,7 @@ def _train(options: argparse.Namespace) -> str:
         epochs=options.epochs,
         seconds=options.seconds,
         batch_size=options.batch_size,
+        crop=None if options.crop is None else tuple(options.crop),
         learning_rate=options.learning_rate,
         balance=options.balance,
         workers=config.data.workers,
@@ -89,6 +90,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, metavar="N", help="train for so long, validation apart (default: --epochs)")
     add("--epochs", type=parse_positive, default=defaults.epochs, metavar="N", help="passes (default: %(default)s)")
     add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
+    add(
+        "--crop",
+        type=parse_positive,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="train on a random window of the images (default: whole images)",
+    )
     add("--learning-rate", type=float, default=defaults.learning_rate, metavar="R", help="(default: %(default)s)")
     add(
         "--balance",

@@ -1,4 +1,4 @@
-"""Several training runs side by side: curves over each other, their best scores, and where their configurations differ."""
+"""Several training runs side by side: curves over each other, best scores, and the keys that differ."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def comparison_html(histories: Mapping[str, History], configs: Mapping[str, Conf
 
 def differing_keys(configs: Mapping[str, Config]) -> dict[str, list[Any]]:
     """Configuration keys whose values differ, with the value of each run in order."""
-    flat = [flat_plain(config) for config in configs.values()]
+    flat = [flat_plain(config.model_dump(mode="json")) for config in configs.values()]
     keys = sorted(set().union(*flat))
     values = {key: [config.get(key) for config in flat] for key in keys}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}

@@ -41,13 +41,14 @@ class EncoderSettings:
         epochs: passes over the training frames; ignored where ``seconds`` is given.
         seconds: wall time of the training, validation apart.
         batch_size: images a step.
+        crop: (rows, columns) of a random window of each batch that a step sees, or None for whole images.
         learning_rate: of the head, at its highest; cosine to a hundredth.
         backbone_rate: of the backbone, as a fraction of the head's.
         weight_decay: of AdamW; not on biases and normalization.
         balance: exponent of a class's inverse frequency in its weight: 0 weighs pixels alike, 1 classes alike.
         label_smoothing: of the cross-entropy.
         ema_decay: of the moving average of the weights, which is scored and saved.
-        mixed_precision: bfloat16 and channels-last on a GPU.
+        mixed_precision: bfloat16 on a GPU.
         workers: processes that load frames, where these do not lie on the device.
         seed: of the order of frames.
     """
@@ -55,6 +56,7 @@ class EncoderSettings:
     epochs: int = 20
     seconds: float | None = None
     batch_size: int = 16
+    crop: tuple[int, int] | None = None
     learning_rate: float = 1e-3
     backbone_rate: float = 0.5
     weight_decay: float = 0.05
@@ -120,8 +122,8 @@ def train_encoder(
     optimizer = _optimizer(encoder, settings)
     average = ModelEmaV3(encoder, decay=settings.ema_decay, use_warmup=True)
     uses_bfloat16 = settings.mixed_precision and device.type == "cuda"
-    if uses_bfloat16:
-        encoder.to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)  # depthwise convolutions take half as long, on a CPU too
+    crops = torch.Generator().manual_seed(settings.seed)
     total = settings.epochs * (len(training) // settings.batch_size)
     started = reported = time.monotonic()
     step, epoch, is_done = 0, 0, False
@@ -141,7 +143,12 @@ def train_encoder(
                 break
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(fraction)
-            loss = _step(encoder.train(), batch.to(device), weights, settings, uses_bfloat16=uses_bfloat16)
+            image, truth = _window(*_images_and_truth(batch.to(device)), settings.crop, generator=crops)
+            logits = _logits(encoder.train(), image, uses_bfloat16=uses_bfloat16)
+            loss = F.cross_entropy(
+                logits, truth, weight=weights, ignore_index=IGNORE_LABEL, label_smoothing=settings.label_smoothing
+            )
+            loss.backward()
             nn.utils.clip_grad_norm_(encoder.parameters(), _GRADIENT_CLIP)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -149,7 +156,7 @@ def train_encoder(
             average.update(encoder, step=step)
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
-                value = float(loss)
+                value = float(loss.detach())
                 if not math.isfinite(value):
                     raise FloatingPointError(f"step {step}: the loss is {value}; lower the learning rate")
                 if report is not None:
@@ -162,18 +169,6 @@ def train_encoder(
     return averaged.eval()
 
 
-def _step(
-    encoder: ImageEncoder, batch: Batch, weights: Tensor, settings: EncoderSettings, *, uses_bfloat16: bool
-) -> Tensor:
-    """Adds the gradients of a batch; its loss."""
-    logits, truth = _logits_and_truth(encoder, batch, uses_bfloat16=uses_bfloat16)
-    loss = F.cross_entropy(
-        logits, truth, weight=weights, ignore_index=IGNORE_LABEL, label_smoothing=settings.label_smoothing
-    )
-    loss.backward()
-    return loss.detach()
-
-
 def score_encoder(
     encoder: ImageEncoder, batches: Iterable[Batch], *, device: torch.device, uses_bfloat16: bool = False
 ) -> Scores2D:
@@ -182,7 +177,8 @@ def score_encoder(
     confusion = torch.zeros(NUM_CLASSES**2, dtype=torch.int64, device=device)
     with torch.inference_mode():
         for batch in batches:
-            logits, truth = _logits_and_truth(encoder, batch.to(device), uses_bfloat16=uses_bfloat16)
+            image, truth = _images_and_truth(batch.to(device))
+            logits = _logits(encoder, image, uses_bfloat16=uses_bfloat16)
             is_labeled = truth != IGNORE_LABEL
             cells = truth[is_labeled] * NUM_CLASSES + logits.argmax(dim=1)[is_labeled]
             confusion += cells.bincount(minlength=NUM_CLASSES**2)
@@ -229,22 +225,35 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
         raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
 
 
-def _logits_and_truth(encoder: ImageEncoder, batch: Batch, *, uses_bfloat16: bool) -> tuple[Tensor, Tensor]:
-    """Logits [B, 12, rows, columns] float32 at image size, and classes [B, rows, columns] int64."""
+def _images_and_truth(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, rows, columns] and classes [B, rows, columns] int64."""
     if batch.image is None or batch.label_2d is None:
         raise ValueError(
             f"frames {', '.join(batch.frame_ids)}: expected images and dense 2D truth (data.label_2d), found none"
         )
-    image = batch.image
-    precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if uses_bfloat16:
-        image = image.contiguous(memory_format=torch.channels_last)
-        precision = torch.autocast("cuda", torch.bfloat16)
+    return batch.image, batch.label_2d.long()
+
+
+def _window(
+    image: Tensor, truth: Tensor, size: tuple[int, int] | None, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The same random window of all images of a batch and of their truth; as much as there is."""
+    if size is None:
+        return image, truth
+    first = [
+        int(torch.randint(max(whole - part, 0) + 1, (), generator=generator))
+        for whole, part in zip(image.shape[2:], size, strict=True)
+    ]
+    rows, columns = (slice(begin, begin + part) for begin, part in zip(first, size, strict=True))
+    return image[..., rows, columns], truth[..., rows, columns]
+
+
+def _logits(encoder: ImageEncoder, image: Tensor, *, uses_bfloat16: bool) -> Tensor:
+    """[B, 12, rows, columns] float32, at the size of the images."""
+    precision = torch.autocast("cuda", torch.bfloat16) if uses_bfloat16 else contextlib.nullcontext()
     with precision:
-        logits = encoder(image).class_logits
-    size = (image.shape[2], image.shape[3])
-    logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
-    return logits, batch.label_2d.long()
+        logits = encoder(image.contiguous(memory_format=torch.channels_last)).class_logits
+    return F.interpolate(logits.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _optimizer(encoder: ImageEncoder, settings: EncoderSettings) -> torch.optim.AdamW:

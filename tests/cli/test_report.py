@@ -11,7 +11,7 @@ from torch import nn
 
 import ammnet_sparse
 from ammnet_sparse.cli import report as command
-from ammnet_sparse.config import Config, DataConfig, ModelConfig, save_config
+from ammnet_sparse.config import AdversarialConfig, Config, DataConfig, ModelConfig, save_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, save_run_weights
 from ammnet_sparse.training.networks import build_networks
@@ -170,3 +170,41 @@ def test_what_is_no_run_is_refused(report: Tool, tmp_path: Path, capsys: pytest.
     assert output.err.startswith("ammnet report: ")
     assert expected in output.err
     assert list(folder.glob("*.html")) == []
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_several_runs_are_compared(
+    report: Tool, run: Path, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_run(tmp_path / "other", mious=(0.1,))
+    config = config_of(set_folder)
+    save_config(config.model_copy(update={"adversarial": AdversarialConfig(enabled=False)}), other / "config.yaml")
+    (other / BEST_WEIGHTS).touch()
+    out, plot = tmp_path / "both.html", tmp_path / "scores.png"
+    assert report([str(run), str(other), "--scenes", "2", "--out", str(out), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert "both.html: 2 runs; 2 of 5 shared validation frames, each from my_run, other" in printed
+    assert "scores.png: scores of 2 runs" in printed
+    page = out.read_text("utf-8")
+    assert "my_run, epoch 2" in page and "other, epoch 1" in page
+    assert '<th scope="row">adversarial.enabled</th><td>True</td><td>False</td>' in page
+    names = [entry["name"] for entry in read_data(out)["scenes"]]
+    assert names == ["0003, my_run", "0003, other", "0005, my_run", "0005, other"]
+    assert plot.stat().st_size > 5_000
+    assert not (run / "report.html").exists()
+
+
+def test_a_plot_of_one_run_writes_no_page(report: Tool, run: Path, tmp_path: Path) -> None:
+    assert report([str(run), "--plot", str(tmp_path / "scores.svg")]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["scores.svg"]
+
+
+def test_runs_that_cannot_be_compared(
+    report: Tool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report([str(run), str(tmp_path / "missing")]) == 2
+    assert "missing: expected the folder of a training run, found no folder" in capsys.readouterr().err
+    assert report([str(run), str(run)]) == 2
+    assert "expected each run once, found it 2 times" in capsys.readouterr().err
+    assert report([str(run), "--plot", str(tmp_path / "scores.txt")]) == 2
+    assert "scores.txt: expected a name ending in .png, .pdf or .svg" in capsys.readouterr().err

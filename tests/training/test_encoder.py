@@ -27,6 +27,7 @@ from ammnet_sparse.models.image_head import ImageHead
 from ammnet_sparse.training.encoder import (
     EncoderSettings,
     Scores2D,
+    _window,
     class_weights,
     save_encoder,
     score_encoder,
@@ -150,6 +151,28 @@ def test_time_bounds_the_training(frames: TwoColors) -> None:
     settings = EncoderSettings(seconds=0.01, batch_size=1, epochs=10**6)
     train_encoder(small_encoder(), frames, settings, device=CPU, report=lines.append)
     assert "1 steps of 1 images" in lines[-1] or "0 steps" in lines[-1]
+
+
+@pytest.mark.parametrize(("crop", "size"), [((32, 64), (32, 64)), ((32, 2000), (32, 96)), (None, (64, 96))])
+def test_a_step_sees_a_window_of_the_images(
+    frames: TwoColors, crop: tuple[int, int] | None, size: tuple[int, int]
+) -> None:
+    encoder, seen = small_encoder(), set[tuple[int, ...]]()
+    encoder.register_forward_pre_hook(lambda module, arguments: seen.add(tuple(arguments[0].shape[2:])))
+    train_encoder(encoder, frames, EncoderSettings(epochs=1, batch_size=2, crop=crop), device=CPU)
+    assert seen == {size}
+
+
+def test_windows_of_image_and_truth_are_the_same() -> None:
+    image = torch.arange(480 * 640, dtype=torch.float32).view(1, 1, 480, 640).expand(2, 3, -1, -1)
+    truth = torch.arange(480 * 640).view(1, 480, 640).expand(2, -1, -1)
+    generator = torch.Generator().manual_seed(0)
+    corners = set()
+    for _ in range(20):
+        part, labels = _window(image, truth, (100, 50), generator=generator)
+        assert part.shape == (2, 3, 100, 50) and part[0, 0].long().equal(labels[1])
+        corners.add(int(labels[0, 0, 0]))
+    assert len(corners) > 10
 
 
 def test_what_cannot_be_trained_is_refused(frames: TwoColors, root: Path, tmp_path: Path) -> None:
