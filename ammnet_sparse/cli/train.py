@@ -6,8 +6,8 @@ Examples:
   ammnet train --resume runs/2026-01-31_120000
   ammnet train --init-from runs/2026-01-31_120000/best.safetensors data.root=/data/own model.width=16
 
-Several cards: torchrun --nproc_per_node=2 tools/train.py ... (or -m ammnet_sparse train); training.batch_size is that
-of each. docs/training.md has more.
+Several cards: torchrun --nproc_per_node=2 -m ammnet_sparse train ...; training.batch_size is per process.
+docs/training.md has more.
 
 Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted.
 """
@@ -108,11 +108,13 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     begun = f"{done.epoch} epochs and {done.step} steps are done, " if done.step else ""
     if rank() > 0:
         return run
-    each = f"{num_processes()} processes with {config.training.batch_size} frames each, " if num_processes() > 1 else ""
+    each = (
+        f" in {num_processes()} processes with {config.training.batch_size} frames each" if num_processes() > 1 else ""
+    )
     print(
         f"Training in {folder}: {begun}{len(run.training_set)} training and {len(run.validation_set)} validation "
-        f"frames of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps, "
-        f"{each}on {run.device}",
+        f"frames of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps"
+        f"{each} on {run.device}",
         flush=True,
     )
     return run

@@ -254,7 +254,7 @@ def test_depth_with_rotated_bits(
     message = refused(
         predict, arguments(tmp_path, "--depth", str(tmp_path / "sun.png"), "--depth-scale", "10000"), capsys
     )
-    assert "Leave --depth-scale out" in message
+    assert "Omit --depth-scale" in message
     forced = arguments(tmp_path, "--depth", str(tmp_path / "sun.png"), "--depth-encoding", "plain")
     assert "correct the depth scale" in refused(predict, [*forced, "--depth-scale", "500"], capsys)
 

@@ -170,7 +170,7 @@ def test_mistakes_get_one_message(refuse: Callable[..., str], finished: Path, ro
     assert "config.yaml: expected the configuration of a run" in refuse("--resume", str(tmp_path))
     shutil.copy(finished / "config.yaml", tmp_path)
     assert "state.pt: expected the state of an interrupted run" in refuse("--resume", str(tmp_path))
-    assert "leave out --config, --out, --init-from" in refuse("--resume", str(finished), *output)
+    assert "omit --config, --out, --init-from" in refuse("--resume", str(finished), *output)
     assert "model.width: a resumed run keeps 8, found 16" in refuse("--resume", str(finished), "model.width=16")
 
 

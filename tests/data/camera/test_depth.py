@@ -110,7 +110,7 @@ def test_rotated_bits_are_noticed(tmp_path: Path, high: float) -> None:
     told, _ = read_depth_with_notes(tmp_path / "sun.png", encoding="rotated")
     np.testing.assert_array_equal(told, expected)
     for scale in (10000.0, 5000.0, 8000.0):
-        with pytest.raises(DataError, match="bits are rotated by 3.*Leave --depth-scale out"):
+        with pytest.raises(DataError, match="bits are rotated by 3.*Omit --depth-scale"):
             read_depth(tmp_path / "sun.png", scale=scale)
     plain = read_depth(tmp_path / "sun.png", scale=8000.0, encoding="plain")
     assert np.median(plain) == pytest.approx(float(np.median(expected)), rel=0.1)

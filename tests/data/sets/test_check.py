@@ -139,7 +139,7 @@ def test_command(
     for arguments in ([], ["--quick"], ["--split", "train", "--workers", "1"]):
         assert main([str(tmp_path), *arguments]) == 1
         printed = capsys.readouterr().out
-        assert "1 problems, 1 of 1 frames affected" in printed and "0001: " in printed
+        assert "1 problem, 1 of 1 frames affected" in printed and "0001: " in printed
 
     assert main([str(tmp_path), "--split", "test"]) == 2
     assert "test.txt" in capsys.readouterr().err

@@ -246,7 +246,7 @@ def test_broken_files_are_named(tmp_path: Path, break_it: Callable[[Path], objec
     break_it(tmp_path)
     with pytest.raises(DataError, match=message) as caught:
         folder.read("0000")
-    assert "0000" in str(caught.value) and str(caught.value).endswith("the list of frames")
+    assert "0000" in str(caught.value) and str(caught.value).endswith("from the list")
 
 
 def test_real_grid_is_the_default(tmp_path: Path) -> None:
