@@ -32,7 +32,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the network only when it is asked for: tools that read data alone start in a moment."""
+    """Imports the network only on first access, so that tools that only read data start quickly."""
     import importlib
 
     if name not in _HOMES:

@@ -38,7 +38,7 @@ class CompletedScene:
 
     Attributes:
         labels: [60, 36, 60] uint8 in the order (X, height, Y), class 0..11.
-        reliable_mask: [60, 36, 60] bool, the voxels of the kind that networks are trained on.
+        reliable_mask: [60, 36, 60] bool, the kind of voxels that networks are trained on.
         own: the frame that was completed: placement of the camera, TSDF, mapping, images.
         seconds: time by stage: ``images`` (depth in meters, resampling), ``frame`` (vertical, floor, room, TSDF and
             mapping), ``network``.
@@ -52,12 +52,12 @@ class CompletedScene:
 
     @property
     def name(self) -> str:
-        """The frame's."""
+        """The name of the frame."""
         return self.own.frame.frame_id
 
     @functools.cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """[12, 60, 36, 60] float32, of each class; voxels that were observed to be free are empty."""
+        """[12, 60, 36, 60] float32, probability of each class; voxels observed to be free are empty."""
         found: NDArray[np.float32] = self._logits.float().softmax(dim=0).cpu().numpy()
         return found
 
@@ -73,7 +73,7 @@ class CompletedScene:
 
     @property
     def world_from_given(self) -> NDArray[np.float64] | None:
-        """[4, 4], from the world of the pose that was given to the scene's; None without a pose."""
+        """[4, 4], from the world of the given pose to the scene's; None without a pose."""
         return self.own.placement.world_from_given
 
     @property
@@ -118,25 +118,25 @@ class CompletedScene:
 class SceneCompleter:
     """Completes the frames of one camera, one after another.
 
-    Between frames it keeps vertical, floor and room and smooths them; where the depth contradicts, it finds them again.
-    Everything that is compiled or built on first use is made here, so that no call waits for it.
+    Vertical, floor and room are kept and smoothed between frames, and found again if the depth contradicts them.
+    Everything compiled or built on first use is prepared by the constructor, so that no call waits for it.
 
     Args:
         weights: file of weights, or the name of shipped ones.
         intrinsics: (fx, fy, cx, cy) in pixels, a matrix [3, 3], or a file (docs/own_camera.md, Intrinsics), of the
-            depth image or of the color image: of the one whose middle is nearer to (cx, cy).
-        color_intrinsics: of the color image, where its proportions differ; ``intrinsics`` are the depth image's then.
-        depth_scale: units of the depth image a meter; None: 1000 for integers; for floats 1 where that gives a room.
+            depth image or of the color image: of the one whose center is closer to (cx, cy).
+        color_intrinsics: of the color image, if its proportions differ; ``intrinsics`` are then the depth image's.
+        depth_scale: units of the depth image per meter; None: 1000 for integers, and for floats 1 if that gives a room.
         depth_encoding: how depth is stored, as ``ammnet predict --depth-encoding``.
-        camera_height: meters above the floor, where it is known.
-        rotate: degrees clockwise that make the images upright: 0, 90, 180 or 270; None: they are taken as they lie.
+        camera_height: meters above the floor, if known.
+        rotate: degrees clockwise that make the images upright: 0, 90, 180 or 270; None: they are not rotated.
         device: where the network computes.
-        keeps_camera: False treats every frame by itself.
+        keeps_camera: False treats every frame independently.
 
     Raises:
         WeightsError: no such weights.
         DataError: intrinsics that cannot be read.
-        ValueError: a device that is not available, or another ``rotate``.
+        ValueError: a device that is not available, or an invalid ``rotate``.
     """
 
     def __init__(
@@ -181,13 +181,13 @@ class SceneCompleter:
 
         Args:
             color: [rows, columns, 3] uint8 RGB; None for weights that read depth alone or label maps.
-            depth: [rows, columns], integers or floats, registered to the color image; 0, NaN and the like are missing.
+            depth: [rows, columns], integers or floats, registered to the color image; 0, NaN and the like are invalid.
             pose: [4, 4] camera to world (camera axes x right, y down, z forward), or None.
             label_map: [rows, columns] uint8, NYU's 13 classes (0 void), for weights that read one.
-            name: of the frame, for messages and files; None: its number.
+            name: name of the frame for messages and files; None: its number.
 
         Raises:
-            DataError: arrays of another form, input that the weights need, or no depth within the grid.
+            DataError: arrays of another shape or type, missing input that the weights need, or no depth in the grid.
         """
         started = time.perf_counter()
         name = f"{self._count:06d}" if name is None else name
@@ -216,7 +216,7 @@ class SceneCompleter:
         return CompletedScene(labels, placed.reliable_mask, placed, seconds, logits)
 
     def forget(self) -> None:
-        """Forgets vertical, floor and room: the next frame may be of another place."""
+        """Forgets vertical, floor and room, for a next frame from another place."""
         self._previous = None
 
     @property
@@ -232,7 +232,7 @@ class SceneCompleter:
     def _images(
         self, color: NDArray[np.uint8] | None, depth: NDArray[Any], pose: Any, label_map: NDArray[np.uint8] | None
     ) -> tuple[Any, NDArray[np.float64] | None, list[str]]:
-        """Images at the network's size, the pose turned as they were, and what was found out."""
+        """Images at the network's size, the pose rotated like them, and notes."""
         meters, notes = meters_from_values(
             np.asarray(depth),
             scale=self.depth_scale,
@@ -258,7 +258,7 @@ class SceneCompleter:
             return labels, prediction.logits[0]
 
     def _warm_up(self) -> None:
-        """One frame of a made-up room: compiles kernels and builds what is kept."""
+        """Completes one synthetic frame, which compiles kernels and fills caches."""
         rows, columns = IMAGE_SHAPE
         camera = Camera(518.9, 518.9, 319.5, 239.5)
         down = (np.arange(rows) - camera.cy) / camera.fy

@@ -34,7 +34,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_empty_sections(cls, values: Any) -> Any:
-        """A section of which every key is commented out is null in YAML: its defaults are meant."""
+        """A section whose keys are all commented out is null in YAML: use its defaults."""
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
@@ -43,7 +43,7 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        # Else pydantic takes true for 1.
+        # Otherwise pydantic accepts true as 1.
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("expected a value that is not a boolean")
         return value
@@ -51,7 +51,7 @@ class _Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
-        # No shell expands the ~ of key=~/folder.
+        # The shell does not expand the ~ of key=~/folder.
         if not isinstance(value, Path):
             return value
         if "\0" in str(value):
@@ -242,7 +242,7 @@ class TrainingConfig(_Section):
     recompute: Literal["off", "elementwise", "blocks", "full"] = Field(
         "off",
         description="what the backward pass computes again instead of keeping it: normalization, ReLU and the like "
-        "(elementwise), besides DDR blocks (blocks), or whole stages, stems and image head (full)",
+        "(elementwise), also DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
     deterministic: bool = Field(
         False, description="deterministic algorithms where PyTorch has them; on CUDA convolution_backend auto is gather"
@@ -266,7 +266,7 @@ class TrainingConfig(_Section):
 
 
 class Config(_Section):
-    """Everything that a training run is made of."""
+    """The complete configuration of a training run."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -292,11 +292,11 @@ def load_config(
 ) -> Config:
     """Reads a YAML file (none: the defaults of the code) and applies ``key.sub=value`` overrides in order.
 
-    A file may name another one that it inherits from, as ``base: ../other.yaml``, relative to itself: keys of its own
-    replace those of that file, one by one.
+    A file may inherit from another one, as ``base: ../other.yaml``, relative to itself: its own keys
+    override those of that file, one by one.
 
     Args:
-        base: inherited in place of the file that ``path`` names as its ``base``.
+        base: file to inherit from instead of the ``base`` that ``path`` names.
 
     Raises:
         ConfigError: an unreadable file, an unknown or repeated key, or a value of the wrong type or range.
@@ -309,7 +309,7 @@ def load_config(
 
 
 def with_overrides(values: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
-    """A checked configuration from nested dicts, which are changed, and ``key.sub=value`` overrides in order."""
+    """A checked configuration from nested dicts (modified in place) and ``key.sub=value`` overrides in order."""
     for override in overrides:
         _apply_override(values, override)
     return config_from_dict(values, source=source)
@@ -324,7 +324,7 @@ def config_from_dict(values: dict[str, Any], *, source: str) -> Config:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved configuration as YAML that ``load_config`` reads back to the same."""
+    """Writes the resolved configuration as YAML that ``load_config`` reads back unchanged."""
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
@@ -348,7 +348,7 @@ def flat_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 
 def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings of plain values as one of dotted keys."""
+    """Flattens nested mappings into one with dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -359,7 +359,7 @@ def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
-    """The dotted names of the keys that were given, as opposed to those at their defaults."""
+    """The dotted names of the keys that were set explicitly."""
     keys: set[str] = set()
     for name in config.model_fields_set:
         value = getattr(config, name)
@@ -368,11 +368,11 @@ def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
 
 
 _LONGEST_INHERITANCE = 8
-"""Files that may inherit from each other in a row."""
+"""Largest length of a chain of files that inherit from each other."""
 
 
 def _read_inheriting(path: Path, *, base: str | Path | None = None, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file over those of the files that it inherits from; ``heirs`` are the files that led here."""
+    """The values of a file merged over those that it inherits; ``heirs`` are the files that inherit from it."""
     if path.resolve() in heirs or len(heirs) >= _LONGEST_INHERITANCE:
         names = " -> ".join(str(file) for file in (*heirs, path))
         raise ConfigError(
@@ -390,7 +390,7 @@ def _read_inheriting(path: Path, *, base: str | Path | None = None, heirs: tuple
 
 
 def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Nested values, those of ``own`` over those of ``inherited``."""
+    """Nested values of ``own`` merged over those of ``inherited``."""
     result = dict(inherited)
     for key, value in own.items():
         before = inherited.get(key)
@@ -434,7 +434,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _override_value(key: str, text: str, shown: str) -> Any:
-    """A value of the command line. Names of files and lists are taken as they stand, whatever YAML makes of them."""
+    """A value from the command line. Names of files and lists are taken literally, not parsed as YAML."""
     is_text = key in _text_keys()
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if is_text and not is_quoted:
@@ -469,7 +469,7 @@ def _describe(error: ValidationError, source: str) -> str:
         message = _cut(problem["msg"].removeprefix("Value error, "), 400)
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key{_nearest(key)}")
-        elif isinstance(problem["input"], dict | BaseModel):  # a check of a whole section begins with the key
+        elif isinstance(problem["input"], dict | BaseModel):  # a check of a whole section names the key first
             is_ours = problem["type"] == "value_error"
             lines.append(f"  {f'{key}.{message}'.lstrip('.')}" if is_ours else f"  {key}: {message}")
         else:
@@ -485,7 +485,7 @@ def _cut(text: str, length: int = 200) -> str:
 
 def _nearest(key: str) -> str:
     known = [name for name, *_ in describe_keys()]
-    # The last part alone finds keys that were put into the wrong section.
+    # Comparing only the last part finds keys in the wrong section.
     same_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     matches = same_name or difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,1 +1,1 @@
-"""The command ``ammnet``: a file a command, what they share in ``options`` and ``errors``, their table in ``main``."""
+"""The command ``ammnet``: one file per command; ``options`` and ``errors`` are shared, ``main`` lists them."""

@@ -34,7 +34,7 @@ CAMERA_EXTRAS = (
 
 
 def add_camera_options(group: argparse._ArgumentGroup) -> None:
-    """``--color``, ``--depth``, ``--intrinsics`` and what else can be said of a camera."""
+    """``--color``, ``--depth``, ``--intrinsics`` and the other options of a camera."""
     group.add_argument(
         "--color", type=Path, metavar="PATH", help="color image, or a folder of them (default: depth is all)"
     )
@@ -98,12 +98,12 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
 
 
 def given_options(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """Those of the options that were given, as they are typed."""
+    """The options that were given, as typed."""
     return ["--" + name.replace("_", "-") for name in names if getattr(options, name) is not None]
 
 
 def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> None:
-    """Ends with the usage where camera options do not go together."""
+    """Ends with the usage if camera options contradict each other."""
     if options.pose_up is not None and options.pose is None:
         parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
     if options.camera_height is not None and not 0 < options.camera_height < 100:
@@ -117,10 +117,10 @@ def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> 
 
 
 def camera_settings(options: argparse.Namespace, metadata: Mapping[str, str]) -> CameraSettings:
-    """What the options say of the camera. Raises DataError for intrinsics that cannot be read.
+    """The camera that the options describe. Raises DataError for intrinsics that cannot be read.
 
     Args:
-        metadata: of the weights, which say what unobserved space was in the TSDF that they were trained on.
+        metadata: of the weights: how unobserved space was encoded in the TSDF that they were trained on.
     """
     trained = metadata.get(UNOBSERVED)
     unobserved: Unobserved = options.unobserved or ("surface" if trained == "surface" else "free")

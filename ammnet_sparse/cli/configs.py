@@ -7,11 +7,11 @@ from ammnet_sparse.config import ConfigError
 from ammnet_sparse.experiments.tables import TABLE_FILE
 
 DEFAULT_CONFIG = "default"
-"""The name of the configuration of `ammnet train` where none is named."""
+"""The default configuration of `ammnet train`."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-"""Where configurations lie: in an installed package (setup.py copies them there), and in a checkout."""
+"""Folders of configurations: in an installed package (setup.py copies them there), and in a checkout."""
 
 
 def config_names() -> list[str]:
@@ -21,13 +21,13 @@ def config_names() -> list[str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The YAML file of a configuration: ``name`` where it is the path of one, else the shipped one of that name.
+    """The YAML file of a configuration: ``name`` if it is a path, otherwise the shipped file of that name.
 
-    A file in the working folder comes before a shipped one. ``nyu_seg2d``, ``nyu_seg2d.yaml`` and
+    A file in the working folder takes precedence over a shipped one. ``nyu_seg2d``, ``nyu_seg2d.yaml`` and
     ``configs/nyu_seg2d.yaml`` name the same shipped configuration from any folder.
 
     Raises:
-        ConfigError: neither; the message lists the shipped names.
+        ConfigError: neither exists; the message lists the shipped names.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -1,9 +1,9 @@
-"""Converts a published dense AMMNet checkpoint into a file that the other commands take, or the other way round.
+"""Converts a published dense AMMNet checkpoint into a file that the other commands read, or the other way round.
 
     ammnet convert ammnet.pth --out ammnet.safetensors
     ammnet convert --to-dense runs/NAME/best.safetensors --out ammnet.pth        of a network with model.sites=dense
 
-Every weight is reported as converted, unused or absent, or the conversion fails and says which one is at fault.
+Every weight is reported as converted, unused or absent; a weight that cannot be converted is named.
 Exit code: 0 done, 1 failed, 2 wrong usage or a checkpoint that cannot be converted, 130 interrupted.
 """
 
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weights |= _read_backbone(options.image_encoder_weights, conversion)
             missing.remove(_BACKBONE)
     except ConversionError as error:
-        # What concerns a file as a whole names it already.
+        # Errors about the file as a whole name it already.
         raise ConversionError(f"{options.checkpoint}: {error}") from error
-    # A name may hold bytes that are no text; metadata cannot.
+    # A name may hold bytes that are not text; metadata cannot.
     name = options.checkpoint.name.encode("utf-8", "replace").decode()
     metadata = {"converted_from": name, "missing_parts": ",".join(missing)}
     with writing_to(out):

@@ -1,12 +1,12 @@
-"""Packs a set in the published layout into one file that is read where it lies, without unpacking archives.
+"""Packs a set in the published layout into one file that is read directly, without decompressing archives.
 
     ammnet data pack --data data/nyu --out nyu_packed.safetensors [--splits train test] [--images]
     ammnet train data.root=nyu_packed.safetensors
 
 The file takes the place of the folder everywhere (data.root, --data) and gives the same frames. 2D label
-maps are packed where the set has them; color images on --images, as they take 0.9 MB per frame. The TSDF is stored as
-float16 where that holds every value, else as float32; --tsdf float16 rounds it, and says by how much.
-The file gets its name when it is complete and every frame was read back and compared.
+maps are packed if the set has them; color images, 0.9 MB per frame, with --images. The TSDF is stored as
+float16 if that represents every value, otherwise as float32; --tsdf float16 rounds it and prints the largest error.
+The file gets its final name once every frame was read back and compared.
 
 Exit code: 0 done, 1 some frames are broken (each is named; nothing is written), 2 wrong usage or the disk is full,
 130 interrupted.

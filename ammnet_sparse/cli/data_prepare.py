@@ -2,10 +2,10 @@
 
     ammnet data prepare --raw depthbin/NYUtrain --out data/nyu --intrinsics nyu
 
-An interrupted run goes on where it stopped when it is started again; frames that are complete are read and checked.
-The frames are listed in train.txt, or test.txt where the raw folder's name ends in test; run it for both folders
-into the same --out. Color images (RGB) and 2D label maps (Seg2D) are added as they are published. With --flipped
-the TSDF is written as NYUCAD users have it; read such a set with dataset nyucad.
+An interrupted run resumes when it is started again; frames that are complete are read and checked.
+The frames are listed in train.txt, or in test.txt if the raw folder's name ends in test; run it for both folders
+into the same --out. Add color images (RGB) and 2D label maps (Seg2D) as published. With --flipped
+the TSDF is written in NYUCAD's convention; read such a set with dataset nyucad.
 
 Exit code: 0 every frame is there, 1 some files were skipped (each is named), 2 wrong usage, 130 interrupted.
 """

@@ -2,8 +2,8 @@
 
     ammnet data rooms --out data/my_rooms --frames 1000 --validation-frames 100
 
-Training makes its own rooms on first use; this is for sets of other sizes, or to make them beforehand. An interrupted
-run goes on where it stopped when it is started again with the same parameters.
+Training generates its own rooms on first use; this is for sets of other sizes, or to generate them beforehand. An
+interrupted run resumes when it is started again with the same parameters.
 
 Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """

@@ -1,8 +1,8 @@
-"""Says what this machine has for the project, and what it lacks: card, driver, versions, packages, compiled kernels.
+"""Lists what this machine has and what is missing: card, driver, versions, packages, compiled kernels.
 
     ammnet environment [--device cuda]
 
-Exit code: 0 nothing is lacking for the device, 1 something is (each is named), 2 wrong usage, 130 interrupted.
+Exit code: 0 nothing is missing for the device, 1 something is (each is named), 2 wrong usage, 130 interrupted.
 """
 
 import importlib.metadata
@@ -20,9 +20,9 @@ from ammnet_sparse.cli.errors import UsageError, command
 from ammnet_sparse.cli.options import CommandParser, add_device_option
 
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-"""Of a checkout, which may not be installed where this runs."""
+"""Of a checkout, which need not be installed here."""
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
-"""Names to import, where they differ from those to install."""
+"""Import names that differ from the names of the packages."""
 _DEVELOPMENT = ("pytest", "hypothesis", "ruff", "mypy")
 
 
@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def required_packages() -> list[str]:
-    """What the package requires, by name; spconv stands for its wheels.
+    """The packages' requirements by name; spconv stands for all of its wheels.
 
-    A checkout says it in pyproject.toml, an installed package in its metadata.
+    Read from pyproject.toml in a checkout, from the metadata of an installed package.
     """
     if _PROJECT.is_file():
         ours = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["tool"]["ammnet-sparse"]
@@ -74,7 +74,7 @@ def _default_kind() -> str:
 
 
 def missing_modules(packages: Sequence[str]) -> list[str]:
-    """Those of the packages that cannot be imported."""
+    """The packages that cannot be imported."""
     return [name for name in packages if importlib.util.find_spec(_MODULES.get(name, name)) is None]
 
 
@@ -93,7 +93,7 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
 
 
 def _print_weights() -> None:
-    """The shipped weights, with what their files say of them."""
+    """The shipped weights with their metadata."""
     from ammnet_sparse.models.weights.files import read_weights
     from ammnet_sparse.models.weights.shipped import FOLDER, shipped_names
 
@@ -113,7 +113,7 @@ def _lacking_of_spconv(device: str) -> Iterator[str]:
             warnings.simplefilter("ignore")  # spconv's own, about PyTorch's newer names
             import spconv.pytorch.functional
         from spconv.cppconstants import COMPILED_CUDA_GEMM_ARCHS, CPU_ONLY_BUILD
-    except Exception as error:  # what it needs itself may be absent, or of another version
+    except Exception as error:  # its own dependencies may be missing, or of another version
         yield f"an spconv that can be imported ({type(error).__name__}: {error})"
         return
     architectures = ", ".join(f"{major}.{minor}" for major, minor in sorted(COMPILED_CUDA_GEMM_ARCHS))

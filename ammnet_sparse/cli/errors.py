@@ -29,19 +29,19 @@ _ALLOCATION_MESSAGES = ("can't allocate memory", "not enough memory", "out of me
 
 
 class UsageError(ValueError):
-    """Options that do not fit one another or this machine; the message names the option."""
+    """Options that contradict each other or do not fit this machine; the message names the option."""
 
 
 class CommandFailed(Exception):
-    """A command that could not do what it was asked, though its input was right; the exit code is 1."""
+    """A command that failed although its input was right; the exit code is 1."""
 
 
 def command(name: str) -> Callable[[Main], Main]:
-    """Makes ``ammnet NAME`` of a function: its errors become one message and an exit code.
+    """Turns a function into ``ammnet NAME``: its errors become one message and an exit code.
 
-    ``ValueError`` and ``OSError``, which all errors of configurations, data and weights are, mean wrong usage or data
+    ``ValueError`` and ``OSError``, the bases of all errors of configuration, data and weights, mean wrong usage or data
     (2); ``CommandFailed``, a lost worker process and exhausted memory a failure (1); Ctrl-C and SIGTERM 130.
-    Anything else is a fault of this program and keeps its traceback. Notes of an exception (``add_note``) follow its
+    Anything else is a bug and keeps its traceback. Notes of an exception (``add_note``) follow its
     message, a line each.
     """
 
@@ -54,7 +54,7 @@ def command(name: str) -> Callable[[Main], Main]:
                 sys.stdout.flush()
                 return code
             except BrokenPipeError:
-                # Whoever read the output, such as `head`, has seen enough.
+                # The reader of the output, such as `head`, has closed it.
                 _give_up_unwritable_output()
                 return FAILED
             except BaseException as error:
@@ -76,7 +76,7 @@ def command(name: str) -> Callable[[Main], Main]:
 
 @contextlib.contextmanager
 def _plain_warnings(name: str) -> Iterator[None]:
-    """Prints the warnings that are meant for users as messages of the command, without a line of its code."""
+    """Prints warnings meant for users as messages of the command, without the line of code."""
     before = warnings.formatwarning
 
     def plain(
@@ -94,7 +94,7 @@ def _plain_warnings(name: str) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> tuple[str, int] | None:
-    """What is said about an error, with its notes, and the exit code; None for what only a traceback explains."""
+    """The message for an error, with its notes, and the exit code; None for bugs, which need a traceback."""
     found = _describe(error)
     if found is None:
         return None
@@ -119,7 +119,7 @@ def _describe(error: BaseException) -> tuple[str, int] | None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """An error of the system: file, what is wrong with it, and what to do where that is known."""
+    """The message for an error of the system: the file, what is wrong with it, and what to do if that is known."""
     if error.errno is None or error.strerror is None:
         return str(error)
     place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
@@ -136,7 +136,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def writing_to(place: Path) -> Iterator[None]:
-    """Names ``place`` in errors of the system that name no file, as those of a full disk do not."""
+    """Names ``place`` in errors of the system that name no file, such as that of a full disk."""
     try:
         yield
     except BrokenPipeError:
@@ -146,14 +146,14 @@ def writing_to(place: Path) -> Iterator[None]:
             error.filename = str(place)
         raise
     except Exception as error:
-        # safetensors and torch.save tell a full disk in classes of their own; importing them takes long.
+        # safetensors and torch.save report a full disk with their own classes; importing them takes long.
         if type(error).__name__ == "SafetensorError" or _is_of_torch_save(error):
             raise UsageError(f"{place}: cannot be written ({_first_line(error)}); is the disk full?") from error
         raise
 
 
 def check_output_file(path: Path, *, option: str = "--out") -> None:
-    """Raises UsageError, before any work is done, where no file can be written at ``path``."""
+    """Raises UsageError, before any work is done, if no file can be written at ``path``."""
     if path.is_dir():
         raise UsageError(f"{option} {path}: expected a file to write, found a folder; name a file in it")
     if not path.parent.is_dir():
@@ -163,7 +163,7 @@ def check_output_file(path: Path, *, option: str = "--out") -> None:
 
 
 def check_output_folder(path: Path, *, option: str = "--out") -> None:
-    """Raises UsageError, before any work is done, where ``path`` is not, and cannot become, a folder to write to."""
+    """Raises UsageError, before any work is done, if ``path`` is not, and cannot become, a folder to write to."""
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise UsageError(f"{option} {path}: expected a folder, found a file {nearest}; choose another")
@@ -172,7 +172,7 @@ def check_output_folder(path: Path, *, option: str = "--out") -> None:
 
 
 def _give_up_unwritable_output() -> bool:
-    """Drops what standard output cannot take, so that the interpreter does not fail once more when it ends.
+    """Drops output that cannot be written, so that the interpreter does not fail again at exit.
 
     Returns whether there was anything to drop.
     """

@@ -3,7 +3,7 @@
     ammnet evaluate [--checkpoint FILE] --data DIR [--split test] [--json FILE]
 
 Without --checkpoint the weights shipped with the package are scored (docs/models.md).
-With --lost also which occluded voxels are lost: by class, distance to what is seen, visibility, height and depth.
+With --lost also which occluded voxels are lost: by class, distance to a hit voxel, visibility, height and depth.
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
 Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
 """
@@ -87,7 +87,7 @@ def _as_json(scores: Scores, lost: LostVoxels | None) -> dict[str, Any]:
 
 
 def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[str, Scores], ModelConfig]:
-    """The checkpoint's scores, and those of the baselines on request; and the configuration of its network."""
+    """The scores of the checkpoint and, on request, of the baselines; and the configuration of its network."""
     device = choose_device(options.device)
     checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
     sites = {} if options.sites is None else {"sites": options.sites}
@@ -171,7 +171,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--validation-frames",
         type=parse_positive,
         metavar="N",
-        help="frames drawn for validation where there is no val.txt (default: as data.validation_frames)",
+        help="frames drawn for validation if there is no val.txt (default: data.validation_frames)",
     )
     parser.add_argument(
         "--baselines", action="store_true", help="score the best constant class and the class prior too"

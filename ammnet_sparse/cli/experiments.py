@@ -7,9 +7,9 @@ Examples:
   ammnet experiments table3 --base seg2d --only-table      what has been trained so far
 
 A row is a configuration (configs/experiments/TABLE/ROW.yaml) that differs from the base in the keys that the paper's
-row names. Calling again goes on where it stopped: finished runs are left alone, others resumed. Rows of several tables
-that are the same network are trained once. With --seconds the run in progress is stopped in time, with its state saved.
-Keys given as key.sub=value hold for every row.
+row names. Run it again to continue: finished runs are kept, others resumed. Rows of several tables
+that are the same network are trained once. With --seconds the current run is stopped in time, with its state saved.
+Keys given as key.sub=value apply to every row.
 
 Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 time is up and something is left to train.
 """
@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=options.device,
         deadline=None if options.seconds is None else time.monotonic() + options.seconds,
     )
-    # All configurations are made before anything is trained: a wrong key must not show after hours.
+    # All configurations are built before anything is trained, so that a wrong key is found at once, not after hours.
     plans = {row.name: [plan_run(table, row, seed=seed, settings=settings) for seed in options.seeds] for row in rows}
     code = 0
     if not options.only_table:
         if options.data is None:
             raise UsageError("--data: expected the set to train on, found none (--only-table prints what is trained)")
         check_output_folder(options.out)
-        # Seed after seed: with the first seed of every row there is a table.
+        # Seed by seed: the first seed of every row already gives a table.
         for index in range(len(options.seeds)):
             for row in rows:
                 code = code or train_run(plans[row.name][index], settings)

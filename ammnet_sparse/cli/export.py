@@ -3,9 +3,9 @@ r"""Makes weights small enough to hand out: half precision, without the discrimi
     ammnet export --checkpoint runs/NAME/best.safetensors --out nyu_seg2d_w256.safetensors \
         --data /data/nyu --ids 0003 0004
 
-Tensors with several axes (convolutions, matrices) are stored as --dtype; biases and normalization stay float32, which
-costs little and spares variances the range of float16. The file loads as a float32 network like any other. With --data
-the predictions for frames of a set are compared with those of the checkpoint; without, nothing is compared.
+Tensors with several axes (convolutions, matrices) are stored as --dtype; biases and normalization stay float32, because
+variances may exceed the range of float16. The file loads as a float32 network like any other. With --data
+the predictions for frames of a set are compared with those of the checkpoint.
 
 Exit code: 0 done, 1 the file would be too large or predicts too differently (nothing is written), 2 wrong usage,
 130 interrupted.
@@ -47,7 +47,7 @@ _FRAMES = 3
 
 
 class UnsuitableWeightsError(CommandFailed):
-    """Weights that must not be handed out as asked; the message says why."""
+    """Weights that cannot be exported as asked; the message says why."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{message}; nothing was written")
@@ -96,7 +96,7 @@ def agreement(one: AMMNet, other: AMMNet, batches: Sequence[Batch]) -> float:
 
 
 def _export(options: argparse.Namespace) -> str:
-    """Writes the file once it has passed the checks; what was found, for people."""
+    """Writes the file once it has passed the checks; returns a summary for people."""
     source = find_weights(options.checkpoint)
     state, config, metadata = read_weights(source)
     kept = converted(state, dtype=DTYPES[options.dtype], keep_discriminator=options.keep_discriminator)
@@ -124,7 +124,7 @@ def _export(options: argparse.Namespace) -> str:
                     f"(--min-agreement), found {same:.4%} over the frames {', '.join(ids)}"
                 )
             compared = f"the checkpoint's class at {same:.4%} of the voxels with label weight of {len(ids)} frames"
-        trial.chmod(0o644)  # safetensors makes files that nobody else can read
+        trial.chmod(0o644)  # safetensors makes files that only the owner can read
         trial.replace(options.out)
     parameters = sum(value.numel() for value in kept.values())
     return f"{options.out}: {parameters:,} numbers, {options.dtype}, {size:.2f} MB; {compared}"

@@ -5,8 +5,8 @@
     ammnet live --source recording.bag --no-viewer --out completed
 
 FOLDER is watched: color and depth images that are written into it, side by side or into subfolders color (rgb) and
-depth, match by name as for `ammnet predict`. A frame that arrives while one is being completed replaces the one that
-waits. A frame that cannot be used is named and skipped. Vertical, floor and room are kept from frame to frame.
+depth, are matched by name as for `ammnet predict`. A frame that arrives while another is being completed replaces the
+one that waits. A frame that cannot be used is named and skipped. Vertical, floor and room are kept from frame to frame.
 
 The page is served to this machine alone (--host). Ctrl-C ends; --frames and --idle end by themselves.
 

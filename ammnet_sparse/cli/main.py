@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experiments": ("experiments", "train the rows of a table of the paper, and print it"),
     "environment": ("environment", "show what this machine has for the project, and what it lacks"),
 }
-"""By the words that are typed: the file in this folder, and what the list of commands says about it."""
+"""By the words typed: the file in this folder, and the description in the list of commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
 
     Args:
         name: a key of ``COMMANDS``.
-        arguments: what follows the command's name; None: what this process was started with.
+        arguments: those after the command's name; None: those of this process.
     """
     with _end_at_once_on_interrupt(name):
         try:
@@ -76,14 +76,14 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not text
     try:
         code: int = command.main(arguments)
-    except KeyboardInterrupt:  # outside of what the command itself answers
+    except KeyboardInterrupt:  # raised outside of the command's own error handling
         print(f"ammnet {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return code
 
 
 def _explain(words: Sequence[str]) -> int:
-    """Says what is wrong with words that name no command; a group alone lists its commands."""
+    """Explains why words do not name a command; a group alone lists its commands."""
     group = {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{words[0]} ")}
     if group and (len(words) == 1 or words[1] in ("-h", "--help")):
         print(_overview(group))
@@ -118,7 +118,7 @@ def _overview(commands: dict[str, tuple[str, str]]) -> str:
 def _end_at_once_on_interrupt(name: str) -> Iterator[None]:
     """Ctrl-C within the block ends the process with a message.
 
-    Importing PyTorch takes seconds, there is nothing to tidy up yet, and a KeyboardInterrupt in the middle of an
+    Importing PyTorch takes seconds, there is nothing to clean up yet, and a KeyboardInterrupt in the middle of an
     extension's import may become any other error.
     """
 

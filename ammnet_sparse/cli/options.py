@@ -17,7 +17,7 @@ DEVICE_HELP = "cpu, cuda or cuda:N (default: cuda if there, else cpu)"
 class CommandParser(argparse.ArgumentParser):
     """The parser of ``ammnet NAME``, described by the docstring of the command's file.
 
-    Options are not abbreviated; what is not an option is answered with the nearest that is.
+    Options cannot be abbreviated; an unknown option is answered with the closest known one.
     """
 
     def __init__(self, name: str, documentation: str | None, *, epilog: str = "") -> None:
@@ -32,14 +32,14 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """The options. Ends the process with exit code 2 and a message where they are wrong."""
+        """The options. Ends the process with exit code 2 and a message if they are wrong."""
         options, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._explain(unknown))
         return options
 
     def parse_with_keys(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """As ``parse``, for a command whose positional arguments ``key.sub=value`` stand anywhere among options."""
+        """As ``parse``, for a command with positional arguments ``key.sub=value`` anywhere among the options."""
         options, unknown = self.parse_known_intermixed_args(arguments)
         if unknown:
             keys = [text.lstrip("-") for text in unknown if "=" in text and "." in text.partition("=")[0]]
@@ -85,7 +85,7 @@ def add_dataset_option(parser: argparse.ArgumentParser, *, note: str = "") -> No
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """``--device D``: None where it is not given, which ``choose_device`` turns into the default."""
+    """``--device D``: None if not given, which ``choose_device`` turns into the default."""
     parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
 
 
@@ -117,7 +117,7 @@ def add_limit_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_workers_option(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """``--workers N``, 0 by default, whose meaning differs."""
+    """``--workers N``, 0 by default; what it means depends on the command."""
     parser.add_argument("--workers", type=parse_count, default=0, metavar="N", help=meaning)
 
 
@@ -162,9 +162,9 @@ def parse_count(text: str) -> int:
 
 
 def either(parser: CommandParser, name: str, values: Iterable[Any]) -> Any:
-    """The one value that is given of an option and the earlier positional argument for the same thing.
+    """The value of an option or of the older positional argument for the same thing, whichever is given.
 
-    Ends the process with exit code 2 where none is, or more than one.
+    Ends the process with exit code 2 if none or both are given.
     """
     given = [value for value in values if value is not None]
     if not given:
@@ -175,10 +175,10 @@ def either(parser: CommandParser, name: str, values: Iterable[Any]) -> Any:
 
 
 def choose_device(name: str | None) -> "torch.device":
-    """The device of ``--device``: CUDA if there where none is named.
+    """The device of ``--device``; by default CUDA if available.
 
     Raises:
-        UsageError: what is not a device, or a device that this machine does not have.
+        UsageError: not a device, or a device that this machine does not have.
     """
     import torch
 
@@ -188,10 +188,10 @@ def choose_device(name: str | None) -> "torch.device":
 
 
 def parse_device(text: str) -> "torch.device":
-    """A device by name; one of several CUDA devices becomes the current one, on whose stream spconv computes.
+    """A device by name. A CUDA device becomes the current one, because spconv computes on the current stream.
 
     Raises:
-        UsageError: what is not a device, or a device that this machine does not have.
+        UsageError: not a device, or a device that this machine does not have.
     """
     import torch
 

@@ -4,8 +4,8 @@
     ammnet predict [--checkpoint FILE] --out DIR --color c.jpg --depth d.png --intrinsics fx,fy,cx,cy
     ammnet predict [--checkpoint FILE] --out DIR --depth d.png --intrinsics fx,fy,cx,cy
 
-Without --checkpoint weights shipped with the package are used (docs/models.md), by what the frames have: nyu_seg2d_w64
-for 2D label maps, nyu_rgb_w64 for color images, nyu_depth_w64 for depth alone; it is said which.
+Without --checkpoint weights shipped with the package are used (docs/models.md), depending on the input: nyu_seg2d_w64
+for 2D label maps, nyu_rgb_w64 for color images, nyu_depth_w64 for depth alone; a message says which.
 
 Writes for each frame NAME.npz with `labels`, uint8 [60, 36, 60] in the order (X, height, Y), classes 0..11, and
 NAME.png; with --ply NAME_points.ply and NAME_cubes.ply, with --page one page.html of all frames, which any browser
@@ -13,9 +13,9 @@ opens. Voxels observed to be free are empty, unless --everywhere asks for a pred
 
 Own frames: --color and --depth are two files, or two folders whose files match by name, number or time stamp. The depth
 image is registered to the color image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and
-the floor are found in the depth, and it is said how sure that is. docs/own_camera.md has more.
+the floor are found in the depth, with a confidence. docs/own_camera.md has more.
 
-Exit code: 0 done, 1 some frames were skipped or lie all but outside the grid (each is named), 2 wrong usage or no frame
+Exit code: 0 done, 1 some frames were skipped or lie almost outside the grid (each is named), 2 wrong usage or no frame
 that can be used, 130 interrupted.
 """
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]) -> int:
     """Completes and writes every frame and counts them.
 
-    Frames of a folder that cannot be used are added to ``skipped``, those of which hardly anything lies in the grid to
+    Frames of a folder that cannot be used are added to ``skipped``, those almost outside the grid to
     ``outside``.
     """
     device = choose_device(options.device)
@@ -118,14 +118,14 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
             if options.page:
                 scenes.append(completed.to_scene())
             count += 1
-    finally:  # an interruption does not take the page of what is completed
+    finally:  # an interrupted run still writes the page of its completed frames
         if scenes:
             write_page(options.out / _PAGE, scenes, title="Completed scenes")
     return count
 
 
 def _given_input(options: argparse.Namespace) -> Input2D:
-    """What the frames have beside depth, which the default weights follow."""
+    """What the frames have beside depth; decides which weights are the default."""
     if not options.data:
         if options.label_map is not None:
             return "label map"
@@ -218,7 +218,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check_source(parser: CommandParser, options: argparse.Namespace) -> None:
-    """Either a set or a camera, with all that it needs."""
+    """Checks that either a set or a camera is given, with everything that it needs."""
     from_set = given_options(options, _OF_SETS)
     from_camera = given_options(options, (*CAMERA_FILES, *CAMERA_EXTRAS))
     if from_set and from_camera:

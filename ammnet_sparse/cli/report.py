@@ -136,7 +136,7 @@ def _labels_of(model: AMMNet) -> Callable[[Batch], Tensor]:
 
 
 def _report(run: Path, options: argparse.Namespace, out: Path) -> str:
-    """Writes the page; what it says about its scenes."""
+    """Writes the page; returns a remark about its scenes."""
     history = read_history(run)
     config = load_config(run / "config.yaml")
     check_output_file(out)
@@ -177,7 +177,7 @@ def _introduction(history: History, config: Config, remark: str) -> str:
 
 
 def _scenes(run: Path, options: argparse.Namespace, config: Config) -> tuple[list[Scene], str]:
-    """The best and worst scenes by SSC mIoU, and what they are."""
+    """The best and worst scenes by SSC mIoU, and a remark about them."""
     weights = run / BEST_WEIGHTS
     if options.scenes == 0:
         return [], "no scenes asked for"

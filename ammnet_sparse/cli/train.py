@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _begin(options: argparse.Namespace, config: Config, *, device: torch.device) -> Run:
-    """The run, its data and network in place; what it will do is printed."""
+    """The run with its data and networks; prints what it will do."""
     # Rooms take minutes: check what can be checked before they are generated.
     check_runnable(config, device, has_weights=bool(options.resume or options.init_from))
     initial_weights = None if options.init_from is None else _initial_weights(options.init_from)
@@ -122,7 +122,7 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
 
 @contextlib.contextmanager
 def _folder_of(options: argparse.Namespace) -> Iterator[Path]:
-    """The run's folder: the one that is named, or a new one that no other run has; taken away again on an error."""
+    """The run's folder: the one named, or a new one, which is removed again on an error."""
     if named := options.resume or options.out:
         yield named
         return
@@ -130,7 +130,7 @@ def _folder_of(options: argparse.Namespace) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        with contextlib.suppress(OSError):  # it holds something by now
+        with contextlib.suppress(OSError):  # it is not empty any more
             folder.rmdir()
         raise
 
@@ -140,7 +140,7 @@ def _name_of_now() -> str:
 
 
 def _train(run: Run) -> RunResult:
-    """Trains to the end; whatever stops it says how to go on."""
+    """Trains to the end; errors say how to resume."""
     try:
         return run.train()
     except (DivergenceError, WorkerError) as error:
@@ -160,7 +160,7 @@ def _initial_weights(name: str) -> Path:
 
 
 def _resumed_config(options: argparse.Namespace) -> Config:
-    """The configuration of the run that is continued: of its config.yaml, or of its state where that is damaged."""
+    """The configuration of the resumed run: from its config.yaml, or from its state if that is damaged."""
     if options.config is not None or options.init_from is not None or options.out is not None:
         raise UsageError("--resume: takes everything from its folder; omit --config, --out, --init-from")
     path = options.resume / CONFIG
@@ -175,7 +175,7 @@ def _resumed_config(options: argparse.Namespace) -> Config:
 
 
 def _damage_of(path: Path) -> str | None:
-    """What is wrong with a run's configuration for which its state has another one; None for an undamaged file.
+    """What is wrong with a run's config.yaml, compared with the one in its state; None if it is undamaged.
 
     Raises:
         ConfigError: a file that cannot be used, and no state to take the configuration from.
@@ -187,7 +187,7 @@ def _damage_of(path: Path) -> str | None:
         if not has_state:
             raise
         return str(error).splitlines()[0]
-    # A run writes every key that it knows: where some lack, the version was an older one, or the file has been cut.
+    # A run writes every key that it knows. Missing keys mean an older version, or a truncated file.
     given = given_keys(config)
     if not has_state or given >= {key for key, *_ in describe_keys()}:
         return None

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> str:
-    """Trains, scores and saves; the last line for people."""
+    """Trains, scores and saves; returns a summary for people."""
     device = choose_device(options.device)
     config = load_config(None if options.config is None else find_config(options.config), options.overrides)
     training, validation = open_encoder_datasets(config, device=device, limit=options.limit)

@@ -1,8 +1,8 @@
 """Augmentation of frames: mirrored and exchanged axes of the voxels, and changes of the color image.
 
-Everything is done to the data, nothing inside the model. Voxels are moved, never resampled, so each keeps its TSDF,
-label, label weight and the pixel that hit it; where the image is resized, cropped or mirrored, that pixel follows. A
-voxel whose pixel is cropped no longer has a pixel, but is still hit by the depth, which nothing here changes.
+All augmentation changes the data, not the model. Voxels are moved, never resampled, so each keeps its TSDF,
+label, label weight and the pixel that hit it; if the image is resized, cropped or mirrored, that pixel follows. A
+voxel whose pixel is cropped has no pixel any more but is still hit by the depth, which augmentation never changes.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: b
     """A randomly changed copy of a frame.
 
     Args:
-        generator: every draw comes from it. 3D and 2D together take the same number of draws whatever is drawn.
+        generator: source of all random draws; their number does not depend on what is drawn.
         use_3d: ``augment_3d``.
-        use_2d: ``augment_2d``; without effect on a frame without image.
+        use_2d: ``augment_2d``; has no effect on a frame without image.
     """
     if use_3d:
         frame = augment_3d(frame, generator=generator)
@@ -44,15 +44,15 @@ def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: b
 
 
 def augmentation_generator(*, seed: int, epoch: int, frame_id: str) -> torch.Generator:
-    """The generator of a frame's augmentation: its draws depend on these three alone."""
+    """The generator of a frame's augmentation; its draws depend only on the three arguments."""
     return torch.Generator().manual_seed(hash_of(f"{seed}:{epoch}:{frame_id}") % 2**63)
 
 
 def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
-    """Moves the voxels by the symmetry that ``draw_symmetry`` says.
+    """Moves the voxels by the symmetry from ``draw_symmetry``.
 
     Raises:
-        ValueError: a grid with unlike X and Y to exchange, whose frames would no longer fit into one batch.
+        ValueError: exchanging X and Y of different size, after which frames would not fit into one batch.
     """
     return move_voxels(frame, draw_symmetry(generator))
 
@@ -63,10 +63,10 @@ def draw_symmetry(generator: torch.Generator) -> Symmetry:
 
 
 def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:
-    """A frame whose voxels are moved; the image and the label map stay, and the mapping goes with the voxels.
+    """A frame with moved voxels; image and label map are unchanged, and the mapping moves with the voxels.
 
     Raises:
-        ValueError: a grid with unlike X and Y to exchange.
+        ValueError: exchanging X and Y of different size.
     """
     symmetry.check_grid(frame.grid_shape, source=f"frame {frame.frame_id}", advice="switch 3D augmentation off")
 
@@ -101,7 +101,7 @@ def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
     geometry = draw_geometry(generator)
     colors = draw_colors(generator)
     image = torch.from_numpy(np.array(frame.image)).permute(2, 0, 1).to(torch.float32)
-    # Colors before padding: their contrast refers to the mean of the picture alone, and the padding stays exact.
+    # Colors before padding, so that contrast refers to the mean of the picture only and the padding stays exact.
     image = pad_image(colors.apply(geometry.apply(image)))
     return dataclasses.replace(
         frame,
@@ -123,7 +123,7 @@ class Geometry:
 
     Attributes:
         size: rows and columns after resizing.
-        corner: row and column of the resized image where the crop starts; 0 along an axis that is not longer.
+        corner: row and column of the resized image where the crop starts; 0 along an axis that is not cropped.
         is_mirrored: left and right are exchanged after cropping.
     """
 
@@ -167,7 +167,7 @@ class Geometry:
     def apply_to_pixels(self, mapping: Tensor) -> Tensor:
         """The pixels of the padded 480x640 image that show what ``mapping`` [any shape] pointed at, -1 where cropped.
 
-        Pixel centers: index c comes to lie at ``(c + 0.5) s - 0.5``, s the ratio of the sizes, and is rounded.
+        Pixel centers: index c maps to ``(c + 0.5) s - 0.5``, with s the ratio of the sizes, and is rounded.
         """
         rows, columns = IMAGE_SHAPE
         wide = mapping.long()
@@ -189,8 +189,8 @@ class Colors:
         brightness: added, on the scale 0..255.
         contrast: factor of the distance to the mean gray of the image.
         saturation: factor of the distance to the gray of the pixel.
-        hue: turn of the hue as a fraction of the full circle, -0.5..0.5.
-        order: which of these four, counted from 0, comes when; as in torchvision's ColorJitter, where contrast refers
+        hue: rotation of the hue as a fraction of the full circle, -0.5..0.5.
+        order: in which these four are applied, counted from 0; as in torchvision's ColorJitter, whose contrast refers
             to the mean gray too.
     """
 
@@ -218,7 +218,7 @@ class Colors:
 
 
 def pad_image(image: Tensor) -> Tensor:
-    """[3, 480, 640] float32 of an image that is no larger: the rest, below and to the right, is ``IMAGE_MEAN``."""
+    """[3, 480, 640] float32 of an image of at most that size, padded below and to the right with ``IMAGE_MEAN``."""
     padded = color_planes(IMAGE_MEAN, image.device).repeat(1, *IMAGE_SHAPE)
     padded[:, : image.shape[1], : image.shape[2]] = image
     return padded

@@ -33,7 +33,7 @@ class Batch:
             at the surface. Flipped (``tsdf_is_flipped``): sign * max(0.001, 1 - |t|).
         mapping: [B, V] integer, V = X * H * Y: pixel ``row * width + column`` of the image that shows the voxel, -1 for
             none.
-        label_weight: [B, V] bool, True where loss and evaluation look.
+        label_weight: [B, V] bool, True for voxels of loss and evaluation.
         label: [B, V] uint8 or other integer type, class 0..11 or 255 for ignore; None without ground truth.
         image: [B, 3, 480, 640] float32, normalized RGB; None for models without an image network.
         label_map: [B, 480, 640] uint8, the 2D prediction, 0..13; None for models that do not read it.
@@ -46,7 +46,7 @@ class Batch:
         image_stages: what a frozen image backbone made of the images, in place of ``image``: four stages
             [B, channels, rows, columns], 1/4 to 1/32 of the image, of any float type; None: computed from ``image``.
 
-    Raises ValueError for shapes that do not fit each other, for types other than these and, built on the CPU, for a
+    Raises ValueError for shapes that contradict each other, for other types and, if built on the CPU, for a
     TSDF that is not finite or beyond -1..1, and for pixels and classes out of range.
     """
 
@@ -90,7 +90,7 @@ class Batch:
             if value is not None and not is_fitting(value.dtype):
                 raise ValueError(f"Batch.{name}: expected {wanted}, found {value.dtype}; convert it first")
         if self.tsdf.device.type == "cpu":
-            # Here, once, before it is moved: on a GPU looking at values would wait for the device in every step.
+            # Checked once, before the batch is moved: on a GPU, reading values would wait for the device in every step.
             self._check_values()
 
     def _check_values(self) -> None:
@@ -142,23 +142,23 @@ class Batch:
 
     @property
     def scored_mask(self) -> Tensor:
-        """[B, V] bool: label weight set and label not ignored; the label weight alone without labels."""
+        """[B, V] bool: label weight set and label not ignored; only the label weight if there are no labels."""
         if self.label is None:
             return self.label_weight
         return self.label_weight & (self.label != IGNORE_LABEL)
 
     @property
     def hit_mask(self) -> Tensor:
-        """[B, V] bool: voxels that the depth hits, whether or not ``mapping`` has a pixel for them."""
+        """[B, V] bool: voxels that the depth hits, with or without a pixel in ``mapping``."""
         return self.mapping != UNMAPPED if self.depth_hit is None else self.depth_hit
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Rows and columns of the image that ``mapping`` counts in."""
+        """Rows and columns of the image that ``mapping`` refers to."""
         return IMAGE_SHAPE if self.image is None else (self.image.shape[2], self.image.shape[3])
 
     def select(self, chosen: Tensor) -> "Batch":
-        """The frames for which ``chosen``, [B] bool, is True; the batch itself where it is everywhere."""
+        """The frames for which ``chosen``, [B] bool, is True; the batch itself if all are chosen."""
         if bool(chosen.all()):
             return self
         indices = chosen.nonzero().flatten()
@@ -176,7 +176,7 @@ class Batch:
         return self._map_tensors(lambda tensor: tensor.pin_memory())
 
     def share_memory(self) -> "Batch":
-        """The same batch in memory that processes share, so that sending it to another one allocates nothing.
+        """The same batch in shared memory, so that sending it to another process allocates nothing.
 
         Raises:
             RuntimeError: too little shared memory (/dev/shm).
@@ -249,7 +249,7 @@ class Batch:
     def from_frames(cls, source: str | Path, ids: Sequence[str]) -> "Batch":
         """Reads frames of a set on disk (``data/sets/source.py``), without augmentation, in the order of ``ids``.
 
-        Images and label maps are read where the set has them; then every frame needs one.
+        Images and label maps are read if the set has them; then every frame needs one.
         Errors name the file, what was expected and what was found.
         """
         frames = open_frames(source)
@@ -270,7 +270,7 @@ _TYPES: dict[str, tuple[Callable[[torch.dtype], bool], str]] = {
     "depth_hit": (lambda dtype: dtype == torch.bool, "bool"),
     "label_2d": (_is_integer, "integers"),
 }
-"""Types of the fields, and how they are called."""
+"""Types of the fields, and their names for messages."""
 
 
 def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:
@@ -283,9 +283,9 @@ def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:
 
 
 def unflipped_tsdf(batch: Batch) -> Tensor:
-    """[B, 1, X, H, Y] t, about +1 free and -1 occluded, whatever the convention of the file.
+    """[B, 1, X, H, Y] t, about +1 free and -1 occluded, for either convention of the file.
 
-    From the flipped f: t = s (1 - |f|), where far free and unobserved space cannot be told apart.
+    From the flipped f: t = s (1 - |f|), which does not distinguish distant free space from unobserved space.
     """
     if not batch.tsdf_is_flipped:
         return batch.tsdf
@@ -296,7 +296,7 @@ def unflipped_tsdf(batch: Batch) -> Tensor:
 def normalize_image(image: NDArray[Any]) -> torch.Tensor:
     """[3, rows, columns] float32 of an RGB image [rows, columns, 3] on the scale 0..255.
 
-    A pixel that equals float32 ImageNet's mean becomes exactly 0: that is how augmentation pads.
+    A pixel equal to ImageNet's mean in float32 becomes exactly 0, which augmentation uses for padding.
     """
     return normalize_planes(_tensor(image).permute(2, 0, 1).to(torch.float32).contiguous())
 

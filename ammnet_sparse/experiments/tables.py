@@ -44,7 +44,7 @@ class Table:
     rows: dict[str, Row]
 
     def chosen(self, names: list[str]) -> list[Row]:
-        """The rows of these names, in the order of the table; all if there are none.
+        """The rows with these names, in the order of the table; all rows if no names are given.
 
         Raises:
             ConfigError: a name that no row has.

@@ -114,7 +114,7 @@ def read_array(
 def array_names(
     path: str | Path, *, advice: str = "replace the file", raises: type[FileError] = DataError
 ) -> list[str]:
-    """Names of the arrays of an npz archive, sorted. Raises ``raises`` for anything that is none."""
+    """Names of the arrays of an npz archive, sorted. Raises ``raises`` for anything else."""
     what = "an npz archive"
     with open_file(path, what=what, advice=advice, raises=raises) as file:
         try:

@@ -87,7 +87,7 @@ def is_text(head: bytes) -> bool:
 
 
 def open_file(path: str | Path, *, what: str, advice: str, raises: type[FileError] = DataError) -> BinaryIO:
-    """Opens a file for reading. Raises ``raises`` if there is none, a folder, or one that may not be read."""
+    """Opens a file for reading. Raises ``raises`` if it is missing, a folder, or may not be read."""
     try:
         file = open(path, "rb")  # noqa: SIM115  the caller closes it
     except FileNotFoundError as error:

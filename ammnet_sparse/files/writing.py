@@ -2,7 +2,7 @@
 
 A file appears under a temporary name in its own folder, is synchronized with the disk, and then takes its name in one
 step. Whatever stops the writing (a full disk, Ctrl-C, a crash of the writer) leaves the file as it was and takes the
-temporary one away again, so that a full disk is no fuller than before. Permissions follow the umask.
+temporary file, so that a full disk is not left fuller than before. Permissions follow the umask.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ def naming_errors(path: str | Path) -> Iterator[None]:
 
 
 def _create_beside(path: Path) -> Path:
-    """An empty file with the permissions that a new file gets here, under a name that nobody else uses."""
+    """An empty file with the permissions that a new file gets here, under a unique name."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_SUFFIX, dir=path.parent)
         os.close(descriptor)

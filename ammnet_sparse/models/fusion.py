@@ -144,7 +144,7 @@ def build_fusion(kind: FusionKind, *, width: int, gradient: ModulationGradient =
     """The fusion of a configuration for ``width`` channels.
 
     Raises:
-        ValueError: an unknown kind, or a gradient other than ``full`` for a fusion that is no modulation.
+        ValueError: an unknown kind, or a gradient other than ``full`` for a fusion that is not modulation.
     """
     if gradient != "full" and kind != "modulation":
         raise ValueError(

@@ -181,7 +181,7 @@ def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str,
     ``backbone.``.
 
     Returns:
-        The names in the file that are no part of the backbone (classifier heads), sorted.
+        The names in the file that are not part of the backbone (classifier heads), sorted.
 
     Raises:
         WeightsError: the file cannot be read, lacks a weight, has one of another shape or more than the backbone

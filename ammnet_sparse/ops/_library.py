@@ -88,7 +88,7 @@ def _load_library(device: str) -> KernelLibrary:
 
 
 def _reason_of_driver(path: Path) -> str:
-    """Why the driver here cannot run the library of CUDA kernels; nothing where it can, or if there is none.
+    """Why the driver cannot run the library of CUDA kernels; nothing if it can, or if there is no driver.
 
     A driver runs what was built with CUDA of its own major version and of those before. With a later one every launch
     fails, so the references run, with a warning where PyTorch itself can use the device.
@@ -250,7 +250,7 @@ def check_features(name: str, features: Tensor, *, ndim: int) -> None:
 
 
 def check_integers(name: str, values: Tensor) -> None:
-    """Raises TypeError unless ``values`` has an integer type (bool is none)."""
+    """Raises TypeError unless ``values`` has an integer type (bool does not count)."""
     if values.dtype not in INTEGER_TYPES:
         raise TypeError(f"{name}: expected uint8, int8, int16, int32 or int64, found {values.dtype}")
 

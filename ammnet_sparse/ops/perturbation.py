@@ -96,7 +96,7 @@ def draw_shuffle(
 
     Args:
         labels: [B, ...] integer. A class is present where a voxel has it, so set to 255 what the discriminator does
-            not see. 0, 255 and labels from ``num_classes`` on are no class here.
+            not see. 0, 255 and labels of ``num_classes`` and above are not classes here.
         num_classes: empty included, 3 .. 255.
         probability_range: (low, high) of the probability of a chosen class.
         seed: any signed 64-bit integer; the same seed draws the same on every device.

@@ -23,12 +23,12 @@ METRICS = "metrics.jsonl"
 _MOST_POINTS, _COURSE_POINTS = 300, 30
 _MOST_BYTES = 2**30
 _LARGEST_COUNT, _LARGEST = 2**53, 1e30
-"""Beyond these, numbers are no counts and no losses of a run, and figures of them no figures."""
+"""Larger numbers cannot be counts or losses of a run and are not drawn."""
 _SC_COLUMNS = (("Prec.", "precision"), ("Recall", "recall"), ("IoU", "iou"))
 
 
 class HistoryError(FileError):
-    """A folder that is no run, or a run without metrics; the message names it and says what to do."""
+    """A folder that is not a run, or a run without metrics; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class History:
         epochs: one per epoch: ``epoch``, ``step``, mean losses of training by name, ``validation`` where there was
             one: scores in percent as ``Scores.to_json`` has them. Where the run recorded them: ``training``, the same
             scores of the training frames, and ``validation_scene``, the scene's cross-entropy on validation frames.
-        num_malformed: lines that are none of these, which were left out; the last one may just be being written.
+        num_malformed: lines in another form, which were skipped; the last line may still be being written.
     """
 
     steps: list[dict[str, Any]]

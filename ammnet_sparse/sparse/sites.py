@@ -92,12 +92,12 @@ class SiteSet:
         return cell // (height * y), (cell // y) % height, cell % y
 
     def rows_of(self, linear: Tensor) -> Tensor:
-        """[M] rows of the sites with these linear indices, -1 if there is none."""
+        """[M] rows of the sites with these linear indices, -1 for none."""
         return linear if self.is_full else self.row_table[linear]
 
     @property
     def row_table(self) -> Tensor:
-        """[B * X * H * Y] int64: the row of each cell's site, -1 where it is none."""
+        """[B * X * H * Y] int64: the row of each cell's site, -1 for cells that are not sites."""
         return self.linear if self.is_full else self.cached("row table", self._build_row_table)
 
     def _build_row_table(self) -> Tensor:

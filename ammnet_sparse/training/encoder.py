@@ -220,7 +220,7 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, path, metadata=metadata)
-        path.chmod(0o644)  # safetensors makes files that nobody else can read
+        path.chmod(0o644)  # safetensors makes files that only the owner can read
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
 

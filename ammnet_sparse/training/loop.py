@@ -204,7 +204,7 @@ class Run:
         return RunResult(best or self._score_best(), progress.best_epoch, baseline)
 
     def _is_saved(self) -> bool:
-        """Whether the end of an epoch is no reason to save the state; a diverging run keeps the one from before."""
+        """Whether the state need not be saved at the end of an epoch; a diverging run keeps the previous state."""
         return self._is_suspect or self.saves.is_save_recent()
 
     def _train_epoch(self, records: Records, stop: StopRequest, *, started: float) -> None:

@@ -31,7 +31,7 @@ class Operations:
 
     Attributes:
         launching: operators by name, how often; without views and mere allocations, which launch nothing.
-        views: how many of those there were besides.
+        views: how many of those there were, counted separately.
         waits: what would make the host wait for a GPU, by name: values and sizes that depend on values, Boolean
             indices, copies from and to ordinary memory of the host.
     """

@@ -120,7 +120,7 @@ class RunFolder:
         return time.monotonic() - self._saved > 60 * self.config.training.checkpoint_minutes
 
     def is_save_recent(self) -> bool:
-        """Whether the end of an epoch is no reason to save the state again."""
+        """Whether the state was saved recently enough that the end of an epoch need not save it again."""
         return (self.path / STATE).is_file() and time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES
 
     def save_state(self, parts: RunParts) -> None:

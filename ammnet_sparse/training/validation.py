@@ -53,5 +53,5 @@ def validate(
     nothing = torch.zeros((), dtype=torch.float64, device=device)
     totals = torch.stack([torch.stack([nothing, *values]).sum() for values in (sums, counts)])
     loss, count = sum_over_processes(totals).tolist()
-    # Without a frame that can be predicted there is no mean.
+    # No frame could be predicted: the mean is undefined.
     return Validation(scores, scene=loss / count if count else math.nan)

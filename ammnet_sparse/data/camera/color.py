@@ -24,7 +24,7 @@ def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
     Gray images of 16 bits are scaled from their whole range, those of floats from 0..1 or 0..255.
 
     Raises:
-        DataError: it cannot be read, is mirrored, or holds values that are no colors.
+        DataError: it cannot be read, is mirrored, or holds values that are not colors.
     """
     loaded = read_image(path, formats=FORMATS, what="a color image", upright=False, advice=_ADVICE)
     if loaded.orientation not in _CLOCKWISE:

@@ -52,7 +52,7 @@ def read_depth_with_notes(
             image; axes of length 1 are dropped.
         scale: units per meter; None: millimeters for integers, and for floats meters if that gives a room.
         encoding: how the numbers are stored. ``millimeters`` and ``meters`` name the unit, ``rotated`` is 16-bit
-            millimeters with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` is none of these: ``scale`` counts.
+            millimeters with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` none of these (``scale`` applies).
             ``auto`` notices rotated bits.
         usual_scale: units per meter that the intrinsics file names; used where ``scale`` is None.
 
@@ -160,7 +160,7 @@ def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[st
 
 
 def _median(values: NDArray[Any], scale: float) -> float:
-    """Meters of the median value that may be depth, NaN if there is none."""
+    """The median of the valid depths in meters, NaN if there are none."""
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         measured = numbers[np.isfinite(numbers) & (numbers > 0) & (numbers != LARGEST_CODE) & (numbers < 1e9)]

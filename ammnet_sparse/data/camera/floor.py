@@ -137,7 +137,7 @@ def level_to_floor(
 def _lowest_level(
     heights: NDArray[np.float64], is_level: NDArray[np.bool_], areas: NDArray[np.float64]
 ) -> float | None:
-    """Height, seen from the camera, of the lowest level surface below it with nothing beneath; None: there is none."""
+    """Height relative to the camera of the lowest level surface below it with nothing beneath it, or None."""
     candidates = is_level & (heights < -0.2)
     if not candidates.any():
         return None

@@ -28,7 +28,7 @@ class CameraImages:
     """What the network's images are made of.
 
     Attributes:
-        image: [480, 640, 3] uint8 RGB; None if there is none.
+        image: [480, 640, 3] uint8 RGB, or None.
         depth: [480, 640] float32, meters along the optical axis, 0 where missing.
         camera: intrinsics of these images.
         label_map: [480, 640] uint8, 0..13; or None.

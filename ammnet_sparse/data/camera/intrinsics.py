@@ -79,7 +79,7 @@ def read_intrinsics(text: str) -> Intrinsics:
     path = Path(text)
     try:
         is_missing = not path.exists()
-    except OSError:  # a name that is too long is no path
+    except OSError:  # a name that is too long cannot be a path
         is_missing = True
     if is_missing:
         raise DataError(f"{text}: expected {_WHAT}, as numbers or as a file of them, found no such file; {_ADVICE}")

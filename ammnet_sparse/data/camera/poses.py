@@ -78,7 +78,7 @@ def read_pose(path: Path) -> Pose:
     """The camera-to-world matrix [4, 4] of a file of one pose (``read_trajectory``), its rotation made exact.
 
     Raises:
-        DataError: anything that is no rigid motion, or several poses.
+        DataError: not a rigid motion, or several poses.
     """
     return read_trajectory(path).pose_of(None)
 
@@ -143,7 +143,7 @@ def _of_quaternions(path: Path, values: NDArray[np.float64]) -> Trajectory:
         pose = np.eye(4)
         pose[:3, 3], quaternion = row[:3], row[3:]
         length = float(np.linalg.norm(quaternion))
-        # What is no rotation stays none, and is refused where it is used.
+        # A matrix that is not a rotation stays so, and is refused where it is used.
         is_rotation = np.isfinite(row).all() and abs(length - 1) <= _ROTATION_TOLERANCE
         pose[:3, :3] = _rotation(quaternion / length) if is_rotation else np.nan
         poses.append(pose)
@@ -163,7 +163,7 @@ def _rotation(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def checked(pose: Pose, path: Path) -> Pose:
-    """The pose with its rotation made exact. Raises DataError for anything that is no rigid motion."""
+    """The pose with its rotation made exact. Raises DataError if it is not a rigid motion."""
     is_finite = bool(np.isfinite(pose).all())
     if is_finite and pose[3, :3].any() and not pose[:3, 3].any() and abs(pose[3, 3] - 1) < 1e-6:
         raise DataError(

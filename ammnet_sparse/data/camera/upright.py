@@ -149,7 +149,7 @@ def _ranked(judged: list[tuple[float, Floor, bool, Vector, float]], *, raised: f
 
 
 def _share_of_one_way(surface: Surface, *, on_one_plane: bool) -> float:
-    """Share of the samples that face as most do, or that also lie on the plane of most."""
+    """Share of the samples with the most frequent normal, or of those that also lie on its plane."""
     middle = np.median(surface.normals, axis=0)
     length = float(np.linalg.norm(middle))
     if length < 0.5:

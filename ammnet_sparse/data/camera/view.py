@@ -30,7 +30,7 @@ class View:
     Attributes:
         color: [rows, columns, 3] uint8 RGB; None where depth is all there is.
         depth: [rows, columns] float32, meters along the optical axis, 0 where missing; registered to the color image.
-        camera: intrinsics of the depth image or of the color image: of the one whose middle is nearer to (cx, cy).
+        camera: intrinsics of the depth image or of the color image: of the one whose center is closer to (cx, cy).
         color_camera: the color image's own, where its proportions are others; then ``camera`` is the depth image's.
         label_map: [rows, columns] uint8, 0..13, of the whole color image; or None.
         intrinsics_size: (rows, columns) of the image that ``camera`` belongs to, where that is known.

@@ -33,7 +33,7 @@ def guess_depth_encoding(values: NDArray[Any]) -> DepthEncoding | None:
     step of 1 mm one of 8 m.
 
     Args:
-        values: [rows, columns] integers of 16 bits; 0 and 65535 are no depth.
+        values: [rows, columns] integers of 16 bits; 0 and 65535 are invalid.
 
     Returns:
         ``rotated``; ``plain``, meaning not rotated (the unit is not told); or None.

@@ -13,7 +13,7 @@ and with the flipped convention, instead of ``TSDF`` and ``Mapping``, what NYUCA
     NYUCAD/<split>/TSDF_lr/NYU0003_0000_voxels.npz   tsdf_lr: flipped TSDF;  label_weight
     NYUCAD/<split>/mapping/NYU0003_0000_voxels.npz   arr_1: as above
 
-Color images and 2D label maps are no part of the raw files: they are added to the folder as they are published.
+Color images and 2D label maps are not part of the raw files: add them to the folder as published.
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ class PreparationReport:
 
     Attributes:
         results: of every frame that has both raw files.
-        problems: messages on files that are no raw files or lack their partner.
+        problems: messages about files that are not raw files or lack their partner.
         notes: messages on files that bear a frame's name and are left alone.
         num_listed: frames in the list.
     """
@@ -295,7 +295,7 @@ def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
 def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
     """Writes ``<split>.txt``: the frames that are complete, and those listed there before that this run did not see.
 
-    Without any the list goes, as an empty one is no list.
+    Without any the list is removed, because an empty list is invalid.
     """
     path = plan.out / f"{plan.split}.txt"
     seen = {result.frame_id for result in results}

@@ -124,7 +124,7 @@ def check_set(
     Reported are files that are missing, unreadable, of the wrong shape, type or values; frames without a hit pixel or
     a scored voxel; files of another convention (``conventions.py``), judged over the set; frames that are in a list
     twice; frames of ``val.txt`` that are not in ``train.txt`` where that is checked; frames of ``test.txt`` that are
-    in another list; lists that are empty or hold lines which are no ids.
+    in another list; lists that are empty or contain lines that are not ids.
 
     Args:
         split_names: names of lists; none: those of train, test and val that the set has.

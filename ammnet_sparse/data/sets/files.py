@@ -180,7 +180,7 @@ def missing_file(path: Path) -> DataError:
 
 
 def check_integral(values: NDArray[Any], path: Path, *, name: str) -> None:
-    """Raises DataError where values of a float type are not whole numbers; NaN and infinity are none."""
+    """Raises DataError where values of a float type are not whole numbers (NaN and infinity are not)."""
     if values.dtype.kind == "f":
         fractional = ~(np.isfinite(values) & (values == np.rint(values)))
         if fractional.any():

@@ -7,7 +7,7 @@
     Seg2D/0003.png                    or seg_result_label13/0003.png
     train.txt  test.txt  val.txt      frame ids, one per line: 0003, NYU0003 or NYU0003_0000
 
-and for NYUCAD besides, in a folder ``NYUCAD`` (``root`` may also be that folder, beside ``NYU`` or the folders above)::
+and for NYUCAD also, in a folder ``NYUCAD`` (``root`` may also be that folder, beside ``NYU`` or the folders above)::
 
     {train,test}/TSDF_lr/NYU0003_0000_voxels.npz    {train,test}/mapping/NYU0003_0000_voxels.npz
 
@@ -133,7 +133,7 @@ class FrameFolder:
         """The ids of ``<split>.txt`` in its order, as the names of the files have them (``NYU0003_0000``: ``0003``).
 
         Raises:
-            DataError: no such list, an empty one, a line that is no id, an id that is there twice.
+            DataError: no such list, an empty list, a line that is not an id, or a repeated id.
         """
         ids = self.listed_ids(split)
         if repeated := repeated_ids(ids):

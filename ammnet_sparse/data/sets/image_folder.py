@@ -79,7 +79,7 @@ class FramesWithImages:
         return self._source.has_frame(frame_id)
 
     def image_path(self, frame_id: str) -> Path:
-        """Where the image of a frame is; the first of the spellings if there is none."""
+        """Where the image of a frame is; the first of the spellings if none exists."""
         name = parse_frame_id(frame_id, source="frame_id")
         paths = [self._folder / f"NYU{name}{suffix}{kind}" for suffix in _SUFFIXES for kind in _TYPES]
         return next((path for path in paths if path.is_file()), paths[0])

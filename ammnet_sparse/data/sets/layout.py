@@ -18,7 +18,7 @@ _VOXEL_FILE = re.compile(r"NYU(\d{4})_0000_voxels", re.ASCII)
 
 
 def image_paths(base: Path, frame_id: str) -> Iterator[Path]:
-    """Where the color image of a frame may be; the published name first, which messages show if there is none."""
+    """Where the color image of a frame may be; the published name first, which messages show if none exists."""
     for folder in IMAGE_FOLDERS:
         is_half = "/" in folder
         for name in sorted(IMAGE_NAMES, key=lambda name: name.endswith("_rgb") != is_half):
@@ -27,7 +27,7 @@ def image_paths(base: Path, frame_id: str) -> Iterator[Path]:
 
 
 def find_half(base: Path, split: str, *, cad: Path | None) -> Path | None:
-    """The folder whose files are the frames of a list that a set does not have; None if there is none."""
+    """The folder whose files are the frames of a list that a set lacks; None if there is no such folder."""
     names = HALVES.get(split, ())
     folders = [base / half / name for half in names for name in ("RGB", "R")]
     if cad is not None:

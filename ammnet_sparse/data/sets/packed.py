@@ -143,7 +143,7 @@ class PackedFrames:
         return self.frame_ids(split)
 
     def list_path(self, split: str) -> Path:
-        """A name of a list for messages, no path of a file. Raises DataError where there is no such list."""
+        """A name of a list for messages, not the path of a file. Raises DataError where there is no such list."""
         if not self.has_split(split):
             raise DataError(
                 f"{self.root}: expected a list of frame ids {split}, found lists {sorted(self.header.lists)}; name "

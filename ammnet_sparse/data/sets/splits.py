@@ -65,7 +65,7 @@ def read_id_list(path: Path) -> list[str]:
     """The ids of a text file, one per line, blank lines skipped, repetitions included.
 
     Raises:
-        DataError: unreadable or empty, or a line that is no id.
+        DataError: unreadable or empty, or a line that is not an id.
     """
     lines = read_text(path, what="a text file of frame ids", advice="replace it").splitlines()
     ids = [

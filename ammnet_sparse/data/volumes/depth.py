@@ -1,4 +1,4 @@
-"""What the numbers of a depth image mean: which of them are no depth.
+"""What the numbers of a depth image mean: which of them mark invalid depth.
 
 One rule for every type: a code that means "nothing measured" means it in images of integers, of floats and of meters.
 """
@@ -18,7 +18,7 @@ _MIN_SPIKE = 20
 _NEAR_CODES = (2047, 4095)
 """Largest numbers of 11 and 12 bits: "too far" of the first Kinect and of time-of-flight cameras."""
 _FAR_CODE = 8190
-"""From here on (millimeters; the largest number of 13 bits is 8191) a group of pixels that stands alone is no depth."""
+"""From here on (millimeters; the largest number of 13 bits is 8191) an isolated group of pixels is invalid depth."""
 
 
 _CODE_WIDTH = 4
@@ -26,7 +26,7 @@ _CODE_WIDTH = 4
 
 
 def depth_in_meters(values: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
-    """Depth in meters, 0 wherever the values are no depth.
+    """Depth in meters, 0 where the values are invalid.
 
     No depth are: 0, negative, infinite and NaN values; 65535 of any type, also where it was divided by the scale; what
     is farther than 60 m; and the "too far" codes of sensors: 2047 and 4095 where they are the image's largest value and

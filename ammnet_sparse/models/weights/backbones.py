@@ -33,7 +33,7 @@ class BackboneWeights:
 
     Attributes:
         state_dict: by timm's names, complete but for BatchNorm's ``num_batches_tracked``.
-        unused_names: names in the file that are no part of a backbone (classifier heads), sorted.
+        unused_names: names in the file that are not part of a backbone (classifier heads), sorted.
     """
 
     state_dict: dict[str, Tensor]

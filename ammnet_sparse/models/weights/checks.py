@@ -27,7 +27,7 @@ def kind_problem(value: Tensor) -> str | None:
 
 
 def type_problem(value: Tensor, *, is_floating: bool) -> str | None:
-    """What is wrong with the type of a weight, or of a counter where it is none of floats; None where nothing is."""
+    """What is wrong with the type of a weight, or of an integer counter; None if nothing is."""
     if is_floating and value.dtype not in FLOATS:
         return f"expected floats of 16 to 64 bits, found {value.dtype}"
     if not is_floating and value.dtype not in _INTEGERS:

@@ -60,7 +60,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     file_state, file_config, metadata = read_weights(path)
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
     state, _ = split_state(file_state)
-    # Before the network is built: the file's tensors are no larger than the file, its configuration may say anything.
+    # Before the network is built: tensors cannot exceed their file's size, but the configuration may claim anything.
     expected = _state_without_memory(build_generator, config, source=path)
     fitted = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
     given = {name: value for name, value in fitted.items() if not value.is_meta}
