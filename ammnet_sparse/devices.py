@@ -10,13 +10,13 @@ def checked_device(device: torch.device | str, *, name: str = "device") -> torch
         name: of the argument, for messages.
 
     Raises:
-        ValueError: no name of a device, or a device that this machine or this build of PyTorch lacks.
+        ValueError: not the name of a device, or a device that this machine or this build of PyTorch lacks.
     """
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected cpu, cuda or cuda:0, found {device!r}") from error
-    # PyTorch keeps an index in 8 bits, so that one beyond becomes negative.
+    # PyTorch stores an index in 8 bits; larger ones become negative.
     if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
         raise ValueError(
             f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, found {str(device)!r}; use cpu"

@@ -1,6 +1,6 @@
 """A list of frames as a PyTorch data set, and the order in which an epoch visits them.
 
-Nothing here depends on state: augmentation follows from (seed, epoch, frame), the order from (seed, epoch). So a run
+Nothing depends on hidden state: augmentation follows from (seed, epoch, frame), the order from (seed, epoch). So a run
 is the same with any number of workers, and one that was interrupted continues in the middle of an epoch.
 """
 
@@ -25,13 +25,13 @@ class FrameDataset(Dataset[Batch]):
     Args:
         ids: frames, each once.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
-        augment_2d: changes of the color image (``augmentation.augment_2d``); frames without one stay as they are.
+        augment_2d: changes of the color image (``augmentation.augment_2d``); frames without one are unchanged.
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
 
     Raises:
         ValueError: no ids, or a repeated one.
-        DataError: a frame that cannot be read, when it is asked for.
+        DataError: a frame that cannot be read, when it is accessed.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class FrameDataset(Dataset[Batch]):
         self.unusable: dict[str, str] = {}
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
+        """Sets the epoch that augmentation depends on; call it before iterating the loader of that epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Batch:
-        """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
+        """Frame ``index`` of ``ids`` as a batch of one, augmented by (seed, epoch, frame id)."""
         frame = self.folder.read(self.ids[index])
         if self.truth_2d is not None:
             frame = dataclasses.replace(frame, label_2d=self.truth_2d.read(frame.frame_id))
@@ -82,7 +82,7 @@ class EpochDataset(Protocol):
 
     Attributes:
         ids: names of the frames.
-        makes_batches: its items are whole batches on the training device (``__getitems__``), made in this process.
+        makes_batches: ``__getitems__`` returns whole batches on the training device, made in this process.
         unusable: with ``makes_batches``, by id why a frame cannot be trained on (see ``usable``).
     """
 
@@ -98,10 +98,10 @@ class EpochDataset(Protocol):
 
 
 class EpochSampler(Sampler[list[int]]):
-    """Batches of indices of one epoch, in an order that depends on (seed, epoch) alone.
+    """Batches of indices of one epoch, in an order that depends only on (seed, epoch).
 
-    With several processes every batch is shared out: process ``rank`` gets every ``num_processes``-th frame of the
-    order, so that a step of all of them sees ``batch_size * num_processes`` neighbors of it. Without ``drop_last`` some
+    With several processes every batch is split: process ``rank`` gets every ``num_processes``-th frame of the
+    order, so a step of all processes sees ``batch_size * num_processes`` consecutive frames. Without ``drop_last`` some
     may get fewer frames or one batch less.
 
     Args:
@@ -178,8 +178,8 @@ def build_loader(
 ) -> "DataLoader[Batch]":
     """The batches of one epoch; make a new loader for each. Also sets the epoch of ``dataset``.
 
-    Batches lie in page-locked memory where there is a CUDA device, those of a ``DeviceDataset`` on its device. The
-    global random state is not touched.
+    Batches are in page-locked memory if there is a CUDA device, those of a ``DeviceDataset`` on its device. The
+    global random state is not changed.
 
     Args:
         shuffle_seed: None visits the frames in order.
@@ -202,7 +202,7 @@ def build_loader(
     )
     options: dict[str, Any] = {
         "batch_sampler": sampler,
-        "generator": torch.Generator().manual_seed(0),  # else making an iterator advances the global generator
+        "generator": torch.Generator().manual_seed(0),  # otherwise making an iterator advances the global generator
     }
     if dataset.makes_batches:
         return DataLoader(cast(Dataset[Batch], dataset), collate_fn=_as_it_is, **options)
@@ -213,5 +213,5 @@ def build_loader(
 
 
 def _as_it_is(batch: Any) -> Batch:
-    """In place of ``Batch.collate``, for what ``__getitems__`` has made a batch already."""
+    """Replaces ``Batch.collate`` if ``__getitems__`` already returned a batch."""
     return cast(Batch, batch)

@@ -1,8 +1,8 @@
 """A list of frames that lives on the training device, where its batches are made.
 
-The frames lie there as compact as in a packed set, about 0.5 MB each with their 2D label maps, 0.9 MB more with images.
-A batch is gathered, unpacked and augmented by a dozen operators, and some dozens a frame for its image, that never make
-the host wait; all that is copied are two numbers a frame.
+The frames are as compact as in a packed set, about 0.5 MB each with their 2D label maps, 0.9 MB more with images.
+A batch is gathered, unpacked and augmented by a dozen operators, and some dozens per image, that never make
+the host wait; only two numbers per frame are copied.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
 class DeviceDataset(Dataset[Batch]):
     """Frames on a device. Its batches equal those of ``dataset.FrameDataset`` bit for bit, augmentation included.
 
-    But for images after 2D augmentation, whose resampling and colors are rounded as the device does.
+    Except images after 2D augmentation, whose resampling and colors are rounded by the device.
 
     Args:
         ids: frames, each once; they are read now.
-        device: where they lie and batches are made.
+        device: holds the frames and makes the batches.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the color image (``augmentation.augment_2d``).
         truth_2d: dense 2D truth of the frames, or None.
@@ -103,14 +103,14 @@ class DeviceDataset(Dataset[Batch]):
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the augmentation of an epoch; before the loader of that epoch is iterated."""
+        """Sets the epoch that augmentation depends on; call it before iterating the loader of that epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Batch:
-        """Frame ``index`` of ``ids`` as a batch of one, augmented as (seed, epoch, frame id) say."""
+        """Frame ``index`` of ``ids`` as a batch of one, augmented by (seed, epoch, frame id)."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
@@ -119,7 +119,7 @@ class DeviceDataset(Dataset[Batch]):
         draws = [self._draw(index) for index in indices]
         numbers = torch.tensor([indices, [draw.symmetry for draw in draws]])
         if self.device.type == "cuda":
-            numbers = numbers.pin_memory()  # else the copy would make the host wait
+            numbers = numbers.pin_memory()  # otherwise the copy would make the host wait
         frame, symmetry = numbers.to(self.device, non_blocking=True)
         rows = {name: tensor.index_select(0, frame) for name, tensor in self._tensors.items()}
         voxels = {
@@ -159,7 +159,7 @@ class DeviceDataset(Dataset[Batch]):
         )
 
     def _draw(self, index: int) -> "_Draw":
-        """How a frame is augmented in this epoch; the draws are those of ``augmentation.augment``."""
+        """How a frame is augmented in this epoch, with the draws of ``augmentation.augment``."""
         if not (self.augment_3d or self.augment_2d):
             return _Draw()
         generator = augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index])
@@ -193,7 +193,7 @@ def _load(
 ) -> dict[str, Tensor]:
     """The arrays of all frames on the device, by name, each [F, ...]; hits filled up with voxel V, pixel -1.
 
-    ``unusable`` receives the frames that cannot be trained on, and why.
+    Adds to ``unusable`` the frames that cannot be trained on, and why.
     """
     tensors: dict[str, Tensor] = {}
     hits = []
@@ -214,7 +214,7 @@ def _load(
             values = torch.from_numpy(array)
             if name not in tensors:
                 tensors[name] = torch.empty(len(ids), *values.shape, dtype=values.dtype, device=device)
-            elif values.dtype != tensors[name].dtype:  # a TSDF that float16 does not hold
+            elif values.dtype != tensors[name].dtype:  # a TSDF that float16 does not represent
                 tensors[name] = tensors[name].to(torch.float32)
             tensors[name][index].copy_(values)
     padded = np.empty((2, len(ids), max(len(listed) for listed in hits)), dtype=np.int32)
@@ -236,7 +236,7 @@ def _unpack_mapping(voxel: Tensor, pixel: Tensor, *, num_voxels: int) -> Tensor:
     row = num_voxels + 1
     mapping = torch.full((batch_size * row,), UNMAPPED, dtype=torch.int32, device=voxel.device)
     start = torch.arange(batch_size, device=voxel.device)[:, None] * row
-    # Flat, as scattering into one axis is deterministic on request.
+    # Flat, because scattering along one axis can be deterministic.
     mapping.scatter_(0, (voxel + start).flatten(), pixel.flatten())
     return mapping.view(batch_size, row)[:, :num_voxels]
 

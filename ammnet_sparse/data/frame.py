@@ -22,13 +22,13 @@ class Frame:
         image: [480, 640, 3] uint8, upright RGB; float32 on the same scale 0..255 once augmented; or None.
         label_map: [480, 640] uint8, the 2D prediction, 0..13; or None.
         tsdf_is_flipped: which convention ``tsdf`` follows.
-        depth_hit: [X, H, Y] bool, voxels that the depth hits, where that is more than ``mapping`` says: 2D augmentation
+        depth_hit: [X, H, Y] bool, voxels that the depth hits, if these are more than in ``mapping``: 2D augmentation
             may crop the pixel of a hit. None: those with a pixel.
         label_2d: [480, 640] uint8, dense 2D truth, class 1..11 or 255 for unlabeled; or None.
         label_weight_is_computed: the files hold no label weight; it was computed from label and TSDF.
 
     Raises:
-        ValueError: an array whose shape does not fit the others or the image.
+        ValueError: an array whose shape contradicts the others or the image.
     """
 
     frame_id: str

@@ -1,4 +1,4 @@
-"""The voxel grid, the camera image, and the classes: the numbers that every room of the project shares.
+"""The voxel grid, the camera image, and the classes: constants shared by the whole project.
 
 Array axes of the grid are (world X lateral, world Z height, world Y forward), C order, so that
 the flat voxel index is ``x * 36 * 60 + h * 60 + y``.
@@ -21,21 +21,21 @@ IMAGE_SHAPE = (480, 640)
 """Rows and columns of the color image, of the depth image and of the 2D label map."""
 NUM_PIXELS = 480 * 640
 UNMAPPED_ON_DISK = NUM_PIXELS
-"""How files say that no pixel hits a voxel."""
+"""Value in files for a voxel that no pixel hits."""
 UNMAPPED = -1
-"""How tensors say it."""
+"""The same in tensors."""
 
 TSDF_TOLERANCE = 1e-3
 """How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
 FREE_TSDF = 0.999
-"""From this TSDF on a voxel that no pixel hits is observed to be free."""
+"""A voxel that no pixel hits is observed to be free if its TSDF is at least this."""
 
 NUM_LABEL_MAP_CLASSES = 14
 """Classes of the 2D label map (``Seg2D``): void and 13 classes, used one-hot."""
 
 
 class SceneClass(NamedTuple):
-    """A class of the completed scene with the color users know it by."""
+    """A class of the completed scene with its usual color."""
 
     name: str
     color: tuple[int, int, int]
@@ -59,5 +59,5 @@ CLASS_NAMES = tuple(entry.name for entry in CLASSES)
 NUM_CLASSES = len(CLASSES)
 EMPTY_LABEL = 0
 IGNORE_LABEL = 255
-"""Outside the room, or unknown: neither trained on nor scored."""
+"""Outside the room, or unknown: not trained on and not scored."""
 IGNORE_COLOR = (153, 153, 153)

@@ -13,7 +13,7 @@ IMAGE_DEVIATION = (58.395, 57.12, 57.375)
 
 @functools.lru_cache(maxsize=16)
 def color_planes(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """[3, 1, 1] float32 of (red, green, blue). Cached: making it again would make the host wait for the device."""
+    """[3, 1, 1] float32 of (red, green, blue). Cached, because creating it makes the host wait for the device."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Work on many frames at once, by processes or threads that an interruption ends at the next frame."""
+"""Work on many frames in parallel, by processes or threads that an interruption stops at the next frame."""
 
 import contextlib
 import multiprocessing
@@ -21,8 +21,8 @@ def map_in_processes(
 ) -> Generator[Result, None, None]:
     """``function`` of every item, in order: in this process, or spread over ``workers`` processes.
 
-    An error, or closing the iterator, drops the items that no process has begun. Ctrl-C, which a terminal sends to
-    every process, is left to this one: the workers finish what they have begun.
+    An error, or closing the iterator, drops the items that no process has started. Ctrl-C, which a terminal sends to
+    every process, is handled by this one: the workers finish their current items.
 
     Raises:
         WorkerLostError: a worker was ended from outside.
@@ -34,7 +34,7 @@ def map_in_processes(
     # Spawned, not forked: this process may already hold threads and a CUDA context.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        with _interrupt_blocked():  # a new process takes over what is blocked
+        with _interrupt_blocked():  # a new process inherits blocked signals
             results = pool.map(function, items)
         yield from results
     except BrokenProcessPool as error:
@@ -49,9 +49,9 @@ def map_in_processes(
 def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None
 ) -> Generator[Result, None, None]:
-    """``function`` of every item, in order, by threads; None: as many as the machine has cores, and some.
+    """``function`` of every item, in order, by threads; None: a few more than the machine has cores.
 
-    An error, or closing the iterator, drops the items that no thread has begun.
+    An error, or closing the iterator, drops the items that no thread has started.
     """
     pool = ThreadPoolExecutor(workers)
     try:
@@ -62,7 +62,7 @@ def map_in_threads(
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Holds SIGINT back from this thread, and for good from the processes that it starts."""
+    """Blocks SIGINT in this thread, and permanently in the processes that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

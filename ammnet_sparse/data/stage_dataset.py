@@ -1,4 +1,4 @@
-"""Frames with what a frozen image backbone makes of their images, computed once and kept in float16."""
+"""Frames with the features of a frozen image backbone, computed once and kept in float16."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ _FRAMES_AT_ONCE = 8
 
 
 class StageDataset(Dataset[Batch]):
-    """A data set whose batches have ``Batch.image_stages`` instead of images. Otherwise as the one inside.
+    """A data set whose batches have ``Batch.image_stages`` instead of images; otherwise the same as ``frames``.
 
     Args:
         frames: the frames without their images, not augmented in 2D. With a ``DeviceDataset`` the stages lie on its
@@ -62,7 +62,7 @@ class StageDataset(Dataset[Batch]):
         return self._with_stages(self.frames[index], [index])
 
     def __getitems__(self, indices: list[int]) -> Batch | list[Batch]:
-        """A batch on the device where the frames lie there, else a batch of each frame."""
+        """A batch on the device if the frames are there, otherwise a batch of each frame."""
         if isinstance(self.frames, DeviceDataset):
             return self._with_stages(self.frames.__getitems__(indices), indices)
         return [self[index] for index in indices]

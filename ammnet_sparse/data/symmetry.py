@@ -39,7 +39,7 @@ class Symmetry(NamedTuple):
         return self._replace(exchanges_xy=False).apply(volume)
 
     def check_grid(self, grid_shape: tuple[int, int, int], *, source: str, advice: str) -> None:
-        """Raises ValueError where X and Y of a grid would be exchanged and have unlike numbers of voxels.
+        """Raises ValueError if X and Y of a grid would be exchanged and have different numbers of voxels.
 
         Args:
             source: what the grid belongs to, for the message.

@@ -1,4 +1,4 @@
-"""Frames that nothing can be learned from: training leaves them out."""
+"""Finds frames that nothing can be learned from; training leaves them out."""
 
 from torch import Tensor
 

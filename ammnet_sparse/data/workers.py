@@ -1,4 +1,4 @@
-"""Worker processes of a data loader: whatever ends one of them is an error here at once, and never a hang."""
+"""Worker processes of a data loader: if one of them ends, an error is raised at once, never a hang."""
 
 import contextlib
 import pickle
@@ -20,14 +20,14 @@ _SHARED_MEMORY_SIGNS = ("shared memory", "shm", "Bus error")
 
 
 class WorkerError(RuntimeError):
-    """A process that loads frames has ended, or cannot hand over what it loaded; the message says what to do."""
+    """A worker process has ended, or cannot send its batch; the message says what to do."""
 
 
 class BatchMaker(Dataset[Any]):
-    """Makes batches of a dataset's frames in a worker, and hands over errors as they are.
+    """Makes batches of a dataset's frames in a worker, and passes on errors unchanged.
 
-    Shared memory for the batch is taken here: taken by the queue, as it would be otherwise, too little of it ends in a
-    thread of the worker, of which the training process hears nothing.
+    Shared memory for the batch is allocated here. If the queue allocated it, running out of it would raise in a
+    thread of the worker, unseen by the training process.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -59,13 +59,13 @@ class _Failure:
         error.__cause__ = error.__context__ = None
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # an exception whose constructor takes more than it keeps
+        except Exception:  # an exception that cannot be pickled
             error = RuntimeError(f"{type(error).__name__}: {error}")
         return cls(error)
 
 
 class WatchedLoader(DataLoader[Batch]):
-    """A data loader over a ``BatchMaker`` whose iteration raises the errors of its workers as they were raised there.
+    """A data loader over a ``BatchMaker`` whose iteration raises the original errors of its workers.
 
     Raises:
         WorkerError: a worker has ended (killed, out of memory), or there is too little shared memory.
@@ -79,7 +79,7 @@ class WatchedLoader(DataLoader[Batch]):
                 item: Any = next(iterator)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:  # a connection to a worker that has ended, too
+            except (RuntimeError, OSError, EOFError) as error:  # also raised for a connection to a dead worker
                 workers: list[Any] = getattr(iterator, "_workers", [])
                 if not _has_one_ended(workers) and isinstance(error, OSError):
                     raise
@@ -92,9 +92,9 @@ class WatchedLoader(DataLoader[Batch]):
 
 
 def _leave_ended_workers_to_the_loader() -> None:
-    """Undoes PyTorch's handler of SIGCHLD, which raises wherever the program stands when a worker ends.
+    """Removes PyTorch's SIGCHLD handler, which raises at an arbitrary point of the program when a worker ends.
 
-    In the middle of a step that would leave weights and optimizers of two steps. The loader notices too, when it is
+    In the middle of a step that would leave weights and optimizers out of sync. The loader also notices when it is
     asked for the next batch.
     """
     if threading.current_thread() is threading.main_thread():
@@ -103,7 +103,7 @@ def _leave_ended_workers_to_the_loader() -> None:
 
 
 def _has_one_ended(workers: list[Any], *, seconds: float = 5.0) -> bool:
-    """Whether one of the workers has; waits a moment for one that is about to."""
+    """Whether one of the workers has ended; waits a moment for one that is about to."""
     deadline = time.monotonic() + seconds
     while all(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -24,7 +24,7 @@ def symmetries(count: NumFlips) -> list[Symmetry]:
 
 
 def move_batch(batch: Batch, symmetry: Symmetry) -> Batch:
-    """The batch with its voxels moved. Raises ValueError where unlike X and Y would be exchanged."""
+    """The batch with its voxels moved. Raises ValueError if X and Y of different size would be exchanged."""
     symmetry.check_grid(batch.grid_shape, source="flips", advice="use 4 flips")
 
     def move_flat(values: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def mean_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: Nu
         [B, C, X, H, Y].
 
     Raises:
-        ValueError: unlike X and Y with 8 flips.
+        ValueError: X and Y of different size with 8 flips.
     """
     total: Tensor | None = None
     for symmetry in symmetries(count):

@@ -12,7 +12,7 @@ from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, IGNORE_LABEL, VOXEL_SIZE
 
 _DISTANCES = (1, 2, 4, 8, 16)
-"""Voxels to the nearest one that a pixel hits, in the maximum norm: upper ends of the bins."""
+"""Distance in voxels (maximum norm) to the nearest hit voxel: upper ends of the bins."""
 _SLICES = 6
 """Into how many parts height and forward axis are cut."""
 
@@ -50,9 +50,9 @@ class Group:
 
 
 class LostVoxels:
-    """Adds up batches; ``groups`` says what was lost by true class, distance to what is seen, height, and so on.
+    """Adds up batches; ``groups`` says what was lost by true class, distance to a hit voxel, height, and so on.
 
-    Looked at are the voxels of scene completion: scored, and hit by no pixel.
+    Counts the voxels of scene completion: scored, and hit by no pixel.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from ammnet_sparse.processes import num_processes, of_all_processes, sum_over_pr
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a set of frames, as fractions of 1; NaN where the set leaves one undefined (nothing to divide by).
+    """Scores of a set of frames, as fractions of 1; NaN if undefined (nothing to divide by).
 
     Attributes:
         frames: frames scored.
@@ -29,7 +29,7 @@ class Scores:
         confusion: [12, 12] int64 on the CPU, scored voxels by (true class, predicted class).
         occupancy: [2, 2] int64 on the CPU, occluded scored voxels by (truly occupied, predicted occupied).
         left_out: ids of frames without a scored voxel, which are not among ``frames``.
-        without_hits: ids of frames that no pixel hits: nothing is seen, so empty space is what is predicted.
+        without_hits: ids of frames without a hit voxel: nothing is seen, so empty space is predicted.
     """
 
     frames: int
@@ -44,7 +44,7 @@ class Scores:
     without_hits: tuple[str, ...] = ()
 
     def remarks(self) -> list[str]:
-        """Lines on frames that were scored otherwise than others; empty as a rule."""
+        """Lines about frames that were scored differently; usually empty."""
         remarks = []
         if self.left_out:
             remarks.append(f"without a scored voxel, left out: {_abbreviated(self.left_out)}")
@@ -129,7 +129,7 @@ class VoxelCounts:
         scored = labels != IGNORE_LABEL
         cell = (hit_mask.long() * NUM_CLASSES + labels.long()) * NUM_CLASSES + labels_predicted.long()
         num_cells = 2 * NUM_CLASSES**2
-        # Not bincount: it asks the device for the largest value. What is not scored falls into a cell of its own.
+        # Not bincount, which reads the largest value from the device. Unscored voxels fall into a separate cell.
         table = cell.new_zeros(num_cells + 1)
         table.scatter_add_(0, cell.where(scored, num_cells), torch.ones_like(cell))
         occluded, hit = table[:-1].view(2, NUM_CLASSES, NUM_CLASSES)
@@ -162,14 +162,14 @@ class VoxelCounts:
 class CompletionMetrics:
     """Counts pooled over batches, and the scores that follow from them.
 
-    SSC looks at the scored voxels (label weight set, label not ignored): one confusion matrix over the whole set,
+    SSC counts the scored voxels (label weight set, label not ignored): one confusion matrix over the whole set,
     IoU = TP / (TP + FP + FN) per class. Empty can be predicted and counts in FP and FN, but not in the mean.
-    SC looks at those of them that no pixel hits, occupied against empty. What lies outside never matters.
+    SC counts those of them that no pixel hits, occupied against empty. Other voxels never matter.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
         """Counts stay on ``device`` until ``compute``."""
-        # Of this process: they are added up over the processes of a training as a whole, see ``evaluate``.
+        # Of this process only; ``evaluate`` adds up the processes of a training.
         self._confusion = MulticlassConfusionMatrix(
             NUM_CLASSES, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
         ).to(device)
@@ -200,7 +200,7 @@ class CompletionMetrics:
         self._frames.update(batch.batch_size)
 
     def compute(self) -> Scores:
-        """Scores of everything added so far; NaN where nothing was."""
+        """Scores of everything added so far; NaN if nothing was."""
         if not self._frames.update_called:
             confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
             return scores_from_counts(confusion, torch.zeros(2, 2, dtype=torch.int64), frames=0)
@@ -223,8 +223,8 @@ def evaluate(
 ) -> Scores:
     """Scores of a predictor over batches with labels, without gradients.
 
-    Frames without a scored voxel are left out. Of frames that no pixel hits nothing is seen: they are scored as if
-    empty space was predicted, and never given to ``predict``. ``Scores`` names both.
+    Frames without a scored voxel are left out. Frames without a hit voxel are scored as if
+    empty space was predicted, and are not passed to ``predict``. ``Scores`` names both.
 
     Args:
         predict: from a batch on ``device`` to labels [B, V] or [B, X, H, Y], integers 0..11 at the scored voxels.
@@ -258,7 +258,7 @@ def evaluate(
 
 
 def _names(batch: Batch, chosen: Tensor) -> list[str]:
-    """Ids of the chosen frames; numbers within the batch where they have none."""
+    """Ids of the chosen frames; indices within the batch if they have none."""
     names = batch.frame_ids or tuple(f"(frame {index} of a batch)" for index in range(batch.batch_size))
     return [name for name, is_chosen in zip(names, chosen.tolist(), strict=True) if is_chosen]
 

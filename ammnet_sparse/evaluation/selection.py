@@ -18,7 +18,7 @@ LABEL_MAP_NOTE = (
     "as with that of the training images,\nso figures made with them compare only with each other "
     "(the paper's DeepLabv3 rows, CVSformer)."
 )
-"""To be shown with every figure of a network that reads label maps."""
+"""Shown with every figure of a network that reads label maps."""
 
 
 def reads_label_maps(config: ModelConfig) -> bool:
@@ -34,7 +34,7 @@ def reads_images(config: ModelConfig) -> bool:
 def open_set(
     root: str | Path, *, dataset: Literal["nyu", "nyucad"], config: ModelConfig, for_pictures: bool = False
 ) -> FrameSource:
-    """The set in ``root`` with the 2D input that the network needs, and no other unless pictures show it.
+    """The set in ``root`` with the 2D input that the network needs, and others only if pictures show them.
 
     Raises:
         DataError: no set, or one without that input.
@@ -61,11 +61,11 @@ def open_set(
 def split_ids(
     folder: FrameSource, split: Split, *, limit: int | None = None, validation_frames: int | None = None
 ) -> list[str]:
-    """The ids of a split; ``train`` leaves the validation frames out, ``val`` are those of ``val.txt`` or the drawn.
+    """The ids of a split; ``train`` excludes the validation frames, ``val`` is ``val.txt`` or the frames drawn.
 
     Args:
         limit: only so many of the first frames.
-        validation_frames: how many frames are drawn where there is no ``val.txt``, as ``data.validation_frames`` of
+        validation_frames: how many frames are drawn if there is no ``val.txt``, as ``data.validation_frames`` of
             the training run; None: the default of that key.
 
     Raises:
@@ -83,7 +83,7 @@ def split_ids(
 
 
 def check_ids(folder: FrameSource, ids: Sequence[str]) -> None:
-    """Raises DataError, naming them, where the set has no TSDF of some of the frames."""
+    """Raises DataError naming the frames of which the set has no TSDF."""
     unknown = [frame_id for frame_id in ids if not folder.has_frame(frame_id)]
     if unknown:
         raise DataError(
@@ -93,13 +93,13 @@ def check_ids(folder: FrameSource, ids: Sequence[str]) -> None:
 
 
 def check_labels(folder: FrameSource) -> None:
-    """Raises DataError where the set has no ground truth."""
+    """Raises DataError if the set has no ground truth."""
     if not folder.has_labels:
         raise DataError(f"{folder.root}: expected ground truth (folder Label), found none; a set without cannot score")
 
 
 def check_grid(config: ModelConfig) -> None:
-    """Raises DataError where the network was trained on another grid than that of own frames."""
+    """Raises DataError if the network was trained on another grid than that of own frames."""
     if tuple(config.grid_shape) != GRID_SHAPE:
         raise DataError(
             f"the checkpoint: expected model.grid_shape {list(GRID_SHAPE)}, which frames of a camera are made for, "
@@ -108,7 +108,7 @@ def check_grid(config: ModelConfig) -> None:
 
 
 def check_label_map(config: ModelConfig, *, has_label_map: bool) -> None:
-    """Raises DataError, saying what can be done, where the network reads label maps and a camera's frame has none."""
+    """Raises DataError with advice if the network reads label maps and the camera's frame has none."""
     if reads_label_maps(config) and not has_label_map:
         raise DataError(
             "the checkpoint was trained with model.image_encoder: seg2d: it reads a 2D label map of the color image, "

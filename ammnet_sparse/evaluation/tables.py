@@ -1,4 +1,4 @@
-"""Scores as the paper's table: one row a method, scene completion left, semantic scene completion right."""
+"""Scores as the paper's table: one row per method, scene completion left, semantic scene completion right."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _COLUMN_WIDTH = 6
 
 
 def format_table(rows: Mapping[str, Scores]) -> str:
-    """Table in the columns of the paper's Tables 1 and 2, percent with one decimal, '-' where undefined.
+    """Table with the columns of the paper's Tables 1 and 2, percent with one decimal, '-' if undefined.
 
     Args:
         rows: name of the method to its scores, in the order of printing.

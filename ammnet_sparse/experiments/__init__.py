@@ -1,1 +1,1 @@
-"""The rows of the paper's tables as runs, and the tables that these make."""
+"""The rows of the paper's tables as runs, and the resulting tables."""

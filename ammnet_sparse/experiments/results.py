@@ -11,7 +11,7 @@ from ammnet_sparse.experiments.tables import Row, Table
 
 @dataclasses.dataclass(frozen=True)
 class RunScores:
-    """Validation scores in percent of one run at its best epoch by SSC mIoU, and what it took."""
+    """Validation scores in percent of one run at its best epoch by SSC mIoU, and its cost."""
 
     seed: int
     epoch: int
@@ -25,7 +25,7 @@ class RunScores:
 
 
 def scores_of(plan: RunPlan) -> RunScores | None:
-    """The scores of a run; None where no epoch was validated yet."""
+    """The scores of a run; None if no epoch was validated yet."""
     history = plan.history
     if history is None or history.best is None:
         return None
@@ -44,7 +44,7 @@ def scores_of(plan: RunPlan) -> RunScores | None:
 
 
 def format_table(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) -> str:
-    """Markdown: a line a row, mean and sample deviation over the seeds, the paper's figures last."""
+    """Markdown: one line per row, mean and sample standard deviation over the seeds, the paper's figures last."""
     lines = [
         f"### {table.title}",
         "",

@@ -1,6 +1,6 @@
 """The runs that a table of the paper is made of: trained once, resumed, shared by rows that are the same network.
 
-A run lies in ``OUT/<table>-<row>/seed<N>``, named by the first row of all tables that has this configuration: Table 3's
+A run's folder is ``OUT/<table>-<row>/seed<N>``, after the first row of all tables with this configuration: Table 3's
 last row, Table 4's and Figure 2(b)'s are one run.
 """
 
@@ -18,18 +18,18 @@ from ammnet_sparse.pictures.history import History, HistoryError, read_history
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE
 
 GRACE_SECONDS = 40
-"""Before time is up: for the step in progress, and for saving the state."""
+"""Seconds before the deadline reserved for the current step and for saving the state."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What holds for all runs of a call.
+    """Settings of all runs of a call.
 
     Attributes:
         folder: of the tables (``configs/experiments``).
-        out: where runs lie.
-        base: the configuration that rows inherit in place of the one that they name, or None.
-        overrides: ``key.sub=value`` that hold for every row.
+        out: folder of the runs.
+        base: configuration that rows inherit instead of the one that they name, or None.
+        overrides: ``key.sub=value`` for every row.
         device: passed on to the training command, or None.
         deadline: ``time.monotonic()`` at which time is up, or None.
     """
@@ -57,7 +57,7 @@ class RunPlan:
 
     @property
     def history(self) -> History | None:
-        """What the run has written down; None before its first epoch has ended."""
+        """The metrics of the run; None before its first epoch has ended."""
         try:
             return read_history(self.folder)
         except HistoryError:
@@ -65,7 +65,7 @@ class RunPlan:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has done the epochs of its configuration."""
+        """Whether the run has completed the epochs of its configuration."""
         history = self.history
         if history is None or not history.epochs or not (self.folder / STATE).is_file():
             return False
@@ -76,7 +76,7 @@ def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPla
     """The run of a row; nothing is trained.
 
     Raises:
-        ConfigError: keys or values that the configuration does not have.
+        ConfigError: unknown keys or invalid values.
     """
     overrides = (*settings.overrides, f"training.seed={seed}")
     config = config_of(row, base=settings.base, overrides=list(overrides))
@@ -90,7 +90,7 @@ def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPla
 
 
 def _first_with(config: Config, settings: Settings, overrides: Sequence[str]) -> str | None:
-    """``table-row`` of the first row of all tables that means the same network and training."""
+    """``table-row`` of the first row of all tables with the same network and training."""
     for name in table_names(settings.folder):
         table = read_table(settings.folder, name)
         for row in table.rows.values():
@@ -100,10 +100,10 @@ def _first_with(config: Config, settings: Settings, overrides: Sequence[str]) ->
 
 
 def train_run(plan: RunPlan, settings: Settings) -> int:
-    """Trains what is left of a run, and first what is left of the run whose encoders it freezes.
+    """Finishes a run, after the run whose encoders it freezes.
 
     Returns:
-        0 it is finished, 1 a training failed, 3 time is up.
+        0 finished, 1 a training failed, 3 time is up.
     """
     if plan.is_finished:
         return 0

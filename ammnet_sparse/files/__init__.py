@@ -1,1 +1,1 @@
-"""Reading files that may be damaged, hostile, or something else: the one place through which everything goes."""
+"""Reading files that may be damaged, hostile, or of another kind; all files are read through this package."""

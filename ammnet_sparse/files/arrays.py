@@ -1,7 +1,7 @@
 """Reading npy and npz files: the header first, then as many bytes as it and the caller allow, and never a pickle.
 
-An archive of some kilobytes can claim arrays of many gigabytes, so nothing is allocated before the header's shape and
-type are known to be what the caller expects. Nothing that a damaged file does to the libraries below gets out: every
+A small archive can claim arrays of many gigabytes, so nothing is allocated before the header's shape and
+type are what the caller expects. No exception of the libraries below escapes for a damaged file: every
 error names the file, what was expected, and what was found.
 """
 
@@ -21,12 +21,12 @@ from ammnet_sparse.files.content import advice_for, describe_content, open_file,
 from ammnet_sparse.files.errors import DataError, FileError, reason
 
 ArrayCheck = Callable[["ArrayHeader"], str | None]
-"""What is wrong with an array judged by its header alone; None where nothing is."""
+"""What is wrong with an array judged by its header alone; None if nothing is."""
 
 NUMBERS = "biuf"
 """Kinds of NumPy types that are plain numbers: booleans, integers, floats."""
 MOST_VALUES = 2**27
-"""Values of an array where the caller does not say how many it expects: an image of 11585 x 11585."""
+"""Largest number of values if the caller gives none: an image of 11585 x 11585."""
 
 _READABLE = "a readable npz file"
 _LONGEST_HEADER = 10_000
@@ -35,7 +35,7 @@ _PARSING = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class ArrayHeader:
-    """What the header of an array says: shape, type, and whether values lie in Fortran order."""
+    """The header of an array: shape, type, and whether values are in Fortran order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -86,7 +86,7 @@ def read_array(
         raises: the error to raise.
 
     Raises:
-        FileError: as ``raises``: missing or unreadable file, no such array, no plain numbers, more values than the
+        FileError: as ``raises``: missing or unreadable file, no such array, not plain numbers, more values than the
             file can hold or the caller allows, or what ``check`` says.
     """
     with open_file(path, what=what, advice=advice, raises=raises) as file:
@@ -152,7 +152,7 @@ def _read_npz(
 def _read_stream(
     stream: Any, size: int, *, what: str, check: ArrayCheck | None, most_values: int, key: str = ""
 ) -> NDArray[Any]:
-    """The array of an npy stream that says to be ``size`` bytes long."""
+    """The array of an npy stream of ``size`` bytes, as declared."""
     header, header_size = _read_header(stream)
     if header.dtype.hasobject:
         raise _Unusable("integers or floats", "pickled Python objects, which are never loaded", key=key)

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes and not by its name; reading whole files of bounded size."""
+"""What a file is, by its first bytes and not by its name; and reading whole files of bounded size."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -61,7 +61,7 @@ def describe_content(head: bytes) -> str:
 
 
 def advice_for(head: bytes, *, otherwise: str) -> str:
-    """What to do about content of another kind than expected; ``otherwise`` where the content does not say."""
+    """What to do about content of another kind than expected; ``otherwise`` if the content is not recognized."""
     found = describe_content(head)
     if found.startswith("a git-lfs"):
         advice = "fetch the files themselves with 'git lfs pull'"
@@ -100,7 +100,7 @@ def open_file(path: str | Path, *, what: str, advice: str, raises: type[FileErro
 
 
 def read_head(file: BinaryIO) -> bytes:
-    """The first bytes of a file, which stays at its beginning."""
+    """The first bytes of a file; its position stays at the beginning."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     return head
@@ -113,7 +113,7 @@ def read_bytes(
 
     Args:
         what: what the file is expected to be, for messages: ``a list of frame ids``.
-        most: bytes that such a file has at most; of a larger one nothing is kept.
+        most: largest number of bytes of such a file; larger ones are refused.
 
     Raises:
         FileError: as ``raises``: missing, unreadable or too large.

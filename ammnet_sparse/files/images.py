@@ -1,7 +1,7 @@
 """Reading images: only in the formats that the caller names, judged by size before anything is decoded.
 
-Pillow opens dozens of formats and for one of them (EPS) starts a program; a name says nothing about the content. So
-the formats are always named, and what the file is instead is said by its first bytes.
+Pillow opens dozens of formats and starts a program for one of them (EPS); names say nothing about the content. So
+the formats are always given explicitly, and an unexpected file is described by its first bytes.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from ammnet_sparse.files.content import advice_for, describe_content, open_file,
 from ammnet_sparse.files.errors import DataError, FileError, reason
 
 COLOR_FORMATS = ("PNG", "JPEG")
-"""Pillow's names of the formats that color images have."""
+"""Pillow's names of the formats of color images."""
 LABEL_MAP_FORMATS = ("PNG",)
 """Those of the label maps of a set."""
 DEPTH_FORMATS = ("PNG", "TIFF")
 """Those of depth images."""
 MOST_PIXELS = 2**26
-"""Pixels of an image where the caller does not say how large it may be: 8192 x 8192."""
+"""Largest number of pixels if the caller gives none: 8192 x 8192."""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -63,7 +63,7 @@ def read_image(
         formats: Pillow's names of the formats to accept, whatever the file is called.
         what: what is expected, for messages.
         mode: convert to this mode of Pillow; None keeps the file's.
-        upright: turn the picture as its EXIF orientation says.
+        upright: rotate the picture according to its EXIF orientation.
         size: (rows, columns) that it must have once it is upright; checked before it is decoded.
         most_pixels: pixels that it may have at most.
         advice: what to do about an unusable file, for messages.
@@ -111,7 +111,7 @@ def _orientation(image: Image.Image) -> int:
 def _size_problem(
     image: Image.Image, size: tuple[int, int] | None, most_pixels: int, *, is_turned: bool
 ) -> tuple[str, str] | None:
-    """What was expected of the size and what was found; None where it fits."""
+    """The expected and the found size; None if they agree."""
     found = image.size if is_turned else image.size[::-1]
     channels = [] if len(image.getbands()) == 1 else [len(image.getbands())]
     shape = f"shape {[*found, *channels]}" + (", turned as its EXIF orientation says" if is_turned else "")

@@ -1,8 +1,8 @@
 """Reading safetensors files: header first, bounded, and without memory maps.
 
-A mapped file that is cut while it is open ends the process with SIGBUS. Here the bytes are read, so a cut file is an
-error with its name; the system's cache shares them between processes all the same. PyTorch is imported only where a
-tensor is made: `data check` does without it.
+Truncating a memory-mapped file kills the process with SIGBUS. Here the bytes are read, so a truncated file is an
+error with its name; the page cache still shares them between processes. PyTorch is imported only when a
+tensor is made: `data check` does not need it.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ class SafetensorsFile:
         """A tensor on the CPU, in memory of its own.
 
         Raises:
-            FileError: the file was cut since it was opened.
+            FileError: the file was truncated after it was opened.
             KeyError: no tensor of that name.
         """
         import torch
@@ -137,7 +137,7 @@ class SafetensorsFile:
         return torch.frombuffer(content, dtype=entry.dtype).reshape(entry.shape)
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``start`` to ``stop`` of the first axis, of types that NumPy has; otherwise as ``read``."""
+        """Rows ``start`` to ``stop`` of the first axis, for types that NumPy has; otherwise as ``read``."""
         entry = self.entries[name]
         rows = entry.shape[0]
         stop = rows if stop is None else stop
@@ -189,7 +189,7 @@ class SafetensorsFile:
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Whether a file begins as a safetensors file does; False where it cannot be read."""
+    """Whether a file begins like a safetensors file; False if it cannot be read."""
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -224,7 +224,7 @@ def _entry(name: str, value: Any, offset: int) -> TensorEntry:
 
 
 def _check_layout(entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
-    """The tensors lie one behind the other and fill the file."""
+    """Checks that the tensors are contiguous and fill the file."""
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != start:
             raise ValueError(f"{name[:80]}: overlaps another tensor, or leaves a gap")

@@ -15,9 +15,9 @@ from ammnet_sparse.files.content import advice_for, describe_content, is_text, o
 from ammnet_sparse.files.errors import DataError, FileError, reason
 
 _GROWTH = 2
-"""How many times a torch checkpoint may grow when it is unpacked: torch itself compresses nothing."""
+"""How many times larger than its file a torch checkpoint may be when decompressed: torch does not compress."""
 _SHARING = 16
-"""How many times the size of its file all tensors of a checkpoint may have together: tensors may share memory."""
+"""How many times larger than the file all tensors together may be: tensors may share memory."""
 
 
 def read_torch_file(
@@ -56,7 +56,7 @@ def read_torch_file(
 
 
 def _torch_reason(error: Exception, head: bytes) -> str:
-    """What a checkpoint is instead; never torch's own advice to load it unsafely."""
+    """What the file is instead, without torch's advice to load it unsafely."""
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
@@ -66,7 +66,7 @@ def _torch_reason(error: Exception, head: bytes) -> str:
 
 
 def _check_logical_size(contents: Any, size: int) -> None:
-    """Raises ValueError where tensors claim more memory than the file that they come from can hold."""
+    """Raises ValueError if tensors claim more memory than their file can hold."""
     total = 0
     for name, tensor in _tensors(contents):
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:

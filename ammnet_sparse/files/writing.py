@@ -1,8 +1,8 @@
-"""Writing files that others rely on: whole or not at all, on the disk before they replace what was there.
+"""Atomic writing of files: complete or not at all, and on the disk before they replace an existing file.
 
-A file appears under a temporary name in its own folder, is synchronized with the disk, and then takes its name in one
-step. Whatever stops the writing (a full disk, Ctrl-C, a crash of the writer) leaves the file as it was and takes the
-temporary file, so that a full disk is not left fuller than before. Permissions follow the umask.
+A file is written under a temporary name in its folder, synchronized with the disk, and then renamed in one
+step. If writing fails (full disk, Ctrl-C, a crash of the writer) the existing file is unchanged and the
+temporary file is removed. Permissions follow the umask.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ _SUFFIX = ".unfinished"
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary file beside ``path`` to write, which takes the place of ``path`` at the end of the block.
+    """Yields a temporary file beside ``path``, which replaces ``path`` at the end of the block.
 
-    Where the block raises, ``path`` stays as it was and the temporary file goes.
+    If the block raises, ``path`` is unchanged and the temporary file is removed.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; it names ``path``.
@@ -44,7 +44,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def replacing_open(path: str | Path) -> Iterator[IO[bytes]]:
     """As ``replacing``, with the temporary file open for binary writing.
 
-    The first error of writing is the one raised, also where a library has made another of it.
+    The first error of writing is raised, even if a library has replaced it with another.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         watched = _Watched(file)
@@ -68,9 +68,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def keep_as(path: str | Path, kept: str | Path) -> None:
-    """Gives the file ``path`` the further name ``kept``, which loses its file; at no moment is either name missing.
+    """Makes ``kept`` a second name of the file ``path``, replacing it; neither name is ever missing.
 
-    Where the file system has no hard links, ``path`` is renamed and is missing until it is written again.
+    On file systems without hard links ``path`` is renamed and is missing until it is written again.
     """
     path, kept = Path(path), Path(kept)
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}{_SUFFIX}")
@@ -85,7 +85,7 @@ def keep_as(path: str | Path, kept: str | Path) -> None:
 
 @contextlib.contextmanager
 def naming_errors(path: str | Path) -> Iterator[None]:
-    """Names ``path`` in errors of the system within the block that name no file, as those of a full disk do not."""
+    """Adds ``path`` to errors of the system within the block that name no file, such as that of a full disk."""
     try:
         yield
     except BrokenPipeError:
@@ -97,12 +97,12 @@ def naming_errors(path: str | Path) -> Iterator[None]:
 
 
 def _create_beside(path: Path) -> Path:
-    """An empty file with the permissions that a new file gets here, under a unique name."""
+    """An empty file with a unique name and the permissions of a new file."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_SUFFIX, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
-        # mkstemp makes it readable by its owner alone; made again, it follows the umask. The name is ours by now.
+        # mkstemp makes it readable only by its owner; created again under the same name it follows the umask.
         temporary.unlink()
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
@@ -126,7 +126,7 @@ def _synchronize_folder(folder: Path) -> None:
 
 
 class _Watched:
-    """A file that remembers the first error of the system, which libraries hide behind errors of their own."""
+    """A file that records the first error of the system, which libraries replace with their own."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""Reading YAML that may be hostile or simply wrong: nothing is expanded beyond what a person would write.
+"""Reading YAML that may be hostile or wrong, with limits on its expansion.
 
 A few hundred bytes of aliases stand for billions of values, and a document of brackets nests deeper than Python's
-stack. So the nodes are counted, as if every alias were written out, before any value is made of them.
+stack. So the nodes are counted, with every alias expanded, before any value is constructed.
 """
 
 import reprlib
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 MOST_NODES = 10_000
-"""Values and keys of a document, every alias written out."""
+"""Largest number of values and keys of a document, with every alias expanded."""
 DEEPEST = 50
 
 
@@ -21,7 +21,7 @@ class YamlProblem(ValueError):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as ``yaml.safe_load`` reads it, but a key that is there twice is an error instead of replacing the first."""
+    """As ``yaml.safe_load``, but a repeated key is an error instead of replacing the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -37,8 +37,8 @@ def parse_yaml(text: str) -> Any:
     """The values of one YAML document.
 
     Raises:
-        YamlProblem: no YAML, a key that is there twice, a value that its type cannot have (``2001-99-99``,
-            ``!!bool abc``), nesting deeper than 50, or more than 10,000 values once aliases are written out.
+        YamlProblem: not YAML, a repeated key, an invalid value of its type (``2001-99-99``,
+            ``!!bool abc``), nesting deeper than 50, or more than 10,000 values with aliases expanded.
     """
     try:
         loader = _UniqueKeyLoader(text)
@@ -57,7 +57,7 @@ def parse_yaml(text: str) -> Any:
         raise YamlProblem(f"nested deeper than {DEEPEST} levels") from error
     except YamlProblem:
         raise
-    # The constructors of PyYAML let through what int(), float(), dates and dictionaries raise.
+    # PyYAML's constructors do not catch errors of int(), float(), dates and dictionaries.
     except Exception as error:
         raise YamlProblem(f"a value that cannot be read ({type(error).__name__}: {_cut(str(error))})") from error
 

@@ -1,1 +1,1 @@
-"""Completing a stream of frames: where they come from, the newest of them, and the viewer that shows it."""
+"""Completing a stream of frames: its sources, the newest frame, and the viewer."""

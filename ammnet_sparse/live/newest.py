@@ -1,4 +1,4 @@
-"""Between a thread that delivers and one that computes: the newest frame replaces the one that waits."""
+"""Passes items from a producer thread to a consumer; the newest replaces the one that waits."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -8,14 +8,14 @@ Item = TypeVar("Item")
 
 
 class Newest(Generic[Item]):
-    """Iterates over the items of a source as its own thread delivers them; those that came too fast are left out.
+    """Iterates over the items that a source yields in its own thread; items that arrive too fast are dropped.
 
     Args:
         source: yields items; runs in a thread of its own.
         stop: called when the iteration ends early, so that the source ends too.
 
     Attributes:
-        replaced: items that were left out.
+        replaced: number of dropped items.
 
     Iterating raises what the source raises, after the items before it.
     """
@@ -58,7 +58,7 @@ class Newest(Generic[Item]):
                     self.replaced += len(self._waiting)
                     self._waiting = [item]
                     self._condition.notify()
-        except BaseException as error:  # it is raised where the items are taken
+        except BaseException as error:  # raised by the consumer
             self._error = error
         with self._condition:
             self._is_over = True

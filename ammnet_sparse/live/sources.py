@@ -21,21 +21,21 @@ from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 
 POLL_SECONDS = 0.05
-"""How often a folder is looked at."""
+"""Seconds between two looks at a folder."""
 SETTLE_SECONDS = 2.0
-"""How long a file that cannot be read is taken for one that is still being written."""
+"""Seconds for which an unreadable file is assumed to be still being written."""
 _COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
 _DEPTH_FOLDERS = ("depth", "depths")
 _LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
 _POSE_FOLDERS = ("pose", "poses")
 
 Report = Callable[[str], None]
-"""Told in a line about a frame that cannot be used."""
+"""Receives a line about a frame that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LiveFrame:
-    """What a camera took at one moment.
+    """The images of one moment.
 
     Attributes:
         name: for people and files.
@@ -72,14 +72,14 @@ class FolderSource:
 
     Color and depth images lie in it side by side (``0007.color.jpg``, ``0007.depth.png``), or in subfolders (``color``
     or ``rgb``, ``depth``; also ``label_map``, ``pose``), and match as for ``ammnet predict``. Of the frames that are
-    there at the start the last one is taken, and of several new ones the last. A file is read once it is complete: one
+    there at the start, and of several new ones, the last one is taken. A file is read once it is complete: one
     that cannot be read is tried again for two seconds.
 
     Args:
         folder: to watch; may still be empty.
         intrinsics: of the camera.
         depth_scale: units of the depth images a meter, or None.
-        has_color: False where depth is all there is.
+        has_color: False for depth alone.
         has_label_map: frames have 2D label maps.
         report: told about frames that cannot be used, each once.
         ends_when_idle: seconds without a new frame after which the source ends; None: it never does.

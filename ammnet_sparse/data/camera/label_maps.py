@@ -72,7 +72,7 @@ _ADE20K_BY_CLASS = {
         "lake", "pier", "swimming pool", "fountain", "airplane", "ship",
     ),
 }  # fmt: skip
-"""The 13 classes' names in ADE20K; what is not listed is an object."""
+"""ADE20K's names for the 13 classes; unlisted ones are objects."""
 _INDOORS = (
     "wall",
     "floor",
@@ -110,7 +110,7 @@ def read_own_label_map(path: Path, *, classes: LabelMapClasses = "nyu13") -> tup
     Args:
         path: an image of one channel, or npy or npz; whole numbers, as integers or floats.
         classes: what the numbers mean. Of ``nyu40`` and ``ade20k`` both usual numberings are read: from 1 with 0 for
-            void, as in the published files, and from 0 with 255 for void, as networks trained on them answer.
+            void, as in the published files, and from 0 with 255 for void, as networks trained on them output.
 
     Raises:
         DataError: unreadable, several channels, fractions, or numbers that the classes do not have.
@@ -151,7 +151,7 @@ def ade20k_to_nyu13() -> tuple[int, ...]:
 
 
 def _table(labels: NDArray[np.int64], classes: LabelMapClasses) -> tuple[tuple[int, ...], str]:
-    """Class of every number, and what was found out about the numbering."""
+    """Class of every number, and a note on the numbering."""
     names, table = (NYU40_NAMES, NYU40_TO_NYU13) if classes == "nyu40" else (ADE20K_NAMES, ade20k_to_nyu13())
     title = "NYU's 40 classes" if classes == "nyu40" else "ADE20K's 150 classes"
     if _starts_at_zero(labels, names, is_ade20k=classes == "ade20k"):
@@ -160,7 +160,7 @@ def _table(labels: NDArray[np.int64], classes: LabelMapClasses) -> tuple[tuple[i
 
 
 def _starts_at_zero(labels: NDArray[np.int64], names: tuple[str, ...], *, is_ade20k: bool) -> bool:
-    """Whether the first class is 0: told by the last number, by which reading is a room (ADE20K), or by 255."""
+    """Whether the first class is 0: decided by the largest number, by which reading is a room (ADE20K), or by 255."""
     counts = np.bincount(labels[labels != _IGNORED].reshape(-1), minlength=len(names) + 2)
     if counts[len(names)]:
         return False

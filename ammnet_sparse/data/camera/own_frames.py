@@ -1,8 +1,8 @@
 """Frames of a user's own camera: a color image and a registered depth image become a frame of the network.
 
-Nothing but intrinsics is needed; ``placement.py`` finds out where the camera stands, ``images.py`` brings any size to
-that of the network, and TSDF and mapping follow by the definitions of ``data/volumes``. Nothing here reads files
-(``reading.py`` does) or prints.
+Only intrinsics are needed: ``placement.py`` finds the camera's position, ``images.py`` converts any size to
+that of the network, and TSDF and mapping follow the definitions of ``data/volumes``. This module does not read files
+(see ``reading.py``).
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ _MARGIN = 0.1 / VOXEL_SIZE
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnFrame:
-    """A frame with where it lies in the world.
+    """A frame and its position in the world.
 
     Attributes:
         frame: what the network reads: without label; its label weight is set wherever space is not observed free.
         images: the images of the network's size that it was made of, and their intrinsics.
         placement: camera, floor and room in the world, and how sure that is.
         origin: [3] float64, world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0).
-        reliable_mask: [60, 36, 60] bool, the voxels of the kind that networks are trained on (``reliable_voxels``).
+        reliable_mask: [60, 36, 60] bool, the kind of voxels that networks are trained on (``reliable_voxels``).
         coverage: how much of the depth lies in the grid.
-        notes: what was found out about the files, for people.
+        notes: messages about the files.
     """
 
     frame: Frame
@@ -55,7 +55,7 @@ class OwnFrame:
         return self.coverage.share
 
     def describe(self) -> list[str]:
-        """Lines that say how the frame was made, what is doubtful, and what could be given to make it sure."""
+        """Lines that say how the frame was made, what is uncertain, and which options would settle it."""
         num_hit = int((self.frame.mapping != UNMAPPED).sum())
         share = f"{self.grid_share:.0%}" if self.grid_share >= 0.01 else "less than 1%"
         grid = f"grid: {num_hit} voxels hit; {share} of the depth lies in the grid"
@@ -106,11 +106,11 @@ def make_own_frame(
     Args:
         images: color, depth and intrinsics at the network's size.
         name: of the frame.
-        pose, pose_up, camera_height, previous, is_told_upright: what is known of the camera, as ``place_camera``
+        pose, pose_up, camera_height, previous, is_told_upright: what is known about the camera, as ``place_camera``
             takes it.
         tsdf_is_flipped: the TSDF in the flipped convention, for networks trained on NYUCAD.
         unobserved: what a flipped TSDF holds in unobserved space (``flip_tsdf``); as the network was trained.
-        notes: what was found out about the files, to be described with the frame.
+        notes: messages about the files, shown with the frame.
 
     Raises:
         DataError: no pixel of the depth falls into the grid.
@@ -144,7 +144,7 @@ def make_own_frame(
         label_map=images.label_map,
         tsdf_is_flipped=tsdf_is_flipped,
     )
-    # Every fourth pixel both ways is enough to know the box around all that is seen.
+    # Every fourth row and column is enough for the box around everything seen.
     rows, columns = (4 * index for index in np.nonzero(images.depth[::4, ::4]))
     seen = voxel_positions(images, view, rows, columns)
     mask = reliable_voxels(tsdf.reshape(GRID_SHAPE), is_hit.reshape(GRID_SHAPE), seen)
@@ -154,12 +154,12 @@ def make_own_frame(
 def reliable_voxels(
     tsdf: NDArray[np.float32], is_hit: NDArray[np.bool_], seen: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """The voxels that are worth showing of a prediction where no truth says which.
+    """The voxels of a prediction that are worth showing if there is no ground truth.
 
     Networks are trained on what is occupied and what lies well behind a surface (TSDF below -0.5), within the box
-    around all that is seen: beyond it the labels say 255. Here accordingly: hit voxels, their neighbors behind the
-    surface, and TSDF below -0.5, within that box and 0.1 m more. What a network says elsewhere (beyond the walls, just
-    before a surface, along the edges of the picture) was never compared with anything.
+    around everything seen (beyond it labels are 255). Accordingly these are hit voxels, their neighbors behind the
+    surface, and TSDF below -0.5, within that box enlarged by 0.1 m. Predictions elsewhere (beyond the walls, just in
+    front of a surface, along the edges of the image) were never compared with the truth.
 
     Args:
         tsdf: [X, H, Y], not flipped.
@@ -172,7 +172,7 @@ def reliable_voxels(
     mask = (near[1:-1, 1:-1, 1:-1] & (tsdf < 0)) | (tsdf < _BEHIND) | is_hit
     if not len(seen):
         return mask
-    # A few wrong depths must not stretch the box.
+    # Outliers must not enlarge the box.
     low, high = np.percentile(seen, [0.5, 99.5], axis=0)
     for axis, size in enumerate(tsdf.shape):
         center = np.arange(size) + 0.5

@@ -1,6 +1,6 @@
 """Where a user's camera stands in the project's world: Z up, floor at 0, camera at X = Y = 0, Y along the room.
 
-What the user knows (a pose, the camera's height) is combined with what the depth shows, and every choice is said.
+What the user knows (a pose, the camera's height) is combined with what the depth shows; every choice is reported.
 """
 
 import dataclasses
@@ -42,15 +42,15 @@ class Placement:
 
     Attributes:
         pose: [4, 4] float64, camera to world.
-        gravity: what the depth says of the vertical.
-        floor: what the camera's height is taken from.
-        heading: what the world's Y is.
+        gravity: the vertical found in the depth.
+        floor: the floor, which gives the camera's height.
+        heading: the direction of the world's Y.
         up: [3] float64, the vertical that was used, in camera coordinates.
         up_confidence: sure, likely or guess.
         up_reason: where it comes from, for people.
         nearest_pose_axis: the axis of the given pose's world nearest to ``up``, and degrees between them; or None.
         world_from_given: [4, 4] from the given pose's world to the project's; None without a pose.
-        alternative: the next best vertical, if any comes near; None where the vertical was told or kept.
+        alternative: the next best vertical, if there is a close one; None if the vertical was given or kept.
         is_continued: vertical, floor and room are those of the frame before, corrected by this one's depth.
     """
 
@@ -90,7 +90,7 @@ class Placement:
         return [*lines, *self._advice_on_up()]
 
     def _advice_on_up(self) -> list[str]:
-        """What to do where the vertical is doubtful, or where the images lie on their side."""
+        """What to do if the vertical is uncertain, or if the images lie on their side."""
         lines = []
         turn = upright_turn(self.up)
         if self.up_confidence == "guess":
@@ -122,20 +122,20 @@ def place_camera(
 ) -> Placement:
     """Finds the vertical, the floor and the room's direction of a view.
 
-    A given pose is believed as far as the depth does not speak against it: an axis of its world within 4 degrees of
+    A given pose is used as far as the depth agrees: an axis of its world within 4 degrees of
     the vertical found is the vertical, its height 0 within 0.1 m of the floor seen is the floor, its horizontal axes
-    within 3 degrees of the walls are the room's. Worlds that start with the camera's first frame are not upright:
-    there only the depth counts.
+    within 3 degrees of the walls are the room's. Worlds that start at the camera's first frame are not upright:
+    then only the depth is used.
 
     Args:
         depth: [rows, columns] float, meters, 0 where missing.
         camera: intrinsics of the depth image.
         pose: [4, 4] camera to some world, camera axes x right, y down, z forward; or None.
-        pose_up: which axis of that world is up, of ``POSE_AXES``; None: found out.
-        camera_height: meters above the floor, where known; then no floor is looked for.
-        previous: the placement of the frame before, of the same camera and without a pose: vertical, floor and room are
-            kept and smoothed as long as the depth agrees, and found again where it does not.
-        is_told_upright: someone said that the images are upright.
+        pose_up: which axis of that world is up, of ``POSE_AXES``; None: detected.
+        camera_height: meters above the floor, if known; then the floor is not searched.
+        previous: placement of the previous frame of the same camera, without a pose: vertical, floor and room are
+            kept and smoothed as long as the depth agrees, and found again if it does not.
+        is_told_upright: the images are known to be upright.
 
     Raises:
         ValueError: an unknown axis, one given without a pose, or a height that is not above 0.
@@ -162,7 +162,7 @@ def place_camera(
     if pose is not None and axis is not None and camera_height is None:
         floor = floor_with_pose(floor, surface, up, pose, axis)
     if floor.is_seen and _RANK[floor.confidence] > _RANK[confidence]:
-        floor = dataclasses.replace(floor, confidence=confidence)  # no surer than the vertical that it lies across
+        floor = dataclasses.replace(floor, confidence=confidence)  # no more certain than the vertical
     heading = find_heading(surface, up)
     if pose is not None and axis is not None:
         heading = heading_with_pose(heading, pose, up)
@@ -190,7 +190,7 @@ def _continued(
     camera: Camera,
     camera_height: float | None,
 ) -> Placement:
-    """The placement of the frame before, corrected by what this frame's depth says."""
+    """The placement of the previous frame, corrected with this frame's depth."""
     seen, floor = _find_floor(depth, kept.up, surface, camera=camera, may_tilt=True, camera_height=camera_height)
     up = kept.smoothed_up(previous.up, seen)
     floor = kept.smoothed_floor(previous.floor, floor, surface)

@@ -19,7 +19,7 @@ from ammnet_sparse.files.errors import DataError
 Pose = NDArray[np.float64]
 
 MAX_TIME_DIFFERENCE = 0.02
-"""Seconds between two files of one frame, or a frame and its pose, as TUM's own association has it."""
+"""Largest difference in seconds between two files of a frame, or a frame and its pose, as in TUM's association."""
 _WHAT = "a 4x4 camera-to-world matrix"
 _EXPECTED = f"{_WHAT}, or tx ty tz qx qy qz qw"
 _MOST_BYTES = 64 << 20
@@ -32,8 +32,8 @@ class Trajectory:
 
     Attributes:
         path: of the file.
-        poses: [4, 4] each, in the order of the file; not checked yet, as a lost frame must not spoil the others.
-        times: seconds, rising, one a pose; None where the file has no time stamps.
+        poses: [4, 4] each, in the order of the file; not checked yet, so that one bad pose does not affect the others.
+        times: seconds, ascending, one per pose; None if the file has no time stamps.
     """
 
     path: Path
@@ -44,12 +44,12 @@ class Trajectory:
         """The pose of a frame.
 
         Args:
-            time: the frame's time stamp in seconds, where it has one.
-            index, count: the frame's place among all frames; without time stamps a file of as many poses as there are
+            time: the frame's time stamp in seconds, if it has one.
+            index, count: place among all frames; a file without time stamps and with as many poses as there are
                 frames is read in order.
 
         Raises:
-            DataError: no pose of that time, or poses that cannot be told apart.
+            DataError: no pose at that time, or poses that cannot be assigned to frames.
         """
         if len(self.poses) == 1:
             return checked(self.poses[0], self.path)
@@ -86,7 +86,7 @@ def read_pose(path: Path) -> Pose:
 def read_trajectory(path: Path) -> Trajectory:
     """The poses of a text file, with comments behind ``#``, or of an npy array.
 
-    Either one matrix of 3x4 or 4x4 (any line breaks); or one pose a line: ``tx ty tz qx qy qz qw`` with or without a
+    Either one 3x4 or 4x4 matrix (any line breaks); or one pose per line: ``tx ty tz qx qy qz qw`` with or without a
     time stamp before it (TUM), or the 12 or 16 numbers of a matrix (KITTI); or a line of three whole numbers before
     every 4x4 matrix (Redwood).
 
@@ -117,7 +117,7 @@ def read_trajectory(path: Path) -> Trajectory:
 
 
 def _lines(path: Path) -> list[list[float]]:
-    """The numbers of every line that has some."""
+    """The numbers of every line that has any."""
     content = read_text(path, what=_WHAT, most=_MOST_BYTES, advice="check the path")
     try:
         parts = [re.split(r"[\s,;\[\]]+", line.split("#")[0].strip(" \t\r\n,;[]")) for line in content.splitlines()]
@@ -199,7 +199,7 @@ def time_stamp(name: str) -> float | None:
 def associate(
     first: Sequence[float], second: Sequence[float], *, max_difference: float = MAX_TIME_DIFFERENCE
 ) -> list[tuple[int, int]]:
-    """Pairs of indices of time stamps that belong together, each used once, the nearest first; in order of ``first``.
+    """Pairs of indices of matching time stamps, each used once, closest pairs first; in order of ``first``.
 
     Args:
         first, second: seconds, in any order.

@@ -1,4 +1,4 @@
-"""Reading the files of an own frame, and turning them upright."""
+"""Reads the files of a user's frame and rotates them upright."""
 
 import dataclasses
 
@@ -30,14 +30,14 @@ from ammnet_sparse.files.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class CameraSettings:
-    """What is known of a camera and of the files it writes.
+    """What is known about a camera and the files it writes.
 
     Attributes:
         intrinsics: of the depth or the color image; with ``color_intrinsics`` of the depth image.
-        color_intrinsics: of the color image, where its proportions are others than the depth image's.
-        depth_scale: units of the depth image a meter; None: found out (``depth.read_depth_with_notes``).
+        color_intrinsics: of the color image, if its proportions differ from the depth image's.
+        depth_scale: units of the depth image per meter; None: detected (``depth.read_depth_with_notes``).
         depth_encoding: how the depth image's numbers are stored.
-        rotate: degrees clockwise by which color, depth, label map, intrinsics and pose are turned as they are stored;
+        rotate: degrees clockwise by which color, depth, label map, intrinsics and pose are rotated as stored;
             None: as EXIF says.
         label_map_classes: the class list of label maps.
         pose_up, camera_height: as ``place_camera``.
@@ -71,10 +71,10 @@ def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: 
     Args:
         paths: the files.
         settings: what is known of the camera.
-        previous: the placement of the frame before, of the same camera; as ``place_camera``.
+        previous: the placement of the previous frame of the same camera; as ``place_camera``.
 
     Raises:
-        DataError: a file that cannot be used, or images that do not fit together.
+        DataError: a file that cannot be used, or images that contradict each other.
     """
     view, pose, notes, is_told_upright = _read(paths, settings)
     return make_own_frame(
@@ -92,7 +92,7 @@ def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: 
 
 
 def read_view(paths: OwnFramePaths, *, settings: CameraSettings) -> tuple[View, NDArray[np.float64] | None, list[str]]:
-    """The images of a frame, upright; its pose, turned with them; and notes on what was found out.
+    """The upright images of a frame, its pose rotated with them, and notes.
 
     Raises:
         DataError: as ``read_own_frame``.
@@ -101,7 +101,7 @@ def read_view(paths: OwnFramePaths, *, settings: CameraSettings) -> tuple[View, 
 
 
 def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray[np.float64] | None, list[str], bool]:
-    """As ``read_view``, and whether user or EXIF said how the images lie."""
+    """As ``read_view``, and whether the user or EXIF gave the orientation."""
     depth, notes = read_depth_with_notes(
         paths.depth,
         scale=settings.depth_scale,
@@ -141,7 +141,7 @@ def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Stored:
-    """The content of a frame's files as they lie."""
+    """The content of a frame's files as stored."""
 
     color: NDArray[np.uint8]
     depth: NDArray[np.float32]
@@ -151,10 +151,10 @@ class _Stored:
     pose: NDArray[np.float64] | None
 
     def turned(self, degrees: int, *, is_told: bool) -> tuple[View, NDArray[np.float64] | None]:
-        """View and pose after the color image is turned, with all that lies as it does.
+        """View and pose after rotating the color image and everything with its orientation.
 
-        By EXIF depth or label map may be upright already, which their proportions tell; where the user tells the turn,
-        all is turned. Intrinsics that are those of the upright images stay, and the pose with them.
+        With EXIF, depth or label map may be upright already, as their proportions show; if the user gives the rotation,
+        everything is rotated. Intrinsics of the upright images stay as they are, and so does the pose.
         """
         if degrees == 0:
             return self._view(), self.pose
@@ -180,7 +180,7 @@ class _Stored:
             return view, self.pose
         stored_view = dataclasses.replace(self._view(), label_map=None, color_camera=None)
         if self.color_intrinsics is not None:
-            # Its color is another camera's: the depth image alone says whose intrinsics these are.
+            # The color image is another camera's: these intrinsics belong to the depth image.
             stored_view = dataclasses.replace(stored_view, color=np.zeros((*self.depth.shape, 3), dtype=np.uint8))
         turned = stored_view.turned(degrees)
         view = dataclasses.replace(view, camera=turned.camera, intrinsics_size=turned.intrinsics_size)

@@ -15,11 +15,11 @@ SAMPLE_STEP = 4
 WINDOW_RADIUS = 8
 """Pixels on every side of a sample that its normal is fitted to."""
 _MIN_FILLED = 0.5
-"""Share of a window that must have depth."""
+"""Least share of a window that must have depth."""
 _MAX_RESIDUAL = 0.012
 """Relative depth residual of a window above which it holds an edge and not a surface."""
 _MIN_COSINE = 0.12
-"""Between normal and line of sight: surfaces seen flatter than 7 degrees have no trustworthy normal."""
+"""Least cosine between normal and line of sight: surfaces seen at less than 7 degrees have no reliable normal."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,10 +52,10 @@ def pixel_rays(shape: tuple[int, int], camera: Camera) -> tuple[NDArray[np.float
 
 
 def surface_from_depth(depth: NDArray[np.floating], *, camera: Camera) -> Surface:
-    """Samples of the surface, every fourth pixel both ways, where depth is smooth enough to have a normal.
+    """Samples of the surface at every fourth row and column, where depth is smooth enough to have a normal.
 
     Over a plane the inverse depth is linear in the pixel coordinates, and the noise of stereo and structured light is
-    even in it; so each normal comes from a least-squares fit of inverse depth over a window of 17x17 pixels.
+    uniform in it; so each normal comes from a least-squares fit of inverse depth over a window of 17x17 pixels.
 
     Args:
         depth: [rows, columns] float, meters along the optical axis, 0 where missing.
@@ -113,7 +113,7 @@ def _samples(
     cosine = -(normals * rays).sum(1) / np.linalg.norm(rays, axis=1)
     good = (inverse > 1e-3) & (cosine > _MIN_COSINE)
     points = rays[good] / inverse[good, None]
-    # A pixel of depth z covers (z/f)^2 across the optical axis, and more of a surface that is seen at a slant.
+    # A pixel of depth z covers (z/f)^2 across the optical axis, and more of an inclined surface.
     slant = -(normals[good] * rays[good]).sum(1)
     areas = SAMPLE_STEP**2 * points[:, 2] ** 2 / (camera.fx * camera.fy * slant)
     return Surface(points, normals[good], areas)

@@ -1,7 +1,7 @@
-"""What a frame keeps of the placement of the frame before, where one camera takes many.
+"""What a frame keeps from the placement of the previous frame of the same camera.
 
-Between two frames a camera moves a little or not at all: then the vertical, the floor and the room found before, each
-corrected by the new depth, are steadier than new ones. Where the depth contradicts, nothing is kept.
+Between two frames a camera moves little or not at all. Then the previous vertical, floor and room, each
+corrected with the new depth, are steadier than new ones. If the depth contradicts them, nothing is kept.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from ammnet_sparse.data.camera.gravity import Confidence, Heading, Vector, angle
 from ammnet_sparse.data.camera.surface import Surface
 
 _MAX_TURN = 12.0
-"""Degrees by which a camera turns against the vertical, or the room, between two frames at most."""
+"""Largest rotation in degrees of a camera against the vertical, or the room, between two frames."""
 _STANDS_STILL = 2.0
-"""Degrees of correction below which it is noise, to be smoothed, and above which the camera was turned."""
+"""Degrees of correction below which it is noise and smoothed, and above which the camera was rotated."""
 _SHARE_OF_NEW = 0.3
 _MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT = 0.35, 0.75
-"""Share of the surface along or across the vertical that a frame must have, alone and against the frame before."""
+"""Least share of the surface along or across the vertical, absolute and relative to the previous frame."""
 _SAME_FLOOR = 0.10
 """Meters."""
 _BELOW, _MAX_SHARE_BELOW = 0.15, 0.01
@@ -28,7 +28,7 @@ _MIN_SAMPLES = 200
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kept:
-    """The vertical of the frame before, as the new depth shows it.
+    """The vertical of the previous frame, as the new depth shows it.
 
     Attributes:
         up: [3] float64 of length 1.
@@ -37,11 +37,11 @@ class Kept:
     up: Vector
 
     def smoothed_up(self, before: Vector, now: Vector) -> Vector:
-        """The vertical: the new one where the camera was turned, otherwise one between."""
+        """The vertical: the new one if the camera was rotated, otherwise one in between."""
         return now if angle_between(now, before) > _STANDS_STILL else _between(before, now)
 
     def smoothed_floor(self, before: Floor, now: Floor, surface: Surface) -> Floor:
-        """The floor: the new one smoothed where both agree; the old one where none is seen and nothing lies below."""
+        """The floor: the new one, smoothed, if both agree; the old one if none is seen and nothing lies below it."""
         if now.confidence == "sure" and not now.is_seen:
             return now  # told
         if now.is_seen:
@@ -56,7 +56,7 @@ class Kept:
         return dataclasses.replace(before, reason=f"kept from the frame before: {before.reason.split(': ')[-1]}")
 
     def smoothed_heading(self, before: Heading, now: Heading, up: Vector) -> Heading:
-        """The room's axis that was the world's Y before, smoothed; a new one where the camera was turned too far."""
+        """The room axis that was the world's Y before, smoothed; a new one if the camera was rotated too far."""
         old = before.forward - (before.forward @ up) * up
         old /= np.linalg.norm(old)
         if not now.is_room_axis:
@@ -78,13 +78,13 @@ class Kept:
 
 
 def keep(up: Vector, surface: Surface, *, confidence: Confidence, agreement: float) -> Kept | None:
-    """The vertical of the frame before as this frame's depth corrects it; None where it contradicts.
+    """The vertical of the previous frame, corrected with this frame's depth; None if the depth contradicts it.
 
     Args:
-        up: [3] float64 of length 1, the vertical of the frame before in camera coordinates.
+        up: [3] float64 of length 1, the vertical of the previous frame in camera coordinates.
         surface: of the new depth.
         confidence: of that vertical.
-        agreement: share of the surface before that lay along or across it.
+        agreement: share of the previous surface along or across it.
     """
     if len(surface) < _MIN_SAMPLES:
         return Kept(up)

@@ -1,9 +1,9 @@
-"""Which of the directions that a room is built along is up: the whole sphere, not only near the image's upright.
+"""Which axis of a room is up, searched over the whole sphere and not only near the image's upright.
 
 Normals name the axes of a room, but not which of them is vertical, nor which way it points: turned by 90 degrees, a
 wall looks like a floor. So every axis, both ways, is a candidate, judged by its votes, by how people and robots hold
-cameras (the prior), and by what would have to be true of the room: how high the camera would stand, how far all that is
-seen would reach upwards, and whether level surfaces above the floor face up, as what stands on a floor has them.
+cameras (the prior), and by what it would imply about the room: how high the camera would stand, how far everything
+seen would reach upwards, and whether level surfaces above the floor face up, as those of things on a floor do.
 """
 
 import dataclasses
@@ -26,30 +26,30 @@ from ammnet_sparse.data.camera.surface import Surface
 
 _TILT_PRIOR = 40.0
 _LOOKING_DOWN, _ON_ITS_SIDE, _UPSIDE_DOWN = 0.28, 0.1, 0.05
-"""Least prior of a camera that looks steeply down, lies on its side or hangs, against 1 for one held upright."""
+"""Priors of a camera that looks steeply down, lies on its side or hangs, relative to 1 for one held upright."""
 _UNTOLD_PRIOR = 3.0
-"""By this much the priors are raised where the confidence is judged and no one said that the images are upright: one
+"""The least prior when judging the confidence if the images are not known to be upright: one
 camera in three lying on its side must not make an error that is called sure."""
 _TOLD_PRIOR = 0.1
-"""The same factor where someone did say so."""
+"""The same if they are known to be upright."""
 _MAX_RIVAL, _LIKELY_RIVAL = 0.3, 1.2
 """Score of the next best candidate by the raised priors, as a share of the best one's, up to which that is sure, and
 likely."""
 _LARGEST_SAMPLE = 0.02
 _LEVEL = math.cos(math.radians(15.0))
 _ABOVE = 0.15
-"""Meters above the floor, or below the ceiling, from which on a level surface is one of something else."""
+"""Meters above the floor, or below the ceiling, beyond which a level surface belongs to something else."""
 _HIGH_CAMERA, _TALL, _VERY_TALL = 2.4, 3.3, 4.2
 """Meters: a camera higher above its floor, and a view that reaches farther upwards, are unlikely."""
 _USUAL_SHARE = 0.01
-"""Share of the surface that may hang, facing down, in any room, and that stands in nearly all."""
+"""Share of the surface that may face down in any room, and that faces up in nearly all."""
 _STEEP = -0.8
 """z of an up direction in camera coordinates below which the camera looks down by more than 53 degrees."""
 _MAX_ONE_WAY, _PLANE_THICKNESS = 0.95, 0.1
-"""Share of the surface that faces one way, from which on nothing tells a wall from a floor, and meters either side of a
+"""Share of the surface with one normal above which a wall cannot be told from a floor, and meters on either side of a
 plane that belong to it."""
 _MAX_ONE_PLANE, _ONE_PLANE_FACTOR = 0.98, 0.3
-"""Share of the surface on one plane from which on nothing else is seen, and what then speaks against looking straight
+"""Share of the surface on one plane above which nothing else is seen, and the factor then against looking straight
 at the floor or the ceiling."""
 _MIN_STANDING = 0.005
 """Share of the surface that must face up above the floor for the floor to be told from a ceiling."""
@@ -74,11 +74,11 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Upright:
-    """The vertical and what else it could be.
+    """The vertical and its alternatives.
 
     Attributes:
-        gravity: the vertical that was chosen, with the confidence that the alternatives leave.
-        candidates: all directions looked at, the best first.
+        gravity: the chosen vertical, with a confidence that accounts for the alternatives.
+        candidates: all candidate directions, best first.
     """
 
     gravity: Gravity
@@ -96,12 +96,12 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
 
     Args:
         surface: what the camera sees.
-        is_told: someone said that the images are upright: a camera on its side or upside down is hardly believed.
+        is_told: the images are known to be upright, which makes a camera on its side or upside down very unlikely.
     """
     near = find_gravity(surface)
     if near.agreement == 0:
         return Upright(near, ())
-    # The vertical near the image's upright comes first: it is refined as it always was.
+    # The vertical near the image's upright comes first.
     axes = [(near.up, near.vote), *((axis, vote) for axis, vote in room_axes(surface, apart_from=near.up))]
     judged = [(*_evidence(surface, direction), direction, vote) for axis, vote in axes for direction in (axis, -axis)]
     candidates = _ranked(judged, raised=_TOLD_PRIOR if is_told else 1.0)
@@ -118,7 +118,7 @@ def find_upright(surface: Surface, *, is_told: bool = False) -> Upright:
 
 
 def _confidence(gravity: Gravity, best: Candidate, rival: float, *, is_told: bool) -> Confidence:
-    """Sure only where the alternatives lose and a floor with something on it is seen, or someone told."""
+    """Sure only if the alternatives lose and a floor with something on it is seen, or the orientation is known."""
     has_floor = best.floor.is_seen and best.has_standing
     is_clear = rival <= 2 * _MAX_RIVAL if is_told else rival <= _MAX_RIVAL and has_floor
     if gravity.confidence == "sure" and not is_clear:
@@ -129,7 +129,7 @@ def _confidence(gravity: Gravity, best: Candidate, rival: float, *, is_told: boo
 
 
 def _gravity_of(surface: Surface, up: Vector) -> Gravity:
-    """A vertical far from the image's upright: as sure as its agreement allows."""
+    """A vertical far from the image's upright, with the confidence that its agreement allows."""
     along = np.abs(surface.normals @ up)
     tolerance = math.radians(10.0)
     agreement = float(((along > math.cos(tolerance)) | (along < math.sin(tolerance))).mean())
@@ -138,7 +138,7 @@ def _gravity_of(surface: Surface, up: Vector) -> Gravity:
 
 
 def _ranked(judged: list[tuple[float, Floor, bool, Vector, float]], *, raised: float) -> list[Candidate]:
-    """The candidates by score, best first, with the least priors raised by a factor."""
+    """The candidates by score, best first, with the priors bounded from below."""
     scores = [vote * _prior(up, raised) * evidence for evidence, _, _, up, vote in judged]
     highest = max(scores)
     candidates = [
@@ -175,7 +175,7 @@ def _prior(up: Vector, raised: float) -> float:
 
 
 def _evidence(surface: Surface, up: Vector) -> tuple[float, Floor, bool]:
-    """What speaks for a direction being up: a factor, the floor it would have, and whether things stand on it."""
+    """The evidence for a direction being up: a factor, the floor it would have, and whether things stand on it."""
     heights, facing = surface.points @ up, surface.normals @ up
     areas: NDArray[np.float64] = np.minimum(surface.areas, _LARGEST_SAMPLE)
     low, high = np.percentile(heights, [1, 99])

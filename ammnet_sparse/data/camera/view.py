@@ -1,4 +1,4 @@
-"""What a camera took at one moment, as arrays: color, depth, intrinsics, and how they are turned upright."""
+"""The images of one moment as arrays: color, depth and intrinsics, and their rotation upright."""
 
 import dataclasses
 from typing import TypeVar
@@ -17,7 +17,7 @@ from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 
 TURNS = (0, 90, 180, 270)
-"""Degrees clockwise by which images can be turned."""
+"""Degrees clockwise by which images can be rotated."""
 
 
 Kind = TypeVar("Kind", bound=np.generic)
@@ -28,15 +28,15 @@ class View:
     """Color and depth of one moment, of any size.
 
     Attributes:
-        color: [rows, columns, 3] uint8 RGB; None where depth is all there is.
+        color: [rows, columns, 3] uint8 RGB; None if there is only depth.
         depth: [rows, columns] float32, meters along the optical axis, 0 where missing; registered to the color image.
         camera: intrinsics of the depth image or of the color image: of the one whose center is closer to (cx, cy).
-        color_camera: the color image's own, where its proportions are others; then ``camera`` is the depth image's.
+        color_camera: the color image's own, if its proportions differ; then ``camera`` is the depth image's.
         label_map: [rows, columns] uint8, 0..13, of the whole color image; or None.
         intrinsics_size: (rows, columns) of the image that ``camera`` belongs to, where that is known.
 
     Raises:
-        DataError: arrays of another form.
+        DataError: arrays of another shape or type.
     """
 
     color: NDArray[np.uint8] | None
@@ -73,7 +73,7 @@ class View:
         )
 
     def turned(self, degrees: int) -> "View":
-        """Everything turned clockwise by 0, 90, 180 or 270 degrees; intrinsics follow the images they belong to."""
+        """Everything rotated clockwise by 0, 90, 180 or 270 degrees; intrinsics follow their images."""
         if degrees not in TURNS:
             raise ValueError(f"degrees: expected one of {TURNS}, found {degrees}")
         if degrees == 0:
@@ -94,7 +94,7 @@ class View:
         )
 
     def _color_shape(self) -> tuple[int, ...]:
-        """Of the images that ``camera`` may belong to."""
+        """Shapes of the images that ``camera`` may belong to."""
         if self.color_camera is not None:
             return self.depth.shape
         image = self.label_map if self.color is None else self.color
@@ -102,7 +102,7 @@ class View:
 
 
 def turned_image(image: NDArray[Kind], degrees: int) -> NDArray[Kind]:
-    """An image [rows, columns, ...] turned clockwise by a multiple of 90 degrees."""
+    """An image [rows, columns, ...] rotated clockwise by a multiple of 90 degrees."""
     return np.ascontiguousarray(np.rot90(image, -(degrees // 90)))
 
 
@@ -114,29 +114,29 @@ def turned_camera(
     *,
     known: tuple[int, int] | None = None,
 ) -> tuple[Camera, tuple[int, int]]:
-    """The intrinsics of images that are turned clockwise, and (rows, columns) that they belong to then.
+    """The intrinsics of images that are rotated clockwise, and (rows, columns) of the rotated image.
 
     Args:
-        camera: of the images as they are stored, before they are turned.
+        camera: intrinsics of the images as stored, before the rotation.
         color_shape, depth_shape: of these images.
         known: as ``owner_of_intrinsics``.
     """
     (rows, columns), camera = owner_of_intrinsics(camera, color_shape, depth_shape, known=known)
     for _ in range(degrees // 90):
-        # Pixel (u, v) of a picture turned clockwise by 90 degrees comes from (v, rows - 1 - u).
+        # Pixel (u, v) of an image rotated clockwise by 90 degrees comes from (v, rows - 1 - u).
         camera = Camera(camera.fy, camera.fx, rows - 1 - camera.cy, camera.cx)
         rows, columns = columns, rows
     return camera, (rows, columns)
 
 
 def turned_pose(pose: NDArray[np.float64], degrees: int) -> NDArray[np.float64]:
-    """The pose [4, 4] of the camera whose images are turned clockwise: its axes turn, its place stays."""
+    """The pose [4, 4] of the camera whose images are rotated clockwise: its axes rotate, its position stays."""
     quarter = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     return np.asarray(pose @ np.linalg.matrix_power(quarter, degrees // 90), dtype=np.float64)
 
 
 def lies_like(image_shape: tuple[int, ...], stored_shape: tuple[int, ...]) -> bool:
-    """Whether an image lies as the stored color image does, judging by which side is longer; a square one does."""
+    """Whether an image has the orientation of the stored color image, judged by its longer side; a square one has."""
     if are_alike(image_shape, stored_shape):
         return True
     if are_alike(image_shape, (stored_shape[1], stored_shape[0])):
@@ -146,7 +146,7 @@ def lies_like(image_shape: tuple[int, ...], stored_shape: tuple[int, ...]) -> bo
 
 
 def belongs_to_turned(camera: Camera, shapes: list[tuple[int, ...]], *, known: tuple[int, int] | None = None) -> bool:
-    """Whether intrinsics are those of the images turned by 90 degrees, and not of the ones with these shapes."""
+    """Whether intrinsics belong to the images rotated by 90 degrees, and not to the ones with these shapes."""
     if known is not None:
         return not any(are_alike(known, shape) for shape in shapes) and any(
             are_alike(known, (shape[1], shape[0])) for shape in shapes

@@ -1,7 +1,7 @@
 """How a 16-bit depth image holds millimeters: as they are, or with their bits rotated by 3 as SSCNet and SUN RGB-D do.
 
 Read in the wrong way, a depth image still looks like one: rotated values are eight times the millimeters, which passes
-for another scale. So the way is told from the values, and said.
+for another scale. So the encoding is detected from the values and reported.
 """
 
 from typing import Any, Literal
@@ -26,9 +26,9 @@ def decode_rotated(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def guess_depth_encoding(values: NDArray[Any]) -> DepthEncoding | None:
-    """Tells rotated bits from plain values; None where the image cannot say.
+    """Tells rotated bits from plain values; None if the image does not show it.
 
-    Rotated millimeters below 8192 are multiples of 8, while of plain values an eighth is. Between them (a camera that
+    Rotated millimeters below 8192 are multiples of 8; of plain values an eighth are. In between (a camera that
     rounds, a room with much beyond 8.19 m) the smoother of the two readings is the right one: the wrong one makes a
     step of 1 mm one of 8 m.
 
@@ -53,7 +53,7 @@ def guess_depth_encoding(values: NDArray[Any]) -> DepthEncoding | None:
     as_it_is, turned = _roughness(values, is_valid), _roughness(decoded, is_valid)
     if as_it_is < turned / 2:
         return "plain"
-    # Of equal values rotation makes values of an eighth: smoother by that alone.
+    # Decoding divides equal values by 8, which alone makes them smoother.
     return "rotated" if turned < as_it_is / 4 and share > _PLAIN_SHARE else None
 
 

@@ -18,11 +18,11 @@ from ammnet_sparse.files.images import read_image
 
 _HEADER_BYTES = 4 * (3 + 16)
 _MOST_BYTES = _HEADER_BYTES + 8 * (int(np.prod(FINE_GRID_SHAPE)) + 1)
-"""Of a file in which every voxel is a run of its own."""
+"""Size of a file in which every voxel is a separate run."""
 
 
 class RawFileError(DataError):
-    """A raw file that does not follow the published form; the message names file, expected and found."""
+    """A raw file in another form than published; the message names the file, what was expected and what was found."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,8 +44,8 @@ def read_raw_depth(path: str | os.PathLike[str], *, encoding: DepthEncoding | No
     """Depth of a raw SSCNet png: [480, 640] float32 in meters, 0 where missing.
 
     Args:
-        encoding: how it holds millimeters: ``rotated`` as SSCNet publishes them, ``plain``, or None: as the values
-            say (``depth_encoding_of``).
+        encoding: how it stores millimeters: ``rotated`` as published by SSCNet, ``plain``, or None: detected
+            (``depth_encoding_of``).
 
     Raises:
         RawFileError: not a readable 480x640 single-channel 16-bit image.
@@ -58,7 +58,7 @@ def read_raw_depth(path: str | os.PathLike[str], *, encoding: DepthEncoding | No
 
 
 def depth_encoding_of(path: str | os.PathLike[str]) -> DepthEncoding | None:
-    """How a depth image holds millimeters, by its values; None where they cannot say. Errors as above."""
+    """How a depth image stores millimeters, judged by its values; None if they do not show it. Errors as above."""
     return guess_depth_encoding(_depth_values(path))
 
 

@@ -1,4 +1,4 @@
-"""One raw frame of SSCNet: which files make it, whether they are whole, and the volumes that come of them."""
+"""One raw frame of SSCNet: its files, whether they are complete, and the volumes made from them."""
 
 import dataclasses
 import re
@@ -55,8 +55,8 @@ class PreparedFrame:
 def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """What a folder holds: the ids of the frames that have both files, sorted; problems; and notes.
 
-    A problem is a file that belongs to no frame, or lacks its partner. A note is a file of another type that bears the
-    name of a frame that is there (``NYU0003_reference.npz``): people keep such beside the raw files.
+    A problem is a file that belongs to no frame, or lacks its partner. A note is a file of another type with the
+    name of an existing frame (``NYU0003_reference.npz``), which people keep beside the raw files.
 
     Raises:
         DataError: no such folder, or no frame in it.
@@ -101,7 +101,7 @@ def read_raw_frame(
     """The volumes of a raw frame, by the definitions of ``data/volumes``.
 
     Args:
-        depth_encoding: how the depth image holds millimeters; None: as its values say, rotated where they cannot.
+        depth_encoding: how the depth image stores millimeters; None: detected, rotated if the values do not show it.
 
     Raises:
         RawFileError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
@@ -141,7 +141,7 @@ def _check_whole_png(path: Path) -> None:
 
 
 def _check_runs(path: Path) -> None:
-    """Runs of no length fill nothing, so the count of voxels does not show what is behind the proper end."""
+    """Runs of length 0 fill nothing, so the count of voxels does not reveal trailing data."""
     lengths = np.fromfile(path, dtype="<u4", offset=4 * 19)[1::2]
     if not lengths.all():
         raise RawFileError(

@@ -58,7 +58,7 @@ _UNFINISHED = ".unfinished_"
 
 @dataclasses.dataclass(frozen=True)
 class PreparationPlan:
-    """What is to be made of which folder.
+    """What to prepare, from which folder.
 
     Attributes:
         raw: folder of the raw files.
@@ -67,7 +67,7 @@ class PreparationPlan:
         split: name of the list that the frames are written to, ``train`` or ``test``.
         is_flipped: flipped TSDF in NYUCAD's layout.
         unobserved: what a flipped TSDF holds where nothing was observed (``flip_tsdf``).
-        depth_encoding: how depth images hold millimeters; None: as the values of each say.
+        depth_encoding: how depth images store millimeters; None: detected for each image.
     """
 
     raw: Path
@@ -90,9 +90,9 @@ class PreparationPlan:
 
 @dataclasses.dataclass(frozen=True)
 class FrameResult:
-    """What became of a frame; ``message`` names file, expected and found where it failed, or what was repaired.
+    """The outcome of a frame; ``message`` names the file and what was wrong if it failed, or what was repaired.
 
-    ``depth_encoding`` says how the depth image held its millimeters, where it was read now.
+    ``depth_encoding`` is that of the depth image, if it was read in this run.
     """
 
     frame_id: str
@@ -108,7 +108,7 @@ class PreparationReport:
     Attributes:
         results: of every frame that has both raw files.
         problems: messages about files that are not raw files or lack their partner.
-        notes: messages on files that bear a frame's name and are left alone.
+        notes: messages about files with a frame's name that are ignored.
         num_listed: frames in the list.
     """
 
@@ -155,15 +155,15 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
     """Prepares every frame of a raw folder; frames that are complete already are read and checked instead.
 
     A file is written under another name, read back and compared before it takes its own name, so an interrupted run
-    leaves no half file and goes on where it stopped. A frame whose raw files are newer than its own is made again.
+    leaves no partial file and can be resumed. A frame whose raw files are newer than its own is made again.
 
     Args:
-        plan: what to make of which folder.
+        plan: what to prepare, from which folder.
         workers: processes; None for one per available core, 1 to work in this process.
         progress: show a progress bar on standard error.
 
     Raises:
-        DataError: no raw files, or an output folder that was prepared otherwise.
+        DataError: no raw files, or an output folder that was prepared with other settings.
         ValueError: a number of workers below 1.
     """
     if workers is not None and workers < 1:
@@ -182,7 +182,7 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
 
 
 def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
-    """Makes, writes and reads back one frame, or checks it where it is complete; never raises for bad raw files."""
+    """Makes, writes and reads back one frame, or checks it if it is complete; never raises for bad raw files."""
     raw = [plan.raw / f"NYU{frame_id}_0000{kind}" for kind in RAW_TYPES]
     paths = plan.paths(frame_id)
     exists = all(path.is_file() for path in paths.values())
@@ -196,7 +196,7 @@ def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
         return FrameResult(frame_id, "failed", str(error))
     except OSError as error:
         return FrameResult(frame_id, "failed", f"{error.filename or raw[0]}: cannot be read or written ({error})")
-    except Exception as error:  # one frame never ends the others
+    except Exception as error:  # one bad frame must not stop the others
         return FrameResult(frame_id, "failed", f"{raw[0]} and {raw[1].name}: cannot be prepared ({reason(error)})")
     notes = [note for note in (damage and f"{damage}; made again", frame.note) if note]
     outcome: Outcome = "rewritten" if exists else "written"
@@ -209,7 +209,7 @@ def available_cores() -> int:
 
 
 def _claim_folder(plan: PreparationPlan) -> None:
-    """Writes down how the folder is prepared. Raises DataError where it was prepared otherwise."""
+    """Records how the folder is prepared. Raises DataError if it was prepared with other settings."""
     record: dict[str, Any] = {"version": _RECORD_VERSION, "intrinsics": plan.intrinsics, "flipped": plan.is_flipped}
     if plan.is_flipped:
         record["unobserved"] = plan.unobserved
@@ -222,7 +222,7 @@ def _claim_folder(plan: PreparationPlan) -> None:
                 f"{path}: cannot be read ({reason(error)}); choose another folder for the output"
             ) from error
         if isinstance(found, dict) and found.get("flipped"):
-            found.setdefault("unobserved", "surface")  # before there was a choice
+            found.setdefault("unobserved", "surface")  # written before there was a choice
         if found != record:
             raise DataError(f"{plan.out}: expected a set prepared with {record}, found {found}; choose another folder")
         return
@@ -269,7 +269,7 @@ def _write_verified(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
-    """What is wrong with the files of a complete frame; empty where nothing is."""
+    """What is wrong with the files of a complete frame; empty if nothing is."""
     paths = plan.paths(frame_id)
     try:
         newest = max(path.stat().st_mtime for path in raw)
@@ -293,7 +293,7 @@ def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
 
 
 def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
-    """Writes ``<split>.txt``: the frames that are complete, and those listed there before that this run did not see.
+    """Writes ``<split>.txt``: the complete frames, and those already listed that this run did not see.
 
     Without any the list is removed, because an empty list is invalid.
     """

@@ -21,7 +21,7 @@ from ammnet_sparse.data.sets.splits import repeated_ids
 from ammnet_sparse.files.errors import abbreviated, reason
 
 PUBLISHED_LISTS = ("train", "test", "val")
-"""The lists that are checked where none is named and the set has them."""
+"""The lists that are checked by default, if the set has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Problem:
     """Something wrong with a set.
 
     Attributes:
-        frame_id: empty where it is about a list, or the whole set.
+        frame_id: empty if it concerns a list, or the whole set.
         message: file, expected, found, and what to do.
-        is_broken: frames cannot be read, or lists contradict each other. Otherwise everything can be read, and would
-            be trained on and scored, though not as meant.
+        is_broken: frames cannot be read, or lists contradict each other. Otherwise everything can be read and would
+            be trained on and scored, but not as intended.
     """
 
     frame_id: str
@@ -67,7 +67,7 @@ class SplitStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class SetReport:
-    """What ``check_set`` found. ``statistics`` is empty after a quick check; ``notes`` are worth knowing, not wrong."""
+    """What ``check_set`` found. ``statistics`` is empty after a quick check; ``notes`` are not problems."""
 
     problems: tuple[Problem, ...]
     num_frames: int
@@ -79,9 +79,9 @@ class SetReport:
         return not self.problems
 
     def raise_if_broken(self, limit: int = 20) -> None:
-        """Raises DataError naming every problem (the first ``limit`` in full) where frames or lists are broken.
+        """Raises DataError naming every problem (the first ``limit`` in full) if frames or lists are broken.
 
-        Warns of what is suspicious about the set as a whole, such as a TSDF of another convention.
+        Warns about the set as a whole, for example about a TSDF of another convention.
         """
         if any(problem.is_broken for problem in self.problems):
             raise DataError("\n".join(self._problem_lines(limit)))
@@ -128,7 +128,7 @@ def check_set(
 
     Args:
         split_names: names of lists; none: those of train, test and val that the set has.
-        quick: only check that every file exists; reads none, so it costs next to nothing.
+        quick: only check that every file exists, without reading any.
         workers: threads; 0 is one per core (decompression runs beside Python).
         progress: show a progress bar on standard error.
 
@@ -137,7 +137,7 @@ def check_set(
     """
     names = list(dict.fromkeys(split_names)) or [name for name in PUBLISHED_LISTS if folder.has_split(name)]
     if not names:
-        folder.list_path("train")  # raises, naming the lists that are there
+        folder.list_path("train")  # raises, naming the existing lists
     with_validation = [
         *names,
         *(["val"] if "train" in names and "val" not in names and folder.has_split("val") else []),
@@ -155,7 +155,7 @@ def check_set(
         lambda frame_id: _check_frame(folder, frame_id), frame_ids, workers=workers or os.cpu_count()
     )
     with warnings.catch_warnings(), contextlib.closing(results):
-        warnings.simplefilter("ignore")  # what frames warn of is a note below
+        warnings.simplefilter("ignore")  # warnings of frames become notes below
         bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
         for frame_id, (frame, found) in zip(frame_ids, bar, strict=True):
             problems += [Problem(frame_id, str(problem), is_broken=frame is None) for problem in found]
@@ -188,7 +188,7 @@ def _read_lists(folder: FrameSource, names: Sequence[str]) -> tuple[dict[str, li
     listed: dict[str, list[str]] = {}
     problems = []
     for name in names:
-        folder.list_path(name)  # a list that is not there is wrong usage, a broken one is a problem of the set
+        folder.list_path(name)  # a missing list is wrong usage, a broken one a problem of the set
         try:
             listed[name] = folder.listed_ids(name)
         except DataError as error:
@@ -211,7 +211,7 @@ def _list_problems(folder: FrameSource, listed: dict[str, list[str]]) -> Iterato
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _CheckedFrame:
-    """What is kept of a frame that could be read."""
+    """What the check keeps of a readable frame."""
 
     scored: int
     hit: int
@@ -228,7 +228,7 @@ def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_CheckedFrame | No
         if frame is None:
             return None, problems
         checked = _measure(frame)
-    except Exception as error:  # one frame never ends the check of the others
+    except Exception as error:  # one bad frame must not stop the check of the others
         return None, [DataError(f"{folder.root}: frame {frame_id}: cannot be checked ({reason(error)})")]
     lacks = []
     if not checked.hit:

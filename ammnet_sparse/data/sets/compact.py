@@ -1,7 +1,7 @@
-"""A frame in a third of its memory, without loss: what the packed set stores and what caches keep.
+"""A lossless frame in a third of its memory, as in packed sets and caches.
 
-Classes lie two in a byte, masks eight in a byte, the mapping is listed by the voxels that it hits, and the TSDF is
-float16 where that holds every value exactly.
+Classes are packed two per byte, masks eight per byte, the mapping is a list of hit voxels, and the TSDF is
+float16 if that represents every value exactly.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from ammnet_sparse.data.grid import (
 )
 
 IGNORE_NIBBLE = 15
-"""How four bits say ``IGNORE_LABEL``."""
+"""``IGNORE_LABEL`` in four bits."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompactFrame:
-    """A ``Frame`` in few bytes. V voxels in C order of (X, height, Y); attributes that are None as in ``Frame``.
+    """A compact ``Frame``. V voxels in C order of (X, height, Y); the same attributes are None as in ``Frame``.
 
     Attributes:
         frame_id: name of the frame.
         tsdf: [X, H, Y] float16 or float32.
         hits: [N, 2] int32, (flat voxel, pixel) of the voxels that a pixel hits, voxels ascending.
-        label_weight: [ceil(V / 8)] uint8, eight voxels a byte, the first in the highest bit.
-        label: [ceil(V / 2)] uint8, two voxels a byte, the first in the higher half; 15 for ignore.
-        label_map: [480, 320] uint8, two neighboring pixels of a row a byte, likewise.
+        label_weight: [ceil(V / 8)] uint8, eight voxels per byte, the first in the highest bit.
+        label: [ceil(V / 2)] uint8, two voxels per byte, the first in the high nibble; 15 for ignore.
+        label_map: [480, 320] uint8, two neighboring pixels of a row per byte, likewise.
         image: [480, 640, 3] uint8.
         tsdf_is_flipped: which convention ``tsdf`` follows.
     """
@@ -54,7 +54,7 @@ class CompactFrame:
         """Packs a frame.
 
         Args:
-            tsdf_type: float16 or float32; None: float16 where it holds every value of the frame, else float32.
+            tsdf_type: float16 or float32; None: float16 if it represents every value of the frame, otherwise float32.
 
         Raises:
             ValueError: classes that four bits cannot hold, or a frame after 2D augmentation, whose hits are not all in
@@ -78,7 +78,7 @@ class CompactFrame:
         )
 
     def unpack(self) -> Frame:
-        """The frame, in arrays of its own but for ``image``."""
+        """The frame; all arrays but ``image`` are copies."""
         shape, num_voxels = self.tsdf.shape, self.tsdf.size
         mapping = np.full(num_voxels, UNMAPPED, dtype=np.int32)
         mapping[self.hits[:, 0]] = self.hits[:, 1]
@@ -97,10 +97,10 @@ class CompactFrame:
 
 
 def impossible_arrays(frame: CompactFrame) -> list[str]:
-    """Names of the arrays with values that no frame has, such as voxels outside of the grid."""
+    """Names of the arrays with impossible values, such as voxels outside of the grid."""
     voxels, pixels = frame.hits.T
     is_possible = {
-        "tsdf": bool((np.abs(frame.tsdf) <= 1 + TSDF_TOLERANCE).all()),  # so that NaN is not
+        "tsdf": bool((np.abs(frame.tsdf) <= 1 + TSDF_TOLERANCE).all()),  # negated, so that NaN fails
         "hits": bool(
             ((voxels >= 0) & (voxels < frame.tsdf.size)).all()
             and (np.diff(voxels) > 0).all()
@@ -129,7 +129,7 @@ def compact_shapes(
 
 
 def pack_nibbles(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[ceil(N / 2)] uint8 of N classes of any shape, 0..14 or 255: two a byte, the first in the higher half.
+    """[ceil(N / 2)] uint8 of N classes of any shape, 0..14 or 255: two per byte, the first in the high nibble.
 
     Raises:
         ValueError: another class.
@@ -147,7 +147,7 @@ def pack_nibbles(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[2 N] uint8: the classes of ``pack_nibbles``, with one more at the end where their number was odd."""
+    """[2 N] uint8: the classes of ``pack_nibbles``, with one more at the end if their number was odd."""
     return _PAIRS.take(packed.reshape(-1)).view(np.uint8)
 
 

@@ -1,6 +1,6 @@
-"""The conventions of a set, told from its content: a file of another convention has the right shape and type.
+"""The conventions of a set, judged by its content: a file of another convention has the right shape and type.
 
-Each measure compares what must lie together: pixels hit surfaces, so at a hit voxel the TSDF is near 0 and the labels
+Each measure compares what must agree: pixels hit surfaces, so at a hit voxel the TSDF is near 0 and the labels
 are mostly occupied. Thresholds lie far from what published frames have (795 of NYU: median |TSDF| of hit voxels 0.055
 to 0.11 a frame, occupied share of hit voxels 0.26 to 0.88), and medians over a set are judged, not single frames.
 """
@@ -18,36 +18,36 @@ from ammnet_sparse.data.sets.projection_fit import axes_in_order, judge_mapping
 from ammnet_sparse.data.volumes.tsdf import Unobserved, unflip_tsdf
 
 _FEWEST_HITS = 200
-"""Hit voxels of a frame from which on it is judged."""
+"""Least number of hit voxels of a frame that is judged."""
 _FLIPPED = 0.6
-"""Median |TSDF| of hit voxels above which it is of the other convention: 0.1 and 0.9 in truth."""
+"""Median |TSDF| of hit voxels above which the convention is the other one; in practice 0.1 and 0.9."""
 _SATURATED, _ALL = 0.3, 0.9
 _NEAR_SURFACE = 0.45
-"""Share of hit voxels with 0 < |TSDF| < 0.5 below which TSDF and mapping do not lie together."""
+"""Share of hit voxels with 0 < |TSDF| < 0.5 below which TSDF and mapping do not match."""
 _OCCUPIED = 0.3
 """Share of hit voxels that labels occupy: enough for another order of axes to be the right one."""
 _HARDLY_OCCUPIED, _FEW_FRAMES = (0.08, 0.15), 5
-"""The share that is too little anyway, in sets below and from so many frames: two frames of 795 have 0.10 and 0.12."""
+"""The share that is too small in any case, for small and for large sets: two frames of 795 have 0.10 and 0.12."""
 _BETTER = 1.5
 """How many times more hit voxels another order of axes must find occupied; 1.36 times at most in published frames."""
 _FLOOR, _FLOOR_LEVELS = 2, 3
 _FLOOR_SHARE, _FEWEST_FLOOR_VOXELS = 0.9, 100
 _SMALL_IMAGE = 0.26
-"""Part of the pixels that a mapping of an image of half the size reaches."""
+"""Share of the pixels that the mapping of a half-size image reaches."""
 _OTHER_AXES = ("X, Y, height", "Y, height, X", "Y, X, height", "height, X, Y", "height, Y, X")
 _FLIPS = {"X mirrored": 0, "height upside down": 1, "Y mirrored": 2}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameConventions:
-    """What a frame says about the conventions of its files; NaN where it says nothing.
+    """What a frame shows about the conventions of its files; NaN if it shows nothing.
 
     Attributes:
         distance: median |TSDF| of hit voxels, not flipped.
         near_surface: share of hit voxels with |TSDF| < 0.5, unobserved ones (exactly 0) left out.
         unobserved, saturated: share of hit voxels with a TSDF of exactly 0, and of 1 or -1.
         occupied: share of hit voxels that labels occupy, with the axes of the layout.
-        occupied_otherwise: the same with the labels' axes in other orders or turned around, by that order.
+        occupied_otherwise: the same with the labels' axes in other orders or reversed, by that order.
         floor: [12, 2] voxels of each class below and above the third level.
         last_pixel: largest pixel of the mapping.
         mapping: what is wrong with the mapping (``projection_fit``).
@@ -89,7 +89,7 @@ def conventions_of(frame: Frame) -> FrameConventions | None:
 
 
 def convention_problems(frames: Sequence[FrameConventions], *, is_flipped: bool) -> list[str]:
-    """What is wrong with the conventions of a set, one line each; empty where nothing is, or nothing can be told.
+    """What is wrong with the conventions of a set, one line each; empty if nothing is, or nothing can be judged.
 
     Args:
         frames: of the frames that could be judged.
@@ -106,7 +106,7 @@ def convention_problems(frames: Sequence[FrameConventions], *, is_flipped: bool)
 
 
 def unobserved_of(flipped: NDArray[np.floating]) -> Unobserved | None:
-    """Which value a flipped TSDF gives to unobserved space: ``free`` 0.001, ``surface`` +1; None where neither shows.
+    """Which value a flipped TSDF gives to unobserved space: ``free`` 0.001, ``surface`` +1; None if neither shows.
 
     Unobserved space is half of a published frame, and exactly +1 hardly occurs elsewhere.
     """
@@ -186,7 +186,7 @@ def _label_problems(frames: Sequence[FrameConventions]) -> list[str]:
 
 
 def _class_problems(frames: Sequence[FrameConventions]) -> list[str]:
-    """The floor tells the list of classes: no other class lies at the bottom of the grid only."""
+    """The floor identifies the class list: no other class lies only at the bottom of the grid."""
     low, high = sum(frame.floor for frame in frames).T  # type: ignore[union-attr]
     total = low + high
     share = low / np.maximum(total, 1)

@@ -1,4 +1,4 @@
-"""Reading single files of a set and checking what they hold: whatever type the numbers are stored in."""
+"""Reads single files of a set, of any number type, and checks their content."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ __all__ = [
 
 _COLOR_MODES = ("RGB", "RGBA", "L", "LA", "P")
 _PIXEL_BYTES = {"b": 2, "i": 4, "u": 4, "f": 4}
-"""Bytes from which on a type of that kind holds every pixel exactly."""
+"""Bytes that a type of that kind needs to represent every pixel index exactly."""
 _REPLACE = "replace the file, or remove the frame from the list"
 
 
@@ -132,7 +132,7 @@ def as_label_weight(values: NDArray[Any], path: Path) -> NDArray[np.bool_]:
 
 
 def read_color_image(path: Path) -> NDArray[np.uint8]:
-    """An RGB image [480, 640, 3] uint8 from png or jpg, turned as its EXIF says; gray and transparent ones, too.
+    """An RGB image [480, 640, 3] uint8 from png or jpg, rotated according to its EXIF; gray and transparent ones, too.
 
     Raises:
         DataError: missing, unreadable, another format or size, or more than 8 bits a channel.
@@ -175,12 +175,12 @@ def as_label_map(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
 
 
 def missing_file(path: Path) -> DataError:
-    """The error of a file that is not there."""
+    """The error for a missing file."""
     return DataError(f"{path}: expected a file, found none; add it, or remove the frame from the list")
 
 
 def check_integral(values: NDArray[Any], path: Path, *, name: str) -> None:
-    """Raises DataError where values of a float type are not whole numbers (NaN and infinity are not)."""
+    """Raises DataError if values of a float type are not whole numbers (NaN and infinity are not)."""
     if values.dtype.kind == "f":
         fractional = ~(np.isfinite(values) & (values == np.rint(values)))
         if fractional.any():

@@ -11,8 +11,8 @@ and for NYUCAD also, in a folder ``NYUCAD`` (``root`` may also be that folder, b
 
     {train,test}/TSDF_lr/NYU0003_0000_voxels.npz    {train,test}/mapping/NYU0003_0000_voxels.npz
 
-Labels, colors and 2D label maps of NYUCAD are those of NYU; lists of ids may stand in any of these folders. A set
-without lists (AMMNet's repository) has those that its folders of color images say. Where TSDF files hold no label
+Labels, color images and 2D label maps of NYUCAD are those of NYU; lists of ids may be in any of these folders. A set
+without lists (AMMNet's repository) has the lists given by its folders of color images. If TSDF files hold no label
 weight, it is computed from label and TSDF, as for NYUCAD.
 """
 
@@ -71,7 +71,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class FramePaths:
-    """Where the files of a frame are, or should be where none of the known spellings exists; None: not read."""
+    """Paths of the files of a frame, or where they should be if none of the known spellings exists; None: not read."""
 
     tsdf: Path
     mapping: Path
@@ -80,7 +80,7 @@ class FramePaths:
     label_map: Path | None = None
 
     def missing(self) -> list[Path]:
-        """The files that are needed and not there."""
+        """The missing files that are needed."""
         paths = (getattr(self, field.name) for field in dataclasses.fields(self))
         return [path for path in paths if path is not None and not path.is_file()]
 
@@ -91,12 +91,12 @@ class FrameFolder:
     Args:
         root: the folder described at the top of this module.
         dataset: ``nyu``, or ``nyucad`` for NYUCAD's TSDF (flipped) and mapping; its label weight is recomputed.
-        read_image: read color images; None: where the set has a folder of them (then every frame needs one).
+        read_image: read color images; None: if the set has a folder of them (then every frame needs one).
         read_label_map: read 2D label maps; None: likewise.
         grid_shape: voxels along (X, height, Y) that the files hold.
 
     Raises:
-        DataError: no such folder, or it lacks what is asked for.
+        DataError: no such folder, or it lacks the files asked for.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class FrameFolder:
         self.reads_label_map = _decide(read_label_map, label_map_folders, name="read_label_map")
 
     def has_split(self, split: str) -> bool:
-        """Whether the set has a list ``<split>.txt``, or a folder that says which frames are its."""
+        """Whether the set has a list ``<split>.txt``, or a folder that defines it."""
         return self._find_list(split) is not None
 
     def frame_ids(self, split: str) -> list[str]:
-        """The ids of ``<split>.txt`` in its order, as the names of the files have them (``NYU0003_0000``: ``0003``).
+        """The ids of ``<split>.txt`` in its order, as in file names (``NYU0003_0000``: ``0003``).
 
         Raises:
             DataError: no such list, an empty list, a line that is not an id, or a repeated id.
@@ -149,10 +149,10 @@ class FrameFolder:
         return ids_of_folder(path) if path.is_dir() else read_id_list(path)
 
     def list_path(self, split: str) -> Path:
-        """The file ``<split>.txt``, or the folder that stands for it.
+        """The file ``<split>.txt``, or the folder that defines it.
 
         Raises:
-            DataError: there is neither; names the lists that are there.
+            DataError: there is neither; names the existing lists.
         """
         path = self._find_list(split)
         if path is None:
@@ -164,7 +164,7 @@ class FrameFolder:
         return path
 
     def paths(self, frame_id: str) -> FramePaths:
-        """Where the files of a frame are; nothing is opened. Any spelling of the id that lists may have.
+        """Paths of the files of a frame; nothing is opened. Takes any spelling of the id that lists may have.
 
         Raises:
             DataError: not an id.
@@ -191,11 +191,11 @@ class FrameFolder:
         return self.paths(frame_id).tsdf.is_file()
 
     def missing_files(self, frame_id: str) -> list[Path]:
-        """The files of a frame that are needed and not there; nothing is opened."""
+        """The missing files of a frame; nothing is opened."""
         return self.paths(frame_id).missing()
 
     def read_compact(self, frame_id: str) -> CompactFrame:
-        """As ``read``, in few bytes."""
+        """As ``read``, as a compact frame."""
         return CompactFrame.pack(self.read(frame_id))
 
     def read(self, frame_id: str) -> Frame:
@@ -210,7 +210,7 @@ class FrameFolder:
         return frame
 
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
-        """As ``read``, but with everything that is wrong with the frame; then the frame is None."""
+        """As ``read``, but returns everything that is wrong with the frame; then the frame is None."""
         paths = self.paths(frame_id)
         problems: list[DataError] = []
 
@@ -254,7 +254,7 @@ class FrameFolder:
         return frame, []
 
     def _warn_of_computed_weight(self, path: Path) -> None:
-        """Once a set; NYUCAD's files never hold one, so there it goes without saying."""
+        """Warns once per set; NYUCAD's files never hold a label weight, so no warning is needed there."""
         if self._cad is None and not self._has_warned:
             self._has_warned = True
             warnings.warn(

@@ -18,7 +18,7 @@ class FrameSource(Protocol):
 
     @property
     def dataset(self) -> Literal["nyu", "nyucad"]:
-        """The published layout that the frames are from."""
+        """The published layout of the frames."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class FrameSource(Protocol):
         ...
 
     def frame_ids(self, split: str) -> list[str]:
-        """The ids of a list in its order, each once; DataError where there is no such list, or a broken one."""
+        """The ids of a list in its order, each once; DataError if the list is missing or broken."""
         ...
 
     def listed_ids(self, split: str) -> list[str]:
@@ -54,7 +54,7 @@ class FrameSource(Protocol):
         ...
 
     def list_path(self, split: str) -> Path:
-        """The file of a list, for messages; DataError where there is no such list."""
+        """The file of a list, for messages; DataError if there is no such list."""
         ...
 
     def has_frame(self, frame_id: str) -> bool:
@@ -62,15 +62,15 @@ class FrameSource(Protocol):
         ...
 
     def missing_files(self, frame_id: str) -> list[Path]:
-        """What a frame needs and is not there; nothing is read."""
+        """The missing parts of a frame; nothing is read."""
         ...
 
     def read(self, frame_id: str) -> Frame:
-        """A frame; DataError where it cannot be read."""
+        """A frame; DataError if it cannot be read."""
         ...
 
     def read_compact(self, frame_id: str) -> CompactFrame:
-        """The same in few bytes."""
+        """The same as a compact frame."""
         ...
 
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:

@@ -23,7 +23,7 @@ _TYPES = (".jpg", ".png", ".jpeg")
 
 
 class FramesWithImages:
-    """The frames of a set, with the color images of a folder. Otherwise as the set (``FrameSource``).
+    """The frames of a set, with the color images of a folder. Otherwise the same as the set (``FrameSource``).
 
     Args:
         source: a set that reads no images itself.

@@ -1,7 +1,7 @@
-"""A packed set: all frames of a set in one file that is read where it lies, without unpacking archives.
+"""A packed set: all frames of a set in one file that is read directly, without decompressing archives.
 
-The file is in the safetensors format. Only what is asked for is read, and the system's cache shares it between
-processes; it is not mapped into memory, where a file that is cut while it is in use would end the process.
+The file is in the safetensors format. Only the requested parts are read, and the page cache shares them between
+processes. It is not memory-mapped, because truncating a mapped file kills the process.
 ``packing.pack_set`` makes it. Arrays, F frames, sizes and bits as in ``compact.CompactFrame``::
 
     tsdf          [F, X, H, Y] float16 or float32     hits         [N, 2] int32, those of all frames in turn
@@ -33,7 +33,7 @@ from ammnet_sparse.files.tensors import SafetensorsFile
 PACKED_FORMAT = "ammnet_sparse packed set"
 PACKED_VERSION = "1"
 FRAME_ARRAYS = ("tsdf", "label_weight", "label", "label_map", "image")
-"""Arrays with one size for all frames."""
+"""Arrays with the same size for all frames."""
 CHECKED_ARRAYS = (*FRAME_ARRAYS, "hits")
 """Columns of ``checksums``."""
 OPTIONAL_ARRAYS = ("label", "label_map", "image")
@@ -46,13 +46,13 @@ SAFETENSORS_TYPES = {
     "int32": "I32",
     "int64": "I64",
 }
-"""How the format calls types."""
+"""Names of types in the format."""
 
 _PACK_AGAIN = "make it again with `ammnet data pack`"
 
 
 class PackedHeader(pydantic.BaseModel):
-    """What a packed set says about itself.
+    """The description of a packed set.
 
     Attributes:
         dataset: layout that it was made from.
@@ -81,17 +81,17 @@ class PackedHeader(pydantic.BaseModel):
 
 
 class PackedFrames:
-    """The frames of a packed set; the same to its users as ``layout.FrameFolder``. Can be sent to other processes.
+    """The frames of a packed set, with the interface of ``folder.FrameFolder``. Can be sent to other processes.
 
     Args:
         root: the file.
         dataset: what the set must have been made from.
-        read_image: read color images; None: where the file has them.
+        read_image: read color images; None: if the file has them.
         read_label_map: read 2D label maps; None: likewise.
         grid_shape: voxels along (X, height, Y) that it must have.
 
     Raises:
-        DataError: no packed set, a damaged one, or one that lacks what is asked for.
+        DataError: not a packed set, a damaged one, or one that lacks the parts asked for.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class PackedFrames:
         return [] if self.has_frame(frame_id) else [self.root / frame_id]
 
     def read(self, frame_id: str) -> Frame:
-        """A frame, in arrays of its own. Its content was checked when it was packed.
+        """A frame, as copies. Its content was checked when it was packed.
 
         Raises:
             DataError: no such frame in the file, or a damaged one.
@@ -168,10 +168,10 @@ class PackedFrames:
         return self.read_compact(frame_id).unpack()
 
     def read_compact(self, frame_id: str) -> CompactFrame:
-        """The arrays of a frame as the file has them, copied; compared with the checksums on their first reading.
+        """Copies of the stored arrays of a frame, compared with the checksums when first read.
 
         Raises:
-            DataError: no such frame, a damaged one, or a file that was cut since it was opened.
+            DataError: no such frame, a damaged one, or a file that was truncated after it was opened.
         """
         compact = self._read(frame_id)
         if compact.frame_id not in self._verified:
@@ -181,7 +181,7 @@ class PackedFrames:
         return compact
 
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
-        """As ``read``, always compared with the checksums; None and the damaged arrays where they differ."""
+        """As ``read``, always compared with the checksums; None and the damaged arrays if they differ."""
         try:
             compact = self._read(frame_id)
             problems = [self._damaged(compact.frame_id, name) for name in self._damaged_arrays(compact)]

@@ -1,6 +1,6 @@
-"""Making a packed set (``packed.py``): frames are read by threads and written one by one, so memory stays small.
+"""Makes a packed set (``packed.py``): frames are read by threads and written one by one, so little memory is used.
 
-The file grows under another name. Before it gets its own, every frame is read back from it and compared.
+The file is written under a temporary name; before it is renamed, every frame is read back and compared.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from ammnet_sparse.data.sets.packed import (
 )
 
 TsdfStorage = Literal["exact", "float16"]
-"""``exact``: float16 where that holds every value of every frame, else float32. ``float16``: rounded."""
+"""``exact``: float16 if that represents every value of every frame, otherwise float32. ``float16``: rounded."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -86,7 +86,7 @@ def pack_set(
     workers: int = 0,
     progress: bool = True,
 ) -> PackedSummary:
-    """Packs the frames of a set's lists into one file, with all that ``source`` reads of them.
+    """Packs the frames of a set's lists into one file, with everything that ``source`` reads.
 
     Args:
         splits: names of lists; none: those of train, test and val that the set has. ``val`` comes with ``train``.
@@ -97,7 +97,7 @@ def pack_set(
 
     Raises:
         BrokenFramesError: frames that cannot be read, all of them named; nothing is written.
-        DataError: no such list, or a file that is there already.
+        DataError: no such list, or a file that exists already.
         OSError: the file cannot be written.
     """
     if out.exists() and not (overwrite and out.is_file()):
@@ -128,15 +128,15 @@ def pack_set(
 def _list_names(source: FrameSource, splits: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(splits)) or [name for name in PUBLISHED_LISTS if source.has_split(name)]
     if not names:
-        source.list_path("train")  # raises, naming the lists that are there
-    # Which training frames are kept for validation must stay as it is in the folder.
+        source.list_path("train")  # raises, naming the existing lists
+    # The choice of validation frames must be the same as for the folder.
     if "train" in names and "val" not in names and source.has_split("val"):
         names.append("val")
     return names
 
 
 class _InexactError(Exception):
-    """A TSDF that float16 does not hold, where it must be exact."""
+    """A TSDF that float16 does not represent although it must be exact."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _pack(frame: Frame, tsdf_type: str) -> _Packed:
 
 
 def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) -> PackedSummary:
-    """Reads every frame back and compares its arrays with what was made of it. Raises DataError where they differ."""
+    """Reads every frame back and compares its arrays with the originals. Raises DataError if they differ."""
     packed = PackedFrames(path, dataset=source.dataset, grid_shape=source.grid_shape)
     ids = packed.header.frame_ids
     results = _in_order(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers)
@@ -212,10 +212,10 @@ def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) ->
 
 
 class _Writer:
-    """Writes a file in the safetensors format frame by frame; their library wants all arrays at once, in memory.
+    """Writes a file in the safetensors format frame by frame; the library needs all arrays in memory at once.
 
-    The number of hits is not known before the last frame, so their array is the last one, and the header gets room
-    for a larger number and is written in the end, filled up with blanks as the format allows.
+    The number of hits is only known after the last frame, so their array comes last, and the header reserves space
+    for a larger number and is written at the end, padded with blanks as the format allows.
     """
 
     def __init__(self, file: BinaryIO, header: PackedHeader, present: Sequence[str], *, tsdf_type: str) -> None:
@@ -248,7 +248,7 @@ class _Writer:
         self._checksums.append([packed.checksums.get(name, 0) for name in CHECKED_ARRAYS])
 
     def finish(self, tsdf_error: float) -> None:
-        """Writes what was not known before, and waits until the disk has everything."""
+        """Writes the header and waits until everything is on the disk."""
         offsets = np.concatenate([[0], np.cumsum(self._hit_counts)]).astype(np.int64)
         self._put(self._positions["hit_offsets"], offsets)
         self._put(self._positions["checksums"], np.array(self._checksums, dtype=np.uint32))
@@ -288,7 +288,7 @@ def _present_arrays(source: FrameSource) -> list[str]:
 
 
 def _in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
-    """``function`` of every item by threads, in order, with few results waiting: ``map`` would pile them up."""
+    """``function`` of every item by threads, in order, with few pending results, unlike ``map``."""
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:

@@ -1,8 +1,8 @@
 """Whether a mapping is that of a camera: a projection is fitted to voxels and the pixels that hit them.
 
 A camera sees the middle of voxel (x, h, y) at pixel (u, v) ~ P (x, h, y, 1). With the axes, the image size and the
-sides that the layout has, a few pixels of error remain (half a voxel); with others, hundreds. The sign of P's left part
-tells left from right. Geometry decides, so one frame is enough, and a set that no camera took is simply not judged.
+directions of the layout, a few pixels of error remain (half a voxel); with others, hundreds. The sign of P's left part
+tells left from right. Geometry decides, so one frame is enough, and a set without a real camera is not judged.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 
 _FEWEST_VOXELS = 200
 _THINNEST = 1.2
-"""Voxels that the hit ones must deviate in every direction: a projection cannot be told from points of one plane."""
+"""Least spread of the hit voxels in every direction: points of one plane do not determine a projection."""
 _GOOD, _BAD = 22.0, 45.0
-"""Pixels of the median error of a mapping that a camera made, and of one that it did not."""
+"""Median errors in pixels below which a mapping fits a camera, and above which it does not."""
 _IN_FRONT = 0.98
 _OTHER_WIDTHS = (80, 160, 224, 256, 320, 424, 427, 480, 512, 561)
 _OTHER_AXES = ("X, Y, height", "height, X, Y", "height, Y, X", "Y, X, height")
 _MIRRORED = "left and right are mirrored between voxels and pixels, or X and Y exchanged"
 _UPSIDE_DOWN = "the height axis points down, or is another axis"
 _FLATTEST = 0.3
-"""Part of its largest value that the determinant of a projection must have for its sign to mean something."""
+"""Least determinant of a projection, relative to its largest possible value, for its sign to be meaningful."""
 _OPPOSITE = 0.3
 """Correlation of the wrong sign of columns and X, of rows and height; published frames have 0.39 up, -0.62 down."""
 _PLACES = {"X": 0, "height": 1, "Y": 2}
@@ -51,7 +51,7 @@ class ProjectionFit:
 
 
 def judge_mapping(mapping: NDArray[np.integer]) -> tuple[str, ...]:
-    """What is wrong with the convention of a mapping [X, H, Y], in words; empty where nothing is, or none can tell."""
+    """What is wrong with the convention of a mapping [X, H, Y]; empty if nothing is, or it cannot be judged."""
     hits = np.argwhere(mapping != UNMAPPED)
     pixels = mapping[mapping != UNMAPPED].astype(np.int64)
     if len(hits) < _FEWEST_VOXELS:
@@ -64,7 +64,7 @@ def judge_mapping(mapping: NDArray[np.integer]) -> tuple[str, ...]:
         other = _other_convention(mapping, hits, pixels)
         if other:
             return (other,)
-    # Without a projection the sides still show: columns grow with X, and rows fall with the height.
+    # Without a projection the directions still show: columns grow with X, and rows fall with the height.
     column, row = pixels % IMAGE_SHAPE[1], pixels // IMAGE_SHAPE[1]
     found = [_MIRRORED] if _correlation(column, hits[:, 0]) < -_OPPOSITE else []
     return (*found, _UPSIDE_DOWN) if _correlation(row, hits[:, 1]) > _OPPOSITE else tuple(found)
@@ -93,7 +93,7 @@ def _correlation(one: NDArray[np.integer], other: NDArray[np.integer]) -> float:
 
 
 def fit_projection(voxels: NDArray[np.integer], pixels: NDArray[np.integer], *, width: int) -> ProjectionFit | None:
-    """The projection that fits best (direct linear transformation); None where the voxels do not determine one.
+    """The projection that fits best (direct linear transformation); None if the voxels do not determine one.
 
     Args:
         voxels: [N, 3], indices (x, h, y).
@@ -136,7 +136,7 @@ def fit_projection(voxels: NDArray[np.integer], pixels: NDArray[np.integer], *, 
 
 
 def voxels_in_order(flat: NDArray[np.integer], shape: tuple[int, ...], order: str) -> NDArray[np.int64]:
-    """[N, 3] (x, h, y) of flat indices of an array whose axes lie in another order, such as ``X, Y, height``."""
+    """[N, 3] (x, h, y) of flat indices of an array whose axes have another order, such as ``X, Y, height``."""
     axes = axes_in_order(order)
     indices = np.stack(np.unravel_index(flat, [shape[axis] for axis in axes]), axis=1)
     voxels = np.empty_like(indices)

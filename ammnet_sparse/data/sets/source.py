@@ -1,4 +1,4 @@
-"""Where frames come from: a folder in the published layout, or one packed file. Everything else reads either."""
+"""Opens a set of frames: a folder in the published layout, or a packed file."""
 
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ def open_frames(
         grid_shape: voxels along (X, height, Y).
 
     Raises:
-        DataError: no set there, or one that lacks what is asked for.
+        DataError: no set there, or one that lacks the parts asked for.
     """
     kind: type[PackedFrames] | type[FrameFolder] = PackedFrames if Path(root).is_file() else FrameFolder
     return kind(root, dataset=dataset, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)

@@ -14,15 +14,15 @@ from ammnet_sparse.files.yaml_text import short
 
 _FRAME_ID = re.compile(r"(?:NYU)?(\d{1,4})(?:_0000)?", re.IGNORECASE | re.ASCII)
 _LONGEST_ID = 200
-"""Characters: names of files may have 255, with what stands around the id."""
+"""Characters: file names may have 255, including prefix and extension."""
 _OWN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def validation_ids(folder: FrameSource, *, split: str, count: int, seed: int) -> list[str]:
     """The frames of the training list ``split`` that are kept for validation.
 
-    Those of ``val.txt`` where the set has it; else ``count`` frames drawn by ``seed``: the frames with the smallest
-    SHA-256 of ``"seed:frame_id"``, sorted by id. So the draw depends on no library and not on the order of the list.
+    Those of ``val.txt`` if the set has it; otherwise ``count`` frames drawn by ``seed``: the frames with the smallest
+    SHA-256 of ``"seed:frame_id"``, sorted by id. So the draw does not depend on any library or the order of the list.
 
     Raises:
         DataError: ``val.txt`` names a frame that is not in ``split``, or no frame would be left for training.
@@ -51,13 +51,13 @@ def validation_ids(folder: FrameSource, *, split: str, count: int, seed: int) ->
 
 
 def training_ids(folder: FrameSource, *, split: str, count: int, seed: int) -> list[str]:
-    """The frames of ``split`` that ``validation_ids`` leaves, in the order of the list; the same errors."""
+    """The frames of ``split`` without ``validation_ids``, in the order of the list; the same errors."""
     validation = set(validation_ids(folder, split=split, count=count, seed=seed))
     return [frame_id for frame_id in folder.frame_ids(split) if frame_id not in validation]
 
 
 def hash_of(text: str) -> int:
-    """A number of 256 bits that depends on ``text`` alone: draws that stay the same in every version of everything."""
+    """A 256-bit number that depends only on ``text``, so that draws do not depend on the version of any library."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
@@ -82,7 +82,7 @@ def parse_frame_id(text: str, *, source: str) -> str:
     """The id as file names have it: ``3``, ``NYU0003`` and ``NYU0003_0000`` become ``0003``; own names stay.
 
     Raises:
-        DataError: anything that could not be part of a file name; ``source`` says where it comes from.
+        DataError: cannot be part of a file name; ``source`` says where it comes from.
     """
     if match := _FRAME_ID.fullmatch(text):
         return match[1].zfill(4)
@@ -92,18 +92,18 @@ def parse_frame_id(text: str, *, source: str) -> str:
 
 
 def check_list_name(split: str) -> None:
-    """Raises DataError where ``split`` could not be the name of a list."""
+    """Raises DataError if ``split`` cannot be the name of a list."""
     if not _OWN_NAME.fullmatch(split):
         raise DataError(f"split: expected the name of a list such as 'train', found {split!r}")
 
 
 def repeated_ids(ids: Sequence[str]) -> list[str]:
-    """The ids that are there more than once, sorted."""
+    """The ids that occur more than once, sorted."""
     return sorted(frame_id for frame_id, times in Counter(ids).items() if times > 1)
 
 
 def check_unique(ids: Sequence[str]) -> None:
-    """Raises ValueError where ``ids`` holds no frame, or one more than once."""
+    """Raises ValueError if ``ids`` is empty or repeats a frame."""
     if not ids:
         raise ValueError("ids: expected at least one frame, found none")
     if repeated := repeated_ids(ids):

@@ -1,1 +1,1 @@
-"""Synthetic furnished rooms in the layout of the published data: what a run uses that names no data set."""
+"""Synthetic furnished rooms in the layout of the published data, for runs that name no data set."""

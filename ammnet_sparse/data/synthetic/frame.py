@@ -24,12 +24,12 @@ Noise = Literal["none", "kinect"]
 
 SHELL_LABELS = (SceneLabel.WALL, SceneLabel.FLOOR, SceneLabel.CEILING)
 MIN_SEEN_PIXELS = 60
-"""An object with fewer pixels in view is left out of the labels: annotators see one picture."""
+"""Objects with fewer visible pixels are not labeled: annotators see one picture."""
 EXTENT_MARGIN = 0.1
 """Meters around what is seen that still belong to the annotated room."""
 VIEW_TRIES = 12
 _PREVIEW = 8
-"""Every how many pixels a view is tried."""
+"""Stride in pixels of trial views."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,14 +62,14 @@ class SyntheticFrame:
 
 
 def generate_frame(seed: int, index: int, *, noise: Noise) -> SyntheticFrame:
-    """Frame ``index`` of the set with this seed; it depends on nothing else.
+    """Frame ``index`` of the set with this seed; depends only on the arguments.
 
     Args:
         seed: of the set, at least 0.
         index: of the frame, at least 0.
         noise: of the depth: none, or like a Kinect's. Room, view and labels are the same with either.
     """
-    # One source for each stage, so that a change to one of them leaves the others as they are.
+    # One generator per stage, so that changing a stage does not affect the others.
     layout, sensor, colors, errors = (np.random.default_rng([seed, index, stage]) for stage in range(4))
     scene, pose = _room_with_view(layout)
     view = cast_view(scene, pose, camera=NYU_CAMERA)
@@ -117,7 +117,7 @@ def _room_with_view(rng: Rng) -> tuple[Scene, NDArray[np.float64]]:
 
 
 def _draw_pose(scene: Scene, rng: Rng) -> NDArray[np.float64]:
-    """A hand-held camera at X = Y = 0 that points at the middle part of the room, a little downwards."""
+    """A hand-held camera at X = Y = 0 that points at the center of the room, slightly downwards."""
     interior = int(np.flatnonzero(scene.label == SceneLabel.EMPTY)[0])
     x = scene.center[interior, 0] + rng.uniform(-0.5, 0.5) * scene.half[interior, 0]
     y = max(1.5, scene.center[interior, 1] + rng.uniform(-0.2, 0.6) * scene.half[interior, 1])
@@ -146,7 +146,7 @@ def _view_score(scene: Scene, pose: NDArray[np.float64]) -> float:
 
 
 def _labels(scene: Scene, view: View, pose: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """[V] uint8: what the camera sees something of, completed, within the extent of what it sees."""
+    """[V] uint8: completed objects that the camera sees a part of, within the extent of what it sees."""
     seen = np.bincount(scene.instance[view.shape[view.shape >= 0]], minlength=int(scene.instance.max()) + 1)
     is_volume = np.isin(scene.label, (SceneLabel.EMPTY, SceneLabel.IGNORE))
     fine = fill_voxels(scene.select(is_volume | (seen[scene.instance] >= MIN_SEEN_PIXELS)), origin)

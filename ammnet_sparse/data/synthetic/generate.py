@@ -1,7 +1,7 @@
 """Sets of synthetic rooms on disk, in the layout of NYU (``docs``: Data), made by several processes.
 
-A set is written into a sibling folder ``<name>.partial`` and renamed when it is complete, so that a folder of rooms is
-never half a set. An interrupted run goes on where it stopped: frame i depends on the seed and on i only.
+A set is written into a sibling folder ``<name>.partial`` and renamed when complete, so that a folder of rooms is
+never incomplete. An interrupted run can be resumed: frame i depends only on the seed and i.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from ammnet_sparse.data.volumes.mapping import mapping_to_disk
 from ammnet_sparse.files.content import read_text
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same parameters would give other files."""
+"""Incremented whenever the same parameters give different files."""
 PARAMETERS_FILE = "rooms.json"
 _UNFINISHED = ".unfinished_"
 _FOLDERS = ("Label", "TSDF", "Mapping", "RGB", "Seg2D")
 
 
 class RoomsError(ValueError):
-    """A folder that cannot take or does not hold the rooms asked for; the message says what to do."""
+    """A folder that cannot be written or does not hold the requested rooms; the message says what to do."""
 
 
 def ensure_rooms(config: DataConfig, *, progress: bool = True) -> Path:
@@ -130,7 +130,7 @@ def _read_parameters(folder: Path) -> Any:
 
 
 def _holds(folder: Path, parameters: dict[str, Any]) -> bool:
-    """True where a complete set of these parameters lies; RoomsError where something else does."""
+    """Whether the folder holds a complete set with these parameters; RoomsError if it holds something else."""
     if not folder.exists():
         return False
     if not folder.is_dir():
@@ -191,7 +191,7 @@ def write_frame(folder: Path, frame_id: str, frame: SyntheticFrame) -> None:
 
 
 def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Writes under a name of this process's own first: a file with its proper name is a whole one."""
+    """Writes under a temporary name of this process first, so that a file with its final name is complete."""
     temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}_{path.name}")
     try:
         save(temporary)
@@ -202,7 +202,7 @@ def _write(path: Path, save: Callable[[Path], Any]) -> None:
 
 def _write_lists(folder: Path, parameters: dict[str, Any]) -> None:
     frames, validation_frames = parameters["frames"], parameters["validation_frames"]
-    # Every room is drawn on its own, so evenly spread frames are as good as random ones.
+    # Rooms are independent, so evenly spread frames are as good as random ones.
     validation = [(2 * k + 1) * frames // (2 * validation_frames) for k in range(validation_frames)]
     for name, indices in (("train", range(frames)), ("val", validation)):
         text = "".join(f"{_frame_id(index)}\n" for index in indices)

@@ -50,12 +50,12 @@ CONFUSIONS: dict[MapLabel, tuple[MapLabel, ...]] = {
     MapLabel.WALL: (MapLabel.FURNITURE, MapLabel.OBJECTS, MapLabel.WINDOW),
     MapLabel.WINDOW: (MapLabel.WALL, MapLabel.OBJECTS),
 }
-"""What a map class is taken for; the mistakes of the published maps."""
+"""Classes that a map class is confused with, as in the published maps."""
 SHELL = (MapLabel.WALL, MapLabel.FLOOR, MapLabel.CEILING)
 INSTANCE_ERROR = 0.2
-"""Probability that a whole object is taken for something else (walls, floor, ceiling: never whole)."""
+"""Probability that a whole object is misclassified (never walls, floor and ceiling)."""
 PATCH_ERROR = 0.24
-"""Threshold on smooth noise below which a patch is taken for something else."""
+"""Threshold on smooth noise below which a patch is misclassified."""
 WARP_PIXELS = 7.0
 """Largest displacement of a border."""
 VOTE_RADIUS = 4
@@ -86,7 +86,7 @@ def _mistake_instances(map_label: NDArray[np.uint8], instance: NDArray[np.int64]
     table = np.zeros(int(numbers.max()) + 1, dtype=np.uint8)
     for number, pixel in zip(numbers, first, strict=True):
         label = MapLabel(int(map_label.flat[pixel]))
-        # Both numbers are drawn for every object, so that one object's fate does not change another's.
+        # Both numbers are drawn for every object, so that objects are independent.
         draw, choice = rng.random(2)
         if label not in SHELL and draw < INSTANCE_ERROR:
             label = CONFUSIONS[label][int(choice * len(CONFUSIONS[label]))]

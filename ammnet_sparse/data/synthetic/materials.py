@@ -1,4 +1,4 @@
-"""Colors and textures by class: varied, but telling, so that an image network has something to learn."""
+"""Colors and textures by class: varied, but distinctive, so that an image network can learn from them."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Imperfections of sensors: depth like a Kinect's, and colors like a camera's."""
+"""Sensor noise: depth like a Kinect's, and colors like a camera's."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np

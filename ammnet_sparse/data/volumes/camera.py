@@ -1,4 +1,4 @@
-"""The camera: intrinsics, pose and where the grid of a frame lies.
+"""The camera: intrinsics, pose and position of a frame's grid.
 
 World axes are X lateral, Y forward, Z up, in meters, floor at Z = 0. Points, origins and
 poses have the order (X, Y, Z).
@@ -32,7 +32,7 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CameraView:
-    """Where a depth image was taken: all that the volumes of a frame need to know of it.
+    """The camera of a depth image: everything that the volumes of a frame depend on.
 
     Attributes:
         camera: intrinsics of the depth image.
@@ -93,7 +93,7 @@ def checked_depth(depth: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def checked_pose(pose: ArrayLike) -> NDArray[np.float64]:
-    """[4, 4] float64 camera to world. Raises ValueError for what is not a finite rigid transform."""
+    """[4, 4] float64 camera to world. Raises ValueError if it is not a finite rigid transform."""
     matrix = np.ascontiguousarray(pose, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise ValueError(f"pose: expected a finite 4x4 camera-to-world matrix, found {matrix.tolist()}")
@@ -103,7 +103,7 @@ def checked_pose(pose: ArrayLike) -> NDArray[np.float64]:
 
 
 def checked_origin(origin: ArrayLike) -> NDArray[np.float64]:
-    """[3] float64 in meters. Raises ValueError for what is not three finite coordinates."""
+    """[3] float64 in meters. Raises ValueError if it is not three finite coordinates."""
     vector = np.ascontiguousarray(origin, dtype=np.float64)
     if vector.shape != (3,) or not np.isfinite(vector).all():
         raise ValueError(f"origin: expected three finite world coordinates in meters, found {vector.tolist()}")

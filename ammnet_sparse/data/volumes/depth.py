@@ -1,6 +1,6 @@
 """What the numbers of a depth image mean: which of them mark invalid depth.
 
-One rule for every type: a code that means "nothing measured" means it in images of integers, of floats and of meters.
+One rule for every type: a code for "nothing measured" is the same in images of integers, of floats and in meters.
 """
 
 from typing import Any
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST_CODE = 65535
-"""The largest number of 16 bits: no depth, in an image of integers as in a copy of it as floats."""
+"""The largest 16-bit number: invalid in an image of integers and in a float copy of it."""
 FARTHEST = 60.0
-"""Meters: no camera for rooms measures farther. Renderers write 1e10, 65504 or 65535 where they hit nothing."""
+"""Meters: no indoor camera measures farther. Renderers write 1e10, 65504 or 65535 where they hit nothing."""
 _MIN_SPIKE_SHARE = 0.001
 """Of the valid pixels that must hold one code."""
 _MIN_SPIKE = 20
@@ -28,9 +28,9 @@ _CODE_WIDTH = 4
 def depth_in_meters(values: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
     """Depth in meters, 0 where the values are invalid.
 
-    No depth are: 0, negative, infinite and NaN values; 65535 of any type, also where it was divided by the scale; what
-    is farther than 60 m; and the "too far" codes of sensors: 2047 and 4095 where they are the image's largest value and
-    many pixels have exactly it, and what lies from 8.19 m on if nothing lies shortly before it.
+    Invalid are: 0, negative, infinite and NaN values; 65535 of any type, also divided by the scale; values
+    beyond 60 m; and the "too far" codes of sensors: 2047 and 4095 if they are the image's largest value and
+    many pixels have exactly it, and everything from 8.19 m on if nothing lies shortly before it.
 
     Args:
         values: [rows, columns], integers or floats.
@@ -56,10 +56,10 @@ def _too_far(meters: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[n
     needed = max(_MIN_SPIKE, _MIN_SPIKE_SHARE * count)
     millimeters = np.where(valid, meters, 0.0) * 1000.0
     far = millimeters >= _FAR_CODE - 0.5
-    # A hall goes on without a gap; a code stands alone, with next to nothing in the meter before it.
+    # A hall continues without a gap; a code is isolated, with almost nothing in the meter before it.
     before = (millimeters >= _FAR_CODE - 1000) & ~far
     stands_alone = far.sum() >= needed and before.sum() < 0.05 * far.sum()
-    # Where it is most of the image it must be one number: otherwise the unit is wrong, which others find out.
+    # If it is most of the image it must be a single number: otherwise the unit is wrong, which is found elsewhere.
     if stands_alone and (far.sum() <= 0.5 * count or np.ptp(millimeters[far]) < _CODE_WIDTH):
         is_code |= far
     largest = float(millimeters[~is_code].max(initial=0.0))

@@ -1,4 +1,4 @@
-"""Compiled loops of the modules beside it: arguments are checked there, and axes and units are described there.
+"""Compiled loops of the modules in this folder, which check the arguments and describe axes and units.
 
 ``intrinsics`` is (fx, fy, cx, cy); ``pose`` camera to world; world vectors are (X, Y, Z), voxel axes (X, height, Y).
 """

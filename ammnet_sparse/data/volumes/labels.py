@@ -73,7 +73,7 @@ def downsample_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def label_weight_of(label: NDArray[np.integer], tsdf: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """1 where loss and evaluation look: occupied voxels, and those well behind a surface (tsdf < -0.5).
+    """1 for voxels of loss and evaluation: occupied ones, and those well behind a surface (tsdf < -0.5).
 
     Args:
         label: class 0..11 or 255, any shape.

@@ -15,7 +15,7 @@ from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrins
 from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL, TRUNCATION
 
 Unobserved = Literal["free", "surface"]
-"""How a flipped TSDF holds space that was not observed: like free space far away, or like a surface."""
+"""How a flipped TSDF encodes unobserved space: like distant free space, or like a surface."""
 
 
 def tsdf_from_depth(
@@ -67,8 +67,8 @@ def flip_tsdf(tsdf: NDArray[np.floating], *, unobserved: Unobserved = "free") ->
 
     Args:
         tsdf: not flipped, any shape.
-        unobserved: what becomes of t = 0, space that was not observed. ``free``: 0.001, like free space far from a
-            surface, as SSCNet's own source has it; ``surface``: +1, as the rule above says and EdgeNet's files have.
+        unobserved: value for t = 0, unobserved space. ``free``: 0.001, like free space far from a
+            surface, as in SSCNet's source; ``surface``: +1, by the rule above, as in EdgeNet's files.
     """
     magnitude = np.abs(tsdf)
     sign = np.where((tsdf < 0) & (magnitude >= 0.001), np.float32(-1), np.float32(1))
@@ -81,7 +81,7 @@ def flip_tsdf(tsdf: NDArray[np.floating], *, unobserved: Unobserved = "free") ->
 
 
 def unflip_tsdf(flipped: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The unflipped convention, ``t = s(1 - |f|)``, as far as flipping kept it.
+    """The unflipped convention, ``t = s(1 - |f|)``, as far as flipping preserved it.
 
     Free space comes back as 0.999, occluded space as -0.999; small negative t lose their sign.
     """
