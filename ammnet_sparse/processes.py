@@ -1,7 +1,7 @@
-"""The processes of one training, started by torchrun: who they are, and what they tell each other.
+"""The processes of one training, started by torchrun: ranks and collectives.
 
-Everything that communicates is collective: every process calls it, in the same order. In a training of one process
-nothing is communicated, and nothing here costs time.
+Every function that communicates is collective: all processes call it in the same order. In a training of one process
+nothing is communicated, at no cost.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 _TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a process waits for the others; one that has ended is noticed at once."""
+"""How long a process waits for the others; a process that has ended is noticed at once."""
 _BUCKET_BYTES = 32 * 2**20
-"""Gradients that are summed in one go: bounds the memory of their copy."""
+"""Size of the gradients that are summed at once: bounds the memory of their copy."""
 _LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 class ProcessError(RuntimeError):
-    """Processes that cannot train together, or one that has ended; the message says what to do."""
+    """Processes that cannot train together, or a process that has ended; the message says what to do."""
 
 
 def num_processes() -> int:
@@ -37,16 +37,16 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined_processes(device: str | None) -> Iterator[str | None]:
-    """Within the block this process trains together with the others that torchrun started; without torchrun, alone.
+    """Within the block this process trains together with the others started by torchrun, if any.
 
     Args:
-        device: ``cpu`` or ``cuda``; None: cuda where there is one. Process i of a machine gets card i.
+        device: ``cpu`` or ``cuda``; None: cuda if available. Process i of a machine gets card i.
 
     Yields:
-        The device of this process, or ``device`` as it is without torchrun.
+        The device of this process; without torchrun ``device`` unchanged.
 
     Raises:
-        ProcessError: a numbered card for several processes, fewer cards than processes, or one process that has ended.
+        ProcessError: a numbered card for several processes, fewer cards than processes, or a process that has ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield device
@@ -57,7 +57,7 @@ def joined_processes(device: str | None) -> Iterator[str | None]:
     try:
         dist.init_process_group("nccl" if own.startswith("cuda") else "gloo", timeout=_TIMEOUT)
         yield own
-        dist.destroy_process_group()  # after an error that could wait for the others; the end of the process does it
+        dist.destroy_process_group()  # after an error this could wait for the others; the end of the process does it
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER_SIGNS):
             raise ProcessError(
@@ -82,7 +82,7 @@ def _own_device(device: str | None, *, local_rank: int) -> str:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sums of equally shaped tensors, the same bits in every process; without gradients. A copy, or ``values``."""
+    """Sums of equally shaped tensors over processes, bit-identical in each, without gradients; may be ``values``."""
     if num_processes() == 1:
         return values
     total = values.detach().clone()
@@ -91,7 +91,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Makes the gradients of parameters, in place, their sums over all processes."""
+    """Replaces the gradients of parameters by their sums over all processes, in place."""
     if num_processes() == 1:
         return
     bucket: list[Tensor] = []
@@ -126,7 +126,7 @@ def any_process(flag: bool, *, device: torch.device) -> bool:
 
 
 def from_first_process(value: Any) -> Any:
-    """What process 0 gave, a plain value; what the others gave does not matter."""
+    """The plain value that process 0 passed; those of the others are ignored."""
     if num_processes() == 1:
         return value
     box = [value]
@@ -135,7 +135,7 @@ def from_first_process(value: Any) -> Any:
 
 
 def of_all_processes(value: Any) -> list[Any]:
-    """What every process gave, plain values or tensors on the CPU, by their number."""
+    """The values of all processes, plain ones or tensors on the CPU, by rank."""
     if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * num_processes()
@@ -144,6 +144,6 @@ def of_all_processes(value: Any) -> list[Any]:
 
 
 def wait_for_all() -> None:
-    """Returns once every process has come here."""
+    """Returns once every process has called it."""
     if num_processes() > 1:
         dist.barrier()

@@ -82,7 +82,7 @@ class FolderSource:
         has_color: False for depth alone.
         has_label_map: frames have 2D label maps.
         report: told about frames that cannot be used, each once.
-        ends_when_idle: seconds without a new frame after which the source ends; None: it never does.
+        ends_when_idle: seconds without a new frame after which the source ends; None: never.
 
     Raises:
         DataError: no such folder.
@@ -117,7 +117,7 @@ class FolderSource:
         self._stopped.set()
 
     def frames(self) -> Iterator[LiveFrame]:
-        """The newest frame, again and again as one arrives."""
+        """Yields the newest frame whenever one arrives."""
         last = time.monotonic()
         while not self._stopped.is_set():
             frame = self._newest()
@@ -130,7 +130,7 @@ class FolderSource:
                 self._stopped.wait(POLL_SECONDS)
 
     def _newest(self) -> LiveFrame | None:
-        """The last of the new frames that can be read; those before it count as seen."""
+        """The last of the new frames that can be read; earlier ones count as seen."""
         new = [paths for paths in self._paths() if paths.name not in self._done]
         for paths in sorted(new, key=_written_at, reverse=True):
             try:
@@ -141,7 +141,7 @@ class FolderSource:
                     self._done.add(paths.name)
                     self._report(f"frame {paths.name}: {error}")
                 continue
-            # Older ones that were waiting are late; newer ones are still being written.
+            # Older ones are late; newer ones are still being written.
             written = _written_at(paths)
             self._done |= {other.name for other in new if _written_at(other) <= written}
             return frame
@@ -176,11 +176,11 @@ class FolderSource:
 
 
 def _written_at(paths: OwnFramePaths) -> tuple[int, str]:
-    """When the last file of a frame was written, in nanoseconds; its name where the clock is too coarse."""
+    """When the last file of a frame was written, in nanoseconds, then its name, in case the clock is too coarse."""
     files = [path for path in (paths.color, paths.depth, paths.label_map) if path is not None]
     try:
         return max(path.stat().st_mtime_ns for path in files), paths.name
-    except OSError:  # taken away meanwhile
+    except OSError:  # removed meanwhile
         return 0, paths.name
 
 

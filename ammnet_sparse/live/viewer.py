@@ -1,4 +1,4 @@
-"""The newest scene in a browser: a page of viser, which stays open while scenes come and go."""
+"""The newest scene in a browser: a viser page that stays open while scenes are replaced."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from ammnet_sparse.pictures.ply import voxel_surface
 
 LOCAL_HOST = "127.0.0.1"
 _IMAGE_ROWS = 240
-"""About how many rows of the color image are shown."""
+"""Approximate number of rows of the color image shown."""
 
 
 class LiveViewer:
-    """Shows one scene at a time: a mesh per class, with the color image and what the completion took.
+    """Shows one scene at a time: a mesh per class, the color image and the time by stage.
 
     Args:
-        host: address to listen at; 127.0.0.1 is seen from this machine alone.
-        port: of the page; the next free one is taken where it is in use.
+        host: address to listen at; 127.0.0.1 can only be reached from this machine.
+        port: of the page; if it is in use, the next free one.
 
     Raises:
         DataError: viser is not installed.
@@ -47,7 +47,7 @@ class LiveViewer:
 
     @property
     def address(self) -> str:
-        """Of the page."""
+        """The address of the page."""
         return f"http://{self.host}:{self.server.get_port()}"
 
     def show(self, scene: CompletedScene, color: NDArray[np.uint8] | None, *, rate: float | None) -> None:
@@ -55,7 +55,7 @@ class LiveViewer:
 
         Args:
             color: [rows, columns, 3] uint8 as the camera took it, or None.
-            rate: frames per second of late, or None for the first one.
+            rate: recent frames per second, or None for the first frame.
         """
         self._shown = scene
         stages = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in scene.seconds.items())

@@ -36,7 +36,7 @@ CHUNK_SIZE = 16384
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network says of a batch.
+    """The network's output for a batch.
 
     Attributes:
         voxel_logits: [N, num_classes] at the voxels computed.
@@ -89,13 +89,13 @@ class AMMNet(nn.Module):
         image_branch: reads the 2D input; None for a network that reads the TSDF alone.
         tsdf_encoder: None for a network that reads images alone.
         decoder: what joins them.
-        config: what the parts were built from, which files of weights keep; of it the network reads the grid, the
-            choice of sites and whether encoders are frozen.
+        config: the configuration of the parts, stored in files of weights; the network itself reads the grid, the
+            kind of sites and whether encoders are frozen.
 
     Attributes:
-        metadata: what the file says that its weights are from (``load_model``): training configuration, data, epochs,
-            figures, version, as text; empty for a network that was built.
-        label_map_stem, image_encoder: the trained module of ``image_branch`` under the name that files know; a
+        metadata: origin of loaded weights (``load_model``): training configuration, data, epochs,
+            figures, version, as text; empty for a newly built network.
+        label_map_stem, image_encoder: the trained module of ``image_branch`` under its name in files; a
             network has at most one of the two.
     """
 
@@ -120,14 +120,14 @@ class AMMNet(nn.Module):
             freeze_encoders(self)
 
     def train(self, mode: bool = True) -> "AMMNet":
-        """As of ``nn.Module``, but frozen encoders stay in evaluation mode."""
+        """As ``nn.Module.train``, but frozen encoders stay in evaluation mode."""
         super().train(mode)
         if self.config.freeze_encoders:
             freeze_encoders(self)
         return self
 
     def set_recompute(self, level: RecomputeLevel) -> None:
-        """Which activations the backward pass recomputes, each level more than the one before.
+        """Chooses which activations the backward pass recomputes; each level adds to the one before.
 
         ``elementwise``: normalization, ReLU, addition and dropout, no convolution; ``blocks``: whole DDR blocks;
         ``full``: whole stages, stems, upsampling and the head of an image encoder.
@@ -141,13 +141,13 @@ class AMMNet(nn.Module):
 
         Args:
             batch: frames on the configuration's grid, with the 2D input that it names.
-            voxels: what to compute: the scored voxels (default in training mode; without labels, those of label
+            voxels: which to compute: the scored voxels (default in training mode; without labels, those with label
                 weight), all that are not observed to be free (default in evaluation mode), all, or given sites of
                 the full grid. ``sites: dense``, SENet and CBAM compute all.
 
         Raises:
-            ValueError: another grid, a missing 2D input, one that does not fit the mapping, no voxel to work on,
-                or ``voxels`` that mean nothing here.
+            ValueError: another grid, a missing 2D input, one that contradicts the mapping, no voxel to compute,
+                or unknown ``voxels``.
         """
         expected = tuple(self.config.grid_shape)
         if batch.grid_shape != expected:

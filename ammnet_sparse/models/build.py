@@ -1,4 +1,4 @@
-"""Networks of a configuration, randomly initialized; nothing is read from files and nothing downloaded.
+"""Builds the networks of a configuration, randomly initialized; no file is read and nothing is downloaded.
 
 The weights of both networks follow from torch's random state: generator first, then discriminator, as in a run.
 """
@@ -21,7 +21,7 @@ from ammnet_sparse.sparse.blocks import Stem
 
 def build_generator(config: ModelConfig) -> AMMNet:
     """The network that completes scenes."""
-    # Without the TSDF, sites where a pixel hits leave nothing out.
+    # Without the TSDF, hit voxels are all of the input.
     state_channels = STATE_CHANNELS if config.sites == "sparse" and config.inputs != "image" else 0
     image_branch = _image_branch(config, stem=Stem)
     tsdf_encoder = None
@@ -48,7 +48,7 @@ def build_generator(config: ModelConfig) -> AMMNet:
 
 
 def build_discriminator(config: ModelConfig) -> Discriminator:
-    """The network that tells true scenes from others."""
+    """The network that distinguishes true scenes from others."""
     return Discriminator(config.num_classes, width=config.discriminator_width, grid_shape=config.grid_shape)
 
 
@@ -89,7 +89,7 @@ class _Fusions(NamedTuple):
 
 
 def _fusions(config: ModelConfig) -> _Fusions:
-    """Which fusions the decoder has: M1 joins two inputs (off: addition, eq. 1), M2 and M3 need the TSDF features."""
+    """The decoder's fusions: M1 joins two inputs (off: addition, eq. 1), M2 and M3 need the TSDF features."""
     reads_tsdf = config.inputs != "image"
     if config.inputs != "both":
         first: FusionKind | None = None

@@ -1,4 +1,4 @@
-"""The decoder: joins the modalities, completes at 1/2 and 1/4, classifies only the voxels asked for."""
+"""The decoder: joins the modalities, completes at 1/2 and 1/4, and classifies only the requested voxels."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Decoder(nn.Module):
         num_classes: channels of the logits.
         dropout: probability of channel dropout before the classifier.
         state_channels: of every 1/2 cell, added to the output of the first stage; 0: none.
-        fusion1: M1, how two inputs are joined; None where there is one input.
+        fusion1: M1, joins two inputs; None for a single input.
         fusion2, fusion3: M2 at half and M3 at full resolution, which need the TSDF features; None: the identity.
         gradient: of M1 (Table 5).
     """
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
 
     @property
     def reads_whole_volume(self) -> bool:
-        """A voxel's logits depend on which other voxels are asked for (SENet, CBAM)."""
+        """Whether a voxel's logits depend on which other voxels are requested (SENet, CBAM)."""
         fusions = (self.modulation2, self.modulation3)
         return any(fusion is not None and fusion.reads_whole_volume for fusion in fusions)
 
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
             features: F_R [N, C] at ``sites``; None for a network that reads the TSDF alone.
             tsdf_features: F_T [N, C] at ``sites``; None for a network that reads images alone.
             sites: the encoder sites.
-            voxels: voxels of the full resolution whose logits are wanted.
+            voxels: voxels at full resolution to compute logits for.
             state: [B * cells, state_channels] of every 1/2 cell, or None.
             chunk_size: voxels computed at a time at full resolution; None for all (as training needs).
         """
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
         raise ValueError("Decoder: expected image features, TSDF features or both, found neither")
 
     def _tsdf_half(self, tsdf_features: Tensor | None, sites: SiteSet, read: SiteSet) -> Tensor | None:
-        """T2 [R, C] at the 1/2 cells that are read."""
+        """T2 [R, C] at the 1/2 cells that later layers read."""
         if tsdf_features is None or self.tsdf_down is None or self.tsdf_down_up is None:
             return None
         features, here = tsdf_features, sites

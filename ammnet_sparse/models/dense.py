@@ -1,4 +1,4 @@
-"""The dense network in plain ``torch.nn``: what the sparse network is compared with, ablated against and measured by.
+"""The dense network in plain ``torch.nn``: the reference for tests, ablations and measurements.
 
 Names and shapes of its state dict are those of the sparse network. Volumes are [B, C, X, height, Y].
 """
@@ -30,7 +30,7 @@ from ammnet_sparse.sparse.sites import full_sites
 
 @dataclasses.dataclass(frozen=True)
 class DensePrediction:
-    """What the network says of a batch.
+    """The network's output for a batch.
 
     Attributes:
         logits: [B, num_classes, X, height, Y].
@@ -174,7 +174,7 @@ class DenseAMMNet(nn.Module):
         image_branch: reads the 2D input; None for a network that reads the TSDF alone.
         tsdf_encoder: None for a network that reads images alone.
         decoder: what joins them.
-        config: what the parts were built from; of it the network reads the grid and whether encoders are frozen.
+        config: the configuration of the parts; the network itself reads the grid and whether encoders are frozen.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class DenseAMMNet(nn.Module):
             freeze_encoders(self)
 
     def train(self, mode: bool = True) -> "DenseAMMNet":
-        """As of ``nn.Module``, but frozen encoders stay in evaluation mode."""
+        """As ``nn.Module.train``, but frozen encoders stay in evaluation mode."""
         super().train(mode)
         if self.config.freeze_encoders:
             freeze_encoders(self)

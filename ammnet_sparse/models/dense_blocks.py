@@ -24,7 +24,7 @@ class Down(nn.Module):
 class DDRBlock(Recomputable):
     """Dimensional decomposition residual block: 1x1x1, then 1x1x3, 1x3x1 and 3x1x1 with residuals, then 1x1x1.
 
-    ``stride`` divides all three axes, each in the convolution along that axis; ``dilation`` spreads each of the
+    ``stride`` divides all three axes, each in the convolution along that axis; ``dilation`` dilates each of the
     three along its own axis. It has ``planes * expansion`` output channels; with stride 1 the input is added
     unchanged, so these must be ``in_channels``.
 

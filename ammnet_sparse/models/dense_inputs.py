@@ -1,4 +1,4 @@
-"""2D inputs on volumes, the plain way: what ``inputs.py`` computes at sites only."""
+"""2D inputs on volumes, the plain counterpart of ``inputs.py``, which computes them at sites only."""
 
 import torch
 import torch.nn.functional as F
@@ -30,5 +30,5 @@ def gather_label_map(batch: Batch, *, num_classes: int) -> Tensor:
     pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()
     category = batch.label_map.flatten(1).gather(1, pixel).long()
     one_hot = F.one_hot(category, num_classes) * (batch.mapping != UNMAPPED)[..., None]
-    # Contiguous: torch normalizes channels-last volumes on a CPU with four digits less.
+    # Contiguous: on a CPU torch normalizes channels-last volumes with four digits less precision.
     return one_hot.transpose(1, 2).reshape(batch.batch_size, num_classes, *batch.grid_shape).contiguous()

@@ -1,4 +1,4 @@
-"""The discriminator: tells true scenes from predicted and perturbed ones (section 4.2 of the paper)."""
+"""The discriminator: distinguishes true scenes from predicted and perturbed ones (section 4.2 of the paper)."""
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Discriminator(nn.Module):
             features: [N, num_classes], one-hot or logits, rows in the order of ``sites``.
             sites: voxels of the full resolution that the features belong to.
             num_groups: groups of equally many scenes, all with the same sites (see ``repeated_sites``), that are
-                scored as in forward passes of their own: in training mode each is normalized by its own statistics,
+                scored as in separate forward passes: in training mode each is normalized by its own statistics,
                 and the running ones are updated by the first group, then by the second, and so on.
 
         Raises:

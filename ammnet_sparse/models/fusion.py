@@ -24,7 +24,7 @@ SQUEEZE_REDUCTION = 16
 class Fusion(nn.Module):
     """Joins features with the TSDF features of the same sites.
 
-    ``reads_whole_volume`` tells that the result at a site depends on the other sites of its sample: such a fusion
+    ``reads_whole_volume``: the result at a site depends on the other sites of its sample. Such a fusion
     cannot be evaluated in chunks, and its result depends on which cells are sites.
     """
 
@@ -73,7 +73,7 @@ class Addition(Fusion):
 
 
 class Concatenation(Fusion):
-    """Both features side by side, brought back to C channels by a 1x1x1 convolution."""
+    """Both features concatenated and reduced to C channels by a 1x1x1 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def build_fusion(kind: FusionKind, *, width: int, gradient: ModulationGradient =
 def modulation_inputs(
     features: Tensor, tsdf_features: Tensor, *, gradient: ModulationGradient
 ) -> tuple[Tensor, Tensor]:
-    """What eq. 2 reads of F_R and F_T, any shape, their gradients stopped as the variant wants; see ``Modulation``."""
+    """F_R and F_T as eq. 2 reads them, any shape, with gradients stopped by the variant; see ``Modulation``."""
     if gradient == "fusion_only":
         return features.detach(), tsdf_features.detach()
     return features, tsdf_features.detach() if gradient == "detached" else tsdf_features

@@ -1,7 +1,7 @@
-"""The 2D branch of a network: which 2D input it reads, and how its features reach the voxels.
+"""The 2D branch of a network: its 2D input, and how the features reach the voxels.
 
-A branch is called by the network that it belongs to, sparse or dense. Its trained module stands in the network under
-``name``, which files of weights know.
+A branch is called by its network, sparse or dense. Its trained module is registered in the network under
+``name``, the name in files of weights.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ammnet_sparse.sparse.sites import SiteSet
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BranchFeatures:
-    """What a branch makes of the 2D input of a batch.
+    """The output of a branch for the 2D input of a batch.
 
     Attributes:
         features: F_R [N, C] at the sites, or [B, C, X, H, Y] without sites.
@@ -59,7 +59,7 @@ class ColorImageBranch:
 
     Args:
         encoder: from images [B, 3, rows, columns], or the stages of its backbone, to ``ImageFeatures``.
-        kind: what the configuration calls it, for messages.
+        kind: its name in the configuration, for messages.
     """
 
     name: ClassVar[str] = "image_encoder"

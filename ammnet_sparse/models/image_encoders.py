@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     ImageBackbone = PyramidVisionTransformerV2 | ResNet | EfficientNetFeatures
 else:
-    ImageBackbone = nn.Module  # timm takes as long to import as PyTorch: only those who build a backbone do
+    ImageBackbone = nn.Module  # timm takes as long to import as PyTorch, so it is imported only to build a backbone
 ImageEncoderKind = Literal["segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
 
@@ -72,7 +72,7 @@ class ImageEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             if isinstance(self.backbone, EfficientNetFeatures):
                 return cast(list[Tensor], self.backbone(image))
-            # ResNet counts its stem as a stage of its own: the last four are wanted of either.
+            # ResNet counts its stem as a stage: take the last four.
             stages = self.backbone.forward_intermediates(image, indices=NUM_STAGES, intermediates_only=True)
         return cast(list[Tensor], stages)
 
@@ -81,7 +81,7 @@ class ImageEncoder(nn.Module):
         return self.join_stages(self.extract_stages(image))
 
     def join_stages(self, stages: Sequence[Tensor]) -> ImageFeatures:
-        """What the head makes of ``extract_stages``, whenever those were computed."""
+        """The head's output for stages from ``extract_stages``, which may have been cached."""
         return self.head.recomputed(self.head, stages)
 
 
@@ -146,7 +146,7 @@ def build_image_encoder(
 ) -> ImageEncoder:
     """The image network of configuration ``model.image_encoder``, randomly initialized.
 
-    ``load_backbone_weights`` gives the backbone its ImageNet weights; a frozen one means nothing without.
+    ``load_backbone_weights`` loads ImageNet weights, without which a frozen backbone is useless.
 
     Args:
         kind: the backbone.
@@ -173,7 +173,7 @@ def build_image_encoder(
 
 
 def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str, ...]:
-    """Loads ImageNet weights into the backbone; the head is left as it is. Either all or nothing is loaded.
+    """Loads ImageNet weights into the backbone; the head is unchanged. Either all or nothing is loaded.
 
     Reads .safetensors, or .pth, .pt and .bin as ``torch.load(weights_only=True)`` does (no code is executed):
     ``mit_b2.pth`` as published, Hugging Face's nvidia/mit-b2, timm's or torchvision's resnet50; nested under
@@ -188,22 +188,22 @@ def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str,
             has, or has weights that are not finite. Names the file and the weights.
     """
     loaded = read_backbone_weights(encoder.backbone, path)
-    # The only entries that may be lacking are BatchNorm's counters, which evaluation does not read.
+    # Only BatchNorm's counters may be missing, which evaluation does not read.
     encoder.backbone.load_state_dict(loaded.state_dict, strict=False)
     return loaded.unused_names
 
 
 def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
-    """Loads the backbone (``load_backbone_weights``), and the head of a file of ammnet train-encoder where it fits.
+    """Loads the backbone (``load_backbone_weights``), and the head from a file of ammnet train-encoder if it fits.
 
-    A head fits where it has the widths and classes of this one; what brings its channels to the network's width is no
-    part of that file and stays as it is.
+        A head fits if its widths and classes are the same; the layer that reduces its channels to the network's width is
+    not     part of that file and is unchanged.
 
-    Returns:
-        Whether the head was loaded.
+        Returns:
+            Whether the head was loaded.
 
-    Raises:
-        WeightsError: as ``load_backbone_weights``.
+        Raises:
+            WeightsError: as ``load_backbone_weights``.
     """
     unused = load_backbone_weights(encoder, path)
     if not any(name.startswith(HEAD_PREFIX) for name in unused):
@@ -228,7 +228,7 @@ def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
 
 
 HEAD_PREFIX = "head."
-"""How the names of the head begin in a file of ammnet train-encoder; those of the backbone have ``backbone.``."""
+"""Prefix of the head's names in a file of ammnet train-encoder; the backbone's is ``backbone.``."""
 
 
 def stage_widths(backbone: ImageBackbone) -> list[int]:

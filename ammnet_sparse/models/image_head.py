@@ -17,11 +17,11 @@ NUM_STAGES = 4
 
 @dataclasses.dataclass(frozen=True)
 class ImageFeatures:
-    """What the image network makes of an image [B, 3, h, w]; h/4 and w/4 are rounded up.
+    """Output of the image network for an image [B, 3, h, w]; h/4 and w/4 are rounded up.
 
     Attributes:
         features: [B, C, h/4, w/4], not negative (they end in a ReLU), float32 or the type of autocast.
-        class_logits: [B, num_classes, h/4, w/4], not normalized. For the 2D loss the consumer brings them to
+        class_logits: [B, num_classes, h/4, w/4], not normalized. For the 2D loss the caller resizes them to
             image size with align_corners true.
     """
 
@@ -32,12 +32,12 @@ class ImageFeatures:
 class ImageHead(Recomputable):
     """SegFormer's all-MLP head: projects four stages to one width, joins them at 1/4 image size and classifies.
 
-    The concatenation of the upsampled stages (order c4 c3 c2 c1) never exists: the slice of ``fuse`` that belongs to a
+    The concatenation of the upsampled stages (order c4 c3 c2 c1) is never built: the slice of ``fuse`` belonging to a
     stage is applied to that stage alone, and the results are added up. Without dropout, and with that of whole
     channels, the slice is applied at the stage's own size, before upsampling: a 1x1 convolution without bias, bilinear
-    interpolation and channel dropout commute, and that takes a third of the multiplications. Dropout of single values
-    commutes with neither. Then each stage is upsampled, dropped from and convolved in turn, and the backward pass makes
-    the upsampled stage and its mask again instead of keeping them: what is kept is the stage at its own size.
+    interpolation and channel dropout commute, and this takes a third of the multiplications. Dropout of single elements
+    does not commute. Then each stage is upsampled, dropped from and convolved in turn, and the backward pass recomputes
+    the upsampled stage and its mask; only the stage at its own size is kept.
 
     Args:
         stage_widths: channels of the four stages, finest (1/4) first.
@@ -45,7 +45,7 @@ class ImageHead(Recomputable):
         num_classes: classes of the 2D logits.
         dropout: probability with which a value of the concatenation is dropped.
         dropout_kind: ``element`` drops values one by one, ``channel`` whole channels of a sample.
-        out_width: C, channels of the features; None: ``width``. Else a 1x1 convolution, BN and ReLU bring them there.
+        out_width: C, channels of the features, reduced by a 1x1 convolution, BN and ReLU; None: ``width``.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ImageHead(Recomputable):
         return self.dropout(like.new_ones(like.shape[0], NUM_STAGES * self.width, 1, 1)).chunk(NUM_STAGES, dim=1)
 
     def _dropped_part(self, projected: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
-        """A stage's share of the joined features, dropping single values of the upsampled stage."""
+        """A stage's contribution to the joined features, dropping single elements of the upsampled stage."""
 
         def part(projected: Tensor, weight: Tensor) -> Tensor:
             return F.conv2d(self.dropout(_upsampled(projected, size)), weight)

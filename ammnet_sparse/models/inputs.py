@@ -23,8 +23,8 @@ class SitePlan:
     """The sites of a batch at full resolution, planned together (``sparse/planning.py``).
 
     Attributes:
-        encoder: where the encoders read and answer.
-        voxels: what is decoded.
+        encoder: the sites of the encoders' inputs and outputs.
+        voxels: the decoded voxels.
     """
 
     encoder: SiteSet
@@ -32,10 +32,10 @@ class SitePlan:
 
 
 def plan_sites(batch: Batch, voxels: Tensor, *, is_dense: bool, with_band: bool = False) -> SitePlan:
-    """Plans the encoder sites and those of a mask of ``voxels`` [B, V] bool, in one wait for the device.
+    """Plans the encoder sites and those of a mask ``voxels`` [B, V] bool, with one wait for the device.
 
     Args:
-        is_dense: every voxel is a site, whatever the mask says.
+        is_dense: every voxel is a site, regardless of the mask.
         with_band: see ``encoder_mask``.
 
     Raises:
@@ -118,7 +118,7 @@ def project_to_sites(features: Tensor, batch: Batch, sites: SiteSet, *, image_si
 
 
 def _check_below(values: Tensor, bound: int, *, what: str, frame_ids: tuple[str, ...]) -> None:
-    """Raises ValueError where a value on the CPU is ``bound`` or larger (elsewhere that would wait for the device)."""
+    """Raises ValueError if a value on the CPU is ``bound`` or larger (on a GPU the check would wait for the device)."""
     if values.device.type != "cpu" or len(values) == 0:
         return
     largest = int(values.max())

@@ -12,7 +12,7 @@ def set_recompute(network: nn.Module, level: RecomputeLevel, *, standing_alone: 
 
     Args:
         level: ``blocks``: whole DDR blocks; ``full``: whole stages, stems, upsampling and the head of an image encoder.
-        standing_alone: DDR blocks that are part of no stage, which ``full`` recomputes too.
+        standing_alone: DDR blocks outside of stages, which ``full`` recomputes too.
     """
     for module in network.modules():
         if isinstance(module, Recomputable):

@@ -1,4 +1,4 @@
-"""The TSDF encoder: looks around at 1/2 and 1/4, answers at the encoder sites."""
+"""The TSDF encoder: spatial context at 1/2 and 1/4, features at the encoder sites."""
 
 from typing import Literal
 
@@ -12,15 +12,15 @@ from ammnet_sparse.sparse.sites import SiteSet
 class StateProjection(nn.Linear):
     """1x1x1 convolution without bias of the state channels of every 1/2 cell.
 
-    It starts with weights of deviation 1. As PyTorch initializes a linear layer, the state would weigh a sixth as much
-    as the features it is added to, and a short training predicts too little of what is occluded.
+    Weights start with standard deviation 1. With PyTorch's initialization, the state would have a sixth of the scale
+    of the features it is added to, and a short training predicts too little of what is occluded.
     """
 
     def __init__(self, state_channels: int, width: int) -> None:
         super().__init__(state_channels, width, bias=False)
 
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:  # which has no values, and for which PyTorch would import its compiler
+        if not self.weight.is_meta:  # no values to initialize, and PyTorch would import its compiler
             nn.init.normal_(self.weight)
 
 
@@ -58,7 +58,7 @@ class TSDFEncoder(nn.Module):
 
 
 def add_state(features: Tensor, state: Tensor | None, projection: StateProjection | None) -> Tensor:
-    """Features of every 1/2 cell plus what the sites left out; unchanged without a projection."""
+    """Features of every 1/2 cell plus the projected state; unchanged without a projection."""
     if projection is None:
         return features
     if state is None:

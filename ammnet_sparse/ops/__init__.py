@@ -1,4 +1,4 @@
-"""The operators: schema, readable reference, fake and autograd formula of each. Compiled kernels take over."""
+"""The operators: schema, readable reference, fake and autograd formula of each; compiled kernels take over."""
 
 from ammnet_sparse.ops._library import kernel_libraries, out_of_range_operators
 from ammnet_sparse.ops.fill_empty import fill_empty

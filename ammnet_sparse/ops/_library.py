@@ -1,15 +1,15 @@
-"""How an operator becomes known to PyTorch, and the checks that operators share.
+"""Registers operators with PyTorch; checks shared by operators.
 
 Every operator ``ammnet_sparse::<name>`` has a schema, a reference for all devices, a fake for tracing and, where it
 is differentiable, an autograd formula that calls ``<name>_backward``, an operator like any other. The reference is
 registered as CompositeExplicitAutograd, so a kernel registered for the dispatch key ``CPU`` or ``CUDA`` takes over
-from it without anything else changing.
+without any other change.
 
-The compiled kernels lie beside the package in two libraries, one for each device, and are loaded here.
-``AMMNET_SPARSE_KERNELS=0`` leaves them out, so that the references run; ``kernel_libraries`` says what is loaded.
+The compiled kernels are in two libraries in the package, one for each device, and are loaded here.
+``AMMNET_SPARSE_KERNELS=0`` disables them, so that the references run; ``kernel_libraries`` lists what is loaded.
 
-A caller sees the range of indices and labels checked on the CPU. Elsewhere that would wait for the device: there an
-index out of range reads and writes nothing, and its row is zero. The CUDA kernels remember that they met one; with
+On the CPU the range of indices and labels is checked. On a GPU that would wait for the device; there an
+index out of range reads and writes nothing, and its row is zero. The CUDA kernels record that they met one; with
 ``AMMNET_SPARSE_CHECK_INDICES=1`` every call waits for the device and raises IndexError then.
 """
 
@@ -44,7 +44,7 @@ def define_operator(
     """Registers an operator and returns it.
 
     Args:
-        name: what stands after ``ammnet_sparse::``.
+        name: the name after ``ammnet_sparse::``.
         schema: arguments and results, ``(Tensor features, ...) -> Tensor``. Sizes and seeds are ``SymInt``, so that
             a traced program does not depend on their values; a kernel receives them as int64.
         reference: runs on every device for which no compiled kernel is registered.
@@ -58,7 +58,7 @@ def define_operator(
 
 
 class KernelLibrary(NamedTuple):
-    """A library of compiled kernels: whether it is loaded, and from where or why not."""
+    """A library of compiled kernels: whether it is loaded, from where, or why not."""
 
     is_loaded: bool
     note: str
@@ -90,8 +90,8 @@ def _load_library(device: str) -> KernelLibrary:
 def _reason_of_driver(path: Path) -> str:
     """Why the driver cannot run the library of CUDA kernels; nothing if it can, or if there is no driver.
 
-    A driver runs what was built with CUDA of its own major version and of those before. With a later one every launch
-    fails, so the references run, with a warning where PyTorch itself can use the device.
+    A driver runs code built with CUDA of its own major version and earlier ones. With a later one every launch
+    fails, so the references run, with a warning if PyTorch itself can use the device.
     """
     driver = _driver_version()
     built = _version_in(path) if driver else None
@@ -107,7 +107,7 @@ def _reason_of_driver(path: Path) -> str:
 
 
 def _driver_version() -> int | None:
-    """The CUDA that the driver is for, 13000 for 13.0; None without one. Does not start CUDA: a fork may follow."""
+    """The driver's CUDA version, 13000 for 13.0; None without a driver. Does not initialize CUDA: a fork may follow."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -117,7 +117,7 @@ def _driver_version() -> int | None:
 
 
 def _version_in(path: Path) -> int | None:
-    """The CUDA that a library was built with, from its file; to load it would register its kernels."""
+    """The CUDA version that a library was built with, read from its file, as loading it would register its kernels."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb"ammnet_sparse: built with CUDA (\d+)\.", content)
         return int(found[1]) if found else None
@@ -135,7 +135,7 @@ def _is_switched_on(variable: str, *, default: bool) -> bool:
 
 
 def _reason_not_built(device: str) -> str:
-    """What setup.py noted where it built the package."""
+    """The notes that setup.py left when building the package."""
     report = _PACKAGE / "_kernels_build.json"
     if not report.is_file():
         return "the package was not built here (python setup.py build_ext --inplace, or install it again)"
@@ -147,7 +147,7 @@ _CHECKS_DEVICE_INDICES = _is_switched_on(CHECK_VARIABLE, default=False)
 
 
 def kernel_libraries() -> dict[str, KernelLibrary]:
-    """The libraries of compiled kernels by device, ``cpu`` and ``cuda``. Where one is not loaded, references run."""
+    """The libraries of compiled kernels by device, ``cpu`` and ``cuda``. If one is not loaded, references run."""
     return dict(_LIBRARIES)
 
 
@@ -166,7 +166,7 @@ _BITS = {1: "project_features", 2: "fill_empty", 4: "shuffle_categories", 8: "on
 
 
 def out_of_range_operators(like: Tensor) -> list[str]:
-    """Names of the operators whose kernels met an index out of range since this was last asked.
+    """Names of the operators whose kernels met an index out of range since the last call.
 
     Waits for the device of ``like``. Always empty on the CPU, where such an index is an error, and for references.
     """
@@ -175,7 +175,7 @@ def out_of_range_operators(like: Tensor) -> list[str]:
 
 
 def checked(result: Tensor) -> Tensor:
-    """``result``; with AMMNET_SPARSE_CHECK_INDICES=1 raises IndexError where an index on CUDA was out of range."""
+    """``result``; with AMMNET_SPARSE_CHECK_INDICES=1 raises IndexError if an index on CUDA was out of range."""
     if _CHECKS_DEVICE_INDICES and result.device.type == "cuda" and (names := out_of_range_operators(result)):
         raise IndexError(f"{', '.join(names)}: found an index out of range on {result.device}, run on the CPU for more")
     return result
@@ -186,7 +186,7 @@ def register_autograd(
 ) -> None:
     """Registers the formula of the gradient: ``setup_context`` keeps what ``backward`` needs.
 
-    An operator may change arguments in place: buffers, of which no gradient is taken.
+    An operator may change arguments in place: buffers without gradient.
     """
     if not operator._schema.is_mutable:
         torch.library.register_autograd(operator, backward, setup_context=setup_context)
@@ -256,7 +256,7 @@ def check_integers(name: str, values: Tensor) -> None:
 
 
 def check_same_device(first: Tensor, **others: Tensor) -> None:
-    """Raises ValueError where one of ``others`` lies on another device than ``first``."""
+    """Raises ValueError if one of ``others`` is on another device than ``first``."""
     for name, other in others.items():
         if other.device != first.device:
             raise ValueError(f"{name}: expected on {first.device} like the first argument, found on {other.device}")
@@ -269,7 +269,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_range(name: str, values: Tensor, *, low: int, high: int) -> None:
-    """Raises IndexError where an element of ``values`` on the CPU lies outside ``low`` .. ``high``, both included."""
+    """Raises IndexError if an element of ``values`` on the CPU is outside ``low`` .. ``high``, both included."""
     if values.device.type != "cpu" or values.numel() == 0:
         return
     smallest, largest = (int(bound) for bound in values.aminmax())

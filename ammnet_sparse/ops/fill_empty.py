@@ -32,7 +32,7 @@ def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
         features: [N, C].
         neighbors: [N, 27] integer, the rows of the neighboring sites in C order of the offsets (-1, 0, 1) along
             X, height and Y, so that column 13 is the site itself; -1 where there is no site. The relation must be
-            symmetric: ``neighbors[i, k] == j`` exactly where ``neighbors[j, 26 - k] == i``. The gradient relies on it.
+            symmetric: ``neighbors[i, k] == j`` if and only if ``neighbors[j, 26 - k] == i``. The gradient relies on it.
 
     Returns:
         [N, C] contiguous, type of ``features``. Differentiable once in ``features``; which channels are zero is taken

@@ -1,7 +1,7 @@
-"""Rows of features side by side, as the taps of a convolution read them: what makes a convolution one matrix product.
+"""Gathers the rows that the taps of a convolution read, side by side, so that a convolution is one matrix product.
 
-A *table* [N, T] says which row of the features tap t reads for target n, -1 for none. Its *inverse* [M, T] says for
-which target tap t reads source m. Of a convolution both exist: no tap reads a source for two targets. So the gradient
+A *table* [N, T] has the row of the features that tap t reads for target n, -1 for none. Its *inverse* [M, T] has the
+target for which tap t reads source m; it exists, as no tap of a convolution reads a source twice. So the gradient
 is a sum over a row of the inverse, and needs neither atomics nor sorting.
 """
 
@@ -59,7 +59,7 @@ def gather_taps(features: Tensor, table: Tensor, inverse: Tensor | None = None) 
 
 
 def sum_taps(values: Tensor, inverse: Tensor) -> Tensor:
-    """The transpose of ``gather_taps``: adds up what the taps read of each source.
+    """The transpose of ``gather_taps``: sums the values of all taps that read a source.
 
     Args:
         values: [N, T * C].

@@ -20,7 +20,7 @@ from ammnet_sparse.ops._library import (
 
 
 def modulate(features: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Scales and shifts features of one modality by what another says (equation 2).
+    """Scales and shifts features of one modality by those of another (equation 2).
 
     float16 and bfloat16 are computed in float32 and rounded once. Inputs of different types, as autocast makes them,
     are first brought to their common type.
@@ -100,7 +100,7 @@ _modulate_backward = define_operator(
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     features, scale, _ = inputs
-    # A bias alone needs neither; what it does not need must not stay in memory.
+    # The gradient of the bias needs neither, so neither is kept.
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
         ctx.save_for_backward(features, scale)
 

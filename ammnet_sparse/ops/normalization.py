@@ -1,10 +1,9 @@
 """Batch normalization of site features, the residuals added to it and the ReLU that follows, in one operator.
 
 Written out in PyTorch the same takes a dozen operators forward and as many backward, each a pass over memory.
-Statistics keep their digits in float32 where the mean is large beside the deviation, which sums of rows and of squares
-do not.
+The statistics stay accurate in float32 if the mean is large relative to the deviation, unlike sums of squares.
 
-Rows may form *groups* of equal size, the rows of group g contiguous. Every group has statistics of its own, as if the
+Rows may form *groups* of equal size, the rows of group g contiguous. Every group has separate statistics, as if the
 groups were normalized one after another.
 """
 
@@ -37,8 +36,8 @@ class Normalized(NamedTuple):
     """What a normalization returns.
 
     Attributes:
-        sum: [N, C], normalized features plus residuals; None unless asked for.
-        activated: [N, C], the ReLU of that; None unless asked for.
+        sum: [N, C], normalized features plus residuals; None unless requested.
+        activated: [N, C], the ReLU of that; None unless requested.
         mean: [G, C] of each group, float32 (float64 for float64 features); without gradients.
         variance: [G, C] of each group, without Bessel's correction.
     """
@@ -73,18 +72,18 @@ def normalize_sites(
         bias: as ``weight``.
         residuals: at most two, shape and type of ``features``.
         running: updated in place, group by group from the first, as that many batches one after another would.
-        num_groups: sets of rows with statistics of their own.
+        num_groups: sets of rows with separate statistics.
         eps: added to the variance.
-        with_sum: the result before the ReLU is wanted.
-        with_relu: the ReLU is wanted.
-        keep_residuals: whether the backward pass of a ReLU reads the residuals instead of the result. Either tells
-            where the ReLU let gradients through; keep what is there anyway.
+        with_sum: return the result before the ReLU.
+        with_relu: return the ReLU.
+        keep_residuals: whether the backward pass of a ReLU reads the residuals instead of the result. Either shows
+            where the ReLU is active; choose the one that is in memory anyway.
 
     Returns:
-        The results asked for and the statistics. Differentiable once in features, parameters and residuals.
+        The requested results and the statistics. Differentiable once in features, parameters and residuals.
 
     Raises:
-        ValueError: shapes, groups or devices that do not fit, fewer than two rows in a group, or no result asked for.
+        ValueError: contradicting shapes, groups or devices, fewer than two rows in a group, or no result requested.
         TypeError: types other than these.
     """
     residual1, residual2 = _checked("normalize_sites", features, weight, bias, residuals, with_sum or with_relu)
@@ -132,7 +131,7 @@ def apply_normalization(
     with_relu: bool = False,
     keep_residuals: bool = False,
 ) -> Normalized:
-    """As ``normalize_sites``, with statistics that are given and constant: those running, or of an earlier pass.
+    """As ``normalize_sites``, with given, constant statistics: running ones, or those of an earlier pass.
 
     Args:
         features: [N, C], any number of rows.
@@ -140,13 +139,13 @@ def apply_normalization(
         bias: as ``weight``.
         mean: [C], or [G, C] for G groups of rows; the type of ``weight``.
         variance: as ``mean``.
-        residuals: as for ``normalize_sites``, and so the rest.
+        residuals: as for ``normalize_sites``, like the other arguments.
 
     Returns:
-        The results asked for. Differentiable once in features, parameters and residuals.
+        The requested results. Differentiable once in features, parameters and residuals.
 
     Raises:
-        ValueError: shapes or devices that do not fit, or no result asked for.
+        ValueError: contradicting shapes or devices, or no result requested.
         TypeError: types other than these.
     """
     residual1, residual2 = _checked("apply_normalization", features, weight, bias, residuals, with_sum or with_relu)
@@ -186,7 +185,7 @@ def constant_normalization_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features [N, C], of a residual [N, C], of weight [C] and bias [C], the statistics being constants.
 
-    What ``apply_normalization`` computes in its backward pass, for statistics whose own gradients are added elsewhere.
+    The backward pass of ``apply_normalization``, for statistics whose own gradients are added elsewhere.
 
     Args:
         grad_sum: gradient of the sum [N, C], or None.
@@ -219,7 +218,7 @@ def constant_normalization_gradients(
 def _checked(
     name: str, features: Tensor, weight: Tensor, bias: Tensor, residuals: Sequence[Tensor], has_result: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The residuals, None for those that are not given."""
+    """The residuals, padded with None."""
     check_features(f"{name}: features", features, ndim=2)
     _check_statistics(name, features, weight=weight, bias=bias)
     if len(residuals) > 2:
@@ -267,12 +266,12 @@ def _normalize_sites_reference(
     with_relu: bool,
     keep_residuals: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum and activated result [N, C], [0] where not wanted; mean and variance [G, C]."""
+    """Sum and activated result [N, C], [0] if not requested; mean and variance [G, C]."""
     rows = features.shape[0] // num_groups
     groups = features.to(weight.dtype).reshape(num_groups, rows, features.shape[1])
     mean = groups.mean(1)
     centered = groups - mean[:, None]
-    # What rounding leaves of the mean is taken out of both.
+    # Corrects both for the rounding of the mean.
     remainder = centered.mean(1)
     variance = centered.square_().mean(1).addcmul_(remainder, remainder, value=-1).clamp_min_(0)
     mean += remainder
@@ -301,7 +300,7 @@ def _apply_normalization_reference(
     with_relu: bool,
     keep_residuals: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sum and activated result [N, C], [0] where not wanted."""
+    """Sum and activated result [N, C], [0] if not requested."""
     total = _sum_reference(features, weight, bias, residual1, residual2, mean, variance, eps)
     empty = features.new_empty(0)
     return total.to(features.dtype) if with_sum else empty, total.relu().to(features.dtype) if with_relu else empty
@@ -369,7 +368,7 @@ def _normalize_sites_backward_reference(
         variance: [G, C] or [C].
         eps: added to the variance.
         is_training: the statistics are those of the rows; else they are constants.
-        needs_residual: the gradient of a residual is wanted, which is that of the sum with what came through the ReLU.
+        needs_residual: return the gradient of a residual, that of the sum plus what passes through the ReLU.
     """
     grad = torch.zeros_like(features, dtype=mean.dtype) if grad_sum is None else grad_sum.to(mean.dtype)
     if grad_activated is not None:
@@ -465,7 +464,7 @@ def _save_of_application(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _gradient(ctx: Any, grad_sum: Tensor | None, grad_activated: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    # A trace gives gradients to results that were not asked for too: empty ones.
+    # A trace also passes (empty) gradients of results that were not requested.
     grad_sum = grad_sum if ctx.with_sum else None
     grad_activated = grad_activated if ctx.with_relu else None
     if grad_sum is None and grad_activated is None:
@@ -474,7 +473,7 @@ def _gradient(ctx: Any, grad_sum: Tensor | None, grad_activated: Tensor | None, 
     features_gradient, residual_gradient, weight_gradient, bias_gradient = _normalize_sites_backward(
         grad_sum, grad_activated, *ctx.saved_tensors, ctx.eps, ctx.is_training, needs_residual
     )
-    # Of the sum alone a residual gets the gradient as it is.
+    # From the sum alone a residual gets the gradient unchanged.
     shared = residual_gradient if needs_residual else grad_sum
     gradients = (features_gradient, weight_gradient, bias_gradient, shared, shared)
     wanted = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]

@@ -1,7 +1,7 @@
 """Perturbed ground truth, the fakes of the adversarial game (equations 5 and 6), and labels as one-hot features.
 
 Everything is computed for the whole batch at once, on the device of the labels and without waiting for it. Random
-numbers depend on the seed and the index of voxel, class and sample alone, see ``philox``.
+numbers depend only on the seed and the index of voxel, class and sample, see ``philox``.
 """
 
 import torch
@@ -50,8 +50,8 @@ def shuffle_categories(labels: Tensor, class_map: Tensor, probability: Tensor, s
         labels: [B, ...] integer, 0 empty, 255 ignored, else a class below K. Empty and ignored voxels stay.
         class_map: [B, K] integer, the class that each class becomes, 0 .. K - 1.
         probability: [B, K] float32 in 0 .. 1; 0 for classes that stay.
-        seed: any signed 64-bit integer; the same seed changes the same voxels on every device. ``draw_shuffle`` and
-            this may be given the same one.
+        seed: any signed 64-bit integer; the same seed changes the same voxels on every device. ``draw_shuffle`` may
+            be given the same one.
 
     Returns:
         New labels, shape and type of ``labels``. Not differentiable.
@@ -89,21 +89,21 @@ def draw_erase_probability(
 def draw_shuffle(
     labels: Tensor, *, num_classes: int, probability_range: tuple[float, float], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws which classes of each sample ``shuffle_categories`` changes, into what and how often (equation 6).
+    """Draws which classes of each sample ``shuffle_categories`` changes, into which, and how often (equation 6).
 
     Of the K classes present in a sample, k of 1 .. K (uniform) are chosen at random, each with a probability of its
     own and one other class that is not empty. A sample without an object has none chosen.
 
     Args:
-        labels: [B, ...] integer. A class is present where a voxel has it, so set to 255 what the discriminator does
+        labels: [B, ...] integer. A class is present if any voxel has it, so set to 255 what the discriminator does
             not see. 0, 255 and labels of ``num_classes`` and above are not classes here.
         num_classes: empty included, 3 .. 255.
         probability_range: (low, high) of the probability of a chosen class.
         seed: any signed 64-bit integer; the same seed draws the same on every device.
 
     Returns:
-        class_map [B, num_classes] int64, the class itself where it is not chosen, and probability [B, num_classes]
-        float32, 0 where it is not chosen.
+        class_map [B, num_classes] int64, the class itself if it is not chosen, and probability [B, num_classes]
+        float32, 0 if it is not chosen.
 
     Raises:
         ValueError: ``num_classes``, ``probability_range``, shape or seed that do not fit.
@@ -121,7 +121,7 @@ def draw_shuffle(
 
     is_present = (labels.long().flatten(1)[:, None, :] == classes[:, None]).any(-1) & (classes != _EMPTY)
     num_chosen = 1 + integers_below(count_words[:, 0], is_present.sum(1))
-    # Random order of the classes present, the others behind them; the class number tells equal words apart.
+    # Random order of the classes present, then the others; the class number breaks ties.
     order = (order_words * num_classes + classes).where(is_present, torch.iinfo(torch.int64).max)
     rank = (order[:, None, :] < order[:, :, None]).sum(-1)
     is_chosen = is_present & (rank < num_chosen[:, None])
@@ -134,7 +134,7 @@ def draw_shuffle(
 
 
 def one_hot_sites(labels: Tensor, linear: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One-hot features of sites straight from a label map, for the discriminator.
+    """One-hot features of sites directly from a label map, for the discriminator.
 
     Args:
         labels: [B, V] integer, a class in 0 .. num_classes - 1, or 255 for ignored.
@@ -230,7 +230,7 @@ def _one_hot_sites_reference(labels: Tensor, linear: Tensor, num_classes: int, d
     check_range("one_hot_sites: linear", linear, low=-1, high=labels.numel() - 1)
     is_site = (linear >= 0) & (linear < labels.numel())
     index = linear.long().where(is_site, 0)
-    # Without labels nothing may be read, not even for the sites that have none.
+    # Without labels nothing may be read, not even for sites without one.
     label = labels.reshape(-1)[index].long() if labels.numel() else torch.full_like(index, _IGNORE)
     label = label.where(is_site, _IGNORE)
     _check_classes("one_hot_sites: labels", label, num_classes)

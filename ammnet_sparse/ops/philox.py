@@ -1,9 +1,9 @@
 """Counter-based random numbers: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
-A number depends on a seed and on where it is used, on nothing else: not on the device, the order of evaluation or the
+A number depends only on a seed and on where it is used, not on the device, the order of evaluation or the
 numbers drawn before. 32-bit words are held in int64 tensors, in 0 .. 2^32 - 1.
 
-Which counter belongs to what is part of the definition of an operator, so that every kernel makes the same bits:
+The counters are part of the definition of an operator, so that every kernel makes the same bits:
 
     key                (seed mod 2^32, seed div 2^32), the seed in two's complement
     voxel v, sample b  word v mod 4 of philox(v div 4, b, 0, stream)

@@ -1,6 +1,6 @@
-"""2D-3D projection: image features to the voxels that pixels hit. What stays empty beside them: fill_empty.py.
+"""2D-3D projection: image features to the voxels that pixels hit; fill_empty.py fills the empty channels.
 
-The bilinear samples are taken straight from the low-resolution feature map, so that features at the size of the
+The bilinear samples are taken directly from the low-resolution feature map, so that features at the size of the
 image (480 x 640 x C) never exist.
 """
 
@@ -40,7 +40,7 @@ def project_features(
         features: [B, C, h, w], any strides.
         pixel_of_site: [N] integer, ``row * width + column`` in an image of ``image_size``; -1 where no pixel hits.
         batch_of_site: [N] integer, the sample of each site, 0 .. B - 1, also where no pixel hits.
-        image_size: (height, width) in pixels of the image that ``pixel_of_site`` counts in.
+        image_size: (height, width) in pixels of the image that ``pixel_of_site`` refers to.
         align_corners: as in ``F.interpolate``.
 
     Returns:
@@ -74,7 +74,7 @@ def project_features(
 
 
 class _Reads(NamedTuple):
-    """The four cells of the feature map that each site reads. Those of sites without a pixel must be masked."""
+    """The four cells of the feature map that each site reads; cells of sites without a pixel must be masked."""
 
     is_hit: Tensor  # [N, 1] bool
     cells: Tensor  # [N, 4] int64, (sample * h + row) * w + column; 0 for sites without a pixel
@@ -142,7 +142,7 @@ def _project_features_reference(
         return features.new_zeros((cells.shape[0], channels))
     rows_of_channels = features.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype)
     projected = F.embedding_bag(cells, rows_of_channels, mode="sum", per_sample_weights=weights)
-    # Not by a weight of zero: the cell that stands in may hold an infinity.
+    # Not by a weight of zero, because the placeholder cell may hold an infinity.
     return projected.masked_fill_(~is_hit, 0).to(features.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: a prediction beside the truth, seen from the camera's side and from above."""
+"""Pictures of a prediction beside the truth, seen from the camera's side and from above."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ ERROR_COLORS: dict[str, Rgb] = {
     "missed": (51, 105, 222),
     "invented": (214, 51, 51),
 }
-"""How the view of errors paints a voxel: both occupied (right or wrong class), only the truth, only the prediction."""
+"""Colors of the error view: both occupied (right or wrong class), only the truth, only the prediction."""
 
 _CEILING = CLASS_NAMES.index("ceiling")
 # The published 2D label maps have void and NYU's 13 classes in alphabetical order (checked against the labels of the
@@ -54,7 +54,7 @@ def render_comparison(
     """One picture: the input, the prediction, the truth and the errors, each from the camera's side and from above.
 
     Both views show X growing to the right. From the camera's side height points up; from above, Y (away from the
-    camera) does. Cubes are colored by class, with a legend below; errors as ``ERROR_COLORS`` say. The pale plane is
+    camera) does. Cubes are colored by class, with a legend below, and errors by ``ERROR_COLORS``. The pale plane is
     the bottom of the grid.
 
     Args:
@@ -63,15 +63,15 @@ def render_comparison(
         image: [rows, columns, 3] uint8 RGB, the input image.
         label_map: [rows, columns] uint8, the 2D prediction, 0..13.
         visible_mask: [X, H, Y] bool, the voxels to draw, for instance the scored ones; None: all.
-        hide_ceiling: leave out the ceiling, so that one can look into the room.
+        hide_ceiling: omit the ceiling, to look into the room.
         panel_size: edge of one view in pixels.
         title: a line above the picture.
 
     Returns:
-        [rows, columns, 3] uint8 RGB, fit for an image file.
+        [rows, columns, 3] uint8 RGB.
 
     Raises:
-        ValueError: volumes of different shapes or with other values, or an image of another form.
+        ValueError: volumes of different shapes or with invalid values, or an image of another shape.
     """
     check_volume("prediction", prediction, prediction.shape)
     visible = np.ones(prediction.shape, dtype=np.bool_) if visible_mask is None else visible_mask.astype(np.bool_)
@@ -97,7 +97,7 @@ def render_comparison(
 
 
 def class_colors(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[..., 3] uint8 RGB of labels [...], 0..11 or 255, in the colors that users of the benchmark know."""
+    """[..., 3] uint8 RGB of labels [...], 0..11 or 255, in the usual colors of the benchmark."""
     palette = np.full((IGNORE_LABEL + 1, 3), IGNORE_COLOR, dtype=np.uint8)
     palette[:NUM_CLASSES] = [entry.color for entry in CLASSES]
     return palette[labels]
@@ -171,7 +171,7 @@ def _input_panels(
 
 
 def _fit(image: NDArray[np.uint8], size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
-    """The image as large as fits into a white square of ``size`` pixels, in its middle."""
+    """The image scaled to fit and centered in a white square of ``size`` pixels."""
     rows, columns = image.shape[:2]
     scale = size / max(rows, columns)
     new_rows, new_columns = max(1, round(rows * scale)), max(1, round(columns * scale))
@@ -202,7 +202,7 @@ def _text_line(text: str, width: int) -> NDArray[np.uint8]:
 
 
 def _legend(entries: Sequence[tuple[str, Rgb]], width: int, heading: str = "") -> NDArray[np.uint8]:
-    """Names beside squares of their colors, in as many lines as ``width`` makes necessary."""
+    """Names beside squares of their colors, in as many lines as ``width`` requires."""
     font = _font()
     places: list[tuple[float, int, str, Rgb]] = []
     x, row = (font.getlength(heading) + _GAP if heading else 0.0), 0
@@ -228,19 +228,19 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def is_occupied(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where labels of any shape hold a class of something: neither empty nor ignored."""
+    """Where labels of any shape are occupied: neither empty nor ignored."""
     return (labels != EMPTY_LABEL) & (labels != IGNORE_LABEL)
 
 
 def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
-    """Raises ValueError where a volume has not the three axes and the shape expected."""
+    """Raises ValueError if a volume does not have three axes and the expected shape."""
     if len(shape) != 3 or array.shape != shape:
         expected = list(shape) if len(shape) == 3 else "[X, H, Y]"
         raise ValueError(f"{name}: expected {expected}, found {list(array.shape)}")
 
 
 def check_volume(name: str, labels: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
-    """Raises ValueError where labels are not uint8 classes 0..11 or 255 of this shape."""
+    """Raises ValueError if labels are not uint8 classes 0..11 or 255 of this shape."""
     check_shape(name, labels, shape)
     stray = (labels >= NUM_CLASSES) & (labels != IGNORE_LABEL)
     if labels.dtype != np.uint8 or stray.any():

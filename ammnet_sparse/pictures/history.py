@@ -1,4 +1,4 @@
-"""What a training run wrote into metrics.jsonl: read back, drawn as curves, and set as a table."""
+"""The metrics.jsonl of a training run: reading, curves and tables."""
 
 import html
 import io
@@ -37,8 +37,8 @@ class History:
 
     Attributes:
         steps: one mapping per update: ``step`` from 1, ``epoch`` from 1, and losses by name.
-        epochs: one per epoch: ``epoch``, ``step``, mean losses of training by name, ``validation`` where there was
-            one: scores in percent as ``Scores.to_json`` has them. Where the run recorded them: ``training``, the same
+        epochs: one per epoch: ``epoch``, ``step``, mean losses of training by name, ``validation`` if there was
+            one: scores in percent as in ``Scores.to_json``. If the run recorded them: ``training``, the same
             scores of the training frames, and ``validation_scene``, the scene's cross-entropy on validation frames.
         num_malformed: lines in another form, which were skipped; the last line may still be being written.
     """
@@ -79,7 +79,7 @@ def read_history(run: str | Path) -> History:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            num_malformed += number < len(texts)  # the last line of a run that was cut off, or is writing just now
+            num_malformed += number < len(texts)  # the last line of a run that was interrupted, or is still writing
             continue
         if _is_line(line):
             lines[line["kind"]].append(line)
@@ -92,7 +92,7 @@ def read_history(run: str | Path) -> History:
 
 
 def _is_line(line: Any) -> bool:
-    """Whether a line has what the page reads of it, in the types that ``training/records.py`` writes."""
+    """Whether a line has the values that the page reads, in the types that ``training/records.py`` writes."""
     if not isinstance(line, dict) or line.get("kind") not in ("step", "epoch") or not _is_count(line.get("step")):
         return False
     if line["kind"] == "step":
@@ -127,7 +127,7 @@ def curves_html(history: History) -> str:
 
 
 def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table in the columns of the paper's: name of a row to its scores in percent, as ``Scores.to_json`` has them."""
+    """A table with the paper's columns: name of a row to its scores in percent, as in ``Scores.to_json``."""
     names = [entry.name for label, entry in enumerate(CLASSES) if label != EMPTY_LABEL]
     headings = ["", *(f"SC {title}" for title, _ in _SC_COLUMNS), *names, "SSC mIoU"]
     lines = ["".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)]
@@ -207,7 +207,7 @@ def new_figure(title: str) -> tuple[Figure, Axes]:
 
 
 def _draw_steps(axes: Axes, history: History, name: str, *, label: str, color: str) -> None:
-    """A value of every step, pale, and its course: the mean of stretches, which also keep the page small."""
+    """A value of every step, pale, and its moving mean; averaging also keeps the page small."""
     points = [(line["step"], line[name]) for line in history.steps if _is_number(line.get(name))]
     if not points:
         return
@@ -228,7 +228,7 @@ def draw_epochs(
     style: str = "-",
     over: str = "step",
 ) -> None:
-    """Draws a value of every epoch that has it, found by its keys, over ``step`` or ``epoch``."""
+    """Draws a value of every epoch that has it, given by its keys, over ``step`` or ``epoch``."""
     points = []
     for line in epochs:
         value: Any = line
@@ -242,7 +242,7 @@ def draw_epochs(
 
 
 def svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2) -> str:
-    """A figure as SVG within HTML; ``description`` is for people who do not see it."""
+    """A figure as SVG within HTML; ``description`` is its alternative text."""
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=legend_columns, fontsize=8.5, frameon=False)
     file = io.StringIO()
@@ -251,13 +251,13 @@ def svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2
         figure.savefig(file, format="svg", metadata=nothing)
     picture = file.getvalue()
     start = picture.index("<svg")
-    # Within HTML the names of SVG's vocabularies are known; without them the page holds no address at all.
+    # SVG within HTML needs no namespace declarations; without them the page contains no URL at all.
     picture = re.sub(r' xmlns(:xlink)?="[^"]*"', "", picture)
     return f'<svg role="img" aria-label="{html.escape(description)}"' + picture[start + len("<svg") :]
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST  # NaN is not below anything
+    return type(value) in (int, float) and abs(value) < _LARGEST  # false for NaN
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The files that a completed frame is handed out as: class volume, picture, PLY files and a scene of the page."""
+"""The output files of a completed frame: class volume, picture, PLY files and a scene of the page."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ class CompletedFrame:
         frame: what was predicted from.
         labels: [X, H, Y] uint8, class 0..11.
         shown_mask: [X, H, Y] bool, the voxels that pictures, PLY files and page show; None: all.
-        shown_as: a few words on that mask, for the picture's title.
+        shown_as: describes that mask in the picture's title.
         origin: world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
         arrays: further arrays for the npz file.
-        note: a few words for the page.
-        camera_position: (X, Y) of the camera in voxels of the grid; None where it is not known.
+        note: text for the page.
+        camera_position: (X, Y) of the camera in voxels of the grid, or None.
     """
 
     frame: Frame
@@ -46,14 +46,14 @@ class CompletedFrame:
 
     @classmethod
     def of_set(cls, frame: Frame, labels: NDArray[np.uint8]) -> "CompletedFrame":
-        """Of a frame of a set: the scored voxels are shown; without a truth, those with label weight."""
+        """A completed frame of a set: shows the scored voxels; without a truth, those with label weight."""
         if frame.label is None:
             return cls(frame, labels, frame.label_weight, "voxels with label weight")
         return cls(frame, labels, frame.label_weight & (frame.label != IGNORE_LABEL), "scored voxels")
 
     @classmethod
     def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8]) -> "CompletedFrame":
-        """Of a frame of a user's camera: its reliable voxels are shown; the npz file says where the grid lies.
+        """A completed frame of a user's camera: shows its reliable voxels; the npz file has the position of the grid.
 
         ``pose``: camera to world; ``origin``: of the grid in that world; ``voxel_size`` in meters; ``reliable``: the
         mask shown; with a given pose ``world_from_given``, from its world to this one.
@@ -97,7 +97,7 @@ class CompletedFrame:
 
 
 def write_volume(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>.npz``: ``labels``, and what else ``completed`` has."""
+    """``<name>.npz``: ``labels`` and the other arrays of ``completed``."""
     np.savez_compressed(
         folder / f"{completed.name}.npz",
         labels=completed.labels,
@@ -106,7 +106,7 @@ def write_volume(folder: Path, completed: CompletedFrame) -> None:
 
 
 def write_picture(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>.png``: prediction against truth where that is known, from the camera's side and from above."""
+    """``<name>.png``: prediction and, if known, truth, from the camera's side and from above."""
     frame = completed.frame
     picture = render_comparison(
         completed.labels,

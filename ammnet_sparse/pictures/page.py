@@ -1,6 +1,6 @@
-"""One self-contained HTML page of completed scenes: a 3D view to turn, with prediction, truth, errors and input.
+"""One self-contained HTML page of completed scenes: a 3D view with prediction, truth, errors and input.
 
-The page holds its scripts, styles, volumes and images; it fetches nothing and works from a file, offline.
+The page contains its scripts, styles, volumes and images; it fetches nothing and works offline.
 """
 
 import base64
@@ -26,9 +26,9 @@ from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, EMPTY_LABEL, IGNORE_LA
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
 
 PART_COLORS: dict[str, Rgb] = {"observed surface": (122, 128, 140), "completed": (0, 158, 143)}
-"""How voxels are painted by what the camera saw: those that a pixel hits, and all others."""
+"""Colors of voxels that a pixel hits, and of all others."""
 
-# The ceiling would hide the room from above, where the view starts.
+# The ceiling would hide the room in the initial view from above.
 _HIDDEN_AT_FIRST = (CLASS_NAMES.index("ceiling"),)
 _SCRIPTS = ("volume.js", "camera.js", "renderer.js", "page.js")
 _IN_MASK, _HIT = 1, 2
@@ -40,17 +40,17 @@ class Scene:
     """A scene of the page.
 
     Attributes:
-        name: how it is chosen.
+        name: its entry in the list of scenes.
         prediction: [X, H, Y] uint8, class 0..11; 255 is not drawn.
-        truth: the same; voxels of 255 are not drawn in the errors. None: no truth and no errors are offered.
+        truth: the same; voxels of 255 are not drawn in the errors. None: truth and errors are not available.
         mask: [X, H, Y] bool, the voxels of prediction and truth that are shown, for instance the scored ones; the
-            others are hidden until the viewer asks for them. None: all.
-        hit: [X, H, Y], the voxels that a pixel hits: bool, or integer as ``Frame.mapping`` has it, the pixel
+            others are hidden at first. None: all.
+        hit: [X, H, Y], the voxels that a pixel hits: bool, or integer as ``Frame.mapping``, the pixel
             ``row * columns + column`` of ``image`` and -1 for none; then the image colors the input surface.
         image: [rows, columns, 3] uint8 RGB, the input image.
-        note: a few words shown beside the scene.
-        camera_position: (X, Y) of the camera in voxels, outside of the grid as a rule; None where it is not known:
-            then the page marks the camera's side only.
+        note: text shown beside the scene.
+        camera_position: (X, Y) of the camera in voxels, usually outside of the grid; None if unknown:
+            then the page only marks the camera's side.
 
     Raises:
         ValueError: arrays of other shapes, types or values; the message names scene and attribute.
@@ -87,7 +87,7 @@ class Scene:
 
     @classmethod
     def from_frame(cls, frame: Frame, labels: NDArray[np.uint8], *, note: str = "") -> "Scene":
-        """The scene of a prediction [X, H, Y] for a frame: with truth, the scored voxels are shown; else all."""
+        """The scene of a prediction [X, H, Y] for a frame; shows the scored voxels, without truth all."""
         scored = None if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
         return cls(
             name=frame.frame_id,
@@ -101,7 +101,7 @@ class Scene:
 
     @property
     def hit_colors(self) -> NDArray[np.uint8] | None:
-        """[N, 3] RGB of the hit voxels in flat order; None where no image or no mapping says."""
+        """[N, 3] RGB of the hit voxels in flat order; None without an image or a mapping."""
         if self.hit is None or self.image is None or self.hit.dtype == np.bool_:
             return None
         return self.image.reshape(-1, 3)[self.hit[self.hit >= 0]]
@@ -127,9 +127,9 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
 
     Args:
         path: file to write.
-        scenes: what can be chosen, in this order; about 0.1 MB each with an image.
+        scenes: in the order of the list; about 0.1 MB each with an image.
         title: heading of the page, plain text.
-        introduction: HTML put before the 3D view as it is; needed where there are no scenes. Scripts in it never run.
+        introduction: HTML inserted unchanged before the 3D view; required without scenes. Scripts in it never run.
 
     Raises:
         ValueError: nothing to show.
@@ -156,7 +156,7 @@ def _template(name: str) -> str:
 
 
 def _script_source(viewer: str) -> str:
-    """What the page's policy lets run: its own script, by the hash of its text, and nothing else."""
+    """The page's content security policy: only its own script, identified by its hash, may run."""
     scripts = re.findall(r"<script>(.*?)</script>", viewer, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     return " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
@@ -182,7 +182,7 @@ def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
 
 
 def _scene_data(scene: Scene) -> dict[str, Any]:
-    """What ``decodeScene`` of volume.js reads: volumes in flat order, one after the other, gzip, base64."""
+    """The format of ``decodeScene`` in volume.js: concatenated flat volumes, gzip, base64."""
     flags = np.full(scene.prediction.shape, _IN_MASK, dtype=np.uint8)
     if scene.mask is not None:
         flags[~scene.mask.astype(np.bool_)] = 0
@@ -205,7 +205,7 @@ def _scene_data(scene: Scene) -> dict[str, Any]:
 
 
 def _image_address(image: NDArray[np.uint8]) -> str:
-    """The image as a data address, a JPEG of at most 640 pixels along its longer side."""
+    """The image as a data URL, a JPEG of at most 640 pixels along its longer side."""
     picture = Image.fromarray(image)
     picture.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Completed scenes as PLY files, which MeshLab, CloudCompare and Blender open: colored points or cubes."""
+"""Completed scenes as PLY files for MeshLab, CloudCompare and Blender: colored points or cubes."""
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ def write_ply(
 ) -> None:
     """Writes the occupied voxels in meters, in world axes: x lateral, y forward, z up (a right-handed triple).
 
-    Points stand in the middle of their voxels. Cubes have only the faces that look into empty space or into a voxel
+    Points are the centers of their voxels. Cubes have only the faces towards empty space or towards a voxel
     that is not drawn; the faces of one class share their corners. Both carry the color of the class and, as property
-    ``label``, its number. A scene without anything gives a valid file without vertices.
+    ``label``, its number. An empty scene gives a valid file without vertices.
 
     Args:
         path: file to write, binary little-endian PLY.
@@ -37,7 +37,7 @@ def write_ply(
         origin: world (x, y, z) in meters of the outer corner of voxel (0, 0, 0).
 
     Raises:
-        ValueError: labels or mask of another form.
+        ValueError: labels or mask of another shape or type.
         OSError: the file cannot be written.
     """
     check_volume("labels", labels, labels.shape)
@@ -110,5 +110,5 @@ def _face_corners(axis: int, side: int) -> NDArray[np.int64]:
     corners = np.zeros((4, 3), dtype=np.int64)
     corners[:, axis] = side
     corners[:, first], corners[:, second] = (0, 1, 1, 0), (0, 0, 1, 1)
-    # (X, height, Y) is a left-handed triple, so this turn is clockwise for a face that looks along its axis.
+    # (X, height, Y) is a left-handed triple, so this order is clockwise for a face towards its axis.
     return corners[::-1] if side else corners

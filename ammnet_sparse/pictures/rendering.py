@@ -1,4 +1,4 @@
-"""A small software renderer of colored voxels: one ray a pixel, walked through the grid.
+"""A small software renderer of colored voxels: one ray per pixel, traversed through the grid.
 
 World coordinates are in voxels along (X, height, Y) with the origin at the outer corner of voxel (0, 0, 0).
 X points to the right of the camera, height up, Y forward.
@@ -16,21 +16,21 @@ _FACE_LIGHT = (0.74, 1.0, 0.86)
 _EDGE_WIDTH, _EDGE_LIGHT = 0.045, 0.82
 _CORNER_SHADOW = 0.26
 _BACKGROUND = (255, 255, 255)
-# The lower face of the grid, so that one sees where the scene lies in it.
+# The lower face of the grid, to show the position of the scene in it.
 _BASE = (241, 241, 241)
 _SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True)
 class View:
-    """Where a picture is taken from.
+    """The viewpoint of a picture.
 
     Attributes:
         eye: position of the camera, in voxels along (X, height, Y).
-        target: point that appears in the middle of the picture.
+        target: point at the center of the picture.
         up: direction that points up in the picture; not parallel to the line of sight.
         height: extent of the picture at the target's distance, in voxels, from bottom to top.
-        perspective: rays spread from the eye; otherwise they are parallel.
+        perspective: rays start at the eye; otherwise they are parallel.
     """
 
     eye: tuple[float, float, float]
@@ -41,7 +41,7 @@ class View:
 
 
 def camera_side_view(grid_shape: tuple[int, int, int]) -> View:
-    """From behind and above the camera, which stands in front of the face Y = 0 at the middle of X, looking along Y."""
+    """From behind and above the camera, which is in front of the face Y = 0 at the center of X, looking along Y."""
     x, height, y = grid_shape
     return View(
         eye=(0.5 * x, 1.9 * height, -1.0 * y),
@@ -71,7 +71,7 @@ def render_voxels(
     Args:
         colors: [X, H, Y, 3] uint8, RGB of each voxel.
         occupied: [X, H, Y] bool, which voxels are drawn.
-        view: where the picture is taken from.
+        view: the viewpoint.
         size: edge of the picture in pixels.
 
     Returns:
@@ -86,7 +86,7 @@ def render_voxels(
     pixels = np.full((fine * fine, 3), _BACKGROUND, dtype=np.float32)
     pixels[_meets_base(occupied.shape, origins, directions)] = _BASE
     if occupied.any():
-        # Rays need not walk through what is empty all around.
+        # Rays skip the empty margin.
         filled = np.argwhere(occupied)
         first, last = filled.min(0), filled.max(0)
         box = tuple(slice(start, end + 1) for start, end in zip(first, last, strict=True))
@@ -122,7 +122,7 @@ def _rays(view: View, size: int) -> tuple[NDArray[np.float64], NDArray[np.float6
 def _meets_base(
     shape: tuple[int, ...], origins: NDArray[np.float64], directions: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which rays [N] come down onto the lower face of the grid."""
+    """Which rays [N] reach the lower face of the grid from above."""
     falling = directions[:, 1] < 0
     distance = -origins[:, 1] / np.where(falling, directions[:, 1], -1.0)
     x, y = (origins[:, axis] + distance * directions[:, axis] for axis in (0, 2))

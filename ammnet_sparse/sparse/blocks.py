@@ -1,4 +1,4 @@
-"""Building blocks on site features: DDR blocks, stages, the stem and the step up."""
+"""Building blocks on site features: DDR blocks, stages, the stem and upsampling."""
 
 import contextlib
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from ammnet_sparse.sparse.recipes import multiply, no_recipes, take_rows
 from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
 
 RecomputeLevel = Literal["off", "elementwise", "blocks", "full"]
-"""``training.recompute``, each level more than the one before."""
+"""Levels of ``training.recompute``; each adds to the one before."""
 _Result = TypeVar("_Result")
 
 
@@ -45,7 +45,7 @@ class Recomputable(nn.Module):
         self.is_recomputed = False
 
     def recomputed(self, function: Callable[..., _Result], *arguments: object) -> _Result:
-        """``function(*arguments)``, kept or recomputed as ``is_recomputed`` says."""
+        """``function(*arguments)``, whose activations are kept, or recomputed if ``is_recomputed``."""
         if not (self.is_recomputed and torch.is_grad_enabled()):
             return function(*arguments)
 
@@ -76,7 +76,7 @@ class ChannelDropout(nn.Module):
 
 
 class ElementDropout(nn.Module):
-    """Dropout of single values; where every cell is a site, the draws are those of ``nn.Dropout`` on the volume."""
+    """Dropout of single elements; if every cell is a site, the draws are those of ``nn.Dropout`` on the volume."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class DDRBlock(Recomputable):
         route = (sites, y_sites, height_sites, x_sites)
         return self.recomputed(self._strided, features, route, num_groups), x_sites
 
-    # Both the sums and their ReLUs of the second and third convolution are read again: the normalization returns both.
+    # Later layers read both the sums and their ReLUs of the second and third convolution: return both.
 
     def _same(self, features: Tensor, sites: SiteSet, num_groups: int) -> Tensor:
         out1 = self.norm1(self.conv1(features), num_groups=num_groups)
@@ -249,7 +249,7 @@ class Stem(Recomputable):
 
 
 class Up(Recomputable):
-    """Transposed convolution to twice the resolution, batch normalization, ReLU; only at the sites asked for."""
+    """Transposed convolution to twice the resolution, batch normalization, ReLU; only at the requested sites."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

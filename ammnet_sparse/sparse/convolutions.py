@@ -1,14 +1,14 @@
 """Convolutions on site features [N, C].
 
-Weights keep the shape and the initialization of torch's layers, so that a checkpoint does not say which of
-the two networks it came from. Three backends compute the same sum over the same kernel map:
+Weights have the shape and the initialization of torch's layers, so that a checkpoint does not depend on which of
+the two networks wrote it. Three backends compute the same sum over the same kernel map:
 
 * ``gather``: gathered rows and one matrix product, on any device and in any float type (``gather_product.py``);
-* ``spconv``: spconv's implicit matrix product on CUDA, its native algorithm elsewhere (``spconv_engine.py``);
+* ``spconv``: spconv's implicit GEMM on CUDA, its native algorithm elsewhere (``spconv_engine.py``);
 * ``dense``: a plain convolution of volumes, with zeros where there is no site.
 
-``auto`` takes spconv for sparse maps on CUDA where it serves type and channels and passes its check, else gather;
-between grids where every cell is a site what ``FULL_GRID_BACKENDS`` says.
+``auto`` uses spconv for sparse maps on CUDA if it supports type and channels and passes its check, otherwise gather;
+between full grids it uses ``FULL_GRID_BACKENDS``.
 Biases are added outside spconv, which rejects them on a CPU in evaluation mode.
 """
 
@@ -30,15 +30,15 @@ from ammnet_sparse.sparse.sites import SiteSet
 
 Backend = Literal["auto", "spconv", "gather", "dense"]
 FULL_GRID_BACKENDS: dict[str, Backend] = {"cpu": "dense", "cuda": "gather"}
-"""What ``auto`` takes between grids where every cell is a site, by type of device: what is fastest there."""
+"""The backend of ``auto`` between grids where every cell is a site, by type of device: the fastest."""
 
-# Of the process, not of a context: on CUDA the backward pass recomputes in threads of its own.
+# Global, not context-local: on CUDA the backward pass recomputes in other threads.
 _backend: Backend = "auto"
 
 
 @contextlib.contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Chooses how convolutions are computed within the block, in all threads."""
+    """Sets the backend of convolutions within the block, in all threads."""
     global _backend
     before, _backend = _backend, backend
     try:
@@ -88,7 +88,7 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
         """[N_source, in] -> [N_target, out]."""
         out = convolve(features, self.weight, KernelMap(source, target, UP_KERNEL))
         assert self.bias is not None
-        # Under autocast the sum with a bias in float32 would be in float32, and all that follows.
+        # Under autocast the sum with a float32 bias, and everything after it, would be in float32.
         return out + self.bias.to(out.dtype)
 
 
@@ -117,7 +117,7 @@ def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         features, weight = features.to(dtype), weight.to(dtype)
     if len(kernel_map.target) == 0 or len(kernel_map.source) == 0:
-        # Engines raise for empty sets; an empty sum is zero, and its gradients too.
+        # Engines raise for empty sets; an empty sum and its gradients are zero.
         empty = features.sum() * 0 + weight.sum() * 0
         return empty.expand(len(kernel_map.target), weight.shape[1 if kernel_map.kernel.is_transposed else 0])
     backend = _choose(features, weight, kernel_map)
@@ -131,7 +131,7 @@ def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
 
 
 def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
-    """The backend that computes it: what was asked for, unless that is ``auto`` or cannot."""
+    """The backend to use: the requested one, unless that is ``auto`` or does not support it."""
     backend = _backend
     if backend == "auto" and kernel_map.is_dense:
         backend = FULL_GRID_BACKENDS.get(features.device.type, "gather")

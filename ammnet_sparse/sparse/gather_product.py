@@ -1,7 +1,7 @@
 """A convolution as gathered rows and one matrix product, on any device and in any float type.
 
-``out = gather(features, table) @ weight``, a chunk of rows at a time, so that what is gathered stays small. The
-gradients are the same with the inverse table. Only the features and the weight are kept for them.
+``out = gather(features, table) @ weight``, in chunks of rows to bound the gathered memory. The
+gradients are computed likewise with the inverse table; only features and weight are kept for them.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from ammnet_sparse.ops import gather_taps, sum_taps
 from ammnet_sparse.sparse.kernel_maps import KernelMap
 
 CHUNK_ELEMENTS = 2**23
-"""Of what is gathered at a time on a GPU, 32 MiB in float32: every chunk is a few launches."""
+"""Gathered values per chunk on a GPU, 32 MiB in float32: every chunk takes a few launches."""
 CHUNK_ELEMENTS_CPU = 2**20
-"""On a CPU, where 4 MiB stay in the cache, and chunks cost nothing."""
+"""On a CPU, where 4 MiB fit into the cache and chunks cost nothing."""
 
 
 class GatherProduct(torch.autograd.Function):
@@ -52,7 +52,7 @@ def _matrices(weight: Tensor, kernel_map: KernelMap) -> Tensor:
 
 
 def _weight_shaped(by_tap: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """[taps, in, out] -> as the weight, a copy."""
+    """[taps, in, out] -> the shape of the weight, a copy."""
     order = (1, 2, 0) if kernel_map.kernel.is_transposed else (2, 1, 0)
     return by_tap.to(weight.dtype).permute(order).contiguous().view(weight.shape)
 
@@ -68,7 +68,7 @@ def _convolve(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tens
 
 
 def _convolve_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:
-    """One product a residue of the targets, whose taps are the same; each target row is written once."""
+    """One product per residue of the targets, whose taps are the same; each target row is written once."""
     groups = kernel_map.groups
     matrices = matrices.index_select(0, groups.tap_order)
     out = features.new_empty(len(kernel_map.target), matrices.shape[2])
@@ -79,7 +79,7 @@ def _convolve_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMa
 
 
 def _is_product_small(rows: Tensor, columns: int) -> bool:
-    """Whether to multiply before taps are added up: products are rounded, and must not take more than a chunk."""
+    """Whether to multiply before summing the taps: the products are rounded and must fit into a chunk."""
     return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= CHUNK_ELEMENTS
 
 
@@ -134,7 +134,7 @@ def _gradients(
         products = gradient @ matrices.permute(2, 0, 1).reshape(out_channels, -1)
         features_gradient = sum_taps(products, kernel_map.inverse)
     elif needs_features:
-        # What is gathered of the gradient serves the weight too, unless there are many more sources than targets.
+        # The gathered gradient is used for the weight too, unless there are many more sources than targets.
         is_shared = needs_weight and num_sources <= num_targets
         total = _Sum()
         matrix = matrices.transpose(1, 2).reshape(-1, in_channels)
@@ -154,7 +154,7 @@ def _gradients(
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, kernel_map: KernelMap, *, num_taps: int) -> Tensor:
-    """[taps, in, out], from what is gathered of the side that is narrower over all."""
+    """[taps, in, out], gathering the side with fewer values."""
     total = _Sum()
     in_channels, out_channels = features.shape[1], gradient.shape[1]
     if len(kernel_map.source) * out_channels < len(kernel_map.target) * in_channels:

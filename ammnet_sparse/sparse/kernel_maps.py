@@ -1,7 +1,7 @@
-"""Which sites a convolution joins.
+"""Which sites a convolution connects.
 
-A *kernel map* is a table [targets, taps] of the rows that the taps of a convolution read. All that ways of computing a
-convolution need follows from it. It is built here and nowhere else, once for a pair of site sets and a kernel.
+A *kernel map* is a table [targets, taps] of the rows that the taps of a convolution read. Everything that computing a
+convolution needs follows from it. It is built only here, once per pair of site sets and kernel.
 """
 
 import dataclasses
@@ -39,14 +39,14 @@ _Built = TypeVar("_Built")
 
 @dataclasses.dataclass(frozen=True)
 class TargetGroups:
-    """The targets of a transposed kernel grouped by what their coordinates leave modulo the stride.
+    """The targets of a transposed kernel grouped by their coordinates modulo the stride.
 
-    The taps serve one group each, so that a group's targets read few of them.
+    Each tap is used by one group only, so a group's targets read few taps.
 
     Attributes:
-        position: [N] int64: where each target comes in the order of the groups.
+        position: [N] int64: the position of each target in the order of the groups.
         table: [N, most taps of a group] int32: in that order, the source rows that the taps of a target's group read,
-            -1 for none; columns beyond the group's number of taps mean nothing.
+            -1 for none; columns beyond the group's number of taps are unused.
         tap_order: [taps] int64: all taps, those of the first group first.
         groups: (first target, end of the targets, first tap, end of the taps) of each group in those orders.
     """
@@ -59,9 +59,9 @@ class TargetGroups:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelMap:
-    """The rows that a kernel joins: features of ``source`` are read, features of ``target`` are written.
+    """The rows that a kernel connects: features of ``source`` are read, features of ``target`` are written.
 
-    What describes them is built on first use and shared by all maps of this kernel between the same two site sets.
+    Tables are built on first use and shared by all maps of this kernel between the same two site sets.
     """
 
     source: SiteSet
@@ -70,7 +70,7 @@ class KernelMap:
 
     @property
     def is_dense(self) -> bool:
-        """Every cell is a site on both sides, so that a plain convolution does the same."""
+        """Whether every cell is a site on both sides, so that a plain convolution gives the same result."""
         return self.source.is_full and self.target.is_full
 
     @property
@@ -103,17 +103,17 @@ class KernelMap:
         return int((self.table >= 0).sum())
 
     def shared(self, name: str, build: Callable[[], _Built]) -> _Built:
-        """What ``build`` returns, built once for this kernel between these site sets, and remembered on one of them."""
+        """The result of ``build``, built once for this kernel between these site sets, and cached on one of them."""
         owner, other = self._owner_and_other()
         key = (name, id(other), self.source is owner, self.kernel)
-        # The other set is kept beside the table, or its id could come to mean another set.
+        # The other set is kept with the table, so that its id cannot be reused for another set.
         built, _ = owner.cached(key, lambda: (build(), None if other is owner else other))
         return built
 
     def _owner_and_other(self) -> tuple[SiteSet, SiteSet]:
-        """The set that remembers the table, and the other one.
+        """The set that caches the table, and the other one.
 
-        It is the finer one, as fine sets refer to coarser ones already; but no full set may hold on to one of a batch.
+        It is the finer one, as fine sets refer to coarser ones; but a full set must not keep one of a batch alive.
         """
         owner, other = self.source, self.target
         if owner.num_cells < other.num_cells:
@@ -142,7 +142,7 @@ def strided_sites(sites: SiteSet, kernel: Kernel) -> SiteSet:
 
 
 def strided_key(kernel: Kernel) -> Hashable:
-    """Under which ``strided_sites`` are remembered."""
+    """Cache key of ``strided_sites``."""
     return "strided", kernel
 
 
@@ -154,7 +154,7 @@ def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
 
 
 def read_key(kernel: Kernel, shape: Triple) -> Hashable:
-    """Under which ``cells_read`` are remembered."""
+    """Cache key of ``cells_read``."""
     return "read", kernel, shape
 
 
@@ -182,7 +182,7 @@ def neighbor_rows(sites: SiteSet) -> Tensor:
 
 
 def residue_key(stride: Triple) -> Hashable:
-    """Under which the numbers of sites by residue are remembered, one for each residue in C order."""
+    """Cache key of the numbers of sites by residue, in C order."""
     return "residue counts", stride
 
 
@@ -190,10 +190,10 @@ def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
     """[N, taps] int32: rows of ``read`` that the taps read for ``sites``, -1 for none.
 
     A convolution reads cell ``o * stride - padding + tap * dilation``; a transposed one the cell of which that
-    expression is the site, so that each tap serves the sites of one residue modulo the stride.
+    expression is the site, so each tap is used by the sites of one residue modulo the stride.
     """
     origins = _origins(sites, read.spatial_shape, kernel)
-    # Where a tap does not serve a residue the sum is far below 0, and cell 0 lies in the border.
+    # For taps that a residue does not use the sum is far below 0, and cell 0 is in the border.
     constants = _tap_constants(kernel, bordered_shape(read.spatial_shape), sites.linear.device)
     if constants.shape[0] == 1:
         cells = origins[:, None] + constants
@@ -248,7 +248,7 @@ def _origins(sites: SiteSet, shape: Triple, kernel: Kernel) -> Tensor:
 
 
 def _residues(sites: SiteSet, stride: Triple) -> Tensor:
-    """[N] int64: what the coordinates leave modulo the stride, as one number in C order."""
+    """[N] int64: the coordinates modulo the stride, as one number in C order."""
 
     def build(every: SiteSet) -> Tensor:
         x, height, y = (axis % step for axis, step in zip(every.coordinates, stride, strict=True))
@@ -262,7 +262,7 @@ _FAR = -(2**40)
 
 @functools.lru_cache(maxsize=256)
 def _tap_constants(kernel: Kernel, shape: Triple, device: torch.device) -> Tensor:
-    """[residues, taps] int64 of ``shifts_of_residue``, far below 0 for None; one row where residues do not matter."""
+    """[residues, taps] int64 of ``shifts_of_residue``, far below 0 for None; one row if residues do not matter."""
     rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
     with torch.inference_mode(False):
         return torch.tensor([[_FAR if shift is None else shift for shift in row] for row in rows], device=device)
@@ -270,7 +270,7 @@ def _tap_constants(kernel: Kernel, shape: Triple, device: torch.device) -> Tenso
 
 @functools.lru_cache(maxsize=64)
 def _grouped_constants(kernel: Kernel, shape: Triple, width: int, device: torch.device) -> Tensor:
-    """[residues, width] int64: the shifts of each residue's own taps, filled up with the first."""
+    """[residues, width] int64: the shifts of each residue's own taps, padded with the first."""
     rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
     served = [[shift for shift in row if shift is not None] or [0] for row in rows]
     with torch.inference_mode(False):
@@ -279,6 +279,6 @@ def _grouped_constants(kernel: Kernel, shape: Triple, width: int, device: torch.
 
 @functools.lru_cache(maxsize=64)
 def constant(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """[n] int64 on the device: copied there once, as a copy makes the host wait."""
+    """[n] int64 on the device; copied once, because a copy makes the host wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)

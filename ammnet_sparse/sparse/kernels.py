@@ -1,4 +1,4 @@
-"""The geometry of convolutions and poolings: taps, strides, and which tap serves which cell."""
+"""The geometry of convolutions and poolings: taps, strides, and which cells use which taps."""
 
 import dataclasses
 import itertools
@@ -59,7 +59,7 @@ def strided_shape(shape: Triple, kernel: Kernel) -> Triple:
 
 
 def all_residues(kernel: Kernel) -> list[Triple]:
-    """What coordinates leave modulo the stride of a transposed kernel, in C order; other kernels do not ask."""
+    """Coordinates modulo the stride of a transposed kernel, in C order; a single one for other kernels."""
     if not kernel.is_transposed:
         return [(0, 0, 0)]
     x, height, y = kernel.stride
@@ -67,7 +67,7 @@ def all_residues(kernel: Kernel) -> list[Triple]:
 
 
 def shifts_of_residue(kernel: Kernel, residue: Triple, shape: Triple) -> list[int | None]:
-    """Per tap what to add to an origin in a grid of ``shape``; None for a tap that does not serve the residue."""
+    """Offset from the origin in a grid of ``shape`` per tap; None for taps that the residue does not use."""
     found: list[int | None] = []
     for tap in kernel.taps:
         offset = []
@@ -87,7 +87,7 @@ def shifts_of_residue(kernel: Kernel, residue: Triple, shape: Triple) -> list[in
 
 
 def taps_of_residues(kernel: Kernel) -> list[list[int]]:
-    """For each residue in C order the taps that serve it."""
+    """For each residue in C order the taps that it uses."""
     return [
         [tap for tap, shift in enumerate(shifts_of_residue(kernel, residue, (1, 1, 1))) if shift is not None]
         for residue in all_residues(kernel)

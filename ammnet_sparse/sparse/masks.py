@@ -1,4 +1,4 @@
-"""Which cells are sites at a coarser scale, from dense masks; nothing here makes the host wait for the device."""
+"""Which cells are sites at a coarser scale, from dense masks, without waiting for the device."""
 
 import functools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def strided_mask(mask: Tensor, kernel: Kernel) -> Tensor:
     contained = [list(range(stride)) for stride in kernel.stride]
     joined = [sorted({*first, *second}) for first, second in zip(reached, contained, strict=True)]
     num_unlike = sum(first != second for first, second in zip(reached, contained, strict=True))
-    if num_unlike <= 1 or joined == reached:  # what is reached or contained is a box itself
+    if num_unlike <= 1 or joined == reached:  # the reached or contained cells form a box
         return _any_within(mask, joined, kernel.stride, shape)
     return _any_within(mask, reached, kernel.stride, shape) | _any_within(mask, contained, kernel.stride, shape)
 
@@ -34,7 +34,7 @@ def read_mask(mask: Tensor, kernel: Kernel, shape: Triple) -> Tensor:
 
 
 def _offsets(kernel: Kernel) -> list[list[int]]:
-    """Per axis what the taps add to a cell times the stride."""
+    """Per axis, the offsets that the taps add to a cell times the stride."""
     return [
         [tap * dilation - padding for tap in range(size)]
         for size, padding, dilation in zip(kernel.size, kernel.padding, kernel.dilation, strict=True)

@@ -19,9 +19,9 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class SiteBatchNorm(nn.BatchNorm1d):
     """Batch normalization over the sites of a batch, [N, C] -> [N, C]; names and buffers as in torch's layers.
 
-    ``with_relu``: a ReLU follows. One operator does both, and adds residuals in between; of it the backward pass needs
-    the input and what tells where the ReLU let gradients through: the result, which a convolution keeps anyway, or the
-    residuals, where those can be made again.
+    ``with_relu``: a ReLU follows. One operator does both, and adds residuals in between; its backward pass needs
+    the input and the positions where the ReLU is active: the result, which a convolution keeps anyway, or the
+    residuals, if those can be recomputed.
     """
 
     def __init__(self, num_features: int, *, with_relu: bool = False) -> None:
@@ -42,17 +42,17 @@ class SiteBatchNorm(nn.BatchNorm1d):
         Args:
             features: [N, C].
             residuals: at most two, [N, C].
-            with_relu: whether a ReLU follows; None: as the layer was made.
-            with_sum: return (ReLU, what it was taken of) where a ReLU follows.
-            num_groups: in training mode, sets of equally many rows, those of a set contiguous, with statistics of
-                their own; the running ones are updated by the first set, then by the second, and so on.
+            with_relu: whether a ReLU follows; None: as in the constructor.
+            with_sum: return (ReLU, its input) if a ReLU follows.
+            num_groups: in training mode, sets of equally many contiguous rows, with separate statistics for
+                each; the running ones are updated by the first set, then by the second, and so on.
 
         Raises:
             ValueError: in training mode fewer than two sites in a group.
         """
         with_relu = self.with_relu if with_relu is None else with_relu
         if any(residual.dtype != features.dtype for residual in residuals):
-            # Autocast mixes types; a sum has the common one.
+            # Autocast mixes types; a sum has their common type.
             total = add(self._normalize(features, (), num_groups, with_relu=False, with_sum=True)[0], *residuals)
             result = relu(total) if with_relu else total
             return (result, total) if with_relu and with_sum else result
@@ -66,7 +66,7 @@ class SiteBatchNorm(nn.BatchNorm1d):
     def _normalize(
         self, features: Tensor, residuals: tuple[Tensor, ...], num_groups: int, *, with_relu: bool, with_sum: bool
     ) -> tuple[Tensor, Tensor]:
-        """Sum and its ReLU; what is not asked for is ``features`` instead."""
+        """Sum and its ReLU; ``features`` in place of one that is not requested."""
         weight, bias, mean, variance = self._in_type_of(features)
         if self.training or mean is None or variance is None:
             is_shared = num_processes() > 1
@@ -115,7 +115,7 @@ class SiteBatchNorm(nn.BatchNorm1d):
         return features if out.sum is None else out.sum, features if out.activated is None else out.activated
 
     def _in_type_of(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Weight, bias and running statistics in the type that goes with the features': mostly as they are."""
+        """Weight, bias and running statistics in the type for the features; usually unchanged."""
         dtype = accumulation_dtype(features.dtype)
         if self.weight.dtype == dtype:
             return self.weight, self.bias, self.running_mean, self.running_var
@@ -133,7 +133,7 @@ class SiteBatchNorm(nn.BatchNorm1d):
 def _record(
     out: Normalized, features: Tensor, weight: Tensor, bias: Tensor, residuals: tuple[Tensor, ...], *, eps: float
 ) -> None:
-    """How either result is made again from the statistics of this pass."""
+    """Recipes of both results, from the statistics of this pass."""
     inputs = (features, weight, bias, out.mean, out.variance, *residuals)
     for result, with_relu in ((out.sum, False), (out.activated, True)):
         if result is not None:
@@ -164,7 +164,7 @@ def _made_again(eps: float, *, with_relu: bool) -> Callable[..., Tensor]:
 
 @contextlib.contextmanager
 def unchanged_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalization in training mode uses the batch's statistics here but leaves its running ones alone."""
+    """Within the block batch normalization in training mode does not update its running statistics."""
     site_norms = [child for child in module.modules() if isinstance(child, SiteBatchNorm)]
     flags = [norm.has_unchanged_statistics for norm in site_norms]
     for site_norm in site_norms:
@@ -172,7 +172,7 @@ def unchanged_statistics(module: nn.Module) -> Iterator[None]:
     norms = [
         child
         for child in module.modules()
-        # Out of training mode they are what normalizes.
+        # In evaluation mode they are used to normalize.
         if isinstance(child, _BatchNorm)
         and not isinstance(child, SiteBatchNorm)
         and child.track_running_stats
@@ -180,8 +180,8 @@ def unchanged_statistics(module: nn.Module) -> Iterator[None]:
     ]
     kept = [{name: getattr(norm, name) for name in _STATISTICS} for norm in norms]
     for norm, statistics in zip(norms, kept, strict=True):
-        # Others take the updates. Without any, torch's layers would save fewer tensors for the backward pass than they
-        # did before, which a checkpoint that recomputes them refuses.
+        # Copies take the updates. Without any, torch's layers would save fewer tensors for the backward pass than they
+        # did before, which torch.utils.checkpoint refuses.
         for name, value in statistics.items():
             setattr(norm, name, torch.zeros_like(value))
     try:

@@ -1,7 +1,7 @@
-"""The site sets of a batch, planned together: every count that the host needs comes in one wait for the device.
+"""Plans the site sets of a batch together, so that the host waits only once for all counts that it needs.
 
 Which cells are sites at the coarser scales follows from dense masks, and so do the numbers of sites by residue that
-transposed convolutions are grouped by. What is planned here is remembered where it would be built on first use.
+transposed convolutions are grouped by. Planned sets are cached where they would otherwise be built on first use.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,7 +19,7 @@ WAY_DOWN = (axis_kernel(AXIS_Y, stride=2), axis_kernel(AXIS_HEIGHT, stride=2))
 
 
 def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
-    """Sites of masks of full resolution with what the network derives of them, in one wait for the device.
+    """Sites of masks at full resolution and the sites that the network derives from them, in one wait for the device.
 
     Args:
         masks: each [B, X, H, Y] bool, of one shape.
@@ -27,7 +27,7 @@ def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
     frames = masks[0].shape[0]
     together = torch.cat(list(masks)) if len(masks) > 1 else masks[0]
     shape = (together.shape[1], together.shape[2], together.shape[3])
-    steps: list[tuple[int, Hashable, Tensor]] = []  # the level it follows from, its key there, masks of all
+    steps: list[tuple[int, Hashable, Tensor]] = []  # the level it is derived from, its key there, masks of all
     reached, parent = together, -1
     for kernel in WAY_DOWN:
         reached = strided_mask(reached, kernel)
@@ -54,7 +54,7 @@ def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
 def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
     """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on; shared once built.
 
-    What strided blocks derive of it is what they derive of ``sites``, as often.
+    The sets that strided blocks derive from it are repetitions of those derived from ``sites``.
     """
     repeated = sites.repeated(times)
     here, there = sites, repeated

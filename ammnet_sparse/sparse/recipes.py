@@ -1,8 +1,8 @@
-"""Elementwise work made again in the backward pass instead of kept, with no convolution run twice.
+"""Elementwise results recomputed in the backward pass instead of kept, without computing any convolution twice.
 
 Where autograd would keep the result of normalization, ReLU, addition or dropout, it keeps a *recipe* instead: the
-function and its inputs, which are kept for the backward pass anyway or have a recipe in turn. So of a convolution,
-its normalization and its ReLU only the convolution's result stays, about half of all that would be kept otherwise.
+function and its inputs, which are kept for the backward pass anyway or have a recipe in turn. So for a convolution,
+its normalization and its ReLU only the convolution's result is kept, about half of the memory.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 class _Kept:
-    """A tensor as it is now, which a recipe needs later; autograd does not watch over it."""
+    """The current value of a tensor, which a recipe needs later; autograd does not track it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        # A tensor with a history would keep that alive.
+        # A tensor with a graph would keep it alive.
         self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
         self._version = _version(tensor)
 
@@ -33,7 +33,7 @@ class _Kept:
 
 
 class _Recipe:
-    """How to make a tensor again; while the result is in use, it is not made twice."""
+    """How to recompute a tensor; while the result is in use, it is not computed again."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: "tuple[_Kept | _View, ...]") -> None:
         self._function = function
@@ -49,7 +49,7 @@ class _Recipe:
 
 
 class _View:
-    """What autograd keeps instead of a tensor: a recipe, and which part of its result the tensor was."""
+    """Kept by autograd instead of a tensor: a recipe, and which part of its result the tensor was."""
 
     def __init__(self, recipe: _Recipe, tensor: Tensor) -> None:
         self._recipe = recipe
@@ -61,20 +61,20 @@ class _View:
 
 
 class _Recorder:
-    """The recipes of the tensors alive, found by their memory."""
+    """The recipes of live tensors, found by their memory."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int | None, _Recipe]] = {}
 
     def note(self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
-        # Only of results that fill their memory in C order can a view be taken of what is made later; and all that is
-        # empty lies at one address.
+        # Views can only be recreated for results that fill their memory in C order; and all empty tensors
+        # have the same address.
         if not _fills_memory(result) or result.numel() == 0:
             return
         address = result.untyped_storage().data_ptr()
 
         def forget(dead: "weakref.ref[Tensor]") -> None:
-            # Once the tensor is gone, other tensors may get its memory.
+            # Once the tensor is freed, other tensors may get its memory.
             if address in self._known and self._known[address][0] is dead:
                 del self._known[address]
 
@@ -86,12 +86,12 @@ class _Recorder:
         return tensor if recipe is None else _View(recipe, tensor)
 
     def forget_all(self) -> None:
-        """Lets go of what recipes need, but for those that autograd keeps."""
+        """Releases the inputs of recipes, except of those that autograd keeps."""
         self._known.clear()
 
     def _keep(self, part: Tensor) -> _Kept | _View:
         recipe = self._find(part)
-        # Of another shape than what the recipe makes it may be.
+        # Its shape may differ from that of the recipe's result.
         return _View(recipe, part) if recipe is not None and _fills_memory(part) else _Kept(part)
 
     def _find(self, tensor: Tensor) -> _Recipe | None:
@@ -110,7 +110,7 @@ def _fills_memory(tensor: Tensor) -> bool:
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often it was changed in place; inference tensors do not count that."""
+    """How often it was changed in place; inference tensors do not record that."""
     return None if tensor.is_inference() else tensor._version
 
 
@@ -123,7 +123,7 @@ _recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar("re
 
 @contextlib.contextmanager
 def recipes_kept(is_enabled: bool) -> Iterator[None]:
-    """Within the block autograd keeps recipes where there are some; not enabled, or without gradients, it keeps all."""
+    """Within the block autograd keeps recipes where available; if disabled, or without gradients, tensors."""
     if not (is_enabled and torch.is_grad_enabled()):
         yield
         return
@@ -134,12 +134,12 @@ def recipes_kept(is_enabled: bool) -> Iterator[None]:
             yield
     finally:
         _recorder.reset(token)
-        recorder.forget_all()  # or what a result was made of would live as long as the result
+        recorder.forget_all()  # otherwise the inputs of a result would live as long as the result
 
 
 @contextlib.contextmanager
 def no_recipes() -> Iterator[None]:
-    """Within the block nothing is recorded: for what is recomputed as a whole, which must keep nothing."""
+    """Within the block nothing is recorded: for parts that are recomputed as a whole and must keep nothing."""
     token = _recorder.set(None)
     try:
         yield
@@ -148,16 +148,16 @@ def no_recipes() -> Iterator[None]:
 
 
 def has_recipes() -> bool:
-    """Whether recipes are kept here."""
+    """Whether recipes are recorded."""
     return _recorder.get() is not None
 
 
 def recorded(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``result`` itself; where recipes are kept, ``function(*inputs)`` may replace it in what autograd keeps.
+    """``result`` itself; if recipes are recorded, autograd may keep ``function(*inputs)`` instead of it.
 
     Args:
         result: what ``function`` returns for the inputs, up to rounding; not changed in place later.
-        function: cheap, of the tensors given alone; called without gradients and outside of autocast, it returns the
+        function: cheap, depends only on its inputs; called without gradients and outside of autocast, it returns the
             type of ``result``.
         inputs: tensors that are needed in the backward pass anyway, or have recipes themselves.
     """
@@ -171,7 +171,7 @@ def relu(features: Tensor) -> Tensor:
     """ReLU of any shape."""
     if not has_recipes():
         return torch.relu(features)
-    # torch.relu keeps its result before a recipe could be noted for it; this keeps its input, which has one mostly.
+    # torch.relu keeps its result before a recipe can be recorded; this keeps its input, which usually has a recipe.
     return recorded(F.threshold(features, 0.0, 0.0), torch.relu, features)
 
 

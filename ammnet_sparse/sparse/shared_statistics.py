@@ -1,4 +1,4 @@
-"""Batch normalization with the statistics of the rows of all processes that train together."""
+"""Batch normalization with statistics over the rows of all processes that train together."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from ammnet_sparse.processes import num_processes, sum_over_processes
 
 
 class _Statistics(NamedTuple):
-    """Of the rows of all processes: mean [C], variance [C] without Bessel's correction, and their number []."""
+    """Over the rows of all processes: mean [C], variance [C] without Bessel's correction, and their number []."""
 
     mean: Tensor
     variance: Tensor
@@ -37,7 +37,7 @@ def normalize_over_processes(
     Collective, in the backward pass too.
 
     Args:
-        features: [N, C] of this process; the others may have more or fewer rows, but as many groups.
+        features: [N, C] of this process; the others may have more or fewer rows, but the same number of groups.
         weight: as the other arguments, see ``ops.normalize_sites``.
     """
     residual1, residual2 = (*residuals, None, None)[:2]
@@ -73,7 +73,7 @@ def _statistics(features: Tensor, dtype: torch.dtype) -> _Statistics:
 
 
 class _Normalization(torch.autograd.Function):
-    """Of one group of rows."""
+    """For one group of rows."""
 
     @staticmethod
     def forward(
@@ -105,7 +105,7 @@ class _Normalization(torch.autograd.Function):
             with_sum=with_sum,
             with_relu=with_relu,
         )
-        # Where the ReLU let gradients through, either the result tells or the residuals do; without them the features.
+        # The result or the residuals show where the ReLU is active; without them, the features.
         has_relu_and_residuals = with_relu and residual1 is not None
         if not (has_relu_and_residuals and keep_residuals):
             residual1 = residual2 = None
@@ -127,7 +127,7 @@ class _Normalization(torch.autograd.Function):
         features, weight, bias, residual1, residual2, activated, mean, variance, rows = ctx.saved_tensors
         grad_sum = grad_sum if ctx.with_sum else None
         grad_activated = grad_activated if ctx.with_relu else None
-        if grad_sum is None and grad_activated is None:  # the others wait for this one
+        if grad_sum is None and grad_activated is None:  # the other processes wait for this one
             grad_sum = torch.zeros_like(features)
         needs_residual = ctx.needs_residual and grad_activated is not None
         of_features, of_residual, of_weight, of_bias = constant_normalization_gradients(
@@ -144,7 +144,7 @@ class _Normalization(torch.autograd.Function):
             eps=ctx.eps,
             needs_residual=needs_residual,
         )
-        # Through the statistics every row of every process gets a share of what all rows hand back.
+        # Through the statistics every row of every process receives gradient from all rows.
         common = sum_over_processes(torch.stack([of_weight, of_bias])) / rows.to(weight.dtype)
         inverse_std = (variance + ctx.eps).rsqrt()
         slope = weight * inverse_std * inverse_std * common[0]
@@ -178,9 +178,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_statistics(network: nn.Module) -> None:
-    """Has the 2D batch normalizations of a network use the statistics of all processes; names and tensors stay.
+    """Makes the 2D batch normalizations of a network use the statistics of all processes; names are unchanged.
 
-    Normalizations over sites do so by themselves.
+    Normalizations over sites do so anyway.
     """
     for child in network.modules():
         if type(child) is nn.BatchNorm2d:

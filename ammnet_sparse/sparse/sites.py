@@ -1,8 +1,8 @@
-"""Which voxels live at which scale.
+"""Which voxels are sites at which scale.
 
 A *site* is a voxel, or a cell of a coarser grid, that has features. Features are site-major, [N, C], in the
-order of the sites' linear indices. What is derived from a site set (tables, neighbors, the sites of coarser grids,
-pairs of rows) is built on first use and remembered on the set; for grids where every cell is a site it lives as
+order of the sites' linear indices. Everything derived from a site set (tables, neighbors, the sites of coarser grids,
+pairs of rows) is built on first use and cached on the set; for grids where every cell is a site it lives as
 long as the process.
 """
 
@@ -42,14 +42,14 @@ class SiteSet:
         return self.linear.shape[0]
 
     def cached(self, key: Hashable, build: Callable[[], _Built]) -> _Built:
-        """What ``build`` returns, built once for this set and ``key``.
+        """The result of ``build``, built once for this set and ``key``.
 
-        The result must not refer to this set, nor to one that refers to it: in a circle a batch's tensors would
-        outlive the batch until Python looks for circles. Nor may a full set refer to one that is not full: what a
-        full set remembers is never forgotten.
+        The result must not refer to this set, nor to one that refers to it: in a cycle a batch's tensors would
+        outlive the batch until garbage collection. Nor may a full set refer to one that is not full: what a
+        full set caches is never freed.
         """
         if key not in self._derived:
-            # No inference tensors, which autograd refuses: full sites outlive a prediction in inference mode.
+            # Not inference tensors, which autograd refuses: full sets outlive a prediction in inference mode.
             with torch.inference_mode(False):
                 self._derived[key] = build()
         found: _Built = self._derived[key]
@@ -67,11 +67,11 @@ class SiteSet:
 
     @property
     def every_cell(self) -> "SiteSet":
-        """Every cell of the grid, for which what depends on the cell alone is computed once a process."""
+        """Every cell of the grid; values that depend only on the cell are computed once per process."""
         return self if self.is_full else full_sites(self.batch_size, self.spatial_shape, self.linear.device)
 
     def of_cells(self, key: Hashable, build: Callable[["SiteSet"], Tensor]) -> Tensor:
-        """[N, ...]: what ``build`` says of each cell, taken at the sites; remembered on both."""
+        """[N, ...]: the values of ``build`` for each cell, taken at the sites; cached on both."""
         every = self.every_cell
         cells = every.cached(key, lambda: build(every))
         return cells if self.is_full else self.cached(key, lambda: cells.index_select(0, self.linear))
@@ -120,7 +120,7 @@ class SiteSet:
     def gather(self, volume: Tensor) -> Tensor:
         """[B, C, X, H, Y] -> [N, C]: the features of a volume at the sites."""
         flat = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
-        # Of a single frame reshaping gives a view with channels outermost, which recipes cannot replace.
+        # For a single frame reshaping gives a channels-first view, which recipes cannot replace.
         return flat.contiguous() if self.is_full else flat.index_select(0, self.linear)
 
     def repeated(self, times: int) -> "SiteSet":
@@ -148,7 +148,7 @@ class SiteSet:
 
 @functools.lru_cache(maxsize=64)
 def full_sites(batch_size: int, spatial_shape: Triple, device: torch.device) -> SiteSet:
-    """Every cell of the grid: remembered, so that what is derived from it is built once a run."""
+    """Every cell of the grid; cached, so that everything derived from it is built once."""
     count = batch_size * spatial_shape[0] * spatial_shape[1] * spatial_shape[2]
     with torch.inference_mode(False):
         linear = torch.arange(count, device=device)
@@ -163,19 +163,19 @@ def sites_from_mask(mask: Tensor) -> SiteSet:
 def sites_from_masks(
     masks: Sequence[Tensor], *, counts: Sequence[Tensor] = ()
 ) -> tuple[list[SiteSet], list[list[int]]]:
-    """Site sets of many masks, and numbers that the host needs beside them, in one wait for the device.
+    """Site sets of many masks, and other numbers that the host needs, in one wait for the device.
 
     Args:
         masks: each [B, X, H, Y] bool, of any grids.
         counts: integer tensors of any shape.
 
     Returns:
-        The sites of each mask, which know their rows already; the values of each of ``counts``, flat.
+        The sites of each mask, with their row tables; the values of each of ``counts``, flat.
     """
     flags = torch.cat([mask.flatten() for mask in masks])
     sizes = [mask.numel() for mask in masks]
     last, start = _segment_bounds(tuple(sizes), flags.device)
-    ends = flags.cumsum(0)  # sites up to and with a cell
+    ends = flags.cumsum(0)  # sites up to and including a cell
     found = torch.cat([ends.index_select(0, last), *(values.flatten() for values in counts)]).tolist()
     totals, rest = found[: len(masks)], iter(found[len(masks) :])
     positions = torch.searchsorted(ends, torch.arange(1, totals[-1] + 1, device=flags.device))
@@ -195,7 +195,7 @@ def sites_from_masks(
 
 @functools.lru_cache(maxsize=64)
 def _segment_bounds(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    """Of tensors of these sizes one after another: [n] the index of each one's last element, and all first ones."""
+    """For concatenated tensors of these sizes: [n] the index of each one's last element, and all first ones."""
     ends = tuple(itertools.accumulate(sizes))
     with torch.inference_mode(False):
         last = torch.tensor(ends, device=device) - 1
@@ -203,7 +203,7 @@ def _segment_bounds(sizes: tuple[int, ...], device: torch.device) -> tuple[Tenso
 
 
 BORDER = 3
-"""Cells added on each side of a grid, so that taps that leave it need no test: the largest dilation."""
+"""Border cells on each side of a grid, so that taps need no bounds test: the largest dilation."""
 
 
 def bordered_shape(shape: Triple) -> Triple:
@@ -212,7 +212,7 @@ def bordered_shape(shape: Triple) -> Triple:
 
 
 def bordered_table(sites: SiteSet) -> Tensor:
-    """Rows as in ``SiteSet.row_table``, int32, on the grid with a border of cells that hold no site, flat."""
+    """Rows as in ``SiteSet.row_table``, int32, on the grid with an empty border, flat."""
 
     def build() -> Tensor:
         volume = sites.row_table.view(sites.batch_size, *sites.spatial_shape).int()

@@ -1,8 +1,8 @@
 """Convolutions by spconv over our kernel maps; the only place that imports it.
 
-On CUDA through its implicit matrix product, one call a convolution, with float32 accumulation. spconv's modules build
-pairs and masks for target sites of spconv's own choice; ours are chosen by the network, so the same arrays are made
-of our tables (``masked_pairs``). Its native algorithm, which runs on a CPU too, is for all else.
+On CUDA through its implicit GEMM, one call per convolution, with float32 accumulation. spconv's modules build
+pairs and masks for target sites of spconv's choice; ours are chosen by the network, so the same arrays are made
+from our tables (``masked_pairs``). Its native algorithm, which also runs on a CPU, handles the rest.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
 from ammnet_sparse.sparse.sites import SiteSet
 
 CHANNEL_MULTIPLE = 8
-"""Channels that spconv's tensor core kernels read at once in fp16; others take slow ways, or none."""
+"""Channels that spconv's tensor core kernels read at once in fp16; others are slow or unsupported."""
 
 Convolve = Callable[[Tensor, Tensor, KernelMap], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPairs:
-    """What the implicit matrix product reads, forward for the targets and backward for the sources.
+    """Inputs of the implicit GEMM, in the forward pass for the targets and in the backward pass for the sources.
 
     ``pairs`` [taps, N] int32 are a table's columns. ``mask`` [N, 1] int32 has a bit for every tap that a row reads,
-    sorted, so that rows that are computed together have like taps. ``order`` [N] int32 is the row that each mask
+    sorted, so that rows that are computed together have similar taps. ``order`` [N] int32 is the row that each mask
     belongs to: a tile of the product reads the masks at its own positions and finds its rows through ``order``.
     """
 
@@ -43,11 +43,11 @@ class MaskedPairs:
 
 
 MOST_MASKED_TAPS = 31
-"""Bits of a mask that sort as integers with a sign do."""
+"""Number of mask bits for which signed and unsigned sorting agree."""
 
 
 def masked_pairs(kernel_map: KernelMap) -> MaskedPairs:
-    """The pairs of a map as the implicit matrix product takes them, shared once built."""
+    """The pairs of a map for the implicit GEMM, shared once built."""
     return kernel_map.shared(
         "masked pairs", lambda: MaskedPairs(*_masked(kernel_map.table), *_masked(kernel_map.inverse))
     )
@@ -60,7 +60,7 @@ def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def native_pairs(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
-    """The pairs of a map as the native algorithm takes them: [2, taps, max] int32 padded with -1, [taps] int32.
+    """The pairs of a map for the native algorithm: [2, taps, max] int32 padded with -1, [taps] int32.
 
     The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
     """
@@ -74,7 +74,7 @@ def native_pairs(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
         begin = pairs_of_tap.cumsum(0) - pairs_of_tap
         position = torch.arange(len(tap), device=rows.device) - begin[tap]
         table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
-        table[0, tap, position] = rows[tap, target]  # a mask would make the host wait once more
+        table[0, tap, position] = rows[tap, target]  # Boolean indexing would make the host wait again
         table[1, tap, position] = target.int()
         return table, counts
 
@@ -82,7 +82,7 @@ def native_pairs(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
 
 
 def is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
-    """Whether the implicit matrix product computes this one: on CUDA, type, channels and taps."""
+    """Whether the implicit GEMM supports device, type, channels and taps."""
     return (
         features.is_cuda
         and features.dtype in (torch.float32, torch.float16)
@@ -110,7 +110,7 @@ def convolve_native(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> 
 
 
 def convolve_implicit(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """[N_source, in] -> [N_target, out] by the implicit matrix product, on CUDA."""
+    """[N_source, in] -> [N_target, out] by the implicit GEMM, on CUDA."""
     out: Tensor = _ImplicitProduct.apply(features, weight, kernel_map)
     return out
 
@@ -123,7 +123,7 @@ def _spconv_weight(weight: Tensor, kernel_map: KernelMap) -> Tensor:
 def _forward(
     features: Tensor, filters: Tensor, masked: tuple[Tensor, Tensor, Tensor], num_rows: int, *, is_trained: bool
 ) -> tuple[Tensor, Tensor | None, int]:
-    """Result, and of training what spconv's gradient of the weight reads: the masks of its tiles and their width."""
+    """Result and, in training, the inputs of spconv's weight gradient: the masks of its tiles and their width."""
     from spconv.pytorch import ops
 
     pairs, mask, order = masked
@@ -138,7 +138,7 @@ def _every_tap() -> list[Any]:
 
 
 class _ImplicitProduct(torch.autograd.Function):
-    """Keeps features and weight, as every way of convolving does."""
+    """Keeps features and weight, as every backend does."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -165,7 +165,7 @@ class _ImplicitProduct(torch.autograd.Function):
         masked = masked_pairs(ctx.kernel_map)
         filters = _spconv_weight(weight, ctx.kernel_map)
         if needs_features and not needs_weight:
-            # A forward pass the other way, which computes no gradient of a frozen weight.
+            # A forward pass in the opposite direction, which computes no gradient of a frozen weight.
             backward = (masked.backward_pairs, masked.backward_mask, masked.backward_order)
             swapped = filters.transpose(0, 4).contiguous()
             return _forward(gradient, swapped, backward, features.shape[0], is_trained=False)[0], None, None
@@ -196,7 +196,7 @@ _KINDS = {
     "transposed": UP_KERNEL,
 }
 _CHECKED_CHANNELS = (24, 40)
-"""No layer's: what spconv finds fastest on a few rows must not be what it takes for many."""
+"""Not used by any layer: spconv's choice for a few rows must not be reused for many."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -204,7 +204,7 @@ def is_sound(device: torch.device, dtype: torch.dtype, convolve: Convolve, expec
     """Whether ``convolve`` agrees with ``expected`` on a small convolution of every kind; checked once a process.
 
     Warns:
-        UserWarning: it does not, or cannot be run here; says what differed.
+        UserWarning: it does not agree, or cannot run here; says what differed.
     """
     fault = _find_fault(device, dtype, convolve, expected)
     if fault is None:
@@ -219,7 +219,7 @@ def is_sound(device: torch.device, dtype: torch.dtype, convolve: Convolve, expec
 
 
 def _find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve, expected: Convolve) -> str | None:
-    generator = torch.Generator().manual_seed(0)  # of its own: training draws the same with and without this check
+    generator = torch.Generator().manual_seed(0)  # training draws the same with and without this check
     tolerance = 1e-2 if dtype == torch.float16 else 5e-3  # TF32 has three digits
     shape = (8, 6, 10)
     linear = (torch.rand(2 * 480, generator=generator) < 0.4).nonzero().squeeze(1).to(device)
@@ -235,12 +235,12 @@ def _find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve, ex
         for is_frozen in (False, True):
             try:
                 found = _evaluate(convolve, values, weight, kernel_map, upstream, is_frozen=is_frozen)
-            except Exception as error:  # whatever an engine that fits neither card nor driver raises
+            except Exception as error:  # any error of an engine that does not support card or driver
                 return f"a {name} convolution failed ({type(error).__name__}: {error})"
             wanted = _evaluate(expected, values, weight, kernel_map, upstream, is_frozen=is_frozen)
             for what, first, second in zip(("result", "gradient", "weight's gradient"), found, wanted, strict=False):
                 difference = float((first.float() - second.float()).abs().max() / second.float().abs().max())
-                if not difference <= tolerance:  # NaN is not
+                if not difference <= tolerance:  # false for NaN
                     return f"the {what} of a {name} convolution differs by {difference:.2g} of its largest value"
     return None
 

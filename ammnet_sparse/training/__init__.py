@@ -1,1 +1,1 @@
-"""Losses, the adversarial game, the loop and what a run keeps."""
+"""Losses, the adversarial game, the training loop and its files."""

@@ -11,8 +11,8 @@ from ammnet_sparse.models.ammnet import AMMNet
 class AveragedWeights:
     """A generator whose weights are the moving average of a trained one's.
 
-    Parameters and running statistics of batch normalization are averaged alike. The decay grows with the steps, as
-    1 - steps^(-2/3), up to the given one, so that early weights do not stay in a short run's average.
+    Parameters and running statistics of batch normalization are both averaged. The decay grows with the steps, as
+    1 - steps^(-2/3), up to the given one, so that early weights do not dominate a short run's average.
 
     Attributes:
         network: the average, to be evaluated and saved; never trained.
@@ -25,11 +25,11 @@ class AveragedWeights:
         self.network = network
 
     def update(self, trained: AMMNet, *, step: int) -> None:
-        """Moves the average towards the weights after a step; ``step`` counts from 1, where it becomes them."""
+        """Updates the average after a step; ``step`` counts from 1, where the average equals the weights."""
         self._average.update(trained, step=step)
 
     def restart(self, trained: AMMNet) -> None:
-        """The average becomes the given weights."""
+        """Sets the average to the given weights."""
         self._average.set(trained)
 
     def state_dict(self) -> dict[str, Tensor]:

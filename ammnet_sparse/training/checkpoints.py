@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights for people, and a state that the run itself continues from."""
+"""The files of a run: weights, and the state that a resumed run continues from."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ LAST_WEIGHTS = "last.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 STATE = "state.pt"
 PREVIOUS_STATE = "state.previous.pt"
-"""The state that was saved before, taken where the last one is damaged."""
+"""The previous state, used if the last one is damaged."""
 
 
 class CheckpointError(ValueError):
@@ -37,11 +37,11 @@ class Progress:
 
     Attributes:
         epoch, step: epochs and updates done.
-        batches_done, seconds: of the unfinished epoch; the time as of the last save.
+        batches_done, seconds: of the unfinished epoch; the time at the last save.
         best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
-        skipped, skipped_in_a_row: steps whose losses or gradients were not finite, and those of them since the last
-            step that was.
-        sums, num_summed: of what the steps of the unfinished epoch recorded, and how many they are.
+        skipped, skipped_in_a_row: steps whose losses or gradients were not finite, and how many since the last
+            finite step.
+        sums, num_summed: sums of the values recorded in the unfinished epoch, and the number of steps.
         counts: voxels by truth and prediction over those steps; None before the first of them.
     """
 
@@ -59,10 +59,10 @@ class Progress:
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> "Progress":
-        """From ``dataclasses.asdict``; what states of older versions lack counts from where they stand.
+        """From ``dataclasses.asdict``; values missing in older states start from their defaults.
 
         Raises:
-            TypeError: names that are not ours.
+            TypeError: unknown names.
         """
         counts = values.get("counts")
         return cls(**{**values, "counts": None if counts is None else VoxelCounts(**counts)})
@@ -75,15 +75,15 @@ class Progress:
         self.counts = counts if self.counts is None else self.counts + counts
 
     def means(self) -> dict[str, float]:
-        """Of what the steps of the unfinished epoch recorded."""
+        """Means of the values recorded in the unfinished epoch."""
         return {name: value / self.num_summed for name, value in self.sums.items()}
 
     def scores(self) -> Scores | None:
-        """Of the predictions that the unfinished epoch trained on; None before its first step."""
+        """Scores of the predictions that the unfinished epoch trained on; None before its first step."""
         return None if self.counts is None else self.counts.scores()
 
     def end_epoch(self) -> None:
-        """The epoch is done: forgets what belonged to it."""
+        """Ends the epoch and resets its sums."""
         self.epoch += 1
         self.batches_done, self.seconds = 0, 0.0
         self.sums, self.num_summed, self.counts = {}, 0, None
@@ -106,7 +106,7 @@ _OF_THE_MACHINE = {
     "data": ("root", "synthetic_root", "label_2d", "workers", "on_device", "cache_features"),
     "model": ("image_encoder_weights",),
 }
-"""Keys that say where files lie and how they are read, and nothing of what is trained."""
+"""Keys that concern the location and reading of files and do not affect what is trained."""
 
 
 def run_metadata(
@@ -118,15 +118,15 @@ def run_metadata(
     scores: Scores | None,
     unobserved: str | None = None,
 ) -> dict[str, str]:
-    """What a file of weights says of its training: configuration, data, length, figures and version, as text.
+    """Metadata of a file of weights: training configuration, data, length, figures and version, as text.
 
-    Paths of the machine are left out: such files are handed on.
+    Paths of the machine are left out, because such files are shared.
 
     Args:
         num_frames: training and validation frames.
         scores: of the weights on the validation frames.
-        unobserved: what the flipped TSDF of the set holds in unobserved space, ``free`` or ``surface``; None: it is
-            not flipped, or does not show.
+        unobserved: value of the set's flipped TSDF in unobserved space, ``free`` or ``surface``; None: it is
+            not flipped, or unknown.
     """
     values = config.model_dump(mode="json")
     for section, keys in _OF_THE_MACHINE.items():
@@ -152,10 +152,10 @@ def run_metadata(
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Replaces the state of a run at once or not at all, and keeps the one before; tensors and plain values only.
+    """Replaces the state of a run atomically and keeps the previous one; tensors and plain values only.
 
     Raises:
-        OSError: a full disk or a folder that cannot be written; names the file. The states stay as they were.
+        OSError: a full disk or a folder that cannot be written; names the file. Existing states are unchanged.
     """
     path = folder / STATE
     with replacing_open(path) as file:
@@ -168,10 +168,10 @@ def load_state(folder: Path) -> dict[str, Any]:
     """Reads what ``save_state`` wrote, onto the CPU; executes no code.
 
     Raises:
-        CheckpointError: no such file, or a damaged one with none before it.
+        CheckpointError: no such file, or a damaged one without a previous state.
 
     Warns:
-        UserWarning: the state is damaged, and the one before it is taken.
+        UserWarning: the state is damaged, and the previous one is used.
     """
     path, previous = folder / STATE, folder / PREVIOUS_STATE
     if not path.is_file() and not previous.is_file():
@@ -193,7 +193,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration in the state of a run, as nested plain values, for where its config.yaml is gone or damaged.
+    """The configuration in the state of a run, as nested plain values, in case its config.yaml is missing or damaged.
 
     Raises:
         CheckpointError: no state, or a damaged one.
@@ -206,7 +206,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        # torch.load does not look at the checksums of the archive that it reads.
+        # torch.load does not verify the checksums of the archive.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -214,7 +214,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # damaged bytes make the readers raise nearly anything
+    except Exception as error:  # damaged files make the readers raise many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read ({reason})") from error
     if not isinstance(state, dict):

@@ -1,7 +1,7 @@
 """Fine-tuning an image encoder on 2D segmentation, before the 3D network is trained on its frozen features.
 
-A small backbone's ImageNet features tell indoor classes apart poorly, and the 3D network, which looks at some 3,000
-pixels a frame, teaches them slowly. Here backbone and head see every labeled pixel of ``data.label_2d``.
+A small backbone's ImageNet features distinguish indoor classes poorly, and the 3D network, which sees about 3,000
+pixels per frame, trains the head slowly. Here backbone and head see every labeled pixel of ``data.label_2d``.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _FINAL_RATE = 0.01
 """Learning rate at the end, as a fraction of the one given."""
 _GRADIENT_CLIP = 10.0
 _REDUCTION = "head.reduce"
-"""How the names of what belongs to a 3D network begin: not part of an encoder's file."""
+"""Prefix of weights that belong to the 3D network and are not part of an encoder's file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +39,17 @@ class EncoderSettings:
 
     Attributes:
         epochs: passes over the training frames; ignored where ``seconds`` is given.
-        seconds: wall time of the training, validation apart.
-        batch_size: images a step.
+        seconds: wall time of the training without the validation.
+        batch_size: images per step.
         crop: (rows, columns) of a random window of each batch that a step sees, or None for whole images.
         learning_rate: of the head, at its highest; cosine to a hundredth.
         backbone_rate: of the backbone, as a fraction of the head's.
         weight_decay: of AdamW; not on biases and normalization.
-        balance: exponent of a class's inverse frequency in its weight: 0 weighs pixels alike, 1 classes alike.
+        balance: exponent of a class's inverse frequency in its weight: 0 weights pixels equally, 1 classes.
         label_smoothing: of the cross-entropy.
         ema_decay: of the moving average of the weights, which is scored and saved.
         mixed_precision: bfloat16 on a GPU.
-        workers: processes that load frames, where these do not lie on the device.
+        workers: processes that load frames, if these are not on the device.
         seed: of the order of frames.
     """
 
@@ -70,7 +70,7 @@ class EncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Scores2D:
-    """Segmentation scores over the labeled pixels of a set; IoU is NaN for a class neither there nor predicted.
+    """Segmentation scores over the labeled pixels of a set; IoU is NaN for a class neither present nor predicted.
 
     Attributes:
         iou: [12] float64 by class; empty, which no pixel is, included.
@@ -109,8 +109,8 @@ def train_encoder(
 
     Args:
         encoder: not frozen, on ``device``.
-        training: frames with images and ``label_2d``, augmented as they come.
-        report: called with a line now and then.
+        training: augmented frames with images and ``label_2d``.
+        report: called with a line of progress every 10 s.
 
     Raises:
         ValueError: frames without images or 2D truth, fewer than a batch, or an encoder that is frozen.
@@ -205,7 +205,7 @@ def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 1
 
 
 def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str], dtype: torch.dtype) -> None:
-    """Writes backbone and head for ``model.image_encoder_weights``; what has several axes as ``dtype``.
+    """Writes backbone and head for ``model.image_encoder_weights``; tensors with several axes as ``dtype``.
 
     Raises:
         WeightsError: another ending than .safetensors, or a folder that cannot be written.
@@ -237,7 +237,7 @@ def _images_and_truth(batch: Batch) -> tuple[Tensor, Tensor]:
 def _window(
     image: Tensor, truth: Tensor, size: tuple[int, int] | None, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The same random window of all images of a batch and of their truth; as much as there is."""
+    """The same random window of all images of a batch and of their truth, at most the whole image."""
     if size is None:
         return image, truth
     first = [

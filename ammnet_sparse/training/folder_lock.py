@@ -12,10 +12,10 @@ LOCK = "run.lock"
 
 
 class FolderLock:
-    """Holds a run folder until ``release`` or the end of the process, however that comes.
+    """Locks a run folder until ``release`` or the end of the process.
 
-    The system's record locks belong to the process: one that has died holds none, and worker processes inherit none.
-    Where the file system has no locks, nothing is held.
+    POSIX record locks belong to the process: a dead process holds none, and worker processes inherit none.
+    If the file system has no locks, nothing is locked.
 
     Raises:
         CheckpointError: another process holds the folder.
@@ -41,14 +41,14 @@ class FolderLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Lets the folder go."""
+        """Releases the folder."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def create_run_folder(parent: Path, name: str) -> Path:
-    """Makes a new folder ``name`` in ``parent``, or ``name_2``, ``name_3``, ... where others were faster."""
+    """Makes a new folder ``name`` in ``parent``, or ``name_2``, ``name_3``, ... if it exists."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

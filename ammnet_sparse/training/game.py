@@ -37,7 +37,7 @@ from ammnet_sparse.training.optimization import Optimization, build_optimization
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """Losses of a step, detached scalars on the device; None for what the configuration leaves out.
+    """Losses of a step, detached scalars on the device; None for those that the configuration leaves out.
 
     ``loss`` is the generator's sum with weights; ``discriminator`` the sum of its binary cross-entropies; ``counts``
     are of the prediction that the generator was trained on, with its dropout, augmentation and batch statistics.
@@ -53,7 +53,7 @@ class StepReport:
     counts: VoxelCounts
 
     def over_processes(self) -> "StepReport":
-        """Of the frames of all processes: losses are shares of theirs, norms are the same in each."""
+        """The report over all processes: losses are summed shares, norms are the same in each."""
         if num_processes() == 1:
             return self
         shares = {name: getattr(self, name) for name in ("loss", "scene", "image", "adversarial", "discriminator")}
@@ -62,19 +62,19 @@ class StepReport:
         return dataclasses.replace(self, **dict(zip(present, sums, strict=True)), counts=self.counts.over_processes())
 
     def as_floats(self) -> dict[str, float]:
-        """Losses and norms by name, without those left out; waits for the device, once."""
+        """Losses and norms by name, without those left out; waits once for the device."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         present = {name: value.double() for name, value in values.items() if isinstance(value, Tensor)}
         return dict(zip(present, torch.stack(list(present.values())).tolist(), strict=True))
 
 
 class AdversarialGame:
-    """Trains the generator, and where the configuration says so the discriminator, a step at a time.
+    """Trains the generator and, if enabled, the discriminator, one step at a time.
 
     Args:
         generator, discriminator: the networks, on one device.
         config: losses, fakes and precision.
-        generator_optimization, discriminator_optimization: what updates them; the latter None exactly where
+        generator_optimization, discriminator_optimization: their optimizers; the latter is None if and only if
             ``adversarial.enabled`` is false.
     """
 
@@ -99,9 +99,9 @@ class AdversarialGame:
         self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
 
     def undo_statistics(self) -> None:
-        """Takes the running statistics back to those before the last step, whose predictions were not finite.
+        """Restores the running statistics from before the last step, whose predictions were not finite.
 
-        The parameters need no such help: an optimization skips a gradient that is not finite.
+        Parameters need no restoring: an optimization skips gradients that are not finite.
         """
         with torch.no_grad():
             torch._foreach_copy_(self._buffers, self._buffers_before)
@@ -136,10 +136,10 @@ class AdversarialGame:
         )
 
     def _accumulate(self, scenes: "Sequence[_Scene]", totals: "_Totals", *, seed: int) -> StepReport:
-        """A step of several batches: equal to a step of one batch of all frames, but for batch statistics and drawing.
+        """A step of several batches: equal to one batch of all frames, except batch statistics and random draws.
 
-        As the generator must meet the updated discriminator, its predictions for the discriminator's step are made in
-        a first pass without gradients and made again, with the same dropout, in the second.
+        The generator must be scored by the updated discriminator. So predictions for the discriminator's step are made in
+        a first pass without gradients and recomputed, with the same dropout, in the second.
         """
         discriminator_loss = discriminator_norm = None
         random_states: list[_RandomState] = []
@@ -185,7 +185,7 @@ class AdversarialGame:
     def _discriminate(
         self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, seed: int, num_scenes: int
     ) -> Tensor:
-        """Adds the discriminator's gradients on one batch; its loss, as a share of the step's."""
+        """Adds the discriminator's gradients on one batch; returns its loss, as a share of the step's."""
         assert self.discriminator_optimization is not None
         fakes = self._fakes(scene, seed=seed)
         predicted = self._scored_features(scene, prediction).detach()
@@ -221,7 +221,7 @@ class AdversarialGame:
         return fakes
 
     def _generate(self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, num_scenes: int) -> "_Losses":
-        """Adds the generator's gradients on one batch; its losses, as shares of the step's."""
+        """Adds the generator's gradients on one batch; returns its losses, as shares of the step's."""
         config = self.config.loss
         scene_loss = scene_cross_entropy(
             prediction, scene.batch, label_smoothing=config.label_smoothing, class_weights=self.class_weights
@@ -236,7 +236,7 @@ class AdversarialGame:
             loss = loss + config.weight_2d * image_loss
         with contextlib.ExitStack() as frozen:
             if self.discriminator_optimization is not None:
-                # Until the backward pass is over: it may compute the discriminator again.
+                # Until the backward pass is over, which may recompute the discriminator.
                 frozen.enter_context(_constant(self.discriminator_optimization.parameters))
                 frozen.enter_context(unchanged_statistics(self.discriminator))
                 with self._autocast(scene.batch.tsdf.device):
@@ -256,7 +256,7 @@ class AdversarialGame:
         return scores
 
     def _scored_features(self, scene: "_Scene", prediction: Prediction) -> Tensor:
-        """What the discriminator reads of a prediction, at its sites: nothing outside the scored voxels."""
+        """The discriminator's input from a prediction: its scored voxels only."""
         logits = prediction.voxel_logits
         if self.config.model.discriminator_input == "softmax":
             logits = logits.softmax(dim=1)
@@ -277,7 +277,7 @@ class _Losses(NamedTuple):
 
     @classmethod
     def sum(cls, parts: "Sequence[_Losses]") -> "_Losses":
-        """Of the batches of a step, each a share of it."""
+        """For the batches of a step, each a share of it."""
 
         def total(values: Sequence[Tensor | None]) -> Tensor | None:
             present = [value for value in values if value is not None]
@@ -290,12 +290,12 @@ class _Losses(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Totals:
-    """What the means of a step divide by, over all processes.
+    """The denominators of a step's means, over all processes.
 
     Attributes:
         scored: summed weights of the scored voxels.
         pixels: labeled pixels; None without a loss on the image.
-        shares: [batches], this process's part of the frames of each batch; None where there is one process.
+        shares: [batches], this process's share of the frames of each batch; None for a single process.
     """
 
     scored: Tensor
@@ -323,7 +323,7 @@ class _Totals:
 
 
 class _Scene:
-    """A batch as the discriminator sees it: truth, 255 where it does not look, and its sites."""
+    """A batch as the discriminator sees it: truth, 255 for voxels that are not scored, and its sites."""
 
     def __init__(self, batch: Batch, index: int, *, config: ModelConfig, dtype: torch.dtype) -> None:
         if batch.label is None:
@@ -346,7 +346,7 @@ class _Scene:
             )
 
     def one_hot(self, *labels: Tensor) -> tuple[Tensor, ...]:
-        """[N, num_classes] at the sites, of each of ``labels`` [B, V]; zeros where nothing is scored."""
+        """[N, num_classes] at the sites, for each of ``labels`` [B, V]; zeros where nothing is scored."""
         linear = repeated_sites(self.sites, len(labels)).linear
         return one_hot_sites(torch.cat(labels), linear, self.num_classes, self.dtype).chunk(len(labels))
 
@@ -363,7 +363,7 @@ class _Scene:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _RandomState:
-    """State of torch's global generators, to draw the same dropout again."""
+    """State of torch's global generators, to repeat the same dropout."""
 
     cpu: Tensor
     cuda: Tensor | None
@@ -381,7 +381,7 @@ class _RandomState:
 
 
 def build_game(networks: Networks, config: Config, *, num_steps: int, device: torch.device) -> AdversarialGame:
-    """The game of two networks, with an optimization for each that trains.
+    """The game of two networks, with an optimization for each trained one.
 
     Args:
         num_steps: of the whole run, for the schedule.
@@ -401,7 +401,7 @@ def build_game(networks: Networks, config: Config, *, num_steps: int, device: to
 
 @contextlib.contextmanager
 def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """No gradients for these parameters within the block, but through them."""
+    """Within the block gradients pass through these parameters' layers but are not computed for the parameters."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination signals between two steps, where the state of a run can be saved."""
+"""Handles Ctrl-C and termination signals between two steps, when the state of a run can be saved."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ class RunInterrupted(Exception):
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM within the block; the second one stops at once, as without the block.
+    """Records the first SIGINT or SIGTERM within the block; the second one acts at once, as without the block.
 
     Does nothing outside the main thread, where Python has no signal handlers.
     """
@@ -35,13 +35,13 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A worker of the data loader, which inherits the handler. The terminal sends Ctrl-C to all processes,
-            # but the frames of the last step are still wanted.
+            # A worker of the data loader inherits the handler. The terminal sends Ctrl-C to all processes,
+            # but the frames of the last step are still needed.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
         if self.is_set:
             raise KeyboardInterrupt
         self.is_set = True
-        # Not print: the signal may have come in the middle of one.
+        # Not print: the signal may have interrupted a print.
         os.write(2, b"\nstopping after this step, or this batch of the validation; once more to stop at once\n")

@@ -47,9 +47,9 @@ from ammnet_sparse.training.run_folder import RunFolder, RunParts
 from ammnet_sparse.training.validation import Validation, validate
 
 MOST_SKIPPED_STEPS = 3
-"""In a row, after which a run whose losses or gradients are not finite ends."""
+"""Consecutive steps with losses or gradients that are not finite, after which a run ends."""
 MOST_OVERFLOWS = 40
-"""The same where in fp16 the gradients alone are not finite: so many halvings leave nothing of any scale."""
+"""The same if only fp16 gradients are not finite: after so many halvings no loss scale is left."""
 
 
 class DivergenceError(RuntimeError):
@@ -65,8 +65,8 @@ class Run:
         device: where to train; a CUDA device becomes the current one.
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
-        limit: train and validate on so many frames only, for a trial; a resumed run keeps its own.
-        may_change: a resumed run takes other values of keys that decide what is trained, and records them.
+        limit: train and validate on the first frames only, for a trial; a resumed run keeps its limit.
+        may_change: a resumed run accepts other values of keys that affect what is trained, and records them.
         show_progress: progress bars on standard error, and a line for each epoch.
 
     Raises:
@@ -90,7 +90,7 @@ class Run:
         check_runnable(config, device, has_weights=resume or initial_weights is not None)
         lock = FolderLock(folder) if resume and folder.is_dir() and rank() == 0 else None
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # spconv computes on the stream of the current device, whatever its inputs'
+            torch.cuda.set_device(device)  # spconv uses the current device's stream
         self.backend = convolution_backend(config, device)
         state = load_state(folder) if resume else None
         self.changes: list[dict[str, Any]] = []
@@ -127,11 +127,11 @@ class Run:
         self._is_suspect = False
         if num_processes() > 1:
             share_batch_statistics(networks.generator)
-            torch.manual_seed(config.training.seed + rank())  # the same weights, but dropout of its own
+            torch.manual_seed(config.training.seed + rank())  # the same weights, but different dropout
         if state is not None:
             self.saves.restore(self.parts, state)
             self.saves.changes += self.changes
-        if config.data.cache_features:  # of the weights that are trained with, a resumed run's included
+        if config.data.cache_features:  # with the weights used in training, those of a resumed run included
             self.training_set, self.validation_set = (
                 with_image_stages(frames, config, networks.generator, device=device, show_progress=show_progress)
                 for frames in (self.training_set, self.validation_set)
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """The progress of the run."""
         return self.parts.progress
 
     @property
@@ -148,14 +148,14 @@ class Run:
         return self.parts.evaluated
 
     def train(self) -> RunResult:
-        """Trains to the last epoch, validates, and leaves the best weights behind.
+        """Trains to the last epoch, validates, and keeps the best weights.
 
-        Whatever stops it between two steps or in a validation leaves a state from just before.
+        If it stops between two steps or in a validation, the state from just before is saved.
 
         Raises:
             RunInterrupted: SIGINT or SIGTERM; the state is saved.
             DivergenceError: losses or gradients are not finite, several steps in a row.
-            DataError, WorkerError: frames that cannot be read or handed over, or none that can be trained on.
+            DataError, WorkerError: frames that cannot be read or transferred, or none that can be trained on.
             OSError: a full disk or the like.
         """
         self.saves.begin()
@@ -208,7 +208,7 @@ class Run:
         return self._is_suspect or self.saves.is_save_recent()
 
     def _train_epoch(self, records: Records, stop: StopRequest, *, started: float) -> None:
-        """One pass over the training frames, or what is left of it."""
+        """One pass over the training frames, or the rest of it."""
         accumulate = self.config.training.accumulate
         progress = self.progress
         groups = _groups(self._training_loader(), accumulate)
@@ -247,7 +247,7 @@ class Run:
             )
 
     def _step(self, batches: list[Batch], records: Records, *, wait_seconds: float) -> dict[str, float]:
-        """One update, written down; its losses."""
+        """One update, recorded; returns its losses."""
         started = time.monotonic()
         progress = self.progress
         seed = self.config.training.seed * 1_000_003 + progress.step
@@ -269,7 +269,7 @@ class Run:
         return losses
 
     def _is_skipped(self, losses: dict[str, float]) -> bool:
-        """Whether a loss or gradient of a step is not finite; then nothing of it is left in the networks."""
+        """Whether a loss or gradient of a step is not finite; then the networks are unchanged by it."""
         progress = self.progress
         broken = _not_finite(losses)
         self._is_suspect = bool(broken) and not self._is_overflow(broken)
@@ -283,7 +283,7 @@ class Run:
         return True
 
     def _is_overflow(self, broken: list[str]) -> bool:
-        """Whether gradients were too large for float16: loss scaling begins too high, and halves the scale."""
+        """Whether gradients were too large for float16: loss scaling starts too high and halves the scale."""
         return self.config.training.mixed_precision and all(name.endswith("_gradient_norm") for name in broken)
 
     def _check_divergence(self, losses: dict[str, float], batches: list[Batch]) -> None:
@@ -301,8 +301,8 @@ class Run:
             )
 
     def _usable(self, batch: Batch) -> Batch | None:
-        """The frames of a batch that can be trained on, or None; the others are named, each once."""
-        if self.training_set.makes_batches:  # on the device, and looked at before they went there
+        """The frames of a batch that can be trained on, or None; the others are reported, each once."""
+        if self.training_set.makes_batches:  # on the device, and checked before they were moved there
             unusable = self.training_set.unusable
             reasons = {name: unusable[name] for name in batch.frame_ids if name in unusable}
             mask = torch.tensor([name not in reasons for name in batch.frame_ids])
@@ -318,22 +318,22 @@ class Run:
 
     @contextlib.contextmanager
     def _saving_state_on_error(self, stop: StopRequest) -> Iterator[None]:
-        """Saves the state where the block, which changes nothing that is trained, raises.
+        """Saves the state if the block, which does not change what is trained, raises.
 
-        Not with several processes: a state is made by all of them, and the others are elsewhere.
+        Not with several processes: all of them take part in a state, and the others are at another point.
         """
         try:
             yield
         except BaseException as error:
             if num_processes() == 1:
                 self.saves.save_state(self.parts)
-            # A scheduler stops the worker processes too, and without their batch there is nothing to wait for.
+            # A scheduler stops the worker processes too, and their batch will not arrive.
             if stop.is_set and isinstance(error, WorkerError):
                 raise RunInterrupted(f"stopped after step {self.progress.step}") from error
             raise
 
     def _is_agreed(self, flag: bool) -> bool:
-        """Whether a process wants what all must do together."""
+        """Whether any process has set a flag that all must act on."""
         return any_process(flag, device=self.device)
 
     def _open_records(self, resumed_at: tuple[int, int] | None) -> Records:
@@ -349,7 +349,7 @@ class Run:
         return epoch % training.validate_every == 0 or epoch == training.epochs
 
     def _validate(self, records: Records) -> Validation | None:
-        """The validation of the epoch that has been trained, where it has one; keeps the best weights."""
+        """The validation of the current epoch, if it has one; keeps the best weights."""
         progress = self.progress
         epoch = progress.epoch + 1
         if not self._is_validated(epoch):
@@ -359,7 +359,7 @@ class Run:
             if remark not in self._remarks:
                 self._remarks.add(remark)
                 self._say(f"validation: {remark}")
-        # Undefined where neither truth nor prediction holds an object.
+        # Undefined if neither truth nor prediction has an object.
         miou = 0.0 if math.isnan(validation.scores.ssc_miou) else validation.scores.ssc_miou
         if miou > progress.best_miou:
             progress.best_miou, progress.best_epoch = miou, epoch
@@ -390,7 +390,7 @@ class Run:
         )
 
     def _score_best(self) -> Scores:
-        """Scores of the best weights, for a resumed run that was already at its best; the network takes them on."""
+        """Scores of the best weights, for a resumed run that does not improve on them; loads them into the network."""
         path = self.folder / BEST_WEIGHTS
         load_into(self.evaluated, split_state(read_weights(path)[0])[0], source=path)
         return self._score("best weights").scores

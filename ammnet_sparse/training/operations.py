@@ -1,4 +1,4 @@
-"""What a step asks of the device: operations that launch work, and moments in which the host would wait for it."""
+"""Counts a step's operations that launch work on a device, and the moments in which the host would wait for it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,18 +21,18 @@ _VALUES_OR_SIZES_FROM_THE_DEVICE = {
     "unique_dim",
     "_unique2",
 }
-"""Operators of which the host needs a value, or the shape of whose result depends on values."""
+"""Operators that return a value to the host, or whose result's shape depends on values."""
 _COPIES = {Tensor.tolist, Tensor.cpu, Tensor.numpy, torch.tensor, torch.as_tensor, torch.from_numpy}
 """Functions that copy from the device to the host, or from ordinary memory of the host to the device."""
 
 
 class Operations:
-    """Counts the operations dispatched within the block, as a device would see them, wherever they run.
+    """Counts the operations dispatched within the block as on a GPU, on any device.
 
     Attributes:
-        launching: operators by name, how often; without views and mere allocations, which launch nothing.
+        launching: counts by operator name; without views and allocations, which launch nothing.
         views: how many of those there were, counted separately.
-        waits: what would make the host wait for a GPU, by name: values and sizes that depend on values, Boolean
+        waits: operators that would make the host wait for a GPU, by name: values, sizes that depend on values, Boolean
             indices, copies from and to ordinary memory of the host.
     """
 
@@ -87,7 +87,7 @@ class _Dispatched(TorchDispatchMode):
 
 
 class _Called(TorchFunctionMode):
-    """Sees what is dispatched nowhere where the host is the device."""
+    """Sees calls that are not dispatched when the host is the device."""
 
     def __init__(self, counts: Operations) -> None:
         super().__init__()
@@ -115,5 +115,5 @@ def _has_boolean_index(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def _names_the_host(arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    # Only the word: a device may be the one that the tensor lies on, here the host's own.
+    # Only a string: a device object may be the tensor's own, here the host.
     return "cpu" in (named.get("device"), *(value for value in arguments if isinstance(value, str)))

@@ -32,7 +32,7 @@ class Optimization:
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
         if not self.parameters:
             raise ValueError(f"{type(network).__name__}: expected trainable parameters, found none")
-        # Fused: few launches, and with loss scaling no wait for the device to learn whether a gradient overflowed.
+        # Fused: few launches, and with loss scaling no wait for the device to check gradients for overflow.
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
         self.scheduler = CosineLRScheduler(
             self.optimizer,
@@ -58,8 +58,8 @@ class Optimization:
     def step(self) -> Tensor:
         """Clips, updates the parameters, moves the schedule on, clears the gradients; returns the gradient norm.
 
-        Gradients are first summed over all processes. Where the norm is not finite the parameters and the optimizer's
-        moments stay as they are.
+        Gradients are first summed over all processes. If the norm is not finite the parameters and the optimizer's
+        moments are unchanged.
         """
         sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
@@ -93,19 +93,19 @@ class Optimization:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict``; schedule and weight decay are those of the configuration, which may have changed."""
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        # States from before the fused optimizer say fused=None, which loss scaling and skipped steps cannot do with.
+        # States from before the fused optimizer have fused=None, which loss scaling and skipped steps do not support.
         groups = [{**group, "fused": True, "foreach": None} for group in state["optimizer"]["param_groups"]]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
-        if state["scaler"]:  # empty where the run was in float32 until now
+        if state["scaler"]:  # empty if the run was in float32 until now
             self.scaler.load_state_dict(state["scaler"])
         self.num_updates = state["num_updates"]
         self.scheduler.step_update(self.num_updates)
 
 
 class Optimizations(NamedTuple):
-    """Of generator and discriminator; None where the game leaves the discriminator out."""
+    """For generator and discriminator; None if the discriminator is disabled."""
 
     generator: Optimization
     discriminator: Optimization | None
@@ -125,7 +125,7 @@ def build_optimizations(
     Args:
         num_steps: of the whole run, for the schedule.
         device: where the networks are.
-        make: in the place of ``Optimization``, whose arguments it takes.
+        make: called instead of ``Optimization``, with the same arguments.
     """
 
     def optimization(network: nn.Module, learning_rate: float) -> Optimization:

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: a configuration that can run, and the data."""
+"""Checks before a run: the configuration and the data."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ _FIXED = (
     "training.seed",
     "adversarial.enabled",
 )
-"""Keys that a resumed run cannot change: they decide what the state fits, or which frames come next."""
+"""Keys that a resumed run cannot change: the state, or the order of frames, depends on them."""
 _FREE = (
     "data.synthetic_root",
     "data.synthetic.",
@@ -54,12 +54,12 @@ _FREE = (
     "training.validate_every",
     "training.checkpoint_minutes",
 )
-"""Keys that it may change: what is trained stays the same, or goes on longer. The rooms are there, as ``data.root``;
+"""Keys that it may change: what is trained is the same, or continues longer. The rooms exist already, as ``data.root``;
 weights of an image backbone are in the state."""
 
 
 def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -> None:
-    """Raises ConfigError for what is a fine configuration, but not on this device, or not with what is given.
+    """Raises ConfigError for a valid configuration that cannot run on this device, or with the given weights.
 
     Args:
         has_weights: the run starts from weights (resumed or fine-tuned).
@@ -81,7 +81,7 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
         raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
     if reads_images(model) and model.freeze_image_encoder and model.image_encoder_weights is None:
         if is_packaged(model.image_encoder):
-            installed_weights(model.image_encoder)  # raises where they are not
+            installed_weights(model.image_encoder)  # raises if they are not installed
             return
         raise ConfigError(
             f"model.image_encoder_weights: a frozen {model.image_encoder} needs ImageNet weights, found none; name a "
@@ -90,7 +90,7 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
 
 
 def check_cacheable(config: Config) -> None:
-    """Raises ConfigError where the features of the image backbone are not the same in every epoch."""
+    """Raises ConfigError if the features of the image backbone differ between epochs."""
     for key, is_wrong, expected in (
         ("model.image_encoder", not reads_images(config.model), "a network that reads images"),
         ("model.freeze_image_encoder", not config.model.freeze_image_encoder, "true"),
@@ -104,7 +104,7 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
     """Compares the configuration of a resumed run with the saved one.
 
     Args:
-        may_change: allow other values of keys that decide what is trained, unless the state does not fit them.
+        may_change: allow other values of keys that affect what is trained, if the state permits.
 
     Returns:
         The keys of that kind that have changed, each as {"key", "before", "now"} of plain values.
@@ -132,8 +132,8 @@ def open_datasets(
     """Training and validation frames of ``data.root``, after a check of all of them.
 
     Args:
-        device: where they are kept with ``data.on_device``.
-        limit: only so many of each.
+        device: keeps them with ``data.on_device``.
+        limit: largest number of each.
         is_quick: only check that every file exists, instead of reading each frame once.
 
     Raises:
@@ -149,7 +149,7 @@ def open_datasets(
     )
     if data.train_on_all:
         training = frames.frame_ids(data.split)[:limit]
-    # Other lists of the set may name frames that were never downloaded.
+    # Other lists of the set may contain frames that were never downloaded.
     check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
     truth_2d = None
     if data.label_2d is not None and reads_images(model):
@@ -198,17 +198,17 @@ def open_encoder_datasets(
         raise ConfigError(f"model.image_encoder: expected a network for images, found {config.model.image_encoder}")
     if config.data.label_2d is None:
         raise ConfigError("data.label_2d: expected the folder of dense 2D truth that the encoder learns, found none")
-    # Voxels are not looked at: moving them would cost time and change nothing.
+    # Voxels are not used: moving them would only cost time.
     data = config.data.model_copy(update={"cache_features": False, "augment_3d": False})
     config = config.model_copy(update={"data": data})
     return open_datasets(config, device=device, limit=limit, is_quick=True, show_progress=False)
 
 
 def build_encoder(config: Config) -> ImageEncoder:
-    """The image encoder of a configuration, to be trained as a whole from ImageNet weights; ``head_width`` wide.
+    """The image encoder of a configuration, trainable as a whole, from ImageNet weights; ``head_width`` wide.
 
     Raises:
-        ConfigError: a backbone whose weights are neither named nor installed.
+        ConfigError: a backbone whose weights are neither given nor installed.
         WeightsError: weights that cannot be read or do not fit.
     """
     model = config.model
@@ -247,7 +247,7 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
     """The set of ``data.root`` with the 2D input that the network reads, images of ``data.images`` included.
 
     Args:
-        with_image: else without images, whatever the network reads.
+        with_image: False omits images, whatever the network reads.
 
     Raises:
         ConfigError: no ``data.root``.
@@ -256,7 +256,7 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
     data, model = config.data, config.model
     if data.root is None:
         raise ConfigError("data.root: expected the folder or packed file of a set, found none")
-    # First without 2D input, so that an error below can only be about it.
+    # First without 2D input, so that an error below can only concern it.
     plain = open_frames(
         data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
     )
@@ -280,7 +280,7 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
 
 
 def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8) -> Unobserved | None:
-    """What unobserved space is in the flipped TSDF of these frames, by the first that show it; None where it is not."""
+    """The value of unobserved space in the flipped TSDF of these frames, from the first that show it; or None."""
     if config.data.dataset != "nyucad":
         return None
     found = (unobserved_of(frames[index].tsdf.cpu().numpy()) for index in range(min(most_frames, len(frames))))
@@ -288,10 +288,10 @@ def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8)
 
 
 def steps_per_epoch(config: Config, *, num_frames: int) -> int:
-    """Updates that an epoch of so many training frames makes, by all processes together.
+    """Updates per epoch for a number of training frames, over all processes.
 
     Raises:
-        ConfigError: none, or a warm-up that outlasts the run.
+        ConfigError: no update, or a warm-up that is longer than the run.
     """
     training, optimizer = config.training, config.optimizer
     frames = training.batch_size * training.accumulate * num_processes()
@@ -312,17 +312,17 @@ def steps_per_epoch(config: Config, *, num_frames: int) -> int:
 
 def make_deterministic() -> None:
     """Deterministic algorithms wherever PyTorch has them, for the whole process."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def convolution_backend(config: Config, device: torch.device) -> Backend:
-    """What computes a run's convolutions.
+    """The convolution backend of a run.
 
-    Deterministic runs on CUDA do without spconv, which picks its algorithms by their time in each process.
+    Deterministic runs on CUDA avoid spconv, which chooses its algorithms by timing in each process.
 
     Raises:
-        ConfigError: spconv is demanded of a deterministic run on CUDA.
+        ConfigError: a deterministic run on CUDA with spconv.
     """
     backend = config.training.convolution_backend
     if not config.training.deterministic or device.type != "cuda":

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard, a picture, and lines on the console."""
+"""Records of a run: metrics.jsonl, TensorBoard, a picture, and lines on the console."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def format_result(result: RunResult) -> str:
 
 
 def epoch_line(epoch: int, values: dict[str, float], training: Scores | None, *, validation: Scores | None) -> str:
-    """Training, and where there was one validation: the 3D cross-entropy and the scores."""
+    """The 3D cross-entropy and the scores of training and, if there was one, validation."""
     parts = []
     for name, key, scores in (("training", "scene", training), ("validation", "validation_scene", validation)):
         if scores is not None and key in values:
@@ -53,7 +53,7 @@ class StepBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
     _SHOWN = ("loss", "scene", "adversarial", "discriminator")
 
     def show_step(self, losses: dict[str, float], *, wait_seconds: float) -> None:
-        """One more step; ``wait_seconds`` is the mean over the steps of the epoch."""
+        """Advances by a step; ``wait_seconds`` is the mean over the steps of the epoch."""
         shown = {name: f"{losses[name]:.3f}" for name in self._SHOWN if name in losses}
         self.set_postfix(shown | {"wait": f"{1000 * wait_seconds:.1f}ms"})
         self.update()
@@ -63,7 +63,7 @@ class Records:
     """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a run folder; a context manager.
 
     Args:
-        resumed_at: (epochs, steps) done by the run that is continued: what it wrote after them is dropped.
+        resumed_at: (epochs, steps) done by the resumed run; records written after them are dropped.
             None: start from scratch.
     """
 
@@ -85,11 +85,11 @@ class Records:
         self._writer.close()
 
     def change(self, step: int, change: dict[str, Any]) -> None:
-        """A line for a key that a resumed run has changed after ``step`` updates: key, before, now."""
+        """Records a key that a resumed run has changed after ``step`` updates: key, before, now."""
         self._write({"kind": "change", "step": step, **change})
 
     def step(self, step: int, values: dict[str, float], *, is_skipped: bool = False) -> None:
-        """A line and a point per value; ``step`` counts updates from 1, with those that were skipped."""
+        """Records the values of a step; ``step`` counts updates from 1, including skipped ones."""
         self._write({"kind": "step", "step": step, **values, **({"skipped": True} if is_skipped else {})})
         for name, value in values.items():
             self._writer.add_scalar(f"step/{name}", value, step)
@@ -97,7 +97,7 @@ class Records:
     def epoch(
         self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None, *, training: Scores | None = None
     ) -> None:
-        """A line per epoch (from 1), with the scores in percent where there are some: of validation, of training."""
+        """Records an epoch (from 1), with the available scores of validation and training in percent."""
         line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": step, **values}
         if scores is not None:
             line["validation"] = scores.to_json()
@@ -119,11 +119,11 @@ class Records:
         self._writer.add_scalar(f"{name}/ssc_miou", 100 * scores.ssc_miou, step)
 
     def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
-        """Prediction beside truth of the first frame of a batch on the network's device; the network is evaluating."""
+        """Records prediction beside truth of the first frame of a batch on the network's device, in evaluation mode."""
         self._writer.add_image("validation/scene", picture_of(network, batch), step, dataformats="HWC")
 
     def _write(self, line: dict[str, Any]) -> None:
-        # JSON has no NaN and no infinity, which fp16 gradients overflow to: null.
+        # JSON has no NaN and infinity (overflowed fp16 gradients): null.
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
@@ -134,7 +134,7 @@ class Records:
 
 
 class NoRecords(Records):
-    """In the place of ``Records`` in all processes but the first: writes nothing."""
+    """Replaces ``Records`` in all processes but the first; writes nothing."""
 
     def __init__(self) -> None:
         pass
@@ -158,7 +158,7 @@ class NoRecords(Records):
 
 
 def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """[rows, columns, 3] uint8: prediction, truth and errors of the first frame, drawn where something is scored."""
+    """[rows, columns, 3] uint8: prediction, truth and errors of the first frame at scored voxels."""
     with torch.inference_mode():
         labels = network(batch).labels[0].cpu().numpy()
     shape = batch.grid_shape
@@ -191,7 +191,7 @@ def _drop_later_lines(path: Path, epoch: int, step: int) -> None:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # the run was cut off while it wrote
+            continue  # the run was interrupted while writing
         is_done = entry["epoch"] <= epoch if entry["kind"] == "epoch" else entry["step"] <= step
         if is_done:
             kept.append(line)

@@ -1,4 +1,4 @@
-"""The folder of a run: what is saved there and when, and how a resumed run takes it up again."""
+"""The folder of a run: what is saved there and when, and how a resumed run restores it."""
 
 import dataclasses
 import time
@@ -28,12 +28,12 @@ from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.networks import Networks
 
 SECONDS_BETWEEN_SAVES = 60.0
-"""After an epoch the state is saved unless that was done so recently: short epochs would spend their time writing."""
+"""After an epoch the state is not saved if it was saved this recently: short epochs would mostly write."""
 
 
 @dataclasses.dataclass(eq=False)
 class RunParts:
-    """What a state restores: everything of a run that training changes."""
+    """Everything of a run that training changes, as saved in a state."""
 
     networks: Networks
     game: AdversarialGame
@@ -53,13 +53,13 @@ class RunFolder:
         path: the folder.
         config: of the run.
         num_frames: training and validation frames.
-        limit: frames that the run was limited to, or None.
+        limit: limit on the frames of the run, or None.
         device: whose random state belongs to the run.
-        lock: on the folder, where it is held already.
+        lock: lock on the folder, if already held.
 
     Attributes:
         changes: keys that resumed runs have changed in what is trained (``preparation.check_same_run``).
-        unobserved: what the flipped TSDF of the set holds in unobserved space (``preparation.unobserved_in``).
+        unobserved: value of the set's flipped TSDF in unobserved space (``preparation.unobserved_in``).
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class RunFolder:
         self._lock = lock
 
     def begin(self) -> None:
-        """Makes the folder, holds it against other processes, and writes the configuration.
+        """Makes and locks the folder, and writes the configuration.
 
         Raises:
-            CheckpointError: another process holds it.
+            CheckpointError: another process has locked it.
         """
         if rank() > 0:
             return
@@ -95,13 +95,13 @@ class RunFolder:
         save_config(self.config, self.path / CONFIG)
 
     def end(self) -> None:
-        """Lets other processes continue the run."""
+        """Releases the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def save_weights(self, name: str, parts: RunParts, scores: Scores | None, *, epoch: int) -> None:
-        """Weights of generator and discriminator after ``epoch`` epochs, with their scores where there are some."""
+        """Saves the weights of generator and discriminator after ``epoch`` epochs, with their scores if available."""
         if rank() > 0:
             return
         progress = parts.progress
@@ -116,7 +116,7 @@ class RunFolder:
         save_run_weights(self.path, name, parts.evaluated, parts.networks.discriminator, metadata=metadata)
 
     def is_save_due(self) -> bool:
-        """Whether the state was last saved ``training.checkpoint_minutes`` ago."""
+        """Whether the state was last saved at least ``training.checkpoint_minutes`` ago."""
         return time.monotonic() - self._saved > 60 * self.config.training.checkpoint_minutes
 
     def is_save_recent(self) -> bool:
@@ -124,7 +124,7 @@ class RunFolder:
         return (self.path / STATE).is_file() and time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES
 
     def save_state(self, parts: RunParts) -> None:
-        """Everything that ``restore`` needs; collective, as every process has a random state of its own."""
+        """Everything that ``restore`` needs; collective, as every process has its own random state."""
         random_states = of_all_processes((torch.get_rng_state(), self._random_cuda()))
         self._saved = time.monotonic()
         if rank() > 0:
@@ -152,11 +152,11 @@ class RunFolder:
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def restore(self, parts: RunParts, state: dict[str, Any]) -> None:
-        """Continues where a state was saved.
+        """Restores a saved state.
 
         Raises:
             CheckpointError: a state of other frames or another configuration.
-            ConfigError: fewer epochs than the run has begun.
+            ConfigError: fewer epochs than the run has started.
         """
         random_states = state.get("random_of_processes", [[state.get("random_cpu"), state.get("random_cuda")]])
         if len(random_states) != num_processes():
@@ -174,7 +174,7 @@ class RunFolder:
             self.changes = list(state.get("changes", []))
             parts.networks.load_state_dict(state["network"])
             if parts.average is not None:
-                # A run that did not average until now begins with what it has.
+                # A run that did not average until now starts from its current weights.
                 average = state.get("average")
                 if average is None:
                     parts.average.restart(parts.networks.generator)

@@ -32,10 +32,10 @@ def validate(
 ) -> Validation:
     """Evaluates a network on ``device`` over batches with labels; it stays in evaluation mode.
 
-    Of several processes each brings its own batches, and all get the scores of all.
+    With several processes each has its own batches, and all get the scores over all of them.
 
     Args:
-        label_smoothing, class_weights: those of training, so that both losses can be drawn in one figure.
+        label_smoothing, class_weights: as in training, so that both losses are comparable.
     """
     network.eval()
     # On the device until the end, where the host waits once.

@@ -21,10 +21,10 @@ from ammnet_sparse.models.weights.checks import check_plain, type_problem, value
 from ammnet_sparse.models.weights.errors import WeightsError
 
 WRAPPERS = ("state_dict", "model")
-"""Keys under which programs put the state dict into a checkpoint."""
+"""Keys under which checkpoints store the state dict."""
 _PREFIXES = re.compile(r"(?:(?:module|encoder|segformer|backbone)\.)*")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", "")
-"""Of weights files; which of the two formats it is, the content says."""
+"""Extensions of weights files; the content decides which format it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
             contents = {name: file.read(name) for name in file.entries}
     else:
         contents = read_torch_file(path, what=what, advice=advice, raises=WeightsError)
-    for wrapper in WRAPPERS * 2:  # either order, and never forever
+    for wrapper in WRAPPERS * 2:  # in either order, a bounded number of times
         if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
             contents = contents[wrapper]
     if not isinstance(contents, dict):
@@ -183,7 +183,7 @@ def _check_values(found: dict[str, _Entry], backbone: nn.Module, *, path: str | 
 
 
 def _naming_of(backbone: nn.Module) -> tuple[str, Callable[[str], str | None]]:
-    """What to call the backbone in messages, and the translation of a file's names, None for foreign ones."""
+    """The backbone's name in messages, and the translation of a file's names, None for unknown ones."""
     from timm.models import EfficientNetFeatures
     from timm.models.pvt_v2 import PyramidVisionTransformerV2
     from timm.models.resnet import ResNet
@@ -232,7 +232,7 @@ _HUGGINGFACE_BLOCK = {
 
 
 def _huggingface_to_published(name: str) -> str:
-    """Counts stages from 1 as the published names do; other names than Hugging Face's come back unchanged."""
+    """Counts stages from 1 as in the published names; names other than Hugging Face's are returned unchanged."""
     if match := re.fullmatch(r"patch_embeddings\.([0-3])\.(proj|layer_norm)\.(\w+)", name):
         layer = "proj" if match[2] == "proj" else "norm"
         return f"patch_embed{int(match[1]) + 1}.{layer}.{match[3]}"

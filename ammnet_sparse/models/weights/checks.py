@@ -15,7 +15,7 @@ _VARIANCE = "running_var"
 
 
 def kind_problem(value: Tensor) -> str | None:
-    """What keeps a tensor from being plain numbers in memory; None where nothing does."""
+    """Why a tensor is not plain numbers in memory; None if it is."""
     kinds = {
         "a nested tensor": value.is_nested,
         "a tensor without values (meta device)": value.is_meta,
@@ -36,7 +36,7 @@ def type_problem(value: Tensor, *, is_floating: bool) -> str | None:
 
 
 def value_problem(name: str, value: Tensor) -> str | None:
-    """What is wrong with the values of a plain tensor of weights; None where nothing is."""
+    """What is wrong with the values of a plain tensor of weights; None if nothing is."""
     if not value.dtype.is_floating_point:
         return None
     if not bool(torch.isfinite(value.float()).all()):
@@ -47,7 +47,7 @@ def value_problem(name: str, value: Tensor) -> str | None:
 
 
 def check_plain(state: Mapping[str, Tensor], *, source: object) -> None:
-    """Raises WeightsError, naming them, where tensors are not plain numbers in memory."""
+    """Raises WeightsError naming tensors that are not plain numbers in memory."""
     unusable = [f"{name} ({what})" for name, value in state.items() if (what := kind_problem(value))]
     if unusable:
         raise WeightsError(

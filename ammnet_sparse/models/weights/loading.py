@@ -1,4 +1,4 @@
-"""From a file of weights to networks that predict and judge."""
+"""Loads generator and discriminator from a file of weights."""
 
 import warnings
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from ammnet_sparse.models.weights.parts import (
 from ammnet_sparse.models.weights.shipped import find_weights
 
 _MOST_ABSENT = 2**27
-"""Numbers that the parts which a file lacks may have together: 512 MiB of random weights."""
+"""Largest number of values in the missing parts of a file: 512 MiB of random weights."""
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -38,20 +38,20 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
 
     Args:
         path: file of weights, of any float type, or the name of shipped ones (``nyu_seg2d_w64``); the configuration
-            stands in the metadata, and the network is float32.
-        sites: which voxels are computed; None as the file says. Weights trained densely have no state channels:
+            is in the metadata, and the network is float32.
+        sites: which voxels are computed; None: as in the file. Weights trained densely have no state channels:
             on sparse sites these then add nothing. Weights trained sparsely lose them on dense sites.
         device: where the network goes.
 
     Returns:
-        The network; ``metadata`` says what it was trained on and how well it did, as far as the file does.
+        The network; ``metadata`` has its training and figures, if the file has them.
 
     Raises:
         WeightsError: a file that is missing, damaged, or does not hold the weights of its configuration.
         ValueError: other ``sites``, or a device that is not available.
 
     Warns:
-        UserWarning: a file without the backbone or the head of the image encoder, which stay random.
+        UserWarning: a file without the backbone or the head of the image encoder, which remain random.
     """
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
@@ -111,7 +111,7 @@ def _state_without_memory(
     try:
         with torch.device("meta"):
             return build(config).state_dict()
-    # Sizes beyond what PyTorch can express raise whatever they meet first.
+    # Sizes that PyTorch cannot represent raise various errors.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
         raise WeightsError(
             f"{source}: the configuration in its metadata gives no network: {reason(error)}; the file is damaged"

@@ -1,4 +1,4 @@
-"""What files of weights are made of: the generator, the discriminator beside it, and parts that may be absent."""
+"""The parts of files of weights: the generator, the discriminator, and parts that may be absent."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -9,19 +9,19 @@ from torch import Tensor
 Sites = Literal["sparse", "dense"]
 
 DISCRIMINATOR = "discriminator"
-"""Before the names of the discriminator's weights in files that hold both networks."""
+"""Prefix of the discriminator's weights in files that hold both networks."""
 OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", DISCRIMINATOR)
 """Parts that a converted checkpoint may lack, each as a whole."""
 _STATE_PROJECTION = "state_projection.weight"
 
 
 def join_states(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One state dict of both networks, as files and run states have it."""
+    """One state dict of both networks, as in files and run states."""
     return {**generator, **{f"{DISCRIMINATOR}.{name}": value for name, value in discriminator.items()}}
 
 
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of ``join_states``: generator and discriminator, which is empty where the file has none."""
+    """The inverse of ``join_states``: generator and discriminator, which is empty if the file has none."""
     prefix = f"{DISCRIMINATOR}."
     generator = {name: value for name, value in state.items() if not name.startswith(prefix)}
     discriminator = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -38,8 +38,8 @@ def fit_state_projections(
 ) -> dict[str, Tensor]:
     """``state`` of a network that computes the voxels ``trained``, for one that computes ``wanted``.
 
-    The state channels stand for what sparse sites leave out. Weights trained on sparse sites lose their projections
-    in a network that computes every voxel; weights trained densely have none, and get ones that add nothing.
+    The state channels represent what sparse sites leave out. Weights trained on sparse sites lose their projections
+    in a network that computes every voxel; weights trained densely have none, and get zero projections.
 
     Args:
         state: the generator's weights.

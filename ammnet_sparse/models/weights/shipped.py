@@ -7,16 +7,16 @@ from ammnet_sparse.models.weights.errors import WeightsError
 
 FOLDER = Path(__file__).resolve().parents[2] / "weights"
 DEFAULT_WEIGHTS = "nyu_seg2d_w64"
-"""What the tools take where no checkpoint is named: trained on NYU, reads 2D label maps (docs/models.md)."""
+"""The default weights of the tools: trained on NYU, read 2D label maps (docs/models.md)."""
 
 Input2D = Literal["label map", "color image", "depth alone"]
-"""What there is of a frame beside its depth."""
+"""The inputs of a frame beside its depth."""
 _BY_INPUT: dict[Input2D, tuple[str, ...]] = {
     "label map": ("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"),
     "color image": ("nyu_rgb_w64", "nyu_depth_w64"),
     "depth alone": ("nyu_depth_w64",),
 }
-"""Shipped weights that can read each, the best first."""
+"""Shipped weights for each of them, best first."""
 
 
 def shipped_names() -> list[str]:
@@ -25,12 +25,12 @@ def shipped_names() -> list[str]:
 
 
 def is_shipped(name: str | Path) -> bool:
-    """Whether ``name`` means shipped weights. A file of that name in the working folder comes first."""
+    """Whether ``name`` means shipped weights. A file of that name in the working folder takes precedence."""
     return not Path(name).exists() and str(name) in shipped_names()
 
 
 def find_weights(name: str | Path) -> Path:
-    """The file of weights: ``name`` itself where it is a path of one, else the shipped weights of that name.
+    """The file of weights: ``name`` itself if it is the path of one, otherwise the shipped weights of that name.
 
     Raises:
         WeightsError: neither; the message lists the shipped names.
@@ -48,22 +48,22 @@ def find_weights(name: str | Path) -> Path:
 
 
 def default_weights(given: Input2D | None) -> str:
-    """The shipped weights that make the most of what is given; None, or none installed: ``DEFAULT_WEIGHTS``."""
+    """The best shipped weights for the given inputs; ``DEFAULT_WEIGHTS`` for None or if none are installed."""
     there = shipped_names()
     fitting = _BY_INPUT[given] if given else ()
     return next((name for name in fitting if name in there), DEFAULT_WEIGHTS)
 
 
 def chosen_weights(name: str | Path | None, *, dataset: str, given: Input2D | None = None) -> tuple[Path, str]:
-    """The file that a tool's ``--checkpoint`` means, and a line that says aloud which weights they are.
+    """The file of a tool's ``--checkpoint``, and a line for users that says which weights they are.
 
     Args:
         name: a path, the name of shipped weights, or None for ``default_weights``.
         dataset: layout of the frames; the default weights know NYU's TSDF only.
-        given: what the frames have beside depth; None: not asked, a label map.
+        given: inputs of the frames beside depth; None: a label map.
 
     Raises:
-        WeightsError: no such weights, or none named where the default does not fit.
+        WeightsError: no such weights, or the default does not fit.
     """
     default = default_weights(given)
     if name is None and dataset != "nyu":
