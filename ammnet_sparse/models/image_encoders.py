@@ -196,13 +196,13 @@ def load_backbone_weights(encoder: ImageEncoder, path: str | Path) -> tuple[str,
 def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
     """Loads the backbone (``load_backbone_weights``), and the head from a file of ammnet train-encoder if it fits.
 
-        A head fits if its widths and classes are the same; the layer that reduces its channels to the network's width is
-    not     part of that file and is unchanged.
+    A head fits if its widths and classes are the same; the layer that reduces its channels to the network's width is
+    not part of that file and is unchanged.
 
-        Returns:
+    Returns:
             Whether the head was loaded.
 
-        Raises:
+    Raises:
             WeightsError: as ``load_backbone_weights``.
     """
     unused = load_backbone_weights(encoder, path)

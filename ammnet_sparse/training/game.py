@@ -138,8 +138,8 @@ class AdversarialGame:
     def _accumulate(self, scenes: "Sequence[_Scene]", totals: "_Totals", *, seed: int) -> StepReport:
         """A step of several batches: equal to one batch of all frames, except batch statistics and random draws.
 
-        The generator must be scored by the updated discriminator. So predictions for the discriminator's step are made in
-        a first pass without gradients and recomputed, with the same dropout, in the second.
+        The generator must be scored by the updated discriminator. So the predictions for the discriminator's step come
+        from a first pass without gradients and are recomputed, with the same dropout, in the second.
         """
         discriminator_loss = discriminator_norm = None
         random_states: list[_RandomState] = []
