@@ -200,10 +200,10 @@ def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
     not part of that file and is unchanged.
 
     Returns:
-            Whether the head was loaded.
+        Whether the head was loaded.
 
     Raises:
-            WeightsError: as ``load_backbone_weights``.
+        WeightsError: as ``load_backbone_weights``.
     """
     unused = load_backbone_weights(encoder, path)
     if not any(name.startswith(HEAD_PREFIX) for name in unused):
