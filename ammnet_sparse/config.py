@@ -86,12 +86,12 @@ class DataConfig(_Section):
     synthetic_root: Path = Field(Path("data/rooms"), description="where generated rooms are kept")
     dataset: Literal["nyu", "nyucad"] = Field("nyu", description="published layout that root follows")
     split: str = Field("train", description="list of training frames: <split>.txt in root")
-    validation_frames: Positive = Field(100, description="frames drawn for validation where root has no val.txt")
+    validation_frames: Positive = Field(100, description="frames drawn for validation if root has no val.txt")
     validation_seed: int = Field(8332, description="seed of that draw")
     train_on_all: bool = Field(
         False,
         description="train on the validation frames too, for a last run: their scores, and the best weights that they "
-        "choose, then mean nothing; take last.safetensors",
+        "choose, then mean nothing; use last.safetensors",
     )
     workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
     on_device: bool = Field(
@@ -151,17 +151,19 @@ class ModelConfig(_Section):
         "modulation's value and addition's gradient (scale and bias are trained); detached stops the gradient into the "
         "TSDF features through scale and bias",
     )
-    encoder_dropout: Probability = Field(0.3, description="dropout on the TSDF encoder's way up")
+    encoder_dropout: Probability = Field(0.3, description="dropout in the upsampling of the TSDF encoder")
     head_dropout: Probability = Field(0.5, description="dropout in the image head")
     dropout_kind: Literal["element", "channel"] = Field(
-        "element", description="what these two drop: single values, or whole channels of a frame"
+        "element", description="what these two drop: single elements, or whole channels of a frame"
     )
     head_width: Positive | None = Field(
-        None, description="channels in the image head, brought to width at its end; empty: width"
+        None, description="channels in the image head, reduced to width at its end; empty: width"
     )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
     discriminator_width: Positive = Field(64, description="channels of the discriminator's first layer; multiple of 4")
-    discriminator_input: Literal["logits", "softmax"] = Field("logits", description="what it reads of a prediction")
+    discriminator_input: Literal["logits", "softmax"] = Field(
+        "logits", description="form of a prediction that it reads"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -241,11 +243,11 @@ class TrainingConfig(_Section):
     mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
     recompute: Literal["off", "elementwise", "blocks", "full"] = Field(
         "off",
-        description="what the backward pass computes again instead of keeping it: normalization, ReLU and the like "
+        description="what the backward pass recomputes instead of keeping it: normalization, ReLU and the like "
         "(elementwise), also DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
     deterministic: bool = Field(
-        False, description="deterministic algorithms where PyTorch has them; on CUDA convolution_backend auto is gather"
+        False, description="deterministic algorithms if PyTorch has them; on CUDA convolution_backend auto is gather"
     )
     convolution_backend: Literal["auto", "spconv", "gather", "dense"] = Field(
         "auto",
@@ -260,8 +262,8 @@ class TrainingConfig(_Section):
         0.0,
         ge=0,
         lt=1,
-        description="decay a step of the exponential moving average of the generator's weights, which validation and "
-        "saved weights then are of; 0: no average",
+        description="decay per step of the exponential moving average of the generator's weights, which are validated "
+        "and saved; 0: no average",
     )
 
 

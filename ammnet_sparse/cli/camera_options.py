@@ -75,10 +75,10 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         help="camera-to-world matrix or tx ty tz qx qy qz qw in a text file, a trajectory, or a folder of poses",
     )
     group.add_argument(
-        "--pose-up", choices=POSE_AXES, help="axis of the pose's world that is up, as --pose-up=-y (default: found out)"
+        "--pose-up", choices=POSE_AXES, help="axis of the pose's world that is up, as --pose-up=-y (default: detected)"
     )
     group.add_argument(
-        "--camera-height", type=float, metavar="M", help="meters above the floor (default: the floor is looked for)"
+        "--camera-height", type=float, metavar="M", help="meters above the floor (default: the floor is detected)"
     )
     group.add_argument(
         "--label-map",

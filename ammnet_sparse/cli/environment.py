@@ -104,7 +104,7 @@ def _print_weights() -> None:
             f"validation {said['validation']}" if "validation" in said else "",
             f"made by version {said['version']}" if "version" in said else "",
         ]
-        print(f"weights {name}: {'; '.join(part for part in parts if part) or 'nothing is said of them'}")
+        print(f"weights {name}: {'; '.join(part for part in parts if part) or 'no metadata'}")
 
 
 def _lacking_of_spconv(device: str) -> Iterator[str]:

@@ -94,7 +94,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("experiments", __doc__)
     parser.add_argument("words", nargs="*", metavar="TABLE [ROW ...] [key.sub=value ...]", help="a table, and its rows")
     add_data_option(parser, note=" to train on")
-    add_out_option(parser, "where runs and tables lie (default: runs/experiments)", metavar="DIR")
+    add_out_option(parser, "folder of runs and tables (default: runs/experiments)", metavar="DIR")
     parser.add_argument(
         "--base",
         choices=BASES,

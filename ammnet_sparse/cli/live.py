@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if viewer is not None:
             viewer.stop()
-    left_out = f", {replaced} came too fast and were left out" if replaced else ""
+    left_out = f", {replaced} arrived too fast and were dropped" if replaced else ""
     print(f"{count} frames completed{left_out}" + (f", {skipped} skipped" if skipped else ""))
     if not count:
         raise CommandFailed(f"{options.source}: no frame was completed")
@@ -152,7 +152,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--depth-encoding", choices=DEPTH_ENCODINGS, default="auto", help="how depth is stored (default: auto)"
     )
-    parser.add_argument("--camera-height", type=float, metavar="M", help="meters above the floor, where known")
+    parser.add_argument("--camera-height", type=float, metavar="M", help="meters above the floor, if known")
     parser.add_argument("--rotate", type=int, choices=TURNS, help="degrees clockwise that make the images upright")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--depth-only", action="store_true", help="a folder of depth images alone")

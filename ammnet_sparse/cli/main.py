@@ -27,11 +27,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "convert a published dense checkpoint"),
     "export": ("export", "make weights small enough to hand out"),
     "data check": ("data_check", "read every frame of a set and name what is broken"),
-    "data pack": ("data_pack", "pack a set into one file that is read where it lies"),
+    "data pack": ("data_pack", "pack a set into one file that is read directly"),
     "data prepare": ("data_prepare", "make a set from SSCNet's raw .png and .bin files"),
     "data rooms": ("data_rooms", "generate synthetic rooms in the layout of the published sets"),
     "experiments": ("experiments", "train the rows of a table of the paper, and print it"),
-    "environment": ("environment", "show what this machine has for the project, and what it lacks"),
+    "environment": ("environment", "list what this machine has for the project and what is missing"),
 }
 """By the words typed: the file in this folder, and the description in the list of commands."""
 

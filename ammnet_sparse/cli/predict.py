@@ -207,7 +207,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
     add_flips_option(parser)
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
-    parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to turn the scenes in a browser")
+    parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to view the scenes in a browser")
     group = parser.add_argument_group("frames of a set")
     add_data_option(group)
     group.add_argument("--ids", nargs="+", metavar="ID", help="frames, such as 0003")

@@ -252,7 +252,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--change",
         action="store_true",
-        help="with --resume: also take keys that change what is trained, such as optimizer.learning_rate, and record "
+        help="with --resume: also accept keys that change what is trained, such as optimizer.learning_rate, and record "
         "them in the run's metrics.jsonl and state; the network, the frames and the seed stay",
     )
     parser.add_argument(

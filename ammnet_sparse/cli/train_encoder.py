@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one of the package")
     add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
     add = parser.add_argument
-    add("--seconds", type=float, metavar="N", help="train for so long, validation apart (default: --epochs)")
+    add("--seconds", type=float, metavar="N", help="seconds to train, without the validation (default: --epochs)")
     add("--epochs", type=parse_positive, default=defaults.epochs, metavar="N", help="passes (default: %(default)s)")
     add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
     add(

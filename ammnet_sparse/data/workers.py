@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from ammnet_sparse.data.batch import Batch
 
 _SHARED_MEMORY = (
-    "the shared memory (/dev/shm) is too small for the batches that processes hand over; give more of it (docker run "
+    "the shared memory (/dev/shm) is too small for the batches of the loading processes; enlarge it (docker run "
     "--shm-size=2g), load in the training process (data.workers=0), or lower data.workers or training.batch_size"
 )
 _SHARED_MEMORY_SIGNS = ("shared memory", "shm", "Bus error")
@@ -116,7 +116,7 @@ def _explain(error: Exception, workers: list[Any]) -> str:
         return f"{_first_line(error)}; {_SHARED_MEMORY}"
     if signal.SIGKILL in signals:
         return (
-            "a process that loads frames was killed, as a system does that runs out of memory; lower data.workers, or "
+            "a process that loads frames was killed, probably because memory ran out; lower data.workers, or "
             "load in the training process with data.workers=0"
         )
     ended = [f"exit code {worker.exitcode}" for worker in workers if worker.exitcode]

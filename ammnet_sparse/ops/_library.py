@@ -139,7 +139,7 @@ def _reason_not_built(device: str) -> str:
     report = _PACKAGE / "_kernels_build.json"
     if not report.is_file():
         return "the package was not built here (python setup.py build_ext --inplace, or install it again)"
-    return str(json.loads(report.read_text(encoding="utf-8")).get(device, "the build says nothing about it"))
+    return str(json.loads(report.read_text(encoding="utf-8")).get(device, "the build left no reason"))
 
 
 _LIBRARIES = _load_libraries()

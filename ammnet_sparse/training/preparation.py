@@ -329,7 +329,7 @@ def convolution_backend(config: Config, device: torch.device) -> Backend:
         return backend
     if backend == "spconv":
         raise ConfigError(
-            "training.convolution_backend: spconv picks its algorithms by their time, so that a run with "
-            "training.deterministic=true does not repeat itself; set it to auto or gather"
+            "training.convolution_backend: spconv chooses its algorithms by timing, so that a run with "
+            "training.deterministic=true is not reproducible; set it to auto or gather"
         )
     return "gather" if backend == "auto" else backend

@@ -68,7 +68,7 @@ def test_batches_arrive_in_order() -> None:
 @pytest.mark.parametrize(
     ("happening", "message"),
     [
-        ("killed", "was killed, as a system does that runs out of memory; lower data.workers"),
+        ("killed", "was killed, probably because memory ran out; lower data.workers"),
         ("bus error", r"shared memory .*--shm-size.*data.workers=0"),
         ("ends", r"has ended \(exit code 3\); to see why, load in the training process with data.workers=0"),
         ("shared memory", r"unable to allocate shared memory.*--shm-size.*data.workers=0"),

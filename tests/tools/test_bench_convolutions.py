@@ -35,10 +35,10 @@ def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) 
     }
     assert {name for case in cases for name in case.layers} == layers
     assert {case.kind for case in cases} >= {"3x3x3", "3x3x3 up", "1x1x3 /2", "1x3x1 dil 2"}
-    assert {case.pairs.is_dense for case in cases} == {True, False}
+    assert {case.kernel_map.is_dense for case in cases} == {True, False}
     for case in cases:
         results = []
-        for way in ("spconv", "gather", "dense") if case.pairs.is_dense else ("spconv", "gather"):
+        for way in ("spconv", "gather", "dense") if case.kernel_map.is_dense else ("spconv", "gather"):
             torch.manual_seed(1)
             results.append(bench.make_step(case, way, dtype=torch.float32)())
         for found in results[1:]:

@@ -100,7 +100,7 @@ def meters_from_values(
     _check_plausible(values, meters, name=name, scale=scale, is_rotated=is_rotated)
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
         notes.append(
-            "depth: nearly all values are multiples of 8, but read as they are they give a room; if the bits are "
+            "depth: nearly all values are multiples of 8, but read as they are they form a room; if the bits are "
             "rotated (SUN RGB-D, SSCNet), give --depth-encoding rotated"
         )
     if encoding == "auto" and not is_rotated and scale == DEPTH_SCALE and _looks_like_tum(values, meters):
@@ -136,7 +136,7 @@ def _decoded(
     if scale is not None and scale != DEPTH_SCALE:
         raise DataError(
             f"{name}: {said}, so these look like millimeters whose bits are rotated by 3 (SUN RGB-D, SSCNet); at "
-            f"{scale:g} units per meter, what is far would come to lie in front of the camera. Omit --depth-scale, "
+            f"{scale:g} units per meter, distant surfaces would appear in front of the camera. Omit --depth-scale, "
             "or give --depth-encoding plain if the scale is right"
         )
     if encoding == "auto":

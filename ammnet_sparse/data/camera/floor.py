@@ -82,7 +82,7 @@ def find_floor(surface: Surface, up: ArrayLike) -> Floor:
     if is_small or (below < STANDING_HEIGHT and not _is_large(surface.select(members), area)):
         return _assumed(
             heights,
-            f"the lowest level surface is only {below:.2f} m below the camera and {area:.1f} m2 large, "
+            f"the lowest level surface is only {below:.2f} m below the camera and has only {area:.1f} m2, "
             "so it may be a table, bed or seat",
         )
     reason = f"a level surface of {area:.1f} m2 is seen, with nothing beneath it"

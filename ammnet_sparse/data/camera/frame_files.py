@@ -210,7 +210,7 @@ def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataEr
     common = set(files.get("color", files["depth"])) & set(files["depth"])
     if not common:
         return DataError(
-            f"{folders['color']} and {folders['depth']}: expected frames whose files have a name in common, found "
+            f"{folders['color']} and {folders['depth']}: expected frames whose files share a name, found "
             f"color images {abbreviated(sorted(files['color']), 3)} and depth images "
             f"{abbreviated(sorted(files['depth']), 3)} with no match; rename the files"
         )

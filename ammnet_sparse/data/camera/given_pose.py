@@ -46,7 +46,7 @@ def gravity_reason(upright: Upright) -> str:
     """What the depth says of the vertical, for people."""
     gravity, other = upright.gravity, upright.alternative
     if gravity.agreement == 0:
-        return "too little smooth surface is seen, so the camera is taken to be held level"
+        return "too little smooth surface is seen, so the camera is assumed to be level"
     reason = f"found in the depth: {gravity.agreement:.0%} of the surface lies along it or across it"
     if other is None:
         return f"{reason}, and no other direction comes near"
@@ -62,10 +62,10 @@ def upright_axis(
     if pose_up is not None:
         up = axis_direction(pose, pose_up)
         off = angle_between(up, gravity.up)
-        return pose_up, up, "sure", f"the pose's {pose_up}, as told; {off:.1f} degrees off what the depth shows"
+        return pose_up, up, "sure", f"the pose's {pose_up}, as given; {off:.1f} degrees off what the depth shows"
     if not upright.candidates or (gravity.confidence == "guess" and not _agreeing(upright, pose)):
         axis, off = nearest_axis(pose, CAMERA_UP)
-        reason = f"the pose's {axis}, the nearest to the camera's upright; the depth does not say"
+        reason = f"the pose's {axis}, the nearest to the camera's upright; the depth does not show it"
         return axis, axis_direction(pose, axis), "guess", reason
     best = max(upright.candidates, key=lambda candidate: candidate.score * _pose_weight(candidate, pose))
     axis, off = nearest_axis(pose, best.up)

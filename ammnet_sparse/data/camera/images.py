@@ -129,13 +129,13 @@ def owner_of_intrinsics(
     off = off_center(camera, nearest)
     if off > _MAX_OFF_CENTER:
         raise DataError(
-            "intrinsics: expected a principal point near the middle of the color image "
+            "intrinsics: expected a principal point near the center of the color image "
             f"{color_shape[1]}x{color_shape[0]} or of the depth image {depth_shape[1]}x{depth_shape[0]}, found cx "
             f"{camera.cx:g}, cy {camera.cy:g}; give those of one of these images, in pixels"
         )
     if off > 0.06 and min(off_center(camera, shape[::-1]) for shape in shapes) < 0.5 * off:
         raise DataError(
-            f"intrinsics: cx {camera.cx:g}, cy {camera.cy:g} is the middle of an image of "
+            f"intrinsics: cx {camera.cx:g}, cy {camera.cy:g} is the center of an image of "
             f"{nearest[0]}x{nearest[1]}, but the images are {nearest[1]}x{nearest[0]}: they lie on their side, or the "
             "intrinsics do; exchange fx with fy and cx with cy, or turn the images with --rotate"
         )

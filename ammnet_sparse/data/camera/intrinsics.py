@@ -122,7 +122,7 @@ def _of_numbers(numbers: NDArray[np.float64], text: str) -> Intrinsics:
         rows = {9: 3, 12: 3, 16: 4}[numbers.size]
         numbers, is_turned = numbers_of_matrix(numbers.reshape(rows, -1), text)
         if is_turned:
-            notes.append("intrinsics: the matrix is stored column by column, and was read so")
+            notes.append("intrinsics: the matrix is column-major and was read as such")
     if numbers.size != 4:
         raise DataError(f"intrinsics {text}: expected 4 or 9 numbers, found {numbers.size}; {_ADVICE}")
     return Intrinsics(_camera(numbers.tolist(), text), size, notes=tuple(notes))

@@ -1,4 +1,4 @@
-"""2D label maps of other class lists brought to NYU's 13 classes, which the networks read.
+"""2D label maps of other class lists mapped to NYU's 13 classes, which the networks read.
 
 Sources of the lists: NYU's 40 classes of Gupta et al. (CVPR 2013) and their mapping to the 13 of Couprie et al. (ICLR
 2013), as Handa's nyuv2-meta-data publishes it; the 150 classes of the ADE20K scene parsing benchmark (Zhou et al., CVPR
@@ -135,7 +135,7 @@ def read_own_label_map(path: Path, *, classes: LabelMapClasses = "nyu13") -> tup
     table, said = _table(labels, classes)
     lookup = np.zeros(256, dtype=np.uint8)
     lookup[: len(table)] = table
-    return lookup[labels], [f"label map: {said}, brought to NYU's 13 classes"]
+    return lookup[labels], [f"label map: {said}, mapped to NYU's 13 classes"]
 
 
 def to_nyu13(labels: NDArray[np.integer], *, classes: Literal["nyu40", "ade20k"]) -> NDArray[np.uint8]:

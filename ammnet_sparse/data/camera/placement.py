@@ -106,7 +106,7 @@ class Placement:
             )
             lines.append(f"advice: the vertical could also be {other}{how}; {upright}")
         elif turn:
-            lines.append(f"advice: the images do not lie upright; --rotate {turn} turns them")
+            lines.append(f"advice: the images are not upright; --rotate {turn} turns them")
         return lines
 
 
@@ -217,7 +217,7 @@ def _find_floor(
     camera_height: float | None,
 ) -> tuple[Vector, Floor]:
     if camera_height is not None:
-        return up, Floor(camera_height, False, 0.0, "sure", f"the camera is {camera_height:.2f} m above it, as told")
+        return up, Floor(camera_height, False, 0.0, "sure", f"the camera is {camera_height:.2f} m above it, as given")
     floor = find_floor(surface, up)
     if floor.is_seen:
         up, height = level_to_floor(depth, up, camera=camera, camera_height=floor.camera_height, may_tilt=may_tilt)

@@ -199,7 +199,7 @@ def _read_lists(folder: FrameSource, names: Sequence[str]) -> tuple[dict[str, li
 def _list_problems(folder: FrameSource, listed: dict[str, list[str]]) -> Iterator[Problem]:
     for name, ids in listed.items():
         for frame_id in repeated_ids(ids):
-            yield Problem(frame_id, f"{folder.list_path(name)}: is there {ids.count(frame_id)} times; keep one")
+            yield Problem(frame_id, f"{folder.list_path(name)}: is listed {ids.count(frame_id)} times; keep one")
     if "train" in listed and "val" in listed:
         for frame_id in sorted(set(listed["val"]) - set(listed["train"])):
             yield Problem(frame_id, f"{folder.list_path('val')}: is not in train.txt; correct one of the lists")
@@ -234,7 +234,7 @@ def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_CheckedFrame | No
     if not checked.hit:
         lacks.append("a voxel that a pixel hits, found none: nothing can be predicted from it")
     if not checked.scored:
-        lacks.append("a scored voxel (label weight set, label not 255), found none: it counts in no score")
+        lacks.append("a scored voxel (label weight set, label not 255), found none: it is not scored")
     problems = [DataError(f"{folder.root}: frame {frame_id}: expected {what}; check its files") for what in lacks]
     return checked, problems
 

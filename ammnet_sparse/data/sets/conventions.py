@@ -145,7 +145,7 @@ def _tsdf_problems(frames: Sequence[FrameConventions], *, is_flipped: bool) -> l
         float(np.median([getattr(frame, name) for frame in frames]))
         for name in ("distance", "near_surface", "unobserved", "saturated")
     )
-    apart = "TSDF and mapping do not lie together (axes exchanged or turned around, or files of other frames)"
+    apart = "TSDF and mapping do not match (axes exchanged or reversed, or files of other frames)"
     if distance > _FLIPPED:
         stored = 1 - distance if is_flipped else distance
         expected, found = ("about 0.9", "an unflipped TSDF") if is_flipped else ("0.05 to 0.2", "a flipped TSDF")
@@ -180,7 +180,7 @@ def _label_problems(frames: Sequence[FrameConventions]) -> list[str]:
     guess = f"; read with {best}, {others[best]:.0%} would be" if is_better else ""
     return [
         f"labels: expected about half of the hit voxels to be occupied in the labels, found {share:.0%}{guess}: labels "
-        "and mapping do not lie together (axes exchanged or turned around, or files of other frames); store axes in "
+        "and mapping do not match (axes exchanged or reversed, or files of other frames); store axes in "
         "the order (X, height, Y)"
     ]
 

@@ -269,7 +269,7 @@ class PackedFrames:
 
     def _damaged(self, frame_id: str, name: str) -> DataError:
         return DataError(
-            f"{self.root}: {name} of frame {frame_id}: expected what was packed, found other bytes; "
+            f"{self.root}: {name} of frame {frame_id}: expected the packed bytes, found others; "
             f"{_PACK_AGAIN}, or copy the file again"
         )
 

@@ -200,7 +200,7 @@ def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) ->
     results = _in_order(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers)
     for problems in tqdm(results, total=len(ids), desc="verifying", unit="frame", disable=not progress):
         if problems:
-            raise OSError(f"{problems[0]}\nthe file did not take what was written to it; check the disk")
+            raise OSError(f"{problems[0]}\nthe file differs from what was written to it; check the disk")
     return PackedSummary(
         path=path,
         lists={name: len(listed) for name, listed in packed.header.lists.items()},

@@ -245,7 +245,7 @@ def _derive_config(
 ) -> ModelConfig:
     def channels(name: str, axis: int) -> int:
         if name not in given:
-            raise ConversionError(f"{name}: missing; the widths of the network are read off it")
+            raise ConversionError(f"{name}: missing; the widths of the network are read from it")
         if given[name].ndim != 5:
             raise ConversionError(f"{name}: expected 5 axes, found {list(given[name].shape)}")
         return given[name].shape[axis]
@@ -265,7 +265,7 @@ def _derive_config(
         return ModelConfig.model_validate(values)
     except ValidationError as error:
         reasons = "; ".join(problem["msg"] for problem in error.errors())
-        raise ConversionError(f"the shapes of the weights give no valid network: {reasons}") from error
+        raise ConversionError(f"the shapes of the weights are not those of a valid network: {reasons}") from error
 
 
 def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -275,7 +275,7 @@ def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
             networks = build_dense_generator(config), build_dense_discriminator(config)
     # Sizes that PyTorch cannot represent raise various errors.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
-        raise ConversionError(f"the shapes of the weights give no network: {reason(error)}") from error
+        raise ConversionError(f"the shapes of the weights are not those of a network: {reason(error)}") from error
     return {name: value.shape for name, value in join_states(*(part.state_dict() for part in networks)).items()}
 
 

@@ -74,7 +74,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     network.metadata = metadata
     for part in absent:
         warnings.warn(
-            f"{path}: holds no {part}, which stays as initialized; predictions mean nothing until its weights "
+            f"{path}: holds no {part}, which stays as initialized; predictions are meaningless until its weights "
             "are given (`ammnet convert --image-encoder-weights`)",
             stacklevel=2,
         )
@@ -114,7 +114,7 @@ def _state_without_memory(
     # Sizes that PyTorch cannot represent raise various errors.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
         raise WeightsError(
-            f"{source}: the configuration in its metadata gives no network: {reason(error)}; the file is damaged"
+            f"{source}: the configuration in its metadata is no network's: {reason(error)}; the file is damaged"
         ) from error
 
 

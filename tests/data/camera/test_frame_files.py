@@ -129,7 +129,7 @@ def test_files_that_make_no_frames(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "rgb", "a.png"), touch(tmp_path / "depth", "b.png")
     twice = touch(tmp_path / "twice", "a.png", "a.jpg")
     for color, other, message in (
-        (rgb, depth, "expected frames whose files have a name in common, found color images a and depth images b"),
+        (rgb, depth, "expected frames whose files share a name, found color images a and depth images b"),
         (rgb, depth / "b.png", "expected two files or two folders"),
         (tmp_path / "no", depth, "color .*no: expected a file or a folder, found nothing"),
         (twice, depth, r"expected one color file per frame, found a\.jpg and a\.png"),

@@ -205,7 +205,7 @@ def test_too_little_surface_is_a_guess() -> None:
 
 def test_known_height_is_used(view: RoomView, placement: Placement) -> None:
     found = place_camera(view.depth, camera=NYU_CAMERA, camera_height=0.4)
-    assert found.pose[2, 3] == 0.4 and found.floor.reason.endswith("as told")
+    assert found.pose[2, 3] == 0.4 and found.floor.reason.endswith("as given")
     with pytest.raises(ValueError, match="camera_height: expected meters above 0"):
         place_camera(view.depth, camera=NYU_CAMERA, camera_height=-1.0)
     assert "sure" in "\n".join(placement.describe())
@@ -341,7 +341,7 @@ def test_depth_is_never_mixed_across_an_edge() -> None:
     ("color_shape", "depth_shape", "camera", "message"),
     [
         ((480, 640), (480, 848), NYU_CAMERA, "same proportions, found 640x480 and 848x480"),
-        ((480, 640), (480, 640), Camera(500, 500, 960, 540), "principal point near the middle"),
+        ((480, 640), (480, 640), Camera(500, 500, 960, 540), "principal point near the center"),
     ],
 )
 def test_images_that_do_not_fit(

@@ -56,7 +56,7 @@ def _broken_set(root: Path) -> FrameFolder:
 def test_every_problem_is_reported_by_frame(tmp_path: Path) -> None:
     report = check_set(_broken_set(tmp_path), ["train", "test"], progress=False)
     expected = [
-        ("0002", "train.txt: is there 2 times; keep one"),
+        ("0002", "train.txt: is listed 2 times; keep one"),
         ("0005", "val.txt: is not in train.txt; correct one of the lists"),
         ("0004", "test.txt: is in train.txt too; take it out of one"),
         ("0001", "Mapping/0001.npz: expected a file, found none; "),

@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[Callable[[Frame], Frame], str]] = {
     "flipped TSDF": (lambda f: dataclasses.replace(f, tsdf=flip_tsdf(f.tsdf)), "a flipped TSDF in this layout"),
     "TSDF as X, Y, height": (
         lambda f: dataclasses.replace(f, tsdf=_stored_as(f.tsdf, (0, 2, 1))),
-        "TSDF and mapping do not lie together",
+        "TSDF and mapping do not match",
     ),
     "labels as X, Y, height": (
         lambda f: dataclasses.replace(f, label=_stored_as(f.label, (0, 2, 1))),  # type: ignore[arg-type]

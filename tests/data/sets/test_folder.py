@@ -164,11 +164,11 @@ BROKEN = [
     ),
     (
         lambda root: (root / "TSDF/0000.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),
-        r"expected a readable npz file, found a git-lfs pointer .*; fetch .* 'git lfs pull', or take",
+        r"expected a readable npz file, found a git-lfs pointer .*; fetch .* 'git lfs pull', or remove",
     ),
     (
         lambda root: (root / "TSDF/0000.npz").write_text("<!DOCTYPE html><title>Log in</title>"),
-        r"expected a readable npz file, found an HTML page .* download the file itself, or take",
+        r"expected a readable npz file, found an HTML page .* download the file itself, or remove",
     ),
     (
         lambda root: Image.fromarray(np.full((480, 640), 1.5, np.float32)).save(root / "Seg2D/0000.png", "TIFF"),

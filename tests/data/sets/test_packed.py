@@ -220,7 +220,7 @@ def test_unlike_bytes_are_found_by_the_check(packed: PackedFrames, tmp_path: Pat
     flip_byte(path, start + begin + 2 * 480 * 320 + 5)
     report = check_set(PackedFrames(path, grid_shape=GRID), progress=False)
     assert [problem.frame_id for problem in report.problems] == ["0002"]
-    assert "label_map of frame 0002: expected what was packed, found other bytes" in report.problems[0].message
+    assert "label_map of frame 0002: expected the packed bytes, found others" in report.problems[0].message
     assert report.statistics["train"].num_read == 6
     assert check_set(PackedFrames(path, grid_shape=GRID), quick=True, progress=False).is_clean
 
@@ -352,7 +352,7 @@ def test_values_that_no_frame_has_although_the_checksums_fit(
         arrays["checksums"][0, CHECKED_ARRAYS.index(name)] = zlib.crc32(np.ascontiguousarray(values).data)
 
     _with_arrays(rewrite)(path)
-    with pytest.raises(DataError, match=rf"{name} of frame {first}: expected what was packed"):
+    with pytest.raises(DataError, match=rf"{name} of frame {first}: expected the packed bytes"):
         DeviceDataset(PackedFrames(path, grid_shape=GRID), [first], device=torch.device("cpu"))
 
 
@@ -360,7 +360,7 @@ def test_hits_that_point_nowhere(packed: PackedFrames, tmp_path: Path) -> None:
     path = tmp_path / "packed"
     path.write_bytes(packed.root.read_bytes())
     _with_arrays(lambda arrays: arrays["hits"].fill(1000))(path)
-    with pytest.raises(DataError, match="hits of frame 0003: expected what was packed, found other bytes"):
+    with pytest.raises(DataError, match="hits of frame 0003: expected the packed bytes, found others"):
         PackedFrames(path, grid_shape=GRID).read("0003")
 
 

@@ -222,7 +222,7 @@ def test_what_is_no_state_dict_is_refused(published: dict[str, Tensor]) -> None:
     with pytest.raises(ConversionError, match=f"{name}: given twice"):
         convert_dense_state_dict({**published, f"module.{name}": published[name]})
     classifier = "complete.classify_semantic.2.1.weight"
-    with pytest.raises(ConversionError, match="the shapes of the weights give no valid network.*multiple of 4"):
+    with pytest.raises(ConversionError, match="the shapes of the weights are not those of a valid.*multiple of 4"):
         convert_dense_state_dict({**published, classifier: torch.zeros(5, 7, 1, 1, 1)}, grid_shape=GRID)
     with pytest.raises(ConversionError, match=r"disc.linear.weight \(expected \[24, 1800\], found \[24, 24\]\)"):
         convert_dense_state_dict(published)

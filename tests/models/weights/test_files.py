@@ -50,7 +50,7 @@ def test_reading_refuses_other_files(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"expected the metadata format: ammnet_sparse and config, found keys \[\]"):
         read_weights(path)
     for config, message in (
-        ("{", "the configuration in its metadata is no JSON"),
+        ("{", "the configuration in its metadata is not JSON"),
         (json.dumps({"width": 8, "depth": 3}), "does not fit this version of the program: depth: "),
         (json.dumps({"width": 7}), "width: expected a multiple of 4, found 7"),
     ):
