@@ -196,12 +196,12 @@ def _batches(options: argparse.Namespace, config: Config) -> list[Batch]:
 
 def _read(root: Path, options: argparse.Namespace, config: Config) -> list[Batch]:
     """As many batches as steps, from the first training frames, over and over."""
-    folder = open_set(root, dataset="nyu", config=config.model)
-    ids = split_ids(folder, "train", limit=options.batch * options.steps)
+    source = open_set(root, dataset="nyu", config=config.model)
+    ids = split_ids(source, "train", limit=options.batch * options.steps)
     if len(ids) < options.batch:
         raise ValueError(f"--batch: expected at most the {len(ids)} training frames of {root}, found {options.batch}")
     whole = len(ids) // options.batch * options.batch
-    frames = [Batch.from_frame(folder.read(frame_id)) for frame_id in ids[:whole]]
+    frames = [Batch.from_frame(source.read(frame_id)) for frame_id in ids[:whole]]
     starts = [step * options.batch % whole for step in range(options.steps)]
     return [Batch.collate(frames[start : start + options.batch]) for start in starts]
 

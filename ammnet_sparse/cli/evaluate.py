@@ -93,10 +93,10 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
-    folder = open_set(options.data, dataset=options.dataset, config=model.config)
-    check_labels(folder)
-    ids = split_ids(folder, options.split, limit=options.limit, validation_frames=options.validation_frames)
-    batches = _progress(_loader(folder, ids, options), "evaluating")
+    source = open_set(options.data, dataset=options.dataset, config=model.config)
+    check_labels(source)
+    ids = split_ids(source, options.split, limit=options.limit, validation_frames=options.validation_frames)
+    batches = _progress(_loader(source, ids, options), "evaluating")
     name = checkpoint.stem
     if options.flips is not None:
         name = f"{name}, {options.flips} flips"
@@ -123,18 +123,18 @@ def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) ->
 def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:
     """Scores on ``ids`` of the best constant class, and of the class prior of the training frames."""
     blind = config.model_copy(update={"inputs": "tsdf"})
-    folder = open_set(options.data, dataset=options.dataset, config=blind)
-    training = split_ids(folder, "train", validation_frames=options.validation_frames)
-    prior = class_prior(_progress(_loader(folder, training, options), "class prior"))
+    source = open_set(options.data, dataset=options.dataset, config=blind)
+    training = split_ids(source, "train", validation_frames=options.validation_frames)
+    prior = class_prior(_progress(_loader(source, training, options), "class prior"))
     return {
-        "best constant class": constant_baseline(_loader(folder, ids, options)),
-        "class prior": evaluate(lambda batch: prior_labels(prior, batch), _loader(folder, ids, options)),
+        "best constant class": constant_baseline(_loader(source, ids, options)),
+        "class prior": evaluate(lambda batch: prior_labels(prior, batch), _loader(source, ids, options)),
     }
 
 
-def _loader(folder: FrameSource, ids: Sequence[str], options: argparse.Namespace) -> Iterable[Batch]:
+def _loader(source: FrameSource, ids: Sequence[str], options: argparse.Namespace) -> Iterable[Batch]:
     return build_loader(
-        FrameDataset(folder, ids),
+        FrameDataset(source, ids),
         batch_size=options.batch_size,
         shuffle_seed=None,
         epoch=0,

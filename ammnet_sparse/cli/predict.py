@@ -139,15 +139,15 @@ def _given_input(options: argparse.Namespace) -> Input2D:
 def _set_frames(
     options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str]
 ) -> Iterator[CompletedFrame]:
-    folder = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
-    check_ids(folder, options.ids)
+    source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
+    check_ids(source, options.ids)
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
-            frame = folder.read(frame_id)
+            frame = source.read(frame_id)
             if (frame.mapping == UNMAPPED).all():
                 raise DataError(
-                    f"{folder.root}: expected voxels that a pixel hits, found none: nothing to predict from"
+                    f"{source.root}: expected voxels that a pixel hits, found none: nothing to predict from"
                 )
         except (DataError, OSError) as error:
             if len(options.ids) == 1:

@@ -185,8 +185,8 @@ def _scenes(run: Path, options: argparse.Namespace, config: Config) -> tuple[lis
         return [], f"no scenes yet: {BEST_WEIGHTS} comes with the first validation"
     device = choose_device(options.device)
     model = ammnet_sparse.load_model(weights, device=device)
-    folder, ids = _validation_frames(run, options, config, model)
-    ranked = _rank(model, folder, ids, device)
+    source, ids = _validation_frames(run, options, config, model)
+    ranked = _rank(model, source, ids, device)
     if not ranked:
         return [], f"no scenes: none of {len(ids)} frames has a scored voxel"
     num_best = min(options.scenes, (len(ranked) + 1) // 2)
@@ -195,7 +195,7 @@ def _scenes(run: Path, options: argparse.Namespace, config: Config) -> tuple[lis
     chosen += [("worst", place, *ranked[-place]) for place in range(1, num_worst + 1)]
     scenes = []
     for kind, place, frame_id, scores in chosen:
-        scene = _scene_of(model, folder.read(frame_id), device, scores)
+        scene = _scene_of(model, source.read(frame_id), device, scores)
         name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
         scenes.append(dataclasses.replace(scene, name=name))
     remark = f"{num_best} best and {num_worst} worst of {len(ids)} validation frames by SSC mIoU, with {BEST_WEIGHTS}"
@@ -216,20 +216,20 @@ def _validation_frames(
     if root is None:
         raise DataError(f"{run}/config.yaml: expected data.root, found none; give --data DIR or --scenes 0")
     try:
-        folder = open_set(root, dataset=config.data.dataset, config=model.config, for_pictures=True)
-        check_labels(folder)
+        source = open_set(root, dataset=config.data.dataset, config=model.config, for_pictures=True)
+        check_labels(source)
     except DataError as error:
         raise DataError(f"{error} (--data DIR names the set, --scenes 0 leaves the scenes out)") from error
     data = config.data
-    ids = validation_ids(folder, split=data.split, count=data.validation_frames, seed=data.validation_seed)
-    return folder, ids[: options.limit]
+    ids = validation_ids(source, split=data.split, count=data.validation_frames, seed=data.validation_seed)
+    return source, ids[: options.limit]
 
 
-def _rank(model: AMMNet, folder: FrameSource, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
+def _rank(model: AMMNet, source: FrameSource, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
     """Frames with their scores, the highest SSC mIoU first; frames without any class are left out."""
     scored = []
     for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
-        batch = Batch.from_frame(folder.read(frame_id))
+        batch = Batch.from_frame(source.read(frame_id))
         scores = evaluate(_labels_of(model), [batch], device=device)
         if not math.isnan(scores.ssc_miou):
             scored.append((frame_id, scores))

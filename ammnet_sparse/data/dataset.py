@@ -36,7 +36,7 @@ class FrameDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        folder: FrameSource,
+        source: FrameSource,
         ids: Sequence[str],
         *,
         augment_3d: bool = False,
@@ -45,7 +45,7 @@ class FrameDataset(Dataset[Batch]):
         seed: int = 0,
     ) -> None:
         check_unique(ids)
-        self.folder = folder
+        self.source = source
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
@@ -64,7 +64,7 @@ class FrameDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented by (seed, epoch, frame id)."""
-        frame = self.folder.read(self.ids[index])
+        frame = self.source.read(self.ids[index])
         if self.truth_2d is not None:
             frame = dataclasses.replace(frame, label_2d=self.truth_2d.read(frame.frame_id))
         if self.augment_3d or self.augment_2d:

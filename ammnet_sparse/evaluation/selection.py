@@ -41,13 +41,13 @@ def open_set(
     """
     others = None if for_pictures else False
     needs_label_map, needs_image = reads_label_maps(config), reads_images(config)
-    folder = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
+    source = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
     try:
         return open_frames(
             root,
             dataset=dataset,
-            read_image=needs_image or folder.reads_image,
-            read_label_map=needs_label_map or folder.reads_label_map,
+            read_image=needs_image or source.reads_image,
+            read_label_map=needs_label_map or source.reads_label_map,
             grid_shape=config.grid_shape,
         )
     except DataError as error:
@@ -59,7 +59,7 @@ def open_set(
 
 
 def split_ids(
-    folder: FrameSource, split: Split, *, limit: int | None = None, validation_frames: int | None = None
+    source: FrameSource, split: Split, *, limit: int | None = None, validation_frames: int | None = None
 ) -> list[str]:
     """The ids of a split; ``train`` excludes the validation frames, ``val`` is ``val.txt`` or the frames drawn.
 
@@ -74,28 +74,28 @@ def split_ids(
     defaults = DataConfig()
     count = defaults.validation_frames if validation_frames is None else validation_frames
     if split == "test":
-        ids = folder.frame_ids("test")
+        ids = source.frame_ids("test")
     elif split == "val":
-        ids = validation_ids(folder, split=defaults.split, count=count, seed=defaults.validation_seed)
+        ids = validation_ids(source, split=defaults.split, count=count, seed=defaults.validation_seed)
     else:
-        ids = training_ids(folder, split=defaults.split, count=count, seed=defaults.validation_seed)
+        ids = training_ids(source, split=defaults.split, count=count, seed=defaults.validation_seed)
     return ids[:limit]
 
 
-def check_ids(folder: FrameSource, ids: Sequence[str]) -> None:
+def check_ids(source: FrameSource, ids: Sequence[str]) -> None:
     """Raises DataError naming the frames of which the set has no TSDF."""
-    unknown = [frame_id for frame_id in ids if not folder.has_frame(frame_id)]
+    unknown = [frame_id for frame_id in ids if not source.has_frame(frame_id)]
     if unknown:
         raise DataError(
-            f"{folder.root}: expected frames of the set, found unknown ids {abbreviated(unknown)}; "
+            f"{source.root}: expected frames of the set, found unknown ids {abbreviated(unknown)}; "
             "the set's lists name those that are there"
         )
 
 
-def check_labels(folder: FrameSource) -> None:
+def check_labels(source: FrameSource) -> None:
     """Raises DataError if the set has no ground truth."""
-    if not folder.has_labels:
-        raise DataError(f"{folder.root}: expected ground truth (folder Label), found none; a set without cannot score")
+    if not source.has_labels:
+        raise DataError(f"{source.root}: expected ground truth (folder Label), found none; a set without cannot score")
 
 
 def check_grid(config: ModelConfig) -> None:

@@ -57,11 +57,11 @@ def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
     The sets that strided blocks derive from it are repetitions of those derived from ``sites``.
     """
     repeated = sites.repeated(times)
-    here, there = sites, repeated
+    single, multiple = sites, repeated
     for kernel in WAY_DOWN:
-        if there.is_full:
+        if multiple.is_full:
             break
-        here = strided_sites(here, kernel)
-        there.store(strided_key(kernel), here.repeated(times))
-        there = strided_sites(there, kernel)
+        single = strided_sites(single, kernel)
+        multiple.store(strided_key(kernel), single.repeated(times))
+        multiple = strided_sites(multiple, kernel)
     return repeated

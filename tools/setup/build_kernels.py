@@ -85,7 +85,7 @@ class BuildKernels(build_ext):
         self.extensions = built
 
     def build_library(self, extension: Extension, device: str) -> str:
-        """Compiles and links one library and says with what. Raises LeftOut."""
+        """Compiles and links one library and says with what. Raises BuildSkipped."""
         toolchain = find_toolchain(device, os.environ)
         print(f"== {device} kernels with {toolchain.description}", flush=True)
         objects = compile_all(extension, Path(self.build_temp) / device, toolchain=toolchain)
@@ -116,7 +116,7 @@ def switch(device: str) -> str:
 
 
 def find_toolchain(device: str, environment: Mapping[str, str]) -> Toolchain:
-    """How the library of ``device`` is built here. Raises LeftOut where it is not, SystemExit for a bad switch."""
+    """How the library of ``device`` is built here. Raises BuildSkipped if it is not, SystemExit for a bad switch."""
     choice = environment.get(switch(device), "")
     if choice not in ("", "0", "1"):
         raise SystemExit(f"{switch(device)}: expected 0, 1 or nothing, found {choice!r}")
@@ -126,7 +126,7 @@ def find_toolchain(device: str, environment: Mapping[str, str]) -> Toolchain:
 
 
 def toolchain_with(torch_folder: Path, device: str, environment: Mapping[str, str]) -> Toolchain:
-    """How the library of ``device`` is built with the PyTorch in a folder. Raises LeftOut where it is not."""
+    """How the library of ``device`` is built with the PyTorch in a folder. Raises BuildSkipped if it is not."""
     finders: dict[str, Callable[[Path, Mapping[str, str]], Toolchain]] = {"cpu": cpu_toolchain, "cuda": cuda_toolchain}
     return finders[device](torch_folder, environment)
 
@@ -226,7 +226,7 @@ def cuda_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolch
 
 
 def find_cuda_home(environment: Mapping[str, str]) -> Path:
-    """The folder of the CUDA toolkit: it holds include/cuda_runtime.h and bin/nvcc. Raises LeftOut without one."""
+    """The folder of the CUDA toolkit: it holds include/cuda_runtime.h and bin/nvcc. Raises BuildSkipped without one."""
     candidates = [Path(environment[name]) for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
     if not candidates:
         nvcc = shutil.which("nvcc", path=environment.get("PATH"))
@@ -270,7 +270,7 @@ def architecture_flags(architectures: str) -> list[str]:
 
 
 def compile_all(extension: Extension, folder: Path, *, toolchain: Toolchain) -> list[Path]:
-    """Compiles the sources of a library, several at once, into ``folder``; the objects. Raises LeftOut."""
+    """Compiles the sources of a library, several at once, into ``folder``; the objects. Raises BuildSkipped."""
     folder.mkdir(parents=True, exist_ok=True)
     headers = [Path(path) for path in extension.depends]
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
@@ -301,7 +301,7 @@ def compile_source(source: Path, folder: Path, *, toolchain: Toolchain, headers:
 
 
 def run_compiler(command: list[str]) -> str:
-    """Runs a compiler and returns what it says. Raises LeftOut with the end of that where it fails."""
+    """Runs a compiler and returns what it says. Raises BuildSkipped with the end of that if it fails."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode:
         print(result.stdout, flush=True)

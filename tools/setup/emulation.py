@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def build(folder: Path, *, sanitizers: list[str]) -> Path:
-    """Compiles and links the library in ``folder``. Raises LeftOut."""
+    """Compiles and links the library in ``folder``. Raises BuildSkipped."""
     extension = Extension("emulation", sources=sources(), depends=sorted(str(path) for path in SOURCES.rglob("*.h")))
     toolchain = emulation_toolchain(find_torch(), sanitizers=sanitizers)
     print(f"== CUDA kernels for the CPU with {toolchain.description}", flush=True)

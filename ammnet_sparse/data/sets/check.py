@@ -112,7 +112,7 @@ class SetReport:
 
 
 def check_set(
-    folder: FrameSource,
+    source: FrameSource,
     split_names: Sequence[str] = (),
     *,
     quick: bool = False,
@@ -135,24 +135,24 @@ def check_set(
     Raises:
         DataError: a named list is missing, or none is named and the set has none.
     """
-    names = list(dict.fromkeys(split_names)) or [name for name in PUBLISHED_LISTS if folder.has_split(name)]
+    names = list(dict.fromkeys(split_names)) or [name for name in PUBLISHED_LISTS if source.has_split(name)]
     if not names:
-        folder.list_path("train")  # raises, naming the existing lists
+        source.list_path("train")  # raises, naming the existing lists
     with_validation = [
         *names,
-        *(["val"] if "train" in names and "val" not in names and folder.has_split("val") else []),
+        *(["val"] if "train" in names and "val" not in names and source.has_split("val") else []),
     ]
-    all_lists, problems = _read_lists(folder, with_validation)
-    problems += _list_problems(folder, all_lists)
+    all_lists, problems = _read_lists(source, with_validation)
+    problems += _list_problems(source, all_lists)
     listed = {name: ids for name, ids in all_lists.items() if name in names}
     frame_ids = list(dict.fromkeys(frame_id for ids in listed.values() for frame_id in ids))
     if quick:
-        missing = ((frame_id, path) for frame_id in frame_ids for path in folder.missing_files(frame_id))
+        missing = ((frame_id, path) for frame_id in frame_ids for path in source.missing_files(frame_id))
         problems += [Problem(frame_id, str(missing_file(path))) for frame_id, path in missing]
         return SetReport(tuple(problems), len(frame_ids), {})
     checked: dict[str, _CheckedFrame] = {}
     results = map_in_threads(
-        lambda frame_id: _check_frame(folder, frame_id), frame_ids, workers=workers or os.cpu_count()
+        lambda frame_id: _check_frame(source, frame_id), frame_ids, workers=workers or os.cpu_count()
     )
     with warnings.catch_warnings(), contextlib.closing(results):
         warnings.simplefilter("ignore")  # warnings of frames become notes below
@@ -162,51 +162,51 @@ def check_set(
             if frame is not None:
                 checked[frame_id] = frame
     judged = [frame.conventions for frame in checked.values() if frame.conventions is not None]
-    is_flipped = folder.dataset == "nyucad"
+    is_flipped = source.dataset == "nyucad"
     suspicions = convention_problems(judged, is_flipped=is_flipped)
-    problems += [Problem("", f"{folder.root}: {text}", is_broken=False) for text in suspicions]
-    num_voxels = int(np.prod(folder.grid_shape))
+    problems += [Problem("", f"{source.root}: {text}", is_broken=False) for text in suspicions]
+    num_voxels = int(np.prod(source.grid_shape))
     statistics = {name: _sum_up(ids, checked, num_voxels=num_voxels) for name, ids in listed.items()}
-    return SetReport(tuple(problems), len(frame_ids), statistics, tuple(_notes(folder, checked)))
+    return SetReport(tuple(problems), len(frame_ids), statistics, tuple(_notes(source, checked)))
 
 
-def _notes(folder: FrameSource, checked: dict[str, "_CheckedFrame"]) -> Iterator[str]:
+def _notes(source: FrameSource, checked: dict[str, "_CheckedFrame"]) -> Iterator[str]:
     num_computed = sum(frame.label_weight_is_computed for frame in checked.values())
-    if num_computed and folder.dataset == "nyu":
+    if num_computed and source.dataset == "nyu":
         yield (
-            f"{folder.root}: {num_computed} of {len(checked)} frames have no label weight (arr_1 of TSDF); it is "
+            f"{source.root}: {num_computed} of {len(checked)} frames have no label weight (arr_1 of TSDF); it is "
             "computed from label and TSDF: occupied, or TSDF below -0.5"
         )
     found = Counter(frame.unobserved for frame in checked.values() if frame.unobserved is not None)
     if found:
         name = found.most_common(1)[0][0]
         value = "0.001, as SSCNet's source has it" if name == "free" else "+1, as EdgeNet's files have it"
-        yield f"{folder.root}: the flipped TSDF of unobserved space is {value} (--unobserved {name})"
+        yield f"{source.root}: the flipped TSDF of unobserved space is {value} (--unobserved {name})"
 
 
-def _read_lists(folder: FrameSource, names: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
+def _read_lists(source: FrameSource, names: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
     listed: dict[str, list[str]] = {}
     problems = []
     for name in names:
-        folder.list_path(name)  # a missing list is wrong usage, a broken one a problem of the set
+        source.list_path(name)  # a missing list is wrong usage, a broken one a problem of the set
         try:
-            listed[name] = folder.listed_ids(name)
+            listed[name] = source.listed_ids(name)
         except DataError as error:
             problems.append(Problem("", str(error)))
     return listed, problems
 
 
-def _list_problems(folder: FrameSource, listed: dict[str, list[str]]) -> Iterator[Problem]:
+def _list_problems(source: FrameSource, listed: dict[str, list[str]]) -> Iterator[Problem]:
     for name, ids in listed.items():
         for frame_id in repeated_ids(ids):
-            yield Problem(frame_id, f"{folder.list_path(name)}: is listed {ids.count(frame_id)} times; keep one")
+            yield Problem(frame_id, f"{source.list_path(name)}: is listed {ids.count(frame_id)} times; keep one")
     if "train" in listed and "val" in listed:
         for frame_id in sorted(set(listed["val"]) - set(listed["train"])):
-            yield Problem(frame_id, f"{folder.list_path('val')}: is not in train.txt; correct one of the lists")
+            yield Problem(frame_id, f"{source.list_path('val')}: is not in train.txt; correct one of the lists")
     for name in listed:
         if "test" in listed and name != "test":
             for frame_id in sorted(set(listed["test"]) & set(listed[name])):
-                yield Problem(frame_id, f"{folder.list_path('test')}: is in {name}.txt too; take it out of one")
+                yield Problem(frame_id, f"{source.list_path('test')}: is in {name}.txt too; take it out of one")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -222,20 +222,20 @@ class _CheckedFrame:
     label_weight_is_computed: bool
 
 
-def _check_frame(folder: FrameSource, frame_id: str) -> tuple[_CheckedFrame | None, list[DataError]]:
+def _check_frame(source: FrameSource, frame_id: str) -> tuple[_CheckedFrame | None, list[DataError]]:
     try:
-        frame, problems = folder.read_with_problems(frame_id)
+        frame, problems = source.read_with_problems(frame_id)
         if frame is None:
             return None, problems
         checked = _measure(frame)
     except Exception as error:  # one bad frame must not stop the check of the others
-        return None, [DataError(f"{folder.root}: frame {frame_id}: cannot be checked ({reason(error)})")]
+        return None, [DataError(f"{source.root}: frame {frame_id}: cannot be checked ({reason(error)})")]
     lacks = []
     if not checked.hit:
         lacks.append("a voxel that a pixel hits, found none: nothing can be predicted from it")
     if not checked.scored:
         lacks.append("a scored voxel (label weight set, label not 255), found none: it is not scored")
-    problems = [DataError(f"{folder.root}: frame {frame_id}: expected {what}; check its files") for what in lacks]
+    problems = [DataError(f"{source.root}: frame {frame_id}: expected {what}; check its files") for what in lacks]
     return checked, problems
 
 

@@ -49,9 +49,9 @@ def find_weights(name: str | Path) -> Path:
 
 def default_weights(given: Input2D | None) -> str:
     """The best shipped weights for the given inputs; ``DEFAULT_WEIGHTS`` for None or if none are installed."""
-    there = shipped_names()
+    installed = shipped_names()
     fitting = _BY_INPUT[given] if given else ()
-    return next((name for name in fitting if name in there), DEFAULT_WEIGHTS)
+    return next((name for name in fitting if name in installed), DEFAULT_WEIGHTS)
 
 
 def chosen_weights(name: str | Path | None, *, dataset: str, given: Input2D | None = None) -> tuple[Path, str]:
