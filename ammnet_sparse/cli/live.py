@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.cli.errors import FAILED, CommandFailed, check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import CommandFailed, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -103,11 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{count} frames completed{left_out}" + (f", {skipped} skipped" if skipped else ""))
     if not count:
         raise CommandFailed(f"{options.source}: no frame was completed")
-    return 0 if count else FAILED
+    return 0
 
 
 def _source(options: argparse.Namespace) -> Source:
-    """Of the option ``--source``."""
+    """The source that ``--source`` names."""
     name = str(options.source)
     if name == _REALSENSE:
         return RealSenseSource()
