@@ -1,31 +1,16 @@
-"""Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
+"""The sections of a configuration: typed, checked keys with their meaning."""
 
-import difflib
-import os
-import types
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
-
-from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import FileError
-from ammnet_sparse.files.writing import write_text
-from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml, short
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weight = Annotated[float, Field(gt=0)]
 Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
-
-
-_MOST_BYTES = 2**20
-_MOST_PROBLEMS = 20
-_DEEPEST_KEY = 8
 
 
 class _Section(BaseModel):
@@ -38,7 +23,7 @@ class _Section(BaseModel):
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
-        return {key: value for key, value in values.items() if value is not None or not _is_section(fields.get(key))}
+        return {key: value for key, value in values.items() if value is not None or not is_section(fields.get(key))}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -285,242 +270,6 @@ class Config(_Section):
         return self
 
 
-class ConfigError(FileError):
-    """A configuration that cannot be used; the message names the file and the key."""
-
-
-def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = (), *, base: str | Path | None = None
-) -> Config:
-    """Reads a YAML file (none: the defaults of the code) and applies ``key.sub=value`` overrides in order.
-
-    A file may inherit from another one, as ``base: ../other.yaml``, relative to itself: its own keys
-    override those of that file, one by one.
-
-    Args:
-        base: file to inherit from instead of the ``base`` that ``path`` names.
-
-    Raises:
-        ConfigError: an unreadable file, an unknown or repeated key, or a value of the wrong type or range.
-    """
-    source = str(path) if path is not None else "defaults"
-    values = {} if path is None else _read_inheriting(Path(path), base=base)
-    if overrides:
-        source += " with overrides " + " ".join(overrides)
-    return with_overrides(values, overrides, source=source)
-
-
-def with_overrides(values: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
-    """A checked configuration from nested dicts (modified in place) and ``key.sub=value`` overrides in order."""
-    for override in overrides:
-        _apply_override(values, override)
-    return config_from_dict(values, source=source)
-
-
-def config_from_dict(values: dict[str, Any], *, source: str) -> Config:
-    """A checked configuration from nested dicts; ``source`` names where they come from in errors."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_describe(error, source)) from error
-
-
-def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved configuration as YAML that ``load_config`` reads back unchanged."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Yields (dotted key, type and range in words, default, meaning) of every key, for ``--help``."""
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
-        if _is_section(field):
-            yield from describe_keys(type(field.default), f"{key}.")
-        else:
-            yield key, _kind(field.annotation) + _range(field), field.default, field.description or ""
-
-
-def flat_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """The values of every key by its dotted name."""
-    values: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        values |= flat_values(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
-    return values
-
-
-def flat_plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested mappings into one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flat_plain(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
-    """The dotted names of the keys that were set explicitly."""
-    keys: set[str] = set()
-    for name in config.model_fields_set:
-        value = getattr(config, name)
-        keys |= given_keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}"}
-    return keys
-
-
-_LONGEST_INHERITANCE = 8
-"""Largest length of a chain of files that inherit from each other."""
-
-
-def _read_inheriting(path: Path, *, base: str | Path | None = None, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file merged over those that it inherits; ``heirs`` are the files that inherit from it."""
-    if path.resolve() in heirs or len(heirs) >= _LONGEST_INHERITANCE:
-        names = " -> ".join(str(file) for file in (*heirs, path))
-        raise ConfigError(
-            f"{heirs[0]}: base: expected at most {_LONGEST_INHERITANCE} files that inherit in a row without a circle, "
-            f"found {names}"
-        )
-    values = _read_yaml(path)
-    named = values.pop("base", None)
-    if named is not None and not isinstance(named, str):
-        raise ConfigError(f"{path}: base: expected the name of a YAML file, found {short(named)}")
-    parent = base if base is not None else None if named is None else path.parent / named
-    if parent is None:
-        return values
-    return _merged(_read_inheriting(Path(parent), heirs=(*heirs, path.resolve())), values)
-
-
-def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Nested values of ``own`` merged over those of ``inherited``."""
-    result = dict(inherited)
-    for key, value in own.items():
-        before = inherited.get(key)
-        result[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return result
-
-
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "no such file"
-        raise ConfigError(f"{path}: cannot read the configuration ({found}); check the path")
-    text = read_text(path, what="YAML", most=_MOST_BYTES, advice="check the path", raises=ConfigError)
-    try:
-        values = parse_yaml(text)
-    except YamlProblem as error:
-        raise ConfigError(f"{path}: expected YAML, found {error}; correct the file") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    shown = _cut(override)
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {shown!r}: expected key.sub=value, for example training.epochs=5")
-    *sections, last = key.split(".")
-    if len(sections) > _DEEPEST_KEY:
-        raise ConfigError(f"override {shown!r}: expected a key such as training.epochs, found {len(sections)} dots")
-    value = _override_value(key, text, shown)
-    target = values
-    for section in sections:
-        if target.get(section) is None:
-            target[section] = {}
-        target = target[section]
-        if not isinstance(target, dict):
-            raise ConfigError(f"override {shown!r}: {section!r} is a value, not a section")
-    target[last] = value
-
-
-def _override_value(key: str, text: str, shown: str) -> Any:
-    """A value from the command line. Names of files and lists are taken literally, not parsed as YAML."""
-    is_text = key in _text_keys()
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if is_text and not is_quoted:
-        return None if text in ("", "null", "~") else text
-    if "#" in text and not is_quoted:
-        raise ConfigError(f"override {shown!r}: expected a value, found '#' in it, which does not start a comment here")
-    try:
-        value = parse_yaml(text) if text else None
-    except YamlProblem as error:
-        raise ConfigError(f"override {shown!r}: {_cut(text)!r} is not a YAML value: {error}") from error
-    if isinstance(value, dict):
-        raise ConfigError(f"override {shown!r}: expected a value, found a mapping; set each key by itself")
-    return value
-
-
-def _text_keys(section: type[BaseModel] | None = None, prefix: str = "") -> set[str]:
-    """Dotted keys whose values are paths or free text."""
-    keys = set()
-    for name, field in (section or Config).model_fields.items():
-        if _is_section(field):
-            keys |= _text_keys(type(field.default), f"{prefix}{name}.")
-        elif {field.annotation, *get_args(field.annotation)} & {Path, str}:
-            keys.add(f"{prefix}{name}")
-    return keys
-
-
-def _describe(error: ValidationError, source: str) -> str:
-    lines = []
-    problems = error.errors(include_url=False)
-    for problem in problems[:_MOST_PROBLEMS]:
-        key = _cut(".".join(str(part) for part in problem["loc"]))
-        message = _cut(problem["msg"].removeprefix("Value error, "), 400)
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key{_nearest(key)}")
-        elif isinstance(problem["input"], dict | BaseModel):  # a check of a whole section names the key first
-            is_ours = problem["type"] == "value_error"
-            lines.append(f"  {f'{key}.{message}'.lstrip('.')}" if is_ours else f"  {key}: {message}")
-        else:
-            lines.append(f"  {key}: {message} (found {short(problem['input'])})")
-    if len(problems) > _MOST_PROBLEMS:
-        lines.append(f"  and {len(problems) - _MOST_PROBLEMS} more")
-    return f"{_cut(source, 500)}:\n" + "\n".join(lines)
-
-
-def _cut(text: str, length: int = 200) -> str:
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
-def _nearest(key: str) -> str:
-    known = [name for name, *_ in describe_keys()]
-    # Comparing only the last part finds keys in the wrong section.
-    same_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    matches = same_name or difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
-
-
-def _is_section(field: FieldInfo | None) -> bool:
+def is_section(field: FieldInfo | None) -> bool:
+    """Whether a key is a section with keys of its own."""
     return field is not None and isinstance(field.default, BaseModel)
-
-
-def _kind(annotation: Any) -> str:
-    """A type in the words of YAML: ``int``, ``true or false``, ``a | b``, ``[float, float]``, ``path or empty``."""
-    arguments = get_args(annotation)
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _kind(arguments[0])
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin is tuple and arguments[-1] is ...:
-        return f"[{_kind(arguments[0])}, ...]"
-    if origin is tuple:
-        return f"[{', '.join(_kind(argument) for argument in arguments)}]"
-    if origin in (Union, types.UnionType):
-        return " or ".join("empty" if argument is type(None) else _kind(argument) for argument in arguments)
-    words = {bool: "true or false", str: "text", Path: "path"}
-    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def _range(field: FieldInfo) -> str:
-    symbols = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [
-        f"{symbol} {getattr(bound, name)}"
-        for bound in field.metadata
-        for name, symbol in symbols.items()
-        if getattr(bound, name, None) is not None
-    ]
-    return f" {', '.join(bounds)}" if bounds else ""
