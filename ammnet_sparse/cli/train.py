@@ -91,7 +91,7 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     """The run with its data and networks; prints what it will do."""
     # Rooms take minutes: check what can be checked before they are generated.
     check_runnable(config, device, has_weights=bool(options.resume or options.init_from))
-    initial_weights = None if options.init_from is None else _initial_weights(options.init_from)
+    initial_weights = _initial_weights(options)
     check_output_folder(options.resume or options.out or RUNS, option="--out" if options.resume is None else "--resume")
     config = _with_data(config)
     with _folder_of(options) as folder:
@@ -101,6 +101,7 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
             device=device,
             resume=options.resume is not None,
             initial_weights=initial_weights,
+            only_shared=options.init_shared is not None,
             limit=options.limit,
             may_change=options.change,
         )
@@ -152,17 +153,23 @@ def _train(run: Run) -> RunResult:
         raise
 
 
-def _initial_weights(name: str) -> Path:
-    try:
-        return find_weights(name)
-    except WeightsError as error:
-        raise UsageError(f"--init-from {error}") from error
+def _initial_weights(options: argparse.Namespace) -> Path | None:
+    """The file of --init-from or --init-shared, or None."""
+    if options.init_from is not None and options.init_shared is not None:
+        raise UsageError("--init-from, --init-shared: expected one of them, found both")
+    for option, name in (("--init-from", options.init_from), ("--init-shared", options.init_shared)):
+        if name is not None:
+            try:
+                return find_weights(name)
+            except WeightsError as error:
+                raise UsageError(f"{option} {error}") from error
+    return None
 
 
 def _resumed_config(options: argparse.Namespace) -> Config:
     """The configuration of the resumed run: from its config.yaml, or from its state if that is damaged."""
-    if options.config is not None or options.init_from is not None or options.out is not None:
-        raise UsageError("--resume: takes everything from its folder; omit --config, --out, --init-from")
+    if any(given is not None for given in (options.config, options.init_from, options.init_shared, options.out)):
+        raise UsageError("--resume: takes everything from its folder; omit --config, --out, --init-from, --init-shared")
     path = options.resume / CONFIG
     if not path.is_file() and not (options.resume / STATE).is_file():
         raise CheckpointError(f"{path}: expected the configuration of a run, found nothing; name a run's folder")
@@ -259,6 +266,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--init-from",
         metavar="FILE",
         help="weights to start from (fine-tuning): a file, or the name of shipped ones; the widths must fit",
+    )
+    parser.add_argument(
+        "--init-shared",
+        metavar="FILE",
+        help="start from the weights of a file that this network has too, for example with another 2D input",
     )
     add_limit_option(parser, "training and the first N validation frames")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="configuration keys to change, see below")

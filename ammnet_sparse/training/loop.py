@@ -65,6 +65,7 @@ class Run:
         device: where to train; a CUDA device becomes the current one.
         resume: continue from the state in ``folder``.
         initial_weights: weights to start from, or None.
+        only_shared: take those of ``initial_weights`` that the network has too (``initialize_from``).
         limit: train and validate on the first frames only, for a trial; a resumed run keeps its limit.
         may_change: a resumed run accepts other values of keys that affect what is trained, and records them.
         show_progress: progress bars on standard error, and a line for each epoch.
@@ -83,11 +84,12 @@ class Run:
         device: torch.device,
         resume: bool = False,
         initial_weights: Path | None = None,
+        only_shared: bool = False,
         limit: int | None = None,
         may_change: bool = False,
         show_progress: bool = True,
     ) -> None:
-        check_runnable(config, device, has_weights=resume or initial_weights is not None)
+        check_runnable(config, device, has_weights=resume or (initial_weights is not None and not only_shared))
         lock = FolderLock(folder) if resume and folder.is_dir() and rank() == 0 else None
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # spconv uses the current device's stream
@@ -111,7 +113,9 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(config, num_frames=len(self.training_set))
         if config.training.deterministic:
             make_deterministic()
-        networks = build_networks(config, initial_weights=initial_weights, is_resumed=resume).to(device)
+        networks = build_networks(
+            config, initial_weights=initial_weights, only_shared=only_shared, is_resumed=resume
+        ).to(device)
         num_steps = self.steps_per_epoch * config.training.epochs
         self.game = build_game(networks, config, num_steps=num_steps, device=device)
         decay = config.training.ema_decay

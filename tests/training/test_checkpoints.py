@@ -189,6 +189,23 @@ def test_frozen_encoders_come_from_a_network_with_other_inputs(tmp_path: Path) -
         initialize_from(networks_of(2, inputs="both", freeze_encoders=True), saved(tmp_path, 3, inputs="tsdf")[1])
 
 
+def test_a_network_with_another_2d_input_takes_what_it_shares(tmp_path: Path) -> None:
+    networks, path = saved(tmp_path, 1)
+    others = networks_of(2, inputs="tsdf")
+    before, discriminator = state_of(others.generator), state_of(others.discriminator)
+    with pytest.warns(UserWarning, match=rf"{len(before)} of the generator's {len(before)} tensors are taken from it$"):
+        initialize_from(others, path, only_shared=True)
+    given, taken = networks.generator.state_dict(), others.generator.state_dict()
+    assert all(torch.equal(given[name], value) for name, value in taken.items())
+    assert not differing(discriminator, state_of(others.discriminator))
+    with pytest.warns(UserWarning, match="others of decoder, label_map_stem start untrained"):
+        initialize_from(networks_of(3), saved(tmp_path, 4, inputs="tsdf")[1], only_shared=True)
+    foreign = tmp_path / "foreign.safetensors"
+    save_weights(foreign, {"of.another": torch.zeros(2)}, model_config=networks.generator.config)
+    with pytest.raises(WeightsError, match=r"foreign\.safetensors: expected weights that this network has too"):
+        initialize_from(networks_of(2), foreign, only_shared=True)
+
+
 def test_checkpoint_without_discriminator_leaves_it(tmp_path: Path) -> None:
     generator = networks_of(1).generator
     path = tmp_path / "converted.safetensors"
