@@ -6,6 +6,7 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
+kernel_sources = $(shell find csrc tests/ops -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 export AMMNET_SPARSE_SPCONV ?=
 
 .PHONY: help setup train test fuzz lint format docs asan emulate oldest soak clean FORCE
@@ -14,7 +15,7 @@ help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
 	@echo 'make test     set up, then run the tests'
 	@echo 'make fuzz     set up, then read 20,000 damaged files of every kind; raw errors are counted, and fail'
-	@echo 'make lint     set up, then check with ruff (lint and format) and mypy, as CI does'
+	@echo 'make lint     set up, then check with ruff (lint and format), clang-format and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make docs     set up, then build the documentation as a site (site/index.html), API reference included'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
@@ -48,15 +49,17 @@ fuzz: $(stamp)
 	$(python) -m tests.fuzz $(ARGS)
 
 lint: $(stamp)
-	@echo '== lint: ruff (lint and format) and mypy'
+	@echo '== lint: ruff (lint and format), clang-format and mypy'
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(kernel_sources)
 	$(python) -m mypy
 
 format: $(stamp)
 	@echo '== format'
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
+	$(VENV)/bin/clang-format -i $(kernel_sources)
 
 docs: $(stamp)
 	@echo '== documentation'

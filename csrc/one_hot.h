@@ -13,7 +13,7 @@ namespace ammnet_sparse {
 constexpr int64_t kNoColumn = -1;
 
 struct Column {
-  int64_t column;        // of the one, kNoColumn where the row is zero
+  int64_t column;  // of the one, kNoColumn where the row is zero
   bool is_out_of_range;  // the site, or its label
 };
 

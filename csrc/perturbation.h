@@ -59,7 +59,7 @@ struct Shuffle {
 
   struct Sample {
     const float* probability;  // of the sample's classes
-    const Class* class_map;    // likewise
+    const Class* class_map;  // likewise
     Class num_classes;
     Label last_class;
 

@@ -73,26 +73,25 @@ Tensor gather_taps(const Tensor& features, const Tensor& table, std::optional<Te
   const auto* source = static_cast<const char*>(features_.const_data_ptr());
   auto* target = static_cast<char*>(result.mutable_data_ptr());
   BadRow bad;
-  torch::stable::parallel_for(
-      0, num_targets, rows_of_task(rows.num_taps * row_size), [&](int64_t begin, int64_t end) {
-        const auto gather = [&](auto size) {
-          gather_rows<size()>(source, num_rows, row_size, rows, begin, end, target, bad);
-        };
-        switch (row_size) {
-          case 4:
-            return gather(std::integral_constant<int, 4>{});
-          case 12:
-            return gather(std::integral_constant<int, 12>{});
-          case 64:
-            return gather(std::integral_constant<int, 64>{});
-          case 128:
-            return gather(std::integral_constant<int, 128>{});
-          case 256:
-            return gather(std::integral_constant<int, 256>{});
-          default:
-            return gather(std::integral_constant<int, 0>{});
-        }
-      });
+  torch::stable::parallel_for(0, num_targets, rows_of_task(rows.num_taps * row_size), [&](int64_t begin, int64_t end) {
+    const auto gather = [&](auto size) {
+      gather_rows<size()>(source, num_rows, row_size, rows, begin, end, target, bad);
+    };
+    switch (row_size) {
+      case 4:
+        return gather(std::integral_constant<int, 4>{});
+      case 12:
+        return gather(std::integral_constant<int, 12>{});
+      case 64:
+        return gather(std::integral_constant<int, 64>{});
+      case 128:
+        return gather(std::integral_constant<int, 128>{});
+      case 256:
+        return gather(std::integral_constant<int, 256>{});
+      default:
+        return gather(std::integral_constant<int, 0>{});
+    }
+  });
   bad.check("gather_taps: table", num_rows);
   return result;
 }

@@ -52,8 +52,8 @@ struct Sites {
         Reads<A>& reads = result[static_cast<size_t>(site)];
         reads.is_hit = found.is_hit;
         for (int corner = 0; found.is_hit && corner < 4; ++corner) {
-          reads.offsets[corner] = found.sample * strides.sample + found.row(corner) * strides.row +
-                                  found.column(corner) * strides.column;
+          reads.offsets[corner] =
+              found.sample * strides.sample + found.row(corner) * strides.row + found.column(corner) * strides.column;
           reads.weights[corner] = found.weight(corner);
         }
       }

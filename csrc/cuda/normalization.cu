@@ -102,8 +102,7 @@ __global__ void __launch_bounds__(kThreads) finish_moments_kernel(
     for (int half = kFinishingRows; half > 0; half /= 2) {
       if (half < kFinishingRows && row < half) {
         const int other = thread + half * kFinishingColumns;
-        moments = merge_moments(
-            moments, Moments<A>{shared_count[other], shared_mean[other], shared_squares[other]});
+        moments = merge_moments(moments, Moments<A>{shared_count[other], shared_mean[other], shared_squares[other]});
       }
       __syncthreads();
       shared_count[thread] = moments.count;
@@ -215,8 +214,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites(
       }
       dispatch_vector<T>(has_vector_rows<T>(channels, source), [&](auto vector) {
         const Layout layout = make_layout(rows, num_groups, channels, vector(), kSummingBlocks);
-        Tensor parts = torch::stable::new_empty(
-            features, {num_groups, layout.chunks, 2, channels}, statistics_type(features));
+        Tensor parts =
+            torch::stable::new_empty(features, {num_groups, layout.chunks, 2, channels}, statistics_type(features));
         auto* parts_data = static_cast<A*>(parts.mutable_data_ptr());
         launch(moments_kernel<T, vector()>, layout.num_blocks(), kThreads, source, layout, parts_data);
         launch(

@@ -78,8 +78,7 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(
         is_bad |= group + i < size && is_out_of_range<Label>(change, values[group + i]);
       }
       if (needs_words) {
-        const PhiloxWords words =
-            words_of_voxels((first + group) / kVoxelsOfGroup, sample, Operator::kStream, key);
+        const PhiloxWords words = words_of_voxels((first + group) / kVoxelsOfGroup, sample, Operator::kStream, key);
 #pragma unroll
         for (int i = 0; i < kVoxelsOfGroup; ++i) {
           values[group + i] = change(values[group + i], words.word[i]);

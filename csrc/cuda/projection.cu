@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kThreads) project_planes(
     if (reads.is_hit && channel < shape.channels) {
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
-        sum += reads.weight(corner) *
-               static_cast<A>(map[offset_of(reads, corner, strides) + channel * strides.channel]);
+        sum +=
+            reads.weight(corner) * static_cast<A>(map[offset_of(reads, corner, strides) + channel * strides.channel]);
       }
     }
     turned[row + i][column] = static_cast<T>(sum);
@@ -161,9 +161,8 @@ Tensor project_features(
       });
       return;
     }
-    const bool has_vectors = has_vector_rows<T>(shape.channels, map, target) &&
-                             strides.sample % kVectorSize<T> == 0 && strides.row % kVectorSize<T> == 0 &&
-                             strides.column % kVectorSize<T> == 0;
+    const bool has_vectors = has_vector_rows<T>(shape.channels, map, target) && strides.sample % kVectorSize<T> == 0 &&
+                             strides.row % kVectorSize<T> == 0 && strides.column % kVectorSize<T> == 0;
     dispatch_vector<T>(has_vectors, [&](auto vector) {
       const int lane_bits = lane_bits_of(shape.channels, vector());
       launch(

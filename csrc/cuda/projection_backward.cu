@@ -215,8 +215,8 @@ Tensor gather(
   dispatch_features(grad.scalar_type(), "project_features_backward: grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Accumulate<T>;
-    const Tensor bytes = torch::stable::new_empty(
-        grad, {sites.size() * static_cast<int64_t>(sizeof(Link<A>))}, ScalarType::Byte);
+    const Tensor bytes =
+        torch::stable::new_empty(grad, {sites.size() * static_cast<int64_t>(sizeof(Link<A>))}, ScalarType::Byte);
     auto* links = static_cast<Link<A>*>(bytes.mutable_data_ptr());
     const Tensor heads = chain<A>(launch, grad, sites, shape, deterministic, links);
     const auto* grad_data = static_cast<const T*>(grad.const_data_ptr());

@@ -78,8 +78,8 @@ class Machine {
     const uint64_t num_threads = uint64_t{threads.x} * threads.y * threads.z;
     if (num_threads == 0 || num_threads > kMostThreads || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 ||
         blocks.y > kMostBlocks || blocks.z > kMostBlocks) {
-      throw std::runtime_error("invalid configuration of a launch: blocks " + text_of_size(blocks) + ", threads " +
-                               text_of_size(threads));
+      throw std::runtime_error(
+          "invalid configuration of a launch: blocks " + text_of_size(blocks) + ", threads " + text_of_size(threads));
     }
     body_ = &body;
     place = {{0, 0, 0}, {0, 0, 0}, threads, blocks};
@@ -117,8 +117,8 @@ class Machine {
     wait(name, where);
   }
 
-  const std::array<uint64_t, kLanes>&
-  exchange(const char* name, unsigned int mask, uint64_t value, std::source_location where) {
+  const std::array<uint64_t, kLanes>& exchange(
+      const char* name, unsigned int mask, uint64_t value, std::source_location where) {
     Thread& self = *running_->thread;
     Warp& warp = warps_[self.number / kLanes];
     if (mask != kAllLanes) {
@@ -287,8 +287,9 @@ class Machine {
   }
 
   [[noreturn]] void fail(const char* name, std::source_location where, const std::string& what) const {
-    throw std::runtime_error(std::string(name) + ", " + text_of(where) + ", thread " +
-                             std::to_string(running_->thread->number) + ": " + what);
+    throw std::runtime_error(
+        std::string(name) + ", " + text_of(where) + ", thread " + std::to_string(running_->thread->number) + ": " +
+        what);
   }
 
   [[noreturn]] void fail_stuck() const {
@@ -340,8 +341,8 @@ void wait_for_block(const char* name, std::source_location where) {
   machine().wait_for_block(name, where);
 }
 
-const std::array<uint64_t, kLanes>&
-exchange(const char* name, unsigned int mask, uint64_t value, std::source_location where) {
+const std::array<uint64_t, kLanes>& exchange(
+    const char* name, unsigned int mask, uint64_t value, std::source_location where) {
   return machine().exchange(name, mask, value, where);
 }
 
@@ -351,8 +352,8 @@ void pause() {
 
 void check_lane(const char* name, int lane, std::source_location where) {
   if (lane < 0 || lane >= kLanes) {
-    throw std::runtime_error(std::string(name) + ", " + text_of(where) + ": expected a lane of 0 .. 31, found " +
-                             std::to_string(lane));
+    throw std::runtime_error(
+        std::string(name) + ", " + text_of(where) + ": expected a lane of 0 .. 31, found " + std::to_string(lane));
   }
 }
 

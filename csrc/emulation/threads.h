@@ -44,8 +44,8 @@ void run_kernel(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, Argume
 void wait_for_block(const char* name, std::source_location where);
 
 // Waits until all lanes of the warp are here; the values that they gave, good until the next exchange.
-const std::array<uint64_t, kLanes>&
-exchange(const char* name, unsigned int mask, uint64_t value, std::source_location where);
+const std::array<uint64_t, kLanes>& exchange(
+    const char* name, unsigned int mask, uint64_t value, std::source_location where);
 
 // Lets other threads run first, now and then, where the order is shuffled.
 void pause();

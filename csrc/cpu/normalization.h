@@ -1,0 +1,106 @@
+// What both directions of normalization share on the CPU. Rows are taken in chunks that stay in the cache; sums over
+// the chunks are formed in double, in their order, so that the number of threads changes nothing.
+#pragma once
+
+#include "../normalization_arguments.h"
+
+namespace ammnet_sparse {
+
+constexpr int64_t kChannelsOfTile = 64;
+constexpr int64_t kRowsOfChunk = 256;
+
+struct Sizes {
+  int64_t groups;
+  int64_t rows;  // of a group
+  int64_t channels;
+
+  int64_t chunks() const { return (rows + kRowsOfChunk - 1) / kRowsOfChunk; }
+  int64_t rows_of_chunk(int64_t chunk) const { return std::min(kRowsOfChunk, rows - chunk * kRowsOfChunk); }
+};
+
+inline Sizes sizes_of(const Tensor& features, int64_t num_groups, const char* name) {
+  const int64_t rows = checked_rows(features, num_groups, name);
+  return {num_groups, rows, features.size(1)};
+}
+
+// Calls function(group, chunk) for every chunk of every group, from several threads.
+template <typename Function>
+void for_each_chunk(const Sizes& sizes, Function&& function) {
+  torch::stable::parallel_for(0, sizes.groups * sizes.chunks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      function(i / sizes.chunks(), i % sizes.chunks());
+    }
+  });
+}
+
+// Features, residuals or results; data is null if there are none.
+template <typename T>
+struct Rows {
+  T* data;
+
+  explicit operator bool() const { return data != nullptr; }
+  Rows at(int64_t offset) const { return {data == nullptr ? nullptr : data + offset}; }
+};
+
+template <typename T>
+Rows<const T> rows_of(const std::optional<Tensor>& tensor) {
+  return {data_of<T>(tensor)};
+}
+
+template <typename T>
+Rows<T> results_of(const Tensor& tensor, bool is_wanted) {
+  return {data_of_result<T>(tensor, is_wanted)};
+}
+
+// By group and channel what a value is normalized with.
+template <typename A>
+struct Channels {
+  std::vector<A> mean;
+  std::vector<A> inverse_std;
+  std::vector<A> scale;
+  const A* bias;
+
+  Channels(const A* means, const A* variances, const A* weight, const A* bias_, A eps, const Sizes& sizes)
+      : mean(means, means + sizes.groups * sizes.channels), bias(bias_) {
+    inverse_std.reserve(mean.size());
+    scale.reserve(mean.size());
+    for (size_t i = 0; i < mean.size(); ++i) {
+      inverse_std.push_back(inverse_std_of(variances[i], eps));
+      scale.push_back(weight[i % static_cast<size_t>(sizes.channels)] * inverse_std.back());
+    }
+  }
+};
+
+template <typename T>
+struct Operands {
+  Rows<const T> features;
+  Rows<const T> residual1;
+  Rows<const T> residual2;
+};
+
+template <typename T, typename A>
+void add_row(Rows<const T> row, int64_t size, A* values) {
+  if (row) {
+    for (int64_t c = 0; c < size; ++c) {
+      values[c] += static_cast<A>(row.data[c]);
+    }
+  }
+}
+
+// values = the sum of normalized features and residuals, of channels first .. first + size of a row.
+template <typename T, typename A = Accumulate<T>>
+void sum_row(
+    const Operands<T>& operands, const Channels<A>& channels, int64_t offset, int64_t statistic, int64_t first,
+    int64_t size, A* values) {
+  const T* features = operands.features.data + offset;
+  const A* mean = channels.mean.data() + statistic;
+  const A* scale = channels.scale.data() + statistic;
+  const A* bias = channels.bias + first;
+  for (int64_t c = 0; c < size; ++c) {
+    values[c] = normalize_and_scale(static_cast<A>(features[c]), mean[c], scale[c], bias[c]);
+  }
+  add_row(operands.residual1.at(offset), size, values);
+  add_row(operands.residual2.at(offset), size, values);
+}
+
+}  // namespace ammnet_sparse
