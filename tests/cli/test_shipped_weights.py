@@ -14,7 +14,7 @@ from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
 from ammnet_sparse.models.build import build_generator
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_model
-from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS
+from ammnet_sparse.models.weights.shipped import shipped_names
 from ammnet_sparse.training.networks import build_networks
 from tests.models.scenes import unsettle
 from tests.training.support import GRID, tiny_config, tiny_set
@@ -47,12 +47,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_predict_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The shipped network sees the floor of the shipped example where it is."""
-    given = ["--color", str(EXAMPLE / "color.jpg"), "--depth", str(EXAMPLE / "depth.png")]
-    given += ["--intrinsics", str(EXAMPLE / "intrinsics.txt"), "--label-map", str(EXAMPLE / "label_map.png")]
+INPUTS = {
+    "nyu_seg2d_w64": ["--color", "color.jpg", "--label-map", "label_map.png"],
+    "nyu_rgb_w64": ["--color", "color.jpg"],
+    "nyu_depth_w64": [],
+}
+"""What of the example beside its depth makes each of the shipped weights the default."""
+
+
+def test_all_shipped_weights_are_tested() -> None:
+    assert sorted(INPUTS) == shipped_names()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_predict_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """The shipped networks see the floor of the shipped example where it is, and more than the floor."""
+    files = [word if word.startswith("--") else str(EXAMPLE / word) for word in INPUTS[name]]
+    given = [*files, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", str(EXAMPLE / "intrinsics.txt")]
     assert tool("predict")([*given, "--out", str(tmp_path)]) == 0
-    assert f"Weights: {DEFAULT_WEIGHTS}, shipped with ammnet_sparse (no --checkpoint" in capsys.readouterr().err
+    assert f"Weights: {name}, shipped with ammnet_sparse (no --checkpoint" in capsys.readouterr().err
     with np.load(tmp_path / "frame.npz") as archive:
         labels, reliable = archive["labels"], archive["reliable"]
     assert labels.shape == GRID_SHAPE
@@ -61,13 +74,14 @@ def test_predict_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(np.unique(labels)) > 4
 
 
+@pytest.mark.parametrize("name", INPUTS)
 def test_evaluate_takes_shipped_weights_by_name(
-    nyu_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nyu_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     file = tmp_path / "scores.json"
     given = ["--data", str(nyu_folder), "--split", "val", "--limit", "2", "--json", str(file)]
-    assert tool("evaluate")(["--checkpoint", DEFAULT_WEIGHTS, *given]) == 0
-    assert f"Weights: {DEFAULT_WEIGHTS}, shipped with ammnet_sparse;" in capsys.readouterr().err
+    assert tool("evaluate")(["--checkpoint", name, *given]) == 0
+    assert f"Weights: {name}, shipped with ammnet_sparse;" in capsys.readouterr().err
     assert json.loads(file.read_text(encoding="utf-8"))["sc"]["iou"] > 50
 
 
