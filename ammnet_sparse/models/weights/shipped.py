@@ -11,6 +11,11 @@ DEFAULT_WEIGHTS = "nyu_seg2d_w64"
 
 Input2D = Literal["label map", "color image", "depth alone"]
 """The inputs of a frame beside its depth."""
+_WORDS: dict[Input2D, str] = {
+    "label map": "2D label maps",
+    "color image": "color images",
+    "depth alone": "depth alone",
+}
 _BY_INPUT: dict[Input2D, tuple[str, ...]] = {
     "label map": ("nyu_seg2d_w64", "nyu_rgb_w64", "nyu_depth_w64"),
     "color image": ("nyu_rgb_w64", "nyu_depth_w64"),
@@ -76,6 +81,6 @@ def chosen_weights(name: str | Path | None, *, dataset: str, given: Input2D | No
     if is_shipped(chosen):
         reason = ""
         if name is None:
-            reason = f" (no --checkpoint given; for {given})" if given else " (no --checkpoint given)"
+            reason = f" (no --checkpoint given; for {_WORDS[given]})" if given else " (no --checkpoint given)"
         return path, f"Weights: {chosen}, shipped with ammnet_sparse{reason}; see docs/models.md"
     return path, f"Weights: {path}"
