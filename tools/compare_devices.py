@@ -47,11 +47,11 @@ MIXED = "float16"
 _BEFORE_UPDATES = ("scene", "image", "discriminator", "discriminator_gradient_norm")
 """What the first step computes from weights that no device has changed."""
 _LOOSE = ("adversarial", "discriminator", "generator_gradient_norm", "discriminator_gradient_norm")
-"""Ten times the tolerance: the discriminator's judgement and gradients answer to rounding more than cross-entropies."""
+"""Ten times the tolerance: the discriminator's scores and gradients are more sensitive to rounding than cross-entropies."""
 
 
 class Trained(NamedTuple):
-    """What a device made of the batches: losses and norms by step, and the classes [N] at their scored voxels."""
+    """Results of a device: losses and norms by step, and the classes [N] at the scored voxels."""
 
     steps: list[dict[str, float]]
     labels: Tensor
@@ -195,7 +195,7 @@ def _batches(options: argparse.Namespace, config: Config) -> list[Batch]:
 
 
 def _read(root: Path, options: argparse.Namespace, config: Config) -> list[Batch]:
-    """As many batches as steps, from the first training frames, over and over."""
+    """As many batches as steps, cycling through the first training frames."""
     source = open_set(root, dataset="nyu", config=config.model)
     ids = split_ids(source, "train", limit=options.batch * options.steps)
     if len(ids) < options.batch:

@@ -4,7 +4,7 @@
     python tools/soak.py                      2,000 steps on random frames of a small grid
     python tools/soak.py --data NYU --width 16 --grid 60 36 60 --steps 500
 
-Every frame has other sites, so that nothing of one batch may stay behind in the next. The resident set is sampled
+Every frame has different sites, so nothing of one batch may remain in the next. The resident set is sampled
 after each step and judged by medians over a hundred: from --settled on, none may be more than --tolerance away from
 their mean, and the last no more above the first. Single steps differ by what the allocator keeps at the moment.
 
@@ -96,13 +96,13 @@ def soak(config: Config, batches: Iterator[Batch], *, steps: int) -> list[float]
 
 
 def resident_mebibytes() -> float:
-    """Memory of this process that lies in RAM now (Linux)."""
+    """Resident memory of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / MIB
 
 
 def _batches(options: argparse.Namespace, config: Config) -> Iterator[Batch]:
-    """Endless: frames of a set over and over, or random ones that never repeat."""
+    """Endless: the frames of a set repeatedly, or random ones that never repeat."""
     grid = config.model.grid_shape
     if options.data is None:
         return _random_batches(grid, options.batch)

@@ -43,14 +43,14 @@ MAP_SIZE = (IMAGE_SHAPE[0] // 4, IMAGE_SHAPE[1] // 4)
 ROWS_OF_FRAME = 2900
 MANY_ROWS = 65536
 EMPTY_SHARE = 0.2
-"""Of the channels of a voxel that a pixel hits: zeros that a ReLU leaves, 7 to 33 % in trained networks."""
+"""Share of zeros after a ReLU in the channels of a hit voxel, 7 to 33 % in trained networks."""
 FRAMES_SIZE = f"{BATCH_SIZE}x{ROWS_OF_FRAME}"
 MANY_SIZE = str(MANY_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One measurement: what is compared, and the bytes that it cannot do without moving."""
+    """One measurement: what is compared, and the bytes that must move."""
 
     op: str
     direction: str
@@ -65,7 +65,7 @@ class Case:
 
 
 def load_frames(folder: Path | None) -> Batch:
-    """Four frames of a set on disk, or of generated rooms. Raises ValueError where there are fewer."""
+    """Four frames of a set on disk, or of generated rooms. Raises ValueError if there are fewer."""
     if folder is not None:
         frames = open_frames(folder, read_image=False, read_label_map=False)
         ids = frames.frame_ids("train")[:BATCH_SIZE]
@@ -82,7 +82,7 @@ def load_frames(folder: Path | None) -> Batch:
 
 
 def make_cases(batch: Batch, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """All cases of a device, one after the other, so that the memory of one is free for the next."""
+    """All cases of a device, one at a time, so that the memory of one is free for the next."""
     for rows_of_frame, size in ((ROWS_OF_FRAME, FRAMES_SIZE), (MANY_ROWS // BATCH_SIZE, MANY_SIZE)):
         yield from _projection_cases(batch, device, dtype, rows_of_frame=rows_of_frame, size=size)
         yield from _filling_cases(batch, device, dtype, is_large=size == MANY_SIZE)
@@ -168,7 +168,7 @@ def encoder_sites(batch: Batch, *, is_large: bool) -> tuple[SiteSet, Tensor]:
 
 
 def projected_features(is_hit: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """[N, CHANNELS] as ``fill_empty`` gets them: after a ReLU where ``is_hit`` [N], zeros elsewhere."""
+    """[N, CHANNELS] as in the input of ``fill_empty``: after a ReLU where ``is_hit`` [N], zeros elsewhere."""
     shift = torch.special.ndtri(torch.tensor(1 - EMPTY_SHARE, dtype=torch.float64)).item()
     drawn = torch.randn((len(is_hit), CHANNELS), device=is_hit.device)
     return (F.relu(drawn + shift) * is_hit[:, None]).to(dtype)

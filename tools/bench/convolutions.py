@@ -1,4 +1,4 @@
-"""Times the convolutions of one training step, each in every way that this project can compute it.
+"""Times the convolutions of one training step with every backend.
 
     python tools/bench_convolutions.py --data NYU --device cuda --dtype float16 --json convolutions.json
     python tools/bench_convolutions.py --width 16 --seconds 0.2                   a trial on the CPU
@@ -98,7 +98,7 @@ def record_cases(generator: AMMNet, discriminator: Discriminator, *, batch: Batc
 
 
 def make_step(case: Case, way: Backend, *, dtype: torch.dtype) -> Step:
-    """Forward and backward pass of a case on random features, computed one way; the index pairs are built before."""
+    """Forward and backward pass of a case on random features by one backend; the index pairs are built before."""
     kernel_map = case.kernel_map
     device = kernel_map.source.linear.device
     shape = (case.out_channels, case.in_channels)
@@ -115,7 +115,7 @@ def make_step(case: Case, way: Backend, *, dtype: torch.dtype) -> Step:
 
 
 def host_seconds(step: Step, device: torch.device, *, repeats: int = 5) -> float:
-    """Median time until the calls return, the device having nothing else to do."""
+    """Median time until the calls return, on an idle device."""
     times = []
     for _ in range(repeats):
         if device.type == "cuda":
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """What is measured so far: a time limit may end the rest."""
+    """The measurements so far: a time limit may end the rest."""
     if options.json:
         card = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
         kept = {"device": card, "dtype": options.dtype, "rows": rows, "totals": totals(rows, options.ways)}

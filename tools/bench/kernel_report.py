@@ -37,7 +37,7 @@ from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 BANDWIDTHS = (3.0e12, 936e9, 360e9)
-"""Of an H100, an RTX 3090 and an RTX 3060."""
+"""GB/s of an H100, an RTX 3090 and an RTX 3060."""
 INDEX = 8
 """Bytes of an index: the network's are int64."""
 CELLS = BATCH_SIZE * MAP_SIZE[0] * MAP_SIZE[1]

@@ -33,7 +33,7 @@ LARGE_COPY = {"cpu": 2**28, "cuda": 2**30}
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most memory that ``step`` holds at once beside what is held before it, its results included."""
+    """Peak memory of ``step``, results included, above the memory held before it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -28,7 +28,7 @@ MIB = 2**20
 
 @dataclasses.dataclass
 class LayerCounts:
-    """What the layers of a network did in its forward passes, by dotted name.
+    """Counts of a network's layers in its forward passes, by dotted name.
 
     Attributes:
         products: pairs of an input and an output position that a layer's weights joined. On sites those are the pairs
@@ -43,7 +43,7 @@ class LayerCounts:
     def multiplications(self, network: nn.Module) -> dict[str, int]:
         """Multiply-accumulates by layer, had ``network`` run: one of the same layers, of whatever width and device.
 
-        Products do not depend on the number of channels, so a narrow network counts for a wide one.
+        Products do not depend on the number of channels, so a narrow network can be run for a wide one.
 
         Raises:
             KeyError: a network without one of the layers.
@@ -120,7 +120,7 @@ class KeptStorage:
 
 @dataclasses.dataclass(frozen=True)
 class KeptMemory:
-    """What a forward pass keeps, each storage once; parameters, buffers, the batch and the outputs apart."""
+    """What a forward pass keeps, each storage once, without parameters, buffers, the batch and the outputs."""
 
     storages: tuple[KeptStorage, ...]
 
@@ -152,7 +152,7 @@ class _Made(NamedTuple):
 
 
 class Allocations(TorchDispatchMode):
-    """Records what is allocated within the block, to tell afterwards what of it is still alive.
+    """Records what is allocated within the block, to find what is still alive afterwards.
 
     That is what the backward pass costs in memory, however it is kept: by autograd, by functions of our own, in hooks
     for saved tensors, by checkpointing. (Hooks for saved tensors see only what no inner hook has packed.)
@@ -165,7 +165,7 @@ class Allocations(TorchDispatchMode):
         self._layers: list[str] = []
         self._grids: dict[int, tuple[int, int, int]] = {}
         self._made: dict[int, _Made] = {}
-        # Weak references keep an address from being given out again.
+        # Weak references keep an address from being reused.
         self._existing: dict[int, StorageWeakRef] = {}
         self._weights: set[int] = set()
         for tensor in (*network.parameters(), *network.buffers()):
@@ -183,8 +183,8 @@ class Allocations(TorchDispatchMode):
         self._hooks.close()
 
     def kept(self, outputs: Iterable[Tensor]) -> KeptMemory:
-        """What is alive now of the block's allocations; ``outputs``, the results that the caller holds, apart."""
-        gc.collect()  # what is alive only because nobody has looked for circles yet is not kept
+        """The block's allocations that are still alive, without ``outputs``, the results that the caller holds."""
+        gc.collect()  # memory that garbage collection would free is not kept
         apart = {tensor.untyped_storage()._cdata for tensor in outputs}
         return KeptMemory(
             tuple(
@@ -254,7 +254,7 @@ def _has_storage(value: Any) -> bool:
 
 
 class PeakMemory:
-    """Most memory held at once from here on: by CUDA's allocator, or resident in the process (Linux)."""
+    """Peak memory from here on: of CUDA's allocator, or resident in the process (Linux)."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -268,14 +268,14 @@ class PeakMemory:
             self._was_reset = False
 
     def mebibytes(self) -> float | None:
-        """The peak; None where the system does not tell it."""
+        """The peak; None if the system does not report it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB
         return _process_mebibytes("VmHWM:") if self._was_reset else None
 
 
 def held_mebibytes(device: torch.device) -> float | None:
-    """What is held now, after giving back what is free: what ``PeakMemory`` starts from."""
+    """Memory held now, after freeing what is unused: the baseline of ``PeakMemory``."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

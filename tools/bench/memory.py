@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 RESERVED_MIB = 700
-"""Of a card, for CUDA itself: its context, the kernels' code, and fragments between the allocator's blocks."""
+"""MiB of a card for CUDA itself: its context, the kernels' code, and fragmentation."""
 CARDS_GB = (4, 8, 12, 24)
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryLine:
-    """Peak memory of a step against its batch, in MiB, and in words how that is known."""
+    """Peak memory of a step against its batch, in MiB, and how that is known."""
 
     fixed: float
     per_sample: float
@@ -80,7 +80,7 @@ def card_answer(
 
 
 def basis_text(rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], *, is_cuda: bool) -> str:
-    """What the largest batches rest on, in words."""
+    """How the largest batches were determined, in words."""
     source = (
         "CUDA's allocator" if is_cuda else "the resident set of a run on the CPU (a GPU's kernels need other buffers)"
     )

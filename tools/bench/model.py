@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     print(f"width {options.width}, batch {options.batch}, {len(frames)} frames, input {options.input}")
     print(f"{device}, {place}, torch {torch.__version__}, {platform.platform()}")
-    gc.freeze()  # what imports made is no garbage; to look through it again and again takes longer than a small step
+    gc.freeze()  # objects made by imports are not garbage; scanning them repeatedly takes longer than a small step
     rows = _measure(variants, frames, device, options)
     gc.unfreeze()
     print_operations(rows)
@@ -215,7 +215,7 @@ def _time(
 def _memory_lines(
     rows: Sequence[dict[str, Any]], options: argparse.Namespace
 ) -> tuple[list[MemoryLine], list[dict[str, Any]]]:
-    """Lines of the rows of which peak memory is known, and those rows."""
+    """Lines of the rows with known peak memory, and those rows."""
     lines, timed = [], []
     for row in rows:
         points = [(point["batch"], point["peak_mib"]) for point in row["batches"] if point["peak_mib"] is not None]

@@ -21,7 +21,7 @@ MOST_SHOWN = 30
 def measure_operations(
     variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, batch_size: int
 ) -> dict[str, Any]:
-    """What the second step of ``batch_size`` frames dispatches, as keys of a row: the first builds what is kept."""
+    """Operations of the second step of ``batch_size`` frames, as keys of a row: the first step fills caches."""
     game = make_game(build(variant, config, device), config, Stopwatch(device))
     endless = itertools.cycle(frames)
     counted = Operations()

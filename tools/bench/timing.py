@@ -1,4 +1,4 @@
-"""How long a call takes on a device, for the benchmarks of operators and convolutions."""
+"""Time of a call on a device, for the benchmarks of operators and convolutions."""
 
 import functools
 import statistics
@@ -17,7 +17,7 @@ HEAD_START = 1.5
 """How long the device sleeps before each call on CUDA, over what the host takes to launch it."""
 LONGEST_SLEEP = 0.02
 CYCLES_A_SECOND = 2.0e9
-"""About the clock of the cards meant; a faster one sleeps a little shorter."""
+"""Approximate clock of the cards; on a faster one the sleep is slightly shorter."""
 
 
 class Timing(NamedTuple):

@@ -198,7 +198,7 @@ def _image_multiplications(config: Config, batch: Batch) -> float:
 
 
 class _BlankImage(nn.Module):
-    """In the place of an image encoder: features of the right size."""
+    """Replaces an image encoder: features of the right size."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def static_mebibytes(config: Config) -> float:
 
 @contextlib.contextmanager
 def memory_freed(device: torch.device) -> Iterator[None]:
-    """Gives the allocator's free memory back at the end, so that one variant's fragments do not limit the next."""
+    """Frees the allocator's unused memory at the end, so that one variant does not limit the next."""
     try:
         yield
     finally:

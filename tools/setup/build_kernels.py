@@ -1,4 +1,4 @@
-"""Compiles csrc/ into the two libraries of kernels that the package loads (setup.py uses it).
+"""Compiles csrc/ into the two libraries of kernels that the package loads; used by setup.py.
 
 One library for the CPU and one for CUDA, both on libtorch's stable ABI: neither depends on the version of Python, nor
 on that of PyTorch from 2.11 on. Compilers are called directly: PyTorch's extension builder refuses CUDA sources where
@@ -29,7 +29,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path("csrc")
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0+PTX"
 TORCH_TARGET_VERSION = "0x020b000000000000"
-"""PyTorch 2.11: what the libraries may use of the stable ABI."""
+"""PyTorch 2.11: the version of the stable ABI that the libraries use."""
 REPORT = "_kernels_build.json"
 DEVICES = ("cpu", "cuda")
 
@@ -102,11 +102,11 @@ class BuildKernels(build_ext):
         for device, what in self.report.items():
             print(f"== {device} kernels: {what}", flush=True)
             if not what.startswith("built"):
-                # One from an earlier build would still be loaded.
+                # A library from an earlier build would still be loaded.
                 (folder / f"_kernels_{device}.so").unlink(missing_ok=True)
 
     def get_ext_filename(self, fullname: str) -> str:
-        # No tag of a Python version: the libraries have nothing to do with Python.
+        # No tag of a Python version: the libraries do not depend on Python.
         return os.path.join(*fullname.split(".")) + ".so"
 
 
@@ -169,7 +169,7 @@ def cpu_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolcha
     compiler = cxx(environment)
     # Every x86-64 since 2013; the package does not load the library on an older one.
     processor = ["-mavx2", "-mfma", "-mf16c"] if platform.machine() == "x86_64" else []
-    # Nobody reads errno or floating-point traps, and without them comparisons become vector code.
+    # errno and floating-point traps are not used, and without them comparisons can be vectorized.
     arithmetic = ["-fno-math-errno", "-fno-trapping-math"]
     warnings = ["-Wall", "-Wextra"]
     extra = environment.get("CXXFLAGS", "").split()
@@ -231,7 +231,7 @@ def find_cuda_home(environment: Mapping[str, str]) -> Path:
     if not candidates:
         nvcc = shutil.which("nvcc", path=environment.get("PATH"))
         if nvcc:
-            # The command may be a script that calls the real one; that one tells where it lives.
+            # The command may be a script that calls the real one, which reports its location.
             dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True)
             candidates += [Path(top) for top in re.findall(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)]
             candidates.append(Path(nvcc).resolve().parents[1])
@@ -315,7 +315,7 @@ def run_compiler(command: list[str]) -> str:
 
 
 def version_line(command: list[str], *, containing: str = "") -> str:
-    """The first line of what ``command --version`` says, or the first that holds a text."""
+    """The first line of ``command --version``, or the first that contains a text."""
     result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     lines = [line for line in result.stdout.splitlines() if containing in line]
     return lines[0] if lines else " ".join(command)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Brings the packages that a machine without a network lacks: downloads their wheels here, to be carried there.
+"""Downloads the wheels that a machine without a network is missing, to be copied there.
 
     python tools/setup/carry_packages.py build/carried                    what is rarely installed beside PyTorch
     python tools/setup/carry_packages.py build/carried plyfile pydantic   these
@@ -36,7 +36,7 @@ PACKAGES = (
     "typing-inspection",
     "plyfile",
 )
-"""What setup.py asks for beside PyTorch and what mostly lies with it, with what that needs itself."""
+"""The package's requirements beside PyTorch and the usual packages, with their own requirements."""
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""Installs the package and what it needs into the Python that runs this (the Makefile calls it).
+"""Installs the package and its requirements into the Python that runs this; called by the Makefile.
 
 With names of extras as arguments it installs what these need, and nothing else: install.py docs.
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def install_extras(names: list[str]) -> None:
-    """What the extras of pyproject.toml need, without the package, which is there."""
+    """The requirements of the extras of pyproject.toml, without the package itself."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -70,7 +70,7 @@ def remove_other_spconv(chosen: list[str]) -> None:
 
 
 def check() -> None:
-    """Imports what fails when the parts do not fit, and says what was installed."""
+    """Imports the parts that fail if versions do not match, and prints what was installed."""
     spconv = ", ".join(f"{name} {version}" for name, version in installed("spconv").items())
     program = (
         "import torch, torchvision, ammnet_sparse as package; "

@@ -18,7 +18,7 @@ from build_kernels import TORCH_TARGET_VERSION, BuildSkipped, compile_all, kerne
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = Path("build") / "oldest"
 ARCHITECTURE = "8.0"
-"""One is enough to see whether it compiles."""
+"""One architecture is enough to check that it compiles."""
 
 
 def main() -> int:
