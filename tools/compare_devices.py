@@ -47,7 +47,7 @@ MIXED = "float16"
 _BEFORE_UPDATES = ("scene", "image", "discriminator", "discriminator_gradient_norm")
 """What the first step computes from weights that no device has changed."""
 _LOOSE = ("adversarial", "discriminator", "generator_gradient_norm", "discriminator_gradient_norm")
-"""Ten times the tolerance: the discriminator's scores and gradients are more sensitive to rounding than cross-entropies."""
+"""Ten times the tolerance: discriminator scores and gradients are more sensitive to rounding than cross-entropies."""
 
 
 class Trained(NamedTuple):
