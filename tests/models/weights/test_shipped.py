@@ -26,7 +26,9 @@ from ammnet_sparse.models.weights.shipped import (
 
 def test_shipped_weights_are_small_and_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert DEFAULT_WEIGHTS in shipped_names()
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 12e6
+    limits = {"nyu_seg2d_w64": 12e6, "nyu_rgb_w64": 16e6, "nyu_depth_w64": 3e6}
+    assert shipped_names() == sorted(limits)
+    assert all((FOLDER / f"{name}.safetensors").stat().st_size <= limit for name, limit in limits.items())
     assert find_weights(DEFAULT_WEIGHTS) == FOLDER / f"{DEFAULT_WEIGHTS}.safetensors"
     # A file of the user's comes first.
     monkeypatch.chdir(tmp_path)
@@ -96,7 +98,7 @@ def test_weights_follow_what_is_given(
         (tmp_path / f"{name}.safetensors").touch()
     path, line = chosen_weights(None, dataset="nyu", given=given)
     assert path == tmp_path / f"{expected}.safetensors" and expected in line
-    assert given is None or f"for {given}" in line
+    assert given is None or given in line
     named, line = chosen_weights(there[-1], dataset="nyu", given=given)
     assert named.stem == there[-1] and "no --checkpoint" not in line
 
