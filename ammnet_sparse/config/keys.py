@@ -50,10 +50,10 @@ def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
     return keys
 
 
-def text_keys(section: type[BaseModel] | None = None, prefix: str = "") -> set[str]:
+def text_keys(section: type[BaseModel] = Config, prefix: str = "") -> set[str]:
     """Dotted keys whose values are paths or free text."""
     keys = set()
-    for name, field in (section or Config).model_fields.items():
+    for name, field in section.model_fields.items():
         if is_section(field):
             keys |= text_keys(type(field.default), f"{prefix}{name}.")
         elif {field.annotation, *get_args(field.annotation)} & {Path, str}:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, GRID_SHAPE, IGNORE_LABEL, VOXEL_SIZE
 
 _DISTANCES = (1, 2, 4, 8, 16)
 """Distance in voxels (maximum norm) to the nearest hit voxel: upper ends of the bins."""
@@ -73,15 +73,18 @@ class LostVoxels:
         shape = (batch.batch_size, *batch.grid_shape)
         truth, predicted = batch.label.view(shape).long(), labels_predicted.reshape(shape).long()
         occluded = (batch.scored_mask & ~batch.hit_mask).view(shape)
+        is_occupied, is_predicted = occluded & (truth != EMPTY_LABEL), predicted != EMPTY_LABEL
+        is_empty = occluded & (truth == EMPTY_LABEL)
+        masks = (
+            is_occupied,
+            is_occupied & is_predicted,
+            is_empty,
+            is_empty & is_predicted,
+            is_occupied & (truth == predicted),
+        )
         for name, bins in self._bins(batch, truth).items():
-            cells = (bins[occluded] * 2 + (truth[occluded] != EMPTY_LABEL)) * 2 + (predicted[occluded] != EMPTY_LABEL)
             size = len(_TITLES[name])
-            counts = torch.zeros(size, 5, dtype=torch.int64)
-            table = cells.bincount(minlength=4 * size).view(size, 2, 2).cpu()
-            counts[:, 0], counts[:, 1] = table[:, 1].sum(1), table[:, 1, 1]
-            counts[:, 2], counts[:, 3] = table[:, 0].sum(1), table[:, 0, 1]
-            is_right = occluded & (truth == predicted) & (truth != EMPTY_LABEL)
-            counts[:, 4] = bins[is_right].bincount(minlength=size).cpu()
+            counts = torch.stack([bins[mask].bincount(minlength=size) for mask in masks], dim=1).cpu()
             self._counts[name] = self._counts.get(name, 0) + counts
 
     def groups(self) -> dict[str, dict[str, Group]]:
@@ -158,8 +161,8 @@ _TITLES: dict[str, Sequence[str]] = {
     "class": CLASS_NAMES,
     "distance": _distance_titles(),
     "visibility": ["just before a surface", "behind a surface", "outside of the view"],
-    "height": _parts(36, "above the floor"),
-    "forward": _parts(60, "from the near edge"),
+    "height": _parts(GRID_SHAPE[1], "above the floor"),
+    "forward": _parts(GRID_SHAPE[2], "from the near edge"),
 }
 _HEADINGS = {
     "class": "true class",

@@ -7,24 +7,17 @@ namespace {
 template <typename T, typename A = Accumulate<T>>
 void normalize_rows(
     const Operands<T>& operands, const Channels<A>& channels, const Sizes& sizes, Rows<T> sum, Rows<T> activated) {
-  for_each_chunk(sizes, [&](int64_t group, int64_t chunk) {
-    const int64_t begin = group * sizes.rows + chunk * kRowsOfChunk;
-    for (int64_t row = begin; row < begin + sizes.rows_of_chunk(chunk); ++row) {
-      for (int64_t first = 0; first < sizes.channels; first += kChannelsOfTile) {
-        const int64_t size = std::min(kChannelsOfTile, sizes.channels - first);
-        const int64_t offset = row * sizes.channels + first;
-        A values[kChannelsOfTile];
-        sum_row(operands, channels, offset, group * sizes.channels + first, first, size, values);
-        if (sum) {
-          for (int64_t c = 0; c < size; ++c) {
-            sum.data[offset + c] = static_cast<T>(values[c]);
-          }
-        }
-        if (activated) {
-          for (int64_t c = 0; c < size; ++c) {
-            activated.data[offset + c] = static_cast<T>(relu(values[c]));
-          }
-        }
+  for_each_tile(sizes, [&](int64_t group, int64_t offset, int64_t first, int64_t size) {
+    A values[kChannelsOfTile];
+    sum_row(operands, channels, offset, group * sizes.channels + first, first, size, values);
+    if (sum) {
+      for (int64_t c = 0; c < size; ++c) {
+        sum.data[offset + c] = static_cast<T>(values[c]);
+      }
+    }
+    if (activated) {
+      for (int64_t c = 0; c < size; ++c) {
+        activated.data[offset + c] = static_cast<T>(relu(values[c]));
       }
     }
   });
@@ -113,12 +106,7 @@ std::tuple<Tensor, Tensor> apply_normalization(
   dispatch_features(features.scalar_type(), name, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Accumulate<T>;
-    const int64_t size = sizes.groups * sizes.channels;
-    const Channels<A> channels(
-        checked_statistics<A>(mean, size, features, "apply_normalization: mean"),
-        checked_statistics<A>(variance, size, features, "apply_normalization: variance"),
-        checked_statistics<A>(weight, sizes.channels, features, "apply_normalization: weight"),
-        checked_statistics<A>(bias, sizes.channels, features, "apply_normalization: bias"), static_cast<A>(eps), sizes);
+    const auto channels = channels_of<A>(name, features, mean, variance, weight, bias, eps, sizes);
     const Operands<T> operands{rows_of<T>(features_), rows_of<T>(residual1_), rows_of<T>(residual2_)};
     normalize_rows(operands, channels, sizes, results_of<T>(sum, with_sum), results_of<T>(activated, with_relu));
   });

@@ -103,4 +103,31 @@ void sum_row(
   add_row(operands.residual2.at(offset), size, values);
 }
 
+// What `name` normalizes `features` with; checks the tensors.
+template <typename A>
+Channels<A> channels_of(
+    const std::string& name, const Tensor& features, const Tensor& mean, const Tensor& variance, const Tensor& weight,
+    const Tensor& bias, double eps, const Sizes& sizes) {
+  const int64_t size = sizes.groups * sizes.channels;
+  return Channels<A>(
+      checked_statistics<A>(mean, size, features, (name + ": mean").c_str()),
+      checked_statistics<A>(variance, size, features, (name + ": variance").c_str()),
+      checked_statistics<A>(weight, sizes.channels, features, (name + ": weight").c_str()),
+      checked_statistics<A>(bias, sizes.channels, features, (name + ": bias").c_str()), static_cast<A>(eps), sizes);
+}
+
+// Calls function(group, offset, first, size) for channels first .. first + size of every row, which begin at `offset`
+// of the data, from several threads.
+template <typename Function>
+void for_each_tile(const Sizes& sizes, Function&& function) {
+  for_each_chunk(sizes, [&](int64_t group, int64_t chunk) {
+    const int64_t begin = group * sizes.rows + chunk * kRowsOfChunk;
+    for (int64_t row = begin; row < begin + sizes.rows_of_chunk(chunk); ++row) {
+      for (int64_t first = 0; first < sizes.channels; first += kChannelsOfTile) {
+        function(group, row * sizes.channels + first, first, std::min(kChannelsOfTile, sizes.channels - first));
+      }
+    }
+  });
+}
+
 }  // namespace ammnet_sparse

@@ -93,28 +93,21 @@ void normalize_rows_backward(
       return static_cast<A>(total / static_cast<double>(sizes.rows));
     });
   }
-  for_each_chunk(sizes, [&](int64_t group, int64_t chunk) {
-    const int64_t begin = group * sizes.rows + chunk * kRowsOfChunk;
-    for (int64_t row = begin; row < begin + sizes.rows_of_chunk(chunk); ++row) {
-      for (int64_t first = 0; first < sizes.channels; first += kChannelsOfTile) {
-        const int64_t size = std::min(kChannelsOfTile, sizes.channels - first);
-        const int64_t offset = row * sizes.channels + first;
-        const int64_t statistic = group * sizes.channels + first;
-        A grad[kChannelsOfTile];
-        A normalized[kChannelsOfTile];
-        gradient_row(inputs, channels, offset, statistic, first, size, grad, normalized);
-        const A* scale = channels.scale.data() + statistic;
-        const A* mean_grad = means.data() + 2 * group * sizes.channels + first;
-        const A* mean_product = mean_grad + sizes.channels;
-        for (int64_t c = 0; c < size; ++c) {
-          grad_features.data[offset + c] =
-              static_cast<T>(normalize_backward(grad[c], normalized[c], scale[c], mean_grad[c], mean_product[c]));
-        }
-        if (grad_residual) {
-          for (int64_t c = 0; c < size; ++c) {
-            grad_residual.data[offset + c] = static_cast<T>(grad[c]);
-          }
-        }
+  for_each_tile(sizes, [&](int64_t group, int64_t offset, int64_t first, int64_t size) {
+    const int64_t statistic = group * sizes.channels + first;
+    A grad[kChannelsOfTile];
+    A normalized[kChannelsOfTile];
+    gradient_row(inputs, channels, offset, statistic, first, size, grad, normalized);
+    const A* scale = channels.scale.data() + statistic;
+    const A* mean_grad = means.data() + 2 * group * sizes.channels + first;
+    const A* mean_product = mean_grad + sizes.channels;
+    for (int64_t c = 0; c < size; ++c) {
+      grad_features.data[offset + c] =
+          static_cast<T>(normalize_backward(grad[c], normalized[c], scale[c], mean_grad[c], mean_product[c]));
+    }
+    if (grad_residual) {
+      for (int64_t c = 0; c < size; ++c) {
+        grad_residual.data[offset + c] = static_cast<T>(grad[c]);
       }
     }
   });
@@ -141,13 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites_backward(
   dispatch_features(features.scalar_type(), name, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Accumulate<T>;
-    const int64_t size = sizes.groups * sizes.channels;
-    const Channels<A> channels(
-        checked_statistics<A>(mean, size, features, "normalize_sites_backward: mean"),
-        checked_statistics<A>(variance, size, features, "normalize_sites_backward: variance"),
-        checked_statistics<A>(weight, sizes.channels, features, "normalize_sites_backward: weight"),
-        checked_statistics<A>(bias, sizes.channels, features, "normalize_sites_backward: bias"), static_cast<A>(eps),
-        sizes);
+    const auto channels = channels_of<A>(name, features, mean, variance, weight, bias, eps, sizes);
     const Gradients<T> inputs{
         {rows_of<T>(features_), rows_of<T>(residual1_), rows_of<T>(residual2_)},
         rows_of<T>(activated_),
