@@ -22,6 +22,8 @@ DEPTH_SCALE = 1000.0
 """Units of a depth image a meter, where nothing else is known: millimeters."""
 DEPTH_TYPES = (".png", ".tif", ".tiff", ".pgm", ".exr", ".npy", ".npz")
 _PLAUSIBLE_DEPTH = (0.15, 20.0)
+_NEAREST_USUAL = 0.6
+"""Meters: rooms whose median depth is below may be in centimeters."""
 """Meters of the median depth of a room."""
 _SCALES = (
     (1000.0, "millimeters"),
@@ -96,6 +98,11 @@ def meters_from_values(
         scale = told
     elif scale is None:
         scale = _found_scale(values, usual_scale, notes)
+        if scale == DEPTH_SCALE and usual_scale is None and _median(values, scale) < _NEAREST_USUAL:
+            notes.append(
+                f"depth: taken as millimeters, a median of {_median(values, scale):.2f} m; if it is in centimeters, "
+                "give --depth-scale 100"
+            )
     meters = depth_in_meters(values, scale=scale)
     _check_plausible(values, meters, name=name, scale=scale, is_rotated=is_rotated)
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:

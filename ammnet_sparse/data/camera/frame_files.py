@@ -92,6 +92,9 @@ def find_own_frames(
         if path.is_dir() or (is_list and kind in ("color", "depth")):
             folders[kind] = path
     files = _matched({kind: _files_of(folder, kind) for kind, folder in folders.items()})
+    if color is not None:
+        # A name without a word for its kind matches both; one file is never both images of a frame.
+        files["color"] = {key: path for key, path in files["color"].items() if files["depth"].get(key) != path}
     _check_kinds(files, folders)
     complete = sorted(set.intersection(*(set(found) for found in files.values())))
     if not complete:

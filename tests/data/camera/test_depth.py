@@ -161,6 +161,16 @@ def test_units_that_are_found_out(tmp_path: Path) -> None:
         meters_from_values(meters, encoding="backwards")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_centimeters_are_noticed(dtype: type[Any]) -> None:
+    meters = ramp()
+    centimeters = np.round(meters * 100).astype(dtype)
+    assert any("--depth-scale 100" in note for note in meters_from_values(centimeters)[1])
+    np.testing.assert_allclose(meters_from_values(centimeters, scale=100.0)[0], meters, atol=0.006)
+    assert not meters_from_values(centimeters, scale=100.0)[1]
+    assert not meters_from_values((meters * 1000 + 1).astype(dtype))[1]
+
+
 def write_exr(path: Path, **channels: NDArray[Any]) -> None:
     exr = pytest.importorskip("OpenEXR")
     header = {"compression": exr.ZIP_COMPRESSION, "type": exr.scanlineimage}

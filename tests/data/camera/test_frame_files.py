@@ -165,6 +165,16 @@ def test_names_by_number(tmp_path: Path) -> None:
     assert not unmatched
 
 
+def test_one_file_is_not_both_images(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "frames", "a.png", "7.color.png", "7.depth.png")
+    frames, unmatched = find_own_frames(folder, folder)
+    assert [frame.name for frame in frames] == ["7"] and "a.png" in "".join(unmatched)
+    alone = touch(tmp_path / "alone", "a.png")
+    with pytest.raises(DataError, match="color"):
+        find_own_frames(alone, alone)
+    assert [frame.depth.name for frame in find_own_frames(None, alone)[0]] == ["a.png"]
+
+
 def test_folder_that_is_one_frame(tmp_path: Path) -> None:
     folder = touch(tmp_path / "kitchen", "color.jpg", "depth.png", "label_map.png", "pose.txt", "intrinsics.txt")
     frames, unmatched = find_own_frames(folder, folder, label_map=folder, pose=folder)
