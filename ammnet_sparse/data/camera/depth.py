@@ -22,9 +22,9 @@ DEPTH_SCALE = 1000.0
 """Units of a depth image a meter, where nothing else is known: millimeters."""
 DEPTH_TYPES = (".png", ".tif", ".tiff", ".pgm", ".exr", ".npy", ".npz")
 _PLAUSIBLE_DEPTH = (0.15, 20.0)
-_NEAREST_USUAL = 0.6
-"""Meters: rooms whose median depth is below may be in centimeters."""
 """Meters of the median depth of a room."""
+_NEAREST_USUAL = 0.6
+"""Meters of the median depth below which depth taken as millimeters may be in centimeters."""
 _SCALES = (
     (1000.0, "millimeters"),
     (1.0, "meters"),
@@ -98,11 +98,6 @@ def meters_from_values(
         scale = told
     elif scale is None:
         scale = _found_scale(values, usual_scale, notes)
-        if scale == DEPTH_SCALE and usual_scale is None and _median(values, scale) < _NEAREST_USUAL:
-            notes.append(
-                f"depth: taken as millimeters, a median of {_median(values, scale):.2f} m; if it is in centimeters, "
-                "give --depth-scale 100"
-            )
     meters = depth_in_meters(values, scale=scale)
     _check_plausible(values, meters, name=name, scale=scale, is_rotated=is_rotated)
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
@@ -163,6 +158,11 @@ def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[st
     if values.dtype.kind == "f" and _is_plausible(_median(values, 1.0)):
         notes.append("depth: floats, taken as meters (--depth-scale 1000 would take them as millimeters)")
         return 1.0
+    median = _median(values, DEPTH_SCALE)
+    if usual_scale is None and median < _NEAREST_USUAL:
+        notes.append(
+            f"depth: taken as millimeters, a median of {median:.2f} m; if it is in centimeters, give --depth-scale 100"
+        )
     return DEPTH_SCALE
 
 
