@@ -146,8 +146,10 @@ class ModelConfig(_Section):
     )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
     discriminator_width: Positive = Field(64, description="channels of the discriminator's first layer; multiple of 4")
-    discriminator_input: Literal["logits", "softmax"] = Field(
-        "logits", description="form of a prediction that it reads"
+    discriminator_input: Literal["logits", "softmax", "one_hot"] = Field(
+        "logits",
+        description="form of a prediction that it reads; one_hot: of the likeliest class, as the truth, with the "
+        "gradient of softmax (straight-through)",
     )
 
     @model_validator(mode="after")
@@ -183,6 +185,14 @@ class AdversarialConfig(_Section):
     shuffle_probability: tuple[Probability, Probability] = Field(
         (0.1, 0.9), description="range of the shuffling probability, drawn per class and sample; equal ends fix it"
     )
+    real_target: float = Field(
+        1.0,
+        gt=0.5,
+        le=1,
+        description="what the discriminator's scores of the truth are trained towards; below 1: one-sided label "
+        "smoothing",
+    )
+    discriminator_every: Positive = Field(1, description="steps of the generator for one step of the discriminator")
 
     @model_validator(mode="after")
     def _check(self) -> "AdversarialConfig":

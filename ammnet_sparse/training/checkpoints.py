@@ -42,6 +42,7 @@ class Progress:
         skipped, skipped_in_a_row: steps whose losses or gradients were not finite, and how many since the last
             finite step.
         sums, num_summed: sums of the values recorded in the unfinished epoch, and the number of steps.
+        times: how many of these steps had each value.
         counts: voxels by truth and prediction over those steps; None before the first of them.
     """
 
@@ -55,6 +56,7 @@ class Progress:
     skipped_in_a_row: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     num_summed: int = 0
+    times: dict[str, int] = dataclasses.field(default_factory=dict)
     counts: VoxelCounts | None = None
 
     @classmethod
@@ -70,13 +72,16 @@ class Progress:
     def add(self, values: Mapping[str, float], counts: VoxelCounts) -> None:
         """Adds a step of the unfinished epoch."""
         for name, value in values.items():
+            # States written before ``times`` had every value in every step.
+            before = self.times.get(name, self.num_summed if name in self.sums else 0)
+            self.times[name] = before + 1
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.num_summed += 1
         self.counts = counts if self.counts is None else self.counts + counts
 
     def means(self) -> dict[str, float]:
-        """Means of the values recorded in the unfinished epoch."""
-        return {name: value / self.num_summed for name, value in self.sums.items()}
+        """Means of the values recorded in the unfinished epoch, each over the steps that had it."""
+        return {name: value / self.times.get(name, self.num_summed) for name, value in self.sums.items()}
 
     def scores(self) -> Scores | None:
         """Scores of the predictions that the unfinished epoch trained on; None before its first step."""
@@ -86,7 +91,7 @@ class Progress:
         """Ends the epoch and resets its sums."""
         self.epoch += 1
         self.batches_done, self.seconds = 0, 0.0
-        self.sums, self.num_summed, self.counts = {}, 0, None
+        self.sums, self.num_summed, self.times, self.counts = {}, 0, {}, None
 
 
 def save_run_weights(

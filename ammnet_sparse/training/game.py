@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,8 +106,12 @@ class AdversarialGame:
         with torch.no_grad():
             torch._foreach_copy_(self._buffers, self._buffers_before)
 
-    def step(self, batches: Sequence[Batch], *, seed: int) -> StepReport:
-        """One update of each network from the frames of ``batches``, equally many in each; ``seed`` draws the fakes.
+    def step(self, batches: Sequence[Batch], *, seed: int, updates_discriminator: bool = True) -> StepReport:
+        """One update of each network from the frames of ``batches``, equally many in each.
+
+        Args:
+            seed: draws the fakes.
+            updates_discriminator: false leaves the discriminator as it is; the generator still plays against it.
 
         Raises:
             ValueError: a batch without labels, or with fewer than two scored voxels; names its frames.
@@ -118,14 +122,15 @@ class AdversarialGame:
             torch._foreach_copy_(self._buffers_before, self._buffers)
         scenes = [self._scene(batch, index) for index, batch in enumerate(batches)]
         totals = self._totals(batches)
+        discriminator_optimization = self.discriminator_optimization if updates_discriminator else None
         if len(scenes) > 1:
-            return self._accumulate(scenes, totals, seed=seed)
+            return self._accumulate(scenes, totals, discriminator_optimization, seed=seed)
         (scene,) = scenes
         prediction = self._predict(scene)
         discriminator_loss = discriminator_norm = None
-        if self.discriminator_optimization is not None:
+        if discriminator_optimization is not None:
             discriminator_loss = self._discriminate(scene, prediction, totals, seed=seed, num_scenes=1)
-            discriminator_norm = self.discriminator_optimization.step()
+            discriminator_norm = discriminator_optimization.step()
         losses = self._generate(scene, prediction, totals, num_scenes=1)
         return StepReport(
             **losses._asdict(),
@@ -135,7 +140,14 @@ class AdversarialGame:
             counts=scene.count(prediction),
         )
 
-    def _accumulate(self, scenes: "Sequence[_Scene]", totals: "_Totals", *, seed: int) -> StepReport:
+    def _accumulate(
+        self,
+        scenes: "Sequence[_Scene]",
+        totals: "_Totals",
+        discriminator_optimization: Optimization | None,
+        *,
+        seed: int,
+    ) -> StepReport:
         """A step of several batches: equal to one batch of all frames, except batch statistics and random draws.
 
         The generator must be scored by the updated discriminator. So the predictions for the discriminator's step come
@@ -143,7 +155,7 @@ class AdversarialGame:
         """
         discriminator_loss = discriminator_norm = None
         random_states: list[_RandomState] = []
-        if self.discriminator_optimization is not None:
+        if discriminator_optimization is not None:
             judged = []
             for scene in scenes:
                 random_states.append(_RandomState.of(scene.batch.tsdf.device))
@@ -151,7 +163,7 @@ class AdversarialGame:
                     prediction = self._predict(scene)
                 judged.append(self._discriminate(scene, prediction, totals, seed=seed, num_scenes=len(scenes)))
             discriminator_loss = torch.stack(judged).sum()
-            discriminator_norm = self.discriminator_optimization.step()
+            discriminator_norm = discriminator_optimization.step()
         parts, counts = [], []
         for index, scene in enumerate(scenes):
             if random_states:
@@ -193,10 +205,19 @@ class AdversarialGame:
         # The order in which they update the discriminator's running statistics.
         inputs = (true, predicted, *fake)
         sites = repeated_sites(scene.sites, len(inputs))
+        # A fake in which nothing was changed is the truth, which must not be called fake.
+        is_changed = [(labels != scene.truth).flatten(1).any(dim=1) for labels in fakes]
+        is_judged = torch.stack([torch.ones_like(is_changed[0])] * 2 + is_changed) if fakes else None
         with self._autocast(scene.batch.tsdf.device):
             # One forward pass, in which batch statistics never mix.
             scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
-            loss = totals.share(discriminator_loss(scores, num_groups=len(inputs)) / num_scenes, scene.index)
+            judged = discriminator_loss(
+                scores,
+                num_groups=len(inputs),
+                real_target=self.config.adversarial.real_target,
+                is_judged=None if is_judged is None else is_judged.flatten(),
+            )
+            loss = totals.share(judged / num_scenes, scene.index)
         self.discriminator_optimization.backward(loss)
         return loss.detach()
 
@@ -257,14 +278,17 @@ class AdversarialGame:
 
     def _scored_features(self, scene: "_Scene", prediction: Prediction) -> Tensor:
         """The discriminator's input from a prediction: its scored voxels only."""
-        logits = prediction.voxel_logits
-        if self.config.model.discriminator_input == "softmax":
-            logits = logits.softmax(dim=1)
+        features = prediction.voxel_logits
+        kind = self.config.model.discriminator_input
+        if kind != "logits":
+            features = features.softmax(dim=1)
+        if kind == "one_hot":
+            features = _OneHotOfLikeliest.apply(features)
         if prediction.sites is not scene.sites:  # a fusion that needs every voxel
-            return logits.index_select(0, scene.sites.linear)
+            return features.index_select(0, scene.sites.linear)
         if scene.sites.is_full:
-            return logits * scene.batch.scored_mask.flatten()[:, None]
-        return logits
+            return features * scene.batch.scored_mask.flatten()[:, None]
+        return features
 
 
 class _Losses(NamedTuple):
@@ -359,6 +383,21 @@ class _Scene:
             hit,
             frames=self.batch.batch_size,
         )
+
+
+class _OneHotOfLikeliest(torch.autograd.Function):
+    """One-hot of the likeliest class of probabilities [N, K]; the gradient passes as if they were returned unchanged.
+
+    The straight-through estimator of Bengio et al. 2013, section 3.4.
+    """
+
+    @staticmethod
+    def forward(_: Any, probabilities: Tensor) -> Tensor:
+        return torch.zeros_like(probabilities).scatter_(1, probabilities.argmax(dim=1, keepdim=True), 1)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

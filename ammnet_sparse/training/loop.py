@@ -256,7 +256,11 @@ class Run:
         progress = self.progress
         seed = self.config.training.seed * 1_000_003 + progress.step
         learning_rate = self.game.generator_optimization.learning_rate
-        report = self.game.step([batch.to(self.device, non_blocking=True) for batch in batches], seed=seed)
+        report = self.game.step(
+            [batch.to(self.device, non_blocking=True) for batch in batches],
+            seed=seed,
+            updates_discriminator=progress.step % self.config.adversarial.discriminator_every == 0,
+        )
         report = report.over_processes()
         losses = report.as_floats()
         progress.step += 1

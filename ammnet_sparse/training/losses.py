@@ -130,18 +130,24 @@ def fake_loss(scores: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, torch.zeros_like(scores))
 
 
-def discriminator_loss(scores: Tensor, *, num_groups: int) -> Tensor:
-    """Sum of the binary cross-entropies of groups of scenes, each the mean over its scenes.
+def discriminator_loss(
+    scores: Tensor, *, num_groups: int, real_target: float = 1.0, is_judged: Tensor | None = None
+) -> Tensor:
+    """Sum of the binary cross-entropies of groups of scenes, each summed over its scenes and divided by their number.
 
     Args:
         scores: [num_groups * B, 1]; the scenes of the first group are real, those of the others are fake.
         num_groups: truth, prediction and fakes.
+        real_target: what the scores of real scenes are compared with; below 1: one-sided label smoothing
+            (Salimans et al. 2016, section 3.4).
+        is_judged: [num_groups * B] bool, false for scenes left out of the sum; None: all are judged.
     """
     scores = at_least_float32(scores)
     scenes = scores.shape[0] // num_groups
-    is_real = torch.zeros_like(scores)
-    is_real[:scenes] = 1
-    return F.binary_cross_entropy_with_logits(scores, is_real, reduction="sum") / scenes
+    target = torch.zeros_like(scores)
+    target[:scenes] = real_target
+    weight = None if is_judged is None else is_judged.to(scores.dtype)[:, None]
+    return F.binary_cross_entropy_with_logits(scores, target, weight, reduction="sum") / scenes
 
 
 def at_least_float32(values: Tensor) -> Tensor:

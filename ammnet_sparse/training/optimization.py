@@ -1,5 +1,6 @@
 """One optimizer, schedule and loss scale for each of the two networks."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def build_optimizations(
         make: called instead of ``Optimization``, with the same arguments.
     """
 
-    def optimization(network: nn.Module, learning_rate: float) -> Optimization:
+    def optimization(network: nn.Module, learning_rate: float, num_steps: int) -> Optimization:
         return make(
             network,
             config.optimizer,
@@ -138,10 +139,10 @@ def build_optimizations(
             device=device,
         )
 
-    optimizer = config.optimizer
-    return Optimizations(
-        optimization(generator, optimizer.learning_rate),
-        optimization(discriminator, optimizer.discriminator_learning_rate or optimizer.learning_rate)
-        if config.adversarial.enabled
-        else None,
-    )
+    optimizer, adversarial = config.optimizer, config.adversarial
+    of_discriminator = None
+    if adversarial.enabled:
+        learning_rate = optimizer.discriminator_learning_rate or optimizer.learning_rate
+        updates = math.ceil(num_steps / adversarial.discriminator_every)
+        of_discriminator = optimization(discriminator, learning_rate, updates)
+    return Optimizations(optimization(generator, optimizer.learning_rate, num_steps), of_discriminator)

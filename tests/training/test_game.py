@@ -426,6 +426,55 @@ def test_softmax_option_shows_the_discriminator_probabilities(batch: Batch) -> N
         torch.testing.assert_close(call.features.sum(1), torch.ones(len(call.linear)))
 
 
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_one_hot_option_shows_the_discriminator_classes_and_passes_the_gradient_of_softmax(
+    batch: Batch, sites: str
+) -> None:
+    game = make_game(tiny_config(model={"discriminator_input": "one_hot", "sites": sites}))
+    calls = recorded_calls(game)
+    game.step([batch], seed=1)
+    is_seen = batch.scored_mask.flatten() if sites == "dense" else torch.ones(len(calls[1].linear), dtype=torch.bool)
+    for call in (calls[1], calls[4]):
+        assert (call.features[is_seen].amax(1) == 1).all() and (call.features[is_seen].sum(1) == 1).all()
+        assert not call.features[~is_seen].any()
+    assert calls[4].has_gradient
+
+    scene = game._scene(batch, 0)
+    prediction = game._predict(scene)
+    logits = prediction.voxel_logits.detach()[:, :12].double().requires_grad_()
+    features = game._scored_features(scene, dataclasses.replace(prediction, voxel_logits=logits))
+    weights = torch.linspace(0, 50, features.numel()).cos().view_as(features).double()
+    (found,) = torch.autograd.grad((features * weights).sum(), logits)
+    (expected,) = torch.autograd.grad((logits.softmax(1) * weights)[is_seen].sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_fake_that_equals_the_truth_is_left_out(batch: Batch) -> None:
+    assert batch.label is not None
+    label = batch.label.clone()
+    label[0] = torch.where(label[0] == IGNORE_LABEL, IGNORE_LABEL, 0)
+    game = make_game(tiny_config())
+    scores: list[Tensor] = []
+    game.discriminator.register_forward_hook(lambda module, inputs, output: scores.append(output.detach().double()))
+    report = game.step([dataclasses.replace(batch, label=label)], seed=1)
+    real, predicted, geometric, semantic = scores[0].chunk(4)
+    judged = torch.cat([predicted, geometric[1:], semantic[1:]])
+    expected = (F.softplus(-real).sum() + F.softplus(judged).sum()) / 2
+    assert report.discriminator is not None
+    torch.testing.assert_close(report.discriminator.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_without_the_discriminators_update_leaves_it_as_it_is(batch: Batch, accumulate: int) -> None:
+    game = make_game(tiny_config())
+    generator, discriminator = state_of(game.generator), state_of(game.discriminator)
+    report = game.step([batch] * accumulate, seed=1, updates_discriminator=False)
+    assert report.discriminator is None and report.discriminator_gradient_norm is None
+    assert report.adversarial is not None and "adversarial" in report.as_floats()
+    assert not differing(discriminator, state_of(game.discriminator))
+    assert differing(generator, state_of(game.generator))
+
+
 @pytest.mark.parametrize(
     ("fakes", "expected"),
     [

@@ -118,6 +118,23 @@ def crash() -> None:
     raise RuntimeError("power cut")
 
 
+def test_discriminator_every_second_step(root: Path, tmp_path: Path) -> None:
+    config = with_keys(run_config(root, epochs=3), {"adversarial.discriminator_every": 2})
+    run = make_run(config, tmp_path / "run")
+    optimization = run.game.discriminator_optimization
+    assert optimization is not None
+    run.train()
+    entries = lines_of(tmp_path / "run")
+    steps = [entry for entry in entries if entry["kind"] == "step"]
+    assert ["discriminator" in entry for entry in steps] == [True, False] * 3
+    assert all("adversarial" in entry for entry in steps)
+    for epoch, first in zip([entry for entry in entries if entry["kind"] == "epoch"], steps[::2], strict=True):
+        assert epoch["discriminator"] == pytest.approx(first["discriminator"])
+    # Its schedule is over its own three updates.
+    assert optimization.num_updates == 3
+    assert optimization.learning_rate == pytest.approx(1e-7)
+
+
 def test_run_leaves_its_files_behind(uninterrupted: tuple[Path, RunResult], root: Path) -> None:
     folder, result = uninterrupted
     assert {path.name for path in folder.iterdir()} == {

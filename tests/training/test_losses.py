@@ -154,6 +154,19 @@ def test_the_discriminators_loss_is_the_sum_over_its_inputs() -> None:
     assert discriminator_loss(scores.half(), num_groups=2).dtype == torch.float32
 
 
+def test_the_discriminators_loss_smooths_the_truth_alone_and_leaves_scenes_out() -> None:
+    scores = torch.linspace(-3, 4, 6, dtype=torch.float64).sin()[:, None] * 3
+    probability = torch.sigmoid(scores)
+    smoothed = -(0.9 * probability[:2].log() + 0.1 * (1 - probability[:2]).log()).sum()
+    fake = -(1 - probability[2:]).log()
+    torch.testing.assert_close(discriminator_loss(scores, num_groups=3, real_target=0.9), (smoothed + fake.sum()) / 2)
+    is_judged = torch.tensor([True, True, True, True, False, True])
+    torch.testing.assert_close(
+        discriminator_loss(scores, num_groups=3, real_target=0.9, is_judged=is_judged),
+        (smoothed + fake[[0, 1, 3]].sum()) / 2,
+    )
+
+
 def test_missing_labels_are_named(batch: Batch) -> None:
     prediction, _ = prediction_of(batch, is_dense=False)
     without = dataclasses.replace(batch, label=None)
