@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +14,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.depth import DepthEncoding, meters_from_values
+from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS, DepthEncoding, meters_from_values
 from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
+from ammnet_sparse.data.camera.label_maps import label_map_from_values
 from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.camera.placement import Placement
 from ammnet_sparse.data.camera.poses import checked
 from ammnet_sparse.data.camera.view import TURNS, View, turned_pose
 from ammnet_sparse.data.grid import EMPTY_LABEL, IMAGE_SHAPE, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import Camera
-from ammnet_sparse.evaluation.selection import check_grid, check_label_map, reads_images
-from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.evaluation.selection import check_grid, check_inputs
+from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import UNOBSERVED
 from ammnet_sparse.models.weights.loading import load_model
@@ -136,7 +138,8 @@ class SceneCompleter:
     Raises:
         WeightsError: no such weights.
         DataError: intrinsics that cannot be read.
-        ValueError: a device that is not available, or an invalid ``rotate``.
+        ValueError: a device that is not available, or an invalid ``depth_scale``, ``depth_encoding``,
+            ``camera_height`` or ``rotate``.
     """
 
     def __init__(
@@ -152,6 +155,12 @@ class SceneCompleter:
         device: torch.device | str = "cpu",
         keeps_camera: bool = True,
     ) -> None:
+        for name, number in (("depth_scale", depth_scale), ("camera_height", camera_height)):
+            if number is not None and not 0 < number < math.inf:
+                unit = "units per meter" if name == "depth_scale" else "meters"
+                raise ValueError(f"{name}: expected {unit} above 0, found {number}")
+        if depth_encoding not in DEPTH_ENCODINGS:
+            raise ValueError(f"depth_encoding: expected one of {', '.join(DEPTH_ENCODINGS)}, found {depth_encoding!r}")
         self.intrinsics = _as_intrinsics(intrinsics)
         self.color_intrinsics = None if color_intrinsics is None else _as_intrinsics(color_intrinsics)
         self.depth_scale = depth_scale
@@ -182,17 +191,19 @@ class SceneCompleter:
         Args:
             color: [rows, columns, 3] uint8 RGB; None for weights that read depth alone or label maps.
             depth: [rows, columns], integers or floats, registered to the color image; 0, NaN and the like are invalid.
-            pose: [4, 4] camera to world (camera axes x right, y down, z forward), or None.
-            label_map: [rows, columns] uint8, NYU's 13 classes (0 void), for weights that read one.
-            name: name of the frame for messages and files; None: its number.
+            pose: [4, 4] or [3, 4] camera to world (camera axes x right, y down, z forward), or None.
+            label_map: [rows, columns] whole numbers 0..13, NYU's 13 classes (0 void), for weights that read one.
+            name: name of the frame for messages and files; None: its number. It names files, so it has no slash.
 
         Raises:
             DataError: arrays of another shape or type, missing input that the weights need, or no depth in the grid.
+            ValueError: a name that no file can have.
         """
         started = time.perf_counter()
         name = f"{self._count:06d}" if name is None else name
+        _check_name(name)
         self._count += 1
-        self._check_input(color, label_map)
+        unread = check_inputs(self.model.config, has_color=color is not None, has_label_map=label_map is not None)
         seconds: dict[str, float] = {}
         images, pose, notes = _timed(seconds, "images", lambda: self._images(color, depth, pose, label_map))
         placed = _timed(
@@ -207,7 +218,7 @@ class SceneCompleter:
                 is_told_upright=self.rotate is not None,
                 tsdf_is_flipped=self._is_flipped,
                 unobserved="surface" if self.model.metadata.get(UNOBSERVED) == "surface" else "free",
-                notes=tuple(notes),
+                notes=(*unread, *notes),
             ),
         )
         self._previous = placed.placement if self.keeps_camera else None
@@ -224,21 +235,20 @@ class SceneCompleter:
         trained = json.loads(self.model.metadata.get("training_config", "{}"))
         return bool(trained.get("data", {}).get("dataset") == "nyucad")
 
-    def _check_input(self, color: NDArray[np.uint8] | None, label_map: NDArray[np.uint8] | None) -> None:
-        check_label_map(self.model.config, has_label_map=label_map is not None)
-        if reads_images(self.model.config) and color is None:
-            raise DataError("color: expected an image, which these weights read, found None")
-
     def _images(
-        self, color: NDArray[np.uint8] | None, depth: NDArray[Any], pose: Any, label_map: NDArray[np.uint8] | None
+        self, color: NDArray[Any] | None, depth: NDArray[Any], pose: Any, label_map: NDArray[Any] | None
     ) -> tuple[Any, NDArray[np.float64] | None, list[str]]:
         """Images at the network's size, the pose rotated like them, and notes."""
+        color = None if color is None else _as_array(color, "color", "[rows, columns, 3]")
+        label_map = None if label_map is None else _as_array(label_map, "label map", "[rows, columns]")
         meters, notes = meters_from_values(
-            np.asarray(depth),
+            _as_array(depth, "depth", "[rows, columns]"),
             scale=self.depth_scale,
             encoding=self.depth_encoding,
             usual_scale=self.intrinsics.depth_scale,
         )
+        if label_map is not None:
+            label_map = label_map_from_values(label_map)[0]
         shapes = [meters.shape] if color is None else [meters.shape, color.shape]
         intrinsics = self.intrinsics.fitting(shapes)
         color_camera = None
@@ -285,10 +295,28 @@ def _made(folder: str | Path) -> Path:
 
 
 def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:
-    matrix = np.asarray(pose, dtype=np.float64)
+    matrix = _as_array(pose, "pose", "a matrix [4, 4] or [3, 4] from camera to world").astype(np.float64)
+    if matrix.shape == (3, 4):
+        matrix = np.concatenate([matrix, [[0.0, 0.0, 0.0, 1.0]]])
     if matrix.shape != (4, 4):
-        raise DataError(f"pose: expected a matrix [4, 4] from camera to world, found {list(matrix.shape)}")
+        raise DataError(f"pose: expected a matrix [4, 4] or [3, 4] from camera to world, found {list(matrix.shape)}")
     return checked(matrix, Path("pose"))
+
+
+def _as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:
+    """An array of numbers. Raises DataError for anything else."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of unequal lengths
+        raise DataError(f"{name}: expected {expected} of numbers, found {reason(error)}") from error
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"{name}: expected {expected} of numbers, found {type(values).__name__} of {array.dtype}")
+    return array
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or name in (".", "..") or any(character in name for character in "/\\\0"):
+        raise ValueError(f"name: expected a name that a file can have, found {name!r}")
 
 
 def _as_intrinsics(value: Sequence[float] | NDArray[Any] | str | Path | Intrinsics) -> Intrinsics:

@@ -1,13 +1,16 @@
 """SceneCompleter: frames of one camera from arrays."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ammnet_sparse import SceneCompleter
+from ammnet_sparse.data.camera import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.errors import WeightsError
@@ -119,6 +122,96 @@ def test_intrinsics_in_every_form(weights: Path, tmp_path: Path) -> None:
         SceneCompleter(weights, intrinsics=[1.0, 2.0])
 
 
+def test_a_frame_surer_of_the_vertical_than_those_before_makes_it_sure(
+    completer: SceneCompleter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completer.forget()
+    unsure = completer(None, room_depth()).own.placement
+    assert unsure.up_confidence == unsure.floor.confidence == "likely"
+    kept = completer(None, room_depth()).own.placement
+    assert kept.is_continued and kept.up_confidence == "likely"
+    assert kept.floor.confidence == "likely"  # no more certain than the vertical
+
+    find_upright = placement.find_upright
+
+    def surely(*arguments: Any, **options: Any) -> Any:
+        found = find_upright(*arguments, **options)
+        return dataclasses.replace(found, gravity=dataclasses.replace(found.gravity, confidence="sure"))
+
+    monkeypatch.setattr(placement, "find_upright", surely)
+    surer = completer(None, room_depth()).own.placement
+    assert surer.is_continued and surer.up_confidence == surer.floor.confidence == "sure"
+    assert "kept from the frame before" in surer.up_reason and "found in the depth" in surer.up_reason
+    # A sure vertical takes the place of an unsure one that is far off.
+    monkeypatch.setattr(placement, "_SAME_VERTICAL", -1.0)
+    completer._previous = unsure
+    again = completer(None, room_depth()).own.placement
+    assert not again.is_continued and again.up_confidence == "sure"
+    np.testing.assert_allclose(again.up, unsure.up, atol=0.02)
+
+
+def test_a_frame_without_pose_keeps_nothing_of_the_pose_before(completer: SceneCompleter) -> None:
+    completer.forget()
+    with_pose = completer(None, room_depth(), np.eye(4)[:3])
+    assert with_pose.world_from_given is not None and with_pose.own.placement.nearest_pose_axis is not None
+    without = completer(None, room_depth())
+    assert without.own.placement.is_continued
+    assert without.world_from_given is None and without.own.placement.nearest_pose_axis is None
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [
+        (np.full((480, 640), 1.5), "label map: expected whole numbers"),
+        (np.full((480, 640), 300), r"label map: expected one channel of classes 0\.\.13 .* found up to 300"),
+        (np.full((480, 640), -1), r"classes 0\.\.13 \(0 void\), found -1$"),
+        (np.zeros((480, 640, 3), np.uint8), r"found uint8 of shape \[480, 640, 3\]"),
+        (np.zeros((480, 480), np.uint8), "label map: expected the proportions"),
+        ([[1, 2], [3]], "label map: expected .* of numbers, found"),
+        ("map.png", "label map: expected .* of numbers, found str"),
+    ],
+)
+def test_label_maps_that_are_none_are_refused(completer: SceneCompleter, label_map: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        completer(np.zeros((480, 640, 3), np.uint8), room_depth(), label_map=label_map)
+
+
+def test_label_maps_of_any_integers_are_one(completer: SceneCompleter) -> None:
+    label_map = np.zeros((480, 640), np.int64)
+    label_map[:, :200] = 12
+    for form in (label_map, label_map.astype(np.uint8), label_map.astype(float), label_map.tolist()):
+        found = completer(None, room_depth(), label_map=form).own.frame.label_map
+        assert found is not None and found.dtype == np.uint8
+        np.testing.assert_array_equal(found, label_map)
+
+
+def test_inputs_that_the_weights_do_not_read_are_said(completer: SceneCompleter) -> None:
+    color, label_map = np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8)
+    said = completer(color, room_depth(), label_map=label_map).describe()
+    assert any("label map: these weights do not read it; the shipped nyu_seg2d_w64 does" in line for line in said)
+    assert any("color image: these weights do not read it (they read depth alone)" in line for line in said)
+    assert not any("do not read" in line for line in completer(None, room_depth()).describe())
+
+
+def test_invalid_arguments_are_refused(completer: SceneCompleter, weights: Path) -> None:
+    for wrong, message in (
+        ({"depth_scale": 0}, "depth_scale: expected units per meter above 0, found 0"),
+        ({"depth_scale": float("nan")}, "depth_scale"),
+        ({"camera_height": -1}, "camera_height: expected meters above 0, found -1"),
+        ({"depth_encoding": "inches"}, "depth_encoding: expected one of auto, .* found 'inches'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SceneCompleter(weights, intrinsics=INTRINSICS, **wrong)  # type: ignore[arg-type]
+    for name in ("", " ", "a/b", "..", "a\\b"):
+        with pytest.raises(ValueError, match="name: expected a name that a file can have, found"):
+            completer(None, room_depth(), name=name)
+    for depth in (None, "depth.png", [[1, 2], [3]]):
+        with pytest.raises(DataError, match=r"depth: expected \[rows, columns\] of numbers, found"):
+            completer(None, depth)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="pose: expected a matrix"):
+        completer(None, room_depth(), "pose.txt")
+
+
 def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Path) -> None:
     with pytest.raises(WeightsError, match="expected a file with weights"):
         SceneCompleter("no_such_weights", intrinsics=INTRINSICS)
@@ -132,7 +225,9 @@ def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Pa
     seg2d = SceneCompleter.__new__(SceneCompleter)
     seg2d.__dict__.update(completer.__dict__)
     seg2d.model = SceneCompleter("nyu_seg2d_w64", intrinsics=INTRINSICS).model
-    with pytest.raises(ValueError, match="label"):
+    with pytest.raises(
+        ValueError, match=r"label map: expected one[\s\S]*nyu_rgb_w64 reads the color image, nyu_depth_w64"
+    ):
         seg2d(None, room_depth())
 
 

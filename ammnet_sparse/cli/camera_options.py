@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ammnet_sparse.cli.options import CommandParser
+from ammnet_sparse.cli.options import CommandParser, parse_positive_number
 from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
 from ammnet_sparse.data.camera.given_pose import POSE_AXES
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
@@ -53,7 +53,7 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--depth-scale",
-        type=float,
+        type=parse_positive_number,
         metavar="N",
         help="depth units per meter (default: 1000, millimeters; floats: meters, where that gives a room)",
     )

@@ -27,11 +27,13 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     choose_device,
     parse_positive,
+    parse_positive_number,
 )
 from ammnet_sparse.completion import CompletedScene, SceneCompleter
 from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.data.camera.view import TURNS
+from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.sources import FolderSource, LiveFrame, RealSenseSource, Source
@@ -46,7 +48,8 @@ _SMOOTHING = 0.3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet live``; returns its exit code."""
     options = _parse(arguments)
-    given: Input2D = "label map" if options.label_maps else "depth alone" if options.depth_only else "color image"
+    has_color, has_label_map = not options.depth_only, options.label_maps
+    given: Input2D = "label map" if has_label_map else "color image" if has_color else "depth alone"
     checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
     if options.out is not None:
         check_output_folder(options.out)
@@ -62,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rotate=options.rotate,
         device=choose_device(options.device),
     )
+    for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
+        print(f"note: {note}", file=sys.stderr)
     viewer = None
     if not options.no_viewer:
         from ammnet_sparse.live.viewer import LiveViewer
@@ -100,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if viewer is not None:
             viewer.stop()
     left_out = f", {replaced} arrived too fast and were dropped" if replaced else ""
-    print(f"{count} frames completed{left_out}" + (f", {skipped} skipped" if skipped else ""))
+    skipped += source.skipped
+    frames = f"{count} frame{'s' * (count != 1)} completed"
+    print(f"{frames}{left_out}" + (f", {skipped} skipped" if skipped else ""))
     if not count:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
@@ -148,11 +155,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_checkpoint_option(parser, default="shipped weights for what the frames have")
     parser.add_argument("--intrinsics", help="fx,fy,cx,cy in pixels or a file, of the frames in a folder")
-    parser.add_argument("--depth-scale", type=float, metavar="N", help="units of the depth a meter")
+    parser.add_argument("--depth-scale", type=parse_positive_number, metavar="N", help="units of the depth a meter")
     parser.add_argument(
         "--depth-encoding", choices=DEPTH_ENCODINGS, default="auto", help="how depth is stored (default: auto)"
     )
-    parser.add_argument("--camera-height", type=float, metavar="M", help="meters above the floor, if known")
+    parser.add_argument(
+        "--camera-height", type=parse_positive_number, metavar="M", help="meters above the floor, if known"
+    )
     parser.add_argument("--rotate", type=int, choices=TURNS, help="degrees clockwise that make the images upright")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--depth-only", action="store_true", help="a folder of depth images alone")
@@ -163,6 +172,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at (default: %(default)s)")
     parser.add_argument("--port", type=parse_positive, default=8080, help="of the page (default: %(default)s)")
     parser.add_argument("--frames", type=parse_positive, metavar="N", help="end after so many completed frames")
-    parser.add_argument("--idle", type=float, metavar="S", help="end when a folder had no new frame for S seconds")
+    parser.add_argument(
+        "--idle", type=parse_positive_number, metavar="S", help="end when a folder had no new frame for S seconds"
+    )
     add_device_option(parser)
-    return parser.parse(arguments)
+    options = parser.parse(arguments)
+    is_camera = options.source == _REALSENSE or Path(options.source).suffix == ".bag"
+    if is_camera and options.label_maps:
+        parser.error("--label-maps: a RealSense camera delivers none; they come with the frames of a folder")
+    return options

@@ -58,7 +58,7 @@ from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.evaluation.flips import labels_over_flips
-from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_label_map, open_set, reads_images
+from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
@@ -161,11 +161,9 @@ def _own_frames(
     options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str], outside: list[str]
 ) -> Iterator[CompletedFrame]:
     check_grid(model.config)
-    check_label_map(model.config, has_label_map=options.label_map is not None)
-    if reads_images(model.config) and options.color is None:
-        raise DataError(
-            "the checkpoint reads color images, and there is no --color; give one, or use a checkpoint of depth alone"
-        )
+    has_color, has_label_map = options.color is not None, options.label_map is not None
+    for note in check_inputs(model.config, has_color=has_color, has_label_map=has_label_map):
+        print(f"note: {note}", file=sys.stderr)
     settings = camera_settings(options, getattr(model, "metadata", {}))
     found, unmatched = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
     skipped += unmatched

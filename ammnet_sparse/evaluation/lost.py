@@ -1,6 +1,7 @@
 """Which occupied voxels a completion loses, and which empty ones it fills: counts by class, place and visibility."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, GRID_SHAPE, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, FLOOR_OFFSET, GRID_SHAPE, IGNORE_LABEL, VOXEL_SIZE
 
 _DISTANCES = (1, 2, 4, 8, 16)
 """Distance in voxels (maximum norm) to the nearest hit voxel: upper ends of the bins."""
@@ -146,9 +147,10 @@ def _distance_bins(is_hit: Tensor) -> Tensor:
     return bins
 
 
-def _parts(size: int, first: str) -> list[str]:
-    meters = size * VOXEL_SIZE / _SLICES
-    return [f"{first} {index * meters:.2f} to {(index + 1) * meters:.2f} m" for index in range(_SLICES)]
+def _parts(size: int, first: str, *, start: float = 0.0) -> list[str]:
+    """Titles of equal parts of a side of the grid, which begins at ``start`` meters."""
+    ends = [start + index * size * VOXEL_SIZE / _SLICES for index in range(_SLICES + 1)]
+    return [f"{first} {low:.2f} to {high:.2f} m" for low, high in itertools.pairwise(ends)]
 
 
 def _distance_titles() -> Sequence[str]:
@@ -161,7 +163,7 @@ _TITLES: dict[str, Sequence[str]] = {
     "class": CLASS_NAMES,
     "distance": _distance_titles(),
     "visibility": ["just before a surface", "behind a surface", "outside of the view"],
-    "height": _parts(GRID_SHAPE[1], "above the floor"),
+    "height": _parts(GRID_SHAPE[1], "above the floor", start=FLOOR_OFFSET),
     "forward": _parts(GRID_SHAPE[2], "from the near edge"),
 }
 _HEADINGS = {

@@ -107,17 +107,34 @@ def check_grid(config: ModelConfig) -> None:
         )
 
 
-def check_label_map(config: ModelConfig, *, has_label_map: bool) -> None:
-    """Raises DataError with advice if the network reads label maps and the camera's frame has none."""
+def check_inputs(config: ModelConfig, *, has_color: bool, has_label_map: bool) -> list[str]:
+    """Notes on inputs of a camera's frame that the network does not read.
+
+    Raises:
+        DataError: the network reads a label map or a color image, and there is none; with advice.
+    """
     if reads_label_maps(config) and not has_label_map:
         raise DataError(
-            "the checkpoint was trained with model.image_encoder: seg2d: it reads a 2D label map of the color image, "
-            "and none is given. Either\n"
-            "  - give one with --label-map: a png with one channel of NYU's 13 classes, from any 2D segmentation "
-            "network trained on them:\n    0 void, 1 bed, 2 books, 3 ceiling, 4 chair, 5 floor, 6 furniture, "
-            "7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
-            "A png of zeros (void) runs too, but then shape alone must tell the classes; or\n"
-            "  - use a checkpoint that reads the color image itself, trained with model.image_encoder=segformer_b2 "
-            "(`ammnet train --config nyu_segformer`)\n    or model.image_encoder=resnet50; or one that reads depth "
-            "alone, trained with model.inputs=tsdf"
+            "label map: expected one, which these weights read (model.image_encoder: seg2d), found none. Either\n"
+            "  - use weights that read what you have: --checkpoint nyu_rgb_w64 reads the color image, nyu_depth_w64 "
+            "depth alone; both are shipped; or\n"
+            "  - give a label map of the color image (--label-map): a png with one channel of NYU's 13 classes, from "
+            "any 2D segmentation network trained on them:\n    0 void, 1 bed, 2 books, 3 ceiling, 4 chair, 5 floor, "
+            "6 furniture, 7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
+            "Of zeros (void) it runs too, but then shape alone must tell the classes"
         )
+    if reads_images(config) and not has_color:
+        raise DataError(
+            "color image: expected one, which these weights read, found none; give one (--color), or use weights that "
+            "read depth alone, such as the shipped nyu_depth_w64"
+        )
+    notes = []
+    if has_label_map and not reads_label_maps(config):
+        notes.append("label map: these weights do not read it; the shipped nyu_seg2d_w64 does")
+    if has_color and not reads_images(config):
+        reading = "the label map" if reads_label_maps(config) else "depth alone"
+        notes.append(
+            f"color image: these weights do not read it (they read {reading}), only pictures show it; the shipped "
+            "nyu_rgb_w64 does"
+        )
+    return notes

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from ammnet_sparse.files.errors import DataError
 POLL_SECONDS = 0.05
 """Seconds between two looks at a folder."""
 SETTLE_SECONDS = 2.0
-"""Seconds for which an unreadable file is assumed to be still being written."""
+"""Seconds without a change for which an unreadable or lonely file is assumed to be still being written."""
 _COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
 _DEPTH_FOLDERS = ("depth", "depths")
 _LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
@@ -57,6 +57,7 @@ class Source(Protocol):
 
     intrinsics: Intrinsics
     depth_scale: float | None
+    skipped: int
 
     def frames(self) -> Iterator[LiveFrame]:
         """Frames as they arrive, until ``stop`` is called or the source ends."""
@@ -72,8 +73,11 @@ class FolderSource:
 
     Color and depth images lie in it side by side (``0007.color.jpg``, ``0007.depth.png``), or in subfolders (``color``
     or ``rgb``, ``depth``; also ``label_map``, ``pose``), and match as for ``ammnet predict``. Of the frames that are
-    there at the start, and of several new ones, the last one is taken. A file is read once it is complete: one
-    that cannot be read is tried again for two seconds.
+    there at the start, and of several new ones, the last one is taken. A frame whose files are all written anew
+    (``latest.png``) is a new frame.
+
+    A file is read once it is complete: one that cannot be read, or that has no partner, is told about if it has not
+    changed for two seconds.
 
     Args:
         folder: to watch; may still be empty.
@@ -81,8 +85,12 @@ class FolderSource:
         depth_scale: units of the depth images a meter, or None.
         has_color: False for depth alone.
         has_label_map: frames have 2D label maps.
-        report: told about frames that cannot be used, each once.
-        ends_when_idle: seconds without a new frame after which the source ends; None: never.
+        report: told about frames and files that cannot be used, each once.
+        ends_when_idle: seconds without a new frame after which the source ends; None: never. A frame that cannot be
+            read is a new frame too.
+
+    Attributes:
+        skipped: number of frames that could not be read.
 
     Raises:
         DataError: no such folder.
@@ -107,10 +115,14 @@ class FolderSource:
         self.has_color = has_color
         self.has_label_map = has_label_map
         self.ends_when_idle = ends_when_idle
+        self.skipped = 0
         self._report = report
         self._stopped = threading.Event()
-        self._done: set[str] = set()
-        self._first_failure: dict[str, float] = {}
+        self._done: dict[str, _State] = {}
+        self._unreadable: dict[str, tuple[_State, float]] = {}
+        self._messages: dict[str, float] = {}
+        self._said: set[str] = set()
+        self._last_change = 0.0
 
     def stop(self) -> None:
         """Ends ``frames``."""
@@ -118,45 +130,80 @@ class FolderSource:
 
     def frames(self) -> Iterator[LiveFrame]:
         """Yields the newest frame whenever one arrives."""
-        last = time.monotonic()
+        self._last_change = time.monotonic()
         while not self._stopped.is_set():
             frame = self._newest()
             if frame is not None:
-                last = time.monotonic()
                 yield frame
-            elif self.ends_when_idle is not None and time.monotonic() - last > self.ends_when_idle:
+                self._last_change = time.monotonic()
+            elif self._is_idle():
                 return
             else:
                 self._stopped.wait(POLL_SECONDS)
 
+    def _is_idle(self) -> bool:
+        """Whether the source ends: nothing new for long enough, and nothing that may still be told about."""
+        if self.ends_when_idle is None or self._unreadable or self._messages.keys() - self._said:
+            return False
+        return time.monotonic() - self._last_change > self.ends_when_idle
+
     def _newest(self) -> LiveFrame | None:
         """The last of the new frames that can be read; earlier ones count as seen."""
-        new = [paths for paths in self._paths() if paths.name not in self._done]
-        for paths in sorted(new, key=_written_at, reverse=True):
+        states = [(paths, state) for paths in self._paths() if (state := _State.of(paths)) is not None]
+        new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
+        for paths, state in sorted(new, key=lambda found: (found[1].written_at, found[0].name), reverse=True):
             try:
                 frame = self._read(paths)
             except (DataError, OSError, ValueError) as error:
-                since = self._first_failure.setdefault(paths.name, time.monotonic())
-                if time.monotonic() - since > SETTLE_SECONDS:
-                    self._done.add(paths.name)
-                    self._report(f"frame {paths.name}: {error}")
+                self._wait_for(paths.name, state, error)
                 continue
             # Older ones are late; newer ones are still being written.
-            written = _written_at(paths)
-            self._done |= {other.name for other in new if _written_at(other) <= written}
+            self._done |= {other.name: seen for other, seen in new if seen.written_at <= state.written_at}
+            self._unreadable = {name: value for name, value in self._unreadable.items() if name not in self._done}
             return frame
         return None
 
+    def _wait_for(self, name: str, state: "_State", error: Exception) -> None:
+        """Gives an unreadable frame up, and says so, if its files have not changed for long enough."""
+        before = self._unreadable.get(name)
+        now = time.monotonic()
+        if before is None or before[0] != state:
+            self._unreadable[name] = (state, now)
+            self._last_change = now
+        elif now - before[1] > SETTLE_SECONDS:
+            del self._unreadable[name]
+            self._done[name] = state
+            self.skipped += 1
+            self._report(f"frame {name}: {error}")
+
     def _paths(self) -> list[OwnFramePaths]:
+        """The frames whose files are all there."""
         color = self._place(_COLOR_FOLDERS) if self.has_color else None
         depth, label_map = self._place(_DEPTH_FOLDERS), None
         if self.has_label_map:
             label_map = self._place(_LABEL_FOLDERS)
         pose = next((self.folder / name for name in _POSE_FOLDERS if (self.folder / name).is_dir()), None)
+        frames: list[OwnFramePaths] = []
         try:
-            return find_own_frames(color, depth, pose=pose, label_map=label_map)[0]
-        except (DataError, OSError):
-            return []  # nothing complete yet
+            frames, messages = find_own_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)
+        except (DataError, OSError) as error:
+            places = {place for place in (color, depth, label_map) if place is not None}
+            is_empty = not any(file.is_file() for place in places for file in place.iterdir())
+            # An empty folder is waited for. What an error says may change with every file that arrives.
+            self._say_lasting({} if is_empty else {"no frame": str(error)})
+        else:
+            self._say_lasting({message: message for message in messages})
+        return frames
+
+    def _say_lasting(self, messages: Mapping[str, str]) -> None:
+        """Reports messages whose key has stood for long enough, each once: a missing partner may still be written."""
+        now = time.monotonic()
+        self._messages = {key: self._messages.get(key, now) for key in messages}
+        self._said &= messages.keys()
+        for key, since in self._messages.items():
+            if key not in self._said and now - since > SETTLE_SECONDS:
+                self._said.add(key)
+                self._report(messages[key])
 
     def _place(self, names: tuple[str, ...]) -> Path:
         return next((self.folder / name for name in names if (self.folder / name).is_dir()), self.folder)
@@ -175,13 +222,30 @@ class FolderSource:
         return LiveFrame(paths.name, color, depth, label_map, pose)
 
 
-def _written_at(paths: OwnFramePaths) -> tuple[int, str]:
-    """When the last file of a frame was written, in nanoseconds, then its name, in case the clock is too coarse."""
-    files = [path for path in (paths.color, paths.depth, paths.label_map) if path is not None]
-    try:
-        return max(path.stat().st_mtime_ns for path in files), paths.name
-    except OSError:  # removed meanwhile
-        return 0, paths.name
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """The files of a frame as they are now: (path, time of the last change in nanoseconds, bytes) of each."""
+
+    files: tuple[tuple[Path, int, int], ...]
+
+    @classmethod
+    def of(cls, paths: OwnFramePaths) -> "_State | None":
+        """None if one was removed meanwhile."""
+        files = [path for path in (paths.color, paths.depth, paths.label_map) if path is not None]
+        try:
+            status = [path.stat() for path in files]
+        except OSError:
+            return None
+        return cls(tuple((path, found.st_mtime_ns, found.st_size) for path, found in zip(files, status, strict=True)))
+
+    @property
+    def written_at(self) -> int:
+        """When the last of the files was written, in nanoseconds."""
+        return max(changed for _, changed, _ in self.files)
+
+    def is_newer_than(self, other: "_State | None") -> bool:
+        """Whether every file was written since; until then a frame would be of two moments."""
+        return other is None or not set(self.files) & set(other.files)
 
 
 class RealSenseSource:
@@ -199,6 +263,7 @@ class RealSenseSource:
     def __init__(self, recording: Path | None = None, *, size: tuple[int, int] = (480, 640), rate: int = 30) -> None:
         self._rs = _pyrealsense()
         self._is_recording = recording is not None
+        self.skipped = 0
         self._stopped = threading.Event()
         config = self._rs.config()
         rows, columns = size

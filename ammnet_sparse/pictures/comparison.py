@@ -119,6 +119,15 @@ def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return palette[label_map]
 
 
+def depth_shades(depth: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """[rows, columns, 3] uint8 of depth in meters [rows, columns]: near bright, far dark, missing (0) white."""
+    measured = depth[depth > 0]
+    near, far = np.percentile(measured, (2, 98)) if measured.size else (0.0, 1.0)
+    share = np.clip((depth - near) / max(float(far - near), 1e-6), 0, 1)
+    shades = np.where(depth > 0, 225 - 185 * share, 255).round().astype(np.uint8)
+    return np.repeat(shades[..., None], 3, axis=2)
+
+
 def _views(
     labels: NDArray[np.uint8], visible: NDArray[np.bool_], hide_ceiling: bool, size: int
 ) -> list[NDArray[np.uint8]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.camera.own_frames import OwnFrame
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
-from ammnet_sparse.pictures.comparison import render_comparison
+from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene
 from ammnet_sparse.pictures.ply import write_ply
 
@@ -29,6 +29,7 @@ class CompletedFrame:
         arrays: further arrays for the npz file.
         note: text for the page.
         camera_position: (X, Y) of the camera in voxels of the grid, or None.
+        depth: [480, 640] meters, 0 where missing; the picture shows it if the frame has no 2D input. None: unknown.
     """
 
     frame: Frame
@@ -39,6 +40,7 @@ class CompletedFrame:
     arrays: Mapping[str, NDArray[np.generic]] = dataclasses.field(default_factory=dict)
     note: str = ""
     camera_position: tuple[float, float] | None = None
+    depth: NDArray[np.float32] | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +81,16 @@ class CompletedFrame:
             arrays,
             note,
             camera_position=(position[0], position[1]),
+            depth=own.images.depth,
         )
+
+    @property
+    def shown_image(self) -> NDArray[np.uint8] | None:
+        """The color image, or the depth in shades if the frame has no other 2D input."""
+        frame = self.frame
+        if frame.image is not None or frame.label_map is not None or self.depth is None:
+            return frame.image
+        return depth_shades(self.depth)
 
     def to_scene(self) -> Scene:
         """The frame as a scene of the page."""
@@ -90,7 +101,7 @@ class CompletedFrame:
             frame.label,
             self.shown_mask,
             hit=frame.mapping,
-            image=frame.image,
+            image=self.shown_image,
             note=self.note,
             camera_position=self.camera_position,
         )
@@ -111,7 +122,7 @@ def write_picture(folder: Path, completed: CompletedFrame) -> None:
     picture = render_comparison(
         completed.labels,
         frame.label,
-        image=frame.image,
+        image=completed.shown_image,
         label_map=frame.label_map,
         visible_mask=completed.shown_mask,
         title=f"{completed.name}: {completed.shown_as}" if completed.shown_as else completed.name,

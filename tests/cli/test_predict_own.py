@@ -136,7 +136,7 @@ def test_missing_label_map_is_explained(
     predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(predict, arguments(tmp_path, has_label_map=False), capsys)
-    for part in ("reads a 2D label map", "--label-map", "5 floor", "segformer_b2", "resnet50", "model.inputs=tsdf"):
+    for part in ("label map: expected one", "--label-map", "5 floor", "--checkpoint nyu_rgb_w64", "nyu_depth_w64"):
         assert part in message
     assert not (tmp_path / "out").exists()
 
@@ -313,9 +313,32 @@ def test_depth_alone(predict: Tool, model: StandIn, tmp_path: Path, capsys: pyte
     np.testing.assert_array_equal(model.batches[0].mapping.numpy(), model.batches[1].mapping.numpy())
     capsys.readouterr()
     model.config = ModelConfig(image_encoder="resnet50")
-    assert "there is no --color" in refused(predict, given, capsys)
+    assert "color image: expected one, which these weights read, found none" in refused(predict, given, capsys)
     model.config = ModelConfig()
-    assert predict([*given, "--label-map", str(EXAMPLE / "label_map.png")]) == 0
+    label_map = ["--label-map", str(EXAMPLE / "label_map.png")]
+    assert predict([*given, *label_map]) == 0
+    assert "do not read" not in capsys.readouterr().err
+    model.config = ModelConfig(inputs="tsdf")
+    assert predict([*given, *label_map]) == 0
+    assert "note: label map: these weights do not read it" in capsys.readouterr().err
+    for wrong in ("0", "-5", "nan", "x"):
+        with pytest.raises(SystemExit):
+            predict([*given, "--depth-scale", wrong])
+        assert "--depth-scale: expected a number above 0" in capsys.readouterr().err
+
+
+def test_the_picture_of_depth_alone_shows_the_depth(predict: Tool, model: StandIn, tmp_path: Path) -> None:
+    model.config = ModelConfig(inputs="tsdf")
+    given = camera_arguments(tmp_path, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", INTRINSICS)
+    assert predict([*given, "--page"]) == 0
+    with_depth = iio.imread(tmp_path / "out" / "frame.png")
+    assert predict(arguments(tmp_path, has_label_map=False)) == 0
+    with_color = iio.imread(tmp_path / "out" / "frame.png")
+    assert with_depth.shape == with_color.shape
+    # The first column is the input: shades of gray, bright where the scene is near.
+    panel = with_depth[60:400, 20:360]
+    assert (panel[..., 0] == panel[..., 1]).all() and len(np.unique(panel)) > 50
+    assert not (with_color[60:400, 20:360, 0] == with_color[60:400, 20:360, 1]).all()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,131 @@ def test_half_written_files_are_waited_for(tmp_path: Path) -> None:
     assert [frame.name for frame in frames] == ["0001"] and said == []
 
 
+def test_files_that_grow_slowly_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a file changes it is being written, however long that takes."""
+    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.5)
+    said: list[str] = []
+    write_pair(tmp_path, "0001", 1)
+    path = tmp_path / "0001.depth.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8])
+
+    def complete() -> None:
+        for end in range(12, len(whole), len(whole) // 8):
+            time.sleep(0.2)
+            path.write_bytes(whole[:end])
+        path.write_bytes(whole)
+
+    writer = threading.Thread(target=complete)
+    writer.start()
+    frames = list(watch(tmp_path, said, ends_when_idle=0.6).frames())
+    writer.join()
+    assert [frame.name for frame in frames] == ["0001"] and said == []
+
+
+def test_files_written_anew_are_a_new_frame(tmp_path: Path) -> None:
+    said: list[str] = []
+    write_pair(tmp_path, "latest", 1)
+    source = watch(tmp_path, said)
+    frames = source.frames()
+    assert int(next(frames).depth[0, 0]) == 1001
+    time.sleep(0.02)
+    iio.imwrite(tmp_path / "latest.color.png", np.full((12, 16, 3), 2, np.uint8))
+    assert source._newest() is None  # color of one moment and depth of another are no frame
+    write_pair(tmp_path, "latest", 2)
+    frame = next(frames)
+    assert frame.color is not None and (int(frame.depth[0, 0]), int(frame.color[0, 0, 0])) == (1002, 2)
+    assert list(frames) == [] and said == []
+
+
+def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.2)
+    said: list[str] = []
+    write_pair(tmp_path, "0001", 1, color="color", depth="depth")
+    for name, folder in (("0002.png", "color"), ("0003.png", "depth")):
+        (tmp_path / folder / name).write_bytes((tmp_path / folder / "0001.png").read_bytes())
+    for name in ("0004.png", "0004.color.png"):
+        (tmp_path / "color" / name).write_bytes((tmp_path / "color" / "0001.png").read_bytes())
+    (tmp_path / "color" / "0005.jpg").write_bytes(b"")
+    (tmp_path / "color" / "0005.bmp").write_bytes(b"")
+    frames = list(watch(tmp_path, said, ends_when_idle=0.6).frames())
+    assert [frame.name for frame in frames] == ["0001"]
+    assert sorted(Path(line.split(":")[0]).name for line in said) == [
+        "0002.png", "0003.png", "0004.color.png", "color",
+    ]  # fmt: skip
+    assert "0005.bmp and 0005.jpg" in next(line for line in said if "one color file per frame" in line)
+    assert "has no partner: no depth image" in said[0] + said[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["color/a.jpg", "depth/b.png"], "no match; rename the files"),
+        (["depth/a.png"], "expected color images"),
+        (["color/a.jpg", "depth/notes.txt"], "expected depth images"),
+    ],
+)
+def test_a_folder_where_nothing_matches_is_said(
+    tmp_path: Path, names: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.3)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    said: list[str] = []
+    source = watch(tmp_path, said, ends_when_idle=0.5)
+
+    def write_more() -> None:  # what the message says changes, that there is one does not
+        for index in range(10):
+            time.sleep(0.1)
+            (tmp_path / names[0]).with_stem(f"more{index}").write_bytes(b"x")
+
+    writer = threading.Thread(target=write_more)
+    writer.start()
+    assert list(source.frames()) == []
+    writer.join()
+    assert len(said) == 1 and expected in said[0]
+
+
+def test_the_first_color_image_of_a_folder_arrives_before_its_depth(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def write() -> None:
+        time.sleep(0.2)
+        (tmp_path / "7.jpg").write_bytes(iio.imwrite("<bytes>", np.full((12, 16, 3), 9, np.uint8), extension=".jpg"))
+        time.sleep(0.2)
+        iio.imwrite(tmp_path / "7.png", np.full((12, 16), 1500, np.uint16))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    frames = list(watch(tmp_path, said, ends_when_idle=1.0).frames())
+    writer.join()
+    assert [(frame.name, int(frame.depth[0, 0])) for frame in frames] == [("7", 1500)] and said == []
+    assert frames[0].color is not None and abs(int(frames[0].color[0, 0, 0]) - 9) < 3
+
+
+def test_frames_that_cannot_be_read_are_counted_and_put_the_end_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.1)
+    said: list[str] = []
+    source = watch(tmp_path, said, ends_when_idle=0.5)
+
+    def write() -> None:
+        for index in range(4):
+            time.sleep(0.3)
+            write_pair(tmp_path, f"{index}", index)
+            if index < 3:
+                (tmp_path / f"{index}.depth.png").write_bytes(b"broken")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    frames = list(source.frames())
+    writer.join()
+    assert [frame.name for frame in frames] == ["3"]
+    assert source.skipped == len(said) == 3
+
+
 def test_broken_frames_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.2)
     said: list[str] = []

@@ -72,7 +72,7 @@ def test_the_command_completes_what_arrives(weights: Path, tmp_path: Path, capsy
     )
     output = capsys.readouterr()
     assert code == 0, output
-    assert "Open http://127.0.0.1:" in output.out and "1 frames completed" in output.out
+    assert "Open http://127.0.0.1:" in output.out and "1 frame completed" in output.out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"0001.npz", "0001_points.ply", "0001_cubes.ply"}
     with np.load(tmp_path / "out" / "0001.npz", allow_pickle=False) as file:
         assert file["labels"].shape == (60, 36, 60)

@@ -56,7 +56,12 @@ class OwnFramePaths:
 
 
 def find_own_frames(
-    color: Path | None, depth: Path, *, pose: Path | None = None, label_map: Path | None = None
+    color: Path | None,
+    depth: Path,
+    *,
+    pose: Path | None = None,
+    label_map: Path | None = None,
+    leaves_out_doubles: bool = False,
 ) -> tuple[list[OwnFramePaths], list[str]]:
     """The frames of files or folders.
 
@@ -66,6 +71,11 @@ def find_own_frames(
     ``color.jpg`` and ``depth.png``. Where no names agree, the numbers in them are compared. Names that are time stamps,
     and TUM's folders with ``rgb.txt`` and ``depth.txt``, are associated by time. All kinds may stand in one folder.
     One pose (or trajectory) and one label map for a folder of frames may be files. Without ``color`` depth is all.
+    In one folder ``7.jpg`` beside ``7.png`` is the color image, because no depth comes as jpg.
+
+    Args:
+        leaves_out_doubles: two files that could both be the color (depth, ...) image of a frame are no error; the
+            frame is left out, with a message.
 
     Returns:
         The frames by name, and a message for each file in these folders that lacks a partner.
@@ -91,7 +101,13 @@ def find_own_frames(
             path = given["pose"] = path / _LISTS["pose"]
         if path.is_dir() or (is_list and kind in ("color", "depth")):
             folders[kind] = path
-    files = _matched({kind: _files_of(folder, kind) for kind, folder in folders.items()})
+    doubles: list[str] | None = [] if leaves_out_doubles else None
+    shared = folders.get("color") == folders.get("depth")
+    found_files = {}
+    for kind, folder in folders.items():
+        not_of = _TYPES["depth"] if shared and kind == "color" else ()
+        found_files[kind] = _files_of(folder, kind, preferably_not=not_of, doubles=doubles)
+    files = _matched(found_files)
     if color is not None:
         # A name without a word for its kind matches both; one file is never both images of a frame.
         files["color"] = {key: path for key, path in files["color"].items() if files["depth"].get(key) != path}
@@ -112,7 +128,7 @@ def find_own_frames(
         )
         for index, key in enumerate(complete)
     ]
-    return frames, _unmatched(files, folders)
+    return frames, sorted([*(doubles or []), *_unmatched(files, folders)])
 
 
 def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
@@ -124,14 +140,22 @@ def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path 
     return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(first.stem))
 
 
-def _files_of(folder: Path, kind: str) -> Files:
-    """Files of a folder, or of TUM's list in it, by the name of their frame; without other kinds."""
+def _files_of(
+    folder: Path, kind: str, *, preferably_not: Sequence[str] = (), doubles: list[str] | None = None
+) -> Files:
+    """Files of a folder, or of TUM's list in it, by the name of their frame; without other kinds.
+
+    Args:
+        preferably_not: types of which a file gives way to one of another type.
+        doubles: receives a message for each frame of several files, which is left out; None: the first is an error.
+    """
     if folder.is_file():
         return _listed(folder)
     listed = folder / _LISTS.get(kind, "")
     if kind in ("color", "depth") and listed.is_file():
         return _listed(listed)
     found: Files = {}
+    left_out: set[str] = set()
     others = "|".join(word for other, word in _WORDS.items() if other != kind)
     for path in sorted(folder.iterdir()):
         is_other = _has_word(path, others) and not _has_word(path, _WORDS[kind])
@@ -143,12 +167,20 @@ def _files_of(folder: Path, kind: str) -> Files:
             found[key] = path if _has_word(path, _WORDS[kind]) else found[key]
             continue
         if key in found:
-            raise DataError(
+            gives_way = [file.suffix.lower() in preferably_not for file in (found[key], path)]
+            if gives_way[0] != gives_way[1]:
+                found[key] = path if gives_way[0] else found[key]
+                continue
+            message = (
                 f"{folder}: expected one {kind.replace('_', ' ')} file per frame, found {found[key].name} and "
                 f"{path.name}; remove one, or keep the kinds in separate folders"
             )
+            if doubles is None:
+                raise DataError(message)
+            doubles.append(message)
+            left_out.add(key)
         found[key] = path
-    return found
+    return {key: path for key, path in found.items() if key not in left_out}
 
 
 def _listed(path: Path) -> Files:

@@ -62,7 +62,10 @@ def upright_axis(
     if pose_up is not None:
         up = axis_direction(pose, pose_up)
         off = angle_between(up, gravity.up)
-        return pose_up, up, "sure", f"the pose's {pose_up}, as given; {off:.1f} degrees off what the depth shows"
+        reason = f"the pose's {pose_up}, as given; {off:.1f} degrees off what the depth shows"
+        if off <= _AXIS_LIKELY or gravity.confidence == "guess":
+            return pose_up, up, "sure", reason
+        return pose_up, up, "likely", f"{reason}, where the pose's {nearest_axis(pose, gravity.up)[0]} is up"
     if not upright.candidates or (gravity.confidence == "guess" and not _agreeing(upright, pose)):
         axis, off = nearest_axis(pose, CAMERA_UP)
         reason = f"the pose's {axis}, the nearest to the camera's upright; the depth does not show it"

@@ -6,7 +6,7 @@ Sources of the lists: NYU's 40 classes of Gupta et al. (CVPR 2013) and their map
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,21 +115,28 @@ def read_own_label_map(path: Path, *, classes: LabelMapClasses = "nyu13") -> tup
     Raises:
         DataError: unreadable, several channels, fractions, or numbers that the classes do not have.
     """
-    values = image_array(path, "a label map")
+    return label_map_from_values(image_array(path, "a label map"), name=str(path), classes=classes)
+
+
+def label_map_from_values(
+    values: NDArray[Any], *, name: str = "label map", classes: LabelMapClasses = "nyu13"
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """The numbers of a label map [rows, columns] in NYU's 13 classes, and notes; as ``read_own_label_map``."""
     if values.ndim != 2 or values.dtype.kind not in "iubf":
         raise DataError(
-            f"{path}: expected one channel of classes 0..{NUM_LABEL_MAP_CLASSES - 1} (0 void), found {values.dtype} of "
+            f"{name}: expected one channel of classes 0..{NUM_LABEL_MAP_CLASSES - 1} (0 void), found {values.dtype} of "
             f"shape {list(values.shape)}; pictures of classes in color do not say which is which"
         )
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.round(values)).all()):
-        raise DataError(f"{path}: expected whole numbers of classes, found fractions, infinity or NaN; round them")
+        raise DataError(f"{name}: expected whole numbers of classes, found fractions, infinity or NaN; round them")
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     most = {"nyu13": NUM_LABEL_MAP_CLASSES - 1, "nyu40": 40, "ade20k": 150}[classes]
     labels = values.astype(np.int64)
     known = labels[labels != _IGNORED] if classes != "nyu13" else labels
     if low < 0 or int(known.max(initial=0)) > most:
-        hint = "; --label-map-classes nyu40 or ade20k reads other lists" if classes == "nyu13" else ""
-        raise DataError(f"{path}: expected one channel of classes 0..{most} (0 void), found up to {high}{hint}")
+        hint = "; --label-map-classes nyu40 or ade20k reads other lists" if classes == "nyu13" and low >= 0 else ""
+        found = f"{low}" if low < 0 else f"up to {high}"
+        raise DataError(f"{name}: expected one channel of classes 0..{most} (0 void), found {found}{hint}")
     if classes == "nyu13":
         return labels.astype(np.uint8), []
     table, said = _table(labels, classes)

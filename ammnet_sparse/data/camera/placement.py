@@ -30,9 +30,11 @@ from ammnet_sparse.data.camera.gravity import (
 )
 from ammnet_sparse.data.camera.surface import Surface, surface_from_depth
 from ammnet_sparse.data.camera.tracking import Kept, keep
-from ammnet_sparse.data.camera.upright import Candidate, find_upright
+from ammnet_sparse.data.camera.upright import Candidate, Upright, find_upright
 from ammnet_sparse.data.volumes.camera import Camera
 
+_SAME_VERTICAL = 4.0
+"""Degrees between the vertical kept and the one of this frame up to which they are one."""
 _RANK: dict[Confidence, int] = {"guess": 0, "likely": 1, "sure": 2}
 
 
@@ -48,10 +50,12 @@ class Placement:
         up: [3] float64, the vertical that was used, in camera coordinates.
         up_confidence: sure, likely or guess.
         up_reason: where it comes from, for people.
-        nearest_pose_axis: the axis of the given pose's world nearest to ``up``, and degrees between them; or None.
+        nearest_pose_axis: the axis of the given pose's world nearest to ``up``, and degrees between them; None without
+            a pose.
         world_from_given: [4, 4] from the given pose's world to the project's; None without a pose.
         alternative: the next best vertical, if there is a close one; None if the vertical was given or kept.
         is_continued: vertical, floor and room are those of the frame before, corrected by this one's depth.
+        contradicts_depth: the vertical was given, and the depth shows another one.
     """
 
     pose: NDArray[np.float64]
@@ -65,6 +69,7 @@ class Placement:
     world_from_given: NDArray[np.float64] | None = None
     alternative: Candidate | None = None
     is_continued: bool = False
+    contradicts_depth: bool = False
 
     def describe(self) -> list[str]:
         """Lines that say how camera, floor and room were placed, and how sure that is."""
@@ -93,6 +98,8 @@ class Placement:
         """What to do if the vertical is uncertain, or if the images lie on their side."""
         lines = []
         turn = upright_turn(self.up)
+        if self.contradicts_depth:
+            return ["advice: the depth shows another vertical than --pose-up gives; check which axis is up"]
         if self.up_confidence == "guess":
             lines.append("advice: the vertical is a guess; give --pose with an upright world if you have one")
         if self.up_confidence != "sure" and self.alternative is not None:
@@ -145,14 +152,42 @@ def place_camera(
     if camera_height is not None and not 0 < camera_height < math.inf:
         raise ValueError(f"camera_height: expected meters above 0, found {camera_height}")
     surface = surface_from_depth(depth, camera=camera)
+    kept = None
     if previous is not None and pose is None:
         agreement = previous.gravity.agreement
         kept = keep(previous.up, surface, confidence=previous.up_confidence, agreement=agreement)
-    else:
-        kept = None
-    if previous is not None and kept is not None:
-        return _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
+    if previous is None or kept is None:
+        upright = find_upright(surface, is_told=is_told_upright)
+        return _found(upright, depth, surface, camera=camera, pose=pose, pose_up=pose_up, camera_height=camera_height)
+    continued = _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
+    if previous.up_confidence == "sure":
+        return continued
     upright = find_upright(surface, is_told=is_told_upright)
+    if _RANK[upright.gravity.confidence] <= _RANK[previous.up_confidence]:
+        return dataclasses.replace(continued, floor=_capped(continued.floor, previous.up_confidence))
+    # This frame is surer of the vertical than those before.
+    if angle_between(upright.gravity.up, continued.up) > _SAME_VERTICAL:
+        return _found(upright, depth, surface, camera=camera, pose=None, pose_up=None, camera_height=camera_height)
+    return dataclasses.replace(
+        continued,
+        gravity=upright.gravity,
+        floor=_capped(continued.floor, upright.gravity.confidence),
+        up_confidence=upright.gravity.confidence,
+        up_reason=f"{continued.up_reason}; {gravity_reason(upright)}",
+    )
+
+
+def _found(
+    upright: Upright,
+    depth: NDArray[np.floating],
+    surface: Surface,
+    *,
+    camera: Camera,
+    pose: NDArray[np.float64] | None,
+    pose_up: str | None,
+    camera_height: float | None,
+) -> Placement:
+    """The placement that the depth of this frame shows, and a given pose."""
     gravity = upright.gravity
     axis: str | None = None
     up, confidence, reason = gravity.up, gravity.confidence, gravity_reason(upright)
@@ -161,8 +196,6 @@ def place_camera(
     up, floor = _find_floor(depth, up, surface, camera=camera, may_tilt=axis is None, camera_height=camera_height)
     if pose is not None and axis is not None and camera_height is None:
         floor = floor_with_pose(floor, surface, up, pose, axis)
-    if floor.is_seen and _RANK[floor.confidence] > _RANK[confidence]:
-        floor = dataclasses.replace(floor, confidence=confidence)  # no more certain than the vertical
     heading = find_heading(surface, up)
     if pose is not None and axis is not None:
         heading = heading_with_pose(heading, pose, up)
@@ -170,7 +203,7 @@ def place_camera(
     return Placement(
         pose=placed,
         gravity=gravity,
-        floor=floor,
+        floor=_capped(floor, confidence),
         heading=heading,
         up=up,
         up_confidence=confidence,
@@ -178,6 +211,7 @@ def place_camera(
         nearest_pose_axis=None if pose is None else nearest_axis(pose, up),
         world_from_given=None if pose is None else placed @ np.linalg.inv(pose),
         alternative=upright.alternative if axis is None else None,
+        contradicts_depth=pose_up is not None and confidence != "sure",
     )
 
 
@@ -201,10 +235,20 @@ def _continued(
         floor=floor,
         heading=heading,
         up=up,
-        up_reason=f"kept from the frame before, {angle_between(seen, previous.up):.1f} degrees off this one's",
+        up_reason=f"kept from the frame before; this one's is {angle_between(seen, previous.up):.1f} degrees off it",
+        nearest_pose_axis=None,
+        world_from_given=None,
         alternative=None,
         is_continued=True,
+        contradicts_depth=False,
     )
+
+
+def _capped(floor: Floor, confidence: Confidence) -> Floor:
+    """A floor that is seen is no more certain than the vertical."""
+    if floor.is_seen and _RANK[floor.confidence] > _RANK[confidence]:
+        return dataclasses.replace(floor, confidence=confidence)
+    return floor
 
 
 def _find_floor(

@@ -50,6 +50,9 @@ class View:
         color = self.color
         if color is not None and (color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8):
             raise DataError(f"color: expected [rows, columns, 3] uint8, found {color.dtype} {list(color.shape)}")
+        labels = self.label_map
+        if labels is not None and (labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size):
+            raise DataError(f"label map: expected [rows, columns] uint8, found {labels.dtype} {list(labels.shape)}")
         if self.depth.ndim != 2 or self.depth.dtype.kind != "f":
             raise DataError(
                 f"depth: expected [rows, columns] floats in meters, found {self.depth.dtype} {list(self.depth.shape)}; "

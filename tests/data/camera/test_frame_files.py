@@ -237,3 +237,23 @@ def test_tum_folders(tmp_path: Path, given: str) -> None:
     assert len(unmatched) == 2 and "1305031109.000000.png: has no partner: no depth image" in unmatched[1]
     found = [read_trajectory(f.pose).pose_of(f.time, index=f.index, count=f.count)[0, 3] for f in frames if f.pose]
     assert found == [1.0, 2.0]
+
+
+def test_color_and_depth_of_one_name_are_told_apart_by_their_types(tmp_path: Path) -> None:
+    for name in ("7.jpg", "7.png", "8.jpeg", "8.npy"):
+        (tmp_path / name).write_bytes(b"")
+    frames, unmatched = find_own_frames(tmp_path, tmp_path)
+    found = [(frame.name, frame.color and frame.color.name, frame.depth.name) for frame in frames]
+    assert found == [("7", "7.jpg", "7.png"), ("8", "8.jpeg", "8.npy")] and not unmatched
+
+
+def test_two_files_of_one_frame_are_an_error_or_left_out(tmp_path: Path) -> None:
+    for name in ("color/1.jpg", "color/1.bmp", "color/2.jpg", "depth/1.png", "depth/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    color, depth = tmp_path / "color", tmp_path / "depth"
+    with pytest.raises(DataError, match=r"expected one color file per frame, found 1\.bmp and 1\.jpg"):
+        find_own_frames(color, depth)
+    frames, messages = find_own_frames(color, depth, leaves_out_doubles=True)
+    assert [frame.name for frame in frames] == ["2"]
+    assert len(messages) == 2 and "found 1.bmp and 1.jpg" in messages[0] and "1.png: has no partner" in messages[1]

@@ -256,6 +256,17 @@ def test_world_of_the_first_camera(view: RoomView, placement: Placement) -> None
             place_camera(view.depth, camera=NYU_CAMERA, **arguments)  # type: ignore[arg-type]
 
 
+def test_a_wrong_axis_given_as_up_is_not_called_sure(view: RoomView) -> None:
+    found = place_camera(view.depth, camera=NYU_CAMERA, pose=view.pose, pose_up="x")
+    assert found.up_confidence == "likely" and found.contradicts_depth
+    assert "where the pose's z is up" in found.up_reason
+    advice = [line for line in found.describe() if line.startswith("advice")]
+    assert any("check which axis is up" in line for line in advice) and not any("--rotate" in line for line in advice)
+    right = place_camera(view.depth, camera=NYU_CAMERA, pose=view.pose, pose_up="z")
+    assert right.up_confidence == "sure" and not right.contradicts_depth
+    assert not any("check which axis" in line for line in right.describe())
+
+
 # Frames.
 
 
