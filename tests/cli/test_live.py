@@ -1,6 +1,7 @@
 """``ammnet live`` on folders, without the page."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_frames_of_a_folder_are_completed(run: Tool, tmp_path: Path, capsys: pyt
     assert printed.out.endswith("1 frame completed, 1 skipped\n")
     assert "skipped: frame 8: " in printed.err
     assert (tmp_path / "out" / "7.npz").is_file()
+
+
+def test_it_ends_after_some_frames_though_more_would_come(
+    run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    iio.imwrite(tmp_path / "1.png", np.round(1000 * room_depth()).astype(np.uint16))
+    started = time.monotonic()
+    assert run("--depth-only", "--frames", "1", "--idle", "600") == 0
+    assert time.monotonic() - started < 300
+    assert "1 frame completed" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_frame_says_why(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

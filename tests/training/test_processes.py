@@ -98,7 +98,7 @@ def test_a_run_of_two_processes_equals_one_of_the_double_batch(root: Path, tmp_p
 
 
 def test_a_stopped_run_goes_on_to_the_bit_with_as_many_processes(root: Path, tmp_path: Path) -> None:
-    keys = [*KEYS, f"data.root={root}", "training.epochs=8", "training.batch_size=1"]
+    keys = [*KEYS, f"data.root={root}", "training.epochs=8", "training.batch_size=1", "training.validate_every=8"]
     whole = start([*TORCHRUN, *TRAIN, "--out", str(tmp_path / "whole"), *keys])
     cut = start([*TORCHRUN, *TRAIN, "--out", str(tmp_path / "cut"), *keys])
     wait_for_steps(cut, tmp_path / "cut", 4)

@@ -66,13 +66,14 @@ def surface_from_depth(depth: NDArray[np.floating], *, camera: Camera) -> Surfac
     inverse[valid] = 1.0 / depth[valid]
     v, u = np.arange(depth.shape[0], dtype=np.float64)[:, None], np.arange(depth.shape[1], dtype=np.float64)[None]
     weight = valid.astype(np.float64)
+    # Over the rows of each window first; what u is a factor of needs no sums of its own there.
+    bands = [_window_sums(image, axis=0) for image in (weight, weight * v, weight * v * v, inverse, inverse * v)]
+    of_1, of_v, of_vv, of_r, of_vr = bands
+    of_rr = _window_sums(inverse * inverse, axis=0)
     count, sum_u, sum_v, sum_r, sum_uu, sum_uv, sum_vv, sum_ur, sum_vr, sum_rr = (
-        _window_sums(image)
-        for image in (
-            weight, weight * u, weight * v, inverse, weight * u * u, weight * u * v, weight * v * v,
-            inverse * u, inverse * v, inverse * inverse,
-        )
-    )  # fmt: skip
+        _window_sums(band, axis=1)
+        for band in (of_1, of_1 * u, of_v, of_r, of_1 * u * u, of_v * u, of_vv, of_r * u, of_vr, of_rr)
+    )
     usable = count >= _MIN_FILLED * (2 * WINDOW_RADIUS + 1) ** 2
     usable &= valid[::SAMPLE_STEP, ::SAMPLE_STEP]
     count = np.maximum(count, 1.0)
@@ -119,17 +120,18 @@ def _samples(
     return Surface(points, normals[good], areas)
 
 
-def _window_sums(image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums over the windows around the sampled pixels, cut off at the border of the image."""
-    rows, columns = image.shape
-    integral = np.zeros((rows + 1, columns + 1))
-    np.cumsum(np.cumsum(image, axis=0), axis=1, out=integral[1:, 1:])
-    top, bottom = _window_ends(rows)
-    left, right = _window_ends(columns)
-    band: NDArray[np.float64] = integral[bottom] - integral[top]
-    return band[:, right] - band[:, left]
-
-
-def _window_ends(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    center = np.arange(0, size, SAMPLE_STEP)
-    return np.maximum(center - WINDOW_RADIUS, 0), np.minimum(center + WINDOW_RADIUS + 1, size)
+def _window_sums(image: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+    """Sums along an axis over the windows around every sampled pixel, cut off at the border of the image."""
+    length = 2 * WINDOW_RADIUS + 1
+    whole, rest = divmod(length, SAMPLE_STEP)
+    samples = -(-image.shape[axis] // SAMPLE_STEP)
+    blocks = samples + whole
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (WINDOW_RADIUS, blocks * SAMPLE_STEP + rest - WINDOW_RADIUS - image.shape[axis])
+    padded = np.moveaxis(np.pad(image, padding), axis, 0)
+    # A window is some whole blocks of SAMPLE_STEP pixels and the first pixels of the next.
+    parts = padded[: blocks * SAMPLE_STEP].reshape(blocks, SAMPLE_STEP, -1).sum(axis=1)
+    sums = sum(parts[first : first + samples] for first in range(whole))
+    for offset in range(rest):
+        sums = sums + padded[whole * SAMPLE_STEP + offset :: SAMPLE_STEP][:samples]
+    return np.moveaxis(np.asarray(sums, dtype=np.float64), 0, axis)
