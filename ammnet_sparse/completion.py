@@ -117,21 +117,6 @@ class CompletedScene:
         return CompletedFrame.of_camera(self.own, self.labels)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlacedFrame:
-    """A frame that ``SceneCompleter.complete`` completes.
-
-    Attributes:
-        own: placement of the camera, TSDF, mapping, images.
-        started: ``time.perf_counter()`` of the call that placed it.
-        seconds: time by stage so far.
-    """
-
-    own: OwnFrame
-    started: float
-    seconds: dict[str, float]
-
-
 class SceneCompleter:
     """Completes the frames of one camera, one after another.
 
@@ -201,19 +186,7 @@ class SceneCompleter:
         label_map: NDArray[np.uint8] | None = None,
         name: str | None = None,
     ) -> CompletedScene:
-        """Completes a frame: ``complete(place(...))``; arguments and errors as ``place``."""
-        return self.complete(self.place(color, depth, pose, label_map=label_map, name=name))
-
-    def place(
-        self,
-        color: NDArray[np.uint8] | None,
-        depth: NDArray[Any],
-        pose: ArrayLike | None = None,
-        *,
-        label_map: NDArray[np.uint8] | None = None,
-        name: str | None = None,
-    ) -> PlacedFrame:
-        """Everything before the network: images, camera, TSDF. May run in another thread than ``complete``.
+        """Completes a frame.
 
         Args:
             color: [rows, columns, 3] uint8 RGB; None for weights that read depth alone or label maps.
@@ -249,14 +222,9 @@ class SceneCompleter:
             ),
         )
         self._previous = placed.placement if self.keeps_camera else None
-        return PlacedFrame(placed, started, seconds)
-
-    def complete(self, placed: PlacedFrame) -> CompletedScene:
-        """The scene of a frame; ``seconds["all"]`` counts from the start of ``place``."""
-        seconds = dict(placed.seconds)
-        labels, logits = _timed(seconds, "network", lambda: self._predict(placed.own))
-        seconds["all"] = time.perf_counter() - placed.started
-        return CompletedScene(labels, placed.own.reliable_mask, placed.own, seconds, logits)
+        labels, logits = _timed(seconds, "network", lambda: self._predict(placed))
+        seconds["all"] = time.perf_counter() - started
+        return CompletedScene(labels, placed.reliable_mask, placed, seconds, logits)
 
     def forget(self) -> None:
         """Forgets vertical, floor and room, for a next frame from another place."""

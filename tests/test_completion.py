@@ -53,18 +53,6 @@ def test_a_scene_lies_where_the_camera_saw_it(completer: SceneCompleter, tmp_pat
     assert names == {"room_points.ply", "room_cubes.ply", "room.npz", "room.png", "page.html"}
 
 
-def test_placing_and_completing_are_a_call(completer: SceneCompleter) -> None:
-    completer.forget()
-    whole = completer(None, room_depth(), name="room")
-    completer.forget()
-    placed = completer.place(None, room_depth(), name="room")
-    assert placed.own.frame.frame_id == "room" and placed.seconds.keys() == {"images", "frame"}
-    scene = completer.complete(placed)
-    np.testing.assert_array_equal(scene.labels, whole.labels)
-    np.testing.assert_allclose(scene.world_from_camera, whole.world_from_camera)
-    assert scene.seconds["all"] >= placed.seconds["frame"] and placed.seconds.keys() == {"images", "frame"}
-
-
 def test_depth_in_any_unit_is_the_same_scene(weights: Path) -> None:
     depth = room_depth()
     forms = [

@@ -14,10 +14,9 @@ Exit code: 0 done, 1 no frame was completed, 2 wrong usage or no such source, 13
 """
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ammnet_sparse.cli.errors import CommandFailed, check_output_folder, command, writing_to
@@ -30,13 +29,12 @@ from ammnet_sparse.cli.options import (
     parse_positive,
     parse_positive_number,
 )
-from ammnet_sparse.completion import CompletedScene, PlacedFrame, SceneCompleter
+from ammnet_sparse.completion import CompletedScene, SceneCompleter
 from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.data.camera.view import TURNS
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.live.ahead import one_ahead
 from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.sources import FolderSource, LiveFrame, RealSenseSource, Source
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
@@ -76,16 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         viewer = LiveViewer(host=options.host, port=options.port)
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
-    count, rate, last = 0, None, None
-    skipped: list[str] = []
+    count, skipped, rate, last = 0, 0, None, None
     try:
-        with (
-            Newest(source.frames(), stop=source.stop) as newest,
-            contextlib.closing(one_ahead(_placed(completer, newest, skipped))) as ready,
-            _ended(source),
-        ):
-            for frame, placed in ready:
-                scene = completer.complete(placed)
+        with Newest(source.frames(), stop=source.stop) as newest:
+            for frame in newest:
+                try:
+                    scene = _complete(completer, frame)
+                except DataError as error:
+                    skipped += 1
+                    print(f"skipped: frame {frame.name}: {error}", file=sys.stderr, flush=True)
+                    continue
                 now = time.monotonic()
                 if last is not None:
                     current = 1 / max(now - last, 1e-6)
@@ -107,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if viewer is not None:
             viewer.stop()
     left_out = f", {replaced} arrived too fast and were dropped" if replaced else ""
-    num_skipped = len(skipped) + source.skipped
+    skipped += source.skipped
     frames = f"{count} frame{'s' * (count != 1)} completed"
-    print(f"{frames}{left_out}" + (f", {num_skipped} skipped" if num_skipped else ""))
+    print(f"{frames}{left_out}" + (f", {skipped} skipped" if skipped else ""))
     if not count:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
@@ -137,27 +135,8 @@ def _source(options: argparse.Namespace) -> Source:
     )
 
 
-def _placed(
-    completer: SceneCompleter, frames: Iterable[LiveFrame], skipped: list[str]
-) -> Iterator[tuple[LiveFrame, PlacedFrame]]:
-    """The frames, ready for the network; names of those that cannot be used are added to ``skipped``."""
-    for frame in frames:
-        try:
-            placed = completer.place(frame.color, frame.depth, frame.pose, label_map=frame.label_map, name=frame.name)
-        except DataError as error:
-            skipped.append(frame.name)
-            print(f"skipped: frame {frame.name}: {error}", file=sys.stderr, flush=True)
-            continue
-        yield frame, placed
-
-
-@contextlib.contextmanager
-def _ended(source: Source) -> Iterator[None]:
-    """Ends the source when the block is left, so that nothing waits for its next frame."""
-    try:
-        yield
-    finally:
-        source.stop()
+def _complete(completer: SceneCompleter, frame: LiveFrame) -> CompletedScene:
+    return completer(frame.color, frame.depth, frame.pose, label_map=frame.label_map, name=frame.name)
 
 
 def _line(scene: CompletedScene, rate: float | None) -> str:

@@ -60,6 +60,12 @@ def distance_along_rows(surface, squared):
     cap = TRUNCATION
     for x in range(surface.shape[0]):
         for h in range(surface.shape[1]):
+            is_seen = False
+            for y in range(surface.shape[2]):
+                is_seen |= surface[x, h, y]
+            if not is_seen:  # most rows
+                squared[x, h] = cap * cap
+                continue
             distance = cap
             for y in range(surface.shape[2]):
                 distance = 0 if surface[x, h, y] else min(distance + 1, cap)
