@@ -151,6 +151,8 @@ class FolderSource:
         """The last of the new frames that can be read; earlier ones count as seen."""
         states = [(paths, state) for paths in self._paths() if (state := _State.of(paths)) is not None]
         new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
+        there = {paths.name for paths, _ in new}
+        self._unreadable = {name: value for name, value in self._unreadable.items() if name in there}
         for paths, state in sorted(new, key=lambda found: (found[1].written_at, found[0].name), reverse=True):
             try:
                 frame = self._read(paths)
@@ -188,7 +190,7 @@ class FolderSource:
             frames, messages = find_own_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)
         except (DataError, OSError) as error:
             places = {place for place in (color, depth, label_map) if place is not None}
-            is_empty = not any(file.is_file() for place in places for file in place.iterdir())
+            is_empty = not any(file.is_file() for place in places if place.is_dir() for file in place.iterdir())
             # An empty folder is waited for. What an error says may change with every file that arrives.
             self._say_lasting({} if is_empty else {"no frame": str(error)})
         else:

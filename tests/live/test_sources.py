@@ -190,6 +190,21 @@ def test_frames_that_cannot_be_read_are_counted_and_put_the_end_off(
     assert source.skipped == len(said) == 3
 
 
+def test_frames_that_are_removed_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SETTLE_SECONDS", 60.0)
+    said: list[str] = []
+    folder = tmp_path / "watched"
+    write_pair(folder, "0001", 1)
+    (folder / "0001.depth.png").write_bytes(b"broken")
+    source = watch(folder, said)
+    assert source._newest() is None and source._unreadable
+    (folder / "0001.depth.png").unlink()
+    (folder / "0001.color.png").unlink()
+    assert source._newest() is None and not source._unreadable
+    folder.rmdir()
+    assert list(source.frames()) == [] and said == []
+
+
 def test_broken_frames_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.2)
     said: list[str] = []
