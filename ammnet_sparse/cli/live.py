@@ -35,8 +35,10 @@ from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.data.camera.view import TURNS
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.live.folder import FolderSource
 from ammnet_sparse.live.newest import Newest
-from ammnet_sparse.live.sources import FolderSource, LiveFrame, RealSenseSource, Source
+from ammnet_sparse.live.realsense import RealSenseSource
+from ammnet_sparse.live.source import LiveFrame, Source
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 
 _REALSENSE = "realsense"

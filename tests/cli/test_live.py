@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ammnet_sparse.cli import live
-from ammnet_sparse.live import sources
+from ammnet_sparse.live import folder
 from tests.completion import INTRINSICS, room_depth, small_weights
 
 Tool = Callable[..., int]
@@ -23,7 +23,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(folder, "SETTLE_SECONDS", 0.2)
     numbers = ",".join(map(str, INTRINSICS))
     given = ["--source", str(tmp_path), "--intrinsics", numbers, "--no-viewer", "--device", "cpu", "--idle", "0.5"]
     return lambda *more: live.main([*given, "--checkpoint", str(weights), *more])

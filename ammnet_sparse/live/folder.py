@@ -1,14 +1,10 @@
-"""Frames as they arrive: in a folder, or from an Intel RealSense camera or its recording."""
+"""Frames that are written into a folder while it is watched."""
 
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ammnet_sparse.data.camera.arrays import image_array
 from ammnet_sparse.data.camera.color import read_color
@@ -17,8 +13,8 @@ from ammnet_sparse.data.camera.intrinsics import Intrinsics
 from ammnet_sparse.data.camera.label_maps import read_own_label_map
 from ammnet_sparse.data.camera.poses import read_trajectory
 from ammnet_sparse.data.camera.view import turned_image
-from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.live.source import LiveFrame, Report
 
 POLL_SECONDS = 0.05
 """Seconds between two looks at a folder."""
@@ -28,44 +24,6 @@ _COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
 _DEPTH_FOLDERS = ("depth", "depths")
 _LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
 _POSE_FOLDERS = ("pose", "poses")
-
-Report = Callable[[str], None]
-"""Receives a line about a frame that cannot be used."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LiveFrame:
-    """The images of one moment.
-
-    Attributes:
-        name: for people and files.
-        color: [rows, columns, 3] uint8 RGB, or None.
-        depth: [rows, columns] as the sensor stores it, registered to the color image.
-        label_map: [rows, columns] uint8, or None.
-        pose: [4, 4] camera to world, or None.
-    """
-
-    name: str
-    color: NDArray[np.uint8] | None
-    depth: NDArray[Any]
-    label_map: NDArray[np.uint8] | None = None
-    pose: NDArray[np.float64] | None = None
-
-
-class Source(Protocol):
-    """Where frames come from."""
-
-    intrinsics: Intrinsics
-    depth_scale: float | None
-    skipped: int
-
-    def frames(self) -> Iterator[LiveFrame]:
-        """Frames as they arrive, until ``stop`` is called or the source ends."""
-        ...
-
-    def stop(self) -> None:
-        """Ends ``frames`` soon; may be called from another thread."""
-        ...
 
 
 class FolderSource:
@@ -248,84 +206,3 @@ class _State:
     def is_newer_than(self, other: "_State | None") -> bool:
         """Whether every file was written since; until then a frame would be of two moments."""
         return other is None or not set(self.files) & set(other.files)
-
-
-class RealSenseSource:
-    """Color and depth of an Intel RealSense camera, depth aligned to color; needs the extra ``realsense``.
-
-    Args:
-        recording: a ``.bag`` file instead of a camera; it ends with the file.
-        size: (rows, columns) of both images.
-        rate: frames per second.
-
-    Raises:
-        DataError: pyrealsense2 is not installed, no camera is connected, or the recording cannot be opened.
-    """
-
-    def __init__(self, recording: Path | None = None, *, size: tuple[int, int] = (480, 640), rate: int = 30) -> None:
-        self._rs = _pyrealsense()
-        self._is_recording = recording is not None
-        self.skipped = 0
-        self._stopped = threading.Event()
-        config = self._rs.config()
-        rows, columns = size
-        if recording is None:
-            config.enable_stream(self._rs.stream.depth, columns, rows, self._rs.format.z16, rate)
-            config.enable_stream(self._rs.stream.color, columns, rows, self._rs.format.rgb8, rate)
-        else:
-            if not recording.is_file():
-                raise DataError(f"--source {recording}: expected a recording (.bag), found nothing")
-            config.enable_device_from_file(str(recording), repeat_playback=False)
-        self._pipeline = self._rs.pipeline()
-        try:
-            profile = self._pipeline.start(config)
-        except RuntimeError as error:
-            what = f"the recording {recording}" if recording else "a RealSense camera"
-            raise DataError(f"--source: {what} cannot be opened ({error})") from error
-        self._align = self._rs.align(self._rs.stream.color)
-        stream = profile.get_stream(self._rs.stream.color).as_video_stream_profile()
-        found = stream.get_intrinsics()
-        self.intrinsics = Intrinsics(Camera(found.fx, found.fy, found.ppx, found.ppy), size=(found.height, found.width))
-        self._units = float(profile.get_device().first_depth_sensor().get_depth_scale())
-        self.depth_scale: float | None = 1 / self._units
-
-    def stop(self) -> None:
-        """Ends ``frames``."""
-        self._stopped.set()
-
-    def frames(self) -> Iterator[LiveFrame]:
-        """Frames by their number in the stream."""
-        try:
-            while not self._stopped.is_set():
-                try:
-                    taken = self._align.process(self._pipeline.wait_for_frames())
-                except RuntimeError as error:
-                    if self._is_recording:
-                        return  # the end of the file
-                    raise DataError(f"the RealSense camera stopped delivering frames ({error})") from error
-                depth, color = taken.get_depth_frame(), taken.get_color_frame()
-                if not depth or not color:
-                    continue
-                name = f"{int(color.get_frame_number()):06d}"
-                yield LiveFrame(name, self._rgb(color), np.array(depth.get_data(), copy=True))
-        finally:
-            self._pipeline.stop()
-
-    def _rgb(self, frame: Any) -> NDArray[np.uint8]:
-        pixels = np.array(frame.get_data(), copy=True)
-        kind, formats = frame.get_profile().format(), self._rs.format
-        if kind in (formats.rgb8, formats.rgba8):
-            return np.ascontiguousarray(pixels[..., :3])
-        if kind in (formats.bgr8, formats.bgra8):
-            return np.ascontiguousarray(pixels[..., 2::-1])
-        raise DataError(f"the color stream: expected rgb8, bgr8, rgba8 or bgra8, found {kind}; record it as rgb8")
-
-
-def _pyrealsense() -> Any:
-    try:
-        import pyrealsense2
-    except ImportError as error:
-        raise DataError(
-            "--source realsense: expected pyrealsense2, found none; pip install ammnet-sparse[realsense]"
-        ) from error
-    return pyrealsense2

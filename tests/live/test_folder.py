@@ -1,10 +1,7 @@
-"""Folders that are written to while they are watched, and a RealSense camera that is not there."""
+"""Folders that are written to while they are watched."""
 
-import sys
 import threading
 import time
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,8 @@ import pytest
 
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.live import sources
-from ammnet_sparse.live.sources import FolderSource, LiveFrame, RealSenseSource
+from ammnet_sparse.live import folder as watched
+from ammnet_sparse.live.folder import FolderSource
 
 INTRINSICS = read_intrinsics("520,520,319.5,239.5")
 
@@ -67,7 +64,7 @@ def test_half_written_files_are_waited_for(tmp_path: Path) -> None:
 
 def test_files_that_grow_slowly_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as a file changes it is being written, however long that takes."""
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.5)
     said: list[str] = []
     write_pair(tmp_path, "0001", 1)
     path = tmp_path / "0001.depth.png"
@@ -103,7 +100,7 @@ def test_files_written_anew_are_a_new_frame(tmp_path: Path) -> None:
 
 
 def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
     said: list[str] = []
     write_pair(tmp_path, "0001", 1, color="color", depth="depth")
     for name, folder in (("0002.png", "color"), ("0003.png", "depth")):
@@ -132,7 +129,7 @@ def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, m
 def test_a_folder_where_nothing_matches_is_said(
     tmp_path: Path, names: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.3)
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -171,7 +168,7 @@ def test_the_first_color_image_of_a_folder_arrives_before_its_depth(tmp_path: Pa
 def test_frames_that_cannot_be_read_are_counted_and_put_the_end_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.1)
     said: list[str] = []
     source = watch(tmp_path, said, ends_when_idle=0.5)
 
@@ -191,7 +188,7 @@ def test_frames_that_cannot_be_read_are_counted_and_put_the_end_off(
 
 
 def test_frames_that_are_removed_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 60.0)
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 60.0)
     said: list[str] = []
     folder = tmp_path / "watched"
     write_pair(folder, "0001", 1)
@@ -206,7 +203,7 @@ def test_frames_that_are_removed_are_forgotten(tmp_path: Path, monkeypatch: pyte
 
 
 def test_broken_frames_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
     said: list[str] = []
     write_pair(tmp_path, "0001", 1)
     (tmp_path / "0001.depth.png").write_bytes(b"<html>not found</html>")
@@ -221,97 +218,3 @@ def test_an_empty_folder_is_waited_for_and_stopped(tmp_path: Path) -> None:
     assert list(source.frames()) == []
     with pytest.raises(DataError, match="expected a folder that frames are written to"):
         watch(tmp_path / "absent", [])
-
-
-class FakeRealSense(types.ModuleType):
-    """As much of pyrealsense2 as the source uses: two frames, then the end."""
-
-    def __init__(self, color_format: str, *, error: str = "") -> None:
-        super().__init__("pyrealsense2")
-        self.stream = types.SimpleNamespace(depth="depth", color="color")
-        self.format = types.SimpleNamespace(z16="z16", rgb8="rgb8", bgr8="bgr8", rgba8="rgba8", bgra8="bgra8")
-        self.color_format, self.error = color_format, error
-        self.calls: list[Any] = []
-        self.left = 2
-
-    def config(self) -> Any:
-        record = lambda *arguments, **options: self.calls.append((arguments, options))  # noqa: E731
-        return types.SimpleNamespace(enable_stream=record, enable_device_from_file=record)
-
-    def pipeline(self) -> Any:
-        return types.SimpleNamespace(
-            start=self._start, wait_for_frames=self._wait, stop=lambda: self.calls.append("stop")
-        )
-
-    def align(self, stream: str) -> Any:
-        assert stream == "color"
-        return types.SimpleNamespace(process=lambda frames: frames)
-
-    def _start(self, config: Any) -> Any:
-        if self.error:
-            raise RuntimeError(self.error)
-        intrinsics = types.SimpleNamespace(fx=600.0, fy=601.0, ppx=320.0, ppy=240.0, width=640, height=480)
-        video = types.SimpleNamespace(get_intrinsics=lambda: intrinsics)
-        stream = types.SimpleNamespace(as_video_stream_profile=lambda: video)
-        sensor = types.SimpleNamespace(get_depth_scale=lambda: 0.00025)
-        device = types.SimpleNamespace(first_depth_sensor=lambda: sensor)
-        return types.SimpleNamespace(get_stream=lambda kind: stream, get_device=lambda: device)
-
-    def _wait(self) -> Any:
-        if self.left == 0:
-            raise RuntimeError("Frame didn't arrive within 5000")
-        self.left -= 1
-        profile = types.SimpleNamespace(format=lambda: self.color_format)
-        color = np.zeros((4, 6, 3), np.uint8)
-        color[..., 0] = 9
-        number = 2 - self.left
-        return types.SimpleNamespace(
-            get_color_frame=lambda: types.SimpleNamespace(
-                get_data=lambda: color, get_profile=lambda: profile, get_frame_number=lambda: number
-            ),
-            get_depth_frame=lambda: types.SimpleNamespace(get_data=lambda: np.full((4, 6), 4000, np.uint16)),
-        )
-
-
-@pytest.fixture
-def recording(tmp_path: Path) -> Path:
-    path = tmp_path / "recording.bag"
-    path.write_bytes(b"#ROSBAG")
-    return path
-
-
-def frames_of(source: RealSenseSource) -> Iterator[LiveFrame]:
-    return source.frames()
-
-
-@pytest.mark.parametrize(("kind", "channel"), [("rgb8", 0), ("bgr8", 2)])
-def test_a_recording_is_read_to_its_end(
-    recording: Path, kind: str, channel: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeRealSense(kind)
-    monkeypatch.setitem(sys.modules, "pyrealsense2", fake)
-    source = RealSenseSource(recording)
-    assert source.intrinsics.camera.fx == 600 and source.intrinsics.size == (480, 640)
-    assert source.depth_scale == pytest.approx(4000)
-    found = list(frames_of(source))
-    assert [frame.name for frame in found] == ["000001", "000002"] and "stop" in fake.calls
-    assert found[0].color is not None and found[0].color[0, 0, channel] == 9 and found[0].depth[0, 0] == 4000
-    assert fake.calls[0] == ((str(recording),), {"repeat_playback": False})
-
-
-def test_a_camera_that_fails_is_said(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyrealsense2", FakeRealSense("rgb8", error="No device connected"))
-    with pytest.raises(DataError, match=r"a RealSense camera cannot be opened \(No device connected\)"):
-        RealSenseSource()
-    monkeypatch.setitem(sys.modules, "pyrealsense2", FakeRealSense("y16"))
-    with pytest.raises(DataError, match="expected rgb8, bgr8, rgba8 or bgra8, found y16"):
-        list(frames_of(RealSenseSource(recording)))
-    monkeypatch.setitem(sys.modules, "pyrealsense2", FakeRealSense("rgb8"))
-    live = RealSenseSource()
-    with pytest.raises(DataError, match="stopped delivering frames"):
-        list(frames_of(live))
-    with pytest.raises(DataError, match="expected a recording"):
-        RealSenseSource(recording.with_name("absent.bag"))
-    monkeypatch.setitem(sys.modules, "pyrealsense2", None)
-    with pytest.raises(DataError, match=r"pip install ammnet-sparse\[realsense\]"):
-        RealSenseSource()

@@ -1,0 +1,48 @@
+"""What a source of live frames yields, and what it must have."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.camera.intrinsics import Intrinsics
+
+Report = Callable[[str], None]
+"""Receives a line about a frame that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LiveFrame:
+    """The images of one moment.
+
+    Attributes:
+        name: for people and files.
+        color: [rows, columns, 3] uint8 RGB, or None.
+        depth: [rows, columns] as the sensor stores it, registered to the color image.
+        label_map: [rows, columns] uint8, or None.
+        pose: [4, 4] camera to world, or None.
+    """
+
+    name: str
+    color: NDArray[np.uint8] | None
+    depth: NDArray[Any]
+    label_map: NDArray[np.uint8] | None = None
+    pose: NDArray[np.float64] | None = None
+
+
+class Source(Protocol):
+    """Where frames come from."""
+
+    intrinsics: Intrinsics
+    depth_scale: float | None
+    skipped: int
+
+    def frames(self) -> Iterator[LiveFrame]:
+        """Frames as they arrive, until ``stop`` is called or the source ends."""
+        ...
+
+    def stop(self) -> None:
+        """Ends ``frames`` soon; may be called from another thread."""
+        ...
