@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-WORKERS ?= 2
+TEST_WORKERS ?= 2
 
 python := $(VENV)/bin/python
 stamp := $(VENV)/.installed
@@ -30,7 +30,7 @@ help:
 	@echo '  ARGS="..."         passed on, for example: make train ARGS="training.epochs=5"'
 	@echo '                                             make test ARGS="-x tests/test_package.py"'
 	@echo '  PYTHON=python3.12  the Python to use: 3.11, 3.12 or 3.13'
-	@echo '  WORKERS=4          processes that the tests run in (each needs 1 GB); 0: none, for a debugger'
+	@echo '  TEST_WORKERS=4     processes that the tests run in (each needs 1 GB); 0: none, for a debugger'
 	@echo '  CXX=clang++        the C++ compiler to use'
 	@echo '  AMMNET_SPARSE_SPCONV=spconv-cu126'
 	@echo '                     another wheel of spconv, for example for Hopper cards on Python 3.11'
@@ -44,7 +44,7 @@ train: $(stamp)
 
 test: $(stamp)
 	@echo '== tests'
-	$(python) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(python) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 fuzz: $(stamp)
 	@echo '== damaged files of every kind'
