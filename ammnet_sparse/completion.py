@@ -19,7 +19,7 @@ from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
 from ammnet_sparse.data.camera.label_maps import label_map_from_values
 from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.camera.placement import Placement
-from ammnet_sparse.data.camera.poses import checked
+from ammnet_sparse.data.camera.poses import checked, matrix_of_rows
 from ammnet_sparse.data.camera.view import TURNS, View, turned_pose
 from ammnet_sparse.data.grid import EMPTY_LABEL, IMAGE_SHAPE, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import Camera
@@ -296,11 +296,9 @@ def _made(folder: str | Path) -> Path:
 
 def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:
     matrix = _as_array(pose, "pose", "a matrix [4, 4] or [3, 4] from camera to world").astype(np.float64)
-    if matrix.shape == (3, 4):
-        matrix = np.concatenate([matrix, [[0.0, 0.0, 0.0, 1.0]]])
-    if matrix.shape != (4, 4):
+    if matrix.shape not in ((3, 4), (4, 4)):
         raise DataError(f"pose: expected a matrix [4, 4] or [3, 4] from camera to world, found {list(matrix.shape)}")
-    return checked(matrix, Path("pose"))
+    return checked(matrix_of_rows(matrix), Path("pose"))
 
 
 def _as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:

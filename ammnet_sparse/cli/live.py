@@ -117,12 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _source(options: argparse.Namespace) -> Source:
     """The source that ``--source`` names."""
-    name = str(options.source)
-    if name == _REALSENSE:
-        return RealSenseSource()
-    path = Path(name)
-    if path.suffix == ".bag":
-        return RealSenseSource(path)
+    path = Path(options.source)
+    if _is_realsense(options):
+        return RealSenseSource(None if options.source == _REALSENSE else path)
     if options.intrinsics is None:
         raise DataError(f"--source {path}: expected --intrinsics of the camera whose frames lie there, found none")
     intrinsics = read_intrinsics(options.intrinsics)
@@ -179,7 +176,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_device_option(parser)
     options = parser.parse(arguments)
-    is_camera = options.source == _REALSENSE or Path(options.source).suffix == ".bag"
-    if is_camera and options.label_maps:
+    if _is_realsense(options) and options.label_maps:
         parser.error("--label-maps: a RealSense camera delivers none; they come with the frames of a folder")
     return options
+
+
+def _is_realsense(options: argparse.Namespace) -> bool:
+    """Whether the source is a RealSense camera or its recording, not a folder."""
+    return options.source == _REALSENSE or Path(options.source).suffix == ".bag"

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ammnet_sparse.data.camera.arrays import image_array
@@ -14,7 +14,7 @@ from ammnet_sparse.data.camera.label_maps import read_own_label_map
 from ammnet_sparse.data.camera.poses import read_trajectory
 from ammnet_sparse.data.camera.view import turned_image
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.live.source import LiveFrame, Report
+from ammnet_sparse.live.source import LiveFrame
 
 POLL_SECONDS = 0.05
 """Seconds between two looks at a folder."""
@@ -62,7 +62,7 @@ class FolderSource:
         depth_scale: float | None = None,
         has_color: bool = True,
         has_label_map: bool = False,
-        report: Report,
+        report: Callable[[str], None],
         ends_when_idle: float | None = None,
     ) -> None:
         if not folder.is_dir():
@@ -119,7 +119,6 @@ class FolderSource:
                 continue
             # Older ones are late; newer ones are still being written.
             self._done |= {other.name: seen for other, seen in new if seen.written_at <= state.written_at}
-            self._unreadable = {name: value for name, value in self._unreadable.items() if name not in self._done}
             return frame
         return None
 

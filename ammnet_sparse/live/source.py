@@ -1,16 +1,13 @@
 """What a source of live frames yields, and what it must have."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.camera.intrinsics import Intrinsics
-
-Report = Callable[[str], None]
-"""Receives a line about a frame that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +30,13 @@ class LiveFrame:
 
 
 class Source(Protocol):
-    """Where frames come from."""
+    """Where frames come from.
+
+    Attributes:
+        intrinsics: of the camera.
+        depth_scale: units of the depth images a meter, or None.
+        skipped: number of frames that could not be read, so far.
+    """
 
     intrinsics: Intrinsics
     depth_scale: float | None

@@ -206,8 +206,8 @@ class AdversarialGame:
         inputs = (true, predicted, *fake)
         sites = repeated_sites(scene.sites, len(inputs))
         # A fake in which nothing was changed is the truth, which must not be called fake.
+        all_scenes = torch.ones(len(scene.truth), dtype=torch.bool, device=scene.truth.device)
         is_changed = [(labels != scene.truth).flatten(1).any(dim=1) for labels in fakes]
-        is_judged = torch.stack([torch.ones_like(is_changed[0])] * 2 + is_changed) if fakes else None
         with self._autocast(scene.batch.tsdf.device):
             # One forward pass, in which batch statistics never mix.
             scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
@@ -215,7 +215,7 @@ class AdversarialGame:
                 scores,
                 num_groups=len(inputs),
                 real_target=self.config.adversarial.real_target,
-                is_judged=None if is_judged is None else is_judged.flatten(),
+                is_judged=torch.cat([all_scenes, all_scenes, *is_changed]),
             )
             loss = totals.share(judged / num_scenes, scene.index)
         self.discriminator_optimization.backward(loss)

@@ -101,12 +101,14 @@ def find_own_frames(
             path = given["pose"] = path / _LISTS["pose"]
         if path.is_dir() or (is_list and kind in ("color", "depth")):
             folders[kind] = path
-    doubles: list[str] | None = [] if leaves_out_doubles else None
+    doubles: list[str] = []
     shared = folders.get("color") == folders.get("depth")
     found_files = {}
     for kind, folder in folders.items():
         not_of = _TYPES["depth"] if shared and kind == "color" else ()
         found_files[kind] = _files_of(folder, kind, preferably_not=not_of, doubles=doubles)
+    if doubles and not leaves_out_doubles:
+        raise DataError(doubles[0])
     files = _matched(found_files)
     if color is not None:
         # A name without a word for its kind matches both; one file is never both images of a frame.
@@ -128,7 +130,7 @@ def find_own_frames(
         )
         for index, key in enumerate(complete)
     ]
-    return frames, sorted([*(doubles or []), *_unmatched(files, folders)])
+    return frames, sorted([*doubles, *_unmatched(files, folders)])
 
 
 def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
@@ -140,14 +142,12 @@ def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path 
     return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(first.stem))
 
 
-def _files_of(
-    folder: Path, kind: str, *, preferably_not: Sequence[str] = (), doubles: list[str] | None = None
-) -> Files:
+def _files_of(folder: Path, kind: str, *, preferably_not: Sequence[str], doubles: list[str]) -> Files:
     """Files of a folder, or of TUM's list in it, by the name of their frame; without other kinds.
 
     Args:
         preferably_not: types of which a file gives way to one of another type.
-        doubles: receives a message for each frame of several files, which is left out; None: the first is an error.
+        doubles: receives a message for each frame of several files, which is left out.
     """
     if folder.is_file():
         return _listed(folder)
@@ -171,13 +171,10 @@ def _files_of(
             if gives_way[0] != gives_way[1]:
                 found[key] = path if gives_way[0] else found[key]
                 continue
-            message = (
+            doubles.append(
                 f"{folder}: expected one {kind.replace('_', ' ')} file per frame, found {found[key].name} and "
                 f"{path.name}; remove one, or keep the kinds in separate folders"
             )
-            if doubles is None:
-                raise DataError(message)
-            doubles.append(message)
             left_out.add(key)
         found[key] = path
     return {key: path for key, path in found.items() if key not in left_out}

@@ -159,22 +159,21 @@ def place_camera(
     if previous is None or kept is None:
         upright = find_upright(surface, is_told=is_told_upright)
         return _found(upright, depth, surface, camera=camera, pose=pose, pose_up=pose_up, camera_height=camera_height)
-    continued = _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
-    if previous.up_confidence == "sure":
-        return continued
-    upright = find_upright(surface, is_told=is_told_upright)
-    if _RANK[upright.gravity.confidence] <= _RANK[previous.up_confidence]:
-        return dataclasses.replace(continued, floor=_capped(continued.floor, previous.up_confidence))
-    # This frame is surer of the vertical than those before.
-    if angle_between(upright.gravity.up, continued.up) > _SAME_VERTICAL:
-        return _found(upright, depth, surface, camera=camera, pose=None, pose_up=None, camera_height=camera_height)
-    return dataclasses.replace(
-        continued,
-        gravity=upright.gravity,
-        floor=_capped(continued.floor, upright.gravity.confidence),
-        up_confidence=upright.gravity.confidence,
-        up_reason=f"{continued.up_reason}; {gravity_reason(upright)}",
-    )
+    placed = _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
+    if previous.up_confidence != "sure":
+        upright = find_upright(surface, is_told=is_told_upright)
+        if _RANK[upright.gravity.confidence] > _RANK[previous.up_confidence]:  # surer than the frames before
+            if angle_between(upright.gravity.up, placed.up) > _SAME_VERTICAL:
+                return _found(
+                    upright, depth, surface, camera=camera, pose=None, pose_up=None, camera_height=camera_height
+                )
+            placed = dataclasses.replace(
+                placed,
+                gravity=upright.gravity,
+                up_confidence=upright.gravity.confidence,
+                up_reason=f"{placed.up_reason}; {gravity_reason(upright)}",
+            )
+    return dataclasses.replace(placed, floor=_capped(placed.floor, placed.up_confidence))
 
 
 def _found(

@@ -96,7 +96,7 @@ def read_trajectory(path: Path) -> Trajectory:
     if path.suffix.lower() == ".npy":
         array = read_array(path, what=_WHAT, most_values=1 << 24).astype(np.float64)
         if array.ndim >= 2 and array.shape[-2:] in ((4, 4), (3, 4)):
-            return Trajectory(path, tuple(_matrix(rows) for rows in array.reshape(-1, *array.shape[-2:])), None)
+            return Trajectory(path, tuple(matrix_of_rows(rows) for rows in array.reshape(-1, *array.shape[-2:])), None)
         lines = [list(map(float, row)) for row in array.reshape(-1, array.shape[-1] if array.ndim else 1)]
     else:
         lines = _lines(path)
@@ -109,9 +109,9 @@ def read_trajectory(path: Path) -> Trajectory:
     if lengths in ({7}, {8}):
         return _of_quaternions(path, np.array(lines))
     if len(numbers) in (12, 16):
-        return Trajectory(path, (_matrix(np.array(numbers).reshape(-1, 4)),), None)
+        return Trajectory(path, (matrix_of_rows(np.array(numbers).reshape(-1, 4)),), None)
     if lengths in ({12}, {16}):
-        return Trajectory(path, tuple(_matrix(np.array(line).reshape(-1, 4)) for line in lines), None)
+        return Trajectory(path, tuple(matrix_of_rows(np.array(line).reshape(-1, 4)) for line in lines), None)
     found = f"lines of {sorted(lengths)[:4]} numbers" if len(lines) > 4 else f"{len(numbers)} numbers"
     raise DataError(f"{path}: expected {_EXPECTED}, found {found}")
 
@@ -126,7 +126,8 @@ def _lines(path: Path) -> list[list[float]]:
         raise DataError(f"{path}: expected {_EXPECTED}, found {error}") from error
 
 
-def _matrix(rows: NDArray[np.float64]) -> Pose:
+def matrix_of_rows(rows: NDArray[np.float64]) -> Pose:
+    """[4, 4] of a matrix whose last row, 0 0 0 1, may be missing: [3, 4] or [4, 4]."""
     pose = np.eye(4)
     pose[: len(rows)] = rows
     return pose

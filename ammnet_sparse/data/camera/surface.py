@@ -67,9 +67,10 @@ def surface_from_depth(depth: NDArray[np.floating], *, camera: Camera) -> Surfac
     v, u = np.arange(depth.shape[0], dtype=np.float64)[:, None], np.arange(depth.shape[1], dtype=np.float64)[None]
     weight = valid.astype(np.float64)
     # Over the rows of each window first; what u is a factor of needs no sums of its own there.
-    bands = [_window_sums(image, axis=0) for image in (weight, weight * v, weight * v * v, inverse, inverse * v)]
-    of_1, of_v, of_vv, of_r, of_vr = bands
-    of_rr = _window_sums(inverse * inverse, axis=0)
+    of_1, of_v, of_vv, of_r, of_vr, of_rr = (
+        _window_sums(image, axis=0)
+        for image in (weight, weight * v, weight * v * v, inverse, inverse * v, inverse * inverse)
+    )
     count, sum_u, sum_v, sum_r, sum_uu, sum_uv, sum_vv, sum_ur, sum_vr, sum_rr = (
         _window_sums(band, axis=1)
         for band in (of_1, of_1 * u, of_v, of_r, of_1 * u * u, of_v * u, of_vv, of_r * u, of_vr, of_rr)
