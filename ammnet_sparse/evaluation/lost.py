@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, FLOOR_OFFSET, GRID_SHAPE, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
 
 _DISTANCES = (1, 2, 4, 8, 16)
 """Distance in voxels (maximum norm) to the nearest hit voxel: upper ends of the bins."""
@@ -58,6 +58,7 @@ class LostVoxels:
 
     def __init__(self) -> None:
         self._counts: dict[str, Tensor] = {}
+        self._titles: dict[str, Sequence[str]] = {}
 
     def update(self, labels_predicted: Tensor, batch: Batch) -> None:
         """Adds a batch with labels.
@@ -67,7 +68,7 @@ class LostVoxels:
             batch: the frames, on the same device.
 
         Raises:
-            ValueError: no labels in ``batch``.
+            ValueError: no labels in ``batch``, or another grid than before.
         """
         if batch.label is None:
             raise ValueError(f"batch.label: expected the ground truth of frames {list(batch.frame_ids)}, found none")
@@ -83,8 +84,12 @@ class LostVoxels:
             is_empty & is_predicted,
             is_occupied & (truth == predicted),
         )
+        titles = _titles(batch.grid_shape)
+        if self._titles and titles != self._titles:
+            raise ValueError(f"batch.tsdf: expected the grid of the batches before, found {batch.grid_shape}")
+        self._titles = titles
         for name, bins in self._bins(batch, truth).items():
-            size = len(_TITLES[name])
+            size = len(titles[name])
             counts = torch.stack([bins[mask].bincount(minlength=size) for mask in masks], dim=1).cpu()
             self._counts[name] = self._counts.get(name, 0) + counts
 
@@ -92,7 +97,9 @@ class LostVoxels:
         """By aspect and name: ``class``, ``distance``, ``height``, ``forward``, ``visibility``."""
         return {
             aspect: {
-                title: Group(*row) for title, row in zip(_TITLES[aspect], counts.tolist(), strict=True) if any(row[:4])
+                title: Group(*row)
+                for title, row in zip(self._titles[aspect], counts.tolist(), strict=True)
+                if any(row[:4])
             }
             for aspect, counts in self._counts.items()
         }
@@ -159,13 +166,18 @@ def _distance_titles() -> Sequence[str]:
     return [*titles, f"farther than {VOXEL_SIZE * 100 * ends[-1]:.0f} cm"]
 
 
-_TITLES: dict[str, Sequence[str]] = {
-    "class": CLASS_NAMES,
-    "distance": _distance_titles(),
-    "visibility": ["just before a surface", "behind a surface", "outside of the view"],
-    "height": _parts(GRID_SHAPE[1], "above the floor", start=FLOOR_OFFSET),
-    "forward": _parts(GRID_SHAPE[2], "from the near edge"),
-}
+def _titles(grid_shape: tuple[int, int, int]) -> dict[str, Sequence[str]]:
+    """Titles of the bins, by aspect, for a grid (X, height, Y)."""
+    _, height, forward = grid_shape
+    return {
+        "class": CLASS_NAMES,
+        "distance": _distance_titles(),
+        "visibility": ["just before a surface", "behind a surface", "outside of the view"],
+        "height": _parts(height, "above the floor", start=FLOOR_OFFSET),
+        "forward": _parts(forward, "from the near edge"),
+    }
+
+
 _HEADINGS = {
     "class": "true class",
     "distance": "distance to the nearest hit voxel",

@@ -73,3 +73,21 @@ def test_batches_add_up(batch: Batch) -> None:
     assert (2 * first.empty, 2 * first.filled) == (second.empty, second.filled)
     with pytest.raises(ValueError, match="expected the ground truth"):
         once.update(predicted, dataclasses.replace(batch, label=None))
+
+
+def test_parts_are_named_by_where_they_lie(batch: Batch) -> None:
+    assert batch.label is not None
+    label = batch.label.view(GRID)
+    label[5, 0, 3] = 5  # lowest of six parts of two voxels, second from the near edge
+    label[5, 11, 11] = 7  # highest and farthest
+    lost = LostVoxels()
+    lost.update(torch.zeros(1, *GRID, dtype=torch.uint8), batch)
+    groups = lost.groups()
+    height = {title: group.lost for title, group in groups["height"].items() if group.lost}
+    # The grid begins 5 cm below the floor, and a voxel has 8 cm.
+    assert height == {"above the floor -0.05 to 0.11 m": 1, "above the floor 0.75 to 0.91 m": 1}
+    forward = {title: group.lost for title, group in groups["forward"].items() if group.lost}
+    assert forward == {"from the near edge 0.16 to 0.32 m": 1, "from the near edge 0.80 to 0.96 m": 1}
+    other = Batch.from_frame(random_frame(1, grid_shape=(12, 24, 12)))
+    with pytest.raises(ValueError, match="expected the grid of the batches before, found"):
+        lost.update(torch.zeros(1, 12, 24, 12, dtype=torch.uint8), other)
