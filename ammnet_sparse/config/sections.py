@@ -84,6 +84,13 @@ class DataConfig(_Section):
         description="keep all frames on the training device, images included (0.9 MB each), and make the batches there",
     )
     augment_3d: bool = Field(True, description="flip X, flip Y and exchange X and Y, each with probability 0.5")
+    largest_shift: int = Field(
+        0,
+        ge=0,
+        le=12,
+        description="voxels by which the content of the grid is shifted at most along X and along Y in training, drawn "
+        "per frame; 0: none",
+    )
     augment_2d: bool = Field(
         True, description="resize, crop, flip and photometric changes of images (not of label maps)"
     )
@@ -167,6 +174,9 @@ class LossConfig(_Section):
 
     label_smoothing: Probability = Field(0.2, description="of both cross-entropies")
     weight_2d: float = Field(0.25, ge=0, description="weight of the 2D cross-entropy (image models only)")
+    weight_lovasz: float = Field(
+        0.0, ge=0, description="weight of the Lovász-softmax loss of the scene, a surrogate of the scores; 0: none"
+    )
     weight_adversarial: float = Field(0.005, ge=0, description="weight of the adversarial loss of the generator")
     class_weights: tuple[Weight, ...] = Field(
         (), description="of the 3D cross-entropy, one number above 0 a class, empty first; []: every voxel counts alike"

@@ -1,4 +1,4 @@
-"""Augmentation of frames: mirrored and exchanged axes of the voxels, and changes of the color image.
+"""Augmentation of frames: mirrored, exchanged and shifted axes of the voxels, and changes of the color image.
 
 All augmentation changes the data, not the model. Voxels are moved, never resampled, so each keeps its TSDF,
 label, label weight and the pixel that hit it; if the image is resized, cropped or mirrored, that pixel follows. A
@@ -19,6 +19,7 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.image_normalization import IMAGE_MEAN, color_planes
 from ammnet_sparse.data.sets.splits import hash_of
+from ammnet_sparse.data.shift import Shift, fill_of
 from ammnet_sparse.data.symmetry import Symmetry
 
 _PROBABILITY = 0.5
@@ -28,16 +29,19 @@ _CONTRAST = _SATURATION = (0.5, 1.5)
 _HUE = 18 / 180
 
 
-def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: bool) -> Frame:
+def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: bool, largest_shift: int = 0) -> Frame:
     """A randomly changed copy of a frame.
 
     Args:
         generator: source of all random draws; their number does not depend on what is drawn.
         use_3d: ``augment_3d``.
+        largest_shift: along X and along Y, in voxels (``draw_shift``); 0: none is drawn.
         use_2d: ``augment_2d``; has no effect on a frame without image.
     """
     if use_3d:
         frame = augment_3d(frame, generator=generator)
+    if largest_shift:
+        frame = shift_voxels(frame, draw_shift(generator, largest=largest_shift))
     if use_2d and frame.image is not None:
         frame = augment_2d(frame, generator=generator)
     return frame
@@ -60,6 +64,25 @@ def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
 def draw_symmetry(generator: torch.Generator) -> Symmetry:
     """Flips X, flips Y and exchanges X and Y, each with probability 0.5. Takes three draws."""
     return Symmetry(*(chance < _PROBABILITY for chance in _draw(3, generator)))
+
+
+def draw_shift(generator: torch.Generator, *, largest: int) -> Shift:
+    """Whole voxels from -largest to largest along X and along Y, each equally likely. Takes two draws."""
+    x, y = (int(fraction * (2 * largest + 1)) - largest for fraction in _draw(2, generator))
+    return Shift(x, y)
+
+
+def shift_voxels(frame: Frame, shift: Shift) -> Frame:
+    """A frame with shifted voxels; the same frame if it would lose every hit or every scored voxel."""
+
+    def move(name: str) -> Any:
+        volume = getattr(frame, name)
+        return None if volume is None else shift.apply(volume, fill_of(name, tsdf_is_flipped=frame.tsdf_is_flipped))
+
+    moved = dataclasses.replace(
+        frame, **{name: move(name) for name in ("tsdf", "mapping", "label_weight", "label", "depth_hit")}
+    )
+    return moved if moved.hit_mask.any() and moved.scored_mask.any() else frame
 
 
 def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:

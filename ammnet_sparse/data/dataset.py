@@ -26,6 +26,7 @@ class FrameDataset(Dataset[Batch]):
         ids: frames, each once.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the color image (``augmentation.augment_2d``); frames without one are unchanged.
+        largest_shift: of the voxels along X and Y (``augmentation.draw_shift``); 0: none.
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
 
@@ -41,6 +42,7 @@ class FrameDataset(Dataset[Batch]):
         *,
         augment_3d: bool = False,
         augment_2d: bool = False,
+        largest_shift: int = 0,
         truth_2d: Truth2D | None = None,
         seed: int = 0,
     ) -> None:
@@ -49,6 +51,7 @@ class FrameDataset(Dataset[Batch]):
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
+        self.largest_shift = largest_shift
         self.truth_2d = truth_2d
         self.seed = seed
         self.epoch = 0
@@ -67,12 +70,13 @@ class FrameDataset(Dataset[Batch]):
         frame = self.source.read(self.ids[index])
         if self.truth_2d is not None:
             frame = dataclasses.replace(frame, label_2d=self.truth_2d.read(frame.frame_id))
-        if self.augment_3d or self.augment_2d:
+        if self.augment_3d or self.largest_shift or self.augment_2d:
             frame = augment(
                 frame,
                 generator=augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index]),
                 use_3d=self.augment_3d,
                 use_2d=self.augment_2d,
+                largest_shift=self.largest_shift,
             )
         return Batch.from_frame(frame)
 

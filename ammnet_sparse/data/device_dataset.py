@@ -21,11 +21,11 @@ from ammnet_sparse.data.augmentation import (
     augmentation_generator,
     draw_colors,
     draw_geometry,
+    draw_shift,
     draw_symmetry,
     pad_image,
 )
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
@@ -33,6 +33,7 @@ from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.splits import check_unique
+from ammnet_sparse.data.shift import Shift, shift_volumes
 from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
 from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
 
@@ -47,6 +48,7 @@ class DeviceDataset(Dataset[Batch]):
         device: holds the frames and makes the batches.
         augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
         augment_2d: changes of the color image (``augmentation.augment_2d``).
+        largest_shift: of the voxels along X and Y (``augmentation.draw_shift``); 0: none.
         truth_2d: dense 2D truth of the frames, or None.
         seed: of the augmentation.
         progress: show a progress bar on standard error while they are read.
@@ -68,6 +70,7 @@ class DeviceDataset(Dataset[Batch]):
         device: torch.device,
         augment_3d: bool = False,
         augment_2d: bool = False,
+        largest_shift: int = 0,
         truth_2d: Truth2D | None = None,
         seed: int = 0,
         progress: bool = False,
@@ -84,6 +87,7 @@ class DeviceDataset(Dataset[Batch]):
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d and source.reads_image
+        self.largest_shift = largest_shift
         self.seed = seed
         self.epoch = 0
         self.makes_batches = True
@@ -117,10 +121,10 @@ class DeviceDataset(Dataset[Batch]):
         """These frames as a batch on the device; data loaders prefer this to ``__getitem__``."""
         indices = [range(len(self))[index] for index in indices]  # IndexErrors here, not on the device
         draws = [self._draw(index) for index in indices]
-        numbers = torch.tensor([indices, [draw.symmetry for draw in draws]])
+        numbers = torch.tensor([indices, *zip(*((draw.symmetry, *draw.shift) for draw in draws), strict=True)])
         if self.device.type == "cuda":
             numbers = numbers.pin_memory()  # otherwise the copy would make the host wait
-        frame, symmetry = numbers.to(self.device, non_blocking=True)
+        frame, symmetry, *shifts = numbers.to(self.device, non_blocking=True)
         rows = {name: tensor.index_select(0, frame) for name, tensor in self._tensors.items()}
         voxels = {
             "tsdf": rows["tsdf"].flatten(1),
@@ -132,6 +136,10 @@ class DeviceDataset(Dataset[Batch]):
         if self._source_voxels is not None:
             source = self._source_voxels.index_select(0, symmetry)
             voxels = {name: values.gather(1, source) for name, values in voxels.items()}
+        if self.largest_shift:
+            voxels = shift_volumes(
+                voxels, torch.stack(shifts, dim=1), grid_shape=self.grid_shape, tsdf_is_flipped=self._is_flipped
+            )
         label = voxels.get("label")
         label_map = _unpack_nibbles(rows["label_map"]) if "label_map" in rows else None
         image, label_2d = rows.get("image"), rows.get("label_2d")
@@ -160,20 +168,22 @@ class DeviceDataset(Dataset[Batch]):
 
     def _draw(self, index: int) -> "_Draw":
         """How a frame is augmented in this epoch, with the draws of ``augmentation.augment``."""
-        if not (self.augment_3d or self.augment_2d):
+        if not (self.augment_3d or self.largest_shift or self.augment_2d):
             return _Draw()
         generator = augmentation_generator(seed=self.seed, epoch=self.epoch, frame_id=self.ids[index])
         symmetry = SYMMETRIES.index(draw_symmetry(generator)) if self.augment_3d else 0
+        shift = draw_shift(generator, largest=self.largest_shift) if self.largest_shift else Shift()
         if not self.augment_2d:
-            return _Draw(symmetry)
-        return _Draw(symmetry, draw_geometry(generator), draw_colors(generator))
+            return _Draw(symmetry, shift)
+        return _Draw(symmetry, shift, draw_geometry(generator), draw_colors(generator))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """What augmentation does to a frame: a row of ``source_voxels``, and the changes of its image."""
+    """What augmentation does to a frame: a row of ``source_voxels``, a shift, and the changes of its image."""
 
     symmetry: int = 0
+    shift: Shift = dataclasses.field(default_factory=Shift)
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     colors: Colors = dataclasses.field(default_factory=Colors)
 
@@ -204,7 +214,7 @@ def _load(
         hits.append(frame.hits)
         if len(frame.hits) == 0:
             unusable[frame_id] = NO_HIT
-        elif not _has_scored_voxel(frame.unpack()):
+        elif not frame.unpack().scored_mask.any():
             unusable[frame_id] = NO_SCORED_VOXEL
         arrays = {name: getattr(frame, name) for name in ("tsdf", "label_weight", "label", "label_map", "image")}
         arrays["label_2d"] = None if truth_2d is None else truth_2d.read(frame_id)
@@ -223,11 +233,6 @@ def _load(
         padded[:, index, : len(listed)] = listed.T
     tensors["hit_voxel"], tensors["hit_pixel"] = torch.from_numpy(padded).to(device).unbind()
     return tensors
-
-
-def _has_scored_voxel(frame: Frame) -> bool:
-    scored = frame.label_weight if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
-    return bool(scored.any())
 
 
 def _unpack_mapping(voxel: Tensor, pixel: Tensor, *, num_voxels: int) -> Tensor:

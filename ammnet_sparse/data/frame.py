@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +64,11 @@ class Frame:
     def hit_mask(self) -> NDArray[np.bool_]:
         """[X, H, Y] bool, voxels that the depth hits."""
         return self.mapping != UNMAPPED if self.depth_hit is None else self.depth_hit
+
+    @property
+    def scored_mask(self) -> NDArray[np.bool_]:
+        """[X, H, Y] bool, voxels with label weight and, if there is a truth, a label that is not ignored."""
+        return self.label_weight if self.label is None else self.label_weight & (self.label != IGNORE_LABEL)
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:

@@ -146,6 +146,7 @@ def _loss_figure(history: History) -> str:
     for name, label, color in (
         ("loss", "generator, weighted sum (training)", "#9aa3ae"),
         ("scene", "scene cross-entropy (training)", "#1d5fbf"),
+        ("lovasz", "Lovász-softmax of the scene (training)", "#7c3aed"),
         ("image", "image cross-entropy (training)", "#2b8a3e"),
     ):
         _draw_steps(axes, history, name, label=label, color=color)

@@ -29,6 +29,7 @@ from ammnet_sparse.training.losses import (
     num_labeled_pixels,
     real_loss,
     scene_cross_entropy,
+    scene_lovasz,
     scored_weight,
 )
 from ammnet_sparse.training.networks import Networks
@@ -45,6 +46,7 @@ class StepReport:
 
     loss: Tensor
     scene: Tensor
+    lovasz: Tensor | None
     image: Tensor | None
     adversarial: Tensor | None
     discriminator: Tensor | None
@@ -56,7 +58,9 @@ class StepReport:
         """The report over all processes: losses are summed shares, norms are the same in each."""
         if num_processes() == 1:
             return self
-        shares = {name: getattr(self, name) for name in ("loss", "scene", "image", "adversarial", "discriminator")}
+        shares = {
+            name: getattr(self, name) for name in ("loss", "scene", "lovasz", "image", "adversarial", "discriminator")
+        }
         present = {name: value for name, value in shares.items() if value is not None}
         sums = sum_over_processes(torch.stack([value.double() for value in present.values()]))
         return dataclasses.replace(self, **dict(zip(present, sums, strict=True)), counts=self.counts.over_processes())
@@ -249,7 +253,10 @@ class AdversarialGame:
         )
         scene_loss = scene_loss / totals.scored
         loss = scene_loss
-        image_loss = adversarial_loss = None
+        image_loss = lovasz_loss = adversarial_loss = None
+        if config.weight_lovasz > 0:
+            lovasz_loss = totals.share(scene_lovasz(prediction, scene.batch) / num_scenes, scene.index)
+            loss = loss + config.weight_lovasz * lovasz_loss
         if prediction.class_logits_2d is not None:
             image_loss = image_cross_entropy(prediction, scene.batch, label_smoothing=config.label_smoothing)
             assert totals.pixels is not None
@@ -268,6 +275,7 @@ class AdversarialGame:
         return _Losses(
             loss=loss.detach(),
             scene=scene_loss.detach(),
+            lovasz=None if lovasz_loss is None else lovasz_loss.detach(),
             image=None if image_loss is None else image_loss.detach(),
             adversarial=None if adversarial_loss is None else adversarial_loss.detach(),
         )
@@ -296,6 +304,7 @@ class _Losses(NamedTuple):
 
     loss: Tensor
     scene: Tensor
+    lovasz: Tensor | None
     image: Tensor | None
     adversarial: Tensor | None
 
@@ -307,9 +316,9 @@ class _Losses(NamedTuple):
             present = [value for value in values if value is not None]
             return torch.stack(present).sum() if present else None
 
-        loss, scene, image, adversarial = (total(values) for values in zip(*parts, strict=True))
+        loss, scene, lovasz, image, adversarial = (total(values) for values in zip(*parts, strict=True))
         assert loss is not None and scene is not None
-        return cls(loss, scene, image, adversarial)
+        return cls(loss, scene, lovasz, image, adversarial)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Cross-entropies of the scene and of the image (eq. 9), from sites, without a dense volume."""
+"""Losses of the scene and of the image (eq. 9), from sites, without a dense volume."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ammnet_sparse.config import LossConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
+from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL, UNMAPPED
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.ops import project_features
 from ammnet_sparse.sparse.sites import SiteSet
@@ -46,6 +46,43 @@ def scene_cross_entropy(
         label_smoothing=label_smoothing,
         reduction="sum",
     )
+
+
+def scene_lovasz(prediction: Prediction, batch: Batch) -> Tensor:
+    """Lovász-softmax loss of a batch (Berman et al. 2018), a scalar in 0..2 that stands for 1 - mIoU plus 1 - SC IoU.
+
+    The first part is the mean over the occupied classes that the truth of the batch has, over its scored voxels. The
+    second is that of "occupied" over those of them that no pixel hits, as in ``CompletionMetrics``. Each is the Lovász
+    extension of the Jaccard loss over all frames of the batch together (eqs. 8 and 9, algorithm 1).
+    """
+    labels = labels_at(batch, prediction.sites)
+    scored = (labels != IGNORE_LABEL).nonzero().squeeze(1)
+    labels = labels[scored]
+    probabilities = at_least_float32(prediction.voxel_logits[scored]).softmax(dim=1)
+    classes = torch.arange(probabilities.shape[1], device=labels.device)
+    of_classes = _lovasz(probabilities[:, EMPTY_LABEL + 1 :].T, labels == classes[EMPTY_LABEL + 1 :, None])
+    hit = batch.hit_mask.flatten()[prediction.sites.linear[scored]]
+    occluded = (~hit).nonzero().squeeze(1)
+    occupied = 1 - probabilities[occluded, EMPTY_LABEL]
+    return of_classes + _lovasz(occupied[None], labels[occluded][None] != EMPTY_LABEL)
+
+
+def _lovasz(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Mean of the Lovász extension over the classes that are in the truth; 0 if none is.
+
+    Args:
+        probabilities, truth: [K, N], of the class and whether it is there.
+    """
+    errors, order = (truth.to(probabilities.dtype) - probabilities).abs().sort(dim=1, descending=True)
+    truth = truth.gather(1, order)
+    total = truth.sum(dim=1, keepdim=True)
+    # Jaccard losses when the voxels of the largest errors, more and more of them, are wrong.
+    intersection = total - truth.cumsum(dim=1)
+    union = total + (~truth).cumsum(dim=1)
+    jaccard = 1 - intersection.to(errors.dtype) / union.clamp(min=1)
+    weights = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
+    present = (total > 0).to(errors.dtype).squeeze(1)
+    return ((errors * weights).sum(dim=1) * present).sum() / present.sum().clamp(min=1)
 
 
 def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing: float) -> Tensor:

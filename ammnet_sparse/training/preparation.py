@@ -166,6 +166,7 @@ def open_datasets(
                 device=device,
                 augment_3d=data.augment_3d,
                 augment_2d=augment_2d,
+                largest_shift=data.largest_shift,
                 truth_2d=truth_2d,
                 seed=config.training.seed,
                 progress=show_progress,
@@ -178,6 +179,7 @@ def open_datasets(
             training,
             augment_3d=data.augment_3d,
             augment_2d=augment_2d,
+            largest_shift=data.largest_shift,
             truth_2d=truth_2d,
             seed=config.training.seed,
         ),
@@ -199,7 +201,7 @@ def open_encoder_datasets(
     if config.data.label_2d is None:
         raise ConfigError("data.label_2d: expected the folder of dense 2D truth that the encoder learns, found none")
     # Voxels are not used: moving them would only cost time.
-    data = config.data.model_copy(update={"cache_features": False, "augment_3d": False})
+    data = config.data.model_copy(update={"cache_features": False, "augment_3d": False, "largest_shift": 0})
     config = config.model_copy(update={"data": data})
     return open_datasets(config, device=device, limit=limit, is_quick=True, show_progress=False)
 

@@ -1,5 +1,6 @@
 """Augmentation: voxels move as numpy moves them, and the mapping follows what is done to the image."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -15,14 +16,17 @@ from ammnet_sparse.data.augmentation import (
     augment_3d,
     draw_colors,
     draw_geometry,
+    draw_shift,
     move_voxels,
     pad_image,
+    shift_voxels,
 )
 from ammnet_sparse.data.batch import Batch, normalize_image
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
 from ammnet_sparse.data.image_normalization import IMAGE_MEAN
 from ammnet_sparse.data.sets.compact import CompactFrame
+from ammnet_sparse.data.shift import Shift
 from ammnet_sparse.data.symmetry import Symmetry
 from tests.data.frames import assert_same_frame, random_frame
 
@@ -66,6 +70,47 @@ def test_flips_of_different_axes_differ_and_commute() -> None:
     assert_same_frame(move_voxels(by_x, EXCHANGE), move_voxels(exchanged, FLIP_Y))
     # Flips first, then the exchange.
     assert_same_frame(move_voxels(frame, Symmetry(True, False, True)), move_voxels(by_x, EXCHANGE))
+
+
+@pytest.mark.parametrize("shift", [Shift(2, -1), Shift(-1, 3), Shift(0, 1), Shift()])
+@pytest.mark.parametrize("tsdf_is_flipped", [False, True])
+def test_shifted_voxels_go_where_they_should(shift: Shift, tsdf_is_flipped: bool) -> None:
+    frame = dataclasses.replace(random_frame(1, grid_shape=(6, 3, 5)), tsdf_is_flipped=tsdf_is_flipped)
+    moved = shift_voxels(frame, shift)
+    assert frame.label is not None and moved.label is not None
+    for x, height, y in np.ndindex(6, 3, 5):
+        source = (x - shift.x, height, y - shift.y)
+        found = [volume[x, height, y] for volume in (moved.tsdf, moved.mapping, moved.label_weight, moved.label)]
+        if source[0] in range(6) and source[2] in range(5):
+            assert found == [volume[source] for volume in (frame.tsdf, frame.mapping, frame.label_weight, frame.label)]
+        else:  # unobserved, not hit, not scored
+            assert found == [np.float32(0.001 if tsdf_is_flipped else 0), UNMAPPED, False, IGNORE_LABEL]
+    assert all(getattr(moved, name).dtype == getattr(frame, name).dtype for name in VOXEL_ARRAYS)
+
+
+def test_a_frame_that_would_lose_everything_is_not_shifted() -> None:
+    frame = random_frame(1, grid_shape=(6, 3, 6))
+    mapping = np.full_like(frame.mapping, UNMAPPED)
+    mapping[5, 1, 2] = 7
+    frame = dataclasses.replace(frame, mapping=mapping, label_weight=np.ones_like(frame.label_weight))
+    assert shift_voxels(frame, Shift(1, 0)) is frame
+    assert shift_voxels(frame, Shift(-1, 0)).mapping[4, 1, 2] == 7
+    unscored = np.zeros_like(frame.label_weight)
+    unscored[0, 0, 3] = True
+    label = np.ones_like(frame.label_weight, dtype=np.uint8)
+    frame = dataclasses.replace(frame, label_weight=unscored, label=label)
+    assert shift_voxels(frame, Shift(-1, 0)) is frame
+    assert shift_voxels(frame, Shift(0, -1)).label_weight[0, 0, 2]
+
+
+def test_every_shift_is_drawn() -> None:
+    shifts = [draw_shift(_generator(seed), largest=2) for seed in range(500)]
+    counts = collections.Counter(shifts)
+    assert counts.keys() == {Shift(x, y) for x in range(-2, 3) for y in range(-2, 3)}
+    assert min(counts.values()) > 5 and max(counts.values()) < 40
+    frame = random_frame(2)
+    moved = augment(frame, generator=_generator(3), use_3d=False, use_2d=False, largest_shift=2)
+    assert_same_frame(moved, shift_voxels(frame, draw_shift(_generator(3), largest=2)))
 
 
 def test_exchange_needs_a_square_grid() -> None:

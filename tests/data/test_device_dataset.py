@@ -43,11 +43,15 @@ def assert_same_batch(found: Batch, expected: Batch) -> None:
             assert torch.equal(value.cpu(), wanted), name
 
 
-def assert_same_batches(source: FrameSource, ids: list[str], *, device: torch.device = CPU) -> DeviceDataset:
+def assert_same_batches(
+    source: FrameSource, ids: list[str], *, device: torch.device = CPU, largest_shift: int = 0
+) -> DeviceDataset:
     """Compares the batches of three epochs, and of a pass in order, with those of the ordinary data set."""
     for augment_3d in (True, False):
-        on_device = DeviceDataset(source, ids, device=device, augment_3d=augment_3d, seed=5)
-        ordinary = FrameDataset(source, ids, augment_3d=augment_3d, seed=5)
+        on_device = DeviceDataset(
+            source, ids, device=device, augment_3d=augment_3d, largest_shift=largest_shift, seed=5
+        )
+        ordinary = FrameDataset(source, ids, augment_3d=augment_3d, largest_shift=largest_shift, seed=5)
         for epoch in range(3):
             found, expected = (
                 build_loader(dataset, batch_size=2, shuffle_seed=7, epoch=epoch, workers=0, drop_last=False)
@@ -69,6 +73,16 @@ def test_batches_are_those_of_the_ordinary_loader(packed: PackedFrames) -> None:
     first = packed.read_compact(IDS[0])
     assert first.label_map is not None
     assert on_device.num_bytes > 9 * (first.tsdf.nbytes + first.label_map.nbytes)
+
+
+@pytest.mark.parametrize("largest_shift", [1, 3])
+def test_shifted_batches_are_those_of_the_ordinary_loader(packed: PackedFrames, largest_shift: int) -> None:
+    on_device = assert_same_batches(packed, IDS, largest_shift=largest_shift)
+    plain = DeviceDataset(packed, IDS, device=CPU)
+    changed = [not torch.equal(on_device[index].tsdf, plain[index].tsdf) for index in range(len(IDS))]
+    assert any(changed)
+    if largest_shift == 3:  # three voxels of four leave nothing to score of some frames
+        assert not all(changed)
 
 
 def test_every_move_is_drawn_and_undone(packed: PackedFrames) -> None:

@@ -20,7 +20,7 @@ from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_s
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.losses import num_scored, scene_cross_entropy
+from ammnet_sparse.training.losses import num_scored, scene_cross_entropy, scene_lovasz
 from ammnet_sparse.training.optimization import Optimization
 from tests.training.support import both, differing, make_game, state_of, tiny_batch, tiny_config
 
@@ -387,6 +387,27 @@ def test_step_counts_the_prediction_it_is_trained_on(batch: Batch, sites: str) -
         counts = game.step(batches, seed=1).counts
         assert counts.scores() == metrics.compute() and counts.frames == 2 * len(batches)
         assert torch.equal(counts.confusion, metrics.compute().confusion)
+
+
+@pytest.mark.parametrize("sites", ["sparse", "dense"])
+def test_lovasz_is_a_part_of_the_loss_and_its_mean_over_batches(batch: Batch, sites: str) -> None:
+    without = make_game(tiny_config(model={"sites": sites}, adversarial={"enabled": False}))
+    for batches in ([batch], [batch, tiny_batch((3, 4))]):
+        config = tiny_config(model={"sites": sites}, loss={"weight_lovasz": 0.5}, adversarial={"enabled": False})
+        game = make_game(config)
+        untrained = copy.deepcopy(game.generator).train()
+        with torch.no_grad():
+            parts = [scene_lovasz(untrained(part, voxels="scored"), part) for part in batches]
+        gradients = recorded_gradients(game)
+        report = game.step(batches, seed=1)
+        assert report.lovasz is not None
+        torch.testing.assert_close(report.lovasz, torch.stack(parts).mean())
+        torch.testing.assert_close(report.loss, report.scene + 0.5 * report.lovasz)
+        assert report.as_floats()["lovasz"] == pytest.approx(float(report.lovasz))
+        plain = recorded_gradients(without)
+        assert without.step(batches, seed=1).lovasz is None
+        weight = "decoder.classifier.weight"
+        assert gradients.keys() == plain.keys() and not torch.allclose(gradients[weight], plain[weight])
 
 
 def test_scene_without_object_and_scene_without_scored_voxel(batch: Batch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ammnet_sparse.config import LossConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.evaluation.metrics import CompletionMetrics
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
@@ -22,6 +23,7 @@ from ammnet_sparse.training.losses import (
     num_scored,
     real_loss,
     scene_cross_entropy,
+    scene_lovasz,
     scored_weight,
 )
 
@@ -85,6 +87,72 @@ def test_weighted_scene_loss_is_torchs_weighted_mean(batch: Batch, smoothing: fl
     doubled = scene_cross_entropy(prediction, batch, label_smoothing=smoothing, class_weights=2 * weights)
     torch.testing.assert_close(doubled / scored_weight(batch, 2 * weights), expected, rtol=1e-6, atol=0)
     assert torch.equal(scored_weight(batch, None), num_scored(batch))
+
+
+def jaccard_loss(wrong: set[int], truth: set[int]) -> float:
+    """1 - IoU of a class when the voxels of ``wrong`` are on the wrong side and all others on the right one."""
+    return 1 - len(truth - wrong) / len(truth | wrong)
+
+
+def lovasz_extension(errors: list[float], truth: set[int]) -> float:
+    """Of the Jaccard loss, by its definition: the voxels of the largest errors become wrong one after the other."""
+    total, before, wrong = 0.0, 0.0, set[int]()
+    for voxel in sorted(range(len(errors)), key=lambda voxel: -errors[voxel]):
+        wrong.add(voxel)
+        now = jaccard_loss(wrong, truth)
+        total += errors[voxel] * (now - before)
+        before = now
+    return total
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_lovasz_is_the_extension_of_the_losses_of_both_scores(batch: Batch, is_dense: bool) -> None:
+    prediction, dense = prediction_of(batch, is_dense=is_dense)
+    assert batch.label is not None
+    batch.label[batch.label == 4] = 5  # a class that the truth lacks does not count
+    scored = batch.scored_mask.flatten()
+    probabilities = dense.permute(0, 2, 1).reshape(-1, NUM_CLASSES)[scored].softmax(dim=1)
+    labels = batch.label.flatten()[scored].tolist()
+
+    def extension(of_class: Tensor, truth: list[bool]) -> float:
+        errors = [abs(is_true - p) for is_true, p in zip(truth, of_class.tolist(), strict=True)]
+        return lovasz_extension(errors, {voxel for voxel, is_true in enumerate(truth) if is_true})
+
+    of_classes = [
+        extension(probabilities[:, label], [found == label for found in labels])
+        for label in range(1, NUM_CLASSES)
+        if label in labels
+    ]
+    assert len(of_classes) == NUM_CLASSES - 2
+    occluded = ~batch.hit_mask.flatten()[scored]
+    occupied = [found != 0 for found, is_occluded in zip(labels, occluded.tolist(), strict=True) if is_occluded]
+    expected = sum(of_classes) / len(of_classes) + extension(1 - probabilities[occluded, 0], occupied)
+    assert scene_lovasz(prediction, batch).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_lovasz_of_certain_predictions_is_what_the_scores_lack(batch: Batch) -> None:
+    prediction, _ = prediction_of(batch, is_dense=False)
+    assert batch.label is not None
+    certain = F.one_hot(prediction.voxel_logits.argmax(dim=1), NUM_CLASSES) * 1e4
+    certain = Prediction(certain.double(), prediction.sites)
+    metrics = CompletionMetrics()
+    metrics.update(certain.labels.flatten(1), batch)
+    scores = metrics.compute()
+    expected = (1 - scores.ssc_miou) + (1 - scores.sc_iou)
+    assert scene_lovasz(certain, batch).item() == pytest.approx(expected, rel=1e-10)
+    right = F.one_hot(labels_at(batch, certain.sites), NUM_CLASSES).double() * 1e4
+    assert scene_lovasz(Prediction(right, certain.sites), batch).item() == 0
+
+
+def test_lovasz_of_empty_space_is_zero_and_has_gradients(batch: Batch) -> None:
+    prediction, _ = prediction_of(batch, is_dense=False)
+    assert batch.label is not None
+    batch.label[batch.label != IGNORE_LABEL] = 0
+    logits = prediction.voxel_logits.requires_grad_()
+    loss = scene_lovasz(prediction, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert logits.grad is not None and not logits.grad.any()
 
 
 def test_class_weights_come_from_the_configuration() -> None:
