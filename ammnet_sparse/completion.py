@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS, DepthEncoding, meters_from_values
+from ammnet_sparse.data.camera.depth import DepthEncoding, meters_from_values
 from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
-from ammnet_sparse.data.camera.label_maps import label_map_from_values
+from ammnet_sparse.data.camera.label_maps import LabelMapClasses, label_map_from_values
 from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.camera.placement import Placement
 from ammnet_sparse.data.camera.poses import checked, matrix_of_rows
-from ammnet_sparse.data.camera.view import TURNS, View, turned_pose
+from ammnet_sparse.data.camera.stored import CameraSettings, StoredFrame, UprightFrame, upright_frame
+from ammnet_sparse.data.camera.view import TURNS, View
 from ammnet_sparse.data.grid import EMPTY_LABEL, IMAGE_SHAPE, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.evaluation.selection import check_grid, check_inputs
@@ -131,7 +131,9 @@ class SceneCompleter:
         depth_scale: units of the depth image per meter; None: 1000 for integers, and for floats 1 if that gives a room.
         depth_encoding: how depth is stored, as ``ammnet predict --depth-encoding``.
         camera_height: meters above the floor, if known.
-        rotate: degrees clockwise that make the images upright: 0, 90, 180 or 270; None: they are not rotated.
+        pose_up: which axis of the poses' world is up (``-y``, ``z``, ...); None: detected.
+        rotate: degrees clockwise that make the images upright: 0, 90, 180 or 270; None: as ``exif_turn`` says.
+        label_map_classes: the class list of label maps, as ``ammnet predict --label-map-classes``.
         device: where the network computes.
         keeps_camera: False treats every frame independently.
 
@@ -139,7 +141,7 @@ class SceneCompleter:
         WeightsError: no such weights.
         DataError: intrinsics that cannot be read.
         ValueError: a device that is not available, or an invalid ``depth_scale``, ``depth_encoding``,
-            ``camera_height`` or ``rotate``.
+            ``camera_height``, ``pose_up``, ``rotate`` or ``label_map_classes``.
     """
 
     def __init__(
@@ -151,27 +153,30 @@ class SceneCompleter:
         depth_scale: float | None = None,
         depth_encoding: DepthEncoding = "auto",
         camera_height: float | None = None,
+        pose_up: str | None = None,
         rotate: int | None = None,
+        label_map_classes: LabelMapClasses = "nyu13",
         device: torch.device | str = "cpu",
         keeps_camera: bool = True,
     ) -> None:
-        for name, number in (("depth_scale", depth_scale), ("camera_height", camera_height)):
-            if number is not None and not 0 < number < math.inf:
-                unit = "units per meter" if name == "depth_scale" else "meters"
-                raise ValueError(f"{name}: expected {unit} above 0, found {number}")
-        if depth_encoding not in DEPTH_ENCODINGS:
-            raise ValueError(f"depth_encoding: expected one of {', '.join(DEPTH_ENCODINGS)}, found {depth_encoding!r}")
-        self.intrinsics = _as_intrinsics(intrinsics)
-        self.color_intrinsics = None if color_intrinsics is None else _as_intrinsics(color_intrinsics)
-        self.depth_scale = depth_scale
-        self.depth_encoding = depth_encoding
-        self.camera_height = camera_height
-        if rotate is not None and rotate not in TURNS:
-            raise ValueError(f"rotate: expected one of {', '.join(map(str, TURNS))} degrees, found {rotate}")
-        self.rotate = rotate
+        self.settings = CameraSettings(
+            intrinsics=_as_intrinsics(intrinsics),
+            color_intrinsics=None if color_intrinsics is None else _as_intrinsics(color_intrinsics),
+            depth_scale=depth_scale,
+            depth_encoding=depth_encoding,
+            rotate=rotate,
+            label_map_classes=label_map_classes,
+            pose_up=pose_up,
+            camera_height=camera_height,
+        )
         self.keeps_camera = keeps_camera
         self.model: AMMNet = load_model(weights, device=device)
         check_grid(self.model.config)
+        self.settings = dataclasses.replace(
+            self.settings,
+            tsdf_is_flipped=self._is_flipped,
+            unobserved="surface" if self.model.metadata.get(UNOBSERVED) == "surface" else "free",
+        )
         self.device = torch.device(device)
         self._previous: Placement | None = None
         self._count = 0
@@ -183,7 +188,8 @@ class SceneCompleter:
         depth: NDArray[Any],
         pose: ArrayLike | None = None,
         *,
-        label_map: NDArray[np.uint8] | None = None,
+        label_map: NDArray[Any] | None = None,
+        exif_turn: int = 0,
         name: str | None = None,
     ) -> CompletedScene:
         """Completes a frame.
@@ -192,7 +198,9 @@ class SceneCompleter:
             color: [rows, columns, 3] uint8 RGB; None for weights that read depth alone or label maps.
             depth: [rows, columns], integers or floats, registered to the color image; 0, NaN and the like are invalid.
             pose: [4, 4] or [3, 4] camera to world (camera axes x right, y down, z forward), or None.
-            label_map: [rows, columns] whole numbers 0..13, NYU's 13 classes (0 void), for weights that read one.
+            label_map: [rows, columns] whole numbers of ``label_map_classes`` (nyu13: 0..13, 0 void), for weights that
+                read one.
+            exif_turn: degrees clockwise by which the color image's EXIF turns it (and what is stored like it).
             name: name of the frame for messages and files; None: its number. It names files, so it has no slash.
 
         Raises:
@@ -205,22 +213,9 @@ class SceneCompleter:
         self._count += 1
         unread = check_inputs(self.model.config, has_color=color is not None, has_label_map=label_map is not None)
         seconds: dict[str, float] = {}
-        images, pose, notes = _timed(seconds, "images", lambda: self._images(color, depth, pose, label_map))
-        placed = _timed(
-            seconds,
-            "frame",
-            lambda: make_own_frame(
-                images,
-                name=name,
-                pose=pose,
-                camera_height=self.camera_height,
-                previous=self._previous,
-                is_told_upright=self.rotate is not None,
-                tsdf_is_flipped=self._is_flipped,
-                unobserved="surface" if self.model.metadata.get(UNOBSERVED) == "surface" else "free",
-                notes=(*unread, *notes),
-            ),
-        )
+        upright = _timed(seconds, "images", lambda: self._upright(color, depth, pose, label_map, exif_turn))
+        upright = upright._replace(notes=(*unread, *upright.notes))
+        placed = _timed(seconds, "frame", lambda: upright.placed(self.settings, name=name, previous=self._previous))
         self._previous = placed.placement if self.keeps_camera else None
         labels, logits = _timed(seconds, "network", lambda: self._predict(placed))
         seconds["all"] = time.perf_counter() - started
@@ -235,31 +230,30 @@ class SceneCompleter:
         trained = json.loads(self.model.metadata.get("training_config", "{}"))
         return bool(trained.get("data", {}).get("dataset") == "nyucad")
 
-    def _images(
-        self, color: NDArray[Any] | None, depth: NDArray[Any], pose: Any, label_map: NDArray[Any] | None
-    ) -> tuple[Any, NDArray[np.float64] | None, list[str]]:
-        """Images at the network's size, the pose rotated like them, and notes."""
+    def _upright(
+        self,
+        color: NDArray[Any] | None,
+        depth: NDArray[Any],
+        pose: ArrayLike | None,
+        label_map: NDArray[Any] | None,
+        exif_turn: int,
+    ) -> UprightFrame:
+        if exif_turn not in TURNS:
+            raise DataError(f"exif_turn: expected one of {', '.join(map(str, TURNS))} degrees, found {exif_turn}")
         color = None if color is None else _as_array(color, "color", "[rows, columns, 3]")
         label_map = None if label_map is None else _as_array(label_map, "label map", "[rows, columns]")
         meters, notes = meters_from_values(
             _as_array(depth, "depth", "[rows, columns]"),
-            scale=self.depth_scale,
-            encoding=self.depth_encoding,
-            usual_scale=self.intrinsics.depth_scale,
+            scale=self.settings.depth_scale,
+            encoding=self.settings.depth_encoding,
+            usual_scale=self.settings.intrinsics.depth_scale,
         )
         if label_map is not None:
-            label_map = label_map_from_values(label_map)[0]
-        shapes = [meters.shape] if color is None else [meters.shape, color.shape]
-        intrinsics = self.intrinsics.fitting(shapes)
-        color_camera = None
-        if self.color_intrinsics is not None and color is not None:
-            color_camera = self.color_intrinsics.fitting([color.shape]).camera
-        view = View(color, meters, intrinsics.camera, color_camera, label_map, intrinsics.size)
+            label_map, more = label_map_from_values(label_map, classes=self.settings.label_map_classes)
+            notes += more
         given = None if pose is None else _as_pose(pose)
-        if self.rotate:
-            view = view.turned(self.rotate)
-            given = None if given is None else turned_pose(given, self.rotate)
-        return view.to_network_images(), given, [*notes, *intrinsics.notes]
+        frame = upright_frame(StoredFrame(color, meters, label_map, given, exif_turn), self.settings)
+        return frame._replace(notes=(*notes, *frame.notes))
 
     def _predict(self, placed: OwnFrame) -> tuple[NDArray[np.uint8], torch.Tensor]:
         with torch.inference_mode():

@@ -13,10 +13,10 @@ from ammnet_sparse.models.weights.files import save_weights
 INTRINSICS = (518.9, 518.9, 319.5, 239.5)
 
 
-def small_weights(folder: Path) -> Path:
-    """Random weights of width 8 that read the TSDF alone."""
+def small_weights(folder: Path, *, inputs: str = "tsdf") -> Path:
+    """Random weights of width 8 that read the TSDF alone, or 2D label maps too (``both``)."""
     torch.manual_seed(0)
-    config = config_from_dict({"model": {"width": 8, "stem_widths": [3, 8], "inputs": "tsdf"}}, source="test").model
+    config = config_from_dict({"model": {"width": 8, "stem_widths": [3, 8], "inputs": inputs}}, source="test").model
     path = folder / "small.safetensors"
     save_weights(path, build_generator(config).state_dict(), model_config=config, metadata={})
     return path

@@ -117,7 +117,7 @@ def test_intrinsics_in_every_form(weights: Path, tmp_path: Path) -> None:
     matrix = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
     (tmp_path / "k.txt").write_text(f"{fx} {fy} {cx} {cy}\n")
     for form in (INTRINSICS, list(INTRINSICS), np.array(matrix), tmp_path / "k.txt", f"{fx},{fy},{cx},{cy}"):
-        assert SceneCompleter(weights, intrinsics=form).intrinsics.camera == Camera(*INTRINSICS)
+        assert SceneCompleter(weights, intrinsics=form).settings.intrinsics.camera == Camera(*INTRINSICS)
     with pytest.raises(DataError, match=r"intrinsics: expected \(fx, fy, cx, cy\), a matrix or a file"):
         SceneCompleter(weights, intrinsics=[1.0, 2.0])
 

@@ -10,7 +10,7 @@ from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
 from ammnet_sparse.data.camera.given_pose import POSE_AXES
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
 from ammnet_sparse.data.camera.label_maps import LABEL_MAP_CLASSES
-from ammnet_sparse.data.camera.reading import CameraSettings
+from ammnet_sparse.data.camera.stored import CameraSettings
 from ammnet_sparse.data.camera.view import TURNS
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.models.weights.files import UNOBSERVED
@@ -42,6 +42,29 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         "--depth", type=Path, metavar="PATH", help="depth image (png, tiff, exr, npy, npz), or a folder of them"
     )
     group.add_argument(
+        "--pose",
+        type=Path,
+        metavar="PATH",
+        help="camera-to-world matrix or tx ty tz qx qy qz qw in a text file, a trajectory, or a folder of poses",
+    )
+    group.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="PATH",
+        help="2D label map for Seg2D checkpoints, one for all frames or a folder of them",
+    )
+    group.add_argument(
+        "--unobserved",
+        choices=("free", "surface"),
+        help="with --dataset nyucad: what a flipped TSDF holds in unobserved space, 0.001 as SSCNet's source (free) or "
+        "+1 (surface); default: as the weights say, else free",
+    )
+    add_settings_options(group)
+
+
+def add_settings_options(group: argparse._ActionsContainer) -> None:
+    """``--intrinsics`` and the other options that say how a camera's images are to be read."""
+    group.add_argument(
         "--intrinsics",
         metavar="NUMBERS",
         help="fx,fy,cx,cy in pixels, or a file: these or a matrix, or JSON or YAML of Open3D, RealSense, ROS, ...",
@@ -69,31 +92,16 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
         help="degrees clockwise that make the images upright, intrinsics and pose with them; 0: none (default: EXIF)",
     )
     group.add_argument(
-        "--pose",
-        type=Path,
-        metavar="PATH",
-        help="camera-to-world matrix or tx ty tz qx qy qz qw in a text file, a trajectory, or a folder of poses",
-    )
-    group.add_argument(
         "--pose-up", choices=POSE_AXES, help="axis of the pose's world that is up, as --pose-up=-y (default: detected)"
     )
     group.add_argument(
-        "--camera-height", type=float, metavar="M", help="meters above the floor (default: the floor is detected)"
-    )
-    group.add_argument(
-        "--label-map",
-        type=Path,
-        metavar="PATH",
-        help="2D label map for Seg2D checkpoints, one for all frames or a folder of them",
+        "--camera-height",
+        type=parse_positive_number,
+        metavar="M",
+        help="meters above the floor (default: the floor is detected)",
     )
     group.add_argument(
         "--label-map-classes", choices=LABEL_MAP_CLASSES, help="classes of label maps (default: nyu13, 0..13)"
-    )
-    group.add_argument(
-        "--unobserved",
-        choices=("free", "surface"),
-        help="with --dataset nyucad: what a flipped TSDF holds in unobserved space, 0.001 as SSCNet's source (free) or "
-        "+1 (surface); default: as the weights say, else free",
     )
 
 
@@ -106,8 +114,6 @@ def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> 
     """Ends with the usage if camera options contradict each other."""
     if options.pose_up is not None and options.pose is None:
         parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
-    if options.camera_height is not None and not 0 < options.camera_height < 100:
-        parser.error(f"--camera-height: expected meters above 0, found {options.camera_height}")
     if options.unobserved is not None and options.dataset != "nyucad":
         parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
     if options.color_intrinsics is not None and options.color is None:

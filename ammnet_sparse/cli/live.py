@@ -19,6 +19,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.cli.camera_options import add_settings_options, given_options
 from ammnet_sparse.cli.errors import CommandFailed, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
@@ -30,9 +34,8 @@ from ammnet_sparse.cli.options import (
     parse_positive_number,
 )
 from ammnet_sparse.completion import CompletedScene, SceneCompleter
-from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
 from ammnet_sparse.data.camera.intrinsics import read_intrinsics
-from ammnet_sparse.data.camera.view import TURNS
+from ammnet_sparse.data.camera.view import turned_image
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource
@@ -61,10 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     completer = SceneCompleter(
         checkpoint,
         intrinsics=source.intrinsics,
+        color_intrinsics=options.color_intrinsics,
         depth_scale=options.depth_scale or source.depth_scale,
-        depth_encoding=options.depth_encoding,
+        depth_encoding=options.depth_encoding or "auto",
         camera_height=options.camera_height,
+        pose_up=options.pose_up,
         rotate=options.rotate,
+        label_map_classes=options.label_map_classes or "nyu13",
         device=choose_device(options.device),
     )
     for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rate = current if rate is None else (1 - _SMOOTHING) * rate + _SMOOTHING * current
                 last = now
                 if viewer is not None:
-                    viewer.show(scene, frame.color, rate=rate)
+                    viewer.show(scene, _upright_color(frame, options.rotate), rate=rate)
                 if options.out is not None:
                     with writing_to(options.out):
                         scene.write_volume(options.out)
@@ -122,11 +128,9 @@ def _source(options: argparse.Namespace) -> Source:
         return RealSenseSource(None if options.source == _REALSENSE else path)
     if options.intrinsics is None:
         raise DataError(f"--source {path}: expected --intrinsics of the camera whose frames lie there, found none")
-    intrinsics = read_intrinsics(options.intrinsics)
     return FolderSource(
         path,
-        intrinsics=intrinsics,
-        depth_scale=intrinsics.depth_scale,
+        intrinsics=read_intrinsics(options.intrinsics),
         has_color=not options.depth_only,
         has_label_map=options.label_maps,
         report=lambda line: print(f"skipped: {line}", file=sys.stderr, flush=True),
@@ -135,7 +139,19 @@ def _source(options: argparse.Namespace) -> Source:
 
 
 def _complete(completer: SceneCompleter, frame: LiveFrame) -> CompletedScene:
-    return completer(frame.color, frame.depth, frame.pose, label_map=frame.label_map, name=frame.name)
+    return completer(
+        frame.color,
+        frame.depth,
+        frame.pose,
+        label_map=frame.label_map,
+        exif_turn=frame.exif_turn,
+        name=frame.name,
+    )
+
+
+def _upright_color(frame: LiveFrame, rotate: int | None) -> NDArray[np.uint8] | None:
+    degrees = frame.exif_turn if rotate is None else rotate
+    return frame.color if frame.color is None or degrees == 0 else turned_image(frame.color, degrees)
 
 
 def _line(scene: CompletedScene, rate: float | None) -> str:
@@ -153,15 +169,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folder that frames are written to, a connected RealSense camera, or its recording",
     )
     add_checkpoint_option(parser, default="shipped weights for what the frames have")
-    parser.add_argument("--intrinsics", help="fx,fy,cx,cy in pixels or a file, of the frames in a folder")
-    parser.add_argument("--depth-scale", type=parse_positive_number, metavar="N", help="units of the depth a meter")
-    parser.add_argument(
-        "--depth-encoding", choices=DEPTH_ENCODINGS, default="auto", help="how depth is stored (default: auto)"
-    )
-    parser.add_argument(
-        "--camera-height", type=parse_positive_number, metavar="M", help="meters above the floor, if known"
-    )
-    parser.add_argument("--rotate", type=int, choices=TURNS, help="degrees clockwise that make the images upright")
+    add_settings_options(parser.add_argument_group("camera of a folder's frames"))
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--depth-only", action="store_true", help="a folder of depth images alone")
     kinds.add_argument("--label-maps", action="store_true", help="the folder has 2D label maps too")
@@ -176,8 +184,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_device_option(parser)
     options = parser.parse(arguments)
-    if _is_realsense(options) and options.label_maps:
-        parser.error("--label-maps: a RealSense camera delivers none; they come with the frames of a folder")
+    if _is_realsense(options):
+        if options.label_maps:
+            parser.error("--label-maps: a RealSense camera delivers none; they come with the frames of a folder")
+        given = given_options(options, ("intrinsics", "color_intrinsics", "pose_up", "label_map_classes"))
+        if given:
+            parser.error(f"{', '.join(given)}: of the frames of a folder; a RealSense camera knows its own intrinsics")
+    if options.color_intrinsics is not None and options.depth_only:
+        parser.error("--color-intrinsics: says how the color images were taken, and --depth-only has none")
+    if options.label_map_classes is not None and not options.label_maps:
+        parser.error("--label-map-classes: says what the numbers of label maps mean, and there is no --label-maps")
     return options
 
 

@@ -10,9 +10,7 @@ from ammnet_sparse.data.camera.arrays import image_array
 from ammnet_sparse.data.camera.color import read_color
 from ammnet_sparse.data.camera.frame_files import OwnFramePaths, find_own_frames
 from ammnet_sparse.data.camera.intrinsics import Intrinsics
-from ammnet_sparse.data.camera.label_maps import read_own_label_map
-from ammnet_sparse.data.camera.poses import read_trajectory
-from ammnet_sparse.data.camera.view import turned_image
+from ammnet_sparse.data.camera.reading import read_pose
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.source import LiveFrame
 
@@ -40,7 +38,6 @@ class FolderSource:
     Args:
         folder: to watch; may still be empty.
         intrinsics: of the camera.
-        depth_scale: units of the depth images a meter, or None.
         has_color: False for depth alone.
         has_label_map: frames have 2D label maps.
         report: told about frames and files that cannot be used, each once.
@@ -59,7 +56,6 @@ class FolderSource:
         folder: Path,
         *,
         intrinsics: Intrinsics,
-        depth_scale: float | None = None,
         has_color: bool = True,
         has_label_map: bool = False,
         report: Callable[[str], None],
@@ -69,7 +65,7 @@ class FolderSource:
             raise DataError(f"--source {folder}: expected a folder that frames are written to, found none")
         self.folder = folder
         self.intrinsics = intrinsics
-        self.depth_scale = depth_scale
+        self.depth_scale: float | None = None
         self.has_color = has_color
         self.has_label_map = has_label_map
         self.ends_when_idle = ends_when_idle
@@ -169,16 +165,9 @@ class FolderSource:
 
     def _read(self, paths: OwnFramePaths) -> LiveFrame:
         depth = image_array(paths.depth, "a depth image")
-        color = None
-        if paths.color is not None:
-            color, turn = read_color(paths.color)
-            if turn:
-                color = turned_image(color, turn)
-        label_map = None if paths.label_map is None else read_own_label_map(paths.label_map, classes="nyu13")[0]
-        pose = None
-        if paths.pose is not None:
-            pose = read_trajectory(paths.pose).pose_of(paths.time, index=paths.index, count=paths.count)
-        return LiveFrame(paths.name, color, depth, label_map, pose)
+        color, exif_turn = (None, 0) if paths.color is None else read_color(paths.color)
+        label_map = None if paths.label_map is None else image_array(paths.label_map, "a label map")
+        return LiveFrame(paths.name, color, depth, label_map, read_pose(paths), exif_turn)
 
 
 @dataclasses.dataclass(frozen=True)

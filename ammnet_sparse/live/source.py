@@ -17,16 +17,18 @@ class LiveFrame:
     Attributes:
         name: for people and files.
         color: [rows, columns, 3] uint8 RGB, or None.
-        depth: [rows, columns] as the sensor stores it, registered to the color image.
-        label_map: [rows, columns] uint8, or None.
+        depth: [rows, columns] as the sensor stores it, registered to the color image as that is stored.
+        label_map: [rows, columns] classes as stored, or None.
         pose: [4, 4] camera to world, or None.
+        exif_turn: degrees clockwise by which EXIF turns the color image.
     """
 
     name: str
     color: NDArray[np.uint8] | None
     depth: NDArray[Any]
-    label_map: NDArray[np.uint8] | None = None
+    label_map: NDArray[Any] | None = None
     pose: NDArray[np.float64] | None = None
+    exif_turn: int = 0
 
 
 class Source(Protocol):
@@ -34,7 +36,7 @@ class Source(Protocol):
 
     Attributes:
         intrinsics: of the camera.
-        depth_scale: units of the depth images a meter, or None.
+        depth_scale: units of the depth images a meter, if the source knows.
         skipped: number of frames that could not be read, so far.
     """
 

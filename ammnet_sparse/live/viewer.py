@@ -54,7 +54,7 @@ class LiveViewer:
         """Replaces the scene.
 
         Args:
-            color: [rows, columns, 3] uint8 as the camera took it, or None.
+            color: [rows, columns, 3] uint8, upright, or None.
             rate: recent frames per second, or None for the first frame.
         """
         self._shown = scene

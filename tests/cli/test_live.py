@@ -8,8 +8,10 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
-from ammnet_sparse.cli import live
+from ammnet_sparse.cli import live, predict
 from ammnet_sparse.live import folder
 from tests.completion import INTRINSICS, room_depth, small_weights
 
@@ -67,6 +69,68 @@ def test_what_the_weights_need_is_asked_for_at_the_start(
     assert "Ready" not in printed.out
 
 
+def upright_images() -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8]]:
+    """Color, depth in millimeters, and a label map of four classes."""
+    rows, columns = np.mgrid[:480, :640]
+    color = np.stack([rows * 255 // 479, columns * 255 // 639, rows * 0 + 128], axis=2).astype(np.uint8)
+    label_map = (1 + 3 * (rows > 240) + 5 * (columns > 320)).astype(np.uint8)
+    return color, np.round(1000 * room_depth()).astype(np.uint16), label_map
+
+
+def write_lying(root: Path) -> list[str]:
+    """Everything stored on its side, as EXIF of the color image says."""
+    color, depth, label_map = (np.ascontiguousarray(np.rot90(image)) for image in upright_images())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(color).save(root / "color" / "7.jpg", exif=exif)
+    iio.imwrite(root / "depth" / "7.png", depth)
+    iio.imwrite(root / "label_map" / "7.png", label_map)
+    return []
+
+
+def write_wide_color(root: Path) -> list[str]:
+    """Color and label map of other proportions, by a camera of their own."""
+    color, depth, label_map = upright_images()
+    iio.imwrite(root / "color" / "7.jpg", color[60:-60])
+    iio.imwrite(root / "depth" / "7.png", depth)
+    iio.imwrite(root / "label_map" / "7.png", label_map[60:-60])
+    fx, fy, cx, cy = INTRINSICS
+    return ["--color-intrinsics", f"{fx},{fy},{cx},{cy - 60}"]
+
+
+def write_other_classes(root: Path) -> list[str]:
+    """A label map of NYU's 40 classes, and poses in a world with Y down."""
+    color, depth, label_map = upright_images()
+    iio.imwrite(root / "color" / "7.jpg", color)
+    iio.imwrite(root / "depth" / "7.png", depth)
+    iio.imwrite(root / "label_map" / "7.png", label_map + 20)
+    (root / "pose").mkdir()
+    np.savetxt(root / "pose" / "7.txt", np.eye(4))
+    return ["--label-map-classes", "nyu40", "--pose-up=-y"]
+
+
+@pytest.mark.parametrize("write", [write_lying, write_wide_color, write_other_classes])
+def test_frames_of_every_form_are_those_of_predict(
+    write: Callable[[Path], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, root = small_weights(tmp_path, inputs="both"), tmp_path / "frames"
+    for name in ("color", "depth", "label_map"):
+        (root / name).mkdir(parents=True)
+    given = [*write(root), "--intrinsics", ",".join(map(str, INTRINSICS)), "--checkpoint", str(weights)]
+    given += ["--device", "cpu"]
+    streamed = ["--source", str(root), "--label-maps", "--no-viewer", "--frames", "1", "--idle", "5"]
+    assert live.main([*given, *streamed, "--out", str(tmp_path / "live")]) == 0, capsys.readouterr().err
+    files = ["--color", str(root / "color"), "--depth", str(root / "depth"), "--label-map", str(root / "label_map")]
+    if (root / "pose").is_dir():
+        files += ["--pose", str(root / "pose")]
+    assert predict.main([*given, *files, "--out", str(tmp_path / "predict")]) == 0, capsys.readouterr().err
+    with np.load(tmp_path / "live" / "7.npz") as found, np.load(tmp_path / "predict" / "7.npz") as expected:
+        assert found.files == expected.files
+        for name in found.files:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        assert len(np.unique(found["labels"])) > 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -76,6 +140,9 @@ def test_what_the_weights_need_is_asked_for_at_the_start(
         (["--idle", "-5"], "--idle: expected a number above 0"),
         (["--idle", "nan"], "--idle: expected a number above 0"),
         (["--source", "realsense", "--label-maps"], "--label-maps: a RealSense camera delivers none"),
+        (["--source", "realsense"], "--intrinsics: of the frames of a folder; a RealSense camera knows its own"),
+        (["--depth-only", "--color-intrinsics", "1,1,1,1"], "--color-intrinsics: says how the color images were taken"),
+        (["--label-map-classes", "nyu40"], "--label-map-classes: says what the numbers of label maps mean"),
     ],
 )
 def test_wrong_usage(run: Tool, given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,7 +211,7 @@ def test_another_grid_is_refused(
         ((), "required: --data, --ids, for frames of a set (own frames: --color, --depth, --intrinsics)"),
         (("--data", "x", "--ids", "1", "--camera-height", "1"), "found --data and --camera-height"),
         (("--color", "c", "--depth", "d", "--intrinsics", "1,1,1,1", "--pose-up=-y"), "there is no --pose"),
-        (("--color", "c", "--depth", "d", "--intrinsics", "1,1,1,1", "--camera-height", "-1"), "meters above 0"),
+        (("--color", "c", "--depth", "d", "--intrinsics", "1,1,1,1", "--camera-height", "-1"), "a number above 0"),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -1,68 +1,16 @@
-"""Reads the files of a user's frame and rotates them upright."""
-
-import dataclasses
+"""Reads the files of a user's frame."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.camera.color import read_color
-from ammnet_sparse.data.camera.depth import DepthEncoding, read_depth_with_notes
+from ammnet_sparse.data.camera.depth import read_depth_with_notes
 from ammnet_sparse.data.camera.frame_files import OwnFramePaths
-from ammnet_sparse.data.camera.images import owner_of_intrinsics
-from ammnet_sparse.data.camera.intrinsics import Intrinsics
-from ammnet_sparse.data.camera.label_maps import LabelMapClasses, read_own_label_map
-from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
+from ammnet_sparse.data.camera.label_maps import read_own_label_map
+from ammnet_sparse.data.camera.own_frames import OwnFrame
 from ammnet_sparse.data.camera.placement import Placement
 from ammnet_sparse.data.camera.poses import read_trajectory
-from ammnet_sparse.data.camera.view import (
-    TURNS,
-    View,
-    belongs_to_turned,
-    lies_like,
-    turned_camera,
-    turned_image,
-    turned_pose,
-)
-from ammnet_sparse.data.volumes.camera import Camera
-from ammnet_sparse.data.volumes.tsdf import Unobserved
-from ammnet_sparse.files.errors import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class CameraSettings:
-    """What is known about a camera and the files it writes.
-
-    Attributes:
-        intrinsics: of the depth or the color image; with ``color_intrinsics`` of the depth image.
-        color_intrinsics: of the color image, if its proportions differ from the depth image's.
-        depth_scale: units of the depth image per meter; None: detected (``depth.read_depth_with_notes``).
-        depth_encoding: how the depth image's numbers are stored.
-        rotate: degrees clockwise by which color, depth, label map, intrinsics and pose are rotated as stored;
-            None: as EXIF says.
-        label_map_classes: the class list of label maps.
-        pose_up, camera_height: as ``place_camera``.
-        tsdf_is_flipped, unobserved: as ``make_own_frame``.
-    """
-
-    intrinsics: Intrinsics
-    color_intrinsics: Intrinsics | None = None
-    depth_scale: float | None = None
-    depth_encoding: DepthEncoding = "auto"
-    rotate: int | None = None
-    label_map_classes: LabelMapClasses = "nyu13"
-    pose_up: str | None = None
-    camera_height: float | None = None
-    tsdf_is_flipped: bool = False
-    unobserved: Unobserved = "free"
-
-    def __post_init__(self) -> None:
-        if self.rotate is not None and self.rotate not in TURNS:
-            raise DataError(f"rotate: expected one of {', '.join(map(str, TURNS))} degrees, found {self.rotate}")
-
-    @classmethod
-    def of_camera(cls, camera: Camera) -> "CameraSettings":
-        """Of intrinsics alone."""
-        return cls(Intrinsics(camera))
+from ammnet_sparse.data.camera.stored import CameraSettings, StoredFrame, UprightFrame, upright_frame
 
 
 def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: Placement | None = None) -> OwnFrame:
@@ -76,32 +24,22 @@ def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: 
     Raises:
         DataError: a file that cannot be used, or images that contradict each other.
     """
-    view, pose, notes, is_told_upright = _read(paths, settings)
-    return make_own_frame(
-        view.to_network_images(),
-        name=paths.name,
-        pose=pose,
-        pose_up=settings.pose_up,
-        camera_height=settings.camera_height,
-        previous=previous,
-        is_told_upright=is_told_upright,
-        tsdf_is_flipped=settings.tsdf_is_flipped,
-        unobserved=settings.unobserved,
-        notes=tuple(notes),
-    )
+    return read_upright_frame(paths, settings=settings).placed(settings, name=paths.name, previous=previous)
 
 
-def read_view(paths: OwnFramePaths, *, settings: CameraSettings) -> tuple[View, NDArray[np.float64] | None, list[str]]:
-    """The upright images of a frame, its pose rotated with them, and notes.
+def read_pose(paths: OwnFramePaths) -> NDArray[np.float64] | None:
+    """[4, 4] camera to world of a frame; None if no pose belongs to it. Raises DataError as ``read_trajectory``."""
+    if paths.pose is None:
+        return None
+    return read_trajectory(paths.pose).pose_of(paths.time, index=paths.index, count=paths.count)
+
+
+def read_upright_frame(paths: OwnFramePaths, *, settings: CameraSettings) -> UprightFrame:
+    """Reads the files of a frame and rotates them upright.
 
     Raises:
         DataError: as ``read_own_frame``.
     """
-    return _read(paths, settings)[:3]
-
-
-def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray[np.float64] | None, list[str], bool]:
-    """As ``read_view``, and whether the user or EXIF gave the orientation."""
     depth, notes = read_depth_with_notes(
         paths.depth,
         scale=settings.depth_scale,
@@ -112,101 +50,6 @@ def _read(paths: OwnFramePaths, settings: CameraSettings) -> tuple[View, NDArray
     if paths.label_map is not None:
         label_map, more = read_own_label_map(paths.label_map, classes=settings.label_map_classes)
         notes += more
-    if paths.color is not None:
-        color, exif_turn = read_color(paths.color)
-    else:  # a stand-in of the size of what shows the same
-        color, exif_turn = np.zeros((*(depth if label_map is None else label_map).shape, 3), dtype=np.uint8), 0
-    pose = None
-    if paths.pose is not None:
-        pose = read_trajectory(paths.pose).pose_of(paths.time, index=paths.index, count=paths.count)
-    intrinsics = settings.intrinsics.fitting([depth.shape, color.shape])
-    color_intrinsics = settings.color_intrinsics
-    if color_intrinsics is not None:
-        color_intrinsics = color_intrinsics.fitting([color.shape])
-    notes += intrinsics.notes
-    stored = _Stored(color, depth, label_map, intrinsics, color_intrinsics, pose)
-    degrees = exif_turn if settings.rotate is None else settings.rotate
-    view, pose = stored.turned(degrees, is_told=settings.rotate is not None)
-    if paths.color is None:
-        view = dataclasses.replace(view, color=None)
-    if settings.rotate is not None:
-        return view, pose, notes, True
-    if exif_turn:
-        notes.append(
-            f"color: EXIF turns it by {exif_turn} degrees clockwise, and everything stored in the same orientation "
-            "with it (--rotate 0 leaves the images as they are stored)"
-        )
-    return view, pose, notes, exif_turn != 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Stored:
-    """The content of a frame's files as stored."""
-
-    color: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    label_map: NDArray[np.uint8] | None
-    intrinsics: Intrinsics
-    color_intrinsics: Intrinsics | None
-    pose: NDArray[np.float64] | None
-
-    def turned(self, degrees: int, *, is_told: bool) -> tuple[View, NDArray[np.float64] | None]:
-        """View and pose after rotating the color image and everything with its orientation.
-
-        With EXIF, depth or label map may be upright already, as their proportions show; if the user gives the rotation,
-        everything is rotated. Intrinsics of the upright images stay as they are, and so does the pose.
-        """
-        if degrees == 0:
-            return self._view(), self.pose
-        depth_turns = degrees if is_told or lies_like(self.depth.shape, self.color.shape) else 0
-        label_map = self.label_map
-        if label_map is not None and (is_told or lies_like(label_map.shape, self.color.shape)):
-            label_map = turned_image(label_map, degrees)
-        shapes: list[tuple[int, ...]] = [self.depth.shape]
-        if self.color_intrinsics is None:
-            shapes.append(self.color.shape if depth_turns else self.color.shape[1::-1])
-        is_upright_camera = not depth_turns or belongs_to_turned(
-            self.intrinsics.camera, shapes, known=self.intrinsics.size
-        )
-        view = View(
-            turned_image(self.color, degrees),
-            turned_image(self.depth, depth_turns),
-            self.intrinsics.camera,
-            self._turned_color_camera(degrees),
-            label_map,
-            self.intrinsics.size,
-        )
-        if is_upright_camera:
-            return view, self.pose
-        stored_view = dataclasses.replace(self._view(), label_map=None, color_camera=None)
-        if self.color_intrinsics is not None:
-            # The color image is another camera's: these intrinsics belong to the depth image.
-            stored_view = dataclasses.replace(stored_view, color=np.zeros((*self.depth.shape, 3), dtype=np.uint8))
-        turned = stored_view.turned(degrees)
-        view = dataclasses.replace(view, camera=turned.camera, intrinsics_size=turned.intrinsics_size)
-        return view, None if self.pose is None else turned_pose(self.pose, degrees)
-
-    def _view(self) -> View:
-        return View(
-            self.color,
-            self.depth,
-            self.intrinsics.camera,
-            self._color_camera(),
-            self.label_map,
-            self.intrinsics.size,
-        )
-
-    def _color_camera(self) -> Camera | None:
-        """The color image's own intrinsics in its pixels."""
-        if self.color_intrinsics is None:
-            return None
-        shape = self.color.shape[:2]
-        return owner_of_intrinsics(self.color_intrinsics.camera, shape, shape, known=self.color_intrinsics.size)[1]
-
-    def _turned_color_camera(self, degrees: int) -> Camera | None:
-        if self.color_intrinsics is None:
-            return None
-        camera, size = self.color_intrinsics.camera, self.color_intrinsics.size
-        if belongs_to_turned(camera, [self.color.shape], known=size):
-            return owner_of_intrinsics(camera, self.color.shape[1::-1], self.color.shape[1::-1], known=size)[1]
-        return turned_camera(camera, degrees, self.color.shape, self.color.shape, known=size)[0]
+    color, exif_turn = (None, 0) if paths.color is None else read_color(paths.color)
+    frame = upright_frame(StoredFrame(color, depth, label_map, read_pose(paths), exif_turn), settings)
+    return frame._replace(notes=(*notes, *frame.notes))

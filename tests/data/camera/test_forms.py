@@ -12,7 +12,8 @@ from ammnet_sparse.data.camera.frame_files import OwnFramePaths
 from ammnet_sparse.data.camera.images import are_alike
 from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
 from ammnet_sparse.data.camera.own_frames import OwnFrame
-from ammnet_sparse.data.camera.reading import CameraSettings, read_own_frame, read_view
+from ammnet_sparse.data.camera.reading import read_own_frame, read_upright_frame
+from ammnet_sparse.data.camera.stored import CameraSettings
 from ammnet_sparse.data.camera.view import View, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.synthetic.raycast import cast_depth
@@ -172,7 +173,7 @@ def test_images_that_exif_turns(
     np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
     assert any("EXIF" in note for note in found.notes)
     if depth_lies and is_stored:
-        as_stored, _, _ = read_view(paths, settings=dataclasses.replace(settings, rotate=0))
+        as_stored = read_upright_frame(paths, settings=dataclasses.replace(settings, rotate=0)).view
         assert are_alike(as_stored.color.shape, stored.color.shape)
 
 

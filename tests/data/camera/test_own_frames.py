@@ -16,7 +16,8 @@ from ammnet_sparse.data.camera.intrinsics import parse_intrinsics
 from ammnet_sparse.data.camera.own_frames import make_own_frame
 from ammnet_sparse.data.camera.placement import Placement, place_camera
 from ammnet_sparse.data.camera.poses import read_pose
-from ammnet_sparse.data.camera.reading import CameraSettings, read_own_frame
+from ammnet_sparse.data.camera.reading import read_own_frame
+from ammnet_sparse.data.camera.stored import CameraSettings
 from ammnet_sparse.data.camera.surface import surface_from_depth
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
