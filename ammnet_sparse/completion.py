@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.camera.arrays import squeezed
 from ammnet_sparse.data.camera.depth import DepthEncoding, meters_from_values
-from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
+from ammnet_sparse.data.camera.intrinsics import Intrinsics, intrinsics_by_name, read_intrinsics
 from ammnet_sparse.data.camera.label_maps import LabelMapClasses, label_map_from_values
 from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.camera.placement import Placement
@@ -32,6 +34,8 @@ from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_
 from ammnet_sparse.pictures.page import write_page
 
 Result = TypeVar("Result")
+GivenIntrinsics = Sequence[float] | Mapping[str, Any] | NDArray[Any] | str | Path | Intrinsics
+"""(fx, fy, cx, cy), these by name, a matrix, or a file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +129,8 @@ class SceneCompleter:
 
     Args:
         weights: file of weights, or the name of shipped ones.
-        intrinsics: (fx, fy, cx, cy) in pixels, a matrix [3, 3], or a file (docs/own_camera.md, Intrinsics), of the
-            depth image or of the color image: of the one whose center is closer to (cx, cy).
+        intrinsics: (fx, fy, cx, cy) in pixels, these by name, a matrix [3, 3], or a file (docs/own_camera.md,
+            Intrinsics), of the depth image or of the color image: of the one whose center is closer to (cx, cy).
         color_intrinsics: of the color image, if its proportions differ; ``intrinsics`` are then the depth image's.
         depth_scale: units of the depth image per meter; None: 1000 for integers, and for floats 1 if that gives a room.
         depth_encoding: how depth is stored, as ``ammnet predict --depth-encoding``.
@@ -139,17 +143,17 @@ class SceneCompleter:
 
     Raises:
         WeightsError: no such weights.
-        DataError: intrinsics that cannot be read.
-        ValueError: a device that is not available, or an invalid ``depth_scale``, ``depth_encoding``,
+        DataError: intrinsics that cannot be read, or an invalid ``depth_scale``, ``depth_encoding``,
             ``camera_height``, ``pose_up``, ``rotate`` or ``label_map_classes``.
+        ValueError: a device that is not available.
     """
 
     def __init__(
         self,
         weights: str | Path,
         *,
-        intrinsics: Sequence[float] | NDArray[Any] | str | Path | Intrinsics,
-        color_intrinsics: Sequence[float] | NDArray[Any] | str | Path | Intrinsics | None = None,
+        intrinsics: GivenIntrinsics,
+        color_intrinsics: GivenIntrinsics | None = None,
         depth_scale: float | None = None,
         depth_encoding: DepthEncoding = "auto",
         camera_height: float | None = None,
@@ -204,8 +208,8 @@ class SceneCompleter:
             name: name of the frame for messages and files; None: its number. It names files, so it has no slash.
 
         Raises:
-            DataError: arrays of another shape or type, missing input that the weights need, or no depth in the grid.
-            ValueError: a name that no file can have.
+            DataError: arrays of another shape or type, missing input that the weights need, no depth in the grid, or a
+                name that no file can have.
         """
         started = time.perf_counter()
         name = f"{self._count:06d}" if name is None else name
@@ -241,9 +245,9 @@ class SceneCompleter:
         if exif_turn not in TURNS:
             raise DataError(f"exif_turn: expected one of {', '.join(map(str, TURNS))} degrees, found {exif_turn}")
         color = None if color is None else _as_array(color, "color", "[rows, columns, 3]")
-        label_map = None if label_map is None else _as_array(label_map, "label map", "[rows, columns]")
+        label_map = None if label_map is None else squeezed(_as_array(label_map, "label map", "[rows, columns]"))
         meters, notes = meters_from_values(
-            _as_array(depth, "depth", "[rows, columns]"),
+            squeezed(_as_array(depth, "depth", "[rows, columns]")),
             scale=self.settings.depth_scale,
             encoding=self.settings.depth_encoding,
             usual_scale=self.settings.intrinsics.depth_scale,
@@ -307,16 +311,19 @@ def _as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:
 
 
 def _check_name(name: str) -> None:
-    if not name.strip() or name in (".", "..") or any(character in name for character in "/\\\0"):
-        raise ValueError(f"name: expected a name that a file can have, found {name!r}")
+    separators = {"/", "\0", os.sep}
+    if not isinstance(name, str) or not name.strip() or name in (".", "..") or separators & set(name):
+        raise DataError(f"name: expected a name that a file can have, found {name!r}")
 
 
-def _as_intrinsics(value: Sequence[float] | NDArray[Any] | str | Path | Intrinsics) -> Intrinsics:
+def _as_intrinsics(value: GivenIntrinsics) -> Intrinsics:
     if isinstance(value, Intrinsics):
         return value
+    if isinstance(value, Mapping):
+        return intrinsics_by_name(value)
     if isinstance(value, str | Path):
         return read_intrinsics(str(value))
-    numbers = np.asarray(value, dtype=np.float64)
+    numbers = _as_array(value, "intrinsics", "(fx, fy, cx, cy), a matrix or a file").astype(np.float64)
     if numbers.shape == (4,) or numbers.shape in ((3, 3), (3, 4), (4, 4)):
         return read_intrinsics(",".join(repr(float(number)) for number in numbers.ravel()))
     raise DataError(f"intrinsics: expected (fx, fy, cx, cy), a matrix or a file, found shape {list(numbers.shape)}")

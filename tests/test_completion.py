@@ -116,10 +116,13 @@ def test_intrinsics_in_every_form(weights: Path, tmp_path: Path) -> None:
     fx, fy, cx, cy = INTRINSICS
     matrix = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
     (tmp_path / "k.txt").write_text(f"{fx} {fy} {cx} {cy}\n")
-    for form in (INTRINSICS, list(INTRINSICS), np.array(matrix), tmp_path / "k.txt", f"{fx},{fy},{cx},{cy}"):
+    by_name = dict(zip(("fx", "fy", "cx", "cy"), INTRINSICS, strict=True))
+    for form in (by_name, INTRINSICS, list(INTRINSICS), np.array(matrix), tmp_path / "k.txt", f"{fx},{fy},{cx},{cy}"):
         assert SceneCompleter(weights, intrinsics=form).settings.intrinsics.camera == Camera(*INTRINSICS)
     with pytest.raises(DataError, match=r"intrinsics: expected \(fx, fy, cx, cy\), a matrix or a file"):
         SceneCompleter(weights, intrinsics=[1.0, 2.0])
+    with pytest.raises(DataError, match="intrinsics given: expected .* found no cy"):
+        SceneCompleter(weights, intrinsics={"fx": fx, "fy": fy, "cx": cx})
 
 
 def test_a_frame_surer_of_the_vertical_than_those_before_makes_it_sure(
@@ -197,19 +200,49 @@ def test_invalid_arguments_are_refused(completer: SceneCompleter, weights: Path)
     for wrong, message in (
         ({"depth_scale": 0}, "depth_scale: expected units per meter above 0, found 0"),
         ({"depth_scale": float("nan")}, "depth_scale"),
+        ({"depth_scale": "1000"}, "depth_scale: expected units per meter above 0, found '1000'"),
+        ({"pose_up": "up"}, "pose_up: expected one of x, y, z, -x, -y, -z, found 'up'"),
+        ({"label_map_classes": "coco"}, "label_map_classes: expected one of nyu13, .* found 'coco'"),
         ({"camera_height": -1}, "camera_height: expected meters above 0, found -1"),
         ({"depth_encoding": "inches"}, "depth_encoding: expected one of auto, .* found 'inches'"),
     ):
         with pytest.raises(ValueError, match=message):
             SceneCompleter(weights, intrinsics=INTRINSICS, **wrong)  # type: ignore[arg-type]
-    for name in ("", " ", "a/b", "..", "a\\b"):
-        with pytest.raises(ValueError, match="name: expected a name that a file can have, found"):
-            completer(None, room_depth(), name=name)
+    for name in ("", " ", "a/b", "..", "a\0b", 7):
+        with pytest.raises(DataError, match="name: expected a name that a file can have, found"):
+            completer(None, room_depth(), name=name)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="exif_turn: expected one of 0, 90, 180, 270 degrees, found 45"):
+        completer(None, room_depth(), exif_turn=45)
     for depth in (None, "depth.png", [[1, 2], [3]]):
         with pytest.raises(DataError, match=r"depth: expected \[rows, columns\] of numbers, found"):
             completer(None, depth)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="pose: expected a matrix"):
         completer(None, room_depth(), "pose.txt")
+
+
+def test_axes_of_length_one_are_dropped_as_in_files(completer: SceneCompleter) -> None:
+    completer.forget()
+    flat = completer(None, room_depth())
+    completer.forget()
+    np.testing.assert_array_equal(completer(None, room_depth()[..., None]).labels, flat.labels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_noise_after_a_room_is_no_reason_for_warnings(completer: SceneCompleter) -> None:
+    completer.forget()
+    completer(None, room_depth())
+    noise = np.random.default_rng(0).integers(500, 5000, (480, 640)).astype(np.uint16)
+    completer(None, noise)
+    again = completer(None, room_depth())
+    assert again.world_from_camera[2, 3] == pytest.approx(1.4, abs=0.05)
+
+
+def test_a_field_of_view_that_no_camera_has_is_said(completer: SceneCompleter, weights: Path) -> None:
+    fx, fy, cx, cy = INTRINSICS
+    slipped = SceneCompleter(weights, intrinsics={"fx": 10 * fx, "fy": 10 * fy, "cx": cx, "cy": cy})
+    said = slipped(None, room_depth()).describe()
+    assert any("sees 7.1 degrees from left to right, less than any RGB-D camera" in line for line in said)
+    assert not any("degrees from left to right" in line for line in completer(None, room_depth()).describe())
 
 
 def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Path) -> None:

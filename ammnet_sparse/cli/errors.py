@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ammnet_sparse.data.parallel import WorkerLostError
@@ -169,6 +169,17 @@ def check_output_folder(path: Path, *, option: str = "--out") -> None:
         raise UsageError(f"{option} {path}: expected a folder, found a file {nearest}; choose another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: {nearest} cannot be written to; check its permissions or choose another")
+
+
+def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path], *, option: str = "--out") -> None:
+    """Raises UsageError, before anything is written, if an output would replace an input."""
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise UsageError(
+                f"{option} {path.parent}: expected a folder without the input files, found {path.name}, which would be "
+                "overwritten; choose another folder"
+            )
 
 
 def _give_up_unwritable_output() -> bool:

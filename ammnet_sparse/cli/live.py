@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.cli.camera_options import add_settings_options, given_options
-from ammnet_sparse.cli.errors import CommandFailed, check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -45,6 +45,7 @@ from ammnet_sparse.live.source import LiveFrame, Source
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 
 _REALSENSE = "realsense"
+_LAST_PORT = 65535
 _SMOOTHING = 0.3
 """Weight of the newest interval in the frames per second that are shown."""
 
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out is not None:
         check_output_folder(options.out)
     source = _source(options)
+    if options.out is not None and isinstance(source, FolderSource) and source.reads_from(options.out):
+        raise UsageError(f"--out {options.out}: expected another folder than those of --source, found one of them")
     print(weights, file=sys.stderr)
     started = time.monotonic()
     completer = SceneCompleter(
@@ -108,11 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(_line(scene, rate), flush=True)
                 if count == options.frames:
                     break
-            replaced = newest.replaced
+            replaced = newest.replaced + source.passed_over
     finally:
         if viewer is not None:
             viewer.stop()
-    left_out = f", {replaced} arrived too fast and were dropped" if replaced else ""
+    left_out = f", {replaced} left out for newer ones" if replaced else ""
     skipped += source.skipped
     frames = f"{count} frame{'s' * (count != 1)} completed"
     print(f"{frames}{left_out}" + (f", {skipped} skipped" if skipped else ""))
@@ -177,13 +180,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ply", action="store_true", help="with --out: PLY files too")
     parser.add_argument("--no-viewer", action="store_true", help="serve no page")
     parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at (default: %(default)s)")
-    parser.add_argument("--port", type=parse_positive, default=8080, help="of the page (default: %(default)s)")
+    parser.add_argument("--port", type=_parse_port, default=8080, help="of the page (default: %(default)s)")
     parser.add_argument("--frames", type=parse_positive, metavar="N", help="end after so many completed frames")
     parser.add_argument(
         "--idle", type=parse_positive_number, metavar="S", help="end when a folder had no new frame for S seconds"
     )
     add_device_option(parser)
     options = parser.parse(arguments)
+    if options.ply and options.out is None:
+        parser.error("--ply: writes into the folder of --out, and there is no --out")
     if _is_realsense(options):
         if options.label_maps:
             parser.error("--label-maps: a RealSense camera delivers none; they come with the frames of a folder")
@@ -195,6 +200,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.label_map_classes is not None and not options.label_maps:
         parser.error("--label-map-classes: says what the numbers of label maps mean, and there is no --label-maps")
     return options
+
+
+def _parse_port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to {_LAST_PORT}, found {text!r}")
+    return int(text)
 
 
 def _is_realsense(options: argparse.Namespace) -> bool:

@@ -22,6 +22,7 @@ that can be used, 130 interrupted.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ from ammnet_sparse.cli.camera_options import (
     check_camera_options,
     given_options,
 )
-from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, check_keeps_inputs, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -61,7 +62,7 @@ from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
+from ammnet_sparse.pictures.outputs import CompletedFrame, output_paths, write_picture, write_ply_files, write_volume
 from ammnet_sparse.pictures.page import Scene, write_page
 
 _PAGE = "page.html"
@@ -141,6 +142,9 @@ def _set_frames(
 ) -> Iterator[CompletedFrame]:
     source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(source, options.ids)
+    check_keeps_inputs(
+        _outputs(options.out, options.ids), [path for frame_id in options.ids for path in source.files(frame_id)]
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
@@ -167,6 +171,9 @@ def _own_frames(
     settings = camera_settings(options, getattr(model, "metadata", {}))
     found, unmatched = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
     skipped += unmatched
+    inputs = [path for paths in found for path in paths.files]
+    inputs += [Path(text) for text in (options.intrinsics, options.color_intrinsics) if text is not None]
+    check_keeps_inputs(_outputs(options.out, [paths.name for paths in found]), inputs)
     options.out.mkdir(parents=True, exist_ok=True)
     for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
@@ -180,6 +187,10 @@ def _own_frames(
         if own.coverage.is_little:
             outside.append(f"frame {paths.name}: {own.grid_share:.1%} of its depth lies in the grid")
         yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options))
+
+
+def _outputs(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / _PAGE, *(path for name in names for path in output_paths(folder, name))]
 
 
 def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:

@@ -27,6 +27,17 @@ MOST_PIXELS = 2**26
 """Largest number of pixels if the caller gives none: 8192 x 8192."""
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
+_TO_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What brings an upright picture back to how it is stored, by its orientation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +84,6 @@ def read_image(
         FileError: as ``raises``: missing, unreadable, of another format or size.
     """
     names = " or ".join("jpg" if name == "JPEG" else name.lower() for name in formats)
-    names = " or ".join("jpg" if name == "JPEG" else name.lower() for name in formats)
     with open_file(path, what=what, advice=advice, raises=raises) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about metadata
         try:
@@ -83,12 +93,16 @@ def read_image(
                 can_turn = upright and image.size == size
                 problem = _size_problem(image, size, most_pixels, is_turned=can_turn)
                 orientation = 1 if problem else _orientation(image)
-                is_turned = upright and orientation >= 5
+                is_turned = upright and orientation >= 5 and not _says_turned_size(image)
                 problem = problem or _size_problem(image, size, most_pixels, is_turned=is_turned)
                 if problem:
                     raise raises.about(path, expected=problem[0], found=problem[1], advice=advice)
                 image.load()
-                picture: Image.Image = ImageOps.exif_transpose(image) if upright and orientation != 1 else image
+                picture: Image.Image = image
+                if upright:
+                    picture = ImageOps.exif_transpose(image)
+                elif orientation != _orientation(image):  # Pillow turns a tiff while it decodes it
+                    picture = image.transpose(_TO_STORED[orientation])
                 pixels = np.array(picture if mode is None else picture.convert(mode))
                 return LoadedImage(pixels, image.mode, orientation)
         except FileError:
@@ -106,6 +120,12 @@ def read_image(
 def _orientation(image: Image.Image) -> int:
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _says_turned_size(image: Image.Image) -> bool:
+    """Whether Pillow gives the size of the upright picture, as of a tiff, and not that of the stored one."""
+    tags = getattr(image, "tag_v2", {})
+    return image.size == (tags.get(_TIFF_HEIGHT), tags.get(_TIFF_WIDTH))
 
 
 def _size_problem(

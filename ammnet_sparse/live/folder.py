@@ -46,6 +46,7 @@ class FolderSource:
 
     Attributes:
         skipped: number of frames that could not be read.
+        passed_over: number of frames left out because a newer one was there.
 
     Raises:
         DataError: no such folder.
@@ -69,7 +70,7 @@ class FolderSource:
         self.has_color = has_color
         self.has_label_map = has_label_map
         self.ends_when_idle = ends_when_idle
-        self.skipped = 0
+        self.skipped = self.passed_over = 0
         self._report = report
         self._stopped = threading.Event()
         self._done: dict[str, _State] = {}
@@ -77,6 +78,11 @@ class FolderSource:
         self._messages: dict[str, float] = {}
         self._said: set[str] = set()
         self._last_change = 0.0
+
+    def reads_from(self, folder: Path) -> bool:
+        """Whether what is written into this folder would be taken for a frame."""
+        places = [self.folder / name for name in (*_COLOR_FOLDERS, *_DEPTH_FOLDERS, *_LABEL_FOLDERS, *_POSE_FOLDERS)]
+        return folder.resolve() in {place.resolve() for place in (self.folder, *places)}
 
     def stop(self) -> None:
         """Ends ``frames``."""
@@ -114,7 +120,9 @@ class FolderSource:
                 self._wait_for(paths.name, state, error)
                 continue
             # Older ones are late; newer ones are still being written.
-            self._done |= {other.name: seen for other, seen in new if seen.written_at <= state.written_at}
+            late = {other.name: seen for other, seen in new if seen.written_at <= state.written_at}
+            self.passed_over += len(late) - 1
+            self._done |= late
             return frame
         return None
 
@@ -142,6 +150,11 @@ class FolderSource:
         try:
             frames, messages = find_own_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)
         except (DataError, OSError) as error:
+            if not self.folder.is_dir():
+                self._say_lasting(
+                    {"gone": f"{self.folder}: expected the folder that frames are written to, found none"}
+                )
+                return frames
             places = {place for place in (color, depth, label_map) if place is not None}
             is_empty = not any(file.is_file() for place in places if place.is_dir() for file in place.iterdir())
             # An empty folder is waited for. What an error says may change with every file that arrives.

@@ -29,7 +29,7 @@ class RealSenseSource:
     def __init__(self, recording: Path | None = None, *, size: tuple[int, int] = (480, 640), rate: int = 30) -> None:
         self._rs = _pyrealsense()
         self._is_recording = recording is not None
-        self.skipped = 0
+        self.skipped = self.passed_over = 0
         self._stopped = threading.Event()
         config = self._rs.config()
         rows, columns = size

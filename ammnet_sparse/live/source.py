@@ -38,11 +38,13 @@ class Source(Protocol):
         intrinsics: of the camera.
         depth_scale: units of the depth images a meter, if the source knows.
         skipped: number of frames that could not be read, so far.
+        passed_over: number of frames left out because a newer one was there, so far.
     """
 
     intrinsics: Intrinsics
     depth_scale: float | None
     skipped: int
+    passed_over: int
 
     def frames(self) -> Iterator[LiveFrame]:
         """Frames as they arrive, until ``stop`` is called or the source ends."""

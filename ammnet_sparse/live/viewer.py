@@ -1,5 +1,7 @@
 """The newest scene in a browser: a viser page that stays open while scenes are replaced."""
 
+import errno
+import socket
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.completion import CompletedScene
 from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, VOXEL_SIZE
-from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.pictures.comparison import class_colors
 from ammnet_sparse.pictures.ply import voxel_surface
 
@@ -24,11 +26,12 @@ class LiveViewer:
         port: of the page; if it is in use, the next free one.
 
     Raises:
-        DataError: viser is not installed.
+        DataError: viser is not installed, or nothing can listen at that address.
     """
 
     def __init__(self, *, host: str = LOCAL_HOST, port: int = 8080) -> None:
         viser = _viser()
+        _check_address(host, port)
         self.server: Any = viser.ViserServer(host=host, port=port, label="AMMNet-sparse", verbose=False)
         self.server.scene.set_up_direction("+z")
         self.host = host
@@ -106,6 +109,21 @@ class LiveViewer:
                     flat_shading=True,
                     visible=self.boxes[label].value,
                 )
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises DataError for what viser would wait for without an end, in a thread of its own."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            return  # the next free port is taken
+        raise DataError(
+            f"--host {host} --port {port}: expected an address of this machine and a port that is allowed, found: "
+            f"{reason(error)}"
+        ) from error
 
 
 def _viser() -> Any:

@@ -107,6 +107,15 @@ class CompletedFrame:
         )
 
 
+_FORMS = ("points", "cubes")
+"""Kinds of PLY files."""
+
+
+def output_paths(folder: Path, name: str) -> list[Path]:
+    """Every file that may be written for a frame of this name."""
+    return [folder / f"{name}.npz", folder / f"{name}.png", *(folder / f"{name}_{form}.ply" for form in _FORMS)]
+
+
 def write_volume(folder: Path, completed: CompletedFrame) -> None:
     """``<name>.npz``: ``labels`` and the other arrays of ``completed``."""
     np.savez_compressed(
@@ -132,7 +141,7 @@ def write_picture(folder: Path, completed: CompletedFrame) -> None:
 
 def write_ply_files(folder: Path, completed: CompletedFrame) -> None:
     """``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up."""
-    for form in ("points", "cubes"):
+    for form in _FORMS:
         write_ply(
             folder / f"{completed.name}_{form}.ply",
             completed.labels,

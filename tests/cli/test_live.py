@@ -52,6 +52,19 @@ def test_it_ends_after_some_frames_though_more_would_come(
     assert "1 frame completed" in capsys.readouterr().out
 
 
+def test_the_watched_folder_is_not_written_to(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (tmp_path, tmp_path / "depth"):
+        assert run("--depth-only", "--out", str(place)) == 2
+        assert "expected another folder than those of --source" in capsys.readouterr().err
+
+
+def test_an_odd_name_does_not_end_the_stream(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    iio.imwrite(tmp_path / "a.png", np.round(1000 * room_depth()).astype(np.uint16))
+    (tmp_path / "a.png").rename(tmp_path / "a\\b.png")
+    assert run("--depth-only", "--out", str(tmp_path / "out")) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "a\\b.npz").is_file()
+
+
 def test_a_folder_without_a_frame_says_why(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     iio.imwrite(tmp_path / "7.depth.png", np.round(1000 * room_depth()).astype(np.uint16))
     assert run() == 1
@@ -137,6 +150,8 @@ def test_frames_of_every_form_are_those_of_predict(
         (["--depth-scale", "0"], "--depth-scale: expected a number above 0, found '0'"),
         (["--depth-scale", "-5"], "--depth-scale: expected a number above 0, found '-5'"),
         (["--camera-height", "-1"], "--camera-height: expected a number above 0"),
+        (["--ply"], "--ply: writes into the folder of --out, and there is no --out"),
+        (["--port", "99999"], "--port: expected a port from 1 to 65535, found '99999'"),
         (["--idle", "-5"], "--idle: expected a number above 0"),
         (["--idle", "nan"], "--idle: expected a number above 0"),
         (["--source", "realsense", "--label-maps"], "--label-maps: a RealSense camera delivers none"),

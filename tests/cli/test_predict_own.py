@@ -25,6 +25,7 @@ from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
 from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.models.weights.files import UNOBSERVED
 from tests.data.camera.own_views import angle
+from tests.data.frames import random_frame, write_frame
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "examples" / "frame"
@@ -363,3 +364,34 @@ def test_unobserved_space_is_as_the_weights_were_trained(
     assert unobserved_of(batch.tsdf.numpy()) == name
     assert predict(arguments(tmp_path)) == 0
     assert not model.batches[1].tsdf_is_flipped
+
+
+def test_input_files_are_never_overwritten(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    Image.open(EXAMPLE / "color.jpg").save(own / "shot.png")
+    shutil.copy(EXAMPLE / "depth.png", own / "shot_depth.png")
+    given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--intrinsics", INTRINSICS]
+    files = ["--color", str(own / "shot.png"), "--depth", str(own / "shot_depth.png")]
+    files += ["--label-map", str(EXAMPLE / "label_map.png")]
+    before = (own / "shot.png").read_bytes()
+    for out in (own, own / ".." / "own"):
+        said = refused(predict, [*given, *files, "--out", str(out)], capsys)
+        assert "expected a folder without the input files, found shot.png, which would be overwritten" in said
+    assert (own / "shot.png").read_bytes() == before and len(list(own.iterdir())) == 2
+    # Results of an earlier call are no input.
+    for _ in range(2):
+        assert predict([*given, *files, "--out", str(own / "out")]) == 0
+
+
+def test_a_set_is_never_overwritten(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    write_frame(root, random_frame(1, frame_id="0003", grid_shape=GRID_SHAPE, has_label_map=True))
+    given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--data", str(root), "--ids", "0003"]
+    for folder in ("TSDF", "Label", "Mapping", "Seg2D"):
+        said = refused(predict, [*given, "--out", str(root / folder)], capsys)
+        assert "which would be overwritten; choose another folder" in said

@@ -13,12 +13,13 @@ PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> None:
-    path = tmp_path / "a.png"
+@pytest.mark.parametrize("ending", ["png", "tif"])  # Pillow itself turns the latter
+def test_pictures_are_turned_as_exif_says(tmp_path: Path, orientation: int, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(PIXELS).save(path, exif=exif)
-    upright = read_image(path)
+    upright = read_image(path, formats=("PNG", "TIFF"))
     expected = {
         1: PIXELS,
         2: PIXELS[:, ::-1],
@@ -31,8 +32,20 @@ def test_pictures_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> N
     }[orientation]
     np.testing.assert_array_equal(upright.pixels, expected)
     assert upright.orientation == orientation and upright.mode == "RGB"
-    np.testing.assert_array_equal(read_image(path, upright=False).pixels, PIXELS)
-    assert read_image(path, size=expected.shape[:2]).pixels.shape == expected.shape
+    stored = read_image(path, formats=("PNG", "TIFF"), upright=False)
+    np.testing.assert_array_equal(stored.pixels, PIXELS)
+    assert stored.orientation == orientation
+    sized = read_image(path, formats=("PNG", "TIFF"), size=expected.shape[:2])
+    assert sized.pixels.shape == expected.shape
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int32])
+def test_depth_of_a_turned_tiff_is_as_it_is_stored(tmp_path: Path, dtype: type[np.generic]) -> None:
+    depth = np.arange(12, dtype=dtype).reshape(3, 4)
+    Image.fromarray(depth).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
+    found = read_image(tmp_path / "a.tif", formats=DEPTH_FORMATS, upright=False)
+    np.testing.assert_array_equal(found.pixels, depth)
+    assert found.orientation == 6 and found.pixels.dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.eps"])

@@ -1,5 +1,6 @@
 """Folders that are written to while they are watched."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -198,7 +199,6 @@ def test_frames_that_are_removed_are_forgotten(tmp_path: Path, monkeypatch: pyte
     (folder / "0001.depth.png").unlink()
     (folder / "0001.color.png").unlink()
     assert source._newest() is None and not source._unreadable
-    folder.rmdir()
     assert list(source.frames()) == [] and said == []
 
 
@@ -218,3 +218,31 @@ def test_an_empty_folder_is_waited_for_and_stopped(tmp_path: Path) -> None:
     assert list(source.frames()) == []
     with pytest.raises(DataError, match="expected a folder that frames are written to"):
         watch(tmp_path / "absent", [])
+
+
+def test_frames_left_out_for_newer_ones_are_counted(tmp_path: Path) -> None:
+    said: list[str] = []
+    for index in range(4):
+        write_pair(tmp_path, f"{index:04d}", index)
+        time.sleep(0.02)
+    source = watch(tmp_path, said)
+    assert [frame.name for frame in source.frames()] == ["0003"]
+    assert source.passed_over == 3 and source.skipped == 0 and said == []
+
+
+def test_a_folder_that_is_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
+    said: list[str] = []
+    folder = tmp_path / "frames"
+    write_pair(folder, "0001", 1)
+    frames = watch(folder, said).frames()
+    assert next(frames).name == "0001"
+    shutil.rmtree(folder)
+    assert list(frames) == []
+    assert said == [f"{folder}: expected the folder that frames are written to, found none"]
+
+
+def test_what_would_be_taken_for_a_frame(tmp_path: Path) -> None:
+    source = watch(tmp_path, [])
+    assert all(source.reads_from(place) for place in (tmp_path, tmp_path / "depth", tmp_path / "x" / ".." / "rgb"))
+    assert not source.reads_from(tmp_path / "out") and not source.reads_from(tmp_path.parent)

@@ -17,6 +17,7 @@ from tests.completion import INTRINSICS, room_depth, small_weights
 
 pytest.importorskip("viser", reason="needs the extra live")
 
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.viewer import LiveViewer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,6 +36,12 @@ def viewer() -> Iterator[LiveViewer]:
     viewer = LiveViewer(port=port)
     yield viewer
     viewer.stop()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "300.1.1.1"])  # of no machine, and no address
+def test_an_address_that_nothing_can_listen_at_is_refused(host: str) -> None:
+    with pytest.raises(DataError, match=f"--host {host} --port 8080: expected an address of this machine"):
+        LiveViewer(host=host)
 
 
 def write_room(folder: Path, name: str) -> None:

@@ -126,6 +126,38 @@ def camera_entries(value: Any, place: str, depth: int = 0) -> Iterator[CameraEnt
             yield found if found.size is not None else dataclasses.replace(found, size=size)
 
 
+def what_is_wrong(value: Any, depth: int = 0) -> str | None:
+    """What is wrong with the first camera of a document that is almost one; None if nothing looks like one."""
+    if depth > _MOST_DEPTH:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return next((found for item in value[:64] if (found := what_is_wrong(item, depth + 1))), None)
+    if not isinstance(value, Mapping):
+        return None
+    keys = {_plain_key(str(key)): item for key, item in value.items()}
+    for suffix in ("", "_color", "_depth"):
+        names = max(_NAMES, key=lambda names: sum(name + suffix in keys for name in names))
+        given = [name + suffix for name in names if name + suffix in keys]
+        if len(given) < 2:
+            continue
+        wrong = [f"{name} = {keys[name]!r}" for name in given if not _is_number(keys[name])]
+        lacking = [name + suffix for name in names if name + suffix not in keys]
+        parts = [*wrong, *([f"no {' and no '.join(lacking)}"] if lacking else [])]
+        return ", ".join(parts)[:120]
+    for name in _MATRICES:
+        matrix = keys.get(name)
+        matrix = matrix.get("data") if isinstance(matrix, Mapping) else matrix
+        if isinstance(matrix, Sequence) and not isinstance(matrix, str):
+            values = [item for row in matrix for item in (row if isinstance(row, Sequence) else [row])]
+            if values and not any(isinstance(item, Mapping) for item in values):
+                return (
+                    f"{name} with {len(values)} numbers"
+                    if all(map(_is_number, values))
+                    else f"{name} = {matrix!r}"[:120]
+                )
+    return next((found for item in value.values() if (found := what_is_wrong(item, depth + 1))), None)
+
+
 def _plain_key(key: str) -> str:
     """``Camera.fx`` and ``Camera1.fx`` are ``fx``; case does not matter."""
     return re.sub(r"^camera\d*[._]", "", key.strip().lower()) if key.lower() not in _MATRICES else key.lower()
@@ -192,7 +224,7 @@ def depth_scale_of(document: Any) -> float | None:
         name = re.sub(r"[^a-z]", "", str(key).lower())
         if name in ("depthmapfactor", "rgbddepthmapfactor", "depthscale", "depthfactor") and _is_number(value):
             if value <= 0:
-                return None
+                raise DataError(f"intrinsics: expected {key} above 0, found {value:g}")
             return float(value) if value >= 1 else 1.0 / float(value)
         if isinstance(value, Mapping) and (nested := depth_scale_of(value)) is not None:
             return nested

@@ -54,6 +54,11 @@ class OwnFramePaths:
     index: int = 0
     count: int = 1
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that there are."""
+        return [path for path in (self.color, self.depth, self.pose, self.label_map) if path is not None]
+
 
 def find_own_frames(
     color: Path | None,
@@ -88,6 +93,8 @@ def find_own_frames(
         if path is not None and not path.exists():
             name = kind.replace("_", " ")
             raise DataError(f"{name} {path}: expected a file or a folder, found nothing; check the path")
+        if path is not None and not path.is_file() and not path.is_dir():
+            raise DataError(f"{kind.replace('_', ' ')} {path}: expected a file or a folder, found a pipe or a device")
     if color is not None and color.is_dir() != depth.is_dir():
         raise DataError(f"expected two files or two folders, found {color} and {depth}; name two of a kind")
     is_list = depth.suffix.lower() == ".txt" and (color is None or color.suffix.lower() == ".txt")
@@ -137,6 +144,8 @@ def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path 
     for name, path in (("pose", pose), ("label map", label_map)):
         if path is not None and path.is_dir():
             raise DataError(f"{name} {path}: expected a file for one frame, found a folder; name the file")
+    if color is not None and color.resolve() == depth.resolve():
+        raise DataError(f"color and depth: expected two files, found {color} for both")
     first, kind = (depth, "depth") if color is None else (color, "color")
     name = _key(first, kind) or first.resolve().parent.name or first.stem
     return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(first.stem))

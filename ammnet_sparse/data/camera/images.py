@@ -119,9 +119,8 @@ def owner_of_intrinsics(
     if known is not None and known not in shapes:
         if not are_alike(known, depth_shape):
             raise DataError(
-                f"intrinsics: expected those of the color image {color_shape[1]}x{color_shape[0]} or of the depth "
-                f"image {depth_shape[1]}x{depth_shape[0]}, found those of {known[1]}x{known[0]} by what their file "
-                "says; give those of one of these images, in pixels"
+                f"intrinsics: expected those of {_sizes(color_shape, depth_shape)}, found those of "
+                f"{known[1]}x{known[0]} by what their file says; give them in pixels of the image"
             )
         scaled = scaled_camera(camera, depth_shape[0] / known[0], depth_shape[1] / known[1])
         return shapes[0], scaled
@@ -129,9 +128,8 @@ def owner_of_intrinsics(
     off = off_center(camera, nearest)
     if off > _MAX_OFF_CENTER:
         raise DataError(
-            "intrinsics: expected a principal point near the center of the color image "
-            f"{color_shape[1]}x{color_shape[0]} or of the depth image {depth_shape[1]}x{depth_shape[0]}, found cx "
-            f"{camera.cx:g}, cy {camera.cy:g}; give those of one of these images, in pixels"
+            f"intrinsics: expected a principal point near the center of {_sizes(color_shape, depth_shape)}, found cx "
+            f"{camera.cx:g}, cy {camera.cy:g}; give them in pixels of the image"
         )
     if off > 0.06 and min(off_center(camera, shape[::-1]) for shape in shapes) < 0.5 * off:
         raise DataError(
@@ -140,6 +138,13 @@ def owner_of_intrinsics(
             "intrinsics do; exchange fx with fy and cx with cy, or turn the images with --rotate"
         )
     return nearest, camera
+
+
+def _sizes(color_shape: tuple[int, ...], depth_shape: tuple[int, ...]) -> str:
+    """The images in words; there may be no color image, which then has the size of the depth image."""
+    if color_shape[:2] == depth_shape[:2]:
+        return f"an image of {depth_shape[1]}x{depth_shape[0]}"
+    return f"the color image {color_shape[1]}x{color_shape[0]} or of the depth image {depth_shape[1]}x{depth_shape[0]}"
 
 
 def off_center(camera: Camera, shape: tuple[int, ...]) -> float:

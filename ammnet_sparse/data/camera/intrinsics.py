@@ -8,7 +8,7 @@ comments (TUM's with distortion, ScanNet's, ROS's P, COLMAP's cameras); key and 
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ammnet_sparse.data.camera.calibration import (
     depth_scale_of,
     numbers_of_matrix,
     read_document,
+    what_is_wrong,
 )
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.arrays import read_array
@@ -88,6 +89,11 @@ def read_intrinsics(text: str) -> Intrinsics:
         return _of_numbers(matrix.astype(np.float64).reshape(-1), text)
     content = read_text(path, what="the intrinsics of a camera", most=_MOST_BYTES, advice=_ADVICE)
     return _of_content(content, text)
+
+
+def intrinsics_by_name(values: Mapping[str, Any]) -> Intrinsics:
+    """Intrinsics of a dictionary, as of a JSON file with the same content (``read_intrinsics``)."""
+    return _of_document(values, "given")
 
 
 def _of_content(content: str, text: str) -> Intrinsics:
@@ -169,8 +175,9 @@ def _numbers(text: str) -> NDArray[np.float64]:
 def _of_document(document: Any, text: str) -> Intrinsics:
     candidates = list(camera_entries(document, ""))
     if not candidates:
+        wrong = what_is_wrong(document) or "none"
         raise DataError(
-            f"intrinsics {text}: expected 4 or 9 numbers, or fx, fy, cx and cy by name, found none; {_ADVICE}"
+            f"intrinsics {text}: expected 4 or 9 numbers, or fx, fy, cx and cy by name, found {wrong}; {_ADVICE}"
         )
     by_color = [c for c in candidates if re.search(r"colou?r|rgb|pv0", c.place.lower())]
     first = (by_color or candidates)[0]

@@ -6,6 +6,7 @@ that of the network, and TSDF and mapping follow the definitions of ``data/volum
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from ammnet_sparse.data.camera.images import CameraImages
 from ammnet_sparse.data.camera.placement import Placement, place_camera
 from ammnet_sparse.data.camera.view import View
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, UNMAPPED, VOXEL_SIZE
+from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, IMAGE_SHAPE, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import CameraView
 from ammnet_sparse.data.volumes.mapping import mapping_from_depth
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, tsdf_from_depth
@@ -25,6 +26,8 @@ _BEHIND = -0.5
 """Below this TSDF a voxel has label weight: it is well behind a surface."""
 _MARGIN = 0.1 / VOXEL_SIZE
 """Voxels."""
+_LEAST_FIELD_OF_VIEW = 15.0
+"""Degrees from left to right; RGB-D cameras have 40 and more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,6 +120,13 @@ def make_own_frame(
     """
     if not images.depth.any():
         raise DataError(f"frame {name}: expected depth, found no valid pixel")
+    angle = _field_of_view(images)
+    if angle < _LEAST_FIELD_OF_VIEW:
+        notes = (
+            *notes,
+            f"intrinsics: the camera sees {angle:.1f} degrees from left to right, less than any RGB-D camera; are fx "
+            "and fy in pixels of the image?",
+        )
     placement = place_camera(
         images.depth,
         camera=images.camera,
@@ -149,6 +159,11 @@ def make_own_frame(
     seen = voxel_positions(images, view, rows, columns)
     mask = reliable_voxels(tsdf.reshape(GRID_SHAPE), is_hit.reshape(GRID_SHAPE), seen)
     return OwnFrame(frame, images, placement, view.origin, mask, covered, notes)
+
+
+def _field_of_view(images: CameraImages) -> float:
+    """Degrees from left to right."""
+    return 2 * math.degrees(math.atan(IMAGE_SHAPE[1] / 2 / images.camera.fx))
 
 
 def reliable_voxels(

@@ -165,18 +165,19 @@ def _rotation(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def checked(pose: Pose, path: Path) -> Pose:
     """The pose with its rotation made exact. Raises DataError if it is not a rigid motion."""
-    is_finite = bool(np.isfinite(pose).all())
-    if is_finite and pose[3, :3].any() and not pose[:3, 3].any() and abs(pose[3, 3] - 1) < 1e-6:
+    lost = "a lost camera is often written as infinity or zeros: leave such frames out"
+    if not np.isfinite(pose).all():
+        raise DataError(f"{path}: expected finite numbers, found {pose.tolist()}; {lost}")
+    if pose[3, :3].any() and not pose[:3, 3].any() and abs(pose[3, 3] - 1) < 1e-6:
         raise DataError(
             f"{path}: expected the last row 0 0 0 1, found {pose[3].tolist()}, so the matrix is stored column by "
             "column; transpose the matrix"
         )
-    left, scale, right = np.linalg.svd(pose[:3, :3] if is_finite else np.zeros((3, 3)))
+    left, scale, right = np.linalg.svd(pose[:3, :3])
     if np.abs(scale - 1).max() > _ROTATION_TOLERANCE or np.linalg.det(pose[:3, :3]) < 0:
         raise DataError(
             f"{path}: expected a rotation in the upper left 3x3 (or a quaternion of length 1), found "
-            f"{pose[:3, :3].tolist()}; "
-            "a lost camera is often written as infinity or zeros: leave such frames out"
+            f"{pose[:3, :3].tolist()}; {lost}"
         )
     if np.abs(pose[3] - (0, 0, 0, 1)).max() > 1e-6:
         raise DataError(f"{path}: expected the last row 0 0 0 1, found {pose[3].tolist()}; transpose the matrix")

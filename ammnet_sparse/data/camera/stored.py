@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -63,8 +64,8 @@ class CameraSettings:
             ("depth_scale", self.depth_scale, "units per meter"),
             ("camera_height", self.camera_height, "meters"),
         ):
-            if number is not None and not 0 < number < math.inf:
-                raise DataError(f"{name}: expected {unit} above 0, found {number}")
+            if number is not None and not (isinstance(number, numbers.Real) and 0 < number < math.inf):
+                raise DataError(f"{name}: expected {unit} above 0, found {number!r}")
         for name, value, allowed in (
             ("depth_encoding", self.depth_encoding, DEPTH_ENCODINGS),
             ("label_map_classes", self.label_map_classes, LABEL_MAP_CLASSES),

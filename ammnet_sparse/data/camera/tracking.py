@@ -49,11 +49,13 @@ class Kept:
             if before.is_seen and abs(off) <= _SAME_FLOOR:
                 return dataclasses.replace(now, camera_height=before.camera_height + _SHARE_OF_NEW * off)
             return now
+        if len(surface) == 0:
+            return dataclasses.replace(before, reason=_kept_reason(before))
         heights = surface.points @ self.up
         is_contradicted = (heights < -before.camera_height - _BELOW).mean() > _MAX_SHARE_BELOW
         if is_contradicted:
             return now
-        return dataclasses.replace(before, reason=f"kept from the frame before: {before.reason.split(': ')[-1]}")
+        return dataclasses.replace(before, reason=_kept_reason(before))
 
     def smoothed_heading(self, before: Heading, now: Heading, up: Vector) -> Heading:
         """The room axis that was the world's Y before, smoothed; a new one if the camera was rotated too far."""
@@ -99,6 +101,10 @@ def keep(up: Vector, surface: Surface, *, confidence: Confidence, agreement: flo
     if correction > _MAX_TURN or found_agreement < least:
         return None
     return Kept(found)
+
+
+def _kept_reason(floor: Floor) -> str:
+    return f"kept from the frame before: {floor.reason.split(': ')[-1]}"
 
 
 def _between(before: Vector, now: Vector) -> Vector:

@@ -79,10 +79,14 @@ class FramePaths:
     image: Path | None = None
     label_map: Path | None = None
 
-    def missing(self) -> list[Path]:
-        """The missing files that are needed."""
+    def given(self) -> list[Path]:
+        """The files that are needed."""
         paths = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [path for path in paths if path is not None and not path.is_file()]
+        return [path for path in paths if path is not None]
+
+    def missing(self) -> list[Path]:
+        """Those of them that are missing."""
+        return [path for path in self.given() if not path.is_file()]
 
 
 class FrameFolder:
@@ -189,6 +193,10 @@ class FrameFolder:
     def has_frame(self, frame_id: str) -> bool:
         """Whether there is a TSDF of that id."""
         return self.paths(frame_id).tsdf.is_file()
+
+    def files(self, frame_id: str) -> list[Path]:
+        """The files that a frame is read from, or where they should be; nothing is opened."""
+        return self.paths(frame_id).given()
 
     def missing_files(self, frame_id: str) -> list[Path]:
         """The missing files of a frame; nothing is opened."""

@@ -61,6 +61,10 @@ class FrameSource(Protocol):
         """Whether the set holds a frame of that id, in any spelling."""
         ...
 
+    def files(self, frame_id: str) -> list[Path]:
+        """The files that a frame is read from; nothing is read."""
+        ...
+
     def missing_files(self, frame_id: str) -> list[Path]:
         """The missing parts of a frame; nothing is read."""
         ...

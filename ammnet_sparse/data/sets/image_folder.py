@@ -84,6 +84,9 @@ class FramesWithImages:
         paths = [self._folder / f"NYU{name}{suffix}{kind}" for suffix in _SUFFIXES for kind in _TYPES]
         return next((path for path in paths if path.is_file()), paths[0])
 
+    def files(self, frame_id: str) -> list[Path]:
+        return [*self._source.files(frame_id), self.image_path(frame_id)]
+
     def missing_files(self, frame_id: str) -> list[Path]:
         path = self.image_path(frame_id)
         return [*self._source.missing_files(frame_id), *([] if path.is_file() else [path])]

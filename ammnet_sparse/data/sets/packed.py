@@ -155,6 +155,10 @@ class PackedFrames:
         """Whether the file holds the frame."""
         return parse_frame_id(frame_id, source="frame_id") in self._index
 
+    def files(self, frame_id: str) -> list[Path]:
+        """The packed file, for every frame."""
+        return [self.root]
+
     def missing_files(self, frame_id: str) -> list[Path]:
         """Empty for every frame of the file."""
         return [] if self.has_frame(frame_id) else [self.root / frame_id]

@@ -1,5 +1,6 @@
 """Poses and trajectories, and which files of folders make a frame."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def test_poses(tmp_path: Path) -> None:
     for wrong, message in (
         (mirrored, "expected a rotation"),
         (np.full((4, 4), np.inf), "lost camera"),
+        (np.where(np.arange(16).reshape(4, 4) == 3, np.nan, np.eye(4)), "expected finite numbers, found .*nan"),
         (np.zeros((4, 4)), "lost camera"),
         (pose.T, "transpose the matrix"),
         (np.eye(3), "found 9 numbers"),
@@ -257,3 +259,15 @@ def test_two_files_of_one_frame_are_an_error_or_left_out(tmp_path: Path) -> None
     frames, messages = find_own_frames(color, depth, leaves_out_doubles=True)
     assert [frame.name for frame in frames] == ["2"]
     assert len(messages) == 2 and "found 1.bmp and 1.jpg" in messages[0] and "1.png: has no partner" in messages[1]
+
+
+def test_one_file_given_twice_and_what_is_no_file(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.touch()
+    (tmp_path / "same.png").symlink_to(image)
+    for color in (image, tmp_path / "same.png"):
+        with pytest.raises(DataError, match="color and depth: expected two files, found .* for both"):
+            find_own_frames(color, image)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"depth .*pipe.png: expected a file or a folder, found a pipe or a device"):
+        find_own_frames(None, tmp_path / "pipe.png")

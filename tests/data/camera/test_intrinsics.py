@@ -147,7 +147,15 @@ def test_several_cameras_are_told_apart_by_size(tmp_path: Path) -> None:
         ("{" * 2000, "expected numbers, JSON, YAML or lines"),
         ("0.8, 1.0, 0.5, 0.5", "look like shares of the image's width"),
         ("nan 500 320 240", "expected finite numbers"),
-        ("fx: 520\nfy: 520\ncx: 320\n", "by name, found none"),
+        ("fx: 520\nfy: 520\ncx: 320\n", "by name, found no cy;"),
+        ("fx: 520\nfy: '520'\ncx: .nan\ncy: 240", "by name, found fy = '520', cx = nan;"),
+        ('{"color": {"fx": 520, "fy": 520, "ppx": 320}}', "by name, found no ppy;"),
+        ('{"K": [1, 2, 3, 4, 5, 6, 7, 8]}', "by name, found k with 8 numbers;"),
+        ('{"camera_matrix": {"data": [520, 0, "x", 0, 520, 240, 0, 0, 1]}}', "by name, found camera_matrix = .*'x'"),
+        (
+            '{"fx": 520, "fy": 520, "cx": 320, "cy": 240, "depth_scale": -1000}',
+            "expected depth_scale above 0, found -1000",
+        ),
     ],
 )
 def test_files_without_intrinsics(tmp_path: Path, content: str, message: str) -> None:
