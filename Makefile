@@ -44,7 +44,7 @@ train: $(stamp)
 
 test: $(stamp)
 	@echo '== tests'
-	$(python) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+	$(python) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(stamp)
 	@echo '== damaged files of every kind'

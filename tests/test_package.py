@@ -226,7 +226,7 @@ def test_second_run_costs_nothing(tmp_path: Path) -> None:
     make_finished_environment(tmp_path / "venv", spconv="")
     for target, command in (
         ("train", "ran tools/train.py --help"),
-        ("test", "ran -m pytest -n 2 --dist loadfile --help"),
+        ("test", "ran -m pytest -n 2 --dist loadfile --no-loadscope-reorder --help"),
     ):
         result = make(target, "ARGS=--help", "PYTHON=false", folder=tmp_path / "venv")
         assert result.returncode == 0, result.stderr

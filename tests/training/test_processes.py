@@ -69,12 +69,14 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path, count: int) -> 
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_steps_and_scores_of_two_processes_are_those_of_one() -> None:
     code, output = finish(start([*TORCHRUN, "-m", "tests.training.two_processes"]))
     assert code == 0, output
     assert output.count("a step agrees") == 8 and output.count("all agrees") == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_equals_one_of_the_double_batch(root: Path, tmp_path: Path) -> None:
     keys = [*KEYS, *WITHOUT_CHANCE, f"data.root={root}", "training.epochs=2"]
     shared = start([*TORCHRUN, *TRAIN, "--out", str(tmp_path / "two"), *keys, "training.batch_size=1"])
@@ -97,6 +99,7 @@ def test_a_run_of_two_processes_equals_one_of_the_double_batch(root: Path, tmp_p
     assert found[2]["validation"]["sc"]["iou"] == pytest.approx(expected[2]["validation"]["sc"]["iou"], abs=2)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_bit_with_as_many_processes(root: Path, tmp_path: Path) -> None:
     keys = [*KEYS, f"data.root={root}", "training.epochs=8", "training.batch_size=1", "training.validate_every=8"]
     whole = start([*TORCHRUN, *TRAIN, "--out", str(tmp_path / "whole"), *keys])
