@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests begin, so that no process of ``make test`` ends with one; ``cuda`` skips without a device."""
+    """Lets files with slow tests begin, so that no process ends with one; skips ``cuda`` where there is no device."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow_files)
     if torch.cuda.is_available():

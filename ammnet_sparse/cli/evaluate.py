@@ -11,7 +11,7 @@ Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 in
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -93,6 +93,12 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
+    if _was_trained_on(getattr(model, "metadata", {}), options.split):
+        print(
+            f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
+            "frames say little about others",
+            file=sys.stderr,
+        )
     source = open_set(options.data, dataset=options.dataset, config=model.config)
     check_labels(source)
     ids = split_ids(source, options.split, limit=options.limit, validation_frames=options.validation_frames)
@@ -114,6 +120,12 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
     if options.baselines:
         rows |= _baselines(options, model.config, ids)
     return rows, model.config
+
+
+def _was_trained_on(metadata: Mapping[str, str], split: str) -> bool:
+    """Whether the weights have seen the frames of a list, as their training configuration says."""
+    data = json.loads(metadata.get("training_config", "{}")).get("data", {})
+    return split == data.get("split") or (split == "val" and bool(data.get("train_on_all")))
 
 
 def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:

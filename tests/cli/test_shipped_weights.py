@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,32 @@ def test_evaluate_takes_shipped_weights_by_name(
     assert tool("evaluate")(["--checkpoint", name, *given]) == 0
     assert f"Weights: {name}, shipped with ammnet_sparse;" in capsys.readouterr().err
     assert json.loads(file.read_text(encoding="utf-8"))["sc"]["iou"] > 50
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "is_said"),
+    [
+        ({"split": "train", "train_on_all": True}, "val", True),
+        ({"split": "train", "train_on_all": False}, "val", False),
+        ({"split": "train", "train_on_all": False}, "train", True),
+        (None, "val", False),
+    ],
+)
+def test_scores_of_training_frames_come_with_a_note(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: dict[str, Any] | None,
+    split: str,
+    is_said: bool,
+) -> None:
+    networks = build_networks(tiny_config())
+    metadata = {} if data is None else {"training_config": json.dumps({"data": data})}
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, networks.state_dict(), model_config=networks.generator.config, metadata=metadata)
+    assert tool("evaluate")(["--checkpoint", str(path), "--data", str(root), "--split", split, "--limit", "1"]) == 0
+    said = "these weights were trained on the frames of" in capsys.readouterr().err
+    assert said == is_said
 
 
 def test_flips_at_test_time(trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
