@@ -129,7 +129,7 @@ def run_metadata(
 
     Args:
         num_frames: training and validation frames.
-        scores: of the weights on the validation frames.
+        scores: of the weights on the validation frames; left out if these were trained on (``data.train_on_all``).
         unobserved: value of the set's flipped TSDF in unobserved space, ``free`` or ``surface``; None: it is
             not flipped, or unknown.
     """
@@ -145,12 +145,12 @@ def run_metadata(
         "epochs": str(config.training.epochs),
         "step": str(step),
         "data": f"{'generated rooms' if are_rooms else data.dataset}, {num_frames[0]} training and {num_frames[1]} "
-        "validation frames",
+        f"validation frames{', these among those' if data.train_on_all else ''}",
         "training_config": json.dumps(values),
     }
     if unobserved is not None:
         metadata[UNOBSERVED] = unobserved
-    if scores is not None:
+    if scores is not None and not data.train_on_all:
         metadata["validation"] = summary(scores)
         metadata["validation_scores"] = json.dumps(scores.to_json())
     return metadata

@@ -56,8 +56,12 @@ INPUTS = {
 """What of the example beside its depth makes each of the shipped weights the default."""
 
 
+ON_REQUEST = ["nyu_seg2d_w64_all"]
+"""Shipped weights that are never the default."""
+
+
 def test_all_shipped_weights_are_tested() -> None:
-    assert sorted(INPUTS) == shipped_names()
+    assert sorted([*INPUTS, *ON_REQUEST]) == shipped_names()
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -75,14 +79,16 @@ def test_predict_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(np.unique(labels)) > 4
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", [*INPUTS, *ON_REQUEST])
 def test_evaluate_takes_shipped_weights_by_name(
     nyu_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     file = tmp_path / "scores.json"
     given = ["--data", str(nyu_folder), "--split", "val", "--limit", "2", "--json", str(file)]
     assert tool("evaluate")(["--checkpoint", name, *given]) == 0
-    assert f"Weights: {name}, shipped with ammnet_sparse;" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"Weights: {name}, shipped with ammnet_sparse;" in printed
+    assert ("were trained on the frames of 'val'" in printed) == name.endswith("_all")
     assert json.loads(file.read_text(encoding="utf-8"))["sc"]["iou"] > 50
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import pickle
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ammnet_sparse.config import Config, DataConfig
+from ammnet_sparse.config import Config, DataConfig, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
+from ammnet_sparse.evaluation.metrics import scores_from_counts
 from ammnet_sparse.files import writing
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import UNOBSERVED, read_weights, save_weights
@@ -221,6 +223,17 @@ def test_weights_say_what_unobserved_space_was() -> None:
     counts = {"epoch": 1, "step": 2, "scores": None}
     assert UNOBSERVED not in run_metadata(Config(), [3, 2], **counts)  # type: ignore[arg-type]
     assert run_metadata(Config(), [3, 2], unobserved="surface", **counts)[UNOBSERVED] == "surface"  # type: ignore[arg-type]
+
+
+def test_scores_of_frames_that_were_trained_on_are_no_metadata() -> None:
+    scores = scores_from_counts(torch.eye(12, dtype=torch.long), torch.eye(2, dtype=torch.long), frames=1)
+    given: dict[str, Any] = {"epoch": 1, "step": 1, "scores": scores}
+    kept = run_metadata(Config(), [3, 2], **given)
+    assert kept["validation"] and json.loads(kept["validation_scores"])["frames"] == 1
+    assert kept["data"].endswith("3 training and 2 validation frames")
+    everything = run_metadata(config_from_dict({"data": {"train_on_all": True}}, source="test"), [3, 2], **given)
+    assert not {"validation", "validation_scores"} & everything.keys()
+    assert everything["data"].endswith("3 training and 2 validation frames, these among those")
     config = Config(data=DataConfig(dataset="nyucad"))
     tsdf = np.where(np.random.default_rng(0).random((12, 12, 12)) < 0.5, 0, 0.4)
     names: tuple[Unobserved, ...] = ("free", "surface")
