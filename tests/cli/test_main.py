@@ -235,3 +235,19 @@ def test_no_message_names_a_script_of_the_checkout() -> None:
         if re.search(r"tools/\w+\.(py|sh)", line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_that_wait_spin_for_a_short_time(given: dict[str, str]) -> None:
+    """The setting is there before PyTorch reads it, and the user's own stays."""
+    program = (
+        "import os, sys, ammnet_sparse.cli; "
+        "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    spins = given.get("GOMP_SPINCOUNT", None if given else "10000")
+    assert done.stdout.split() == ["False", str(spins), str(given.get("OMP_WAIT_POLICY"))]
