@@ -172,7 +172,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folder that frames are written to, a connected RealSense camera, or its recording",
     )
     add_checkpoint_option(parser, default="shipped weights for what the frames have")
-    add_settings_options(parser.add_argument_group("camera of a folder's frames"))
+    add_settings_options(parser.add_argument_group("camera"))
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--depth-only", action="store_true", help="a folder of depth images alone")
     kinds.add_argument("--label-maps", action="store_true", help="the folder has 2D label maps too")

@@ -58,6 +58,7 @@ from ammnet_sparse.data.camera.reading import read_own_frame
 from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.splits import parse_frame_id
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
 from ammnet_sparse.models.ammnet import AMMNet
@@ -142,9 +143,8 @@ def _set_frames(
 ) -> Iterator[CompletedFrame]:
     source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(source, options.ids)
-    check_keeps_inputs(
-        _outputs(options.out, options.ids), [path for frame_id in options.ids for path in source.files(frame_id)]
-    )
+    ids = [parse_frame_id(frame_id, source="--ids") for frame_id in options.ids]  # as the outputs are named
+    check_keeps_inputs(_outputs(options.out, ids), [path for frame_id in ids for path in source.files(frame_id)])
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:

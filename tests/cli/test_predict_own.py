@@ -391,7 +391,8 @@ def test_a_set_is_never_overwritten(
 ) -> None:
     root = tmp_path / "set"
     write_frame(root, random_frame(1, frame_id="0003", grid_shape=GRID_SHAPE, has_label_map=True))
-    given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--data", str(root), "--ids", "0003"]
-    for folder in ("TSDF", "Label", "Mapping", "Seg2D"):
-        said = refused(predict, [*given, "--out", str(root / folder)], capsys)
-        assert "which would be overwritten; choose another folder" in said
+    given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--data", str(root)]
+    for frame_id in ("0003", "3", "NYU0003", "NYU0003_0000"):
+        for folder in ("TSDF", "Label", "Mapping", "Seg2D"):
+            said = refused(predict, [*given, "--ids", frame_id, "--out", str(root / folder)], capsys)
+            assert "which would be overwritten; choose another folder" in said

@@ -223,6 +223,16 @@ def test_weights_say_what_unobserved_space_was() -> None:
     counts = {"epoch": 1, "step": 2, "scores": None}
     assert UNOBSERVED not in run_metadata(Config(), [3, 2], **counts)  # type: ignore[arg-type]
     assert run_metadata(Config(), [3, 2], unobserved="surface", **counts)[UNOBSERVED] == "surface"  # type: ignore[arg-type]
+    config = Config(data=DataConfig(dataset="nyucad"))
+    tsdf = np.where(np.random.default_rng(0).random((12, 12, 12)) < 0.5, 0, 0.4)
+    names: tuple[Unobserved, ...] = ("free", "surface")
+    for unobserved in names:
+        frame = dataclasses.replace(
+            random_frame(1, grid_shape=(12, 12, 12)), tsdf=flip_tsdf(tsdf, unobserved=unobserved), tsdf_is_flipped=True
+        )
+        frames: Any = [Batch.from_frame(frame)]
+        assert unobserved_in(frames, config) == unobserved
+        assert unobserved_in(frames, Config()) is None
 
 
 def test_scores_of_frames_that_were_trained_on_are_no_metadata() -> None:
@@ -234,13 +244,3 @@ def test_scores_of_frames_that_were_trained_on_are_no_metadata() -> None:
     everything = run_metadata(config_from_dict({"data": {"train_on_all": True}}, source="test"), [3, 2], **given)
     assert not {"validation", "validation_scores"} & everything.keys()
     assert everything["data"].endswith("3 training and 2 validation frames, these among those")
-    config = Config(data=DataConfig(dataset="nyucad"))
-    tsdf = np.where(np.random.default_rng(0).random((12, 12, 12)) < 0.5, 0, 0.4)
-    names: tuple[Unobserved, ...] = ("free", "surface")
-    for unobserved in names:
-        frame = dataclasses.replace(
-            random_frame(1, grid_shape=(12, 12, 12)), tsdf=flip_tsdf(tsdf, unobserved=unobserved), tsdf_is_flipped=True
-        )
-        frames: Any = [Batch.from_frame(frame)]
-        assert unobserved_in(frames, config) == unobserved
-        assert unobserved_in(frames, Config()) is None

@@ -391,7 +391,6 @@ def test_step_counts_the_prediction_it_is_trained_on(batch: Batch, sites: str) -
 
 @pytest.mark.parametrize("sites", ["sparse", "dense"])
 def test_lovasz_is_a_part_of_the_loss_and_its_mean_over_batches(batch: Batch, sites: str) -> None:
-    without = make_game(tiny_config(model={"sites": sites}, adversarial={"enabled": False}))
     for batches in ([batch], [batch, tiny_batch((3, 4))]):
         config = tiny_config(model={"sites": sites}, loss={"weight_lovasz": 0.5}, adversarial={"enabled": False})
         game = make_game(config)
@@ -404,6 +403,7 @@ def test_lovasz_is_a_part_of_the_loss_and_its_mean_over_batches(batch: Batch, si
         torch.testing.assert_close(report.lovasz, torch.stack(parts).mean())
         torch.testing.assert_close(report.loss, report.scene + 0.5 * report.lovasz)
         assert report.as_floats()["lovasz"] == pytest.approx(float(report.lovasz))
+        without = make_game(tiny_config(model={"sites": sites}, adversarial={"enabled": False}))
         plain = recorded_gradients(without)
         assert without.step(batches, seed=1).lovasz is None
         weight = "decoder.classifier.weight"

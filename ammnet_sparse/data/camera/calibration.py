@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -147,14 +148,16 @@ def what_is_wrong(value: Any, depth: int = 0) -> str | None:
     for name in _MATRICES:
         matrix = keys.get(name)
         matrix = matrix.get("data") if isinstance(matrix, Mapping) else matrix
+        if isinstance(matrix, np.ndarray):
+            matrix = matrix.tolist()
         if isinstance(matrix, Sequence) and not isinstance(matrix, str):
             values = [item for row in matrix for item in (row if isinstance(row, Sequence) else [row])]
             if values and not any(isinstance(item, Mapping) for item in values):
-                return (
-                    f"{name} with {len(values)} numbers"
-                    if all(map(_is_number, values))
-                    else f"{name} = {matrix!r}"[:120]
-                )
+                if not all(map(_is_number, values)):
+                    return f"{name} = {matrix!r}"[:120]
+                if len(values) not in (9, 12, 16):
+                    return f"{name} with {len(values)} numbers"
+                return f"{name} = {matrix!r}"[:120] + ", which is no camera matrix"
     return next((found for item in value.values() if (found := what_is_wrong(item, depth + 1))), None)
 
 
@@ -164,7 +167,7 @@ def _plain_key(key: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _matrix_numbers(value: Any) -> tuple[float, float, float, float] | None:
@@ -216,7 +219,7 @@ def _azure_camera(value: Mapping[Any, Any], place: str) -> CameraEntry | None:
     return CameraEntry(where, numbers, (int(height), int(width)), is_distorted)
 
 
-def depth_scale_of(document: Any) -> float | None:
+def depth_scale_of(document: Any, text: str) -> float | None:
     """Units a meter as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 meters a unit."""
     if not isinstance(document, Mapping):
         return None
@@ -224,9 +227,9 @@ def depth_scale_of(document: Any) -> float | None:
         name = re.sub(r"[^a-z]", "", str(key).lower())
         if name in ("depthmapfactor", "rgbddepthmapfactor", "depthscale", "depthfactor") and _is_number(value):
             if value <= 0:
-                raise DataError(f"intrinsics: expected {key} above 0, found {value:g}")
+                raise DataError(f"intrinsics {text}: expected {key} above 0, found {value:g}; correct or remove it")
             return float(value) if value >= 1 else 1.0 / float(value)
-        if isinstance(value, Mapping) and (nested := depth_scale_of(value)) is not None:
+        if isinstance(value, Mapping) and (nested := depth_scale_of(value, text)) is not None:
             return nested
     return None
 

@@ -188,5 +188,5 @@ def _of_document(document: Any, text: str) -> Intrinsics:
         if len(ordered) > 1:
             notes.append(f"intrinsics: of several cameras in the file, '{candidate.place}' is used")
         camera = _camera(candidate.numbers, text)
-        found.append(Intrinsics(camera, candidate.size, depth_scale_of(document), tuple(notes)))
+        found.append(Intrinsics(camera, candidate.size, depth_scale_of(document, text), tuple(notes)))
     return dataclasses.replace(found[0], others=tuple(found[1:]))

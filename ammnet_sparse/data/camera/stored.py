@@ -28,6 +28,9 @@ from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.files.errors import DataError
 
+# Above the floor; more are centimeters.
+_HIGHEST_CAMERA = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class CameraSettings:
@@ -60,12 +63,12 @@ class CameraSettings:
     unobserved: Unobserved = "free"
 
     def __post_init__(self) -> None:
-        for name, number, unit in (
-            ("depth_scale", self.depth_scale, "units per meter"),
-            ("camera_height", self.camera_height, "meters"),
+        for name, number, expected, limit in (
+            ("depth_scale", self.depth_scale, "units per meter above 0", math.inf),
+            ("camera_height", self.camera_height, f"meters above 0 and below {_HIGHEST_CAMERA}", _HIGHEST_CAMERA),
         ):
-            if number is not None and not (isinstance(number, numbers.Real) and 0 < number < math.inf):
-                raise DataError(f"{name}: expected {unit} above 0, found {number!r}")
+            if number is not None and not (isinstance(number, numbers.Real) and 0 < number < limit):
+                raise DataError(f"{name}: expected {expected}, found {number!r}")
         for name, value, allowed in (
             ("depth_encoding", self.depth_encoding, DEPTH_ENCODINGS),
             ("label_map_classes", self.label_map_classes, LABEL_MAP_CLASSES),
@@ -144,7 +147,8 @@ def upright_frame(stored: StoredFrame, settings: CameraSettings) -> UprightFrame
     if color is None:  # a stand-in of the size of what shows the same
         color = np.zeros((*(depth if label_map is None else label_map).shape, 3), dtype=np.uint8)
     intrinsics = settings.intrinsics.fitting([depth.shape, color.shape])
-    color_intrinsics = settings.color_intrinsics
+    # Of a color image that this frame does not have they say nothing.
+    color_intrinsics = None if stored.color is None else settings.color_intrinsics
     if color_intrinsics is not None:
         color_intrinsics = color_intrinsics.fitting([color.shape])
     images = _Images(color, depth, label_map, intrinsics, color_intrinsics, stored.pose)
