@@ -112,13 +112,23 @@ def test_turned_images_give_the_same_scene(weights: Path) -> None:
     assert (turned.labels == upright.labels).mean() > 0.99
 
 
+def test_color_intrinsics_do_not_matter_without_color(weights: Path) -> None:
+    of_color = (1038.0, 1038.0, 959.5, 539.5)
+    scene = SceneCompleter(weights, intrinsics=INTRINSICS, color_intrinsics=of_color)(None, room_depth())
+    assert np.array_equal(scene.labels, SceneCompleter(weights, intrinsics=INTRINSICS)(None, room_depth()).labels)
+
+
 def test_intrinsics_in_every_form(weights: Path, tmp_path: Path) -> None:
     fx, fy, cx, cy = INTRINSICS
     matrix = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
     (tmp_path / "k.txt").write_text(f"{fx} {fy} {cx} {cy}\n")
     by_name = dict(zip(("fx", "fy", "cx", "cy"), INTRINSICS, strict=True))
-    for form in (by_name, INTRINSICS, list(INTRINSICS), np.array(matrix), tmp_path / "k.txt", f"{fx},{fy},{cx},{cy}"):
+    numbers = (by_name, INTRINSICS, list(INTRINSICS), f"{fx},{fy},{cx},{cy}", tmp_path / "k.txt")
+    for form in (*numbers, np.array(matrix), {"K": np.array(matrix)}):
         assert SceneCompleter(weights, intrinsics=form).settings.intrinsics.camera == Camera(*INTRINSICS)
+    of_numpy = {name: np.float32(number) for name, number in by_name.items()}  # no Python float
+    camera = SceneCompleter(weights, intrinsics=of_numpy).settings.intrinsics.camera
+    assert camera == Camera(*(float(number) for number in of_numpy.values()))
     with pytest.raises(DataError, match=r"intrinsics: expected \(fx, fy, cx, cy\), a matrix or a file"):
         SceneCompleter(weights, intrinsics=[1.0, 2.0])
     with pytest.raises(DataError, match="intrinsics given: expected .* found no cy"):
@@ -203,7 +213,8 @@ def test_invalid_arguments_are_refused(completer: SceneCompleter, weights: Path)
         ({"depth_scale": "1000"}, "depth_scale: expected units per meter above 0, found '1000'"),
         ({"pose_up": "up"}, "pose_up: expected one of x, y, z, -x, -y, -z, found 'up'"),
         ({"label_map_classes": "coco"}, "label_map_classes: expected one of nyu13, .* found 'coco'"),
-        ({"camera_height": -1}, "camera_height: expected meters above 0, found -1"),
+        ({"camera_height": -1}, "camera_height: expected meters above 0 and below 100, found -1"),
+        ({"camera_height": 150}, "camera_height: expected meters above 0 and below 100, found 150"),
         ({"depth_encoding": "inches"}, "depth_encoding: expected one of auto, .* found 'inches'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -151,6 +151,7 @@ def test_several_cameras_are_told_apart_by_size(tmp_path: Path) -> None:
         ("fx: 520\nfy: '520'\ncx: .nan\ncy: 240", "by name, found fy = '520', cx = nan;"),
         ('{"color": {"fx": 520, "fy": 520, "ppx": 320}}', "by name, found no ppy;"),
         ('{"K": [1, 2, 3, 4, 5, 6, 7, 8]}', "by name, found k with 8 numbers;"),
+        ('{"K": [0, 0, 320, 0, 520, 240, 0, 0, 1]}', "by name, found k = .*, which is no camera matrix;"),
         ('{"camera_matrix": {"data": [520, 0, "x", 0, 520, 240, 0, 0, 1]}}', "by name, found camera_matrix = .*'x'"),
         (
             '{"fx": 520, "fy": 520, "cx": 320, "cy": 240, "depth_scale": -1000}',
