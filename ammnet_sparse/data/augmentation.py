@@ -77,7 +77,9 @@ def shift_voxels(frame: Frame, shift: Shift) -> Frame:
 
     def move(name: str) -> Any:
         volume = getattr(frame, name)
-        return None if volume is None else shift.apply(volume, fill_of(name, tsdf_is_flipped=frame.tsdf_is_flipped))
+        if volume is None:
+            return None
+        return shift.apply(volume, fill_of(name, volume, tsdf_is_flipped=frame.tsdf_is_flipped))
 
     moved = dataclasses.replace(
         frame, **{name: move(name) for name in ("tsdf", "mapping", "label_weight", "label", "depth_hit")}

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
+from ammnet_sparse.data.sets.conventions import FLIPPED_SURFACE, LEAST_UNOBSERVED, unobserved_of
 
 _FILL = {"mapping": UNMAPPED, "label_weight": False, "label": IGNORE_LABEL, "depth_hit": False}
-_UNOBSERVED, _UNOBSERVED_FLIPPED = 0.0, 0.001
+_UNOBSERVED, _UNOBSERVED_FLIPPED, _UNOBSERVED_SURFACE = 0.0, 0.001, 1.0
 
 
 class Shift(NamedTuple):
@@ -27,11 +28,16 @@ class Shift(NamedTuple):
         return moved
 
 
-def fill_of(name: str, *, tsdf_is_flipped: bool) -> float:
-    """What an array of a frame holds in voxels that nothing is known of: unobserved, not hit, not scored."""
-    if name == "tsdf":
-        return _UNOBSERVED_FLIPPED if tsdf_is_flipped else _UNOBSERVED
-    return _FILL[name]
+def fill_of(name: str, volume: NDArray[Any], *, tsdf_is_flipped: bool) -> float:
+    """What an array of a frame holds in voxels that nothing is known of: unobserved, not hit, not scored.
+
+    A flipped TSDF is filled with the value that it gives to unobserved space itself (``conventions.unobserved_of``).
+    """
+    if name != "tsdf":
+        return _FILL[name]
+    if not tsdf_is_flipped:
+        return _UNOBSERVED
+    return _UNOBSERVED_SURFACE if unobserved_of(volume) == "surface" else _UNOBSERVED_FLIPPED
 
 
 def shift_volumes(
@@ -55,7 +61,7 @@ def shift_volumes(
     source = ((from_x[:, :, None, None] * height + column) * size_y + from_y[:, None, None, :]).flatten(1)
     is_inside = (is_inside_x[:, :, None, None] & is_inside_y[:, None, None, :]).expand(-1, -1, height, -1).flatten(1)
     moved = {
-        name: values.gather(1, source).masked_fill_(~is_inside, fill_of(name, tsdf_is_flipped=tsdf_is_flipped))
+        name: torch.where(is_inside, values.gather(1, source), _fills(name, values, tsdf_is_flipped=tsdf_is_flipped))
         for name, values in volumes.items()
     }
     is_scored = moved["label_weight"]
@@ -63,6 +69,16 @@ def shift_volumes(
         is_scored = is_scored & (moved["label"] != IGNORE_LABEL)
     is_usable = (moved["mapping"] != UNMAPPED).any(dim=1) & is_scored.any(dim=1)
     return {name: torch.where(is_usable[:, None], values, volumes[name]) for name, values in moved.items()}
+
+
+def _fills(name: str, volumes: Tensor, *, tsdf_is_flipped: bool) -> Tensor:
+    """``fill_of`` for each of these volumes [B, V], as [B, 1] or a scalar; the host does not wait for the device."""
+    if name != "tsdf":
+        return volumes.new_full((), _FILL[name])
+    if not tsdf_is_flipped:
+        return volumes.new_full((), _UNOBSERVED)
+    is_surface = (volumes >= FLIPPED_SURFACE).to(torch.float32).mean(dim=1, keepdim=True) >= LEAST_UNOBSERVED
+    return torch.where(is_surface, _UNOBSERVED_SURFACE, _UNOBSERVED_FLIPPED).to(volumes.dtype)
 
 
 def _ranges(shift: int) -> tuple[slice, slice]:

@@ -1,5 +1,6 @@
 """Frames on the device: the batches of the ordinary loader, bit for bit, without the host having to wait."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.packed import PackedFrames
 from ammnet_sparse.data.sets.packing import pack_set
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
 from tests.data.frames import GRID, random_frame, write_cad_frame, write_frame, write_set
 
 CPU = torch.device("cpu")
@@ -83,6 +85,27 @@ def test_shifted_batches_are_those_of_the_ordinary_loader(packed: PackedFrames, 
     assert any(changed)
     if largest_shift == 3:  # three voxels of four leave nothing to score of some frames
         assert not all(changed)
+
+
+@pytest.mark.parametrize(("unobserved", "fill"), [("free", 0.001), ("surface", 1.0)])
+def test_shifted_flipped_frames_are_filled_as_their_unobserved_space(
+    tmp_path: Path, unobserved: Unobserved, fill: float
+) -> None:
+    for seed, frame_id in enumerate(IDS):
+        frame = random_frame(seed, frame_id=frame_id, grid_shape=GRID)
+        tsdf = np.where(np.random.default_rng(seed).random(GRID) < 0.5, 0, frame.tsdf)
+        write_frame(tmp_path, frame)
+        flipped = dataclasses.replace(frame, tsdf=flip_tsdf(tsdf, unobserved=unobserved))
+        write_cad_frame(tmp_path, flipped, half="train")
+    folder = FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
+    on_device = assert_same_batches(folder, IDS, largest_shift=1)
+    plain = DeviceDataset(folder, IDS, device=CPU)
+    for index in range(len(IDS)):
+        shifted, before = on_device[index].tsdf, plain[index].tsdf
+        if not torch.equal(shifted, before):
+            value = torch.tensor(fill, dtype=shifted.dtype)
+            edges = (shifted[..., :, :, 0], shifted[..., :, :, -1], shifted[..., 0, :, :], shifted[..., -1, :, :])
+            assert any(torch.all(edge == value) for edge in edges)
 
 
 def test_every_move_is_drawn_and_undone(packed: PackedFrames) -> None:

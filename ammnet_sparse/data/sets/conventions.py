@@ -35,6 +35,8 @@ _FLOOR_SHARE, _FEWEST_FLOOR_VOXELS = 0.9, 100
 _SMALL_IMAGE = 0.26
 """Share of the pixels that the mapping of a half-size image reaches."""
 _OTHER_AXES = ("X, Y, height", "Y, height, X", "Y, X, height", "height, X, Y", "height, Y, X")
+FLIPPED_SURFACE, LEAST_UNOBSERVED = 0.9995, 0.1
+"""The flipped TSDF that counts as +1; the share of a frame's voxels with one value that makes it unobserved space."""
 _FLIPS = {"X mirrored": 0, "height upside down": 1, "Y mirrored": 2}
 
 
@@ -110,11 +112,11 @@ def unobserved_of(flipped: NDArray[np.floating]) -> Unobserved | None:
 
     Unobserved space is half of a published frame, and exactly +1 hardly occurs elsewhere.
     """
-    as_surface = float((flipped >= 0.9995).mean())
+    as_surface = float((flipped >= FLIPPED_SURFACE).mean())
     as_free = float((np.abs(np.abs(flipped) - 0.001) < 5e-4).mean())
-    if as_surface >= 0.1:
+    if as_surface >= LEAST_UNOBSERVED:
         return "surface"
-    return "free" if as_free >= 0.1 else None
+    return "free" if as_free >= LEAST_UNOBSERVED else None
 
 
 def _occupied_shares(label: NDArray[np.uint8], hit: NDArray[np.bool_]) -> tuple[float, dict[str, float]]:
