@@ -24,6 +24,7 @@ from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.training.losses import (
     class_weights_of,
     discriminator_loss,
+    gradient_penalty,
     image_cross_entropy,
     labels_at,
     num_labeled_pixels,
@@ -40,8 +41,9 @@ from ammnet_sparse.training.optimization import Optimization, build_optimization
 class StepReport:
     """Losses of a step, detached scalars on the device; None for those that the configuration leaves out.
 
-    ``loss`` is the generator's sum with weights; ``discriminator`` the sum of its binary cross-entropies; ``counts``
-    are of the prediction that the generator was trained on, with its dropout, augmentation and batch statistics.
+    ``loss`` is the generator's sum with weights; ``discriminator`` the sum of its binary cross-entropies;
+    ``gradient_penalty`` is that of ``losses.gradient_penalty``, without its weight; ``counts`` are of the prediction
+    that the generator was trained on, with its dropout, augmentation and batch statistics.
     """
 
     loss: Tensor
@@ -50,6 +52,7 @@ class StepReport:
     image: Tensor | None
     adversarial: Tensor | None
     discriminator: Tensor | None
+    gradient_penalty: Tensor | None
     generator_gradient_norm: Tensor
     discriminator_gradient_norm: Tensor | None
     counts: VoxelCounts
@@ -58,9 +61,8 @@ class StepReport:
         """The report over all processes: losses are summed shares, norms are the same in each."""
         if num_processes() == 1:
             return self
-        shares = {
-            name: getattr(self, name) for name in ("loss", "scene", "lovasz", "image", "adversarial", "discriminator")
-        }
+        names = ("loss", "scene", "lovasz", "image", "adversarial", "discriminator", "gradient_penalty")
+        shares = {name: getattr(self, name) for name in names}
         present = {name: value for name, value in shares.items() if value is not None}
         sums = sum_over_processes(torch.stack([value.double() for value in present.values()]))
         return dataclasses.replace(self, **dict(zip(present, sums, strict=True)), counts=self.counts.over_processes())
@@ -131,14 +133,14 @@ class AdversarialGame:
             return self._accumulate(scenes, totals, discriminator_optimization, seed=seed)
         (scene,) = scenes
         prediction = self._predict(scene)
-        discriminator_loss = discriminator_norm = None
+        judgment, discriminator_norm = _Judgment(), None
         if discriminator_optimization is not None:
-            discriminator_loss = self._discriminate(scene, prediction, totals, seed=seed, num_scenes=1)
+            judgment = self._discriminate(scene, prediction, totals, seed=seed, num_scenes=1)
             discriminator_norm = discriminator_optimization.step()
         losses = self._generate(scene, prediction, totals, num_scenes=1)
         return StepReport(
             **losses._asdict(),
-            discriminator=discriminator_loss,
+            **judgment._asdict(),
             generator_gradient_norm=self.generator_optimization.step(),
             discriminator_gradient_norm=discriminator_norm,
             counts=scene.count(prediction),
@@ -157,7 +159,7 @@ class AdversarialGame:
         The generator must be scored by the updated discriminator. So the predictions for the discriminator's step come
         from a first pass without gradients and are recomputed, with the same dropout, in the second.
         """
-        discriminator_loss = discriminator_norm = None
+        judgment, discriminator_norm = _Judgment(), None
         random_states: list[_RandomState] = []
         if discriminator_optimization is not None:
             judged = []
@@ -166,7 +168,7 @@ class AdversarialGame:
                 with torch.no_grad(), unchanged_statistics(self.generator):
                     prediction = self._predict(scene)
                 judged.append(self._discriminate(scene, prediction, totals, seed=seed, num_scenes=len(scenes)))
-            discriminator_loss = torch.stack(judged).sum()
+            judgment = _Judgment.sum(judged)
             discriminator_norm = discriminator_optimization.step()
         parts, counts = [], []
         for index, scene in enumerate(scenes):
@@ -177,7 +179,7 @@ class AdversarialGame:
             parts.append(self._generate(scene, prediction, totals, num_scenes=len(scenes)))
         return StepReport(
             **_Losses.sum(parts)._asdict(),
-            discriminator=discriminator_loss,
+            **judgment._asdict(),
             generator_gradient_norm=self.generator_optimization.step(),
             discriminator_gradient_norm=discriminator_norm,
             counts=functools.reduce(operator.add, counts),
@@ -200,14 +202,19 @@ class AdversarialGame:
 
     def _discriminate(
         self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, seed: int, num_scenes: int
-    ) -> Tensor:
-        """Adds the discriminator's gradients on one batch; returns its loss, as a share of the step's."""
+    ) -> "_Judgment":
+        """Adds the discriminator's gradients on one batch; returns its losses, as shares of the step's."""
         assert self.discriminator_optimization is not None
+        config = self.config.adversarial
+        seed = ((seed * 64 + scene.index) * num_processes() + rank()) % 2**63
         fakes = self._fakes(scene, seed=seed)
         predicted = self._scored_features(scene, prediction).detach()
         true, *fake = scene.one_hot(scene.truth, *fakes)
         # The order in which they update the discriminator's running statistics.
-        inputs = (true, predicted, *fake)
+        judged = (true, predicted, *fake)
+        inputs = judged
+        if config.gradient_penalty > 0:
+            inputs = (*judged, _with_noise(true, config.gradient_penalty_noise, seed=seed))
         sites = repeated_sites(scene.sites, len(inputs))
         # A fake in which nothing was changed is the truth, which must not be called fake.
         all_scenes = torch.ones(len(scene.truth), dtype=torch.bool, device=scene.truth.device)
@@ -215,20 +222,25 @@ class AdversarialGame:
         with self._autocast(scene.batch.tsdf.device):
             # One forward pass, in which batch statistics never mix.
             scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
-            judged = discriminator_loss(
-                scores,
-                num_groups=len(inputs),
-                real_target=self.config.adversarial.real_target,
+            by_input = scores.view(len(inputs), -1, 1)
+            loss = discriminator_loss(
+                by_input[: len(judged)].flatten(0, 1),
+                num_groups=len(judged),
+                real_target=config.real_target,
                 is_judged=torch.cat([all_scenes, all_scenes, *is_changed]),
             )
-            loss = totals.share(judged / num_scenes, scene.index)
-        self.discriminator_optimization.backward(loss)
-        return loss.detach()
+            loss = total = totals.share(loss / num_scenes, scene.index)
+            penalty = None
+            if config.gradient_penalty > 0:
+                penalty = gradient_penalty(by_input[0], by_input[-1], noise=config.gradient_penalty_noise)
+                penalty = totals.share(penalty / num_scenes, scene.index)
+                total = loss + config.gradient_penalty * penalty
+        self.discriminator_optimization.backward(total)
+        return _Judgment(loss.detach(), None if penalty is None else penalty.detach())
 
     def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
         """Perturbed truths [B, V] (eqs. 5 and 6)."""
         config = self.config.adversarial
-        seed = ((seed * 64 + scene.index) * num_processes() + rank()) % 2**63
         fakes = []
         if config.geometric_fakes:
             probability = draw_erase_probability(
@@ -299,6 +311,18 @@ class AdversarialGame:
         return features
 
 
+class _Judgment(NamedTuple):
+    """The discriminator's losses, detached scalars, as in ``StepReport``."""
+
+    discriminator: Tensor | None = None
+    gradient_penalty: Tensor | None = None
+
+    @classmethod
+    def sum(cls, parts: "Sequence[_Judgment]") -> "_Judgment":
+        """For the batches of a step, each a share of it."""
+        return cls(*(_total(values) for values in zip(*parts, strict=True)))
+
+
 class _Losses(NamedTuple):
     """The generator's losses, detached scalars, as in ``StepReport``."""
 
@@ -311,14 +335,22 @@ class _Losses(NamedTuple):
     @classmethod
     def sum(cls, parts: "Sequence[_Losses]") -> "_Losses":
         """For the batches of a step, each a share of it."""
-
-        def total(values: Sequence[Tensor | None]) -> Tensor | None:
-            present = [value for value in values if value is not None]
-            return torch.stack(present).sum() if present else None
-
-        loss, scene, lovasz, image, adversarial = (total(values) for values in zip(*parts, strict=True))
+        loss, scene, lovasz, image, adversarial = (_total(values) for values in zip(*parts, strict=True))
         assert loss is not None and scene is not None
         return cls(loss, scene, lovasz, image, adversarial)
+
+
+def _total(values: Sequence[Tensor | None]) -> Tensor | None:
+    """Their sum; None where the configuration leaves the loss out."""
+    present = [value for value in values if value is not None]
+    return torch.stack(present).sum() if present else None
+
+
+def _with_noise(one_hot: Tensor, noise: float, *, seed: int) -> Tensor:
+    """[N, K] with normal noise of this standard deviation, none in rows of zeros, whose voxels are not scored."""
+    generator = torch.Generator(one_hot.device).manual_seed(seed)
+    drawn = torch.randn(one_hot.shape, generator=generator, dtype=one_hot.dtype, device=one_hot.device)
+    return one_hot + noise * drawn * one_hot.sum(dim=1, keepdim=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
