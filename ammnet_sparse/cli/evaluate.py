@@ -123,8 +123,13 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
 
 
 def _was_trained_on(metadata: Mapping[str, str], split: str) -> bool:
-    """Whether the weights have seen the frames of a list, as their training configuration says."""
-    data = json.loads(metadata.get("training_config", "{}")).get("data", {})
+    """Whether the weights have seen the frames of a list, as their training configuration says; unreadable: no."""
+    try:
+        data = json.loads(metadata["training_config"])["data"]
+    except (KeyError, TypeError, ValueError):  # another program's
+        return False
+    if not isinstance(data, dict):
+        return False
     return split == data.get("split") or (split == "val" and bool(data.get("train_on_all")))
 
 

@@ -99,18 +99,23 @@ def test_evaluate_takes_shipped_weights_by_name(
         ({"split": "train", "train_on_all": False}, "val", False),
         ({"split": "train", "train_on_all": False}, "train", True),
         (None, "val", False),
+        ("null", "val", False),
+        ('{"data": []}', "val", False),
+        ("{", "val", False),
     ],
 )
 def test_scores_of_training_frames_come_with_a_note(
     root: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    data: dict[str, Any] | None,
+    data: dict[str, Any] | str | None,
     split: str,
     is_said: bool,
 ) -> None:
     networks = build_networks(tiny_config())
-    metadata = {} if data is None else {"training_config": json.dumps({"data": data})}
+    metadata = {}
+    if data is not None:
+        metadata["training_config"] = data if isinstance(data, str) else json.dumps({"data": data})
     path = tmp_path / "weights.safetensors"
     save_weights(path, networks.state_dict(), model_config=networks.generator.config, metadata=metadata)
     assert tool("evaluate")(["--checkpoint", str(path), "--data", str(root), "--split", split, "--limit", "1"]) == 0
