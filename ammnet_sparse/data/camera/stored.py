@@ -204,12 +204,12 @@ class _Images:
         )
         if is_upright_camera:
             return view, self.pose
-        stored_view = dataclasses.replace(self._view(), label_map=None, color_camera=None)
-        if self.color_intrinsics is not None:
-            # The color image is another camera's: these intrinsics belong to the depth image.
-            stored_view = dataclasses.replace(stored_view, color=np.zeros((*self.depth.shape, 3), dtype=np.uint8))
-        turned = stored_view.turned(degrees)
-        view = dataclasses.replace(view, camera=turned.camera, intrinsics_size=turned.intrinsics_size)
+        # With intrinsics of its own the color image is another camera's, and these belong to the depth image.
+        color_shape = self.color.shape if self.color_intrinsics is None else self.depth.shape
+        camera, size = turned_camera(
+            self.intrinsics.camera, degrees, color_shape, self.depth.shape, known=self.intrinsics.size
+        )
+        view = dataclasses.replace(view, camera=camera, intrinsics_size=size)
         return view, None if self.pose is None else turned_pose(self.pose, degrees)
 
     def _view(self) -> View:

@@ -75,34 +75,6 @@ class View:
             intrinsics_size=self.intrinsics_size,
         )
 
-    def turned(self, degrees: int) -> "View":
-        """Everything rotated clockwise by 0, 90, 180 or 270 degrees; intrinsics follow their images."""
-        if degrees not in TURNS:
-            raise ValueError(f"degrees: expected one of {TURNS}, found {degrees}")
-        if degrees == 0:
-            return self
-        camera, size = turned_camera(
-            self.camera, degrees, self._color_shape(), self.depth.shape, known=self.intrinsics_size
-        )
-        color_camera = self.color_camera
-        if color_camera is not None and self.color is not None:
-            color_camera, _ = turned_camera(color_camera, degrees, self.color.shape, self.color.shape)
-        return View(
-            None if self.color is None else turned_image(self.color, degrees),
-            turned_image(self.depth, degrees),
-            camera,
-            color_camera,
-            None if self.label_map is None else turned_image(self.label_map, degrees),
-            size,
-        )
-
-    def _color_shape(self) -> tuple[int, ...]:
-        """Shapes of the images that ``camera`` may belong to."""
-        if self.color_camera is not None:
-            return self.depth.shape
-        image = self.label_map if self.color is None else self.color
-        return self.depth.shape if image is None else image.shape
-
 
 def turned_image(image: NDArray[Kind], degrees: int) -> NDArray[Kind]:
     """An image [rows, columns, ...] rotated clockwise by a multiple of 90 degrees."""

@@ -14,7 +14,7 @@ from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
 from ammnet_sparse.data.camera.own_frames import OwnFrame
 from ammnet_sparse.data.camera.reading import read_own_frame, read_upright_frame
 from ammnet_sparse.data.camera.stored import CameraSettings
-from ammnet_sparse.data.camera.view import View, turned_image, turned_pose
+from ammnet_sparse.data.camera.view import View, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.synthetic.raycast import cast_depth
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
@@ -41,6 +41,14 @@ def plain(native: NDArray[np.float32], view: RoomView, tmp_path_factory: pytest.
 
 def of(camera: Camera, **more: object) -> CameraSettings:
     return dataclasses.replace(CameraSettings.of_camera(camera), **more)
+
+
+def turned(view: View, degrees: int) -> View:
+    """Color, depth, label map and their camera rotated clockwise."""
+    camera, size = turned_camera(view.camera, degrees, view.color.shape, view.depth.shape, known=view.intrinsics_size)
+    label_map = None if view.label_map is None else turned_image(view.label_map, degrees)
+    color, depth = turned_image(view.color, degrees), turned_image(view.depth, degrees)
+    return View(color, depth, camera, None, label_map, size)
 
 
 def ramp(shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -120,7 +128,7 @@ def test_images_that_lie_on_their_side(
     """``--rotate`` turns color, depth, label map, intrinsics and pose together."""
     back = 360 - degrees
     upright = View(ramp(IMAGE_SHAPE), native, NYU_CAMERA, label_map=(ramp(IMAGE_SHAPE)[..., 0] // 20).astype(np.uint8))
-    lying = upright.turned(back)
+    lying = turned(upright, back)
     paths = write(tmp_path, lying.color, lying.depth, turned_pose(view.pose, back))
     assert lying.label_map is not None
     Image.fromarray(lying.label_map).save(tmp_path / "label_map.png")
@@ -158,7 +166,7 @@ def test_images_that_exif_turns(
 ) -> None:
     """Depth lies as the color image does or is upright already; intrinsics and pose are of either."""
     back = 360 - degrees
-    stored = View(ramp(IMAGE_SHAPE), native, NYU_CAMERA).turned(back)
+    stored = turned(View(ramp(IMAGE_SHAPE), native, NYU_CAMERA), back)
     is_stored = intrinsics == "stored"
     paths = write(
         tmp_path,
@@ -187,7 +195,7 @@ def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: OwnFrame)
         turned_pose(view.pose, 270),
         orientation=6,
     )
-    lying = View(ramp((1440, 1920)), depth, scaled_camera(3.0)).turned(270).camera
+    lying = turned(View(ramp((1440, 1920)), depth, scaled_camera(3.0)), 270).camera
     assert_alike(read_own_frame(paths, settings=of(lying)), plain, overlap=0.75)
 
 
