@@ -206,11 +206,8 @@ class AdversarialConfig(_Section):
     gradient_penalty: float = Field(
         0.0,
         ge=0,
-        description="weight of the discriminator's squared gradient at the truth (R1 of Mescheder et al. 2018), from "
-        "the difference that noise makes; 0: none",
-    )
-    gradient_penalty_noise: float = Field(
-        0.1, gt=0, description="standard deviation of the gradient penalty's noise on the one-hot truth"
+        description="weight of half the discriminator's squared gradient at the truth (R1 of Mescheder et al. 2018); "
+        "0: none",
     )
 
     @model_validator(mode="after")

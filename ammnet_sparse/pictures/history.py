@@ -163,7 +163,7 @@ def _loss_figure(history: History) -> str:
 
 def _game_figure(history: History) -> str:
     figure, axes = new_figure("Adversarial game (logarithmic)")
-    _draw_steps(axes, history, "discriminator", label="discriminator, sum of its losses", color="#7c3aed")
+    _draw_steps(axes, history, "discriminator", label="discriminator, sum of its cross-entropies", color="#7c3aed")
     _draw_steps(axes, history, "adversarial", label="generator's adversarial loss", color="#c2410c")
     _draw_steps(axes, history, "gradient_penalty", label="discriminator's gradient penalty", color="#2b8a3e")
     axes.set_yscale("log")

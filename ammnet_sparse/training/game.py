@@ -206,15 +206,11 @@ class AdversarialGame:
         """Adds the discriminator's gradients on one batch; returns its losses, as shares of the step's."""
         assert self.discriminator_optimization is not None
         config = self.config.adversarial
-        seed = ((seed * 64 + scene.index) * num_processes() + rank()) % 2**63
         fakes = self._fakes(scene, seed=seed)
         predicted = self._scored_features(scene, prediction).detach()
         true, *fake = scene.one_hot(scene.truth, *fakes)
         # The order in which they update the discriminator's running statistics.
-        judged = (true, predicted, *fake)
-        inputs = judged
-        if config.gradient_penalty > 0:
-            inputs = (*judged, _with_noise(true, config.gradient_penalty_noise, seed=seed))
+        inputs = (true, predicted, *fake)
         sites = repeated_sites(scene.sites, len(inputs))
         # A fake in which nothing was changed is the truth, which must not be called fake.
         all_scenes = torch.ones(len(scene.truth), dtype=torch.bool, device=scene.truth.device)
@@ -222,25 +218,25 @@ class AdversarialGame:
         with self._autocast(scene.batch.tsdf.device):
             # One forward pass, in which batch statistics never mix.
             scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
-            by_input = scores.view(len(inputs), -1, 1)
-            loss = discriminator_loss(
-                by_input[: len(judged)].flatten(0, 1),
-                num_groups=len(judged),
+            judged = discriminator_loss(
+                scores,
+                num_groups=len(inputs),
                 real_target=config.real_target,
                 is_judged=torch.cat([all_scenes, all_scenes, *is_changed]),
             )
-            loss = total = totals.share(loss / num_scenes, scene.index)
-            penalty = None
-            if config.gradient_penalty > 0:
-                penalty = gradient_penalty(by_input[0], by_input[-1], noise=config.gradient_penalty_noise)
-                penalty = totals.share(penalty / num_scenes, scene.index)
-                total = loss + config.gradient_penalty * penalty
+            loss = total = totals.share(judged / num_scenes, scene.index)
+        penalty = None
+        if config.gradient_penalty > 0:
+            penalty = gradient_penalty(self.discriminator, true, scene.sites)
+            penalty = totals.share(penalty / num_scenes, scene.index)
+            total = loss + config.gradient_penalty * penalty
         self.discriminator_optimization.backward(total)
         return _Judgment(loss.detach(), None if penalty is None else penalty.detach())
 
     def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
         """Perturbed truths [B, V] (eqs. 5 and 6)."""
         config = self.config.adversarial
+        seed = ((seed * 64 + scene.index) * num_processes() + rank()) % 2**63
         fakes = []
         if config.geometric_fakes:
             probability = draw_erase_probability(
@@ -344,13 +340,6 @@ def _total(values: Sequence[Tensor | None]) -> Tensor | None:
     """Their sum; None where the configuration leaves the loss out."""
     present = [value for value in values if value is not None]
     return torch.stack(present).sum() if present else None
-
-
-def _with_noise(one_hot: Tensor, noise: float, *, seed: int) -> Tensor:
-    """[N, K] with normal noise of this standard deviation, none in rows of zeros, whose voxels are not scored."""
-    generator = torch.Generator(one_hot.device).manual_seed(seed)
-    drawn = torch.randn(one_hot.shape, generator=generator, dtype=one_hot.dtype, device=one_hot.device)
-    return one_hot + noise * drawn * one_hot.sum(dim=1, keepdim=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

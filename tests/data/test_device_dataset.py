@@ -100,12 +100,13 @@ def test_shifted_flipped_frames_are_filled_as_their_unobserved_space(
     folder = FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
     on_device = assert_same_batches(folder, IDS, largest_shift=1)
     plain = DeviceDataset(folder, IDS, device=CPU)
-    for index in range(len(IDS)):
-        shifted, before = on_device[index].tsdf, plain[index].tsdf
-        if not torch.equal(shifted, before):
-            value = torch.tensor(fill, dtype=shifted.dtype)
-            edges = (shifted[..., :, :, 0], shifted[..., :, :, -1], shifted[..., 0, :, :], shifted[..., -1, :, :])
-            assert any(torch.all(edge == value) for edge in edges)
+    shifted = [on_device[index].tsdf for index in range(len(IDS))]
+    moved = [tsdf for index, tsdf in enumerate(shifted) if not torch.equal(tsdf, plain[index].tsdf)]
+    assert moved
+    for tsdf in moved:
+        edges = (tsdf[..., :, :, 0], tsdf[..., :, :, -1], tsdf[..., 0, :, :], tsdf[..., -1, :, :])
+        value = torch.tensor(fill, dtype=tsdf.dtype)
+        assert any(bool((edge == value).all()) for edge in edges)
 
 
 def test_every_move_is_drawn_and_undone(packed: PackedFrames) -> None:

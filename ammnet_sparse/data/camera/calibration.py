@@ -198,6 +198,7 @@ def _is_distorted(keys: Mapping[str, Any]) -> bool:
     for name in _DISTORTION:
         value = keys.get(name)
         value = value.get("data") if isinstance(value, Mapping) else value
+        value = value.reshape(-1).tolist() if isinstance(value, np.ndarray) else value
         values += list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     return any(_is_number(value) and abs(value) > 1e-9 for value in values)
 
@@ -211,7 +212,8 @@ def _azure_camera(value: Mapping[Any, Any], place: str) -> CameraEntry | None:
         return None
     if not all(_is_number(number) for number in parameters[:4]):
         return None
-    assert isinstance(width, int | float) and isinstance(height, int | float)
+    assert isinstance(width, Real) and isinstance(height, Real)
+    width, height = float(width), float(height)
     cx, cy, fx, fy = (float(number) for number in parameters[:4])
     numbers = (fx * width, fy * height, cx * width - 0.5, cy * height - 0.5)
     where = str(value.get("Location") or value.get("Purpose") or place)

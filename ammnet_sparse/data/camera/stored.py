@@ -147,8 +147,9 @@ def upright_frame(stored: StoredFrame, settings: CameraSettings) -> UprightFrame
     if color is None:  # a stand-in of the size of what shows the same
         color = np.zeros((*(depth if label_map is None else label_map).shape, 3), dtype=np.uint8)
     intrinsics = settings.intrinsics.fitting([depth.shape, color.shape])
-    # Of a color image that this frame does not have they say nothing.
-    color_intrinsics = None if stored.color is None else settings.color_intrinsics
+    color_intrinsics = settings.color_intrinsics
+    if stored.color is None and label_map is None:  # nothing of the color camera is there
+        color_intrinsics = None
     if color_intrinsics is not None:
         color_intrinsics = color_intrinsics.fitting([color.shape])
     images = _Images(color, depth, label_map, intrinsics, color_intrinsics, stored.pose)
