@@ -13,7 +13,7 @@ from ammnet_sparse.data.camera.images import are_alike
 from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
 from ammnet_sparse.data.camera.own_frames import OwnFrame
 from ammnet_sparse.data.camera.reading import read_own_frame, read_upright_frame
-from ammnet_sparse.data.camera.stored import CameraSettings
+from ammnet_sparse.data.camera.stored import CameraSettings, StoredFrame, upright_frame
 from ammnet_sparse.data.camera.view import View, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.synthetic.raycast import cast_depth
@@ -183,6 +183,15 @@ def test_images_that_exif_turns(
     if depth_lies and is_stored:
         as_stored = read_upright_frame(paths, settings=dataclasses.replace(settings, rotate=0)).view
         assert are_alike(as_stored.color.shape, stored.color.shape)
+
+
+def test_color_intrinsics_belong_to_label_maps_too(native: NDArray[np.float32]) -> None:
+    """And to nothing where only depth is there."""
+    color_camera = Camera(1038.0, 1038.0, 959.5, 539.5)
+    settings = of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera))
+    label_map = np.zeros((1080, 1920), dtype=np.uint8)
+    assert upright_frame(StoredFrame(None, native, label_map), settings).view.color_camera == color_camera
+    assert upright_frame(StoredFrame(None, native), settings).view.color_camera is None
 
 
 def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: OwnFrame) -> None:
