@@ -122,7 +122,7 @@ def test_curves_name_what_they_draw(tmp_path: Path) -> None:
     assert page.count("<svg") == 4
     for expected in (
         "scene cross-entropy (training)",
-        "discriminator, sum of its losses",
+        "discriminator, sum of its cross-entropies",
         "SC IoU (validation)",
         "SSC mIoU (validation)",
         "best weights, epoch 2",
