@@ -11,7 +11,7 @@ Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 in
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +50,7 @@ from ammnet_sparse.evaluation.selection import (
 )
 from ammnet_sparse.evaluation.tables import format_table
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 
 
@@ -93,7 +94,7 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
     print(weights, file=sys.stderr)
-    if _was_trained_on(getattr(model, "metadata", {}), options.split):
+    if options.split in lists_in(getattr(model, "metadata", {})):
         print(
             f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
             "frames say little about others",
@@ -120,17 +121,6 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
     if options.baselines:
         rows |= _baselines(options, model.config, ids)
     return rows, model.config
-
-
-def _was_trained_on(metadata: Mapping[str, str], split: str) -> bool:
-    """Whether the weights have seen the frames of a list, as their training configuration says; unreadable: no."""
-    try:
-        data = json.loads(metadata["training_config"])["data"]
-    except (KeyError, TypeError, ValueError):  # another program's
-        return False
-    if not isinstance(data, dict):
-        return False
-    return split == data.get("split") or (split == "val" and bool(data.get("train_on_all")))
 
 
 def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.writing import keep_as, replacing_open
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.weights.files import UNOBSERVED, save_weights
+from ammnet_sparse.models.weights.files import TRAINED_ON, UNOBSERVED, lists_in, save_weights
 from ammnet_sparse.models.weights.parts import join_states
 
 CONFIG = "config.yaml"
@@ -122,6 +122,7 @@ def run_metadata(
     step: int,
     scores: Scores | None,
     unobserved: str | None = None,
+    trained_before: Collection[str] = (),
 ) -> dict[str, str]:
     """Metadata of a file of weights: training configuration, data, length, figures and version, as text.
 
@@ -132,6 +133,7 @@ def run_metadata(
         scores: of the weights on the validation frames; left out if these were trained on (``data.train_on_all``).
         unobserved: value of the set's flipped TSDF in unobserved space, ``free`` or ``surface``; None: it is
             not flipped, or unknown.
+        trained_before: lists of frames that the weights of the start were trained on.
     """
     values = config.model_dump(mode="json")
     for section, keys in _OF_THE_MACHINE.items():
@@ -148,6 +150,7 @@ def run_metadata(
         f"validation frames{', these among those' if data.train_on_all else ''}",
         "training_config": json.dumps(values),
     }
+    metadata[TRAINED_ON] = " ".join(sorted(lists_in(metadata) | set(trained_before)))
     if unobserved is not None:
         metadata[UNOBSERVED] = unobserved
     if scores is not None and not data.train_on_all:

@@ -21,7 +21,7 @@ from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.models.weights.files import lists_trained_on, load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
 from ammnet_sparse.processes import any_process, num_processes, rank
 from ammnet_sparse.sparse.convolutions import use_backend
@@ -124,6 +124,14 @@ class Run:
         num_frames = [len(self.training_set), len(self.validation_set)]
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
+        if initial_weights is not None:
+            self.saves.trained_before = sorted(lists_trained_on(initial_weights))
+            if "val" in self.saves.trained_before and not config.data.train_on_all:
+                warnings.warn(
+                    f"{initial_weights}: was trained on the validation frames of its set too; if this run has the same "
+                    "set, its validation scores say little about other frames",
+                    stacklevel=2,
+                )
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
         self._first_seen: Batch | None = None

@@ -60,6 +60,7 @@ class RunFolder:
     Attributes:
         changes: keys that resumed runs have changed in what is trained (``preparation.check_same_run``).
         unobserved: value of the set's flipped TSDF in unobserved space (``preparation.unobserved_in``).
+        trained_before: lists of frames that the weights of the start were trained on, sorted.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class RunFolder:
         self.device = device
         self.changes: list[dict[str, Any]] = []
         self.unobserved: Unobserved | None = None
+        self.trained_before: list[str] = []
         self._saved = time.monotonic()
         self._lock = lock
 
@@ -112,6 +114,7 @@ class RunFolder:
             step=progress.step,
             scores=scores,
             unobserved=self.unobserved,
+            trained_before=self.trained_before,
         )
         save_run_weights(self.path, name, parts.evaluated, parts.networks.discriminator, metadata=metadata)
 
@@ -136,6 +139,7 @@ class RunFolder:
             "frames": self.num_frames,
             "limit": self.limit,
             "changes": self.changes,
+            "trained_before": self.trained_before,
             "network": parts.networks.state_dict(),
             "average": None if parts.average is None else parts.average.state_dict(),
             "generator": parts.game.generator_optimization.state_dict(),
@@ -172,6 +176,7 @@ class RunFolder:
                 )
             parts.progress = Progress.from_state(state["progress"])
             self.changes = list(state.get("changes", []))
+            self.trained_before = list(state.get("trained_before", []))
             parts.networks.load_state_dict(state["network"])
             if parts.average is not None:
                 # A run that did not average until now starts from its current weights.

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -93,29 +92,27 @@ def test_evaluate_takes_shipped_weights_by_name(
 
 
 @pytest.mark.parametrize(
-    ("data", "split", "is_said"),
+    ("metadata", "split", "is_said"),
     [
-        ({"split": "train", "train_on_all": True}, "val", True),
-        ({"split": "train", "train_on_all": False}, "val", False),
-        ({"split": "train", "train_on_all": False}, "train", True),
-        (None, "val", False),
-        ("null", "val", False),
-        ('{"data": []}', "val", False),
-        ("{", "val", False),
+        ({"training_config": '{"data": {"split": "train", "train_on_all": true}}'}, "val", True),
+        ({"training_config": '{"data": {"split": "train", "train_on_all": false}}'}, "val", False),
+        ({"training_config": '{"data": {"split": "train", "train_on_all": false}}'}, "train", True),
+        ({"training_config": '{"data": {"split": "train"}}', "trained_on": "train val"}, "val", True),
+        ({}, "val", False),
+        ({"training_config": "null"}, "val", False),
+        ({"training_config": '{"data": []}'}, "val", False),
+        ({"training_config": "{"}, "val", False),
     ],
 )
 def test_scores_of_training_frames_come_with_a_note(
     root: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    data: dict[str, Any] | str | None,
+    metadata: dict[str, str],
     split: str,
     is_said: bool,
 ) -> None:
     networks = build_networks(tiny_config())
-    metadata = {}
-    if data is not None:
-        metadata["training_config"] = data if isinstance(data, str) else json.dumps({"data": data})
     path = tmp_path / "weights.safetensors"
     save_weights(path, networks.state_dict(), model_config=networks.generator.config, metadata=metadata)
     assert tool("evaluate")(["--checkpoint", str(path), "--data", str(root), "--split", split, "--limit", "1"]) == 0

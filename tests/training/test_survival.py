@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.workers import WorkerError
-from ammnet_sparse.models.weights.files import read_weights
+from ammnet_sparse.models.weights.files import lists_trained_on, read_weights
 from ammnet_sparse.training import records
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state
 from ammnet_sparse.training.folder_lock import FolderLock, create_run_folder
@@ -257,6 +258,27 @@ def test_weights_say_what_they_were_trained_on(root: Path, tmp_path: Path) -> No
     assert values["training"]["batch_size"] == 2 and values["optimizer"]["learning_rate"] == 1e-3
     assert str(root) not in metadata["training_config"]
     assert json.loads(metadata["validation_scores"]) == lines_of(tmp_path)[-1]["validation"]
+
+
+def test_weights_name_the_lists_that_they_and_their_start_were_trained_on(root: Path, tmp_path: Path) -> None:
+    make_run(run_config(root, data={"train_on_all": True}), tmp_path / "all").train()
+    everything = tmp_path / "all" / "last.safetensors"
+    assert lists_trained_on(everything) == {"train", "val"}
+    with pytest.warns(UserWarning, match=r"all/last\.safetensors: was trained on the validation frames"):
+        run = make_run(run_config(root), tmp_path / "tuned", initial_weights=everything)
+    run.train()
+    make_run(run_config(root, epochs=2), tmp_path / "tuned", resume=True).train()
+    metadata = read_weights(tmp_path / "tuned" / "last.safetensors")[2]
+    assert metadata["epoch"] == "2" and not json.loads(metadata["training_config"])["data"]["train_on_all"]
+    assert metadata["trained_on"] == "train val"
+
+
+def test_weights_of_the_training_frames_are_a_start_without_a_warning(root: Path, tmp_path: Path) -> None:
+    make_run(run_config(root), tmp_path / "first").train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_run(run_config(root), tmp_path / "tuned", initial_weights=tmp_path / "first" / "best.safetensors").train()
+    assert lists_trained_on(tmp_path / "tuned" / "last.safetensors") == {"train"}
 
 
 def test_advice_on_memory_names_what_is_left_to_switch_on() -> None:

@@ -1,7 +1,8 @@
 """Weights of a network on disk: one safetensors file that includes the network's configuration."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -18,6 +19,8 @@ from ammnet_sparse.models.weights.errors import WeightsError
 
 UNOBSERVED = "tsdf_unobserved"
 """Metadata key: unobserved space in the flipped TSDF that a network was trained on, ``free`` or ``surface``."""
+TRAINED_ON = "trained_on"
+"""Metadata key: lists of frames that weights were trained on, separated by blanks, those they started from included."""
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
@@ -67,13 +70,42 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
             unknown keys or values out of range.
     """
     path = Path(path)
+    with _opened(path) as file:
+        config = _read_config(path, file.metadata)
+        tensors = {name: file.read(name) for name in file.entries}
+    return tensors, config, {key: value for key, value in file.metadata.items() if key not in _RESERVED}
+
+
+def lists_trained_on(path: str | Path) -> set[str]:
+    """Lists of frames (``train``, ``val``) that weights on disk were trained on; empty where the file does not say.
+
+    Raises:
+        WeightsError: no such file, or not a safetensors file.
+    """
+    with _opened(Path(path)) as file:
+        return lists_in(file.metadata)
+
+
+def lists_in(metadata: Mapping[str, str]) -> set[str]:
+    """The same from the metadata of a file, which may be another program's."""
+    lists = set(metadata.get(TRAINED_ON, "").split())
+    try:
+        data = json.loads(metadata["training_config"])["data"]
+    except (KeyError, TypeError, ValueError):
+        return lists
+    if isinstance(data, dict):
+        lists |= {str(data["split"])} if "split" in data else set()
+        lists |= {"val"} if data.get("train_on_all") else set()
+    return lists
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[SafetensorsFile]:
     if not path.is_file():
         raise WeightsError(f"{path}: expected a file with weights, found {'a folder' if path.is_dir() else 'nothing'}")
     advice = "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`"
     with SafetensorsFile(path, what="an undamaged safetensors file", advice=advice, raises=WeightsError) as file:
-        config = _read_config(path, file.metadata)
-        tensors = {name: file.read(name) for name in file.entries}
-    return tensors, config, {key: value for key, value in file.metadata.items() if key not in _RESERVED}
+        yield file
 
 
 def load_into(
