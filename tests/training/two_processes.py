@@ -26,9 +26,15 @@ def fixed_fakes(scene: Any, *, seed: int) -> list[Tensor]:
     return [scene.truth.where(scene.truth != 3, 0), scene.truth.where(scene.truth != 4, 5)]
 
 
-def step_of(batches: list[Batch], recompute: str) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor], Any]:
+def step_of(
+    batches: list[Batch], recompute: str, penalty: float
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor], Any]:
     """Losses, gradients as they are applied, weights and buffers after the step, and its counts."""
-    config = tiny_config(training={"recompute": recompute}, optimizer={"gradient_clip": 0.5})
+    config = tiny_config(
+        training={"recompute": recompute},
+        optimizer={"gradient_clip": 0.5},
+        adversarial={"gradient_penalty": penalty},
+    )
     game = make_game(config, dtype=torch.float64)
     game._fakes = fixed_fakes  # type: ignore[method-assign, assignment]
     gradients: dict[str, Tensor] = {}
@@ -77,10 +83,10 @@ def unlike_frames() -> list[Batch]:
 
 def main() -> None:
     alone = {
-        (recompute, accumulate): step_of(
-            [Batch.collate(FRAMES[2 * index : 2 * index + 2]) for index in range(accumulate)], recompute
+        (recompute, accumulate, penalty): step_of(
+            [Batch.collate(FRAMES[2 * index : 2 * index + 2]) for index in range(accumulate)], recompute, penalty
         )
-        for recompute, accumulate in CASES
+        for recompute, accumulate, penalty in CASES
     }
     maps = torch.randn(3, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 1
     weights = torch.randn(3, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -88,9 +94,10 @@ def main() -> None:
     scores_alone = scores_of(copy.deepcopy(unlike_frames()))
     with joined_processes("cpu"):
         assert num_processes() == 2
-        for (recompute, accumulate), expected in alone.items():
+        for (recompute, accumulate, penalty), expected in alone.items():
             mine = [FRAMES[2 * index + rank()] for index in range(accumulate)]
-            losses, gradients, state, counts = step_of(mine, recompute)
+            losses, gradients, state, counts = step_of(mine, recompute, penalty)
+            assert ("gradient_penalty" in expected[0]) == (penalty > 0)
             for name, value in expected[0].items():
                 assert abs(losses[name] - value) <= 1e-7 * abs(value), (
                     recompute,
@@ -120,7 +127,7 @@ def main() -> None:
         print(f"process {rank()}: all agrees", flush=True)
 
 
-CASES = [("off", 1), ("off", 2), ("elementwise", 1), ("full", 2)]
+CASES = [("off", 1, 0.0), ("off", 2, 10.0), ("elementwise", 1, 10.0), ("full", 2, 10.0)]
 
 if __name__ == "__main__":
     try:
