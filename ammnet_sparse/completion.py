@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.evaluation.selection import check_grid, check_inputs
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights.files import UNOBSERVED
+from ammnet_sparse.models.weights.files import UNOBSERVED, data_section
 from ammnet_sparse.models.weights.loading import load_model
 from ammnet_sparse.pictures.outputs import CompletedFrame, write_picture, write_ply_files, write_volume
 from ammnet_sparse.pictures.page import write_page
@@ -231,8 +230,7 @@ class SceneCompleter:
 
     @property
     def _is_flipped(self) -> bool:
-        trained = json.loads(self.model.metadata.get("training_config", "{}"))
-        return bool(trained.get("data", {}).get("dataset") == "nyucad")
+        return bool(data_section(self.model.metadata).get("dataset") == "nyucad")
 
     def _upright(
         self,

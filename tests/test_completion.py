@@ -53,6 +53,17 @@ def test_a_scene_lies_where_the_camera_saw_it(completer: SceneCompleter, tmp_pat
     assert names == {"room_points.ply", "room_cubes.ply", "room.npz", "room.png", "page.html"}
 
 
+@pytest.mark.parametrize("training", ["null", "[]", "{", '{"data": null}', '{"data": []}'])
+def test_weights_with_metadata_of_another_program_complete_frames(
+    completer: SceneCompleter, monkeypatch: pytest.MonkeyPatch, training: str
+) -> None:
+    completer.forget()
+    expected = completer(None, room_depth()).labels
+    monkeypatch.setattr(completer.model, "metadata", {"training_config": training})
+    completer.forget()
+    np.testing.assert_array_equal(completer(None, room_depth()).labels, expected)
+
+
 def test_depth_in_any_unit_is_the_same_scene(weights: Path) -> None:
     depth = room_depth()
     forms = [

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -87,16 +88,23 @@ def lists_trained_on(path: str | Path) -> set[str]:
 
 
 def lists_in(metadata: Mapping[str, str]) -> set[str]:
-    """The same from the metadata of a file, which may be another program's."""
+    """The same from the metadata of a file."""
     lists = set(metadata.get(TRAINED_ON, "").split())
+    data = data_section(metadata)
+    if "split" in data:
+        lists.add(str(data["split"]))
+    if data.get("train_on_all"):
+        lists.add("val")
+    return lists
+
+
+def data_section(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Keys ``data.*`` of the training configuration; empty where the metadata, another program's, has none."""
     try:
         data = json.loads(metadata["training_config"])["data"]
     except (KeyError, TypeError, ValueError):
-        return lists
-    if isinstance(data, dict):
-        lists |= {str(data["split"])} if "split" in data else set()
-        lists |= {"val"} if data.get("train_on_all") else set()
-    return lists
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 @contextlib.contextmanager
