@@ -144,14 +144,14 @@ def test_does_not_wait_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICE_KERNELS)
-def test_on_cuda_rows_out_of_range_read_nothing_and_are_remembered(device: str) -> None:
+def test_on_cuda_rows_out_of_range_read_nothing_and_are_remembered(device: str, implementation: str) -> None:
     features = random_values(5, 4, device=device)
     out_of_range_operators(features)
     table = torch.tensor([[0, 5], [-2, 4], [2**31 - 1, -1]], dtype=torch.int32, device=device)
     expected = torch.zeros(3, 2, 4)
     expected[0, 0], expected[1, 1] = features[0], features[4]
     assert torch.equal(gather_taps(features, table).cpu(), expected.view(3, 8))
-    assert out_of_range_operators(features) == ["gather_taps"]
+    assert out_of_range_operators(features) == ([] if implementation == "reference" else ["gather_taps"])
     inside = table.where((table >= 0) & (table < 5), -1)
     gather_taps(features, inside)
     assert out_of_range_operators(features) == []

@@ -201,9 +201,14 @@ def test_run_on_a_gpu_is_stopped_and_goes_on(root: Path, tmp_path: Path, mixed_p
     assert run.progress.step == 3 and run.parts.networks.generator.training
     result = run.train()
     entries = lines_of(tmp_path)
-    assert [entry["step"] for entry in entries if entry["kind"] == "step"] == [1, 2, 3, 4]
-    assert all(0 < entry["scene"] < 10 for entry in entries)
-    assert entries[-1]["validation"]["frames"] == 2 and entries[-1]["training"]["frames"] == 4
+    steps = [entry for entry in entries if entry["kind"] == "step"]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    # In float16 the first steps can be skipped until the scale fits; an epoch of skipped steps has no mean losses.
+    assert all(0 < entry["scene"] < 10 for entry in steps)
+    assert mixed_precision or not any("skipped" in entry for entry in steps)
+    trained = [entry for entry in steps[2:] if "skipped" not in entry]
+    assert entries[-1].get("training", {"frames": 0})["frames"] == 2 * len(trained)
+    assert entries[-1]["validation"]["frames"] == 2
     assert entries[-1]["peak_memory_mib"] > 0 and result.best.frames == 2
 
 
