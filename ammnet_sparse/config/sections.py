@@ -202,6 +202,13 @@ class AdversarialConfig(_Section):
         description="what the discriminator's scores of the truth are trained towards; below 1: one-sided label "
         "smoothing",
     )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="probability that a scene's target in the discriminator's loss, real or fake, is flipped; drawn "
+        "per scene and step",
+    )
     discriminator_every: Positive = Field(1, description="steps of the generator for one step of the discriminator")
     gradient_penalty: float = Field(
         0.0,

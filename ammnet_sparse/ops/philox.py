@@ -9,6 +9,7 @@ The counters are part of the definition of an operator, so that every kernel mak
     voxel v, sample b  word v mod 4 of philox(v div 4, b, 0, stream)
     class c, sample b  philox(c, b, 0, stream)
     sample b           philox(0, b, 0, stream)
+    input i, sample b  philox(i, b, 0, stream), of the discriminator's inputs
 """
 
 from enum import IntEnum
@@ -29,6 +30,7 @@ class Stream(IntEnum):
     SHUFFLE_CATEGORIES = 2
     DRAW_ERASE_PROBABILITY = 3
     DRAW_SHUFFLE = 4
+    FLIP_TARGETS = 5
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.inputs import plan_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
+from ammnet_sparse.ops.philox import Stream, uniform, words_of_items
 from ammnet_sparse.processes import num_processes, rank, sum_over_processes
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.planning import repeated_sites
@@ -222,6 +223,7 @@ class AdversarialGame:
                 scores,
                 num_groups=len(inputs),
                 real_target=config.real_target,
+                is_flipped=self._flipped_targets(scene, len(inputs), seed=seed),
                 is_judged=torch.cat([all_scenes, all_scenes, *is_changed]),
             )
             loss = total = totals.share(judged / num_scenes, scene.index)
@@ -236,7 +238,7 @@ class AdversarialGame:
     def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
         """Perturbed truths [B, V] (eqs. 5 and 6)."""
         config = self.config.adversarial
-        seed = ((seed * 64 + scene.index) * num_processes() + rank()) % 2**63
+        seed = scene.seed_of(seed)
         fakes = []
         if config.geometric_fakes:
             probability = draw_erase_probability(
@@ -252,6 +254,20 @@ class AdversarialGame:
             )
             fakes.append(shuffle_categories(scene.truth, class_map, probability, seed))
         return fakes
+
+    def _flipped_targets(self, scene: "_Scene", num_inputs: int, *, seed: int) -> Tensor | None:
+        """[num_inputs * B] bool, whether each scene of each input gets the other target; None without label noise."""
+        noise = self.config.adversarial.label_noise
+        if noise == 0:
+            return None
+        words = words_of_items(
+            scene.batch.batch_size,
+            num_inputs,
+            seed=scene.seed_of(seed),
+            stream=Stream.FLIP_TARGETS,
+            device=scene.truth.device,
+        )
+        return (uniform(words[..., 0]) < noise).T.flatten()
 
     def _generate(self, scene: "_Scene", prediction: Prediction, totals: "_Totals", *, num_scenes: int) -> "_Losses":
         """Adds the generator's gradients on one batch; returns its losses, as shares of the step's."""
@@ -398,6 +414,10 @@ class _Scene:
                 f"frames {names}: expected scored voxels (label weight set and label not {IGNORE_LABEL}) in a training "
                 f"batch, found {num_scored}; remove these frames from the list, or raise training.batch_size"
             )
+
+    def seed_of(self, seed: int) -> int:
+        """The seed of this batch and process, from that of the step."""
+        return ((seed * 64 + self.index) * num_processes() + rank()) % 2**63
 
     def one_hot(self, *labels: Tensor) -> tuple[Tensor, ...]:
         """[N, num_classes] at the sites, for each of ``labels`` [B, V]; zeros where nothing is scored."""

@@ -174,7 +174,12 @@ def fake_loss(scores: Tensor) -> Tensor:
 
 
 def discriminator_loss(
-    scores: Tensor, *, num_groups: int, real_target: float = 1.0, is_judged: Tensor | None = None
+    scores: Tensor,
+    *,
+    num_groups: int,
+    real_target: float = 1.0,
+    is_flipped: Tensor | None = None,
+    is_judged: Tensor | None = None,
 ) -> Tensor:
     """Sum of the binary cross-entropies of groups of scenes, each summed over its scenes and divided by their number.
 
@@ -183,12 +188,16 @@ def discriminator_loss(
         num_groups: truth, prediction and fakes.
         real_target: what the scores of real scenes are compared with; below 1: one-sided label smoothing
             (Salimans et al. 2016, section 3.4).
+        is_flipped: [num_groups * B] bool, true for scenes with the other target, fake for real ones and ``real_target``
+            for fake ones; None: none.
         is_judged: [num_groups * B] bool, false for scenes left out of the sum; None: all are judged.
     """
     scores = at_least_float32(scores)
     scenes = scores.shape[0] // num_groups
-    target = torch.zeros_like(scores)
-    target[:scenes] = real_target
+    is_real = torch.arange(scores.shape[0], device=scores.device) < scenes
+    if is_flipped is not None:
+        is_real = is_real ^ is_flipped
+    target = real_target * is_real.to(scores.dtype)[:, None]
     weight = None if is_judged is None else is_judged.to(scores.dtype)[:, None]
     return F.binary_cross_entropy_with_logits(scores, target, weight, reduction="sum") / scenes
 

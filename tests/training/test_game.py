@@ -21,7 +21,13 @@ from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_s
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.losses import gradient_penalty, num_scored, scene_cross_entropy, scene_lovasz
+from ammnet_sparse.training.losses import (
+    discriminator_loss,
+    gradient_penalty,
+    num_scored,
+    scene_cross_entropy,
+    scene_lovasz,
+)
 from ammnet_sparse.training.optimization import Optimization
 from tests.training.support import both, differing, make_game, state_of, tiny_batch, tiny_config
 
@@ -190,6 +196,44 @@ def test_discriminator_loss_is_the_sum_of_four_separate_forwards(batch: Batch, s
         losses.append(F.binary_cross_entropy_with_logits(score, torch.full_like(score, target)))
     assert report.discriminator is not None
     torch.testing.assert_close(report.discriminator, torch.stack(losses).sum().detach(), rtol=1e-9, atol=0)
+
+
+def test_label_noise_flips_targets_of_the_discriminators_loss_alone(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Tensor | None] = []
+
+    def loss(*arguments: Any, is_flipped: Tensor | None, **keywords: Any) -> Tensor:
+        drawn.append(is_flipped)
+        return discriminator_loss(*arguments, is_flipped=is_flipped, **keywords)
+
+    monkeypatch.setattr("ammnet_sparse.training.game.discriminator_loss", loss)
+    noise = 0.3
+    without, noisy, again = (
+        make_game(tiny_config(adversarial={"label_noise": value}), dtype=torch.float64) for value in (0, noise, noise)
+    )
+    reports = [game.step([batch, tiny_batch((3, 4))], seed=3) for game in (without, noisy, again)]
+    assert drawn[:2] == [None, None]
+    first, second = drawn[2:4]
+    assert first is not None and second is not None and not torch.equal(first, second)  # each batch its own
+    for mine, other in zip(drawn[2:4], drawn[4:], strict=True):
+        assert mine is not None and other is not None and torch.equal(mine, other)  # the seed's alone
+    assert first.any() or second.any()
+    differ = differing(state_of(both(noisy)), state_of(both(again)))
+    assert not differ and reports[1].as_floats() == reports[2].as_floats()
+    # The predictions, and the loss against the truth, are those of before.
+    assert torch.equal(reports[0].scene, reports[1].scene)
+    assert reports[0].discriminator != reports[1].discriminator
+
+    drawn.clear()
+    for seed in range(100):
+        flips = noisy._flipped_targets(noisy._scene(batch, 0), 4, seed=seed)
+        assert flips is not None and flips.shape == (8,)
+        drawn.append(flips)
+    flipped = torch.stack([flips for flips in drawn if flips is not None]).double()
+    # Every scene of every input is flipped as often as the key says, on its own: 100 draws, four standard deviations.
+    assert ((flipped.mean(0) - noise).abs() < 4 * (noise * (1 - noise) / 100) ** 0.5).all()
+    assert (torch.corrcoef(flipped.T) - torch.eye(8, dtype=torch.float64)).abs().max() < 0.4
 
 
 @pytest.mark.parametrize(("sites", "recompute"), [("sparse", "off"), ("dense", "off"), ("sparse", "full")])

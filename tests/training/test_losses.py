@@ -235,6 +235,15 @@ def test_the_discriminators_loss_smooths_the_truth_alone_and_leaves_scenes_out()
     )
 
 
+def test_flipped_scenes_have_the_other_target() -> None:
+    scores = torch.linspace(-3, 4, 6, dtype=torch.float64).sin()[:, None] * 3
+    is_flipped = torch.tensor([False, True, True, False, False, False])
+    target = torch.tensor([0.9, 0, 0.9, 0, 0, 0], dtype=torch.float64)[:, None]
+    expected = F.binary_cross_entropy_with_logits(scores, target, reduction="sum") / 2
+    loss = discriminator_loss(scores, num_groups=3, real_target=0.9, is_flipped=is_flipped)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_missing_labels_are_named(batch: Batch) -> None:
     prediction, _ = prediction_of(batch, is_dense=False)
     without = dataclasses.replace(batch, label=None)
