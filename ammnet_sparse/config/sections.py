@@ -206,8 +206,8 @@ class AdversarialConfig(_Section):
         0.0,
         ge=0,
         lt=0.5,
-        description="probability that a scene's target in the discriminator's loss, real or fake, is flipped; drawn "
-        "per scene and step",
+        description="probability that a target in the discriminator's loss, real or fake, is flipped; drawn for each "
+        "scene of each of its inputs in each step",
     )
     discriminator_every: Positive = Field(1, description="steps of the generator for one step of the discriminator")
     gradient_penalty: float = Field(

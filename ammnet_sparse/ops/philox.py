@@ -83,7 +83,7 @@ def words_of_voxels(
 
 
 def words_of_items(batch_size: int, num_items: int, *, seed: int, stream: Stream, device: torch.device | str) -> Tensor:
-    """[B, num_items, 4] int64: four words for every item (class, group of four voxels) of every sample."""
+    """[B, num_items, 4] int64: four words for every item (class, input, group of four voxels) of every sample."""
     counter = torch.zeros((batch_size, num_items, 4), dtype=torch.int64, device=device)
     counter[..., 0] = torch.arange(num_items, device=device)
     counter[..., 1] = torch.arange(batch_size, device=device)[:, None]

@@ -117,7 +117,7 @@ class AdversarialGame:
         """One update of each network from the frames of ``batches``, equally many in each.
 
         Args:
-            seed: draws the fakes.
+            seed: draws the fakes, and which targets are flipped.
             updates_discriminator: false leaves the discriminator as it is; the generator still plays against it.
 
         Raises:

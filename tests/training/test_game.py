@@ -225,6 +225,14 @@ def test_label_noise_flips_targets_of_the_discriminators_loss_alone(
     assert torch.equal(reports[0].scene, reports[1].scene)
     assert reports[0].discriminator != reports[1].discriminator
 
+    monkeypatch.setattr("ammnet_sparse.training.game.num_processes", lambda: 2)
+    of_ranks = []
+    for number in (0, 1):
+        monkeypatch.setattr("ammnet_sparse.training.game.rank", lambda number=number: number)
+        of_ranks.append([noisy._flipped_targets(noisy._scene(batch, 0), 4, seed=seed) for seed in range(8)])
+    assert any(not torch.equal(mine, other) for mine, other in zip(*of_ranks, strict=True))
+    monkeypatch.undo()
+
     drawn.clear()
     for seed in range(100):
         flips = noisy._flipped_targets(noisy._scene(batch, 0), 4, seed=seed)
