@@ -55,7 +55,7 @@ INPUTS = {
 """What of the example beside its depth makes each of the shipped weights the default."""
 
 
-ON_REQUEST = ["nyu_seg2d_w64_all"]
+ON_REQUEST = ["nyu_seg2d_w64_all", "nyu_seg2d_w128"]
 """Shipped weights that are never the default."""
 
 

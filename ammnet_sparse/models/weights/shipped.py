@@ -21,7 +21,7 @@ _BY_INPUT: dict[Input2D, tuple[str, ...]] = {
     "color image": ("nyu_rgb_w64", "nyu_depth_w64"),
     "depth alone": ("nyu_depth_w64",),
 }
-"""Shipped weights for each of them, best first."""
+"""The default weights for each of them, best first; wider ones, and those without scores, are taken by name alone."""
 
 
 def shipped_names() -> list[str]:
@@ -53,7 +53,7 @@ def find_weights(name: str | Path) -> Path:
 
 
 def default_weights(given: Input2D | None) -> str:
-    """The best shipped weights for the given inputs; ``DEFAULT_WEIGHTS`` for None or if none are installed."""
+    """The shipped weights taken for the given inputs by default; ``DEFAULT_WEIGHTS`` for None or without any."""
     installed = shipped_names()
     fitting = _BY_INPUT[given] if given else ()
     return next((name for name in fitting if name in installed), DEFAULT_WEIGHTS)
