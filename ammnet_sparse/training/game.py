@@ -207,6 +207,7 @@ class AdversarialGame:
         """Adds the discriminator's gradients on one batch; returns its losses, as shares of the step's."""
         assert self.discriminator_optimization is not None
         config = self.config.adversarial
+        seed = scene.seed_of(seed)
         fakes = self._fakes(scene, seed=seed)
         predicted = self._scored_features(scene, prediction).detach()
         true, *fake = scene.one_hot(scene.truth, *fakes)
@@ -236,9 +237,8 @@ class AdversarialGame:
         return _Judgment(loss.detach(), None if penalty is None else penalty.detach())
 
     def _fakes(self, scene: "_Scene", *, seed: int) -> list[Tensor]:
-        """Perturbed truths [B, V] (eqs. 5 and 6)."""
+        """Perturbed truths [B, V] (eqs. 5 and 6); ``seed`` is the batch's."""
         config = self.config.adversarial
-        seed = scene.seed_of(seed)
         fakes = []
         if config.geometric_fakes:
             probability = draw_erase_probability(
@@ -256,14 +256,17 @@ class AdversarialGame:
         return fakes
 
     def _flipped_targets(self, scene: "_Scene", num_inputs: int, *, seed: int) -> Tensor | None:
-        """[num_inputs * B] bool, whether each scene of each input gets the other target; None without label noise."""
+        """[num_inputs * B] bool, whether each scene of each input gets the other target; None without label noise.
+
+        ``seed`` is the batch's.
+        """
         noise = self.config.adversarial.label_noise
         if noise == 0:
             return None
         words = words_of_items(
             scene.batch.batch_size,
             num_inputs,
-            seed=scene.seed_of(seed),
+            seed=seed,
             stream=Stream.FLIP_TARGETS,
             device=scene.truth.device,
         )

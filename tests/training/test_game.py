@@ -225,23 +225,28 @@ def test_label_noise_flips_targets_of_the_discriminators_loss_alone(
     assert torch.equal(reports[0].scene, reports[1].scene)
     assert reports[0].discriminator != reports[1].discriminator
 
+
+def test_label_noise_flips_each_scene_of_each_input_on_its_own(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = 0.3
+    game = make_game(tiny_config(adversarial={"label_noise": noise}))
+    scene = game._scene(batch, 0)
+
+    def flips(seed: int) -> Tensor:
+        flipped = game._flipped_targets(scene, 4, seed=scene.seed_of(seed))
+        assert flipped is not None and flipped.shape == (8,)
+        return flipped
+
+    drawn = torch.stack([flips(seed) for seed in range(100)]).double()
+    # As often as the key says: 100 draws, four standard deviations.
+    assert ((drawn.mean(0) - noise).abs() < 4 * (noise * (1 - noise) / 100) ** 0.5).all()
+    assert (torch.corrcoef(drawn.T) - torch.eye(8, dtype=torch.float64)).abs().max() < 0.4
+
     monkeypatch.setattr("ammnet_sparse.training.game.num_processes", lambda: 2)
-    of_ranks = []
+    of_processes = []
     for number in (0, 1):
         monkeypatch.setattr("ammnet_sparse.training.game.rank", lambda number=number: number)
-        of_ranks.append([noisy._flipped_targets(noisy._scene(batch, 0), 4, seed=seed) for seed in range(8)])
-    assert any(not torch.equal(mine, other) for mine, other in zip(*of_ranks, strict=True))
-    monkeypatch.undo()
-
-    drawn.clear()
-    for seed in range(100):
-        flips = noisy._flipped_targets(noisy._scene(batch, 0), 4, seed=seed)
-        assert flips is not None and flips.shape == (8,)
-        drawn.append(flips)
-    flipped = torch.stack([flips for flips in drawn if flips is not None]).double()
-    # Every scene of every input is flipped as often as the key says, on its own: 100 draws, four standard deviations.
-    assert ((flipped.mean(0) - noise).abs() < 4 * (noise * (1 - noise) / 100) ** 0.5).all()
-    assert (torch.corrcoef(flipped.T) - torch.eye(8, dtype=torch.float64)).abs().max() < 0.4
+        of_processes.append(torch.stack([flips(seed) for seed in range(8)]))
+    assert not torch.equal(*of_processes)
 
 
 @pytest.mark.parametrize(("sites", "recompute"), [("sparse", "off"), ("dense", "off"), ("sparse", "full")])
