@@ -39,7 +39,15 @@ from ammnet_sparse.cli.camera_options import (
     check_camera_options,
     given_options,
 )
-from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, check_keeps_inputs, check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import (
+    FAILED,
+    WRONG_USAGE,
+    UsageError,
+    check_keeps_inputs,
+    check_output_folder,
+    command,
+    writing_to,
+)
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -63,7 +71,14 @@ from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.outputs import CompletedFrame, output_paths, write_picture, write_ply_files, write_volume
+from ammnet_sparse.pictures.outputs import (
+    CompletedFrame,
+    foreign_output,
+    output_paths,
+    write_picture,
+    write_ply_files,
+    write_volume,
+)
 from ammnet_sparse.pictures.page import Scene, write_page
 
 _PAGE = "page.html"
@@ -144,7 +159,7 @@ def _set_frames(
     source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(source, options.ids)
     ids = [parse_frame_id(frame_id, source="--ids") for frame_id in options.ids]  # as the outputs are named
-    check_keeps_inputs(_outputs(options.out, ids), [path for frame_id in ids for path in source.files(frame_id)])
+    _check_replaced(options.out, ids, inputs=[path for frame_id in ids for path in source.files(frame_id)])
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
@@ -173,7 +188,7 @@ def _own_frames(
     skipped += unmatched
     inputs = [path for paths in found for path in paths.files]
     inputs += [Path(text) for text in (options.intrinsics, options.color_intrinsics) if text is not None]
-    check_keeps_inputs(_outputs(options.out, [paths.name for paths in found]), inputs)
+    _check_replaced(options.out, [paths.name for paths in found], inputs=inputs)
     options.out.mkdir(parents=True, exist_ok=True)
     for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
@@ -189,8 +204,19 @@ def _own_frames(
         yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options))
 
 
-def _outputs(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [folder / _PAGE, *(path for name in names for path in output_paths(folder, name))]
+def _check_replaced(folder: Path, names: Sequence[str], *, inputs: Sequence[Path]) -> None:
+    """Raises UsageError, before anything is written, if a frame of ``names`` would replace anything but a completion.
+
+    Such as the dense 2D truth of a set, which has the same names and is no input.
+    """
+    check_keeps_inputs([folder / _PAGE, *(path for name in names for path in output_paths(folder, name))], inputs)
+    for name in names:
+        foreign = foreign_output(folder, name)
+        if foreign is not None:
+            raise UsageError(
+                f"--out {folder}: expected a folder whose {name} files, if any, are of an earlier prediction, found "
+                f"{foreign.name} of another origin, which would be overwritten; choose another folder"
+            )
 
 
 def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:

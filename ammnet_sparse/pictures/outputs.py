@@ -1,6 +1,7 @@
 """The output files of a completed frame: class volume, picture, PLY files and a scene of the page."""
 
 import dataclasses
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.camera.own_frames import OwnFrame
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene
 from ammnet_sparse.pictures.ply import write_ply
@@ -109,6 +111,8 @@ class CompletedFrame:
 
 _FORMS = ("points", "cubes")
 """Kinds of PLY files."""
+_LABELS = "labels"
+"""The class volume in the npz file."""
 
 
 def output_paths(folder: Path, name: str) -> list[Path]:
@@ -116,13 +120,30 @@ def output_paths(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}.npz", folder / f"{name}.png", *(folder / f"{name}_{form}.ply" for form in _FORMS)]
 
 
+def foreign_output(folder: Path, name: str) -> Path | None:
+    """A file of another origin that a frame of this name would replace; None if there is none.
+
+    A volume, ``<name>.npz``, with ``labels`` is of an earlier completion, and so are the other files beside it.
+    """
+    volume, *others = output_paths(folder, name)
+    if volume.exists():
+        return None if _is_completion(volume) else volume
+    return next((path for path in others if path.exists()), None)
+
+
+def _is_completion(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{_LABELS}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def write_volume(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>.npz``: ``labels`` and the other arrays of ``completed``."""
-    np.savez_compressed(
-        folder / f"{completed.name}.npz",
-        labels=completed.labels,
-        **completed.arrays,  # type: ignore[arg-type]
-    )
+    """``<name>.npz``: ``labels`` and the other arrays of ``completed``; an existing file is replaced atomically."""
+    arrays = {_LABELS: completed.labels, **completed.arrays}
+    with replacing_open(folder / f"{completed.name}.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def write_picture(folder: Path, completed: CompletedFrame) -> None:

@@ -396,3 +396,34 @@ def test_a_set_is_never_overwritten(
         for folder in ("TSDF", "Label", "Mapping", "Seg2D"):
             said = refused(predict, [*given, "--ids", frame_id, "--out", str(root / folder)], capsys)
             assert "which would be overwritten; choose another folder" in said
+
+
+def test_files_of_another_origin_are_never_overwritten(
+    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dense 2D truth and volumes of other programs have the names of completions; a completion is written anew."""
+    root = tmp_path / "set"
+    write_frame(root, random_frame(1, frame_id="0003", grid_shape=GRID_SHAPE, has_label_map=True))
+    given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--data", str(root), "--ids", "0003"]
+    truth = root / "Label2D" / "0003.png"
+    truth.parent.mkdir()
+    truth.write_bytes(b"2D truth")
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    np.savez(volumes / "0003.npz", truth=np.zeros(3))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    no_archive = tmp_path / "no_archive" / "0003.npz"
+    no_archive.parent.mkdir()
+    (tmp_path / "array.npy").rename(no_archive)
+    for path in (truth, volumes / "0003.npz", no_archive):
+        before = path.read_bytes()
+        said = refused(predict, [*given, "--out", str(path.parent)], capsys)
+        assert f"found {path.name} of another origin, which would be overwritten; choose another folder" in said
+        assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    out = tmp_path / "out"
+    assert predict([*given, "--out", str(out)]) == 0
+    written = (out / "0003.npz").read_bytes()
+    (out / "0003.png").write_bytes(b"half a pict")
+    assert predict([*given, "--out", str(out), "--ply"]) == 0
+    assert (out / "0003.npz").read_bytes() == written
+    assert (out / "0003.png").read_bytes().startswith(b"\x89PNG")
