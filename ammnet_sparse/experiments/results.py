@@ -11,15 +11,15 @@ from ammnet_sparse.experiments.tables import Row, Table
 
 @dataclasses.dataclass(frozen=True)
 class RunScores:
-    """Validation scores in percent of one run at its best epoch by SSC mIoU, and its cost."""
+    """Validation scores of one run at its best epoch by SSC mIoU, in percent, None where undefined; and its cost."""
 
     seed: int
     epoch: int
     epochs: int
-    sc_iou: float
-    ssc_miou: float
-    last_sc_iou: float
-    last_ssc_miou: float
+    sc_iou: float | None
+    ssc_miou: float | None
+    last_sc_iou: float | None
+    last_ssc_miou: float | None
     seconds: float
     is_finished: bool
 
@@ -34,10 +34,10 @@ def scores_of(plan: RunPlan) -> RunScores | None:
         seed=plan.seed,
         epoch=best["epoch"],
         epochs=len(history.epochs),
-        sc_iou=100 * best["validation"]["sc"]["iou"],
-        ssc_miou=100 * best["validation"]["ssc"]["miou"],
-        last_sc_iou=100 * last["validation"]["sc"]["iou"],
-        last_ssc_miou=100 * last["validation"]["ssc"]["miou"],
+        sc_iou=best["validation"]["sc"]["iou"],
+        ssc_miou=best["validation"]["ssc"]["miou"],
+        last_sc_iou=last["validation"]["sc"]["iou"],
+        last_ssc_miou=last["validation"]["ssc"]["miou"],
         seconds=sum(line["seconds"] for line in history.epochs),
         is_finished=plan.is_finished,
     )
@@ -86,7 +86,8 @@ def as_json(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) -> di
     }
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(scores: Sequence[float | None]) -> str:
+    values = [value for value in scores if value is not None]
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.1f}"

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ammnet_sparse.cli import experiments as command
 from ammnet_sparse.cli.configs import find_config
 from ammnet_sparse.config import load_config
-from ammnet_sparse.experiments.runs import Settings, plan_run
+from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
+from ammnet_sparse.experiments.results import format_table, scores_of
+from ammnet_sparse.experiments.runs import RunPlan, Settings, plan_run
 from ammnet_sparse.experiments.tables import read_table
+from ammnet_sparse.training.records import Records
 from tests.training.support import GRID, tiny_set
 
 KEYS = [
@@ -62,6 +66,41 @@ def test_a_table_is_trained_prolonged_and_printed(tmp_path: Path, capfd: pytest.
     assert [(path / "state.pt").stat().st_mtime_ns for path in folders] == before
     assert command.main([*given, "--epochs", "2", "--seeds", "1"]) == 0
     assert "| Baseline | 1 | 2 |" in capfd.readouterr().out
+
+
+def test_the_table_has_the_scores_that_the_runs_recorded(tmp_path: Path) -> None:
+    table = read_table(FOLDER, "table3")
+    baseline, modulation = table.rows["baseline"], table.rows["modulation"]
+    plans = {
+        name: [plan_run(table, row, seed=seed, settings=settings_in(tmp_path)) for seed in (1, 2)]
+        for name, row in (("baseline", baseline), ("modulation", modulation))
+    }
+    # The best epoch counts: the second of the first seed, the first of the other.
+    record(plans["baseline"][0], percentages(70, 30), percentages(74, 32))
+    record(plans["baseline"][1], percentages(72, 36), percentages(76, 20))
+    record(plans["modulation"][0], percentages(None, None))
+    found = {name: [scores for plan in of_row if (scores := scores_of(plan))] for name, of_row in plans.items()}
+    assert [(run.epoch, run.sc_iou, run.ssc_miou) for run in found["baseline"]] == [(2, 74.0, 32.0), (1, 72.0, 36.0)]
+    assert [(run.last_sc_iou, run.last_ssc_miou) for run in found["baseline"]] == [(74.0, 32.0), (76.0, 20.0)]
+    printed = format_table(table, [(baseline, found["baseline"]), (modulation, found["modulation"])])
+    assert "| Baseline | 2 (2 unfinished) | 2 | 73.0 ± 1.4 | 34.0 ± 2.8 | 71.6 | 46.1 |" in printed
+    assert "| Modulation | 1 (1 unfinished) | 1 | - | - | 74.0 | 47.4 |" in printed
+
+
+def record(plan: RunPlan, *validated: Scores) -> None:
+    plan.folder.mkdir(parents=True)
+    with Records(plan.folder) as records:
+        for epoch, scores in enumerate(validated, start=1):
+            records.epoch(epoch, epoch, {"loss": 1.0, "seconds": 2.0}, scores)
+
+
+def percentages(sc_iou: int | None, ssc_miou: int | None) -> Scores:
+    """Scores with these percentages; None: nothing was scored."""
+    confusion, occupancy = torch.zeros(12, 12, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+    if sc_iou is not None and ssc_miou is not None:
+        occupancy[1, 1], occupancy[1, 0] = sc_iou, 100 - sc_iou
+        confusion[1, 1], confusion[1, 0] = ssc_miou, 100 - ssc_miou
+    return scores_from_counts(confusion, occupancy, frames=1)
 
 
 def test_what_is_lacking_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
