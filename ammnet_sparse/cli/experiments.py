@@ -7,11 +7,16 @@ Examples:
   ammnet experiments table3 --base seg2d --only-table      what has been trained so far
 
 A row is a configuration (configs/experiments/TABLE/ROW.yaml) that differs from the base in the keys that the paper's
-row names. Run it again to continue: finished runs are kept, others resumed. Rows of several tables
-that are the same network are trained once. With --seconds the current run is stopped in time, with its state saved.
-Keys given as key.sub=value apply to every row.
+row names. Keys given as key.sub=value apply to every row. Rows of several tables that are the same network are trained
+once. OUT/BASE/TABLE.json has the figures of all its rows and seeds.
 
-Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 time is up and something is left to train.
+Run it again to continue: finished runs are kept, others resumed. A folder of runs is of one width, set and so on: other
+settings need another --out. With more --epochs finished runs are prolonged; as their learning rate follows the longer
+schedule only from there on, they are not what a run of that length would have been. With --seconds the current run is
+stopped in time, as by Ctrl-C and SIGTERM, with its state saved.
+
+Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 time is up and something is left to train,
+130 interrupted.
 """
 
 import argparse
@@ -30,12 +35,21 @@ from ammnet_sparse.cli.options import (
     parse_count,
     parse_positive,
 )
-from ammnet_sparse.experiments.results import as_json, format_table, scores_of
-from ammnet_sparse.experiments.runs import Settings, plan_run, train_run
-from ammnet_sparse.experiments.tables import read_table, table_names
+from ammnet_sparse.experiments.results import RunScores, as_json, format_table, scores_of
+from ammnet_sparse.experiments.runs import (
+    GRACE_SECONDS,
+    RunPlan,
+    Settings,
+    check_settings,
+    plan_run,
+    train_run,
+    trained_runs,
+)
+from ammnet_sparse.experiments.tables import Row, Table, read_table, table_names
+from ammnet_sparse.files.writing import write_text
 
 BASES = ("segformer", "seg2d", "rgb")
-TIME_IS_UP = 3
+_DEFAULT_SEED = 8332
 _ALWAYS = ("training.checkpoint_minutes=1",)
 
 
@@ -59,24 +73,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=options.device,
         deadline=None if options.seconds is None else time.monotonic() + options.seconds,
     )
+    seeds = options.seeds or [_DEFAULT_SEED]
     # All configurations are built before anything is trained, so that a wrong key is found at once, not after hours.
-    plans = {row.name: [plan_run(table, row, seed=seed, settings=settings) for seed in options.seeds] for row in rows}
-    code = 0
-    if not options.only_table:
-        if options.data is None:
-            raise UsageError("--data: expected the set to train on, found none (--only-table prints what is trained)")
-        check_output_folder(options.out)
-        # Seed by seed: the first seed of every row already gives a table.
-        for index in range(len(options.seeds)):
-            for row in rows:
-                code = code or train_run(plans[row.name][index], settings)
-    found = [(row, [scores for plan in plans[row.name] if (scores := scores_of(plan)) is not None]) for row in rows]
-    print(format_table(table, found))
-    if settings.out.is_dir():
+    # Seed by seed: the first seed of every row already gives a table.
+    plans = [plan_run(table, row, seed=seed, settings=settings) for seed in seeds for row in rows]
+    code = 0 if options.only_table else _train(plans, settings, has_data=options.data is not None)
+    shows_all = options.only_table and options.seeds is None
+    found = [(row, _scores(table, row, settings)) for row in table.rows.values()]
+    shown = [(row, [run for run in runs if shows_all or run.seed in seeds]) for row, runs in found if row in rows]
+    print(format_table(table, shown))
+    if any(runs for _, runs in found):
         with writing_to(settings.out):
-            text = json.dumps(as_json(table, found), indent=1) + "\n"
-            (settings.out / f"{table.name}.json").write_text(text, encoding="utf-8")
+            write_text(settings.out / f"{table.name}.json", json.dumps(as_json(table, found), indent=1) + "\n")
     return code
+
+
+def _train(plans: Sequence[RunPlan], settings: Settings, *, has_data: bool) -> int:
+    """Trains what is missing; the exit code."""
+    if not has_data:
+        raise UsageError("--data: expected the set to train on, found none (--only-table prints what is trained)")
+    check_output_folder(settings.out)
+    for plan in plans:
+        check_settings(plan)
+    for plan in plans:
+        if code := train_run(plan, settings):
+            return code
+    return 0
+
+
+def _scores(table: Table, row: Row, settings: Settings) -> list[RunScores]:
+    """The scores of all runs of a row that have validated an epoch."""
+    runs = trained_runs(table, row, settings)
+    return [scores for run in runs if (scores := scores_of(row, run, settings)) is not None]
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
@@ -102,7 +130,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="2D input: the paper's SegFormer-B2 (default), label maps, or EfficientNet-Lite2",
     )
     parser.add_argument(
-        "--seeds", type=parse_count, nargs="+", default=[8332], metavar="N", help="a run of each row for each"
+        "--seeds",
+        type=parse_count,
+        nargs="+",
+        metavar="N",
+        help=f"a run of each row for each (default: {_DEFAULT_SEED}; with --only-table those that are there)",
     )
     parser.add_argument("--width", type=parse_positive, metavar="C", help="feature channels (default: 256)")
     parser.add_argument("--epochs", type=parse_positive, metavar="N", help="epochs (default: 150)")
@@ -112,6 +144,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only-table", action="store_true", help="train nothing, print what has been trained")
     add_device_option(parser)
     options = parser.parse_with_keys(arguments)
+    if options.seconds is not None and options.seconds <= GRACE_SECONDS:
+        parser.error(
+            f"--seconds: expected more than {GRACE_SECONDS}, which are reserved for the last step and saving, found "
+            f"{options.seconds}"
+        )
+    if options.seeds is not None and len(set(options.seeds)) < len(options.seeds):
+        parser.error(f"--seeds: expected each seed once, found {' '.join(map(str, options.seeds))}")
     return argparse.Namespace(
         **{name: value for name, value in vars(options).items() if name not in ("words", "out")},
         names=[word for word in options.words if "=" not in word],

@@ -5,13 +5,23 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ammnet_sparse.experiments.runs import RunPlan
+from ammnet_sparse.experiments.runs import RunPlan, Settings, settings_of
 from ammnet_sparse.experiments.tables import Row, Table
+
+_AS_THE_ROW = "as the row"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunScores:
-    """Validation scores of one run at its best epoch by SSC mIoU, in percent, None where undefined; and its cost."""
+    """A run: validation scores at its best epoch by SSC mIoU and at its last, in percent, None where undefined.
+
+    Attributes:
+        epoch: the best one, from 1.
+        epochs: those it has ended.
+        seconds: of training.
+        folder: of the run.
+        settings: the keys that differ from the paper's row (``runs.settings_of``).
+    """
 
     seed: int
     epoch: int
@@ -22,16 +32,18 @@ class RunScores:
     last_ssc_miou: float | None
     seconds: float
     is_finished: bool
+    folder: str
+    settings: dict[str, Any]
 
 
-def scores_of(plan: RunPlan) -> RunScores | None:
-    """The scores of a run; None if no epoch was validated yet."""
-    history = plan.history
+def scores_of(row: Row, run: RunPlan, settings: Settings) -> RunScores | None:
+    """The scores of a run of ``row``; None if no epoch was validated yet."""
+    history = run.history
     if history is None or history.best is None:
         return None
     best, last = history.best, history.validated[-1]
     return RunScores(
-        seed=plan.seed,
+        seed=run.seed,
         epoch=best["epoch"],
         epochs=len(history.epochs),
         sc_iou=best["validation"]["sc"]["iou"],
@@ -39,12 +51,17 @@ def scores_of(plan: RunPlan) -> RunScores | None:
         last_sc_iou=last["validation"]["sc"]["iou"],
         last_ssc_miou=last["validation"]["ssc"]["miou"],
         seconds=sum(line["seconds"] for line in history.epochs),
-        is_finished=plan.is_finished,
+        is_finished=run.is_finished,
+        folder=str(run.folder),
+        settings=settings_of(row, run, settings),
     )
 
 
 def format_table(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) -> str:
-    """Markdown: one line per row, mean and sample standard deviation over the seeds, the paper's figures last."""
+    """Markdown: one line per row, mean and sample standard deviation over the seeds, the paper's figures last.
+
+    Below it what the runs do not have of the paper's settings, and which rows are the same runs.
+    """
     lines = [
         f"### {table.title}",
         "",
@@ -64,8 +81,32 @@ def format_table(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) 
         "",
         "Percent, on the validation frames at the best epoch by SSC mIoU; mean and deviation over the seeds. The "
         "paper's figures are of the test frames.",
+        *_settings_lines([run for _, runs in rows for run in runs]),
+        *_same_runs_lines(rows),
     ]
     return "\n".join(lines)
+
+
+def _settings_lines(runs: Sequence[RunScores]) -> list[str]:
+    """The settings in which runs differ from their rows: those of all, then those of some."""
+    values = {key: [run.settings.get(key, _AS_THE_ROW) for run in runs] for run in runs for key in run.settings}
+    lines = []
+    for title, keys in (
+        ("Trained with", [key for key, of_runs in values.items() if of_runs.count(of_runs[0]) == len(runs)]),
+        ("NOT THE SAME in all runs", [key for key, of_runs in values.items() if of_runs.count(of_runs[0]) < len(runs)]),
+    ):
+        said = ", ".join(f"{key}={' or '.join(dict.fromkeys(map(str, values[key])))}" for key in keys)
+        lines += [f"{title}: {said}."] if keys else []
+    return lines
+
+
+def _same_runs_lines(rows: Sequence[tuple[Row, Sequence[RunScores]]]) -> list[str]:
+    by_folder: dict[str, list[str]] = {}
+    for row, runs in rows:
+        for folder in dict.fromkeys(run.folder for run in runs):
+            by_folder.setdefault(folder, []).append(row.title)
+    same = dict.fromkeys(" = ".join(titles) for titles in by_folder.values() if len(titles) > 1)
+    return [f"The same runs, as nothing in them differs: {titles}." for titles in same]
 
 
 def as_json(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) -> dict[str, Any]:

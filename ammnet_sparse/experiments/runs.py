@@ -4,21 +4,30 @@ A run's folder is ``OUT/<table>-<row>/seed<N>``, after the first row of all tabl
 last row, Table 4's and Figure 2(b)'s are one run.
 """
 
+import contextlib
 import dataclasses
+import functools
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from ammnet_sparse.config import Config, save_config
+from ammnet_sparse.config import Config, ConfigError, flat_plain, load_config, save_config
+from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.experiments.tables import Row, Table, config_of, read_table, table_names
 from ammnet_sparse.pictures.history import History, HistoryError, read_history
-from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, STATE
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE
+from ammnet_sparse.training.preparation import changed_keys
 
 GRACE_SECONDS = 40
 """Seconds before the deadline reserved for the current step and for saving the state."""
+FINISHED, FAILED, TIME_IS_UP, INTERRUPTED = 0, 1, 3, 130
+"""What ``train_run`` returns, beside the code 2 of the training for wrong data."""
+_SEED = "training.seed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +51,9 @@ class Settings:
     deadline: float | None = None
 
     @property
-    def is_time_up(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline - GRACE_SECONDS
+    def seconds_left(self) -> float | None:
+        """Seconds until a training must be stopped; None: no deadline."""
+        return None if self.deadline is None else self.deadline - GRACE_SECONDS - time.monotonic()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,39 +88,103 @@ def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPla
     Raises:
         ConfigError: unknown keys or invalid values.
     """
-    overrides = (*settings.overrides, f"training.seed={seed}")
-    config = config_of(row, base=settings.base, overrides=list(overrides))
+    config = _config_of(row, settings.base, [*settings.overrides, f"{_SEED}={seed}"])
     stage1 = None
+    if row.encoders_of is not None:
+        stage1 = plan_run(table, table.rows[row.encoders_of], seed=seed, settings=settings)
+    return RunPlan(config, seed, _folder_of(table, row, settings) / f"seed{seed}", stage1)
+
+
+def trained_runs(table: Table, row: Row, settings: Settings) -> list[RunPlan]:
+    """The runs of a row that have begun, by seed, each with the configuration that it is trained with.
+
+    Raises:
+        ConfigError: a run whose ``config.yaml`` is damaged.
+    """
+    runs = []
+    for path in _folder_of(table, row, settings).glob(f"seed*/{CONFIG}"):
+        config = load_config(path)
+        runs.append(RunPlan(config, config.training.seed, path.parent))
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def check_settings(plan: RunPlan) -> None:
+    """Raises ConfigError if the run's folder holds a run of other settings, whose scores would be taken for this one's.
+
+    More epochs than it has been trained are no other settings: it is prolonged.
+    """
+    if plan.stage1 is not None:
+        check_settings(plan.stage1)
+    path = plan.folder / CONFIG
+    if not path.is_file():
+        return
+    trained = load_config(path)
+    before, now = flat_plain(trained.model_dump(mode="json")), flat_plain(plan.config.model_dump(mode="json"))
+    changed = changed_keys(trained, plan.config)
+    if plan.config.training.epochs < trained.training.epochs:
+        changed.append("training.epochs")
+    if changed:
+        expected = ", ".join(f"{key}={before[key]}" for key in changed)
+        found = ", ".join(f"{key}={now[key]}" for key in changed)
+        raise ConfigError(
+            f"{plan.folder}: expected the settings of the run there, {expected}, found {found}; give those of the run, "
+            "or another --out"
+        )
+
+
+def settings_of(row: Row, run: RunPlan, settings: Settings) -> dict[str, Any]:
+    """The keys of a run that differ from its row as the paper has it, but for the seed, by dotted names."""
+    of_row = _config_of(row, settings.base, [])
+    values = flat_plain(run.config.model_dump(mode="json"))
+    changed = changed_keys(of_row, run.config)
+    return {key: values[key] for key in changed if key != _SEED}
+
+
+def _config_of(row: Row, base: Path | None, overrides: Sequence[str]) -> Config:
+    """The configuration of a row; where no image is read, ``data.augment_2d`` changes nothing and is true."""
+    config = config_of(row, base=base, overrides=list(overrides))
+    if reads_images(config.model):
+        return config
+    return config_of(row, base=base, overrides=[*overrides, "data.augment_2d=true"])
+
+
+def _folder_of(table: Table, row: Row, settings: Settings) -> Path:
+    """``OUT/table-row`` of the first row of all tables with the same network and training."""
     owner = f"{table.name}-{row.name}"
     if row.encoders_of is None:
-        owner = _first_with(config, settings, overrides) or owner
-    else:
-        stage1 = plan_run(table, table.rows[row.encoders_of], seed=seed, settings=settings)
-    return RunPlan(config, seed, settings.out / owner / f"seed{seed}", stage1)
+        config = _config_of(row, settings.base, [])
+        same = (name for name, other in _configs(settings.folder, settings.base) if other == config)
+        owner = next(same, owner)
+    return settings.out / owner
 
 
-def _first_with(config: Config, settings: Settings, overrides: Sequence[str]) -> str | None:
-    """``table-row`` of the first row of all tables with the same network and training."""
-    for name in table_names(settings.folder):
-        table = read_table(settings.folder, name)
-        for row in table.rows.values():
-            if row.encoders_of is None and config_of(row, base=settings.base, overrides=list(overrides)) == config:
-                return f"{name}-{row.name}"
-    return None
+@functools.cache
+def _configs(folder: Path, base: Path | None) -> tuple[tuple[str, Config], ...]:
+    """``table-row`` and configuration of every row that freezes no encoders, in the order of the tables."""
+    tables = [read_table(folder, name) for name in table_names(folder)]
+    return tuple(
+        (f"{table.name}-{row.name}", _config_of(row, base, []))
+        for table in tables
+        for row in table.rows.values()
+        if row.encoders_of is None
+    )
 
 
 def train_run(plan: RunPlan, settings: Settings) -> int:
     """Finishes a run, after the run whose encoders it freezes.
 
+    Ctrl-C, SIGTERM and the deadline stop the training after its current step, with its state saved.
+
     Returns:
-        0 finished, 1 a training failed, 3 time is up.
+        0 finished, 1 a training failed, 2 its data or settings are wrong, 3 time is up, 130 interrupted.
     """
     if plan.is_finished:
-        return 0
+        return FINISHED
     if plan.stage1 is not None and (code := train_run(plan.stage1, settings)):
         return code
-    if settings.is_time_up:
-        return 3
+    seconds = settings.seconds_left
+    if seconds is not None and seconds <= 0:
+        return TIME_IS_UP
     command = [sys.executable, "-m", "ammnet_sparse", "train"]
     if (plan.folder / STATE).is_file():
         command += ["--resume", str(plan.folder), f"training.epochs={plan.config.training.epochs}"]
@@ -122,10 +196,41 @@ def train_run(plan: RunPlan, settings: Settings) -> int:
         command += [] if plan.stage1 is None else ["--init-from", str(plan.stage1.folder / BEST_WEIGHTS)]
     command += [] if settings.device is None else ["--device", settings.device]
     print(f"== {plan.folder}: {' '.join(command)}", flush=True)
-    process = subprocess.Popen(command)
+    return _run(command, seconds)
+
+
+def _run(command: Sequence[str], seconds: float | None) -> int:
+    """Runs a training for at most so many seconds; what ``train_run`` returns."""
+    stopped = None
+    with _sigterm_as_ctrl_c():
+        process = subprocess.Popen(command)
+        while True:
+            try:
+                process.wait(None if stopped else seconds)
+                break
+            except subprocess.TimeoutExpired:
+                stopped = TIME_IS_UP
+                process.send_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                # The terminal sends Ctrl-C to the training, too, which then ignores SIGTERM.
+                process.send_signal(signal.SIGTERM if stopped is None else signal.SIGINT)
+                stopped = INTERRUPTED
+    if process.returncode == 0:
+        return FINISHED
+    if stopped is not None:
+        return stopped
+    return process.returncode if process.returncode in (2, INTERRUPTED) else FAILED
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM raise KeyboardInterrupt within the block."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        process.wait(None if settings.deadline is None else max(settings.deadline - time.monotonic(), 1))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.send_signal(signal.SIGTERM)  # the run saves its state
-        process.wait()
-    return {0: 0, 130: 3}.get(process.returncode, 1)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

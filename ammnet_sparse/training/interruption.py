@@ -12,8 +12,10 @@ class RunInterrupted(Exception):
 
 
 class StopRequest:
-    """Records the first SIGINT or SIGTERM within the block; the second one acts at once, as without the block.
+    """Records the first SIGINT or SIGTERM within the block; SIGINT after it acts at once, as without the block.
 
+    SIGTERM after it is ignored: torchrun, ``ammnet experiments`` and schedulers send it to a process that may have
+    received the terminal's Ctrl-C, or the same SIGTERM, before.
     Does nothing outside the main thread, where Python has no signal handlers.
     """
 
@@ -41,7 +43,9 @@ class StopRequest:
                 os._exit(128 + number)
             return
         if self.is_set:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.is_set = True
         # Not print: the signal may have interrupted a print.
-        os.write(2, b"\nstopping after this step, or this batch of the validation; once more to stop at once\n")
+        os.write(2, b"\nstopping after this step, or this batch of the validation; Ctrl-C once more to stop at once\n")

@@ -100,6 +100,12 @@ def check_cacheable(config: Config) -> None:
             raise ConfigError(f"data.cache_features: features are kept only with {key} {expected}; change one of them")
 
 
+def changed_keys(before: Config, now: Config) -> list[str]:
+    """The keys that decide what is trained, and how, in which two configurations differ."""
+    values = flat_values(before)
+    return [key for key, value in flat_values(now).items() if values[key] != value and not key.startswith(_FREE)]
+
+
 def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool = False) -> list[dict[str, Any]]:
     """Compares the configuration of a resumed run with the saved one.
 
@@ -114,8 +120,9 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
     """
     if not isinstance(saved, dict):
         raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with --init-from")
-    before, now = flat_values(config_from_dict(saved, source=f"{folder}: state")), flat_values(config)
-    changed = [key for key, value in now.items() if before[key] != value and not key.startswith(_FREE)]
+    saved_config = config_from_dict(saved, source=f"{folder}: state")
+    before, now = flat_values(saved_config), flat_values(config)
+    changed = changed_keys(saved_config, config)
     for key in changed:
         kept = f"{key}: a resumed run keeps {before[key]}, found {now[key]}"
         if key.startswith(_FIXED):

@@ -1,6 +1,12 @@
 """Runs of experiments: trained once, left and taken up again, shared between tables, and shown beside the paper."""
 
+import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,11 +14,12 @@ import torch
 
 from ammnet_sparse.cli import experiments as command
 from ammnet_sparse.cli.configs import find_config
-from ammnet_sparse.config import load_config
+from ammnet_sparse.config import load_config, save_config
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.experiments.results import format_table, scores_of
-from ammnet_sparse.experiments.runs import RunPlan, Settings, plan_run
+from ammnet_sparse.experiments.runs import GRACE_SECONDS, TIME_IS_UP, RunPlan, Settings, plan_run, trained_runs
 from ammnet_sparse.experiments.tables import read_table
+from ammnet_sparse.training.checkpoints import CONFIG, load_state
 from ammnet_sparse.training.records import Records
 from tests.training.support import GRID, tiny_set
 
@@ -51,7 +58,7 @@ def test_a_table_is_trained_prolonged_and_printed(tmp_path: Path, capfd: pytest.
     out = tmp_path / "runs"
     given = ["table3", "baseline", "--base", "seg2d", "--data", str(tiny_set(tmp_path / "set")), "--out", str(out)]
     given += ["--width", "8", "--device", "cpu", *KEYS]
-    assert command.main([*given, "--epochs", "1", "--seconds", "1"]) == command.TIME_IS_UP
+    assert command.main([*given, "--epochs", "1", "--seconds", f"{GRACE_SECONDS + 1}"]) == TIME_IS_UP
     assert "| Baseline | 0 | - | - | - | 71.6 | 46.1 |" in capfd.readouterr().out
     assert command.main([*given, "--epochs", "1", "--seeds", "1", "2"]) == 0
     printed = capfd.readouterr().out
@@ -66,6 +73,70 @@ def test_a_table_is_trained_prolonged_and_printed(tmp_path: Path, capfd: pytest.
     assert [(path / "state.pt").stat().st_mtime_ns for path in folders] == before
     assert command.main([*given, "--epochs", "2", "--seeds", "1"]) == 0
     assert "| Baseline | 1 | 2 |" in capfd.readouterr().out
+    # Other settings would show these scores as their own.
+    for other in (["--epochs", "1"], ["--epochs", "2", "optimizer.learning_rate=0.5"]):
+        assert command.main([*given, "--seeds", "1", *other]) == 2
+        key = other[-1].partition("=")[0] if "=" in other[-1] else "training.epochs"
+        assert f"expected the settings of the run there, {key}=" in capfd.readouterr().err
+    # What has been trained is found without its settings, and the file keeps what the table does not show.
+    assert command.main(["table3", "modulation", "--base", "seg2d", "--out", str(out), "--only-table"]) == 0
+    assert "| Modulation | 0 |" in capfd.readouterr().out
+    assert command.main(["table3", "--base", "seg2d", "--out", str(out), "--only-table"]) == 0
+    printed = capfd.readouterr().out
+    assert "| Baseline | 2 | 1 to 2 |" in printed and "model.width=8" in printed
+    rows = json.loads((out / "seg2d" / "table3.json").read_text(encoding="utf-8"))["rows"]
+    assert [run["seed"] for run in rows[0]["runs"]] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_stopped_table_stops_its_training_with_its_state_saved(is_terminal: bool, tmp_path: Path) -> None:
+    """Ctrl-C of a terminal goes to both processes, SIGTERM of ``kill`` to the first alone."""
+    out = tmp_path / "runs"
+    given = ["table3", "baseline", "--base", "seg2d", "--data", str(tiny_set(tmp_path / "set")), "--out", str(out)]
+    given += ["--width", "8", "--device", "cpu", *KEYS, "training.validate_every=500", "training.checkpoint_minutes=60"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ammnet_sparse", "experiments", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not (lines := [text for path in out.rglob("metrics.jsonl") for text in path.read_text().splitlines()]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    if is_terminal:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "| Baseline | " in printed and "continue with: ammnet train --resume" in errors and "Traceback" not in errors
+    (metrics,) = out.rglob("metrics.jsonl")
+    lines = metrics.read_text().splitlines()
+    assert load_state(metrics.parent)["progress"]["step"] == max(json.loads(line)["step"] for line in lines)
+
+
+def test_runs_of_other_settings_and_rows_that_are_the_same_are_said(tmp_path: Path) -> None:
+    table = read_table(FOLDER, "table_s3")
+    settings = settings_in(tmp_path)
+    names = ("none", "augmentation_2d", "dropout")
+    for seed, overrides in ((1, ("model.width=8",)), (2, ("model.width=16",))):
+        for name in names:
+            plan = plan_run(
+                table, table.rows[name], seed=seed, settings=dataclasses.replace(settings, overrides=overrides)
+            )
+            if not plan.folder.exists():
+                record(plan, percentages(70, 30))
+    found = [
+        (row, [scores for run in trained_runs(table, row, settings) if (scores := scores_of(row, run, settings))])
+        for row in (table.rows[name] for name in names)
+    ]
+    *_, settings_line, same_line = format_table(table, found).splitlines()
+    assert settings_line == "NOT THE SAME in all runs: model.width=8 or 16."
+    # Without images there is no 2D augmentation to leave out.
+    assert same_line == "The same runs, as nothing in them differs: Nothing removed = without 2D augmentation."
 
 
 def test_the_table_has_the_scores_that_the_runs_recorded(tmp_path: Path) -> None:
@@ -79,7 +150,10 @@ def test_the_table_has_the_scores_that_the_runs_recorded(tmp_path: Path) -> None
     record(plans["baseline"][0], percentages(70, 30), percentages(74, 32))
     record(plans["baseline"][1], percentages(72, 36), percentages(76, 20))
     record(plans["modulation"][0], percentages(None, None))
-    found = {name: [scores for plan in of_row if (scores := scores_of(plan))] for name, of_row in plans.items()}
+    found = {
+        name: [scores for plan in of_row if (scores := scores_of(table.rows[name], plan, settings_in(tmp_path)))]
+        for name, of_row in plans.items()
+    }
     assert [(run.epoch, run.sc_iou, run.ssc_miou) for run in found["baseline"]] == [(2, 74.0, 32.0), (1, 72.0, 36.0)]
     assert [(run.last_sc_iou, run.last_ssc_miou) for run in found["baseline"]] == [(74.0, 32.0), (76.0, 20.0)]
     printed = format_table(table, [(baseline, found["baseline"]), (modulation, found["modulation"])])
@@ -89,6 +163,7 @@ def test_the_table_has_the_scores_that_the_runs_recorded(tmp_path: Path) -> None
 
 def record(plan: RunPlan, *validated: Scores) -> None:
     plan.folder.mkdir(parents=True)
+    save_config(plan.config, plan.folder / CONFIG)
     with Records(plan.folder) as records:
         for epoch, scores in enumerate(validated, start=1):
             records.epoch(epoch, epoch, {"loss": 1.0, "seconds": 2.0}, scores)
@@ -108,5 +183,11 @@ def test_what_is_lacking_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--data: expected the set to train on" in capsys.readouterr().err
     assert command.main(["table3", "--only-table", "model.widht=8"]) == 2
     assert "model.widht" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["table3", "--seeds", "3", "3"])
+    assert "--seeds: expected each seed once, found 3 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["table3", "--seconds", "30"])
+    assert "--seconds: expected more than 40" in capsys.readouterr().err
     assert command.main([]) == 0
     assert "table_s2" in capsys.readouterr().out
