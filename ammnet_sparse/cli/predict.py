@@ -69,6 +69,7 @@ from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import parse_frame_id
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import (
@@ -79,9 +80,9 @@ from ammnet_sparse.pictures.outputs import (
     write_ply_files,
     write_volume,
 )
-from ammnet_sparse.pictures.page import Scene, write_page
+from ammnet_sparse.pictures.page import Scene, is_page, write_page
 
-_PAGE = "page.html"
+_PAGE, _TITLE = "page.html", "Completed scenes"
 _OF_SETS = ("data", "ids")
 
 
@@ -137,7 +138,7 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
             count += 1
     finally:  # an interrupted run still writes the page of its completed frames
         if scenes:
-            write_page(options.out / _PAGE, scenes, title="Completed scenes")
+            write_page(options.out / _PAGE, scenes, title=_TITLE)
     return count
 
 
@@ -159,7 +160,9 @@ def _set_frames(
     source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(source, options.ids)
     ids = [parse_frame_id(frame_id, source="--ids") for frame_id in options.ids]  # as the outputs are named
-    _check_replaced(options.out, ids, inputs=[path for frame_id in ids for path in source.files(frame_id)])
+    if len(set(ids)) < len(ids):
+        raise UsageError(f"--ids: expected each frame once, found {' '.join(options.ids)}")
+    _check_replaced(options, ids, inputs=[path for frame_id in ids for path in source.files(frame_id)])
     options.out.mkdir(parents=True, exist_ok=True)
     for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
@@ -188,7 +191,7 @@ def _own_frames(
     skipped += unmatched
     inputs = [path for paths in found for path in paths.files]
     inputs += [Path(text) for text in (options.intrinsics, options.color_intrinsics) if text is not None]
-    _check_replaced(options.out, [paths.name for paths in found], inputs=inputs)
+    _check_replaced(options, [paths.name for paths in found], inputs=inputs)
     options.out.mkdir(parents=True, exist_ok=True)
     for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
@@ -204,19 +207,22 @@ def _own_frames(
         yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options))
 
 
-def _check_replaced(folder: Path, names: Sequence[str], *, inputs: Sequence[Path]) -> None:
-    """Raises UsageError, before anything is written, if a frame of ``names`` would replace anything but a completion.
+def _check_replaced(options: argparse.Namespace, names: Sequence[str], *, inputs: Sequence[Path]) -> None:
+    """Raises UsageError, before anything is written, if the outputs would replace anything but earlier predictions.
 
     Such as the dense 2D truth of a set, which has the same names and is no input.
     """
-    check_keeps_inputs([folder / _PAGE, *(path for name in names for path in output_paths(folder, name))], inputs)
-    for name in names:
-        foreign = foreign_output(folder, name)
-        if foreign is not None:
-            raise UsageError(
-                f"--out {folder}: expected a folder whose {name} files, if any, are of an earlier prediction, found "
-                f"{foreign.name} of another origin, which would be overwritten; choose another folder"
-            )
+    folder, page = options.out, options.out / _PAGE
+    check_keeps_inputs([page, *(path for name in names for path in output_paths(folder, name))], inputs)
+    foreign = [path for name in names if (path := foreign_output(folder, name)) is not None]
+    if options.page and page.exists() and not is_page(page, title=_TITLE):
+        foreign.append(page)
+    if foreign:
+        raise UsageError(
+            f"--out {folder}: expected no files of these names but those of earlier predictions, found "
+            f"{abbreviated([path.name for path in foreign])} of another origin, which would be overwritten; choose "
+            "another folder"
+        )
 
 
 def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:

@@ -33,6 +33,8 @@ _HIDDEN_AT_FIRST = (CLASS_NAMES.index("ceiling"),)
 _SCRIPTS = ("volume.js", "camera.js", "renderer.js", "page.js")
 _IN_MASK, _HIT = 1, 2
 _LARGEST_IMAGE, _JPEG_QUALITY = 640, 85
+_HEAD = 2000
+"""Characters of a page that hold its title."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,6 +151,15 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
         script_source=_script_source(viewer),
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def is_page(path: str | Path, *, title: str) -> bool:
+    """Whether ``write_page`` has written this file, with this title."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return f"<title>{html.escape(title)}</title>" in file.read(_HEAD)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _template(name: str) -> str:

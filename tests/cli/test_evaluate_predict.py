@@ -254,12 +254,14 @@ def test_missing_checkpoint(
     assert "none.safetensors" in refused(predict, [*given, "--ids", "0001", "--out", str(tmp_path)], capsys)
 
 
-def test_unknown_ids_are_named_before_anything_is_written(
+def test_unknown_and_repeated_ids_are_named_before_anything_is_written(
     predict: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     given = arguments(checkpoint, set_folder, "--ids", "0001", "0042", "0043", "--out", str(out))
     assert "unknown ids 0042, 0043" in refused(predict, given, capsys)
+    given = arguments(checkpoint, set_folder, "--ids", "0001", "NYU0001", "--out", str(out))
+    assert "--ids: expected each frame once, found 0001 NYU0001" in refused(predict, given, capsys)
     assert not out.exists()
 
 

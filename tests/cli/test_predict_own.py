@@ -420,8 +420,14 @@ def test_files_of_another_origin_are_never_overwritten(
         said = refused(predict, [*given, "--out", str(path.parent)], capsys)
         assert f"found {path.name} of another origin, which would be overwritten; choose another folder" in said
         assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    page = tmp_path / "site" / "page.html"
+    page.parent.mkdir()
+    page.write_text("<title>My page</title>")
+    said = refused(predict, [*given, "--out", str(page.parent), "--page"], capsys)
+    assert "found page.html of another origin" in said and list(page.parent.iterdir()) == [page]
     out = tmp_path / "out"
-    assert predict([*given, "--out", str(out)]) == 0
+    assert predict([*given, "--out", str(out), "--page"]) == 0
+    assert predict([*given, "--out", str(out), "--page"]) == 0
     written = (out / "0003.npz").read_bytes()
     (out / "0003.png").write_bytes(b"half a pict")
     assert predict([*given, "--out", str(out), "--ply"]) == 0
