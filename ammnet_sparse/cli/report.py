@@ -15,6 +15,7 @@ Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 13
 import argparse
 import dataclasses
 import html
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -93,14 +94,21 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
-    """Runs by their folders' names, by more of the path where those are the same."""
-    for run in runs:
-        if runs.count(run) > 1:
-            raise UsageError(f"{run}: expected each run once, found it {runs.count(run)} times")
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    return dict(zip(names, runs, strict=True))
+    """Runs by the part of their paths that tells them apart: without the folders that all begin and end with."""
+    paths = [run.resolve().parts for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UsageError(f"{run}: expected each run once, found it {paths.count(path)} times")
+    shared = _num_shared(paths)
+    paths = [path[shared:] for path in paths]
+    shared = _num_shared([path[::-1] for path in paths])
+    return {"/".join(path[: len(path) - shared]): run for path, run in zip(paths, runs, strict=True)}
+
+
+def _num_shared(paths: Sequence[Sequence[str]]) -> int:
+    """How many first parts all paths have in common, the last part of each left out."""
+    firsts = zip(*(path[:-1] for path in paths), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, firsts))
 
 
 def _same_scenes(

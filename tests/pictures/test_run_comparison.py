@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.textpath import TextPath
 from PIL import Image
 
 from ammnet_sparse.config import Config, load_config
@@ -49,6 +50,23 @@ def test_names_are_text_of_the_page(tmp_path: Path) -> None:
     history = read_history(write_run(tmp_path / "run", mious=(0.2,)))
     page = comparison_html({"<b>": history, "c": history}, {"<b>": config_with(), "c": config_with("model.width=64")})
     assert "<b>" not in page and "&lt;b&gt;" in page
+
+
+@pytest.mark.parametrize("num_runs", [2, 13])
+@pytest.mark.parametrize("name", ["run {}", "{}: a name that is too long for two columns", "{} is " + "long " * 40])
+def test_the_legend_stays_within_the_picture(tmp_path: Path, name: str, num_runs: int) -> None:
+    history = read_history(write_run(tmp_path / "run", mious=(0.2, 0.3), has_training=True))
+    names = [name.format(number) for number in range(num_runs)]
+    page = comparison_html(dict.fromkeys(names, history), dict.fromkeys(names, config_with()))
+    picture = page[: page.index("</svg>")]
+    width, height = (float(number) for number in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)[0])
+    entries = re.findall(r'<text style="font-size: 8.5px[^>]* x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)<', picture)
+    assert [text[:5] for *_, text in entries] == [name[:5] for name in names]
+    for left, bottom, text in entries:
+        assert float(left) >= 0 and 0 <= float(bottom) <= height
+        assert float(left) + TextPath((0, 0), text, size=8.5).get_extents().width <= width
+    (axes,) = re.findall(r'id="patch_2">\s*<path d="M [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nL [\d.]+ ([\d.]+)', picture)
+    assert float(axes[0]) - float(axes[1]) > 150  # however long the legend is, the curves keep their height
 
 
 @pytest.mark.parametrize("name", ["scores.png", "scores.svg", "scores.pdf"])
