@@ -77,3 +77,23 @@ def test_scores_are_plotted(histories: dict[str, History], tmp_path: Path, name:
         picture = np.asarray(Image.open(tmp_path / name).convert("RGB")).reshape(-1, 3)
         for color in ((0x1D, 0x5F, 0xBF), (0xC2, 0x41, 0x0C)):  # of the first two runs
             assert (picture == color).all(axis=1).sum() > 20
+
+
+def legend_of_plot(histories: dict[str, History], path: Path) -> list[str]:
+    """The last texts that ``plot_scores`` draws; in its SVG letters are outlines, and comments say what they spell."""
+    plot_scores(histories, path)
+    texts = re.findall("<!-- (.*) -->", path.read_text("utf-8"))
+    return texts[texts.index("SSC mIoU, percent") + 1 :]
+
+
+def test_the_plot_says_which_curves_are_of_training(histories: dict[str, History], tmp_path: Path) -> None:
+    everything = ["game", "none", "young", "validation", "training"]
+    assert legend_of_plot(histories, tmp_path / "all.svg") == everything
+    no_training = {"none": histories["none"]}
+    assert legend_of_plot(no_training, tmp_path / "none.svg") == ["none", "validation"]
+
+
+def test_long_names_fit_the_plot(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run", mious=(0.2, 0.3), has_training=True))
+    name, *_ = legend_of_plot({"a long " * 40 + "name": history}, tmp_path / "long.svg")
+    assert name.startswith("a long a long") and name.endswith("a long name") and 50 < len(name) < 180
