@@ -214,9 +214,20 @@ def test_runs_are_named_by_what_tells_their_paths_apart(
     assert f"<h1>Training runs {', '.join(names)}</h1>" in out.read_text("utf-8")
 
 
-def test_a_plot_of_one_run_writes_no_page(report: Tool, run: Path, tmp_path: Path) -> None:
-    assert report([str(run), "--plot", str(tmp_path / "scores.svg")]) == 0
-    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["scores.svg"]
+def test_a_plot_of_one_run_comes_with_its_page(
+    report: Tool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot, out = tmp_path / "scores.svg", tmp_path / "page.html"
+    assert report([str(run), "--scenes", "0", "--plot", str(plot), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{plot}: scores of my_run over the epochs",
+        f"{out}: no scenes asked for",
+    ]
+    assert "<!-- SSC mIoU, percent -->" in plot.read_text("utf-8")
+    assert "<h1>Training run my_run</h1>" in out.read_text("utf-8")
+    plot.unlink()
+    assert report([str(run), "--scenes", "0", "--plot", str(plot)]) == 0
+    assert plot.exists() and (run / "report.html").exists()
 
 
 def test_runs_that_cannot_be_compared(
