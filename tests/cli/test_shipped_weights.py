@@ -200,6 +200,15 @@ def test_export_refuses_unfit_files(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_export_refuses_another_ending_before_it_reads_anything(
+    export: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "small.pth"
+    assert export(["--checkpoint", str(tmp_path / "absent"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"ammnet export: --out {out}: expected a name ending in .safetensors\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_values_beyond_half_precision_are_refused(
     export: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
