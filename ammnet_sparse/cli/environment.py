@@ -100,7 +100,7 @@ def _print_weights() -> None:
     for name in shipped_names():
         said = read_weights(FOLDER / f"{name}.safetensors")[2]
         parts = [
-            f"{said['epoch']} epochs on {said['data']}" if "data" in said else "",
+            f"epoch {said['epoch']} of their last training, on {said['data']}" if "data" in said else "",
             f"validation {said['validation']}" if "validation" in said else "",
             f"made by version {said['version']}" if "version" in said else "",
         ]

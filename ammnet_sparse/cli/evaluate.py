@@ -4,6 +4,7 @@
 
 Without --checkpoint the weights shipped with the package are scored (docs/models.md).
 With --lost also which occluded voxels are lost: by class, distance to a hit voxel, visibility, height and depth.
+--json writes the same scores, those of --baselines and --lost included, and what they are of.
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
 Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
 """
@@ -12,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -61,10 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         check_output_file(options.json, option="--json")
     lost = LostVoxels() if options.lost else None
-    rows, config = _score(options, lost)
-    scores = next(iter(rows.values()))
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
+    print(weights, file=sys.stderr)
+    scores, baselines, config = _score(options, checkpoint, lost)
+    name = checkpoint.stem if options.flips is None else f"{checkpoint.stem}, {options.flips} flips"
     print(f"{options.data}, {options.split}: {scores.frames} frame{'s' * (scores.frames != 1)}, percent")
-    print(format_table(rows))
+    print(format_table({name: scores, **baselines}))
     for remark in scores.remarks():
         print(remark)
     if reads_label_maps(config):
@@ -72,28 +76,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lost is not None:
         print(f"\n{lost.describe()}")
     if options.json:  # after the table, which took minutes
+        values = scores.to_json() | _of_what(options, checkpoint)
+        if baselines:
+            values["baselines"] = {name: baseline.to_json() for name, baseline in baselines.items()}
+        if lost is not None:
+            values["lost"] = _lost_as_json(lost)
         with writing_to(options.json):
-            options.json.write_text(json.dumps(_as_json(scores, lost), indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _as_json(scores: Scores, lost: LostVoxels | None) -> dict[str, Any]:
-    values = scores.to_json()
-    if lost is not None:
-        values["lost"] = {
-            aspect: {title: group.to_json() for title, group in groups.items()}
-            for aspect, groups in lost.groups().items()
-        }
-    return values
+def _of_what(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
+    """What the scores are of: weights, frames, and the flips that predictions are a mean over."""
+    return {
+        "checkpoint": str(checkpoint.absolute()),
+        "data": str(options.data.absolute()),
+        "dataset": options.dataset,
+        "split": options.split,
+        "limit": options.limit,
+        "flips": options.flips,
+    }
 
 
-def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[str, Scores], ModelConfig]:
-    """The scores of the checkpoint and, on request, of the baselines; and the configuration of its network."""
+def _lost_as_json(lost: LostVoxels) -> dict[str, Any]:
+    return {
+        aspect: {title: group.to_json() for title, group in groups.items()} for aspect, groups in lost.groups().items()
+    }
+
+
+def _score(
+    options: argparse.Namespace, checkpoint: Path, lost: LostVoxels | None
+) -> tuple[Scores, dict[str, Scores], ModelConfig]:
+    """The scores of the checkpoint; those of the baselines, on request; and the configuration of its network."""
     device = choose_device(options.device)
-    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
     sites = {} if options.sites is None else {"sites": options.sites}
     model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
-    print(weights, file=sys.stderr)
     if options.split in lists_in(getattr(model, "metadata", {})):
         print(
             f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
@@ -104,9 +121,6 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
     check_labels(source)
     ids = split_ids(source, options.split, limit=options.limit, validation_frames=options.validation_frames)
     batches = _progress(_loader(source, ids, options), "evaluating")
-    name = checkpoint.stem
-    if options.flips is not None:
-        name = f"{name}, {options.flips} flips"
 
     def predict(batch: Batch) -> Tensor:
         if options.flips is None:
@@ -117,10 +131,9 @@ def _score(options: argparse.Namespace, lost: LostVoxels | None) -> tuple[dict[s
             lost.update(labels, batch)
         return labels
 
-    rows = {name: evaluate(predict, batches, device=device)}
-    if options.baselines:
-        rows |= _baselines(options, model.config, ids)
-    return rows, model.config
+    scores = evaluate(predict, batches, device=device)
+    baselines = _baselines(options, model.config, ids) if options.baselines else {}
+    return scores, baselines, model.config
 
 
 def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ammnet_sparse.cli.errors import (
     CommandFailed,
+    UsageError,
     check_output_file,
     check_output_folder,
     command,
@@ -57,6 +58,8 @@ class UnsuitableWeightsError(CommandFailed):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet export``; returns its exit code."""
     options = _parse(arguments)
+    if options.out.suffix != ".safetensors":
+        raise UsageError(f"--out {options.out}: expected a name ending in .safetensors")
     check_output_folder(options.out.parent)
     if options.out.is_dir():
         check_output_file(options.out)

@@ -7,7 +7,7 @@ Writes RUN/report.html, one file that works offline. Scenes are predicted with R
 frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
 
 Several runs are compared, in comparison.html: curves over each other, the best epoch of each, the keys that differ,
-and the same scenes from each run. --plot writes the scores over the epochs as a picture.
+and the same scenes from each run. --plot also writes the scores over the epochs as a picture, of one run or several.
 
 Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 130 interrupted.
 """
@@ -15,6 +15,7 @@ Exit code: 0 done, 1 failed, 2 wrong usage (no run, no metrics yet, no data), 13
 import argparse
 import dataclasses
 import html
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -59,48 +60,59 @@ _TRAINING_NOTE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet report``; returns its exit code."""
     options = _parse(arguments)
-    if len(options.runs) > 1 or options.plot is not None:
-        return _compare(options)
-    run = options.runs[0]
-    out = options.out or run / "report.html"
-    print(f"{out}: {_report(run, options, out)}")
+    names = _names(options.runs)
+    if options.plot is not None:
+        print(f"{options.plot}: {_plot(names, options.plot)}")
+    if len(names) > 1:
+        out = options.out or Path("comparison.html")
+        remark = _compare(names, options, out)
+    else:
+        out = options.out or options.runs[0] / "report.html"
+        remark = _report(options.runs[0], options, out)
+    print(f"{out}: {remark}")
     return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
-    """Writes the page that compares runs, and the plot of their scores."""
-    names = _names(options.runs)
-    histories = {name: read_history(run) for name, run in names.items()}
-    if options.plot is not None:
-        if options.plot.suffix not in PLOT_ENDINGS:
-            raise UsageError(f"--plot {options.plot}: expected a name ending in .png, .pdf or .svg")
-        check_output_file(options.plot, option="--plot")
-        with writing_to(options.plot):
-            plot_scores(histories, options.plot)
-        print(f"{options.plot}: scores of {len(names)} runs over their epochs")
-    if len(names) == 1:
-        return 0
-    out = options.out or Path("comparison.html")
+def _plot(runs: dict[str, Path], plot: Path) -> str:
+    """Writes the picture of the runs' scores; returns what it shows."""
+    if plot.suffix not in PLOT_ENDINGS:
+        raise UsageError(f"--plot {plot}: expected a name ending in .png, .pdf or .svg")
+    check_output_file(plot, option="--plot")
+    histories = {name: read_history(run) for name, run in runs.items()}
+    with writing_to(plot):
+        plot_scores(histories, plot)
+    return f"scores of {f'{len(runs)} runs' if len(runs) > 1 else next(iter(runs))} over the epochs"
+
+
+def _compare(runs: dict[str, Path], options: argparse.Namespace, out: Path) -> str:
+    """Writes the page that compares runs; returns a remark about its scenes."""
+    histories = {name: read_history(run) for name, run in runs.items()}
     check_output_file(out)
-    configs = {name: load_config(run / "config.yaml") for name, run in names.items()}
-    scenes, remark = _same_scenes(options, names, configs)
+    configs = {name: load_config(run / "config.yaml") for name, run in runs.items()}
+    scenes, remark = _same_scenes(options, runs, configs)
     body = f"{comparison_html(histories, configs)}\n<h2>Scenes</h2>\n<p>{html.escape(remark)}.</p>"
     with writing_to(out):
         introduction = f'<section class="report">{body}</section>'
-        write_page(out, scenes, title=f"Training runs {', '.join(names)}", introduction=introduction)
-    print(f"{out}: {len(names)} runs; {remark}")
-    return 0
+        write_page(out, scenes, title=f"Training runs {', '.join(runs)}", introduction=introduction)
+    return f"{len(runs)} runs; {remark}"
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
-    """Runs by their folders' names, by more of the path where those are the same."""
-    for run in runs:
-        if runs.count(run) > 1:
-            raise UsageError(f"{run}: expected each run once, found it {runs.count(run)} times")
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    return dict(zip(names, runs, strict=True))
+    """Runs by the part of their paths that tells them apart: without the folders that all begin and end with."""
+    paths = [run.resolve().parts for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UsageError(f"{run}: expected each run once, found it {paths.count(path)} times")
+    shared = _num_shared(paths)
+    paths = [path[shared:] for path in paths]
+    shared = _num_shared([path[::-1] for path in paths])
+    return {"/".join(path[: len(path) - shared]): run for path, run in zip(paths, runs, strict=True)}
+
+
+def _num_shared(paths: Sequence[Sequence[str]]) -> int:
+    """How many first parts all paths have in common, the last part of each left out."""
+    firsts = zip(*(path[:-1] for path in paths), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, firsts))
 
 
 def _same_scenes(
@@ -250,7 +262,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="N best and N worst; N of each of several runs (default: 3)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of scores over epochs (png, pdf or svg)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="picture of scores over epochs (png, pdf or svg), too"
+    )
     add_data_option(parser, note=" (default: as trained)")
     add_out_option(parser, "page to write (default: RUN/report.html, or comparison.html)", metavar="FILE")
     add_limit_option(parser, "validation frames")

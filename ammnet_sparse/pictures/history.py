@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +23,8 @@ from ammnet_sparse.files.errors import FileError
 METRICS = "metrics.jsonl"
 _MOST_POINTS, _COURSE_POINTS = 300, 30
 _MOST_BYTES = 2**30
+_LEGEND_HEIGHT = 0.5
+"""Inches that a figure has for its legend."""
 _LARGEST_COUNT, _LARGEST = 2**53, 1e30
 """Larger numbers cannot be counts or losses of a run and are not drawn."""
 _SC_COLUMNS = (("Prec.", "precision"), ("Recall", "recall"), ("IoU", "iou"))
@@ -245,8 +248,9 @@ def draw_epochs(
 
 def svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2) -> str:
     """A figure as SVG within HTML; ``description`` is its alternative text."""
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=legend_columns, fontsize=8.5, frameon=False)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        add_legend(figure, handles, columns=legend_columns)
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
@@ -256,6 +260,28 @@ def svg(figure: Figure, axes: Axes, description: str, *, legend_columns: int = 2
     # SVG within HTML needs no namespace declarations; without them the page contains no URL at all.
     picture = re.sub(r' xmlns(:xlink)?="[^"]*"', "", picture)
     return f'<svg role="img" aria-label="{html.escape(description)}"' + picture[start + len("<svg") :]
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], *, columns: int) -> None:
+    """A legend below the axes, within the figure: in fewer columns if needed, and with names that lose their middle.
+
+    The figure becomes higher if the legend is, so that the axes do not shrink.
+    """
+    for count in range(columns, 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=count, fontsize=8.5, frameon=False)
+        width = legend.get_window_extent().width
+        if width <= figure.bbox.width or count == 1:
+            break
+        legend.remove()
+    texts = legend.get_texts()
+    room = figure.bbox.width - width + max(text.get_window_extent().width for text in texts)
+    for text in texts:
+        name, kept = text.get_text(), len(text.get_text()) // 2
+        while (width := text.get_window_extent().width) > room:
+            kept = min(kept - 1, int(kept * room / width))
+            text.set_text(f"{name[:kept]}…{name[-kept:]}")
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + max(height - _LEGEND_HEIGHT, 0))
 
 
 def _is_number(value: Any) -> bool:

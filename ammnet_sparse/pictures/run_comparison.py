@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ammnet_sparse.config import Config, flat_plain
-from ammnet_sparse.pictures.history import History, draw_epochs, new_figure, svg, table_html
+from ammnet_sparse.pictures.history import History, add_legend, draw_epochs, new_figure, svg, table_html
 
 _COLORS = ("#1d5fbf", "#c2410c", "#2b8a3e", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
 _SCORES = (("SC IoU", ("sc", "iou")), ("SSC mIoU", ("ssc", "miou")))
+_PARTS = (("validation", "-", "o"), ("training", "--", ""))
+"""The key of an epoch's scores, with line style and marker."""
 
 
 def comparison_html(histories: Mapping[str, History], configs: Mapping[str, Config]) -> str:
@@ -46,13 +48,23 @@ def differing_keys(configs: Mapping[str, Config]) -> dict[str, list[Any]]:
 
 def plot_scores(histories: Mapping[str, History], path: Path) -> None:
     """Writes the scores of runs over their epochs, training dashed (Figure 2(b) of the paper), as png, pdf or svg."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, (title, keys) in zip(figure.subplots(1, 2), _SCORES, strict=True):
         _draw_scores(axes, histories, keys)
         axes.set(title=f"{title}, percent", xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8.5)
+    lines = [line for history in histories.values() for line in history.epochs]
+    runs = [
+        axes.plot([], [], color=_COLORS[index % len(_COLORS)], linewidth=3, label=name)[0]
+        for index, name in enumerate(histories)
+    ]
+    parts = [
+        axes.plot([], [], style, color="black", marker=marker, markersize=4, label=part)[0]
+        for part, style, marker in _PARTS
+        if any(part in line for line in lines)
+    ]
+    add_legend(figure, [*runs, *parts], columns=5)
     figure.savefig(path, dpi=150)
 
 
@@ -66,7 +78,7 @@ def _score_figure(histories: Mapping[str, History], title: str, keys: Sequence[s
 def _draw_scores(axes: Axes, histories: Mapping[str, History], keys: Sequence[str]) -> None:
     for index, (name, history) in enumerate(histories.items()):
         color = _COLORS[index % len(_COLORS)]
-        for part, style, marker in (("validation", "-", "o"), ("training", "--", "")):
+        for part, style, marker in _PARTS:
             label = name if part == "validation" or not history.validated else ""
             draw_epochs(
                 axes,

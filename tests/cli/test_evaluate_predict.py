@@ -133,6 +133,14 @@ def test_evaluate_prints_and_writes(
     assert checkpoint.model.calls == [(tuple(IDS[4:7]), "scored"), ((IDS[7],), "scored")]
     assert checkpoint.loaded_with == [{"device": torch.device("cpu")}]
     scores = json.loads(file.read_text(encoding="utf-8"))
+    assert {key: scores[key] for key in scores if key not in ("frames", "sc", "ssc")} == {
+        "checkpoint": str(checkpoint.path),
+        "data": str(set_folder),
+        "dataset": "nyu",
+        "split": "test",
+        "limit": None,
+        "flips": None,
+    }
     assert scores["frames"] == 4
     assert scores["sc"] == {"precision": 100, "recall": 100, "iou": 100}
     # 144 floor voxels and 264 of wall, told to be floor; the chair has no weight.
@@ -150,13 +158,21 @@ def test_evaluate_prints_and_writes(
 
 
 def test_evaluate_adds_baselines(
-    evaluate: Tool, checkpoint: Checkpoint, set_folder: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--split", "val", "--validation-frames", "2", "--baselines")
+    file = tmp_path / "scores.json"
+    options = ("--split", "val", "--validation-frames", "2", "--limit", "1", "--baselines", "--json", str(file))
     assert evaluate(arguments(checkpoint, set_folder, *options)) == 0
     rows = {line.split("|")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines() if "|" in line}
     assert rows["class prior"][-1] == "100.0"  # but for the chair, all frames are alike
     assert rows["best constant class"][-1] == f"{50 * 264 / (144 + 264 + 252):.1f}"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert (written["split"], written["limit"]) == ("val", 1)
+    baselines = written["baselines"]
+    assert list(baselines) == ["best constant class", "class prior"]
+    assert baselines["class prior"]["ssc"]["miou"] == 100 != written["ssc"]["miou"]
+    assert baselines["best constant class"]["ssc"]["miou"] == pytest.approx(50 * 264 / (144 + 264 + 252))
+    assert baselines["best constant class"]["frames"] == 1
 
 
 def test_splits(evaluate: Tool, checkpoint: Checkpoint, set_folder: Path) -> None:

@@ -194,9 +194,40 @@ def test_several_runs_are_compared(
     assert not (run / "report.html").exists()
 
 
-def test_a_plot_of_one_run_writes_no_page(report: Tool, run: Path, tmp_path: Path) -> None:
-    assert report([str(run), "--plot", str(tmp_path / "scores.svg")]) == 0
-    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["scores.svg"]
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["table/baseline/seed1", "table/ammnet/seed1"], ["baseline", "ammnet"]),
+        (["table/baseline/seed1", "table/ammnet/seed2"], ["baseline/seed1", "ammnet/seed2"]),
+        (["table/baseline/seed1", "table/baseline/seed2"], ["seed1", "seed2"]),
+        (["run", "run/again"], ["run", "run/again"]),
+        (["seed1", "table/seed1"], ["seed1", "table/seed1"]),
+    ],
+)
+def test_runs_are_named_by_what_tells_their_paths_apart(
+    report: Tool, tmp_path: Path, folders: list[str], names: list[str]
+) -> None:
+    for folder in folders:
+        save_config(config_of(None), write_run(tmp_path / folder, mious=(0.1,)) / "config.yaml")
+    out = tmp_path / "page.html"
+    assert report([*(str(tmp_path / folder) for folder in folders), "--scenes", "0", "--out", str(out)]) == 0
+    assert f"<h1>Training runs {', '.join(names)}</h1>" in out.read_text("utf-8")
+
+
+def test_a_plot_of_one_run_comes_with_its_page(
+    report: Tool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot, out = tmp_path / "scores.svg", tmp_path / "page.html"
+    assert report([str(run), "--scenes", "0", "--plot", str(plot), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{plot}: scores of my_run over the epochs",
+        f"{out}: no scenes asked for",
+    ]
+    assert "<!-- SSC mIoU, percent -->" in plot.read_text("utf-8")
+    assert "<h1>Training run my_run</h1>" in out.read_text("utf-8")
+    plot.unlink()
+    assert report([str(run), "--scenes", "0", "--plot", str(plot)]) == 0
+    assert plot.exists() and (run / "report.html").exists()
 
 
 def test_runs_that_cannot_be_compared(
@@ -204,7 +235,7 @@ def test_runs_that_cannot_be_compared(
 ) -> None:
     assert report([str(run), str(tmp_path / "missing")]) == 2
     assert "missing: expected the folder of a training run, found no folder" in capsys.readouterr().err
-    assert report([str(run), str(run)]) == 2
+    assert report([str(run), str(run / ".." / run.name)]) == 2
     assert "expected each run once, found it 2 times" in capsys.readouterr().err
     assert report([str(run), "--plot", str(tmp_path / "scores.txt")]) == 2
     assert "scores.txt: expected a name ending in .png, .pdf or .svg" in capsys.readouterr().err

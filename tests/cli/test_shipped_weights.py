@@ -63,6 +63,19 @@ def test_all_shipped_weights_are_tested() -> None:
     assert sorted([*INPUTS, *ON_REQUEST]) == shipped_names()
 
 
+def test_environment_lists_them_without_counting_epochs_of_earlier_trainings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The metadata knows the last training only; docs/models.md has those before it."""
+    tool("environment")([])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights ")]
+    assert [line.split()[1] for line in lines] == [f"{name}:" for name in shipped_names()]
+    assert (
+        "weights nyu_seg2d_w64: epoch 3 of their last training, on nyu, 695 training and 100 validation frames; "
+        "validation SSC mIoU 57.2 %, SC IoU 78.5 %; made by version 0.2.0"
+    ) in lines
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_predict_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """The shipped networks see the floor of the shipped example where it is, and more than the floor."""
@@ -184,6 +197,15 @@ def test_export_refuses_unfit_files(
     out = tmp_path / "small.safetensors"
     assert export(["--checkpoint", str(trained), "--out", str(out), "--data", str(root), *more]) == 1
     assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_refuses_another_ending_before_it_reads_anything(
+    export: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "small.pth"
+    assert export(["--checkpoint", str(tmp_path / "absent"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"ammnet export: --out {out}: expected a name ending in .safetensors\n"
     assert list(tmp_path.iterdir()) == []
 
 

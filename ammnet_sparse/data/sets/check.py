@@ -122,9 +122,10 @@ def check_set(
     """Reads every frame of the lists once and reports what is missing, unreadable or wrong, by frame.
 
     Reported are files that are missing, unreadable, of the wrong shape, type or values; frames without a hit pixel or
-    a scored voxel; files of another convention (``conventions.py``), judged over the set; frames that are in a list
-    twice; frames of ``val.txt`` that are not in ``train.txt`` where that is checked; frames of ``test.txt`` that are
-    in another list; lists that are empty or contain lines that are not ids.
+    a scored voxel; files of another convention (``conventions.py``), judged over the set, and frames whose TSDF is of
+    another one than the others'; frames that are in a list twice; frames of ``val.txt`` that are not in ``train.txt``
+    where that is checked; frames of ``test.txt`` that are in another list; lists that are empty or contain lines that
+    are not ids.
 
     Args:
         split_names: names of lists; none: those of train, test and val that the set has.
@@ -161,7 +162,7 @@ def check_set(
             problems += [Problem(frame_id, str(problem), is_broken=frame is None) for problem in found]
             if frame is not None:
                 checked[frame_id] = frame
-    judged = [frame.conventions for frame in checked.values() if frame.conventions is not None]
+    judged = {name: frame.conventions for name, frame in checked.items() if frame.conventions is not None}
     is_flipped = source.dataset == "nyucad"
     suspicions = convention_problems(judged, is_flipped=is_flipped)
     problems += [Problem("", f"{source.root}: {text}", is_broken=False) for text in suspicions]

@@ -2,12 +2,14 @@
 
 Each measure compares what must agree: pixels hit surfaces, so at a hit voxel the TSDF is near 0 and the labels
 are mostly occupied. Thresholds lie far from what published frames have (795 of NYU: median |TSDF| of hit voxels 0.055
-to 0.11 a frame, occupied share of hit voxels 0.26 to 0.88), and medians over a set are judged, not single frames.
+to 0.11 a frame, occupied share of hit voxels 0.26 to 0.88), and medians over a set are judged. Single frames are judged
+by their TSDF alone, which is far from that of the others where its convention is another one.
 """
 
 import dataclasses
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,13 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_PIXELS, UNMAPPED
 from ammnet_sparse.data.sets.projection_fit import axes_in_order, judge_mapping
 from ammnet_sparse.data.volumes.tsdf import Unobserved, unflip_tsdf
+from ammnet_sparse.files.errors import abbreviated
 
 _FEWEST_HITS = 200
 """Least number of hit voxels of a frame that is judged."""
 _FLIPPED = 0.6
-"""Median |TSDF| of hit voxels above which the convention is the other one; in practice 0.1 and 0.9."""
+"""Median |TSDF| of hit voxels above which the convention is the other one; in practice 0.1 and 0.9. A frame whose
+median is that far from the set's is of the other convention."""
 _SATURATED, _ALL = 0.3, 0.9
 _NEAR_SURFACE = 0.45
 """Share of hit voxels with 0 < |TSDF| < 0.5 below which TSDF and mapping do not match."""
@@ -90,20 +94,22 @@ def conventions_of(frame: Frame) -> FrameConventions | None:
     )
 
 
-def convention_problems(frames: Sequence[FrameConventions], *, is_flipped: bool) -> list[str]:
+def convention_problems(frames: Mapping[str, FrameConventions], *, is_flipped: bool) -> list[str]:
     """What is wrong with the conventions of a set, one line each; empty if nothing is, or nothing can be judged.
 
     Args:
-        frames: of the frames that could be judged.
+        frames: of the frames that could be judged, by their ids.
         is_flipped: the layout's TSDF is flipped (NYUCAD).
     """
     if not frames:
         return []
+    judged = list(frames.values())
     return [
-        *_tsdf_problems(frames, is_flipped=is_flipped),
-        *_label_problems(frames),
-        *_class_problems(frames),
-        *_mapping_problems(frames),
+        *_tsdf_problems(judged, is_flipped=is_flipped),
+        *_odd_tsdf_problems(frames),
+        *_label_problems(judged),
+        *_class_problems(judged),
+        *_mapping_problems(judged),
     ]
 
 
@@ -163,6 +169,19 @@ def _tsdf_problems(frames: Sequence[FrameConventions], *, is_flipped: bool) -> l
             "again"
         ]
     return []
+
+
+def _odd_tsdf_problems(frames: Mapping[str, FrameConventions]) -> list[str]:
+    """Single frames that the median over the set does not show."""
+    usual = statistics.median_low(frame.distance for frame in frames.values())
+    odd = [name for name, frame in frames.items() if abs(frame.distance - usual) > _FLIPPED]
+    if not odd:
+        return []
+    return [
+        f"TSDF: expected one convention in all frames, found {len(odd)} of {len(frames)} unlike the others: "
+        f"{abbreviated(odd, limit=1000)} (median |TSDF| of hit voxels {frames[odd[0]].distance:.2f}, usually "
+        f"{usual:.2f}): flipped or not, or the TSDF of another frame; store all alike"
+    ]
 
 
 def _label_problems(frames: Sequence[FrameConventions]) -> list[str]:

@@ -34,7 +34,7 @@ def _room(index: int) -> Frame:
 
 
 def _problems(frames: list[Frame], *, is_flipped: bool = False) -> list[str]:
-    measures = [measure for frame in frames if (measure := conventions_of(frame)) is not None]
+    measures = {frame.frame_id: measure for frame in frames if (measure := conventions_of(frame)) is not None}
     assert len(measures) == len(frames)
     return convention_problems(measures, is_flipped=is_flipped)
 
@@ -106,6 +106,17 @@ def test_wrong_conventions_are_named(kind: str, count: int, rooms: list[Frame]) 
         assert any(re.search(message, problem) for problem in problems), problems
 
 
+def test_a_single_tsdf_unlike_the_others_is_named(rooms: list[Frame]) -> None:
+    flipped = [dataclasses.replace(frame, tsdf=flip_tsdf(frame.tsdf)) for frame in rooms]
+    for count in (2, 3):
+        (problem,) = _problems([*rooms[: count - 1], flipped[count - 1]])
+        odd = f"{rooms[count - 1].frame_id} (median |TSDF| of hit voxels 0.9"
+        assert f"found 1 of {count} unlike the others: {odd}" in problem
+    # Where most frames are of another convention, those named are right.
+    of_set, of_frame = _problems([rooms[0], *flipped[1:]])
+    assert "a flipped TSDF in this layout" in of_set and "unlike the others: 0000 (" in of_frame
+
+
 def test_right_conventions_are_left_alone(rooms: list[Frame]) -> None:
     assert _problems(rooms) == []
     for frame in rooms:
@@ -124,7 +135,7 @@ def test_right_conventions_are_left_alone(rooms: list[Frame]) -> None:
 def test_frames_that_say_nothing(rooms: list[Frame]) -> None:
     nothing = dataclasses.replace(rooms[0], mapping=np.full_like(rooms[0].mapping, -1))
     assert conventions_of(nothing) is None
-    assert convention_problems([], is_flipped=False) == []
+    assert convention_problems({}, is_flipped=False) == []
     assert _problems([dataclasses.replace(rooms[0], label=None)]) == []
 
 
