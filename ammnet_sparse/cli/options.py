@@ -124,7 +124,11 @@ def add_workers_option(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 def add_sites_option(parser: argparse.ArgumentParser) -> None:
     """``--sites sparse|dense``, None: as trained."""
-    parser.add_argument("--sites", choices=("sparse", "dense"), help="voxels computed (default: as trained)")
+    parser.add_argument(
+        "--sites",
+        choices=("sparse", "dense"),
+        help="voxels computed (default: as trained, others give worse predictions)",
+    )
 
 
 def add_splits_option(parser: argparse.ArgumentParser, meaning: str) -> None:

@@ -25,7 +25,7 @@ from ammnet_sparse.models.recomputation import set_recompute
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.recipes import recipes_kept
-from ammnet_sparse.sparse.sites import SiteSet, full_sites
+from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
 Voxels = Literal["scored", "not_free", "all"]
 EMPTY_LOGIT = 20.0
@@ -143,7 +143,8 @@ class AMMNet(nn.Module):
             batch: frames on the configuration's grid, with the 2D input that it names.
             voxels: which to compute: the scored voxels (default in training mode; without labels, those with label
                 weight), all that are not observed to be free (default in evaluation mode), all, or given sites of
-                the full grid. ``sites: dense``, SENet and CBAM compute all.
+                the full grid. ``sites: dense``, SENet and CBAM compute all and predict all, whatever is given, but
+                with "not_free", which leaves out those observed to be free; it is not their default.
 
         Raises:
             ValueError: another grid, a missing 2D input, one that contradicts the mapping, no voxel to compute,
@@ -172,6 +173,9 @@ class AMMNet(nn.Module):
             state=state,
             chunk_size=None if self.training or torch.is_grad_enabled() else CHUNK_SIZE,
         )
+        if voxels == "not_free" and targets.is_full:
+            targets = sites_from_mask(not_free_mask(batch).view(batch.batch_size, *batch.grid_shape))
+            voxel_logits = voxel_logits.index_select(0, targets.linear)
         if image is None:
             return Prediction(voxel_logits, targets)
         return Prediction(voxel_logits, targets, class_logits_2d=image.class_logits, image_size=image.image_size)

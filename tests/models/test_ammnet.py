@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from bench.measurement import Allocations
 
 import ammnet_sparse
+from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.models import ammnet
 from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction
 from ammnet_sparse.models.build import build_discriminator, build_generator
@@ -52,6 +53,11 @@ def test_some_voxels_get_what_they_get_when_all_are_computed(voxels: Any, change
     assert 0.05 < mask.double().mean() < 0.95
     assert everywhere.sites.is_full
     assert_near(prediction.logits[wanted], everywhere.logits[wanted], tolerance=1e-12, name="logits")
+    if voxels == "not_free":
+        free = ~mask.view(2, *GRID)
+        assert (everywhere.labels[free] != EMPTY_LABEL).any()
+        assert (prediction.labels[free] == EMPTY_LABEL).all()
+        assert (prediction.probabilities[:, EMPTY_LABEL][free] > 0.999).all()
 
 
 def test_gradients_do_not_depend_on_voxels_beside_those_of_the_loss() -> None:

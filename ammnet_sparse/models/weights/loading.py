@@ -51,7 +51,8 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
         ValueError: other ``sites``, or a device that is not available.
 
     Warns:
-        UserWarning: a file without the backbone or the head of the image encoder, which remain random.
+        UserWarning: a file without the backbone or the head of the image encoder, which remain random; other
+            ``sites`` than those of the training.
     """
     if sites not in ("sparse", "dense", None):
         raise ValueError(f"sites: expected sparse, dense or None, found {sites!r}")
@@ -72,6 +73,11 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     state = fit_state_projections(state, network.state_dict(), trained=file_config.sites, wanted=config.sites)
     load_into(network, state, source=path, may_lack=absent)
     network.metadata = metadata
+    if config.sites != file_config.sites:
+        warnings.warn(
+            f"{path}: trained with model.sites={file_config.sites}, used with {config.sites}; expect worse predictions",
+            stacklevel=2,
+        )
     for part in absent:
         warnings.warn(
             f"{path}: holds no {part}, which stays as initialized; predictions are meaningless until its weights "

@@ -68,7 +68,8 @@ def test_the_discriminator_returns_from_the_same_file(tmp_path: Path) -> None:
 
 def test_dense_weights_on_sparse_sites_add_nothing_for_the_state(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path, sites="dense")
-    loaded = load_model(path, sites="sparse")
+    with pytest.warns(UserWarning, match="network.safetensors: trained with model.sites=dense, used with sparse"):
+        loaded = load_model(path, sites="sparse")
     assert loaded.config.sites == "sparse"
     state = loaded.state_dict()
     added = state.keys() - network.state_dict().keys()
@@ -80,7 +81,8 @@ def test_dense_weights_on_sparse_sites_add_nothing_for_the_state(tmp_path: Path)
 
 def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path)
-    loaded = load_model(path, sites="dense")
+    with pytest.warns(UserWarning, match="trained with model.sites=sparse, used with dense; expect worse predictions"):
+        loaded = load_model(path, sites="dense")
     assert loaded.config.sites == "dense" and not any("state_projection" in name for name in loaded.state_dict())
     reference = build_dense_generator(loaded.config).eval()
     kept = {name: value for name, value in network.state_dict().items() if "state_projection" not in name}
