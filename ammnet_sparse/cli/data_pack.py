@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ammnet_sparse.cli.errors import CommandFailed, check_output_file, command, writing_to
+from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_data_option,
@@ -34,12 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet data pack``; returns its exit code."""
     options = _parse(arguments)
     check_output_file(options.out)
+    if options.out.exists() and options.out.resolve() == options.data.resolve():
+        raise UsageError(f"--out {options.out}: expected another file than the set to pack, found the set itself")
     try:
         with writing_to(options.out):
             summary = _pack(options)
     except BrokenFramesError as error:
         raise CommandFailed(str(error)) from error
     print(summary.describe())
+    if not options.images and open_frames(options.data, dataset=options.dataset).reads_image:
+        print("color images of the set left out; --images packs them")
     return 0
 
 

@@ -59,7 +59,7 @@ from ammnet_sparse.processes import (
     rank,
     wait_for_all,
 )
-from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE, CheckpointError, stored_config
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, LAST_WEIGHTS, STATE, CheckpointError, stored_config
 from ammnet_sparse.training.folder_lock import create_run_folder
 from ammnet_sparse.training.loop import DivergenceError, Run
 from ammnet_sparse.training.memory import memory_advice
@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with writing_to(run.folder):
                 result = _train(run)
             if rank() == 0:
-                print(f"Best weights: {run.folder / BEST_WEIGHTS}")
-                print(format_result(result))
+                print(_outcome(run, result))
     except ProcessError as error:
         raise CommandFailed(str(error)) from error
     return 0
@@ -112,9 +111,10 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     each = (
         f" in {num_processes()} processes with {config.training.batch_size} frames each" if num_processes() > 1 else ""
     )
+    among = " (among those)" if config.data.train_on_all else ""
     print(
         f"Training in {folder}: {begun}{len(run.training_set)} training and {len(run.validation_set)} validation "
-        f"frames of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps"
+        f"frames{among} of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps"
         f"{each} on {run.device}",
         flush=True,
     )
@@ -151,6 +151,16 @@ def _train(run: Run) -> RunResult:
             error.add_note(memory_advice(run.config))
         error.add_note(_how_to_go_on(run.folder))
         raise
+
+
+def _outcome(run: Run, result: RunResult) -> str:
+    """The last lines: the weights to use, and their scores where these mean anything."""
+    if run.config.data.train_on_all:
+        return (
+            f"Last weights: {run.folder / LAST_WEIGHTS}\n"
+            "trained on the validation frames too (data.train_on_all): scores on them choose nothing"
+        )
+    return f"Best weights: {run.folder / BEST_WEIGHTS}\n{format_result(result)}"
 
 
 def _initial_weights(options: argparse.Namespace) -> Path | None:

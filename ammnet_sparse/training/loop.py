@@ -185,6 +185,9 @@ class Run:
             self._stop = stop
             for change in self.changes:
                 records.change(progress.step, change)
+            if self.changes:
+                # The folder's configuration has them already; a state without them could not be resumed after a crash.
+                self.saves.save_state(self.parts)
             with self._saving_state_on_error(stop):
                 baseline = constant_baseline(self._validation_loader(is_shared=False))
             while progress.epoch < num_epochs:

@@ -48,14 +48,15 @@ def test_packs_and_says_what(pack: Tool, root: Path, tmp_path: Path, capsys: pyt
     assert pack(["--data", str(root), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"{out}: 3 frames (train 2, test 1), {out.stat().st_size / 1e6:.1f} MB" in said
-    assert "tsdf          float16        259,200" in said and "image" not in said
+    assert "tsdf          float16        259,200" in said and "\n  image" not in said
+    assert said.endswith("color images of the set left out; --images packs them\n")
     assert "TSDF exactly as in the files; every frame was read back and compared" in said
     frames, folder = PackedFrames(out), FrameFolder(root, read_image=False)
     for frame_id in IDS:
         assert_same_frame(frames.read(frame_id), folder.read(frame_id))
 
 
-def test_options(pack: Tool, root: Path, tmp_path: Path) -> None:
+def test_options(pack: Tool, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "packed"
     assert pack(["--data", str(root), "--out", str(out), "--splits", "test", "--no-label-maps"]) == 0
     frames = PackedFrames(out)
@@ -64,6 +65,10 @@ def test_options(pack: Tool, root: Path, tmp_path: Path) -> None:
     again = ["--data", str(root), "--out", str(out), "--splits", "one", "--images", "--overwrite", "--tsdf", "float16"]
     assert pack(again) == 0
     assert_same_frame(PackedFrames(out).read("0001"), FrameFolder(root).read("0001"))
+    before = out.read_bytes()
+    assert pack(["--data", str(out), "--out", str(out), "--splits", "one", "--overwrite"]) == 2
+    assert "expected another file than the set to pack, found the set itself" in capsys.readouterr().err
+    assert out.read_bytes() == before
     (root / "one.txt").unlink()
 
 

@@ -388,7 +388,16 @@ def test_changes_are_taken_on_request_and_recorded(
     folder = tmp_path / "copy"
     shutil.copytree(uninterrupted[0], folder)
     changes = {"optimizer.learning_rate": 2e-3, "loss.label_smoothing": 0.0, "training.epochs": 3}
-    make_run(with_keys(run_config(root), changes), folder, resume=True, may_change=True).train()
+    run = make_run(with_keys(run_config(root), changes), folder, resume=True, may_change=True)
+    step, saved = run.game.step, []
+
+    def recorded_step(*arguments: Any, **options: Any) -> StepReport:
+        saved.append(load_state(folder)["config"]["optimizer"]["learning_rate"])
+        return step(*arguments, **options)
+
+    run.game.step = recorded_step  # type: ignore[method-assign]
+    run.train()
+    assert saved[0] == 2e-3  # before the first step: if the process is killed in it, the run can be resumed
     expected = [
         {"key": "loss.label_smoothing", "before": 0.2, "now": 0.0},
         {"key": "optimizer.learning_rate", "before": 1e-3, "now": 2e-3},
