@@ -63,7 +63,7 @@ from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, LAST_WEIGHT
 from ammnet_sparse.training.folder_lock import create_run_folder
 from ammnet_sparse.training.loop import DivergenceError, Run
 from ammnet_sparse.training.memory import memory_advice
-from ammnet_sparse.training.preparation import check_runnable
+from ammnet_sparse.training.preparation import check_runnable, keys_without_effect
 from ammnet_sparse.training.records import RunResult, format_result
 
 RUNS = Path("runs")
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with joined_processes(options.device) as device:
             config = _resumed_config(options) if options.resume is not None else _new_config(options)
+            if rank() == 0:
+                _warn_of_keys_without_effect(config, options.overrides)
             run = _begin(options, config, device=choose_device(device))
             with writing_to(run.folder):
                 result = _train(run)
@@ -86,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _warn_of_keys_without_effect(config: Config, overrides: Sequence[str]) -> None:
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key, reason in keys_without_effect(config, keys).items():
+        warnings.warn(f"{key}: changes nothing, as {reason}", stacklevel=2)
+
+
 def _begin(options: argparse.Namespace, config: Config, *, device: torch.device) -> Run:
     """The run with its data and networks; prints what it will do."""
     # Rooms take minutes: check what can be checked before they are generated.
@@ -93,6 +101,11 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     initial_weights = _initial_weights(options)
     check_output_folder(options.resume or options.out or RUNS, option="--out" if options.resume is None else "--resume")
     config = _with_data(config)
+    if options.resume is not None and config.data.root is not None and not config.data.root.exists():
+        raise UsageError(
+            f"--resume {options.resume}: expected its set {config.data.root}, found nothing; if it was moved, add "
+            "data.root=PATH --change"
+        )
     with _folder_of(options) as folder:
         run = Run(
             config,
@@ -270,7 +283,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--change",
         action="store_true",
         help="with --resume: also accept keys that change what is trained, such as optimizer.learning_rate, and record "
-        "them in the run's metrics.jsonl and state; the network, the frames and the seed stay",
+        "them in the run's metrics.jsonl and state; the network, the split and the seed stay. data.root=PATH names the "
+        "same set in another place",
     )
     parser.add_argument(
         "--init-from",

@@ -1,6 +1,7 @@
 """Checks before a run: the configuration and the data."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ _FREE = (
 """Keys that it may change: what is trained is the same, or continues longer. The rooms exist already, as ``data.root``;
 weights of an image backbone are in the state."""
 
+_OF_IMAGES = (
+    "data.augment_2d",
+    "data.images",
+    "data.label_2d",
+    "loss.weight_2d",
+    "model.freeze_image_encoder",
+    "model.head_dropout",
+    "model.head_width",
+    "model.image_encoder_weights",
+)
+_OF_THE_GAME = (
+    "adversarial.",
+    "loss.weight_adversarial",
+    "model.discriminator_",
+    "optimizer.discriminator_learning_rate",
+)
+
 
 def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -> None:
     """Raises ConfigError for a valid configuration that cannot run on this device, or with the given weights.
@@ -98,6 +116,25 @@ def check_cacheable(config: Config) -> None:
     ):
         if is_wrong:
             raise ConfigError(f"data.cache_features: features are kept only with {key} {expected}; change one of them")
+
+
+def keys_without_effect(config: Config, keys: Iterable[str]) -> dict[str, str]:
+    """Those of ``keys``, with other values than their defaults, that change nothing in this configuration; and why."""
+    why: dict[tuple[str, ...], str] = {}
+    if not reads_images(config.model):
+        model = config.model
+        read = "model.inputs=tsdf" if model.inputs == "tsdf" else f"model.image_encoder={model.image_encoder}"
+        why[_OF_IMAGES] = f"with {read} no color images are read"
+    if not config.adversarial.enabled:
+        why[_OF_THE_GAME] = "adversarial.enabled is false"
+    if config.data.root is not None:
+        why["data.synthetic.", "data.synthetic_root"] = "data.root names a set, so no rooms are generated"
+    if config.model.sites == "dense":
+        why["model.encoder_band",] = "with model.sites=dense every voxel is a site"
+    values, defaults = flat_values(config), flat_values(Config())
+    asked = [key for key in keys if key != "adversarial.enabled"]
+    found = {key: reason for key in asked for starts, reason in why.items() if key.startswith(starts)}
+    return {key: reason for key, reason in found.items() if values[key] != defaults[key]}
 
 
 def changed_keys(before: Config, now: Config) -> list[str]:

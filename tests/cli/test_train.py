@@ -90,6 +90,18 @@ def test_last_line_compares_the_best_epoch_with_the_baseline(
     assert any((folder / "tensorboard").iterdir())
 
 
+def test_last_weights_are_those_to_use_where_validation_frames_are_trained_on(
+    train: Tool, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    keys = ["data.train_on_all=true", "model.image_encoder_weights=b2.pth"]
+    with pytest.warns(UserWarning, match="model.image_encoder_weights: changes nothing, as with .*=seg2d no color"):
+        assert train(["--output", str(folder), *TINY, f"data.root={root}", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert "6 training and 2 validation frames (among those) of" in printed
+    assert "best" not in printed and f"Last weights: {folder / 'last.safetensors'}" in printed
+
+
 def test_saved_configuration_is_resolved(finished: Path, root: Path) -> None:
     default = load_config(SCRIPT.parents[1] / "configs" / "default.yaml", [*TINY, f"data.root={root}"])
     saved = load_config(finished / "config.yaml")
@@ -362,3 +374,16 @@ def test_fine_tuning_the_shipped_weights_by_name(refuse: Callable[..., str], roo
     out = str(tmp_path / "run")
     message = refuse("--init-from", "nyu_seg2d_w64", f"data.root={root}", *TINY, "--out", out)
     assert "nyu_seg2d_w64" in message and "set model.width=64 model.stem_widths=[3,64]" in message
+
+
+def test_a_run_goes_on_with_its_set_in_another_place(
+    finished: Path, root: Path, tmp_path: Path, train: Tool, refuse: Callable[..., str]
+) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(finished, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace(str(root), str(tmp_path / "gone")))
+    message = refuse("--resume", str(folder), "training.epochs=2")
+    assert "expected its set" in message and message.endswith("add data.root=PATH --change\n")
+    shutil.copytree(root, moved)
+    assert train(["--resume", str(folder), "training.epochs=2", f"data.root={moved}", "--change"]) == 0
