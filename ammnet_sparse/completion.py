@@ -298,7 +298,9 @@ def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:
 
 
 def _as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:
-    """An array of numbers. Raises DataError for anything else."""
+    """An array of numbers; a tensor without its gradient. Raises DataError for anything else."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
     try:
         array = np.asarray(values)
     except ValueError as error:  # lists of unequal lengths

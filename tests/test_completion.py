@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ammnet_sparse import SceneCompleter
 from ammnet_sparse.data.camera import placement
@@ -71,6 +72,7 @@ def test_depth_in_any_unit_is_the_same_scene(weights: Path) -> None:
         (np.round(1000 * depth).astype(np.uint16), None),
         (np.round(5000 * depth).astype(np.uint16), 5000.0),
         (np.where(depth > 2.9, np.nan, depth), None),
+        (torch.from_numpy(depth).requires_grad_(), None),
     ]
     scenes = []
     for values, scale in forms:
@@ -80,6 +82,7 @@ def test_depth_in_any_unit_is_the_same_scene(weights: Path) -> None:
         assert scene.world_from_camera[2, 3] == pytest.approx(1.4, abs=0.02)
     assert (scenes[0].labels == scenes[1].labels).mean() > 0.99
     assert (scenes[0].labels == scenes[2].labels).mean() > 0.99
+    assert (scenes[0].labels == scenes[4].labels).all()
 
 
 def test_the_camera_is_kept_and_found_again(completer: SceneCompleter) -> None:
@@ -272,6 +275,8 @@ def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Pa
         SceneCompleter("no_such_weights", intrinsics=INTRINSICS)
     with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270 degrees, found 45"):
         SceneCompleter(weights, intrinsics=INTRINSICS, rotate=45)
+    with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270 degrees, found 90.0"):
+        SceneCompleter(weights, intrinsics=INTRINSICS, rotate=90.0)  # type: ignore[arg-type]
     for depth in (np.zeros((480, 640), np.float32), np.zeros((480, 640, 3), np.uint8), np.zeros((0, 4), np.uint16)):
         with pytest.raises(DataError):
             completer(None, depth)

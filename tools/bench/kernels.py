@@ -192,7 +192,9 @@ def main() -> None:
         copied = measure(copy_step(num_bytes, device), device, seconds=arguments.seconds)
         bandwidth = num_bytes / (copied.median * 1e-6)
         print_header(device, bandwidth)
+        names: dict[str, None] = {}
         for case in make_cases(batch, device, getattr(torch, arguments.dtype)):
+            names[case.op] = None
             if arguments.operator and case.op not in arguments.operator:
                 continue
             measured = measure_case(case, device, implementations=implementations, seconds=arguments.seconds)
@@ -201,5 +203,7 @@ def main() -> None:
             if arguments.json:  # after each, as a time limit may end the next
                 kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
                 arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
+        if unknown := [name for name in arguments.operator or [] if name not in names]:
+            parser.error(f"--operator: expected some of {', '.join(names)}, found {', '.join(unknown)}")
     if arguments.plot:
         plot(rows, arguments.plot)

@@ -78,8 +78,8 @@ class CameraSettings:
             if value not in allowed:
                 expected = ", ".join(choice for choice in allowed if choice is not None)
                 raise DataError(f"{name}: expected one of {expected}, found {value!r}")
-        if self.rotate is not None and self.rotate not in TURNS:
-            raise DataError(f"rotate: expected one of {', '.join(map(str, TURNS))} degrees, found {self.rotate}")
+        if self.rotate is not None and not (isinstance(self.rotate, int) and self.rotate in TURNS):
+            raise DataError(f"rotate: expected one of {', '.join(map(str, TURNS))} degrees, found {self.rotate!r}")
 
     @classmethod
     def of_camera(cls, camera: Camera) -> "CameraSettings":
