@@ -13,6 +13,7 @@ Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,7 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     choose_device,
     parse_positive,
+    parse_positive_number,
 )
 from ammnet_sparse.config import load_config
 from ammnet_sparse.data.dataset import build_loader
@@ -76,7 +78,10 @@ def _train(options: argparse.Namespace) -> str:
     )
     scores = score_encoder(encoder, batches, device=device, uses_bfloat16=device.type == "cuda")
     metadata = {"image_encoder": config.model.image_encoder, "validation": scores.describe()}
-    save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])
+    try:
+        save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])
+    except FloatingPointError as error:
+        raise CommandFailed(f"{error} (--dtype, --learning-rate)") from error
     size = options.out.stat().st_size / 1e6
     return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames: {scores.describe()}"
 
@@ -87,7 +92,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one of the package")
     add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
     add = parser.add_argument
-    add("--seconds", type=float, metavar="N", help="seconds to train, without the validation (default: --epochs)")
+    add(
+        "--seconds",
+        type=parse_positive_number,
+        metavar="N",
+        help="seconds to train, without the validation (default: --epochs)",
+    )
     add("--epochs", type=parse_positive, default=defaults.epochs, metavar="N", help="passes (default: %(default)s)")
     add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
     add(
@@ -97,7 +107,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("ROWS", "COLUMNS"),
         help="train on a random window of the images (default: whole images)",
     )
-    add("--learning-rate", type=float, default=defaults.learning_rate, metavar="R", help="(default: %(default)s)")
+    add(
+        "--learning-rate",
+        type=parse_positive_number,
+        default=defaults.learning_rate,
+        metavar="R",
+        help="(default: %(default)s)",
+    )
     add(
         "--balance",
         type=float,
@@ -110,8 +126,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_limit_option(parser, "training and validation frames")
     add("overrides", nargs="*", metavar="key.sub=value", help="configuration keys, see ammnet train --help")
     options = parser.parse_with_keys(arguments)
-    if options.seconds is not None and not options.seconds > 0:
-        parser.error(f"--seconds: expected more than 0, found {options.seconds}")
-    if not options.learning_rate > 0 or not options.balance >= 0:
-        parser.error("--learning-rate, --balance: expected a rate above 0 and an exponent of at least 0")
+    if not 0 <= options.balance < math.inf:
+        parser.error(f"--balance: expected an exponent of at least 0, found {options.balance}")
     return options

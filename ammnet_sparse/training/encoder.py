@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, build_loader
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.weights.errors import WeightsError
 
@@ -114,7 +115,7 @@ def train_encoder(
 
     Raises:
         ValueError: frames without images or 2D truth, fewer than a batch, or an encoder that is frozen.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or the trained weights are not finite.
     """
     if encoder.is_frozen:
         raise ValueError("encoder: expected one to train, found a frozen one; build it with is_frozen=False")
@@ -165,6 +166,8 @@ def train_encoder(
     if report is not None:
         report(f"{step} steps of {settings.batch_size} images, {epoch} epochs, {time.monotonic() - started:.0f} s")
     averaged = average.module
+    if broken := _not_finite(averaged.state_dict()):  # of the last steps, too, after which no loss was looked at
+        raise FloatingPointError(f"{broken}: must be finite after {step} steps; lower the learning rate")
     assert isinstance(averaged, ImageEncoder)
     return averaged.eval()
 
@@ -209,6 +212,7 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
 
     Raises:
         WeightsError: another ending than .safetensors, or a folder that cannot be written.
+        FloatingPointError: weights that are not finite, or too large for ``dtype``; nothing is written.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: expected a name ending in .safetensors, found {path.suffix!r}")
@@ -217,12 +221,21 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
         for name, value in encoder.state_dict().items()
         if not name.startswith(_REDUCTION)
     }
+    if broken := _not_finite(tensors):
+        kind = str(dtype).removeprefix("torch.")
+        raise FloatingPointError(f"{broken}: must be finite as {kind}; store float32, or lower the learning rate")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, path, metadata=metadata)
         path.chmod(0o644)  # safetensors makes files that only the owner can read
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Names of the tensors with infinite values or NaN, shortened for a message; empty for none."""
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    return abbreviated(broken) if broken else ""
 
 
 def _images_and_truth(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,16 @@ def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, caps
     assert not encoder.backbone.state_dict()["conv_stem.weight"].equal(given["conv_stem.weight"])
 
 
+def test_a_diverged_encoder_is_not_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "encoder.safetensors"
+    options = ["--out", str(out), "--epochs", "2", "--batch-size", "2", "--crop", "64", "64", "--device", "cpu"]
+    assert main([*options, "--learning-rate", "1e12", *keys(root)]) == 1
+    said = capsys.readouterr()
+    assert "must be finite" in said.err and "lower the learning rate (--learning-rate)" in said.err
+    assert "mIoU" not in said.out
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -69,7 +79,7 @@ def test_wrong_usage(
 
 
 def test_options_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in (["--seconds", "0"], ["--learning-rate", "0"], ["--balance", "-1"]):
+    for options in (["--seconds", "0"], ["--learning-rate", "0"], ["--learning-rate", "inf"], ["--balance", "-1"]):
         with pytest.raises(SystemExit) as ended:
             main(["--out", str(tmp_path / "e.safetensors"), *options])
         assert ended.value.code == 2

@@ -124,6 +124,23 @@ def test_a_network_takes_backbone_and_head(trained: ImageEncoder, tmp_path: Path
         assert not load_encoder_weights(small_encoder(width=12), tmp_path / "backbone.pth")
 
 
+def test_weights_that_are_not_finite_are_neither_returned_nor_written(frames: TwoColors, tmp_path: Path) -> None:
+    diverging = small_encoder()
+    with torch.no_grad():
+        diverging.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"conv_stem\.weight, .* more: must be finite after 1 steps; lower"):
+        train_encoder(diverging, frames, EncoderSettings(epochs=1, batch_size=4), device=CPU)
+    large = small_encoder()
+    with torch.no_grad():
+        large.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] = 1e5
+    path = tmp_path / "encoder.safetensors"
+    with pytest.raises(FloatingPointError, match=r"backbone\.conv_stem\.weight: must be finite as float16; .*float32"):
+        save_encoder(path, large, metadata={}, dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    save_encoder(path, large, metadata={}, dtype=torch.float32)
+    assert load_encoder_weights(small_encoder(), path)
+
+
 def test_class_weights_follow_the_pixels(frames: TwoColors) -> None:
     counts = torch.zeros(12)
     for index in range(len(frames)):
