@@ -29,9 +29,11 @@ from ammnet_sparse.cli.options import (
     parse_positive,
     parse_positive_number,
 )
-from ammnet_sparse.config import load_config
+from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.dataset import build_loader
-from ammnet_sparse.training.encoder import EncoderSettings, save_encoder, score_encoder, train_encoder
+from ammnet_sparse.models.weights.files import TRAINED_ON
+from ammnet_sparse.training.checkpoints import lists_before
+from ammnet_sparse.training.encoder import EncoderSettings, Scores2D, save_encoder, score_encoder, train_encoder
 from ammnet_sparse.training.preparation import build_encoder, open_encoder_datasets
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -69,6 +71,7 @@ def _train(options: argparse.Namespace) -> str:
     torch.manual_seed(config.training.seed)
     torch.backends.cudnn.benchmark = True  # images of one size
     encoder = build_encoder(config).to(device)
+    trained_before = lists_before([config.model.image_encoder_weights], config)
     try:
         encoder = train_encoder(encoder, training, settings, device=device, report=lambda line: print(line, flush=True))
     except FloatingPointError as error:
@@ -77,13 +80,22 @@ def _train(options: argparse.Namespace) -> str:
         validation, batch_size=_BATCH_SIZE, shuffle_seed=None, epoch=0, workers=config.data.workers, drop_last=False
     )
     scores = score_encoder(encoder, batches, device=device, uses_bfloat16=device.type == "cuda")
-    metadata = {"image_encoder": config.model.image_encoder, "validation": scores.describe()}
+    metadata = _metadata(config, scores, trained_before)
     try:
         save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])
     except FloatingPointError as error:
         raise CommandFailed(f"{error} (--dtype, --learning-rate)") from error
     size = options.out.stat().st_size / 1e6
-    return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames: {scores.describe()}"
+    remark = ", trained on too" if config.data.train_on_all else ""
+    return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames{remark}: {scores.describe()}"
+
+
+def _metadata(config: Config, scores: Scores2D, trained_before: set[str]) -> dict[str, str]:
+    """Metadata of the file; without the scores if the validation frames were trained on."""
+    is_seen = config.data.train_on_all
+    lists = trained_before | {config.data.split} | ({"val"} if is_seen else set())
+    metadata = {"image_encoder": config.model.image_encoder, TRAINED_ON: " ".join(sorted(lists))}
+    return metadata if is_seen else metadata | {"validation": scores.describe()}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

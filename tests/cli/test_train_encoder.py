@@ -7,8 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ammnet_sparse.cli import evaluate, train
 from ammnet_sparse.cli.train_encoder import main
+from ammnet_sparse.files.tensors import SafetensorsFile
 from ammnet_sparse.models.image_encoders import build_backbone, build_image_encoder, load_encoder_weights
+from ammnet_sparse.models.weights.files import lists_trained_on
+from ammnet_sparse.training import records
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import GRID
 
@@ -38,6 +42,16 @@ def keys(root: Path) -> list[str]:
     ]
 
 
+def train_quickly(out: Path, *arguments: str) -> int:
+    options = ["--epochs", "1", "--batch-size", "2", "--crop", "64", "64", "--device", "cpu"]
+    return main(["--out", str(out), *options, *arguments])
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with SafetensorsFile(path) as file:
+        return file.metadata
+
+
 def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "encoder.safetensors"
     options = ["--out", str(out), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
@@ -54,12 +68,47 @@ def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, caps
 
 def test_a_diverged_encoder_is_not_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "encoder.safetensors"
-    options = ["--out", str(out), "--epochs", "2", "--batch-size", "2", "--crop", "64", "64", "--device", "cpu"]
-    assert main([*options, "--learning-rate", "1e12", *keys(root)]) == 1
+    assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--epochs", "2") == 1
     said = capsys.readouterr()
     assert "must be finite" in said.err and "lower the learning rate (--learning-rate)" in said.err
     assert "mIoU" not in said.out
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_names_the_lists_that_it_and_its_start_were_trained_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, all_frames, tuned = (tmp_path / f"{name}.safetensors" for name in ("usual", "all", "tuned"))
+    assert train_quickly(usual, *keys(root)) == 0
+    assert lists_trained_on(usual) == {"train"}
+    assert metadata_of(usual)["validation"].startswith("2D mIoU")
+    assert train_quickly(all_frames, *keys(root), "data.train_on_all=true") == 0
+    assert "1 validation frames, trained on too: 2D mIoU" in capsys.readouterr().out
+    assert lists_trained_on(all_frames) == {"train", "val"}
+    assert "validation" not in metadata_of(all_frames)
+    with pytest.warns(UserWarning, match=r"all\.safetensors: was trained on the validation frames"):
+        assert train_quickly(tuned, *keys(root), f"model.image_encoder_weights={all_frames}") == 0
+    assert lists_trained_on(tuned) == {"train", "val"}
+
+
+def test_networks_on_an_encoder_trained_on_val_say_so(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+    encoder, run = tmp_path / "encoder.safetensors", tmp_path / "run"
+    assert train_quickly(encoder, *keys(root), "data.train_on_all=true") == 0
+    network = ["model.width=8", "model.stem_widths=[3,8]", "model.discriminator_width=8", "training.batch_size=2"]
+    network += ["adversarial.enabled=false", "training.epochs=1", f"model.image_encoder_weights={encoder}"]
+    with pytest.warns(UserWarning, match=r"encoder\.safetensors: was trained on the validation frames"):
+        assert train.main(["--out", str(run), "--device", "cpu", *keys(root), *network]) == 0
+    assert lists_trained_on(run / "best.safetensors") == {"train", "val"}
+    encoder.unlink()  # the state has its weights
+    assert train.main(["--resume", str(run), "--device", "cpu", "training.epochs=2"]) == 0
+    assert lists_trained_on(run / "last.safetensors") == {"train", "val"}
+    scored = ["--checkpoint", str(run / "last.safetensors"), "--data", str(root), "--device", "cpu"]
+    capsys.readouterr()
+    assert evaluate.main([*scored, "--split", "val"]) == 0
+    assert "these weights were trained on the frames of 'val'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
