@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out.suffix != ".safetensors":
         raise UsageError(f"--out {options.out}: expected a name ending in .safetensors")
     check_output_file(options.out)
+    if options.out.exists() and not options.overwrite:
+        raise UsageError(
+            f"--out {options.out}: expected no file yet, found one; choose another name, or add --overwrite"
+        )
     with writing_to(options.out):
         print(_train(options))
     return 0
@@ -104,6 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one of the package")
     add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
     add = parser.add_argument
+    add("--overwrite", action="store_true", help="replace an existing file")
     add(
         "--seconds",
         type=parse_positive_number,

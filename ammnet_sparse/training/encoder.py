@@ -22,6 +22,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, build_loader
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES
 from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.weights.errors import WeightsError
 
@@ -210,6 +211,8 @@ def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 1
 def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str], dtype: torch.dtype) -> None:
     """Writes backbone and head for ``model.image_encoder_weights``; tensors with several axes as ``dtype``.
 
+    An existing file is replaced atomically.
+
     Raises:
         WeightsError: another ending than .safetensors, or a folder that cannot be written.
         FloatingPointError: weights that are not finite, or too large for ``dtype``; nothing is written.
@@ -226,8 +229,8 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
         raise FloatingPointError(f"{broken}: must be finite as {kind}; store float32, or lower the learning rate")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, path, metadata=metadata)
-        path.chmod(0o644)  # safetensors makes files that only the owner can read
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
 

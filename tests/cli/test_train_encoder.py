@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ammnet_sparse.cli import evaluate, train
+from ammnet_sparse.cli import train_encoder as command
 from ammnet_sparse.cli.train_encoder import main
 from ammnet_sparse.files.tensors import SafetensorsFile
 from ammnet_sparse.models.image_encoders import build_backbone, build_image_encoder, load_encoder_weights
@@ -109,6 +110,24 @@ def test_networks_on_an_encoder_trained_on_val_say_so(
     capsys.readouterr()
     assert evaluate.main([*scored, "--split", "val"]) == 0
     assert "these weights were trained on the frames of 'val'" in capsys.readouterr().err
+
+
+def test_an_existing_file_is_replaced_only_on_request(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "best.safetensors"
+    out.write_bytes(b"weights of a run")
+    monkeypatch.setattr(command, "open_encoder_datasets", lambda *_, **__: pytest.fail("work was done"))
+    assert train_quickly(out, *keys(root)) == 2
+    said = capsys.readouterr().err
+    assert f"--out {out}: expected no file yet, found one; choose another name, or add --overwrite" in said
+    assert out.read_bytes() == b"weights of a run"
+    monkeypatch.undo()
+    assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--overwrite") == 1
+    assert out.read_bytes() == b"weights of a run"
+    assert train_quickly(out, *keys(root), "--overwrite") == 0
+    assert lists_trained_on(out) == {"train"}
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Fine-tuning an image encoder on 2D segmentation: it learns, and the 3D network takes what it learnt."""
 
 import dataclasses
+import errno
 import math
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -24,6 +26,7 @@ from ammnet_sparse.models.image_encoders import (
     stage_widths,
 )
 from ammnet_sparse.models.image_head import ImageHead
+from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.training.encoder import (
     EncoderSettings,
     Scores2D,
@@ -139,6 +142,23 @@ def test_weights_that_are_not_finite_are_neither_returned_nor_written(frames: Tw
     assert not list(tmp_path.iterdir())
     save_encoder(path, large, metadata={}, dtype=torch.float32)
     assert load_encoder_weights(small_encoder(), path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(b"before")
+
+    def fill_the_disk(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(WeightsError, match=r"encoder\.safetensors: cannot write .*space"),
+    ):
+        patch.setattr(safetensors.torch, "save_file", fill_the_disk)
+        save_encoder(path, small_encoder(), metadata={}, dtype=torch.float16)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_class_weights_follow_the_pixels(frames: TwoColors) -> None:
