@@ -64,7 +64,7 @@ def _train(options: argparse.Namespace) -> str:
     training, validation = open_encoder_datasets(config, device=device, limit=options.limit)
     settings = EncoderSettings(
         epochs=options.epochs,
-        seconds=options.seconds,
+        seconds=options.seconds or math.inf,
         batch_size=options.batch_size,
         crop=None if options.crop is None else tuple(options.crop),
         learning_rate=options.learning_rate,
@@ -113,9 +113,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seconds",
         type=parse_positive_number,
         metavar="N",
-        help="seconds to train, without the validation (default: --epochs)",
+        help="seconds to train, without the validation; with --epochs whichever comes first (default: no limit)",
     )
-    add("--epochs", type=parse_positive, default=defaults.epochs, metavar="N", help="passes (default: %(default)s)")
+    add(
+        "--epochs",
+        type=parse_positive,
+        metavar="N",
+        help=f"passes over the training frames (default: {defaults.epochs}, with --seconds as many as fit)",
+    )
     add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
     add(
         "--crop",
@@ -145,4 +150,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_with_keys(arguments)
     if not 0 <= options.balance < math.inf:
         parser.error(f"--balance: expected an exponent of at least 0, found {options.balance}")
+    options.epochs = options.epochs or (math.inf if options.seconds else defaults.epochs)
     return options

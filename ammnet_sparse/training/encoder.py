@@ -37,11 +37,11 @@ _REDUCTION = "head.reduce"
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
-    """How an encoder is fine-tuned: for ``seconds`` (whole steps, the schedule follows the clock) or ``epochs``.
+    """How an encoder is fine-tuned: for ``epochs`` or ``seconds``, whichever comes first; the schedule follows it.
 
     Attributes:
-        epochs: passes over the training frames; ignored where ``seconds`` is given.
-        seconds: wall time of the training without the validation.
+        epochs: passes over the training frames; infinite: as many as fit in ``seconds``.
+        seconds: wall time of the training without the validation, in whole steps, at least one.
         batch_size: images per step.
         crop: (rows, columns) of a random window of each batch that a step sees, or None for whole images.
         learning_rate: of the head, at its highest; cosine to a hundredth.
@@ -55,8 +55,8 @@ class EncoderSettings:
         seed: of the order of frames.
     """
 
-    epochs: int = 20
-    seconds: float | None = None
+    epochs: float = 20
+    seconds: float = math.inf
     batch_size: int = 16
     crop: tuple[int, int] | None = None
     learning_rate: float = 1e-3
@@ -128,8 +128,8 @@ def train_encoder(
     crops = torch.Generator().manual_seed(settings.seed)
     total = settings.epochs * (len(training) // settings.batch_size)
     started = reported = time.monotonic()
-    step, epoch, is_done = 0, 0, False
-    while not is_done:
+    step, epoch, fraction = 0, 0, 0.0
+    while fraction < 1:
         loader = build_loader(
             training,
             batch_size=settings.batch_size,
@@ -139,10 +139,6 @@ def train_encoder(
             drop_last=True,
         )
         for batch in loader:
-            elapsed = time.monotonic() - started
-            fraction = step / total if settings.seconds is None else elapsed / settings.seconds
-            if is_done := fraction >= 1:
-                break
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(fraction)
             image, truth = _window(*_images_and_truth(batch.to(device)), settings.crop, generator=crops)
@@ -156,6 +152,8 @@ def train_encoder(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             average.update(encoder, step=step)
+            elapsed = time.monotonic() - started
+            fraction = max(step / total, elapsed / settings.seconds)
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
                 value = float(loss.detach())
@@ -163,6 +161,8 @@ def train_encoder(
                     raise FloatingPointError(f"step {step}: the loss is {value}; lower the learning rate")
                 if report is not None:
                     report(f"step {step}, epoch {epoch + 1}, {elapsed:.0f} s: loss {value:.3f}")
+            if fraction >= 1:
+                break
         epoch += 1
     if report is not None:
         report(f"{step} steps of {settings.batch_size} images, {epoch} epochs, {time.monotonic() - started:.0f} s")

@@ -1,5 +1,6 @@
 """``ammnet train-encoder``: a file that a network takes, and what is wrong said in a line."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from ammnet_sparse.cli import evaluate, train
 from ammnet_sparse.cli import train_encoder as command
 from ammnet_sparse.cli.train_encoder import main
 from ammnet_sparse.files.tensors import SafetensorsFile
-from ammnet_sparse.models.image_encoders import build_backbone, build_image_encoder, load_encoder_weights
+from ammnet_sparse.models.image_encoders import ImageEncoder, build_backbone, build_image_encoder, load_encoder_weights
 from ammnet_sparse.models.weights.files import lists_trained_on
 from ammnet_sparse.training import records
+from ammnet_sparse.training.encoder import EncoderSettings
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import GRID
 
@@ -58,7 +60,7 @@ def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, caps
     options = ["--out", str(out), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
     assert main([*options, *keys(root)]) == 0
     said = capsys.readouterr().out
-    assert "1 steps of 2 images" in said and "1 validation frames: 2D mIoU" in said
+    assert "1 steps of 2 images, 1 epochs" in said and "1 validation frames: 2D mIoU" in said
     encoder = build_image_encoder(
         kind="efficientnet_lite0", width=8, head_width=12, num_classes=12, dropout=0.1, is_frozen=True
     )
@@ -128,6 +130,29 @@ def test_an_existing_file_is_replaced_only_on_request(
     assert train_quickly(out, *keys(root), "--overwrite") == 0
     assert lists_trained_on(out) == {"train"}
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "seconds"),
+    [
+        ([], 20, math.inf),
+        (["--epochs", "3"], 3, math.inf),
+        (["--seconds", "5"], math.inf, 5),
+        (["--seconds", "5", "--epochs", "20"], 20, 5),
+    ],
+)
+def test_the_training_ends_after_epochs_or_seconds(
+    root: Path, tmp_path: Path, options: list[str], epochs: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[EncoderSettings] = []
+
+    def train_nothing(encoder: ImageEncoder, training: object, settings: EncoderSettings, **_: object) -> ImageEncoder:
+        given.append(settings)
+        return encoder
+
+    monkeypatch.setattr(command, "train_encoder", train_nothing)
+    assert main(["--out", str(tmp_path / "encoder.safetensors"), "--device", "cpu", *options, *keys(root)]) == 0
+    assert (given[0].epochs, given[0].seconds) == (epochs, seconds)
 
 
 @pytest.mark.parametrize(

@@ -183,11 +183,28 @@ def test_scores_count_labeled_pixels() -> None:
     assert scores.miou == pytest.approx((6 / 8 + 4 / 6 + 0) / 3)
 
 
-def test_time_bounds_the_training(frames: TwoColors) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "done"),
+    [
+        (1, math.inf, "2 steps of 2 images, 1 epochs"),
+        (2, math.inf, "4 steps of 2 images, 2 epochs"),
+        (2, 1e6, "4 steps of 2 images, 2 epochs"),
+        (10**6, 1e-3, "1 steps of 2 images, 1 epochs"),
+        (math.inf, 1e-3, "1 steps of 2 images, 1 epochs"),
+    ],
+)
+def test_epochs_and_time_bound_the_training(frames: TwoColors, epochs: float, seconds: float, done: str) -> None:
     lines: list[str] = []
-    settings = EncoderSettings(seconds=0.01, batch_size=1, epochs=10**6)
+    settings = EncoderSettings(epochs=epochs, seconds=seconds, batch_size=2)
     train_encoder(small_encoder(), frames, settings, device=CPU, report=lines.append)
-    assert "1 steps of 1 images" in lines[-1] or "0 steps" in lines[-1]
+    assert lines[-1].startswith(done)
+
+
+def test_no_frame_is_loaded_after_the_last_step(frames: TwoColors, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    monkeypatch.setattr(TwoColors, "set_epoch", lambda self, epoch: epochs.append(epoch))
+    train_encoder(small_encoder(), frames, EncoderSettings(epochs=2, batch_size=2), device=CPU)
+    assert epochs == [0, 1]
 
 
 @pytest.mark.parametrize(("crop", "size"), [((32, 64), (32, 64)), ((32, 2000), (32, 96)), (None, (64, 96))])
