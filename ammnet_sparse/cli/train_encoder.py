@@ -13,6 +13,7 @@ Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,10 +27,13 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     choose_device,
     parse_positive,
+    parse_positive_number,
 )
-from ammnet_sparse.config import load_config
+from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.dataset import build_loader
-from ammnet_sparse.training.encoder import EncoderSettings, save_encoder, score_encoder, train_encoder
+from ammnet_sparse.models.weights.files import TRAINED_ON
+from ammnet_sparse.training.checkpoints import lists_before
+from ammnet_sparse.training.encoder import EncoderSettings, Scores2D, save_encoder, score_encoder, train_encoder
 from ammnet_sparse.training.preparation import build_encoder, open_encoder_datasets
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -44,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out.suffix != ".safetensors":
         raise UsageError(f"--out {options.out}: expected a name ending in .safetensors")
     check_output_file(options.out)
+    if options.out.exists() and not options.overwrite:
+        raise UsageError(
+            f"--out {options.out}: expected no file yet, found one; choose another name, or add --overwrite"
+        )
     with writing_to(options.out):
         print(_train(options))
     return 0
@@ -56,7 +64,7 @@ def _train(options: argparse.Namespace) -> str:
     training, validation = open_encoder_datasets(config, device=device, limit=options.limit)
     settings = EncoderSettings(
         epochs=options.epochs,
-        seconds=options.seconds,
+        seconds=options.seconds or math.inf,
         batch_size=options.batch_size,
         crop=None if options.crop is None else tuple(options.crop),
         learning_rate=options.learning_rate,
@@ -67,6 +75,7 @@ def _train(options: argparse.Namespace) -> str:
     torch.manual_seed(config.training.seed)
     torch.backends.cudnn.benchmark = True  # images of one size
     encoder = build_encoder(config).to(device)
+    trained_before = lists_before([config.model.image_encoder_weights], config)
     try:
         encoder = train_encoder(encoder, training, settings, device=device, report=lambda line: print(line, flush=True))
     except FloatingPointError as error:
@@ -75,10 +84,22 @@ def _train(options: argparse.Namespace) -> str:
         validation, batch_size=_BATCH_SIZE, shuffle_seed=None, epoch=0, workers=config.data.workers, drop_last=False
     )
     scores = score_encoder(encoder, batches, device=device, uses_bfloat16=device.type == "cuda")
-    metadata = {"image_encoder": config.model.image_encoder, "validation": scores.describe()}
-    save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])
+    metadata = _metadata(config, scores, trained_before)
+    try:
+        save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])
+    except FloatingPointError as error:
+        raise CommandFailed(f"{error} (--dtype, --learning-rate)") from error
     size = options.out.stat().st_size / 1e6
-    return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames: {scores.describe()}"
+    remark = ", trained on too" if config.data.train_on_all else ""
+    return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames{remark}: {scores.describe()}"
+
+
+def _metadata(config: Config, scores: Scores2D, trained_before: set[str]) -> dict[str, str]:
+    """Metadata of the file; without the scores if the validation frames were trained on."""
+    is_seen = config.data.train_on_all
+    lists = trained_before | {config.data.split} | ({"val"} if is_seen else set())
+    metadata = {"image_encoder": config.model.image_encoder, TRAINED_ON: " ".join(sorted(lists))}
+    return metadata if is_seen else metadata | {"validation": scores.describe()}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,8 +108,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one of the package")
     add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
     add = parser.add_argument
-    add("--seconds", type=float, metavar="N", help="seconds to train, without the validation (default: --epochs)")
-    add("--epochs", type=parse_positive, default=defaults.epochs, metavar="N", help="passes (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an existing file")
+    add(
+        "--seconds",
+        type=parse_positive_number,
+        metavar="N",
+        help="seconds to train, without the validation; with --epochs whichever comes first (default: no limit)",
+    )
+    add(
+        "--epochs",
+        type=parse_positive,
+        metavar="N",
+        help=f"passes over the training frames (default: {defaults.epochs}, with --seconds as many as fit)",
+    )
     add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
     add(
         "--crop",
@@ -97,7 +129,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("ROWS", "COLUMNS"),
         help="train on a random window of the images (default: whole images)",
     )
-    add("--learning-rate", type=float, default=defaults.learning_rate, metavar="R", help="(default: %(default)s)")
+    add(
+        "--learning-rate",
+        type=parse_positive_number,
+        default=defaults.learning_rate,
+        metavar="R",
+        help="(default: %(default)s)",
+    )
     add(
         "--balance",
         type=float,
@@ -110,8 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_limit_option(parser, "training and validation frames")
     add("overrides", nargs="*", metavar="key.sub=value", help="configuration keys, see ammnet train --help")
     options = parser.parse_with_keys(arguments)
-    if options.seconds is not None and not options.seconds > 0:
-        parser.error(f"--seconds: expected more than 0, found {options.seconds}")
-    if not options.learning_rate > 0 or not options.balance >= 0:
-        parser.error("--learning-rate, --balance: expected a rate above 0 and an exponent of at least 0")
+    if not 0 <= options.balance < math.inf:
+        parser.error(f"--balance: expected an exponent of at least 0, found {options.balance}")
+    options.epochs = options.epochs or (math.inf if options.seconds else defaults.epochs)
     return options

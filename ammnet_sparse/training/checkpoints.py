@@ -4,7 +4,7 @@ import dataclasses
 import json
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 import ammnet_sparse
 from ammnet_sparse.config import Config
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
+from ammnet_sparse.files.tensors import is_safetensors
 from ammnet_sparse.files.writing import keep_as, replacing_open
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.weights.files import TRAINED_ON, UNOBSERVED, lists_in, save_weights
+from ammnet_sparse.models.weights.files import TRAINED_ON, UNOBSERVED, lists_in, lists_trained_on, save_weights
 from ammnet_sparse.models.weights.parts import join_states
 
 CONFIG = "config.yaml"
@@ -157,6 +158,30 @@ def run_metadata(
         metadata["validation"] = summary(scores)
         metadata["validation_scores"] = json.dumps(scores.to_json())
     return metadata
+
+
+def lists_before(starts: Iterable[Path | None], config: Config) -> set[str]:
+    """Lists of frames that the weights of the start were trained on, as far as the files say.
+
+    Args:
+        starts: files of weights, of other programs too, each or None.
+
+    Warns:
+        UserWarning: weights trained on ``val``, where the training is not on it anyway (``data.train_on_all``).
+    """
+    lists = set()
+    for path in starts:
+        if path is None or not is_safetensors(path):
+            continue
+        found = lists_trained_on(path)
+        if "val" in found and not config.data.train_on_all:
+            warnings.warn(
+                f"{path}: was trained on the validation frames of its set too; if this run has the same set, its "
+                "validation scores say little about other frames",
+                stacklevel=3,
+            )
+        lists |= found
+    return lists
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

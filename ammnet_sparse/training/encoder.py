@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, build_loader
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.weights.errors import WeightsError
 
@@ -35,11 +37,11 @@ _REDUCTION = "head.reduce"
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
-    """How an encoder is fine-tuned: for ``seconds`` (whole steps, the schedule follows the clock) or ``epochs``.
+    """How an encoder is fine-tuned: for ``epochs`` or ``seconds``, whichever comes first; the schedule follows it.
 
     Attributes:
-        epochs: passes over the training frames; ignored where ``seconds`` is given.
-        seconds: wall time of the training without the validation.
+        epochs: passes over the training frames; infinite: as many as fit in ``seconds``.
+        seconds: wall time of the training without the validation, in whole steps, at least one.
         batch_size: images per step.
         crop: (rows, columns) of a random window of each batch that a step sees, or None for whole images.
         learning_rate: of the head, at its highest; cosine to a hundredth.
@@ -53,8 +55,8 @@ class EncoderSettings:
         seed: of the order of frames.
     """
 
-    epochs: int = 20
-    seconds: float | None = None
+    epochs: float = 20
+    seconds: float = math.inf
     batch_size: int = 16
     crop: tuple[int, int] | None = None
     learning_rate: float = 1e-3
@@ -114,7 +116,7 @@ def train_encoder(
 
     Raises:
         ValueError: frames without images or 2D truth, fewer than a batch, or an encoder that is frozen.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or the trained weights are not finite.
     """
     if encoder.is_frozen:
         raise ValueError("encoder: expected one to train, found a frozen one; build it with is_frozen=False")
@@ -126,8 +128,8 @@ def train_encoder(
     crops = torch.Generator().manual_seed(settings.seed)
     total = settings.epochs * (len(training) // settings.batch_size)
     started = reported = time.monotonic()
-    step, epoch, is_done = 0, 0, False
-    while not is_done:
+    step, epoch, fraction = 0, 0, 0.0
+    while fraction < 1:
         loader = build_loader(
             training,
             batch_size=settings.batch_size,
@@ -137,10 +139,6 @@ def train_encoder(
             drop_last=True,
         )
         for batch in loader:
-            elapsed = time.monotonic() - started
-            fraction = step / total if settings.seconds is None else elapsed / settings.seconds
-            if is_done := fraction >= 1:
-                break
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(fraction)
             image, truth = _window(*_images_and_truth(batch.to(device)), settings.crop, generator=crops)
@@ -154,6 +152,8 @@ def train_encoder(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             average.update(encoder, step=step)
+            elapsed = time.monotonic() - started
+            fraction = max(step / total, elapsed / settings.seconds)
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
                 value = float(loss.detach())
@@ -161,10 +161,14 @@ def train_encoder(
                     raise FloatingPointError(f"step {step}: the loss is {value}; lower the learning rate")
                 if report is not None:
                     report(f"step {step}, epoch {epoch + 1}, {elapsed:.0f} s: loss {value:.3f}")
+            if fraction >= 1:
+                break
         epoch += 1
     if report is not None:
         report(f"{step} steps of {settings.batch_size} images, {epoch} epochs, {time.monotonic() - started:.0f} s")
     averaged = average.module
+    if broken := _not_finite(averaged.state_dict()):  # of the last steps, too, after which no loss was looked at
+        raise FloatingPointError(f"{broken}: must be finite after {step} steps; lower the learning rate")
     assert isinstance(averaged, ImageEncoder)
     return averaged.eval()
 
@@ -207,8 +211,11 @@ def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 1
 def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str], dtype: torch.dtype) -> None:
     """Writes backbone and head for ``model.image_encoder_weights``; tensors with several axes as ``dtype``.
 
+    An existing file is replaced atomically.
+
     Raises:
         WeightsError: another ending than .safetensors, or a folder that cannot be written.
+        FloatingPointError: weights that are not finite, or too large for ``dtype``; nothing is written.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: expected a name ending in .safetensors, found {path.suffix!r}")
@@ -217,12 +224,21 @@ def save_encoder(path: Path, encoder: ImageEncoder, *, metadata: dict[str, str],
         for name, value in encoder.state_dict().items()
         if not name.startswith(_REDUCTION)
     }
+    if broken := _not_finite(tensors):
+        kind = str(dtype).removeprefix("torch.")
+        raise FloatingPointError(f"{broken}: must be finite as {kind}; store float32, or lower the learning rate")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, path, metadata=metadata)
-        path.chmod(0o644)  # safetensors makes files that only the owner can read
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot write the encoder ({error})") from error
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Names of the tensors with infinite values or NaN, shortened for a message; empty for none."""
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    return abbreviated(broken) if broken else ""
 
 
 def _images_and_truth(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,14 +20,15 @@ from ammnet_sparse.data.usable import usable_mask, why_unusable
 from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights.files import lists_trained_on, load_into, read_weights
+from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
 from ammnet_sparse.processes import any_process, num_processes, rank
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.shared_statistics import share_batch_statistics
 from ammnet_sparse.training.averaging import AveragedWeights
-from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, load_state
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, lists_before, load_state
 from ammnet_sparse.training.folder_lock import FolderLock
 from ammnet_sparse.training.game import build_game
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
@@ -124,14 +125,9 @@ class Run:
         num_frames = [len(self.training_set), len(self.validation_set)]
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
-        if initial_weights is not None:
-            self.saves.trained_before = sorted(lists_trained_on(initial_weights))
-            if "val" in self.saves.trained_before and not config.data.train_on_all:
-                warnings.warn(
-                    f"{initial_weights}: was trained on the validation frames of its set too; if this run has the same "
-                    "set, its validation scores say little about other frames",
-                    stacklevel=2,
-                )
+        if not resume:
+            encoder_weights = config.model.image_encoder_weights if reads_images(config.model) else None
+            self.saves.trained_before = sorted(lists_before([initial_weights, encoder_weights], config))
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
         self._first_seen: Batch | None = None

@@ -1,5 +1,6 @@
 """``ammnet train-encoder``: a file that a network takes, and what is wrong said in a line."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ammnet_sparse.cli import evaluate, train
+from ammnet_sparse.cli import train_encoder as command
 from ammnet_sparse.cli.train_encoder import main
-from ammnet_sparse.models.image_encoders import build_backbone, build_image_encoder, load_encoder_weights
+from ammnet_sparse.files.tensors import SafetensorsFile
+from ammnet_sparse.models.image_encoders import ImageEncoder, build_backbone, build_image_encoder, load_encoder_weights
+from ammnet_sparse.models.weights.files import lists_trained_on
+from ammnet_sparse.training import records
+from ammnet_sparse.training.encoder import EncoderSettings
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import GRID
 
@@ -38,18 +45,114 @@ def keys(root: Path) -> list[str]:
     ]
 
 
+def train_quickly(out: Path, *arguments: str) -> int:
+    options = ["--epochs", "1", "--batch-size", "2", "--crop", "64", "64", "--device", "cpu"]
+    return main(["--out", str(out), *options, *arguments])
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with SafetensorsFile(path) as file:
+        return file.metadata
+
+
 def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "encoder.safetensors"
     options = ["--out", str(out), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
     assert main([*options, *keys(root)]) == 0
     said = capsys.readouterr().out
-    assert "1 steps of 2 images" in said and "1 validation frames: 2D mIoU" in said
+    assert "1 steps of 2 images, 1 epochs" in said and "1 validation frames: 2D mIoU" in said
     encoder = build_image_encoder(
         kind="efficientnet_lite0", width=8, head_width=12, num_classes=12, dropout=0.1, is_frozen=True
     )
     assert load_encoder_weights(encoder, out)
     given = torch.load(root / "imagenet.pth", weights_only=True)
     assert not encoder.backbone.state_dict()["conv_stem.weight"].equal(given["conv_stem.weight"])
+
+
+def test_a_diverged_encoder_is_not_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "encoder.safetensors"
+    assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--epochs", "2") == 1
+    said = capsys.readouterr()
+    assert "must be finite" in said.err and "lower the learning rate (--learning-rate)" in said.err
+    assert "mIoU" not in said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_names_the_lists_that_it_and_its_start_were_trained_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, all_frames, tuned = (tmp_path / f"{name}.safetensors" for name in ("usual", "all", "tuned"))
+    assert train_quickly(usual, *keys(root)) == 0
+    assert lists_trained_on(usual) == {"train"}
+    assert metadata_of(usual)["validation"].startswith("2D mIoU")
+    assert train_quickly(all_frames, *keys(root), "data.train_on_all=true") == 0
+    assert "1 validation frames, trained on too: 2D mIoU" in capsys.readouterr().out
+    assert lists_trained_on(all_frames) == {"train", "val"}
+    assert "validation" not in metadata_of(all_frames)
+    with pytest.warns(UserWarning, match=r"all\.safetensors: was trained on the validation frames"):
+        assert train_quickly(tuned, *keys(root), f"model.image_encoder_weights={all_frames}") == 0
+    assert lists_trained_on(tuned) == {"train", "val"}
+
+
+def test_networks_on_an_encoder_trained_on_val_say_so(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+    encoder, run = tmp_path / "encoder.safetensors", tmp_path / "run"
+    assert train_quickly(encoder, *keys(root), "data.train_on_all=true") == 0
+    network = ["model.width=8", "model.stem_widths=[3,8]", "model.discriminator_width=8", "training.batch_size=2"]
+    network += ["adversarial.enabled=false", "training.epochs=1", f"model.image_encoder_weights={encoder}"]
+    with pytest.warns(UserWarning, match=r"encoder\.safetensors: was trained on the validation frames"):
+        assert train.main(["--out", str(run), "--device", "cpu", *keys(root), *network]) == 0
+    assert lists_trained_on(run / "best.safetensors") == {"train", "val"}
+    encoder.unlink()  # the state has its weights
+    assert train.main(["--resume", str(run), "--device", "cpu", "training.epochs=2"]) == 0
+    assert lists_trained_on(run / "last.safetensors") == {"train", "val"}
+    scored = ["--checkpoint", str(run / "last.safetensors"), "--data", str(root), "--device", "cpu"]
+    capsys.readouterr()
+    assert evaluate.main([*scored, "--split", "val"]) == 0
+    assert "these weights were trained on the frames of 'val'" in capsys.readouterr().err
+
+
+def test_an_existing_file_is_replaced_only_on_request(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "best.safetensors"
+    out.write_bytes(b"weights of a run")
+    monkeypatch.setattr(command, "open_encoder_datasets", lambda *_, **__: pytest.fail("work was done"))
+    assert train_quickly(out, *keys(root)) == 2
+    said = capsys.readouterr().err
+    assert f"--out {out}: expected no file yet, found one; choose another name, or add --overwrite" in said
+    assert out.read_bytes() == b"weights of a run"
+    monkeypatch.undo()
+    assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--overwrite") == 1
+    assert out.read_bytes() == b"weights of a run"
+    assert train_quickly(out, *keys(root), "--overwrite") == 0
+    assert lists_trained_on(out) == {"train"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "seconds"),
+    [
+        ([], 20, math.inf),
+        (["--epochs", "3"], 3, math.inf),
+        (["--seconds", "5"], math.inf, 5),
+        (["--seconds", "5", "--epochs", "20"], 20, 5),
+    ],
+)
+def test_the_training_ends_after_epochs_or_seconds(
+    root: Path, tmp_path: Path, options: list[str], epochs: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[EncoderSettings] = []
+
+    def train_nothing(encoder: ImageEncoder, training: object, settings: EncoderSettings, **_: object) -> ImageEncoder:
+        given.append(settings)
+        return encoder
+
+    monkeypatch.setattr(command, "train_encoder", train_nothing)
+    assert main(["--out", str(tmp_path / "encoder.safetensors"), "--device", "cpu", *options, *keys(root)]) == 0
+    assert (given[0].epochs, given[0].seconds) == (epochs, seconds)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +172,7 @@ def test_wrong_usage(
 
 
 def test_options_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in (["--seconds", "0"], ["--learning-rate", "0"], ["--balance", "-1"]):
+    for options in (["--seconds", "0"], ["--learning-rate", "0"], ["--learning-rate", "inf"], ["--balance", "-1"]):
         with pytest.raises(SystemExit) as ended:
             main(["--out", str(tmp_path / "e.safetensors"), *options])
         assert ended.value.code == 2

@@ -1,6 +1,7 @@
 """Fine-tuning an image encoder on 2D segmentation: it learns, and the 3D network takes what it learnt."""
 
 import dataclasses
+import errno
 import math
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -24,6 +26,7 @@ from ammnet_sparse.models.image_encoders import (
     stage_widths,
 )
 from ammnet_sparse.models.image_head import ImageHead
+from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.training.encoder import (
     EncoderSettings,
     Scores2D,
@@ -124,6 +127,40 @@ def test_a_network_takes_backbone_and_head(trained: ImageEncoder, tmp_path: Path
         assert not load_encoder_weights(small_encoder(width=12), tmp_path / "backbone.pth")
 
 
+def test_weights_that_are_not_finite_are_neither_returned_nor_written(frames: TwoColors, tmp_path: Path) -> None:
+    diverging = small_encoder()
+    with torch.no_grad():
+        diverging.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"conv_stem\.weight, .* more: must be finite after 1 steps; lower"):
+        train_encoder(diverging, frames, EncoderSettings(epochs=1, batch_size=4), device=CPU)
+    large = small_encoder()
+    with torch.no_grad():
+        large.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] = 1e5
+    path = tmp_path / "encoder.safetensors"
+    with pytest.raises(FloatingPointError, match=r"backbone\.conv_stem\.weight: must be finite as float16; .*float32"):
+        save_encoder(path, large, metadata={}, dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    save_encoder(path, large, metadata={}, dtype=torch.float32)
+    assert load_encoder_weights(small_encoder(), path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(b"before")
+
+    def fill_the_disk(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(WeightsError, match=r"encoder\.safetensors: cannot write .*space"),
+    ):
+        patch.setattr(safetensors.torch, "save_file", fill_the_disk)
+        save_encoder(path, small_encoder(), metadata={}, dtype=torch.float16)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
 def test_class_weights_follow_the_pixels(frames: TwoColors) -> None:
     counts = torch.zeros(12)
     for index in range(len(frames)):
@@ -146,11 +183,28 @@ def test_scores_count_labeled_pixels() -> None:
     assert scores.miou == pytest.approx((6 / 8 + 4 / 6 + 0) / 3)
 
 
-def test_time_bounds_the_training(frames: TwoColors) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "done"),
+    [
+        (1, math.inf, "2 steps of 2 images, 1 epochs"),
+        (2, math.inf, "4 steps of 2 images, 2 epochs"),
+        (2, 1e6, "4 steps of 2 images, 2 epochs"),
+        (10**6, 1e-3, "1 steps of 2 images, 1 epochs"),
+        (math.inf, 1e-3, "1 steps of 2 images, 1 epochs"),
+    ],
+)
+def test_epochs_and_time_bound_the_training(frames: TwoColors, epochs: float, seconds: float, done: str) -> None:
     lines: list[str] = []
-    settings = EncoderSettings(seconds=0.01, batch_size=1, epochs=10**6)
+    settings = EncoderSettings(epochs=epochs, seconds=seconds, batch_size=2)
     train_encoder(small_encoder(), frames, settings, device=CPU, report=lines.append)
-    assert "1 steps of 1 images" in lines[-1] or "0 steps" in lines[-1]
+    assert lines[-1].startswith(done)
+
+
+def test_no_frame_is_loaded_after_the_last_step(frames: TwoColors, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    monkeypatch.setattr(TwoColors, "set_epoch", lambda self, epoch: epochs.append(epoch))
+    train_encoder(small_encoder(), frames, EncoderSettings(epochs=2, batch_size=2), device=CPU)
+    assert epochs == [0, 1]
 
 
 @pytest.mark.parametrize(("crop", "size"), [((32, 64), (32, 64)), ((32, 2000), (32, 96)), (None, (64, 96))])
