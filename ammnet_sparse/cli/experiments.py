@@ -7,13 +7,13 @@ Examples:
   ammnet experiments table3 --base seg2d --only-table      what has been trained so far
 
 A row is a configuration (configs/experiments/TABLE/ROW.yaml) that differs from the base in the keys that the paper's
-row names. Keys given as key.sub=value apply to every row. Rows of several tables that are the same network are trained
-once. OUT/BASE/TABLE.json has the figures of all its rows and seeds.
+row names. Keys given as key.sub=value apply to every row. Rows of several tables that are the same in the paper are
+trained once. OUT/BASE/TABLE.json has the figures of all its rows and seeds.
 
 Run it again to continue: finished runs are kept, others resumed. A folder of runs is of one width, set and so on: other
-settings need another --out. With more --epochs finished runs are prolonged; as their learning rate follows the longer
-schedule only from there on, they are not what a run of that length would have been. With --seconds the current run is
-stopped in time, as by Ctrl-C and SIGTERM, with its state saved.
+settings need another --out. Without --epochs runs that are there keep theirs. With more they are prolonged; as their
+learning rate follows the longer schedule only from there on, they are not what a run of that length would have been.
+With --seconds the current run is stopped in time, as by Ctrl-C and SIGTERM, with its state saved.
 
 Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 time is up and something is left to train,
 130 interrupted.
@@ -65,21 +65,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     table = read_table(folder, options.names[0])
     rows = table.chosen(options.names[1:])
+    overrides = _overrides(options)
     settings = Settings(
         folder=folder,
         out=options.out / options.base,
         base=None if options.base == BASES[0] else find_config(f"experiments/{options.base}"),
-        overrides=_overrides(options),
+        overrides=overrides,
         device=options.device,
         deadline=None if options.seconds is None else time.monotonic() + options.seconds,
+        keeps_epochs=not any(key.startswith("training.epochs=") for key in overrides),
     )
     seeds = options.seeds or [_DEFAULT_SEED]
     # All configurations are built before anything is trained, so that a wrong key is found at once, not after hours.
     # Seed by seed: the first seed of every row already gives a table.
     plans = [plan_run(table, row, seed=seed, settings=settings) for seed in seeds for row in rows]
     code = 0 if options.only_table else _train(plans, settings, has_data=options.data is not None)
+    planned = {} if options.only_table else {plan.folder: plan for plan in plans}
     shows_all = options.only_table and options.seeds is None
-    found = [(row, _scores(table, row, settings)) for row in table.rows.values()]
+    found = [(row, _scores(table, row, settings=settings, planned=planned)) for row in table.rows.values()]
     shown = [(row, [run for run in runs if shows_all or run.seed in seeds]) for row, runs in found if row in rows]
     print(format_table(table, shown))
     if any(runs for _, runs in found):
@@ -101,10 +104,10 @@ def _train(plans: Sequence[RunPlan], settings: Settings, *, has_data: bool) -> i
     return 0
 
 
-def _scores(table: Table, row: Row, settings: Settings) -> list[RunScores]:
-    """The scores of all runs of a row that have validated an epoch."""
-    runs = trained_runs(table, row, settings)
-    return [scores for run in runs if (scores := scores_of(row, run, settings)) is not None]
+def _scores(table: Table, row: Row, *, settings: Settings, planned: dict[Path, RunPlan]) -> list[RunScores]:
+    """The scores of all runs of a row that have validated an epoch; those planned may lack some of theirs."""
+    runs = [planned.get(run.folder, run) for run in trained_runs(table, row, settings=settings)]
+    return [scores for run in runs if (scores := scores_of(row, run, settings=settings)) is not None]
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     initial_weights = _initial_weights(options)
     check_output_folder(options.resume or options.out or RUNS, option="--out" if options.resume is None else "--resume")
     config = _with_data(config)
-    if options.resume is not None and config.data.root is not None and not config.data.root.exists():
+    is_root_given = any(override.startswith("data.root=") for override in options.overrides)
+    if options.resume and not is_root_given and config.data.root is not None and not config.data.root.exists():
         raise UsageError(
             f"--resume {options.resume}: expected its set {config.data.root}, found nothing; if it was moved, add "
             "data.root=PATH --change"
@@ -171,7 +172,7 @@ def _outcome(run: Run, result: RunResult) -> str:
     if run.config.data.train_on_all:
         return (
             f"Last weights: {run.folder / LAST_WEIGHTS}\n"
-            "trained on the validation frames too (data.train_on_all): scores on them choose nothing"
+            "trained on the validation frames too (data.train_on_all): their scores do not show which epoch is best"
         )
     return f"Best weights: {run.folder / BEST_WEIGHTS}\n{format_result(result)}"
 

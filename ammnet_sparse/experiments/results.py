@@ -36,7 +36,7 @@ class RunScores:
     settings: dict[str, Any]
 
 
-def scores_of(row: Row, run: RunPlan, settings: Settings) -> RunScores | None:
+def scores_of(row: Row, run: RunPlan, *, settings: Settings) -> RunScores | None:
     """The scores of a run of ``row``; None if no epoch was validated yet."""
     history = run.history
     if history is None or history.best is None:
@@ -53,7 +53,7 @@ def scores_of(row: Row, run: RunPlan, settings: Settings) -> RunScores | None:
         seconds=sum(line["seconds"] for line in history.epochs),
         is_finished=run.is_finished,
         folder=str(run.folder),
-        settings=settings_of(row, run, settings),
+        settings=settings_of(row, run, settings=settings),
     )
 
 
@@ -81,9 +81,9 @@ def format_table(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) 
         "",
         "Percent, on the validation frames at the best epoch by SSC mIoU; mean and deviation over the seeds. The "
         "paper's figures are of the test frames.",
-        *_settings_lines([run for _, runs in rows for run in runs]),
-        *_same_runs_lines(rows),
     ]
+    for remark in (*_settings_lines([run for _, runs in rows for run in runs]), *_same_runs_lines(rows)):
+        lines += ["", remark]
     return "\n".join(lines)
 
 
@@ -93,7 +93,7 @@ def _settings_lines(runs: Sequence[RunScores]) -> list[str]:
     lines = []
     for title, keys in (
         ("Trained with", [key for key, of_runs in values.items() if of_runs.count(of_runs[0]) == len(runs)]),
-        ("NOT THE SAME in all runs", [key for key, of_runs in values.items() if of_runs.count(of_runs[0]) < len(runs)]),
+        ("Not the same in all runs", [key for key, of_runs in values.items() if of_runs.count(of_runs[0]) < len(runs)]),
     ):
         said = ", ".join(f"{key}={' or '.join(dict.fromkeys(map(str, values[key])))}" for key in keys)
         lines += [f"{title}: {said}."] if keys else []

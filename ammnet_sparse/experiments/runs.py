@@ -1,7 +1,7 @@
 """The runs that a table of the paper is made of: trained once, resumed, shared by rows that are the same network.
 
-A run's folder is ``OUT/<table>-<row>/seed<N>``, after the first row of all tables with this configuration: Table 3's
-last row, Table 4's and Figure 2(b)'s are one run.
+A run's folder is ``OUT/<table>-<row>/seed<N>``, after the first row of all tables that is the same in the paper: Table
+3's last row, Table 4's and Figure 2(b)'s are one run.
 """
 
 import contextlib
@@ -10,8 +10,10 @@ import functools
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,9 +27,10 @@ from ammnet_sparse.training.preparation import changed_keys
 
 GRACE_SECONDS = 40
 """Seconds before the deadline reserved for the current step and for saving the state."""
-FINISHED, FAILED, TIME_IS_UP, INTERRUPTED = 0, 1, 3, 130
-"""What ``train_run`` returns, beside the code 2 of the training for wrong data."""
+FINISHED, FAILED, WRONG_DATA, TIME_IS_UP, INTERRUPTED = 0, 1, 2, 3, 130
+"""What ``train_run`` returns."""
 _SEED = "training.seed"
+_PATHS = ("data.root", "data.label_2d", "data.images", "model.image_encoder_weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Settings:
         overrides: ``key.sub=value`` for every row.
         device: passed on to the training command, or None.
         deadline: ``time.monotonic()`` at which time is up, or None.
+        keeps_epochs: a run that is there keeps its number of epochs, as none was asked for.
     """
 
     folder: Path
@@ -49,6 +53,7 @@ class Settings:
     overrides: tuple[str, ...] = ()
     device: str | None = None
     deadline: float | None = None
+    keeps_epochs: bool = False
 
     @property
     def seconds_left(self) -> float | None:
@@ -88,24 +93,41 @@ def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPla
     Raises:
         ConfigError: unknown keys or invalid values.
     """
-    config = _config_of(row, settings.base, [*settings.overrides, f"{_SEED}={seed}"])
+    folder = _folder_of(table, row, settings=settings) / f"seed{seed}"
+    config = _config_of(row, settings.base, overrides=[*settings.overrides, f"{_SEED}={seed}"])
+    if settings.keeps_epochs and (trained := _trained_config(folder)) is not None:
+        kept = config.training.model_copy(update={"epochs": trained.training.epochs})
+        config = config.model_copy(update={"training": kept})
     stage1 = None
     if row.encoders_of is not None:
         stage1 = plan_run(table, table.rows[row.encoders_of], seed=seed, settings=settings)
-    return RunPlan(config, seed, _folder_of(table, row, settings) / f"seed{seed}", stage1)
+    return RunPlan(config, seed, folder, stage1)
 
 
-def trained_runs(table: Table, row: Row, settings: Settings) -> list[RunPlan]:
+def trained_runs(table: Table, row: Row, *, settings: Settings) -> list[RunPlan]:
     """The runs of a row that have begun, by seed, each with the configuration that it is trained with.
 
-    Raises:
-        ConfigError: a run whose ``config.yaml`` is damaged.
+    Warns:
+        UserWarning: a run that is left out, as its ``config.yaml`` is damaged.
     """
     runs = []
-    for path in _folder_of(table, row, settings).glob(f"seed*/{CONFIG}"):
-        config = load_config(path)
-        runs.append(RunPlan(config, config.training.seed, path.parent))
+    for path in _folder_of(table, row, settings=settings).glob("seed*"):
+        config = _trained_config(path)
+        if config is not None and path.name == f"seed{config.training.seed}":
+            runs.append(RunPlan(config, config.training.seed, path))
     return sorted(runs, key=lambda run: run.seed)
+
+
+def _trained_config(folder: Path) -> Config | None:
+    """The configuration of the run in a folder; None if there is none, or, with a warning, a damaged one."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        warnings.warn(f"{error}; the run is left out", stacklevel=2)
+        return None
 
 
 def check_settings(plan: RunPlan) -> None:
@@ -115,32 +137,47 @@ def check_settings(plan: RunPlan) -> None:
     """
     if plan.stage1 is not None:
         check_settings(plan.stage1)
-    path = plan.folder / CONFIG
-    if not path.is_file():
+    trained = _trained_config(plan.folder)
+    if trained is None:
         return
-    trained = load_config(path)
-    before, now = flat_plain(trained.model_dump(mode="json")), flat_plain(plan.config.model_dump(mode="json"))
-    changed = changed_keys(trained, plan.config)
+    before, now = _plain(trained), _plain(plan.config)
+    changed = _changed(trained, plan.config)
     if plan.config.training.epochs < trained.training.epochs:
         changed.append("training.epochs")
     if changed:
         expected = ", ".join(f"{key}={before[key]}" for key in changed)
         found = ", ".join(f"{key}={now[key]}" for key in changed)
-        raise ConfigError(
-            f"{plan.folder}: expected the settings of the run there, {expected}, found {found}; give those of the run, "
-            "or another --out"
-        )
+        advice = "give those of the run, or another --out"
+        if set(changed) <= set(_PATHS):
+            moved = " ".join(f"{key}={now[key]}" for key in changed)
+            advice += f"; if the same was moved: ammnet train --resume {plan.folder} {moved} --change"
+        raise ConfigError(f"{plan.folder}: expected the settings of the run there, {expected}, found {found}; {advice}")
 
 
-def settings_of(row: Row, run: RunPlan, settings: Settings) -> dict[str, Any]:
-    """The keys of a run that differ from its row as the paper has it, but for the seed, by dotted names."""
-    of_row = _config_of(row, settings.base, [])
-    values = flat_plain(run.config.model_dump(mode="json"))
-    changed = changed_keys(of_row, run.config)
-    return {key: values[key] for key in changed if key != _SEED}
+def settings_of(row: Row, run: RunPlan, *, settings: Settings) -> dict[str, Any]:
+    """The keys of a run that differ from its row as the paper has it, but for seed and epochs, by dotted names."""
+    of_row = _config_of(row, settings.base, overrides=[])
+    values = _plain(run.config)
+    return {key: values[key] for key in _changed(of_row, run.config) if key != _SEED}
 
 
-def _config_of(row: Row, base: Path | None, overrides: Sequence[str]) -> Config:
+def _changed(before: Config, now: Config) -> list[str]:
+    """The keys that make two configurations different runs, of which one cannot be shown as the other."""
+    keys = changed_keys(before, now)
+    values_before, values = _plain(before), _plain(now)
+    more = ["training.validate_every"]  # which epochs can be the best
+    if reads_images(now.model):
+        more.append("model.image_encoder_weights")
+    else:
+        keys = [key for key in keys if key != "data.augment_2d"]
+    return keys + [key for key in more if values_before[key] != values[key]]
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return flat_plain(config.model_dump(mode="json"))
+
+
+def _config_of(row: Row, base: Path | None, *, overrides: Sequence[str]) -> Config:
     """The configuration of a row; where no image is read, ``data.augment_2d`` changes nothing and is true."""
     config = config_of(row, base=base, overrides=list(overrides))
     if reads_images(config.model):
@@ -148,11 +185,11 @@ def _config_of(row: Row, base: Path | None, overrides: Sequence[str]) -> Config:
     return config_of(row, base=base, overrides=[*overrides, "data.augment_2d=true"])
 
 
-def _folder_of(table: Table, row: Row, settings: Settings) -> Path:
-    """``OUT/table-row`` of the first row of all tables with the same network and training."""
+def _folder_of(table: Table, row: Row, *, settings: Settings) -> Path:
+    """``OUT/table-row`` of the first row of all tables with the same network and training, overrides apart."""
     owner = f"{table.name}-{row.name}"
     if row.encoders_of is None:
-        config = _config_of(row, settings.base, [])
+        config = _config_of(row, settings.base, overrides=[])
         same = (name for name, other in _configs(settings.folder, settings.base) if other == config)
         owner = next(same, owner)
     return settings.out / owner
@@ -163,7 +200,7 @@ def _configs(folder: Path, base: Path | None) -> tuple[tuple[str, Config], ...]:
     """``table-row`` and configuration of every row that freezes no encoders, in the order of the tables."""
     tables = [read_table(folder, name) for name in table_names(folder)]
     return tuple(
-        (f"{table.name}-{row.name}", _config_of(row, base, []))
+        (f"{table.name}-{row.name}", _config_of(row, base, overrides=[]))
         for table in tables
         for row in table.rows.values()
         if row.encoders_of is None
@@ -201,36 +238,43 @@ def train_run(plan: RunPlan, settings: Settings) -> int:
 
 def _run(command: Sequence[str], seconds: float | None) -> int:
     """Runs a training for at most so many seconds; what ``train_run`` returns."""
-    stopped = None
-    with _sigterm_as_ctrl_c():
+    signals: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if process is not None:
+            # The terminal sends Ctrl-C to the training, too, which ignores SIGTERM after it. A second Ctrl-C ends it.
+            process.send_signal(signal.SIGINT if signals.count(signal.SIGINT) > 1 else signal.SIGTERM)
+
+    is_late = False
+    with _handled_by(forward):
         process = subprocess.Popen(command)
-        while True:
-            try:
-                process.wait(None if stopped else seconds)
-                break
-            except subprocess.TimeoutExpired:
-                stopped = TIME_IS_UP
-                process.send_signal(signal.SIGTERM)
-            except KeyboardInterrupt:
-                # The terminal sends Ctrl-C to the training, too, which then ignores SIGTERM.
-                process.send_signal(signal.SIGTERM if stopped is None else signal.SIGINT)
-                stopped = INTERRUPTED
-    if process.returncode == 0:
-        return FINISHED
-    if stopped is not None:
-        return stopped
-    return process.returncode if process.returncode in (2, INTERRUPTED) else FAILED
+        if signals:  # while the process was started
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            is_late = True
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+    code = process.returncode
+    if signals:
+        return INTERRUPTED
+    if is_late and (code == INTERRUPTED or code < 0):
+        return TIME_IS_UP
+    return code if code in (FINISHED, WRONG_DATA, INTERRUPTED) else FAILED
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt within the block."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call ``handler`` within the block; nothing changes outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, previous in before.items():
+            signal.signal(number, previous)

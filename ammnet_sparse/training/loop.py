@@ -126,7 +126,9 @@ class Run:
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
         if not resume:
-            encoder_weights = config.model.image_encoder_weights if reads_images(config.model) else None
+            is_encoder_replaced = initial_weights is not None and not only_shared
+            reads_encoder = reads_images(config.model) and not is_encoder_replaced
+            encoder_weights = config.model.image_encoder_weights if reads_encoder else None
             self.saves.trained_before = sorted(lists_before([initial_weights, encoder_weights], config))
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()

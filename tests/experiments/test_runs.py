@@ -6,19 +6,32 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ammnet_sparse.cli import experiments as command
 from ammnet_sparse.cli.configs import find_config
-from ammnet_sparse.config import load_config, save_config
+from ammnet_sparse.config import ConfigError, load_config, save_config
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
-from ammnet_sparse.experiments.results import format_table, scores_of
-from ammnet_sparse.experiments.runs import GRACE_SECONDS, TIME_IS_UP, RunPlan, Settings, plan_run, trained_runs
-from ammnet_sparse.experiments.tables import read_table
+from ammnet_sparse.experiments.results import RunScores, format_table, scores_of
+from ammnet_sparse.experiments.runs import (
+    GRACE_SECONDS,
+    INTERRUPTED,
+    TIME_IS_UP,
+    RunPlan,
+    Settings,
+    _run,
+    check_settings,
+    plan_run,
+    trained_runs,
+)
+from ammnet_sparse.experiments.tables import Row, read_table
 from ammnet_sparse.training.checkpoints import CONFIG, load_state
 from ammnet_sparse.training.records import Records
 from tests.training.support import GRID, tiny_set
@@ -118,6 +131,60 @@ def test_a_stopped_table_stops_its_training_with_its_state_saved(is_terminal: bo
     assert load_state(metrics.parent)["progress"]["step"] == max(json.loads(line)["step"] for line in lines)
 
 
+def test_signals_are_passed_on_and_end_the_table(tmp_path: Path) -> None:
+    """A second SIGTERM is no second Ctrl-C; and a training that ends well all the same is the last one."""
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "folder, seen = pathlib.Path(sys.argv[1]), []\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, frame: seen.append(number))\n"
+        "(folder / 'ready').touch()\n"
+        "while not seen: time.sleep(0.01)\n"
+        "time.sleep(0.6)\n"
+        "(folder / 'seen').write_text(' '.join(map(str, seen)))\n"
+    )
+
+    def send() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert _run([sys.executable, "-c", script, str(tmp_path)], None) == INTERRUPTED
+    sender.join()
+    assert (tmp_path / "seen").read_text() == f"{signal.SIGTERM:d} {signal.SIGTERM:d}"
+    assert _run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == TIME_IS_UP
+    assert [_run([sys.executable, "-c", f"exit({code})"], None) for code in (0, 1, 2, 130)] == [0, 1, 2, 130]
+
+
+def test_what_makes_a_run_another_one(tmp_path: Path) -> None:
+    table = read_table(FOLDER, "table3")
+    settings = dataclasses.replace(settings_in(tmp_path), base=FOLDER / "rgb.yaml", overrides=("training.epochs=3",))
+
+    def planned(*overrides: str, **changes: Any) -> RunPlan:
+        asked = dataclasses.replace(settings, overrides=overrides, **changes)
+        return plan_run(table, table.rows["both"], seed=1, settings=asked)
+
+    trained = planned("training.epochs=3", "data.root=/old")
+    record(trained, percentages(70, 30))
+    check_settings(planned("training.epochs=4", "data.root=/old", "data.workers=3"))
+    for key in ("model.image_encoder_weights=other.pth", "training.validate_every=2", "data.root=/new"):
+        with pytest.raises(ConfigError, match=f"expected the settings of the run there, .* found {key}; give those"):
+            check_settings(planned("training.epochs=3", *(["data.root=/old"] if "root" not in key else []), key))
+    with pytest.raises(
+        ConfigError, match="if the same was moved: ammnet train --resume .*seed1 data.root=/new --change"
+    ):
+        check_settings(planned("training.epochs=3", "data.root=/new"))
+    # Without a number of epochs a run keeps its own.
+    assert planned("data.root=/old", keeps_epochs=True).config.training.epochs == 3
+    assert planned("data.root=/old").config.training.epochs == 150
+    (trained.folder / CONFIG).write_text("model: {widht: 3}")
+    with pytest.warns(UserWarning, match="widht.*\n?.*the run is left out"):
+        assert trained_runs(table, table.rows["both"], settings=settings) == []
+
+
 def test_runs_of_other_settings_and_rows_that_are_the_same_are_said(tmp_path: Path) -> None:
     table = read_table(FOLDER, "table_s3")
     settings = settings_in(tmp_path)
@@ -130,11 +197,11 @@ def test_runs_of_other_settings_and_rows_that_are_the_same_are_said(tmp_path: Pa
             if not plan.folder.exists():
                 record(plan, percentages(70, 30))
     found = [
-        (row, [scores for run in trained_runs(table, row, settings) if (scores := scores_of(row, run, settings))])
+        (row, best_scores(row, trained_runs(table, row, settings=settings), settings))
         for row in (table.rows[name] for name in names)
     ]
-    *_, settings_line, same_line = format_table(table, found).splitlines()
-    assert settings_line == "NOT THE SAME in all runs: model.width=8 or 16."
+    *_, settings_line, _, same_line = format_table(table, found).splitlines()
+    assert settings_line == "Not the same in all runs: model.width=8 or 16."
     # Without images there is no 2D augmentation to leave out.
     assert same_line == "The same runs, as nothing in them differs: Nothing removed = without 2D augmentation."
 
@@ -150,15 +217,16 @@ def test_the_table_has_the_scores_that_the_runs_recorded(tmp_path: Path) -> None
     record(plans["baseline"][0], percentages(70, 30), percentages(74, 32))
     record(plans["baseline"][1], percentages(72, 36), percentages(76, 20))
     record(plans["modulation"][0], percentages(None, None))
-    found = {
-        name: [scores for plan in of_row if (scores := scores_of(table.rows[name], plan, settings_in(tmp_path)))]
-        for name, of_row in plans.items()
-    }
+    found = {name: best_scores(table.rows[name], of_row, settings_in(tmp_path)) for name, of_row in plans.items()}
     assert [(run.epoch, run.sc_iou, run.ssc_miou) for run in found["baseline"]] == [(2, 74.0, 32.0), (1, 72.0, 36.0)]
     assert [(run.last_sc_iou, run.last_ssc_miou) for run in found["baseline"]] == [(74.0, 32.0), (76.0, 20.0)]
     printed = format_table(table, [(baseline, found["baseline"]), (modulation, found["modulation"])])
     assert "| Baseline | 2 (2 unfinished) | 2 | 73.0 ± 1.4 | 34.0 ± 2.8 | 71.6 | 46.1 |" in printed
     assert "| Modulation | 1 (1 unfinished) | 1 | - | - | 74.0 | 47.4 |" in printed
+
+
+def best_scores(row: Row, runs: Sequence[RunPlan], settings: Settings) -> list[RunScores]:
+    return [scores for run in runs if (scores := scores_of(row, run, settings=settings)) is not None]
 
 
 def record(plan: RunPlan, *validated: Scores) -> None:

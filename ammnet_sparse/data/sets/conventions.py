@@ -179,7 +179,7 @@ def _odd_tsdf_problems(frames: Mapping[str, FrameConventions]) -> list[str]:
         return []
     return [
         f"TSDF: expected one convention in all frames, found {len(odd)} of {len(frames)} unlike the others: "
-        f"{abbreviated(odd, limit=1000)} (median |TSDF| of hit voxels {frames[odd[0]].distance:.2f}, usually "
+        f"{abbreviated(odd, limit=100)} (median |TSDF| of hit voxels {frames[odd[0]].distance:.2f}, usually "
         f"{usual:.2f}): flipped or not, or the TSDF of another frame; store all alike"
     ]
 

@@ -101,7 +101,7 @@ def pack_set(
         OSError: the file cannot be written.
     """
     if out.exists() and not (overwrite and out.is_file()):
-        raise DataError(f"{out}: expected no file yet, found one; choose another name, or overwrite it (--overwrite)")
+        raise DataError(f"{out}: expected no file yet, found one; choose another name, or overwrite=True (--overwrite)")
     lists = {name: source.frame_ids(name) for name in _list_names(source, splits)}
     header = PackedHeader(
         dataset=source.dataset,
