@@ -136,7 +136,7 @@ def test_signals_are_passed_on_and_end_the_table(tmp_path: Path) -> None:
     script = (
         "import pathlib, signal, sys, time\n"
         "folder, seen = pathlib.Path(sys.argv[1]), []\n"
-        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, frame: seen.append(number))\n"
+        "for kind in (signal.SIGINT, signal.SIGTERM): signal.signal(kind, lambda number, frame: seen.append(number))\n"
         "(folder / 'ready').touch()\n"
         "while not seen: time.sleep(0.01)\n"
         "time.sleep(0.6)\n"
