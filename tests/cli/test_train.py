@@ -99,7 +99,7 @@ def test_last_weights_are_those_to_use_where_validation_frames_are_trained_on(
         assert train(["--output", str(folder), *TINY, f"data.root={root}", *keys]) == 0
     printed = capsys.readouterr().out
     assert "6 training and 2 validation frames (among those) of" in printed
-    assert "best" not in printed and f"Last weights: {folder / 'last.safetensors'}" in printed
+    assert "Best weights" not in printed and f"Last weights: {folder / 'last.safetensors'}" in printed
 
 
 def test_saved_configuration_is_resolved(finished: Path, root: Path) -> None:
