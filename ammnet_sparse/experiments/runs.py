@@ -4,16 +4,14 @@ A run's folder is ``OUT/<table>-<row>/seed<N>``, after the first row of all tabl
 3's last row, Table 4's and Figure 2(b)'s are one run.
 """
 
-import contextlib
 import dataclasses
 import functools
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +21,7 @@ from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.experiments.tables import Row, Table, config_of, read_table, table_names
 from ammnet_sparse.pictures.history import History, HistoryError, read_history
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE
+from ammnet_sparse.training.interruption import signals_handled_by
 from ammnet_sparse.training.preparation import changed_keys
 
 GRACE_SECONDS = 40
@@ -94,7 +93,7 @@ def plan_run(table: Table, row: Row, *, seed: int, settings: Settings) -> RunPla
         ConfigError: unknown keys or invalid values.
     """
     folder = _folder_of(table, row, settings=settings) / f"seed{seed}"
-    config = _config_of(row, settings.base, overrides=[*settings.overrides, f"{_SEED}={seed}"])
+    config = config_of(row, base=settings.base, overrides=[*settings.overrides, f"{_SEED}={seed}"])
     if settings.keeps_epochs and (trained := _trained_config(folder)) is not None:
         kept = config.training.model_copy(update={"epochs": trained.training.epochs})
         config = config.model_copy(update={"training": kept})
@@ -156,7 +155,7 @@ def check_settings(plan: RunPlan) -> None:
 
 def settings_of(row: Row, run: RunPlan, *, settings: Settings) -> dict[str, Any]:
     """The keys of a run that differ from its row as the paper has it, but for seed and epochs, by dotted names."""
-    of_row = _config_of(row, settings.base, overrides=[])
+    of_row = config_of(row, base=settings.base, overrides=[])
     values = _plain(run.config)
     return {key: values[key] for key in _changed(of_row, run.config) if key != _SEED}
 
@@ -164,33 +163,25 @@ def settings_of(row: Row, run: RunPlan, *, settings: Settings) -> dict[str, Any]
 def _changed(before: Config, now: Config) -> list[str]:
     """The keys that make two configurations different runs, of which one cannot be shown as the other."""
     keys = changed_keys(before, now)
-    values_before, values = _plain(before), _plain(now)
-    more = ["training.validate_every"]  # which epochs can be the best
-    if reads_images(now.model):
-        more.append("model.image_encoder_weights")
-    else:
-        keys = [key for key in keys if key != "data.augment_2d"]
-    return keys + [key for key in more if values_before[key] != values[key]]
+    if before.training.validate_every != now.training.validate_every:  # which epochs can be the best
+        keys.append("training.validate_every")
+    if not reads_images(now.model):
+        return [key for key in keys if key != "data.augment_2d"]  # changes nothing
+    if before.model.image_encoder_weights != now.model.image_encoder_weights:
+        keys.append("model.image_encoder_weights")
+    return keys
 
 
 def _plain(config: Config) -> dict[str, Any]:
     return flat_plain(config.model_dump(mode="json"))
 
 
-def _config_of(row: Row, base: Path | None, *, overrides: Sequence[str]) -> Config:
-    """The configuration of a row; where no image is read, ``data.augment_2d`` changes nothing and is true."""
-    config = config_of(row, base=base, overrides=list(overrides))
-    if reads_images(config.model):
-        return config
-    return config_of(row, base=base, overrides=[*overrides, "data.augment_2d=true"])
-
-
 def _folder_of(table: Table, row: Row, *, settings: Settings) -> Path:
     """``OUT/table-row`` of the first row of all tables with the same network and training, overrides apart."""
     owner = f"{table.name}-{row.name}"
     if row.encoders_of is None:
-        config = _config_of(row, settings.base, overrides=[])
-        same = (name for name, other in _configs(settings.folder, settings.base) if other == config)
+        config = config_of(row, base=settings.base, overrides=[])
+        same = (name for name, other in _configs(settings.folder, settings.base) if not _changed(other, config))
         owner = next(same, owner)
     return settings.out / owner
 
@@ -200,7 +191,7 @@ def _configs(folder: Path, base: Path | None) -> tuple[tuple[str, Config], ...]:
     """``table-row`` and configuration of every row that freezes no encoders, in the order of the tables."""
     tables = [read_table(folder, name) for name in table_names(folder)]
     return tuple(
-        (f"{table.name}-{row.name}", _config_of(row, base, overrides=[]))
+        (f"{table.name}-{row.name}", config_of(row, base=base, overrides=[]))
         for table in tables
         for row in table.rows.values()
         if row.encoders_of is None
@@ -248,7 +239,7 @@ def _run(command: Sequence[str], seconds: float | None) -> int:
             process.send_signal(signal.SIGINT if signals.count(signal.SIGINT) > 1 else signal.SIGTERM)
 
     is_late = False
-    with _handled_by(forward):
+    with signals_handled_by(forward):
         process = subprocess.Popen(command)
         if signals:  # while the process was started
             process.send_signal(signal.SIGTERM)
@@ -264,17 +255,3 @@ def _run(command: Sequence[str], seconds: float | None) -> int:
     if is_late and (code == INTERRUPTED or code < 0):
         return TIME_IS_UP
     return code if code in (FINISHED, WRONG_DATA, INTERRUPTED) else FAILED
-
-
-@contextlib.contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call ``handler`` within the block; nothing changes outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

@@ -1,14 +1,32 @@
 """Handles Ctrl-C and termination signals between two steps, when the state of a run can be saved."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 
 class RunInterrupted(Exception):
     """A run was asked to stop and has saved its state."""
+
+
+@contextlib.contextmanager
+def signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call ``handler`` within the block.
+
+    Does nothing outside the main thread, where Python has no signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class StopRequest:
@@ -22,18 +40,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.is_set = False
         self._process = os.getpid()
-        self._previous: dict[int, Any] = {}
+        self._handling = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._handling.enter_context(signals_handled_by(self._handle))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+        self._handling.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
