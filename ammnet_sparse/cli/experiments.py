@@ -35,6 +35,7 @@ from ammnet_sparse.cli.options import (
     parse_count,
     parse_positive,
 )
+from ammnet_sparse.config import overridden_keys
 from ammnet_sparse.experiments.results import RunScores, as_json, format_table, scores_of
 from ammnet_sparse.experiments.runs import (
     GRACE_SECONDS,
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides=overrides,
         device=options.device,
         deadline=None if options.seconds is None else time.monotonic() + options.seconds,
-        keeps_epochs=not any(key.startswith("training.epochs=") for key in overrides),
+        keeps_epochs="training.epochs" not in overridden_keys(overrides),
     )
     seeds = options.seeds or [_DEFAULT_SEED]
     # All configurations are built before anything is trained, so that a wrong key is found at once, not after hours.

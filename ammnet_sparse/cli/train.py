@@ -45,6 +45,7 @@ from ammnet_sparse.config import (
     flat_plain,
     given_keys,
     load_config,
+    overridden_keys,
     with_overrides,
 )
 from ammnet_sparse.data.synthetic.generate import ensure_rooms
@@ -89,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _warn_of_keys_without_effect(config: Config, overrides: Sequence[str]) -> None:
-    keys = [override.partition("=")[0].strip() for override in overrides]
-    for key, reason in keys_without_effect(config, keys).items():
+    for key, reason in keys_without_effect(config, overridden_keys(overrides)).items():
         warnings.warn(f"{key}: changes nothing, as {reason}", stacklevel=2)
 
 
@@ -101,7 +101,7 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     initial_weights = _initial_weights(options)
     check_output_folder(options.resume or options.out or RUNS, option="--out" if options.resume is None else "--resume")
     config = _with_data(config)
-    is_root_given = any(override.startswith("data.root=") for override in options.overrides)
+    is_root_given = "data.root" in overridden_keys(options.overrides)
     if options.resume and not is_root_given and config.data.root is not None and not config.data.root.exists():
         raise UsageError(
             f"--resume {options.resume}: expected its set {config.data.root}, found nothing; if it was moved, add "

@@ -1,6 +1,6 @@
 """Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
 
-from ammnet_sparse.config.keys import describe_keys, flat_plain, flat_values, given_keys
+from ammnet_sparse.config.keys import describe_keys, flat_plain, flat_values, given_keys, overridden_keys
 from ammnet_sparse.config.reading import ConfigError, config_from_dict, load_config, save_config, with_overrides
 from ammnet_sparse.config.sections import (
     AdversarialConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "flat_values",
     "given_keys",
     "load_config",
+    "overridden_keys",
     "save_config",
     "with_overrides",
 ]

@@ -1,7 +1,7 @@
 """The keys of configurations by their dotted names: what they mean, and their values."""
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -48,6 +48,11 @@ def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
         value = getattr(config, name)
         keys |= given_keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}"}
     return keys
+
+
+def overridden_keys(overrides: Sequence[str]) -> list[str]:
+    """The dotted keys of ``key.sub=value`` overrides."""
+    return [override.partition("=")[0] for override in overrides]
 
 
 def text_keys(section: type[BaseModel] = Config, prefix: str = "") -> set[str]:
