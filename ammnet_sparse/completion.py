@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ammnet_sparse.camera.files.arrays import squeezed
+from ammnet_sparse.camera.files.depth import DepthEncoding, meters_from_values
+from ammnet_sparse.camera.files.intrinsics import Intrinsics, intrinsics_by_name, read_intrinsics
+from ammnet_sparse.camera.files.label_maps import LabelMapClasses, label_map_from_values
+from ammnet_sparse.camera.files.poses import checked, matrix_of_rows
+from ammnet_sparse.camera.geometry.placement import Placement
+from ammnet_sparse.camera.images.stored import CameraSettings, StoredFrame, UprightFrame, upright_frame
+from ammnet_sparse.camera.images.turning import TURNS, View
+from ammnet_sparse.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.arrays import squeezed
-from ammnet_sparse.data.camera.depth import DepthEncoding, meters_from_values
-from ammnet_sparse.data.camera.intrinsics import Intrinsics, intrinsics_by_name, read_intrinsics
-from ammnet_sparse.data.camera.label_maps import LabelMapClasses, label_map_from_values
-from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
-from ammnet_sparse.data.camera.placement import Placement
-from ammnet_sparse.data.camera.poses import checked, matrix_of_rows
-from ammnet_sparse.data.camera.stored import CameraSettings, StoredFrame, UprightFrame, upright_frame
-from ammnet_sparse.data.camera.view import TURNS, View
 from ammnet_sparse.data.grid import EMPTY_LABEL, IMAGE_SHAPE, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.evaluation.selection import check_grid, check_inputs

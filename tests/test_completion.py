@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ammnet_sparse import SceneCompleter
-from ammnet_sparse.data.camera import placement
+from ammnet_sparse.camera.geometry import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.errors import WeightsError

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ammnet_sparse.camera.files.depth import DEPTH_ENCODINGS
+from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.label_maps import LABEL_MAP_CLASSES
+from ammnet_sparse.camera.geometry.given_pose import POSE_AXES
+from ammnet_sparse.camera.images.stored import CameraSettings
+from ammnet_sparse.camera.images.turning import TURNS
 from ammnet_sparse.cli.options import CommandParser, parse_positive_number
-from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS
-from ammnet_sparse.data.camera.given_pose import POSE_AXES
-from ammnet_sparse.data.camera.intrinsics import read_intrinsics
-from ammnet_sparse.data.camera.label_maps import LABEL_MAP_CLASSES
-from ammnet_sparse.data.camera.stored import CameraSettings
-from ammnet_sparse.data.camera.view import TURNS
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.models.weights.files import UNOBSERVED
 

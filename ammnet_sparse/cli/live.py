@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.images.turning import turned_image
 from ammnet_sparse.cli.camera_options import add_settings_options, given_options
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
@@ -34,8 +36,6 @@ from ammnet_sparse.cli.options import (
     parse_positive_number,
 )
 from ammnet_sparse.completion import CompletedScene, SceneCompleter
-from ammnet_sparse.data.camera.intrinsics import read_intrinsics
-from ammnet_sparse.data.camera.view import turned_image
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource

@@ -31,6 +31,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ammnet_sparse
+from ammnet_sparse.camera.coverage import LITTLE
+from ammnet_sparse.camera.files.frame_files import find_own_frames
+from ammnet_sparse.camera.files.reading import read_own_frame
 from ammnet_sparse.cli.camera_options import (
     CAMERA_EXTRAS,
     CAMERA_FILES,
@@ -60,9 +63,6 @@ from ammnet_sparse.cli.options import (
     choose_device,
 )
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.coverage import LITTLE
-from ammnet_sparse.data.camera.frame_files import find_own_frames
-from ammnet_sparse.data.camera.reading import read_own_frame
 from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.source import open_frames

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ammnet_sparse.data.camera.arrays import image_array
-from ammnet_sparse.data.camera.color import read_color
-from ammnet_sparse.data.camera.frame_files import OwnFramePaths, find_own_frames
-from ammnet_sparse.data.camera.intrinsics import Intrinsics
-from ammnet_sparse.data.camera.reading import read_pose
+from ammnet_sparse.camera.files.arrays import image_array
+from ammnet_sparse.camera.files.color import read_color
+from ammnet_sparse.camera.files.frame_files import OwnFramePaths, find_own_frames
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.reading import read_pose
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.source import LiveFrame
 

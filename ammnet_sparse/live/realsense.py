@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.source import LiveFrame

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.own_frames import OwnFrame
+from ammnet_sparse.camera.own_frames import OwnFrame
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
 from ammnet_sparse.files.writing import replacing_open

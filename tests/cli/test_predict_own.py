@@ -17,14 +17,14 @@ from plyfile import PlyData
 from torch import nn
 
 import ammnet_sparse
+from ammnet_sparse.camera.files.poses import read_pose
 from ammnet_sparse.cli import predict as command
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera.poses import read_pose
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
 from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.models.weights.files import UNOBSERVED
-from tests.data.camera.own_views import angle
+from tests.camera.own_views import angle
 from tests.data.frames import random_frame, write_frame
 
 REPOSITORY = Path(__file__).resolve().parents[2]

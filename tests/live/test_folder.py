@@ -10,7 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from ammnet_sparse.data.camera.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live import folder as watched
 from ammnet_sparse.live.folder import FolderSource

@@ -8,14 +8,13 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.depth import DEPTH_ENCODINGS, DepthEncoding
-from ammnet_sparse.data.camera.given_pose import POSE_AXES
-from ammnet_sparse.data.camera.images import owner_of_intrinsics
-from ammnet_sparse.data.camera.intrinsics import Intrinsics
-from ammnet_sparse.data.camera.label_maps import LABEL_MAP_CLASSES, LabelMapClasses
-from ammnet_sparse.data.camera.own_frames import OwnFrame, make_own_frame
-from ammnet_sparse.data.camera.placement import Placement
-from ammnet_sparse.data.camera.view import (
+from ammnet_sparse.camera.files.depth import DEPTH_ENCODINGS, DepthEncoding
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.label_maps import LABEL_MAP_CLASSES, LabelMapClasses
+from ammnet_sparse.camera.geometry.given_pose import POSE_AXES
+from ammnet_sparse.camera.geometry.placement import Placement
+from ammnet_sparse.camera.images.resizing import owner_of_intrinsics
+from ammnet_sparse.camera.images.turning import (
     TURNS,
     View,
     belongs_to_turned,
@@ -24,6 +23,7 @@ from ammnet_sparse.data.camera.view import (
     turned_image,
     turned_pose,
 )
+from ammnet_sparse.camera.own_frames import OwnFrame, make_own_frame
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.files.errors import DataError

@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.data.camera import label_maps
-from ammnet_sparse.data.camera.color import read_color
-from ammnet_sparse.data.camera.label_maps import ADE20K_NAMES, NYU13_NAMES, NYU40_NAMES, read_own_label_map, to_nyu13
+from ammnet_sparse.camera.files import label_maps
+from ammnet_sparse.camera.files.color import read_color
+from ammnet_sparse.camera.files.label_maps import ADE20K_NAMES, NYU13_NAMES, NYU40_NAMES, read_own_label_map, to_nyu13
 from ammnet_sparse.files.errors import DataError
-from tests.data.camera.own_views import gray_image
+from tests.camera.own_views import gray_image
 
 
 def test_color_files(tmp_path: Path) -> None:

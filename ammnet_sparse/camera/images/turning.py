@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.images import (
+from ammnet_sparse.camera.images.resizing import (
     CameraImages,
     are_alike,
     off_center,
@@ -56,7 +56,7 @@ class View:
         if self.depth.ndim != 2 or self.depth.dtype.kind != "f":
             raise DataError(
                 f"depth: expected [rows, columns] floats in meters, found {self.depth.dtype} {list(self.depth.shape)}; "
-                "meters_from_values of data/camera/depth.py makes them of a sensor's numbers"
+                "meters_from_values of camera/files/depth.py makes them of a sensor's numbers"
             )
         if not self.depth.size or (color is not None and not color.size):
             raise DataError(f"color and depth: expected pixels, found none in one, depth {list(self.depth.shape)}")

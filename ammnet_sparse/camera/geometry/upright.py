@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.floor import Floor, find_floor
-from ammnet_sparse.data.camera.gravity import (
+from ammnet_sparse.camera.geometry.floor import Floor, find_floor
+from ammnet_sparse.camera.geometry.gravity import (
     CAMERA_UP,
     Confidence,
     Gravity,
@@ -22,7 +22,7 @@ from ammnet_sparse.data.camera.gravity import (
     find_gravity,
     room_axes,
 )
-from ammnet_sparse.data.camera.surface import Surface
+from ammnet_sparse.camera.geometry.surface import Surface
 
 _TILT_PRIOR = 40.0
 _LOOKING_DOWN, _ON_ITS_SIDE, _UPSIDE_DOWN = 0.28, 0.1, 0.05

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ammnet_sparse.camera.files.frame_files import OwnFramePaths, find_own_frames
+from ammnet_sparse.camera.files.intrinsics import parse_intrinsics
+from ammnet_sparse.camera.files.poses import read_pose
+from ammnet_sparse.camera.files.reading import read_own_frame
+from ammnet_sparse.camera.geometry.floor import ASSUMED_CAMERA_HEIGHT
+from ammnet_sparse.camera.geometry.given_pose import axis_direction
+from ammnet_sparse.camera.geometry.placement import Placement, place_camera
+from ammnet_sparse.camera.geometry.surface import surface_from_depth
+from ammnet_sparse.camera.images import resizing as camera_images
+from ammnet_sparse.camera.images.resizing import CameraImages
+from ammnet_sparse.camera.images.stored import CameraSettings
+from ammnet_sparse.camera.own_frames import make_own_frame
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.camera import images as camera_images
-from ammnet_sparse.data.camera.floor import ASSUMED_CAMERA_HEIGHT
-from ammnet_sparse.data.camera.frame_files import OwnFramePaths, find_own_frames
-from ammnet_sparse.data.camera.given_pose import axis_direction
-from ammnet_sparse.data.camera.images import CameraImages
-from ammnet_sparse.data.camera.intrinsics import parse_intrinsics
-from ammnet_sparse.data.camera.own_frames import make_own_frame
-from ammnet_sparse.data.camera.placement import Placement, place_camera
-from ammnet_sparse.data.camera.poses import read_pose
-from ammnet_sparse.data.camera.reading import read_own_frame
-from ammnet_sparse.data.camera.stored import CameraSettings
-from ammnet_sparse.data.camera.surface import surface_from_depth
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import DataError
@@ -26,7 +26,7 @@ from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import mapping, tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
-from tests.data.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera
+from tests.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.arrays import image_array
+from ammnet_sparse.camera.files.arrays import image_array
 from ammnet_sparse.data.grid import NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.files.errors import DataError
 

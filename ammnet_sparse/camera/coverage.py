@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.images import CameraImages
+from ammnet_sparse.camera.images.resizing import CameraImages
 from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import CameraView
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.frame_files import find_own_frames
-from ammnet_sparse.data.camera.poses import associate, read_pose, read_trajectory, time_stamp
+from ammnet_sparse.camera.files.frame_files import find_own_frames
+from ammnet_sparse.camera.files.poses import associate, read_pose, read_trajectory, time_stamp
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.files.errors import DataError
 

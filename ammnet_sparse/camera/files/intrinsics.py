@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.calibration import (
+from ammnet_sparse.camera.files.calibration import (
     NUMBER,
     camera_entries,
     depth_scale_of,

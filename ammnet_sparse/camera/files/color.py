@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.arrays import FORMATS
+from ammnet_sparse.camera.files.arrays import FORMATS
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.files.images import read_image
 

@@ -2,7 +2,7 @@
 
 import math
 
-from ammnet_sparse.data.camera.gravity import Vector
+from ammnet_sparse.camera.geometry.gravity import Vector
 
 ASIDE = 60.0
 """Degrees of tilt from which on the images themselves should be turned."""

@@ -1,8 +1,8 @@
 """Frames of a user's own camera: a color image and a registered depth image become a frame of the network.
 
-Only intrinsics are needed: ``placement.py`` finds the camera's position, ``images.py`` converts any size to
-that of the network, and TSDF and mapping follow the definitions of ``data/volumes``. This module does not read files
-(see ``reading.py``).
+Only intrinsics are needed: ``geometry/placement.py`` finds the camera's position, ``images/resizing.py`` converts any
+size to that of the network, and TSDF and mapping follow the definitions of ``data/volumes``. This module does not read
+files (see ``files/reading.py``).
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.coverage import Coverage, coverage, voxel_positions
-from ammnet_sparse.data.camera.images import CameraImages
-from ammnet_sparse.data.camera.placement import Placement, place_camera
-from ammnet_sparse.data.camera.view import View
+from ammnet_sparse.camera.coverage import Coverage, coverage, voxel_positions
+from ammnet_sparse.camera.geometry.placement import Placement, place_camera
+from ammnet_sparse.camera.images.resizing import CameraImages
+from ammnet_sparse.camera.images.turning import View
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, IMAGE_SHAPE, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import CameraView

@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.color import read_color
-from ammnet_sparse.data.camera.depth import read_depth_with_notes
-from ammnet_sparse.data.camera.frame_files import OwnFramePaths
-from ammnet_sparse.data.camera.label_maps import read_own_label_map
-from ammnet_sparse.data.camera.own_frames import OwnFrame
-from ammnet_sparse.data.camera.placement import Placement
-from ammnet_sparse.data.camera.poses import read_trajectory
-from ammnet_sparse.data.camera.stored import CameraSettings, StoredFrame, UprightFrame, upright_frame
+from ammnet_sparse.camera.files.color import read_color
+from ammnet_sparse.camera.files.depth import read_depth_with_notes
+from ammnet_sparse.camera.files.frame_files import OwnFramePaths
+from ammnet_sparse.camera.files.label_maps import read_own_label_map
+from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.camera.geometry.placement import Placement
+from ammnet_sparse.camera.images.stored import CameraSettings, StoredFrame, UprightFrame, upright_frame
+from ammnet_sparse.camera.own_frames import OwnFrame
 
 
 def read_own_frame(paths: OwnFramePaths, *, settings: CameraSettings, previous: Placement | None = None) -> OwnFrame:

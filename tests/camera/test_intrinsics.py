@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ammnet_sparse.data.camera.intrinsics import parse_intrinsics, read_intrinsics
+from ammnet_sparse.camera.files.intrinsics import parse_intrinsics, read_intrinsics
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 

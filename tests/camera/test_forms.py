@@ -8,18 +8,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.data.camera.frame_files import OwnFramePaths
-from ammnet_sparse.data.camera.images import are_alike
-from ammnet_sparse.data.camera.intrinsics import Intrinsics, read_intrinsics
-from ammnet_sparse.data.camera.own_frames import OwnFrame
-from ammnet_sparse.data.camera.reading import read_own_frame, read_upright_frame
-from ammnet_sparse.data.camera.stored import CameraSettings, StoredFrame, upright_frame
-from ammnet_sparse.data.camera.view import View, turned_camera, turned_image, turned_pose
+from ammnet_sparse.camera.files.frame_files import OwnFramePaths
+from ammnet_sparse.camera.files.intrinsics import Intrinsics, read_intrinsics
+from ammnet_sparse.camera.files.reading import read_own_frame, read_upright_frame
+from ammnet_sparse.camera.images.resizing import are_alike
+from ammnet_sparse.camera.images.stored import CameraSettings, StoredFrame, upright_frame
+from ammnet_sparse.camera.images.turning import View, turned_camera, turned_image, turned_pose
+from ammnet_sparse.camera.own_frames import OwnFrame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.synthetic.raycast import cast_depth
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.files.errors import DataError
-from tests.data.camera.own_views import RoomView, angle, room_view, scaled_camera
+from tests.camera.own_views import RoomView, angle, room_view, scaled_camera
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ammnet_sparse.data.camera.color import COLOR_TYPES
-from ammnet_sparse.data.camera.depth import DEPTH_TYPES
-from ammnet_sparse.data.camera.label_maps import LABEL_MAP_TYPES
-from ammnet_sparse.data.camera.poses import associate, time_stamp
+from ammnet_sparse.camera.files.color import COLOR_TYPES
+from ammnet_sparse.camera.files.depth import DEPTH_TYPES
+from ammnet_sparse.camera.files.label_maps import LABEL_MAP_TYPES
+from ammnet_sparse.camera.files.poses import associate, time_stamp
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.arrays import image_array
+from ammnet_sparse.camera.files.arrays import image_array
 from ammnet_sparse.data.raw.depth_encoding import decode_rotated, guess_depth_encoding
 from ammnet_sparse.data.volumes.depth import FARTHEST, LARGEST_CODE, depth_in_meters
 from ammnet_sparse.files.errors import DataError

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.directions import describe_direction, upright_turn
-from ammnet_sparse.data.camera.floor import find_floor
-from ammnet_sparse.data.camera.images import CameraImages
-from ammnet_sparse.data.camera.own_frames import make_own_frame, own_frame_from_view
-from ammnet_sparse.data.camera.placement import Placement, place_camera
-from ammnet_sparse.data.camera.surface import surface_from_depth
-from ammnet_sparse.data.camera.view import View, turned_camera, turned_image, turned_pose
+from ammnet_sparse.camera.geometry.directions import describe_direction, upright_turn
+from ammnet_sparse.camera.geometry.floor import find_floor
+from ammnet_sparse.camera.geometry.placement import Placement, place_camera
+from ammnet_sparse.camera.geometry.surface import surface_from_depth
+from ammnet_sparse.camera.images.resizing import CameraImages
+from ammnet_sparse.camera.images.turning import View, turned_camera, turned_image, turned_pose
+from ammnet_sparse.camera.own_frames import make_own_frame, own_frame_from_view
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.files.errors import DataError
-from tests.data.camera.own_views import angle, box_room, gray_image, room_view
+from tests.camera.own_views import angle, box_room, gray_image, room_view
 
 Vector = NDArray[np.float64]
 

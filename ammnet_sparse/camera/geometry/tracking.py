@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from ammnet_sparse.data.camera.floor import Floor
-from ammnet_sparse.data.camera.gravity import Confidence, Heading, Vector, angle_between, refined
-from ammnet_sparse.data.camera.surface import Surface
+from ammnet_sparse.camera.geometry.floor import Floor
+from ammnet_sparse.camera.geometry.gravity import Confidence, Heading, Vector, angle_between, refined
+from ammnet_sparse.camera.geometry.surface import Surface
 
 _MAX_TURN = 12.0
 """Largest rotation in degrees of a camera against the vertical, or the room, between two frames."""

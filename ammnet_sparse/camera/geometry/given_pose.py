@@ -6,11 +6,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.directions import describe_direction
-from ammnet_sparse.data.camera.floor import Floor
-from ammnet_sparse.data.camera.gravity import CAMERA_UP, Confidence, Heading, Vector, angle_between
-from ammnet_sparse.data.camera.surface import Surface
-from ammnet_sparse.data.camera.upright import Candidate, Upright
+from ammnet_sparse.camera.geometry.directions import describe_direction
+from ammnet_sparse.camera.geometry.floor import Floor
+from ammnet_sparse.camera.geometry.gravity import CAMERA_UP, Confidence, Heading, Vector, angle_between
+from ammnet_sparse.camera.geometry.surface import Surface
+from ammnet_sparse.camera.geometry.upright import Candidate, Upright
 
 POSE_AXES = ("x", "y", "z", "-x", "-y", "-z")
 """Names of the directions of a given pose's world that may be up."""

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ammnet_sparse.data.camera.surface import Surface
+from ammnet_sparse.camera.geometry.surface import Surface
 
 Confidence = Literal["sure", "likely", "guess"]
 Vector = NDArray[np.float64]

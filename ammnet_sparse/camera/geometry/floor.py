@@ -6,8 +6,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ammnet_sparse.data.camera.gravity import Confidence, angle_between
-from ammnet_sparse.data.camera.surface import Surface, pixel_rays
+from ammnet_sparse.camera.geometry.gravity import Confidence, angle_between
+from ammnet_sparse.camera.geometry.surface import Surface, pixel_rays
 from ammnet_sparse.data.volumes.camera import Camera
 
 ASSUMED_CAMERA_HEIGHT = 1.36

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.data.camera.depth import meters_from_values, read_depth, read_depth_with_notes
+from ammnet_sparse.camera.files.depth import meters_from_values, read_depth, read_depth_with_notes
 from ammnet_sparse.data.volumes.depth import depth_in_meters
 from ammnet_sparse.files.errors import DataError
 

@@ -9,9 +9,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.camera.directions import describe_direction, upright_turn
-from ammnet_sparse.data.camera.floor import Floor, find_floor, level_to_floor
-from ammnet_sparse.data.camera.given_pose import (
+from ammnet_sparse.camera.geometry.directions import describe_direction, upright_turn
+from ammnet_sparse.camera.geometry.floor import Floor, find_floor, level_to_floor
+from ammnet_sparse.camera.geometry.given_pose import (
     POSE_AXES,
     floor_with_pose,
     gravity_reason,
@@ -19,7 +19,7 @@ from ammnet_sparse.data.camera.given_pose import (
     nearest_axis,
     upright_axis,
 )
-from ammnet_sparse.data.camera.gravity import (
+from ammnet_sparse.camera.geometry.gravity import (
     Confidence,
     Gravity,
     Heading,
@@ -28,9 +28,9 @@ from ammnet_sparse.data.camera.gravity import (
     find_heading,
     world_pose,
 )
-from ammnet_sparse.data.camera.surface import Surface, surface_from_depth
-from ammnet_sparse.data.camera.tracking import Kept, keep
-from ammnet_sparse.data.camera.upright import Candidate, Upright, find_upright
+from ammnet_sparse.camera.geometry.surface import Surface, surface_from_depth
+from ammnet_sparse.camera.geometry.tracking import Kept, keep
+from ammnet_sparse.camera.geometry.upright import Candidate, Upright, find_upright
 from ammnet_sparse.data.volumes.camera import Camera
 
 _SAME_VERTICAL = 4.0

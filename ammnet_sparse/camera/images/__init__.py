@@ -1,0 +1,1 @@
+"""The images of a frame turned upright and brought to the size that the network reads."""
