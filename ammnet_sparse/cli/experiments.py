@@ -6,7 +6,7 @@ Examples:
   ammnet experiments table4 m1 m1_m2 --data NYU model.image_encoder_weights=mit_b2.pth
   ammnet experiments table3 --base seg2d --only-table      what has been trained so far
 
-A row is a configuration (configs/experiments/TABLE/ROW.yaml) that differs from the base in the keys that the paper's
+A row (in configs/experiments/TABLE.yaml; ammnet train --config TABLE/ROW) changes the keys of the base that the paper's
 row names. Keys given as key.sub=value apply to every row. Rows of several tables that are the same in the paper are
 trained once. OUT/BASE/TABLE.json has the figures of all its rows and seeds.
 
@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.cli.configs import find_config
+from ammnet_sparse.cli.configs import TABLES, find_config
 from ammnet_sparse.cli.errors import UsageError, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
@@ -49,7 +49,8 @@ from ammnet_sparse.experiments.runs import (
 from ammnet_sparse.experiments.tables import Row, Table, read_table, table_names
 from ammnet_sparse.files.writing import write_text
 
-BASES = ("segformer", "seg2d", "rgb")
+BASES = {"segformer": "nyu_segformer", "seg2d": "nyu_seg2d", "rgb": "ablations_rgb"}
+"""The configuration of each choice of ``--base``."""
 _DEFAULT_SEED = 8332
 _ALWAYS = ("training.checkpoint_minutes=1",)
 
@@ -58,7 +59,7 @@ _ALWAYS = ("training.checkpoint_minutes=1",)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet experiments``; returns its exit code."""
     options = _parse(arguments)
-    folder = find_config("experiments/segformer").parent
+    folder = TABLES
     if not options.names:
         for name in table_names(folder):
             table = read_table(folder, name)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(
         folder=folder,
         out=options.out / options.base,
-        base=None if options.base == BASES[0] else find_config(f"experiments/{options.base}"),
+        base=find_config(BASES[options.base]),
         overrides=overrides,
         device=options.device,
         deadline=None if options.seconds is None else time.monotonic() + options.seconds,
@@ -130,7 +131,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--base",
         choices=BASES,
-        default=BASES[0],
+        default="segformer",
         help="2D input: the paper's SegFormer-B2 (default), label maps, or EfficientNet-Lite2",
     )
     parser.add_argument(

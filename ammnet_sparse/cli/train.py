@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ammnet_sparse.cli.configs import DEFAULT_CONFIG, config_names, find_config
+from ammnet_sparse.cli.configs import DEFAULT_CONFIG, config_names, named_config
 from ammnet_sparse.cli.errors import (
     CommandFailed,
     UsageError,
@@ -201,8 +201,7 @@ def _resumed_config(options: argparse.Namespace) -> Config:
     if problem is None:
         return load_config(path, options.overrides)
     warnings.warn(f"{problem}; the configuration in the run's state is taken", stacklevel=2)
-    source = f"{options.resume / STATE} with overrides {' '.join(options.overrides)}"
-    return with_overrides(stored_config(options.resume), options.overrides, source=source)
+    return with_overrides(stored_config(options.resume), options.overrides, source=str(options.resume / STATE))
 
 
 def _damage_of(path: Path) -> str | None:
@@ -239,7 +238,7 @@ def _new_config(options: argparse.Namespace) -> Config:
             )
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"--out {folder}: expected a new or empty folder, found files in it; choose another")
-    return load_config(find_config(options.config or DEFAULT_CONFIG), options.overrides)
+    return named_config(options.config or DEFAULT_CONFIG, options.overrides)
 
 
 def _with_data(config: Config) -> Config:
@@ -265,11 +264,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"the configuration {DEFAULT_CONFIG!r} changes some:\n" + "\n".join(keys)
     )
     parser = CommandParser("train", __doc__, epilog=epilog)
-    names = ", ".join(name for name in config_names() if "/" not in name)
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file, or the name of a shipped one: {names} (default: {DEFAULT_CONFIG})",
+        help=f"YAML file, the name of a shipped one: {', '.join(config_names())} (default: {DEFAULT_CONFIG}), "
+        "or a row of the paper's tables, such as table3/baseline (see ammnet experiments)",
     )
     add_out_option(parser, "new folder for the run (default: runs/DATE_TIME)", metavar="DIR", aliases=["--output"])
     add_device_option(parser)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ammnet_sparse.cli.configs import find_config
+from ammnet_sparse.cli.configs import named_config
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> str:
     """Trains, scores and saves; returns a summary for people."""
     device = choose_device(options.device)
-    config = load_config(None if options.config is None else find_config(options.config), options.overrides)
+    config = (
+        load_config(None, options.overrides)
+        if options.config is None
+        else named_config(options.config, options.overrides)
+    )
     training, validation = open_encoder_datasets(config, device=device, limit=options.limit)
     settings = EncoderSettings(
         epochs=options.epochs,

@@ -1,7 +1,16 @@
 """Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
 
 from ammnet_sparse.config.keys import describe_keys, flat_plain, flat_values, given_keys, overridden_keys
-from ammnet_sparse.config.reading import ConfigError, config_from_dict, load_config, save_config, with_overrides
+from ammnet_sparse.config.reading import (
+    ConfigError,
+    config_from_dict,
+    load_config,
+    merged,
+    read_values,
+    read_yaml,
+    save_config,
+    with_overrides,
+)
 from ammnet_sparse.config.sections import (
     AdversarialConfig,
     Config,
@@ -31,7 +40,10 @@ __all__ = [
     "flat_values",
     "given_keys",
     "load_config",
+    "merged",
     "overridden_keys",
+    "read_values",
+    "read_yaml",
     "save_config",
     "with_overrides",
 ]

@@ -27,31 +27,28 @@ class ConfigError(FileError):
     """A configuration that cannot be used; the message names the file and the key."""
 
 
-def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = (), *, base: str | Path | None = None
-) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file (none: the defaults of the code) and applies ``key.sub=value`` overrides in order.
 
     A file may inherit from another one, as ``base: ../other.yaml``, relative to itself: its own keys
     override those of that file, one by one.
 
-    Args:
-        base: file to inherit from instead of the ``base`` that ``path`` names.
-
     Raises:
         ConfigError: an unreadable file, an unknown or repeated key, or a value of the wrong type or range.
     """
-    source = str(path) if path is not None else "defaults"
-    values = {} if path is None else _read_inheriting(Path(path), base=base)
-    if overrides:
-        source += " with overrides " + " ".join(overrides)
-    return with_overrides(values, overrides, source=source)
+    values = {} if path is None else read_values(Path(path))
+    return with_overrides(values, overrides, source="defaults" if path is None else str(path))
 
 
 def with_overrides(values: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
-    """A checked configuration from nested dicts (modified in place) and ``key.sub=value`` overrides in order."""
+    """A checked configuration from nested dicts (modified in place) and ``key.sub=value`` overrides in order.
+
+    ``source`` names where the dicts come from in errors.
+    """
     for override in overrides:
         _apply_override(values, override)
+    if overrides:
+        source += " with overrides " + " ".join(overrides)
     return config_from_dict(values, source=source)
 
 
@@ -68,34 +65,42 @@ def save_config(config: Config, path: str | Path) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def _read_inheriting(path: Path, *, base: str | Path | None = None, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file merged over those that it inherits; ``heirs`` are the files that inherit from it."""
+def read_values(path: Path, *, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file merged over those that it inherits, not checked yet; ``heirs`` inherit from it.
+
+    Raises:
+        ConfigError: an unreadable file, a repeated key, or a ``base`` that cannot be used.
+    """
     if path.resolve() in heirs or len(heirs) >= _LONGEST_INHERITANCE:
         names = " -> ".join(str(file) for file in (*heirs, path))
         raise ConfigError(
             f"{heirs[0]}: base: expected at most {_LONGEST_INHERITANCE} files that inherit in a row without a circle, "
             f"found {names}"
         )
-    values = _read_yaml(path)
-    named = values.pop("base", None)
-    if named is not None and not isinstance(named, str):
-        raise ConfigError(f"{path}: base: expected the name of a YAML file, found {short(named)}")
-    parent = base if base is not None else None if named is None else path.parent / named
-    if parent is None:
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
         return values
-    return _merged(_read_inheriting(Path(parent), heirs=(*heirs, path.resolve())), values)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a YAML file, found {short(base)}")
+    return merged(read_values(path.parent / base, heirs=(*heirs, path.resolve())), values)
 
 
-def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Nested values of ``own`` merged over those of ``inherited``."""
+def merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A new mapping: nested values of ``own`` over those of ``inherited``."""
     result = dict(inherited)
     for key, value in own.items():
-        before = inherited.get(key)
-        result[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        before = result.get(key)
+        result[key] = merged(before if isinstance(before, dict) else {}, value) if isinstance(value, dict) else value
     return result
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML file with a mapping, empty for an empty file.
+
+    Raises:
+        ConfigError: an unreadable file, a repeated key, or no mapping.
+    """
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"
         raise ConfigError(f"{path}: cannot read the configuration ({found}); check the path")

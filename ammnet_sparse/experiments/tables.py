@@ -1,18 +1,14 @@
-"""The paper's experiments: a table is a folder of ``configs/experiments``, a row a configuration in it.
-
-``table.yaml`` of a folder gives its title and, in the paper's order, the rows with the paper's figures.
-"""
+"""The paper's experiments: a table is a file of ``configs/experiments``, with its rows in the paper's order."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ammnet_sparse.config import Config, ConfigError, load_config
-from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml
+from ammnet_sparse.config import Config, ConfigError, merged, read_values, read_yaml, with_overrides
 
-TABLE_FILE = "table.yaml"
-_ROW_KEYS = ("title", "paper_sc_iou", "paper_ssc_miou", "encoders_of")
+_TABLE_KEYS = {"title", "base", "rows"}
+_PAPER_KEYS = ("paper_sc_iou", "paper_ssc_miou", "encoders_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +16,20 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: of the row, and of its file beside ``table.yaml``.
-        path: the configuration file.
+        name: of the row in its table.
         title: as the table shows it.
+        source: the file and key of the row, for messages.
+        base: the configuration that the row changes.
+        changes: the keys of the configuration that the row names, nested.
         paper_sc_iou, paper_ssc_miou: the paper's figures in percent; None where it gives none.
         encoders_of: a row of the same table whose trained encoders this one freezes (Figure 2a), or None.
     """
 
     name: str
-    path: Path
     title: str
+    source: str
+    base: Path
+    changes: dict[str, Any]
     paper_sc_iou: float | None = None
     paper_ssc_miou: float | None = None
     encoders_of: str | None = None
@@ -50,13 +50,15 @@ class Table:
             ConfigError: a name that no row has.
         """
         if unknown := [name for name in names if name not in self.rows]:
-            raise ConfigError(f"{self.name}: expected rows of {', '.join(self.rows)}, found {', '.join(unknown)}")
+            raise ConfigError(
+                f"{self.name}: expected rows of {', '.join(self.rows)}, found {', '.join(map(repr, unknown))}"
+            )
         return [row for name, row in self.rows.items() if not names or name in names]
 
 
 def table_names(folder: Path) -> list[str]:
     """The tables of a folder such as ``configs/experiments``, sorted."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{TABLE_FILE}"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def read_table(folder: Path, name: str) -> Table:
@@ -67,29 +69,26 @@ def read_table(folder: Path, name: str) -> Table:
     """
     if name not in table_names(folder):
         raise ConfigError(f"table: expected one of {', '.join(table_names(folder)) or 'none'}, found {name!r}")
-    path = folder / name / TABLE_FILE
-    try:
-        values = parse_yaml(read_text(path, what="YAML", raises=ConfigError))
-    except YamlProblem as error:
-        raise ConfigError(f"{path}: expected YAML, found {error}; correct the file") from error
-    if not isinstance(values, dict) or not isinstance(values.get("rows"), dict) or "title" not in values:
-        raise ConfigError(f"{path}: expected a mapping with title and rows, found {type(values).__name__}")
-    rows = {row: _read_row(path, row, keys) for row, keys in values["rows"].items()}
+    path = folder / f"{name}.yaml"
+    values = read_yaml(path)
+    if set(values) != _TABLE_KEYS or not isinstance(values["rows"], dict):
+        raise ConfigError(f"{path}: expected a mapping with title, base and rows, found {', '.join(values) or 'none'}")
+    base = folder / str(values["base"])
+    rows = {row: _read_row(f"{path}: rows.{row}", row, base, keys) for row, keys in values["rows"].items()}
     for row in rows.values():
         if row.encoders_of is not None and row.encoders_of not in rows:
-            raise ConfigError(f"{path}: rows.{row.name}.encoders_of: expected a row, found {row.encoders_of!r}")
+            raise ConfigError(f"{row.source}.encoders_of: expected a row, found {row.encoders_of!r}")
     return Table(name, str(values["title"]), rows)
 
 
-def _read_row(path: Path, name: str, keys: Any) -> Row:
-    if not isinstance(keys, dict) or "title" not in keys or not set(keys) <= set(_ROW_KEYS):
-        raise ConfigError(f"{path}: rows.{name}: expected title and any of {', '.join(_ROW_KEYS[1:])}, found {keys!r}")
-    file = path.with_name(f"{name}.yaml")
-    if not file.is_file():
-        raise ConfigError(f"{file}: expected the configuration of the row {name} of {path}, found nothing")
-    return Row(name, file, **keys)
+def _read_row(source: str, name: str, base: Path, keys: Any) -> Row:
+    if not isinstance(keys, dict) or "title" not in keys:
+        raise ConfigError(f"{source}: expected title, any of {', '.join(_PAPER_KEYS)}, and keys, found {keys!r}")
+    changes = {key: value for key, value in keys.items() if key not in ("title", *_PAPER_KEYS)}
+    return Row(name, keys["title"], source, base, changes, **{key: keys[key] for key in _PAPER_KEYS if key in keys})
 
 
-def config_of(row: Row, *, base: Path | None, overrides: list[str]) -> Config:
-    """The configuration of a row over ``base`` (None: the base that its file names), with ``key.sub=value`` on top."""
-    return load_config(row.path, overrides, base=base)
+def config_of(row: Row, *, base: Path | None, overrides: Sequence[str]) -> Config:
+    """The configuration of a row over ``base`` (None: the base of its table), with ``key.sub=value`` on top."""
+    values = merged(read_values(base or row.base), row.changes)
+    return with_overrides(values, overrides, source=row.source)

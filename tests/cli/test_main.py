@@ -197,7 +197,7 @@ def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert load_config(find_config(name)) == expected
     Path("nyu_seg2d").write_text("model: {width: 8}", encoding="utf-8")  # a file of that name comes first
     assert load_config(find_config("nyu_seg2d")).model.width == 8
-    with pytest.raises(ConfigError, match=r"nyu_seg: cannot read .* \(default, .*\), found nothing; did you mean nyu_"):
+    with pytest.raises(ConfigError, match=r"nyu_seg: cannot read .* default, .*\), found nothing; did you mean nyu_"):
         find_config("nyu_seg")
     with pytest.raises(ConfigError, match="found a folder"):
         find_config(tmp_path)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ammnet_sparse.cli import experiments as command
+from ammnet_sparse.cli.configs import TABLES as FOLDER
 from ammnet_sparse.cli.configs import find_config
 from ammnet_sparse.config import ConfigError, load_config, save_config
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
@@ -42,11 +43,10 @@ KEYS = [
     f"model.grid_shape={list(GRID)}",
     "training.batch_size=2",
 ]
-FOLDER = find_config("experiments/segformer").parent
 
 
 def settings_in(out: Path) -> Settings:
-    return Settings(FOLDER, out, FOLDER / "seg2d.yaml", ("model.width=8",))
+    return Settings(FOLDER, out, find_config("nyu_seg2d"), ("model.width=8",))
 
 
 def test_the_same_network_is_one_run(tmp_path: Path) -> None:
@@ -161,7 +161,9 @@ def test_signals_are_passed_on_and_end_the_table(tmp_path: Path) -> None:
 
 def test_what_makes_a_run_another_one(tmp_path: Path) -> None:
     table = read_table(FOLDER, "table3")
-    settings = dataclasses.replace(settings_in(tmp_path), base=FOLDER / "rgb.yaml", overrides=("training.epochs=3",))
+    settings = dataclasses.replace(
+        settings_in(tmp_path), base=find_config("ablations_rgb"), overrides=("training.epochs=3",)
+    )
 
     def planned(*overrides: str, **changes: Any) -> RunPlan:
         asked = dataclasses.replace(settings, overrides=overrides, **changes)

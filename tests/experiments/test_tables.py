@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from ammnet_sparse.cli.configs import find_config
-from ammnet_sparse.config import Config, ConfigError, flat_values
+from ammnet_sparse.cli.configs import TABLES as FOLDER
+from ammnet_sparse.cli.configs import find_config, named_config
+from ammnet_sparse.config import Config, ConfigError, flat_values, load_config
 from ammnet_sparse.experiments.tables import Row, config_of, read_table, table_names
 from tests.training.support import GRID, both, differing, make_game, state_of, tiny_batch
 
-FOLDER = find_config("experiments/segformer").parent
-SEG2D = FOLDER / "seg2d.yaml"
+SEG2D = find_config("nyu_seg2d")
 TABLES = [read_table(FOLDER, name) for name in table_names(FOLDER)]
 ROWS = [pytest.param(row, id=f"{table.name}-{name}") for table in TABLES for name, row in table.rows.items()]
 TINY = [
@@ -30,10 +29,8 @@ INVISIBLE = {"data.augment_2d", "data.augment_3d", "data.dataset", "model.freeze
 
 
 def own_keys(row: Row) -> dict[str, Any]:
-    """The keys of a row's own file, by dotted names."""
-    values = yaml.safe_load(row.path.read_text(encoding="utf-8"))
-    sections = {name: keys for name, keys in values.items() if name != "base"}
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    """The keys that a row changes, by dotted names."""
+    return {f"{section}.{key}": value for section, keys in row.changes.items() for key, value in keys.items()}
 
 
 def as_yaml(value: Any) -> Any:
@@ -55,9 +52,7 @@ def test_the_tables_of_the_paper_are_there() -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_differs_from_its_base_in_its_own_keys_alone(row: Row) -> None:
     for base in (None, SEG2D):
-        default = config_of(Row("base", FOLDER / "segformer.yaml", ""), base=None, overrides=[])
-        if base is not None:
-            default = config_of(Row("base", base, ""), base=None, overrides=[])
+        default = load_config(base or row.base)
         before, now = flat_values(default), flat_values(config_of(row, base=base, overrides=[]))
         keys = own_keys(row)
         changed = {key for key, value in now.items() if before[key] != value}
@@ -84,7 +79,7 @@ def step_of(config: Config) -> tuple[frozenset[str], tuple[float, ...], frozense
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_trains_a_step_and_shows_what_makes_it_differ(row: Row) -> None:
     config = config_of(row, base=SEG2D, overrides=TINY)
-    base = config_of(Row("base", SEG2D, ""), base=None, overrides=TINY)
+    base = load_config(SEG2D, TINY)
     names, values, trained = step_of(config)
     keys = own_keys(row)
     for level in (1, 2, 3):
@@ -113,16 +108,11 @@ def test_rows_that_are_the_same_network_are_the_same_configuration() -> None:
 
 
 def test_files_inherit(tmp_path: Path) -> None:
-    from ammnet_sparse.config import load_config
-
     (tmp_path / "far.yaml").write_text("model:\n  width: 16\n  fusion: add\ntraining:\n  epochs: 3\n", encoding="utf-8")
     (tmp_path / "near.yaml").write_text("base: far.yaml\nmodel:\n  width: 32\n", encoding="utf-8")
-    (tmp_path / "other.yaml").write_text("training:\n  epochs: 9\n", encoding="utf-8")
     near = load_config(tmp_path / "near.yaml", ["training.batch_size=1"])
     assert (near.model.width, near.model.fusion, near.training.epochs) == (32, "add", 3)
     assert near.training.batch_size == 1
-    over = load_config(tmp_path / "near.yaml", base=tmp_path / "other.yaml")
-    assert (over.model.width, over.model.fusion, over.training.epochs) == (32, "modulation", 9)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +124,6 @@ def test_files_inherit(tmp_path: Path) -> None:
     ],
 )
 def test_a_base_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
-    from ammnet_sparse.config import load_config
-
     (tmp_path / "one.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "one.yaml")
@@ -144,9 +132,37 @@ def test_a_base_that_cannot_be_used_is_named(text: str, message: str, tmp_path: 
 def test_tables_and_rows_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of .*table3.*found 'table9'"):
         read_table(FOLDER, "table9")
-    with pytest.raises(ConfigError, match="table3: expected rows of baseline, .*found m4"):
+    with pytest.raises(ConfigError, match="table3: expected rows of baseline, .*found 'm4'"):
         read_table(FOLDER, "table3").chosen(["m4"])
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "table.yaml").write_text("title: mine\nrows: {a: {title: A}}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"a.yaml: expected the configuration of the row a"):
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: mine\nrows: {a: {title: A}}\n", "mine.yaml: .*title, rows"),
+        ("{title: mine, base: b.yaml, rows: {a: {modle: {}}}}", r"mine.yaml: rows\.a: .*modle"),
+        (
+            "{title: mine, base: b.yaml, rows: {a: {title: A, encoders_of: b}}}",
+            r"mine.yaml: rows\.a\.encoders_of: .*'b'",
+        ),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
         read_table(tmp_path, "mine")
+
+
+def test_a_row_has_a_name_and_errors_say_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = read_table(FOLDER, "table6").rows["semantic"]
+    expected = config_of(row, base=None, overrides=["model.width=8"])
+    assert not expected.adversarial.geometric_fakes and row.changes["model"].keys() == {
+        f"modulation{i}" for i in (1, 2, 3)
+    }
+    for name in ("table6/semantic", "experiments/table6/semantic", "configs/experiments/table6/semantic.yaml"):
+        assert named_config(name, ["model.width=8"]) == expected
+    with pytest.raises(ConfigError, match=r"table6.yaml: rows.semantic with overrides model.widht=8:\n  model.widht"):
+        named_config("table6/semantic", ["model.widht=8"])
+    with pytest.raises(ConfigError, match="table6: expected rows of .*found 'm4'"):
+        named_config("table6/m4")
