@@ -1,7 +1,7 @@
 """A packed set: all frames of a set in one file that is read directly, without decompressing archives.
 
 The file is in the safetensors format. Only the requested parts are read, and the page cache shares them between
-processes. It is not memory-mapped, because truncating a mapped file kills the process.
+processes. It is not memory-mapped, because truncating a mapped file kills the process (``files/tensors.py``).
 ``packing.pack_set`` makes it. Arrays, F frames, sizes and bits as in ``compact.CompactFrame``::
 
     tsdf          [F, X, H, Y] float16 or float32     hits         [N, 2] int32, those of all frames in turn
@@ -27,8 +27,9 @@ from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes, impossible_arrays
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.splits import check_list_name, parse_frame_id, repeated_ids
+from ammnet_sparse.files.content import open_file
 from ammnet_sparse.files.errors import abbreviated
-from ammnet_sparse.files.tensors import SafetensorsFile
+from ammnet_sparse.files.tensors import read_tensors_header
 
 PACKED_FORMAT = "ammnet_sparse packed set"
 PACKED_VERSION = "1"
@@ -47,6 +48,7 @@ SAFETENSORS_TYPES = {
     "int64": "I64",
 }
 """Names of types in the format."""
+_NUMPY_TYPES = {code: name for name, code in SAFETENSORS_TYPES.items()}
 
 _PACK_AGAIN = "make it again with `ammnet data pack`"
 
@@ -117,7 +119,7 @@ class PackedFrames:
                 f"{self.root}: expected voxels (X, height, Y) = {tuple(grid_shape)}, found {self.grid_shape}; "
                 "use a set made for the grid"
             )
-        self.has_labels = "label" in self._file.entries
+        self.has_labels = "label" in self._entries
         self.reads_image = self._decide(read_image, "image", "color images, which `ammnet data pack` adds on --images")
         self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
 
@@ -200,13 +202,13 @@ class PackedFrames:
         index = self._index[frame_id]
 
         def row(name: str) -> NDArray[Any]:
-            return self._file.read_rows(name, index, index + 1)[0]
+            return self._rows(name, index, index + 1)[0]
 
         start, end = self._hit_offsets[index : index + 2].tolist()
         return CompactFrame(
             frame_id=frame_id,
             tsdf=row("tsdf"),
-            hits=self._file.read_rows("hits", start, end),
+            hits=self._rows("hits", start, end),
             label_weight=row("label_weight"),
             label=row("label") if self.has_labels else None,
             label_map=row("label_map") if self.reads_label_map else None,
@@ -227,27 +229,40 @@ class PackedFrames:
 
     def array_sizes(self) -> dict[str, tuple[str, int]]:
         """Type and bytes of every array of the file."""
-        types = {code: name for name, code in SAFETENSORS_TYPES.items()}
-        return {name: (types[entry.type_name], entry.end - entry.start) for name, entry in self._file.entries.items()}
+        return {name: (_NUMPY_TYPES[entry.type_name], entry.end - entry.start) for name, entry in self._entries.items()}
 
     def _open(self) -> None:
         if not os.path.exists(self.root):
             raise DataError(f"{self.root}: expected a packed set, found no file; check the path")
-        what = "a packed set"
-        self._file = SafetensorsFile(self.root, what=what, advice=f"{_PACK_AGAIN}, or copy the file again")
-        self.header = _read_header(self.root, self._file.metadata)
+        advice = f"{_PACK_AGAIN}, or copy the file again"
+        self._file = open_file(self.root, what="a packed set", advice=advice)
+        header = read_tensors_header(self.root, what="a packed set", advice=advice)
+        self._entries = header.entries
+        self.header = _read_header(self.root, header.metadata)
         self._check_arrays()
-        self._hit_offsets: NDArray[np.int64] = self._file.read_rows("hit_offsets")
-        self._checksums: NDArray[np.uint32] = self._file.read_rows("checksums")
+        self._hit_offsets: NDArray[np.int64] = self._rows("hit_offsets", 0, self._entries["hit_offsets"].shape[0])
+        self._checksums: NDArray[np.uint32] = self._rows("checksums", 0, len(self.header.frame_ids))
         self._verified: set[str] = set()
-        num_hits = self._file.entries["hits"].shape[0]
+        num_hits = self._entries["hits"].shape[0]
         offsets = self._hit_offsets
         if offsets[0] != 0 or offsets[-1] != num_hits or (np.diff(offsets) < 0).any():
             raise DataError(f"{self.root}: hit_offsets: expected ascending 0..{num_hits}, found others; {_PACK_AGAIN}")
         self._index = {frame_id: index for index, frame_id in enumerate(self.header.frame_ids)}
 
+    def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start`` to ``stop`` of an array's first axis, read from the file; by threads at once, too."""
+        entry = self._entries[name]
+        rows = np.empty((stop - start, *entry.shape[1:]), dtype=_NUMPY_TYPES[entry.type_name])
+        place = entry.start + start * rows[:1].nbytes
+        if rows.nbytes and os.preadv(self._file.fileno(), [rows.data], place) < rows.nbytes:
+            raise DataError(
+                f"{self.root}: expected a packed set, found an end within {name}: the file was cut while it was in "
+                f"use; {_PACK_AGAIN}, or copy the file again"
+            )
+        return rows
+
     def _check_arrays(self) -> None:
-        found = {name: (entry.type_name, list(entry.shape)) for name, entry in self._file.entries.items()}
+        found = {name: (entry.type_name, list(entry.shape)) for name, entry in self._entries.items()}
         tsdf_type = "float32" if found.get("tsdf", ("", []))[0] == "F32" else "float16"
         num_hits = next(iter(found.get("hits", ("", []))[1]), 0)
         expected = {
@@ -264,12 +279,12 @@ class PackedFrames:
             )
 
     def _decide(self, wanted: bool | None, name: str, what: str) -> bool:
-        if wanted and name not in self._file.entries:
+        if wanted and name not in self._entries:
             raise DataError(
                 f"{self.root}: expected {what}, found none; pack the set again with them, or choose a model that does "
                 "not read them"
             )
-        return name in self._file.entries if wanted is None else wanted
+        return name in self._entries if wanted is None else wanted
 
     def _damaged(self, frame_id: str, name: str) -> DataError:
         return DataError(
@@ -278,7 +293,7 @@ class PackedFrames:
         )
 
 
-_OF_THE_OPEN_FILE = ("_file", "_hit_offsets", "_checksums", "_verified", "_index", "header")
+_OF_THE_OPEN_FILE = ("_file", "_entries", "_hit_offsets", "_checksums", "_verified", "_index", "header")
 
 
 def file_arrays(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ammnet_sparse.files.errors import abbreviated
-from ammnet_sparse.files.tensors import SafetensorsFile, is_safetensors
+from ammnet_sparse.files.tensors import is_safetensors, read_tensors
 from ammnet_sparse.files.torch_files import read_torch_file
 from ammnet_sparse.models.weights import efficientnet
 from ammnet_sparse.models.weights.checks import check_plain, type_problem, value_problem
@@ -97,8 +97,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     advice = "download it again, or save only its state_dict"
     contents: Any
     if suffix == ".safetensors" or is_safetensors(path):
-        with SafetensorsFile(path, what=what, advice=advice, raises=WeightsError) as file:
-            contents = {name: file.read(name) for name in file.entries}
+        contents = read_tensors(path, what=what, advice=advice, raises=WeightsError)
     else:
         contents = read_torch_file(path, what=what, advice=advice, raises=WeightsError)
     for wrapper in WRAPPERS * 2:  # in either order, a bounded number of times

@@ -1,8 +1,7 @@
 """Weights of a network on disk: one safetensors file that includes the network's configuration."""
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.files.errors import reason
-from ammnet_sparse.files.tensors import SafetensorsFile
+from ammnet_sparse.files.tensors import read_tensors, read_tensors_header
 from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.weights.checks import check_state
 from ammnet_sparse.models.weights.errors import WeightsError
@@ -25,6 +24,7 @@ TRAINED_ON = "trained_on"
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
+_WHAT, _ADVICE = "an undamaged safetensors file", "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`"
 
 
 def save_weights(
@@ -71,10 +71,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict
             unknown keys or values out of range.
     """
     path = Path(path)
-    with _opened(path) as file:
-        config = _read_config(path, file.metadata)
-        tensors = {name: file.read(name) for name in file.entries}
-    return tensors, config, {key: value for key, value in file.metadata.items() if key not in _RESERVED}
+    metadata = _read_metadata(path)
+    config = _read_config(path, metadata)
+    tensors = read_tensors(path, what=_WHAT, advice=_ADVICE, raises=WeightsError)
+    return tensors, config, {key: value for key, value in metadata.items() if key not in _RESERVED}
 
 
 def lists_trained_on(path: str | Path) -> set[str]:
@@ -83,8 +83,7 @@ def lists_trained_on(path: str | Path) -> set[str]:
     Raises:
         WeightsError: no such file, or not a safetensors file.
     """
-    with _opened(Path(path)) as file:
-        return lists_in(file.metadata)
+    return lists_in(_read_metadata(Path(path)))
 
 
 def lists_in(metadata: Mapping[str, str]) -> set[str]:
@@ -107,13 +106,10 @@ def data_section(metadata: Mapping[str, str]) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[SafetensorsFile]:
+def _read_metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise WeightsError(f"{path}: expected a file with weights, found {'a folder' if path.is_dir() else 'nothing'}")
-    advice = "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`"
-    with SafetensorsFile(path, what="an undamaged safetensors file", advice=advice, raises=WeightsError) as file:
-        yield file
+    return read_tensors_header(path, what=_WHAT, advice=_ADVICE, raises=WeightsError).metadata
 
 
 def load_into(
