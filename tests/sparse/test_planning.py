@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from bench.operation_counter import Operations
 
 from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, strided_sites
 from ammnet_sparse.sparse.kernels import UP_KERNEL, half_shape
 from ammnet_sparse.sparse.planning import WAY_DOWN, planned_sites, repeated_sites
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
-from ammnet_sparse.training.operations import Operations
 
 SHAPE = (12, 24, 12)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from bench.measurement import Stopwatch
+from bench.operation_counter import Operations
 from bench.steps import make_game
 from bench.variants import Variant, build
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.training.game import StepReport
-from ammnet_sparse.training.operations import Operations
 
 MOST_SHOWN = 30
 """Names of operators that a row keeps."""

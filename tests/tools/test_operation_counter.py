@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from bench.operation_counter import Operations
 
-from ammnet_sparse.training.operations import Operations
 from tests.training.support import make_game, tiny_batch, tiny_config
 
 
