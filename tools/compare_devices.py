@@ -38,7 +38,7 @@ from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import open_set, split_ids
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
-from ammnet_sparse.training.game import build_game
+from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.networks import build_networks
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float32}
@@ -103,7 +103,7 @@ def _train(
     networks = build_networks(config, is_resumed=True)
     networks.load_state_dict(state)
     networks.to(device, DTYPES[dtype])
-    game = build_game(networks, config, num_steps=len(batches), device=device)
+    game = AdversarialGame(networks, config, num_steps=len(batches), device=device)
     steps = [
         game.step([batch.to(device)], seed=adversarial_seed + number).as_floats()
         for number, batch in enumerate(batches)

@@ -29,7 +29,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_CLASSES, NUM_LABEL_MAP_CLASSES, NUM_PIXELS
 from ammnet_sparse.data.sets.source import open_frames
-from ammnet_sparse.training.game import build_game
+from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.networks import build_networks
 
 WINDOW = 100
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def soak(config: Config, batches: Iterator[Batch], *, steps: int) -> list[float]:
     """The resident set in MiB after each training step."""
     networks = build_networks(config)
-    game = build_game(networks, config, num_steps=steps, device=torch.device("cpu"))
+    game = AdversarialGame(networks, config, num_steps=steps, device=torch.device("cpu"))
     resident = []
     for step in tqdm(range(steps), unit="step", desc="soak"):
         game.step([next(batches)], seed=step).as_floats()

@@ -159,6 +159,16 @@ class ModelConfig(_Section):
         "gradient of softmax (straight-through)",
     )
 
+    @property
+    def reads_label_maps(self) -> bool:
+        """Whether the network needs 2D label maps (``Seg2D``)."""
+        return self.inputs != "tsdf" and self.image_encoder == "seg2d"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the network needs color images."""
+        return self.inputs != "tsdf" and self.image_encoder != "seg2d"
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         for name in ("width", "discriminator_width"):

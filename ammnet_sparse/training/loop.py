@@ -27,12 +27,12 @@ from ammnet_sparse.models.weights.parts import split_state
 from ammnet_sparse.processes import any_process, num_processes, rank
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.shared_statistics import share_batch_statistics
-from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, lists_before, load_state
 from ammnet_sparse.training.folder_lock import FolderLock
-from ammnet_sparse.training.game import build_game
+from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.networks import build_networks
+from ammnet_sparse.training.optimization import AveragedWeights
 from ammnet_sparse.training.preparation import (
     check_runnable,
     check_same_run,
@@ -118,7 +118,7 @@ class Run:
             config, initial_weights=initial_weights, only_shared=only_shared, is_resumed=resume
         ).to(device)
         num_steps = self.steps_per_epoch * config.training.epochs
-        self.game = build_game(networks, config, num_steps=num_steps, device=device)
+        self.game = AdversarialGame(networks, config, num_steps=num_steps, device=device)
         decay = config.training.ema_decay
         average = AveragedWeights(networks.generator, decay=decay) if decay else None
         self.parts = RunParts(networks, self.game, average, Progress())
@@ -270,7 +270,6 @@ class Run:
             seed=seed,
             updates_discriminator=progress.step % self.config.adversarial.discriminator_every == 0,
         )
-        report = report.over_processes()
         losses = report.as_floats()
         progress.step += 1
         is_skipped = self._is_skipped(losses)

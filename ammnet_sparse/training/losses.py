@@ -1,10 +1,14 @@
 """Losses of the scene and of the image (eq. 9), from sites, without a dense volume."""
 
+import functools
+import operator
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammnet_sparse.config import LossConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL, UNMAPPED
 from ammnet_sparse.models.ammnet import Prediction
@@ -21,6 +25,18 @@ With a tenth of it the penalty is nearer to the exact one, but its gradient depe
 """
 
 
+class Term(NamedTuple):
+    """A loss of a network: its weight in the network's sum, and its value, a scalar, which is reported without it."""
+
+    weight: float
+    value: Tensor
+
+
+def weighted_sum(terms: Mapping[str, Term]) -> Tensor:
+    """The loss that a network minimizes, from its terms by name."""
+    return functools.reduce(operator.add, (term.weight * term.value for term in terms.values()))
+
+
 def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
     """[N] int64 labels of sites of the full resolution, 255 where the voxel is not scored.
 
@@ -31,11 +47,6 @@ def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
         raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
     masked = batch.label.long().masked_fill(~batch.scored_mask, IGNORE_LABEL).flatten()
     return masked if sites.is_full else masked.index_select(0, sites.linear)
-
-
-def class_weights_of(config: LossConfig, device: torch.device) -> Tensor | None:
-    """[num_classes] float32 of ``loss.class_weights``; None if all classes have weight 1."""
-    return torch.tensor(config.class_weights, device=device) if config.class_weights else None
 
 
 def scene_cross_entropy(
@@ -133,18 +144,13 @@ def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing
     )
 
 
-def num_scored(batch: Batch) -> Tensor:
-    """Voxels that the 3D cross-entropy is summed over, a scalar tensor."""
-    return batch.scored_mask.sum()
-
-
-def scored_weight(batch: Batch, class_weights: Tensor | None) -> Tensor:
+def scored_weight(batch: Batch, class_weights: Tensor | None = None) -> Tensor:
     """What the 3D cross-entropy is divided by, a scalar tensor: the sum of the weights of the scored voxels' classes.
 
-    Without weights ``num_scored``. As in torch's weighted mean, the loss does not grow with the weights.
+    Without weights the number of scored voxels. As in torch's weighted mean, the loss does not grow with the weights.
     """
     if class_weights is None:
-        return num_scored(batch)
+        return batch.scored_mask.sum()
     if batch.label is None:
         raise ValueError("batch.label: training needs labels, found none")
     # An ignored voxel is not scored: its placeholder class is multiplied by 0.

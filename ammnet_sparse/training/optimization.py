@@ -1,15 +1,18 @@
-"""One optimizer, schedule and loss scale for each of the two networks."""
+"""Optimizer, schedule and loss scale of each of the two networks, and the average of the generator's weights."""
 
+import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Config, OptimizerConfig
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.processes import sum_gradients
 
 
@@ -105,44 +108,55 @@ class Optimization:
         self.scheduler.step_update(self.num_updates)
 
 
-class Optimizations(NamedTuple):
-    """For generator and discriminator; None if the discriminator is disabled."""
-
-    generator: Optimization
-    discriminator: Optimization | None
-
-
 def build_optimizations(
-    generator: nn.Module,
-    discriminator: nn.Module,
-    config: Config,
-    *,
-    num_steps: int,
-    device: torch.device,
-    make: Callable[..., Optimization] = Optimization,
-) -> Optimizations:
-    """The optimizations that a configuration describes.
+    generator: nn.Module, discriminator: nn.Module, config: Config, *, num_steps: int, device: torch.device
+) -> tuple[Optimization, Optimization | None]:
+    """The optimizations of generator and discriminator; None if the discriminator is disabled.
 
     Args:
         num_steps: of the whole run, for the schedule.
         device: where the networks are.
-        make: called instead of ``Optimization``, with the same arguments.
     """
-
-    def optimization(network: nn.Module, learning_rate: float, num_steps: int) -> Optimization:
-        return make(
-            network,
-            config.optimizer,
-            learning_rate=learning_rate,
-            num_steps=num_steps,
-            uses_scaling=config.training.mixed_precision,
-            device=device,
-        )
-
     optimizer, adversarial = config.optimizer, config.adversarial
+    build = functools.partial(
+        Optimization, config=optimizer, uses_scaling=config.training.mixed_precision, device=device
+    )
     of_discriminator = None
     if adversarial.enabled:
         learning_rate = optimizer.discriminator_learning_rate or optimizer.learning_rate
         updates = math.ceil(num_steps / adversarial.discriminator_every)
-        of_discriminator = optimization(discriminator, learning_rate, updates)
-    return Optimizations(optimization(generator, optimizer.learning_rate, num_steps), of_discriminator)
+        of_discriminator = build(discriminator, learning_rate=learning_rate, num_steps=updates)
+    return build(generator, learning_rate=optimizer.learning_rate, num_steps=num_steps), of_discriminator
+
+
+class AveragedWeights:
+    """A generator whose weights are the moving average of a trained one's.
+
+    Parameters and running statistics of batch normalization are both averaged. The decay grows with the steps, as
+    1 - steps^(-2/3), up to the given one, so that early weights do not dominate a short run's average.
+
+    Attributes:
+        network: the average, to be evaluated and saved; never trained.
+    """
+
+    def __init__(self, trained: AMMNet, *, decay: float) -> None:
+        self._average = ModelEmaV3(trained, decay=decay, use_warmup=True)
+        network = self._average.module
+        assert isinstance(network, AMMNet)
+        self.network = network
+
+    def update(self, trained: AMMNet, *, step: int) -> None:
+        """Updates the average after a step; ``step`` counts from 1, where the average equals the weights."""
+        self._average.update(trained, step=step)
+
+    def restart(self, trained: AMMNet) -> None:
+        """Sets the average to the given weights."""
+        self._average.set(trained)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the trained networks."""
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores ``state_dict``. Raises RuntimeError for one of another network."""
+        self.network.load_state_dict(state)

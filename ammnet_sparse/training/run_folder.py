@@ -13,7 +13,6 @@ from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.processes import num_processes, of_all_processes, rank
-from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import (
     CONFIG,
     STATE,
@@ -26,6 +25,7 @@ from ammnet_sparse.training.checkpoints import (
 from ammnet_sparse.training.folder_lock import FolderLock
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.networks import Networks
+from ammnet_sparse.training.optimization import AveragedWeights
 
 SECONDS_BETWEEN_SAVES = 60.0
 """After an epoch the state is not saved if it was saved this recently: short epochs would mostly write."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import Config, config_from_dict
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.training.game import AdversarialGame, build_game
+from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.networks import build_networks
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.models import scenes
@@ -54,7 +54,7 @@ def make_game(
     """Networks and their optimizations, as a run makes them, from seed 0."""
     config = config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
     networks = build_networks(config).to(device, dtype)
-    return build_game(networks, config, num_steps=num_steps, device=torch.device(device))
+    return AdversarialGame(networks, config, num_steps=num_steps, device=torch.device(device))
 
 
 def both(game: AdversarialGame) -> nn.ModuleDict:

@@ -14,10 +14,10 @@ from ammnet_sparse.models.build import build_generator
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.parts import join_states
 from ammnet_sparse.training import records
-from ammnet_sparse.training.averaging import AveragedWeights
 from ammnet_sparse.training.checkpoints import load_state
 from ammnet_sparse.training.interruption import RunInterrupted
 from ammnet_sparse.training.loop import Run
+from ammnet_sparse.training.optimization import AveragedWeights
 from tests.training.support import differing, state_of, tiny_config, tiny_set
 
 CPU = torch.device("cpu")

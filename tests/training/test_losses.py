@@ -7,20 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammnet_sparse.config import LossConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, UNMAPPED
 from ammnet_sparse.evaluation.metrics import CompletionMetrics
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
-    class_weights_of,
     discriminator_loss,
     fake_loss,
     image_cross_entropy,
     labels_at,
     num_labeled_pixels,
-    num_scored,
     real_loss,
     scene_cross_entropy,
     scene_lovasz,
@@ -68,7 +65,7 @@ def test_scene_loss_is_cross_entropy_of_dense_logits_over_scored_voxels(
     assert batch.label is not None
     target = batch.label.long().where(batch.label_weight, IGNORE_LABEL)
     expected = F.cross_entropy(dense, target, ignore_index=IGNORE_LABEL, label_smoothing=smoothing)
-    found = scene_cross_entropy(prediction, batch, label_smoothing=smoothing) / num_scored(batch)
+    found = scene_cross_entropy(prediction, batch, label_smoothing=smoothing) / scored_weight(batch)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -86,7 +83,7 @@ def test_weighted_scene_loss_is_torchs_weighted_mean(batch: Batch, smoothing: fl
     # Doubled weights say the same.
     doubled = scene_cross_entropy(prediction, batch, label_smoothing=smoothing, class_weights=2 * weights)
     torch.testing.assert_close(doubled / scored_weight(batch, 2 * weights), expected, rtol=1e-6, atol=0)
-    assert torch.equal(scored_weight(batch, None), num_scored(batch))
+    assert torch.equal(scored_weight(batch), batch.scored_mask.sum())
 
 
 def jaccard_loss(wrong: set[int], truth: set[int]) -> float:
@@ -153,12 +150,6 @@ def test_lovasz_of_empty_space_is_zero_and_has_gradients(batch: Batch) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert logits.grad is not None and not logits.grad.any()
-
-
-def test_class_weights_come_from_the_configuration() -> None:
-    assert class_weights_of(LossConfig(), torch.device("cpu")) is None
-    weights = class_weights_of(LossConfig(class_weights=(1.0,) * 11 + (2.5,)), torch.device("cpu"))
-    assert weights is not None and weights.tolist() == [1.0] * 11 + [2.5]
 
 
 def test_dense_truth_takes_the_place_of_mapped_pixels(batch: Batch) -> None:

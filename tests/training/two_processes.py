@@ -41,7 +41,7 @@ def step_of(
     for part in (game.discriminator_optimization, game.generator_optimization):
         assert part is not None
         part.optimizer.register_step_pre_hook(functools.partial(keep_gradients, game, part.parameters, gradients))
-    report = game.step(batches, seed=1).over_processes()
+    report = game.step(batches, seed=1)
     return report.as_floats(), gradients, state_of(both(game)), report.counts
 
 

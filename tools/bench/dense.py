@@ -18,7 +18,7 @@ from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.losses import at_least_float32, fake_loss, real_loss
-from ammnet_sparse.training.optimization import Optimization
+from ammnet_sparse.training.optimization import build_optimizations
 
 
 class DenseGame:
@@ -30,13 +30,16 @@ class DenseGame:
         discriminator: nn.Module,
         config: Config,
         *,
-        generator_optimization: Optimization,
-        discriminator_optimization: Optimization,
+        num_steps: int,
+        device: torch.device,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.config = config
-        self.generator_optimization = generator_optimization
+        self.generator_optimization, discriminator_optimization = build_optimizations(
+            generator, discriminator, config, num_steps=num_steps, device=device
+        )
+        assert discriminator_optimization is not None
         self.discriminator_optimization = discriminator_optimization
 
     def step(self, batches: Sequence[Batch], *, seed: int) -> dict[str, Tensor]:

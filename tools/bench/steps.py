@@ -9,7 +9,7 @@ import torch
 from bench.dense import DenseGame
 from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
 from bench.variants import Pair, Variant, build
-from torch import Tensor, nn
+from torch import Tensor
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
@@ -18,24 +18,12 @@ from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.optimization import Optimization, build_optimizations
+from ammnet_sparse.training.networks import Networks
+from ammnet_sparse.training.optimization import Optimization
 
 PARTS = ("forward", "backward", "discriminator", "optimizer")
 PART_STEPS = 5
 """Steps in which the parts are timed, on CUDA."""
-
-
-class _TimedOptimization(Optimization):
-    stopwatch: Stopwatch
-    part: str
-
-    def backward(self, loss: Tensor) -> None:
-        with self.stopwatch.part(self.part):
-            super().backward(loss)
-
-    def step(self) -> Tensor:
-        with self.stopwatch.part("optimizer"):
-            return super().step()
 
 
 def make_game(pair: Pair, config: Config, stopwatch: Stopwatch) -> AdversarialGame | DenseGame:
@@ -48,30 +36,32 @@ def make_game(pair: Pair, config: Config, stopwatch: Stopwatch) -> AdversarialGa
     stopwatch.time_forward(generator, "forward")
     stopwatch.time_forward(discriminator, "discriminator")
 
-    def optimization(network: nn.Module, *arguments: Any, **options: Any) -> _TimedOptimization:
-        made = _TimedOptimization(network, *arguments, **options)
-        made.stopwatch, made.part = stopwatch, "discriminator" if network is discriminator else "backward"
-        return made
-
-    made = build_optimizations(
-        generator, discriminator, config, num_steps=10_000, device=stopwatch.device, make=optimization
-    )
     if isinstance(generator, AMMNet) and isinstance(discriminator, Discriminator):
-        return AdversarialGame(
-            generator,
-            discriminator,
-            config,
-            generator_optimization=made.generator,
-            discriminator_optimization=made.discriminator,
-        )
-    assert isinstance(generator, DenseAMMNet) and made.discriminator is not None
-    return DenseGame(
-        generator,
-        discriminator,
-        config,
-        generator_optimization=made.generator,
-        discriminator_optimization=made.discriminator,
-    )
+        networks = Networks(generator, discriminator)
+        game: AdversarialGame | DenseGame = AdversarialGame(networks, config, num_steps=10_000, device=stopwatch.device)
+    else:
+        assert isinstance(generator, DenseAMMNet)
+        game = DenseGame(generator, discriminator, config, num_steps=10_000, device=stopwatch.device)
+    assert game.discriminator_optimization is not None
+    _time(game.generator_optimization, stopwatch, "backward")
+    _time(game.discriminator_optimization, stopwatch, "discriminator")
+    return game
+
+
+def _time(optimization: Optimization, stopwatch: Stopwatch, part: str) -> None:
+    """Times its backward pass as ``part``, and its update as ``optimizer``."""
+    backward, step = optimization.backward, optimization.step
+
+    def timed_backward(loss: Tensor) -> None:
+        with stopwatch.part(part):
+            backward(loss)
+
+    def timed_step() -> Tensor:
+        with stopwatch.part("optimizer"):
+            return step()
+
+    optimization.backward = timed_backward  # type: ignore[method-assign]
+    optimization.step = timed_step  # type: ignore[method-assign]
 
 
 def measure_steps(
