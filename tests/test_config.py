@@ -89,7 +89,7 @@ def test_saved_configuration_reads_back_to_the_same(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     save_config(config, path)
     assert load_config(path) == config
-    assert flat_values(config).keys() == {key for key, *_ in describe_keys()}
+    assert flat_values(config).keys() == {key.name for key in describe_keys()}
     assert flat_values(load_config(path)) == flat_values(config)
     values = yaml.safe_load(path.read_text())
     assert values["training"]["epochs"] == 150 and values["model"]["stem_widths"] == [2, 4]
@@ -182,7 +182,7 @@ def test_override_of_a_value_as_section_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_key_is_described() -> None:
-    described = {key: (kind, default, meaning) for key, kind, default, meaning in describe_keys()}
+    described = {key.name: (key.kind, key.default, key.meaning) for key in describe_keys()}
     assert all(kind and meaning for kind, _, meaning in described.values())
     assert described["training.epochs"] == ("int >= 1", 150, "passes over the training frames")
     kinds = {key: kind for key, (kind, *_) in described.items()}

@@ -41,9 +41,12 @@ from ammnet_sparse.cli.options import (
 from ammnet_sparse.config import (
     Config,
     ConfigError,
+    Key,
+    Resume,
     describe_keys,
     flat_plain,
     given_keys,
+    keys_without_effect,
     load_config,
     overridden_keys,
     with_overrides,
@@ -64,7 +67,7 @@ from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, LAST_WEIGHT
 from ammnet_sparse.training.folder_lock import create_run_folder
 from ammnet_sparse.training.loop import DivergenceError, Run
 from ammnet_sparse.training.memory import memory_advice
-from ammnet_sparse.training.preparation import check_runnable, keys_without_effect
+from ammnet_sparse.training.preparation import check_runnable
 from ammnet_sparse.training.records import RunResult, format_result
 
 RUNS = Path("runs")
@@ -219,7 +222,7 @@ def _damage_of(path: Path) -> str | None:
         return str(error).splitlines()[0]
     # A run writes every key that it knows. Missing keys mean an older version, or a truncated file.
     given = given_keys(config)
-    if not has_state or given >= {key for key, *_ in describe_keys()}:
+    if not has_state or given >= {key.name for key in describe_keys()}:
         return None
     cut = flat_plain(stored_config(path.parent)).keys() - given
     return f"{path}: lacks keys that the run has, such as {min(cut)}" if cut else None
@@ -258,10 +261,10 @@ def _how_to_go_on(folder: Path) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    keys = [f"  {key} ({kind}; {_as_text(default)}): {meaning}" for key, kind, default, meaning in describe_keys()]
     epilog = (
         "Keys, set as key.sub=value over the YAML file, with type and default; the defaults are those of the code, "
-        f"the configuration {DEFAULT_CONFIG!r} changes some:\n" + "\n".join(keys)
+        f"the configuration {DEFAULT_CONFIG!r} changes some. A resumed run keeps the keys marked [kept], "
+        "may change those marked [free], and the others with --change:\n" + "\n".join(map(_described, describe_keys()))
     )
     parser = CommandParser("train", __doc__, epilog=epilog)
     parser.add_argument(
@@ -299,6 +302,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_limit_option(parser, "training and the first N validation frames")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="configuration keys to change, see below")
     return parser.parse_with_keys(arguments)
+
+
+def _described(key: Key) -> str:
+    """A line of help."""
+    marks = {Resume.KEPT: " [kept]", Resume.FREE: " [free]", Resume.ASKED: ""}
+    condition = "" if key.only_if is None or not key.only_if.condition else f"; only if {key.only_if.condition}"
+    return f"  {key.name} ({key.kind}; {_as_text(key.default)}): {key.meaning}{condition}{marks[key.resume]}"
 
 
 def _as_text(default: object) -> str:

@@ -1,6 +1,15 @@
 """Configuration: typed, checked keys with their meaning, read from YAML and overridden as ``key.sub=value``."""
 
-from ammnet_sparse.config.keys import describe_keys, flat_plain, flat_values, given_keys, overridden_keys
+from ammnet_sparse.config.keys import (
+    Key,
+    changed_keys,
+    describe_keys,
+    flat_plain,
+    flat_values,
+    given_keys,
+    keys_without_effect,
+    overridden_keys,
+)
 from ammnet_sparse.config.reading import (
     ConfigError,
     config_from_dict,
@@ -19,6 +28,7 @@ from ammnet_sparse.config.sections import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    Resume,
     SyntheticConfig,
     TrainingConfig,
 )
@@ -29,16 +39,20 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "Fusion",
+    "Key",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Resume",
     "SyntheticConfig",
     "TrainingConfig",
+    "changed_keys",
     "config_from_dict",
     "describe_keys",
     "flat_plain",
     "flat_values",
     "given_keys",
+    "keys_without_effect",
     "load_config",
     "merged",
     "overridden_keys",

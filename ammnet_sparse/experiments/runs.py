@@ -16,13 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ammnet_sparse.config import Config, ConfigError, flat_plain, load_config, save_config
+from ammnet_sparse.config import Config, ConfigError, changed_keys, flat_plain, load_config, save_config
 from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.experiments.tables import Row, Table, config_of, read_table, table_names
 from ammnet_sparse.pictures.history import History, HistoryError, read_history
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE
 from ammnet_sparse.training.interruption import signals_handled_by
-from ammnet_sparse.training.preparation import changed_keys
 
 GRACE_SECONDS = 40
 """Seconds before the deadline reserved for the current step and for saving the state."""
@@ -162,7 +161,7 @@ def settings_of(row: Row, run: RunPlan, *, settings: Settings) -> dict[str, Any]
 
 def _changed(before: Config, now: Config) -> list[str]:
     """The keys that make two configurations different runs, of which one cannot be shown as the other."""
-    keys = changed_keys(before, now)
+    keys = [key.name for key in changed_keys(before, now)]
     if before.training.validate_every != now.training.validate_every:  # which epochs can be the best
         keys.append("training.validate_every")
     if not reads_images(now.model):

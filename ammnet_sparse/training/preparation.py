@@ -1,13 +1,12 @@
 """Checks before a run: the configuration and the data."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ammnet_sparse.config import Config, ConfigError, config_from_dict, flat_plain, flat_values
+from ammnet_sparse.config import Config, ConfigError, Resume, changed_keys, config_from_dict, flat_plain, flat_values
 from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
@@ -27,53 +26,6 @@ from ammnet_sparse.models.weights.efficientnet import installed_weights, is_pack
 from ammnet_sparse.processes import num_processes
 from ammnet_sparse.sparse.convolutions import Backend
 from ammnet_sparse.training.checkpoints import CheckpointError
-
-_FIXED = (
-    "model.",
-    "data.dataset",
-    "data.split",
-    "data.validation_frames",
-    "data.validation_seed",
-    "data.train_on_all",
-    "training.batch_size",
-    "training.accumulate",
-    "training.seed",
-    "adversarial.enabled",
-)
-"""Keys that a resumed run cannot change: the state, or the order of frames, depends on them."""
-_FREE = (
-    "data.synthetic_root",
-    "data.synthetic.",
-    "data.workers",
-    "data.cache_features",
-    "data.on_device",
-    "model.image_encoder_weights",
-    "training.epochs",
-    "training.recompute",
-    "training.convolution_backend",
-    "training.deterministic",
-    "training.validate_every",
-    "training.checkpoint_minutes",
-)
-"""Keys that it may change: what is trained is the same, or continues longer. The rooms exist already, as ``data.root``;
-weights of an image backbone are in the state."""
-
-_OF_IMAGES = (
-    "data.augment_2d",
-    "data.images",
-    "data.label_2d",
-    "loss.weight_2d",
-    "model.freeze_image_encoder",
-    "model.head_dropout",
-    "model.head_width",
-    "model.image_encoder_weights",
-)
-_OF_THE_GAME = (
-    "adversarial.",
-    "loss.weight_adversarial",
-    "model.discriminator_",
-    "optimizer.discriminator_learning_rate",
-)
 
 
 def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -> None:
@@ -118,31 +70,6 @@ def check_cacheable(config: Config) -> None:
             raise ConfigError(f"data.cache_features: features are kept only with {key} {expected}; change one of them")
 
 
-def keys_without_effect(config: Config, keys: Iterable[str]) -> dict[str, str]:
-    """Those of ``keys``, with other values than their defaults, that change nothing in this configuration; and why."""
-    why: dict[tuple[str, ...], str] = {}
-    if not reads_images(config.model):
-        model = config.model
-        read = "model.inputs=tsdf" if model.inputs == "tsdf" else f"model.image_encoder={model.image_encoder}"
-        why[_OF_IMAGES] = f"with {read} no color images are read"
-    if not config.adversarial.enabled:
-        why[_OF_THE_GAME] = "adversarial.enabled is false"
-    if config.data.root is not None:
-        why["data.synthetic.", "data.synthetic_root"] = "data.root names a set, so no rooms are generated"
-    if config.model.sites == "dense":
-        why["model.encoder_band",] = "with model.sites=dense every voxel is a site"
-    values, defaults = flat_values(config), flat_values(Config())
-    asked = [key for key in keys if key != "adversarial.enabled"]
-    found = {key: reason for key in asked for starts, reason in why.items() if key.startswith(starts)}
-    return {key: reason for key, reason in found.items() if values[key] != defaults[key]}
-
-
-def changed_keys(before: Config, now: Config) -> list[str]:
-    """The keys that decide what is trained, and how, in which two configurations differ."""
-    values = flat_values(before)
-    return [key for key, value in flat_values(now).items() if values[key] != value and not key.startswith(_FREE)]
-
-
 def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool = False) -> list[dict[str, Any]]:
     """Compares the configuration of a resumed run with the saved one.
 
@@ -161,13 +88,14 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
     before, now = flat_values(saved_config), flat_values(config)
     changed = changed_keys(saved_config, config)
     for key in changed:
-        kept = f"{key}: a resumed run keeps {before[key]}, found {now[key]}"
-        if key.startswith(_FIXED):
+        kept = f"{key.name}: a resumed run keeps {before[key.name]}, found {now[key.name]}"
+        if key.resume is Resume.KEPT:
             raise ConfigError(f"{kept}; to change it, start a new run with --init-from and this run's weights")
         if not may_change:
             raise ConfigError(f"{kept}; it decides what is trained: to change it anyway, add --change")
     plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
-    return [{"key": key, "before": plain["before"].get(key), "now": plain["now"].get(key)} for key in changed]
+    names = [key.name for key in changed]
+    return [{"key": name, "before": plain["before"].get(name), "now": plain["now"].get(name)} for name in names]
 
 
 def open_datasets(

@@ -220,8 +220,8 @@ def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str
         command.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for key, kind, _, meaning in describe_keys():
-        assert f"  {key} ({kind}; " in text and f"): {meaning}\n" in text
+    for key in describe_keys():
+        assert f"  {key.name} ({key.kind}; " in text and f"): {key.meaning}" in text
     assert "training.epochs (int >= 1; 150): passes over the training frames" in text
     assert "data.root (path or empty; empty): " in text
     assert "adversarial.erase_probability ([float, float]; [0.1, 0.9]): " in text

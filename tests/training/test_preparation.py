@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ammnet_sparse.config import ConfigError, config_from_dict, flat_plain
-from ammnet_sparse.training.preparation import convolution_backend, keys_without_effect
+from ammnet_sparse.config import ConfigError, config_from_dict, flat_plain, keys_without_effect
+from ammnet_sparse.training.preparation import convolution_backend
 from tests.training.support import tiny_config
 
 
