@@ -43,7 +43,7 @@ KEPT, FREE = Resume.KEPT, Resume.FREE
 def _no_images(config: "Config") -> str | None:
     model = config.model
     read = "model.inputs=tsdf" if model.inputs == "tsdf" else f"model.image_encoder={model.image_encoder}"
-    return None if model.reads_images else f"with {read} no color images are read"
+    return None if model.reads_image else f"with {read} no color images are read"
 
 
 OF_IMAGES = OnlyIf("color images are read", _no_images)
@@ -221,12 +221,12 @@ class ModelConfig(_Section):
     )
 
     @property
-    def reads_label_maps(self) -> bool:
+    def reads_label_map(self) -> bool:
         """Whether the network needs 2D label maps (``Seg2D``)."""
         return self.inputs != "tsdf" and self.image_encoder == "seg2d"
 
     @property
-    def reads_images(self) -> bool:
+    def reads_image(self) -> bool:
         """Whether the network needs color images."""
         return self.inputs != "tsdf" and self.image_encoder != "seg2d"
 

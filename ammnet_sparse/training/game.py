@@ -108,7 +108,7 @@ class AdversarialGame:
         with torch.no_grad():
             torch._foreach_copy_(self._buffers_before, self._buffers)
         scenes = [self._scene(batch, index) for index, batch in enumerate(batches)]
-        totals = _Totals.of(batches, has_image_loss=self.config.model.reads_images, class_weights=self.class_weights)
+        totals = _Totals.of(batches, has_image_loss=self.config.model.reads_image, class_weights=self.class_weights)
         is_single = len(scenes) == 1
         prediction: Prediction | None = None
         random_states: list[RandomState] = []
