@@ -101,7 +101,7 @@ install_packages() {
 }
 
 part_build() { run "$python" setup.py build_ext --inplace; }
-part_environment() { run "$python" tools/show_environment.py --device "$device"; }
+part_environment() { run "$python" -m ammnet_sparse environment --device "$device"; }
 part_convolutions() {
     local tool=("$python" tools/bench_convolutions.py --device "$device" "${of_data[@]}")
     if [ $quick -eq 1 ]; then

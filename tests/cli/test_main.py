@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,20 +17,6 @@ from ammnet_sparse.cli.configs import config_names, find_config
 from ammnet_sparse.config import ConfigError, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = {
-    "train": "train",
-    "evaluate": "evaluate",
-    "predict": "predict",
-    "report": "report",
-    "convert": "convert_checkpoint",
-    "export": "export_weights",
-    "data check": "check_data",
-    "data pack": "pack_data",
-    "data prepare": "prepare_data",
-    "data rooms": "make_rooms",
-    "environment": "show_environment",
-}
-"""Commands that are also documented as scripts of a checkout."""
 
 
 def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -96,15 +81,6 @@ def test_a_typo_gets_the_nearest_command(
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["--version"]) == 0
     assert capsys.readouterr().out == f"ammnet {ammnet_sparse.__version__}\n"
-
-
-@pytest.mark.parametrize(("name", "file"), TOOLS.items())
-def test_scripts_of_a_checkout_are_the_same_commands(name: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    script = runpy.run_path(str(REPOSITORY / "tools" / f"{file}.py"))
-    with pytest.raises(SystemExit) as ended:
-        script["main"](["--no-such-option"])
-    assert ended.value.code == 2
-    assert f"\nammnet {name}: " in capsys.readouterr().err
 
 
 def test_light_commands_do_not_import_the_network(tmp_path: Path) -> None:

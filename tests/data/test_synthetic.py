@@ -248,7 +248,7 @@ def test_folders_with_something_else_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_explains_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("sun")
-    command = [sys.executable, str(REPOSITORY / "tools" / "make_rooms.py"), str(tmp_path), "--frames", "2"]
+    command = [sys.executable, "-m", "ammnet_sparse", "data", "rooms", str(tmp_path), "--frames", "2"]
     run = subprocess.run(
         [*command, "--validation-frames", "1"],
         capture_output=True,

@@ -111,7 +111,7 @@ def test_dry_run_names_the_commands_of_a_gpu(python: Path, root: Path, tmp_path:
     assert "test_projection.py" in races and "test_modulation.py" not in races
     # What is named is there.
     tools = {word for command in commands for word in command.split() if word.startswith("tools/")}
-    assert len(tools) == 5 and all((REPOSITORY / tool).is_file() for tool in tools)
+    assert len(tools) == 4 and all((REPOSITORY / tool).is_file() for tool in tools)
 
 
 def test_results_are_appended_and_packed_as_they_come(python: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
     python tools/setup/carry_packages.py build/carried plyfile pydantic   these
     tools/gpu_check.sh --packages build/carried ...                       there: installs them
 
-Dependencies are not followed: which of them the machine has is not known here. tools/show_environment.py names there
+Dependencies are not followed: which of them the machine has is not known here. `ammnet environment` names there
 what is still lacking. A wheel of more than --repack MiB (spconv's has 80) becomes a .tar.xz, about two thirds as large.
 
 Exit code: 0 everything is there, 1 something cannot be had.

@@ -1,24 +1,15 @@
 """The check of a set, and its command."""
 
 import dataclasses
-import runpy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ammnet_sparse.cli.data_check import main
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.folder import DataError, FrameFolder
 from tests.data.frames import GRID, random_frame, write_frame, write_list, write_npz, write_set
-
-CHECK_DATA = Path(__file__).resolve().parents[3] / "tools" / "check_data.py"
-
-
-@pytest.fixture(scope="module")
-def main() -> Callable[[list[str]], int]:
-    command: Callable[[list[str]], int] = runpy.run_path(str(CHECK_DATA))["main"]
-    return command
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -125,7 +116,6 @@ def test_another_convention_is_warned_of(tmp_path: Path) -> None:
 
 def test_command(
     tmp_path: Path,
-    main: Callable[[list[str]], int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

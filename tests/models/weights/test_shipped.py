@@ -27,7 +27,7 @@ from ammnet_sparse.models.weights.shipped import (
 def test_shipped_weights_are_small_and_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert DEFAULT_WEIGHTS in shipped_names()
     limits = {"nyu_rgb_w64": 16e6, "nyu_depth_w64": 3e6}
-    limits |= dict.fromkeys(("nyu_seg2d_w64", "nyu_seg2d_w64_all", "nyu_seg2d_w128"), 12e6)
+    limits |= dict.fromkeys(("nyu_seg2d_w64", "nyu_seg2d_w128"), 12e6)
     assert shipped_names() == sorted(limits)
     assert all((FOLDER / f"{name}.safetensors").stat().st_size <= limit for name, limit in limits.items())
     assert find_weights(DEFAULT_WEIGHTS) == FOLDER / f"{DEFAULT_WEIGHTS}.safetensors"
