@@ -74,7 +74,7 @@ asan: $(stamp)
 
 emulate: $(stamp)
 	@echo '== CUDA kernels on the CPU, under AddressSanitizer'
-	sh tools/emulate.sh $(python) $(ARGS)
+	sh tests/ops/emulation/run.sh $(python) $(ARGS)
 
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'

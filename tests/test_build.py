@@ -44,22 +44,10 @@ def test_every_source_is_built(build: SimpleNamespace, monkeypatch: pytest.Monke
     extensions = build.kernel_extensions()
     assert [extension.name for extension in extensions] == ["ammnet_sparse._kernels_cpu", "ammnet_sparse._kernels_cuda"]
     sources = {Path(source) for extension in extensions for source in extension.sources}
-    for_devices = {path for path in Path("csrc").rglob("*") if path.suffix in (".cpp", ".cu")}
-    runtime = set(Path("csrc/emulation").glob("*.cpp"))
-    assert sources == for_devices - runtime and runtime
+    assert sources == {path for path in Path("csrc").rglob("*") if path.suffix in (".cpp", ".cu")}
     operators = {"projection", "fill_empty", "perturbation", "one_hot", "modulation", "normalization", "gather"}
     assert operators == {source.stem.removesuffix("_backward") for source in sources if source.suffix == ".cpp"}
     assert operators <= {source.stem for source in sources if source.suffix == ".cu"}
-
-
-def test_every_cuda_source_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.syspath_prepend(str(REPOSITORY / "tools" / "setup"))
-    emulation = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "tools" / "setup" / "emulation.py")))
-    assert {Path(source) for source in emulation.sources() if source.endswith(".cu")} == set(Path("csrc").rglob("*.cu"))
-    command = emulation.emulation_toolchain(Path("torch"), sanitizers=["-fsanitize=address"]).compile
-    # CUDA's header is that of csrc/emulation, and no toolkit is asked for.
-    assert "-Icsrc/emulation" in command and "-DAMMNET_SPARSE_EMULATION" in command and "-fsanitize=address" in command
 
 
 def test_sources_need_only_the_headers_that_are_asked_for(build: SimpleNamespace) -> None:

@@ -3,7 +3,7 @@
 
 #include "../common.h"
 #if defined(AMMNET_SPARSE_EMULATION)
-#include "../emulation/launch.h"
+#include <emulation/launch.h>
 #else
 #include "launch.h"
 #endif

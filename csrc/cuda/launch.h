@@ -1,4 +1,5 @@
-// Launches on the device of a tensor, and how kernels are registered. csrc/emulation/launch.h has the same for a CPU.
+// Launches on the device of a tensor, and how kernels are registered.
+// tests/ops/emulation/launch.h has the same for a CPU.
 #pragma once
 
 #include "../common.h"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ammnet_sparse.ops import kernel_libraries
-from tests.ops.emulation import Emulated
+from tests.ops.emulation.kernels import Emulated
 from tests.ops.support import EMULATION, References
 
 IMPLEMENTATIONS = ["emulated"] if EMULATION else ["reference", "compiled"]

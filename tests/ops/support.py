@@ -14,7 +14,7 @@ from ammnet_sparse.ops import gather, modulation, normalization, perturbation, p
 from ammnet_sparse.ops.fill_empty import _fill_empty_backward_reference, _fill_empty_reference
 
 EMULATION = os.environ.get("AMMNET_SPARSE_EMULATION", "")
-"""The library of the CUDA kernels for the CPU where they are to be tested (emulation.py), else nothing."""
+"""The library of the CUDA kernels for the CPU where they are to be tested (emulation/), else nothing."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 DEVICE_KERNELS = [

@@ -26,7 +26,7 @@ from ammnet_sparse.ops import (
     shuffle_categories,
 )
 from tests.generated import given, settings, st
-from tests.ops.emulation import Emulated, has_kernel
+from tests.ops.emulation.kernels import Emulated, has_kernel
 from tests.ops.support import DEVICE_KERNELS, EMULATION, FLOAT_TYPES, INTEGER_TYPES, OPS, REFERENCES, References
 from tests.tolerances import tolerances
 

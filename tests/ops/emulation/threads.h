@@ -1,4 +1,4 @@
-// Blocks and threads of a GPU on one thread of the CPU, for csrc/emulation/cuda_runtime.h.
+// Blocks and threads of a GPU on one thread of the CPU, for cuda_runtime.h.
 #pragma once
 
 #include <array>

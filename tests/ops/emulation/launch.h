@@ -2,7 +2,7 @@
 // they take nothing's place: ammnet_sparse_emulation::<name> has the schema of ammnet_sparse::<name>.
 #pragma once
 
-#include "../common.h"
+#include "../../../csrc/common.h"
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

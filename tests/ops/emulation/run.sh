@@ -1,15 +1,15 @@
 #!/bin/sh
-# Runs the tests of the operators with the CUDA kernels on the CPU (csrc/emulation), under AddressSanitizer and
+# Runs the tests of the operators with the CUDA kernels on the CPU, under AddressSanitizer and
 # UndefinedBehaviorSanitizer: once with the threads in ascending order, once in an order that a seed shuffles.
-# usage: tools/emulate.sh [PYTHON [pytest arguments]]       (make emulate calls it)
+# usage: tests/ops/emulation/run.sh [PYTHON [pytest arguments]]       (make emulate calls it)
 # AMMNET_SPARSE_EMULATION_SEED=S: one run only, with this seed. Neither CUDA nor a GPU is needed.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../../.."
 
 python=${1:-.venv/bin/python}
 [ $# -eq 0 ] || shift
 compiler=${CXX:-c++}
-"$python" tools/setup/emulation.py
+"$python" tests/ops/emulation/build.py
 
 # Python itself is not built for it, so the run-time libraries come first; what Python never frees is no leak of ours.
 # shellcheck disable=SC2086
@@ -27,6 +27,6 @@ if [ -n "${AMMNET_SPARSE_EMULATION_SEED-}" ]; then
     run "$@"
 else
     run "$@"
-    # What test_emulation.py looks at does not depend on the seed, and opcheck looks at no values.
-    AMMNET_SPARSE_EMULATION_SEED=8332 run --ignore tests/ops/test_emulation.py -k "not opcheck" "$@"
+    # What test_faults.py looks at does not depend on the seed, and opcheck looks at no values.
+    AMMNET_SPARSE_EMULATION_SEED=8332 run --ignore tests/ops/emulation/test_faults.py -k "not opcheck" "$@"
 fi

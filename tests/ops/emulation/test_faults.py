@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
 pytestmark = pytest.mark.emulation
 
 
@@ -19,10 +19,9 @@ def implementation() -> None:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("faults") / "faults"
-    csrc = REPOSITORY / "csrc" / "emulation"
     command = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-O1", "-g1", "-fsanitize=address", "-x", "c++"]
-    sources = [str(Path(__file__).with_name("faults.cu")), str(csrc / "threads.cpp")]
-    subprocess.run([*command, f"-I{csrc}", *sources, "-o", str(path)], env=environment(), check=True, timeout=300)
+    sources = [str(HERE / "faults.cu"), str(HERE / "threads.cpp")]
+    subprocess.run([*command, f"-I{HERE}", *sources, "-o", str(path)], env=environment(), check=True, timeout=300)
     return path
 
 

@@ -1,4 +1,4 @@
-// Kernels with a fault each, for test_emulation.py: what the emulation says of them. Usage: faults NAME
+// Kernels with a fault each, for test_faults.py: what the emulation says of them. Usage: faults NAME
 #include <cuda_runtime.h>
 
 #include <cstdio>

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU (csrc/emulation), as one more implementation of the operators for CPU tensors.
+"""The CUDA kernels on the CPU, as one more implementation of the operators for CPU tensors.
 
 ``make emulate`` builds their library and names it in the environment variable AMMNET_SPARSE_EMULATION. They are
 operators of a namespace of their own, ``ammnet_sparse_emulation``, with the schemas of the package's; ``Emulated``

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compiles the CUDA kernels of csrc/cuda with the C++ compiler, to run on a CPU (csrc/emulation).
+"""Compiles the CUDA kernels of csrc/cuda with the C++ compiler, to run on a CPU.
 
-    python tools/setup/emulation.py                   into build/emulation, watched by the sanitizers of GCC
-    python tools/setup/emulation.py --no-sanitizers   into build/emulation/plain, to run in any process, by any compiler
+    python tests/ops/emulation/build.py                   into build/emulation, watched by the sanitizers of GCC
+    python tests/ops/emulation/build.py --no-sanitizers   into build/emulation/plain, for any process and compiler
 
 Neither CUDA nor a GPU is needed. Every .cu of csrc/cuda is compiled. ``make emulate`` runs the tests of the operators
-with it; tests/ops/emulation.py loads it where AMMNET_SPARSE_EMULATION names it.
+with it; kernels.py loads it where AMMNET_SPARSE_EMULATION names it.
 """
 
 import argparse
@@ -13,7 +13,11 @@ import os
 import sys
 from pathlib import Path
 
-from build_kernels import (
+from setuptools import Extension
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPOSITORY / "tools" / "setup"))
+from build_kernels import (  # noqa: E402
     SOURCES,
     BuildSkipped,
     Toolchain,
@@ -25,15 +29,14 @@ from build_kernels import (
     torch_link_flags,
     version_line,
 )
-from setuptools import Extension
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = Path("tests") / "ops" / "emulation"
 FOLDER = Path("build") / "emulation"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="emulation.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--no-sanitizers", action="store_true", help="without AddressSanitizer and UBSan")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="default: %(default)s")
     options = parser.parse_args()
@@ -42,7 +45,7 @@ def main() -> int:
     try:
         library = build(folder, sanitizers=[] if options.no_sanitizers else SANITIZERS)
     except BuildSkipped as reason:
-        print(f"emulation.py: {reason}", file=sys.stderr)
+        print(f"{Path(__file__).name}: {reason}", file=sys.stderr)
         return 1
     print(f"== built {library}")
     return 0
@@ -50,7 +53,9 @@ def main() -> int:
 
 def build(folder: Path, *, sanitizers: list[str]) -> Path:
     """Compiles and links the library in ``folder``. Raises BuildSkipped."""
-    extension = Extension("emulation", sources=sources(), depends=sorted(str(path) for path in SOURCES.rglob("*.h")))
+    extension = Extension(
+        "emulation", sources=sources(), depends=sorted(str(path) for path in [*SOURCES.rglob("*.h"), *HERE.glob("*.h")])
+    )
     toolchain = emulation_toolchain(find_torch(), sanitizers=sanitizers)
     print(f"== CUDA kernels for the CPU with {toolchain.description}", flush=True)
     objects = compile_all(extension, folder / "objects", toolchain=toolchain)
@@ -61,7 +66,7 @@ def build(folder: Path, *, sanitizers: list[str]) -> Path:
 
 def sources() -> list[str]:
     """Every CUDA file, and what it runs on."""
-    return sorted(str(path) for path in [*SOURCES.glob("cuda/*.cu"), *SOURCES.glob("emulation/*.cpp")])
+    return sorted(str(path) for path in [*SOURCES.glob("cuda/*.cu"), *HERE.glob("*.cpp")])
 
 
 def emulation_toolchain(torch_folder: Path, *, sanitizers: list[str]) -> Toolchain:
@@ -77,8 +82,9 @@ def emulation_toolchain(torch_folder: Path, *, sanitizers: list[str]) -> Toolcha
             "-O1",
             "-g1",
             "-DAMMNET_SPARSE_EMULATION",
-            # In place of CUDA's own header of that name.
-            f"-I{SOURCES / 'emulation'}",
+            # cuda_runtime.h in place of CUDA's own header of that name, and emulation/launch.h.
+            f"-I{HERE}",
+            f"-I{HERE.parent}",
             # Vectors of 16 bytes are read where elements lie.
             "-fno-strict-aliasing",
             "-Wall",
