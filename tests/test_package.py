@@ -105,12 +105,6 @@ def test_what_is_no_python_is_packaged(tmp_path: Path) -> None:
     assert all((tmp_path / "wheel" / name).read_bytes() == (REPOSITORY / name).read_bytes() for name in names)
 
 
-def test_every_page_of_the_documentation_stands_in_its_navigation() -> None:
-    """What `make docs` would complain about, without building the site."""
-    navigation = re.findall(r"^ +- .*: (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
-    assert sorted(navigation) == sorted(path.name for path in (REPOSITORY / "docs").glob("*.md"))
-
-
 def test_imports_from_any_folder(tmp_path: Path) -> None:
     program = "import ammnet_sparse, ammnet_sparse.config as c; print(ammnet_sparse.__version__, c.load_config().loss)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
