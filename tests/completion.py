@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from ammnet_sparse.config import config_from_dict
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import save_weights
 
 INTRINSICS = (518.9, 518.9, 319.5, 239.5)
@@ -18,7 +18,7 @@ def small_weights(folder: Path, *, inputs: str = "tsdf") -> Path:
     torch.manual_seed(0)
     config = config_from_dict({"model": {"width": 8, "stem_widths": [3, 8], "inputs": inputs}}, source="test").model
     path = folder / "small.safetensors"
-    save_weights(path, build_generator(config).state_dict(), model_config=config, metadata={})
+    save_weights(path, AMMNet(config).state_dict(), model_config=config, metadata={})
     return path
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, either
-from ammnet_sparse.models.image_encoders import build_segformer_backbone
+from ammnet_sparse.models.image_encoders import SegFormerB2
 from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
 from ammnet_sparse.models.weights.conversion import (
     Conversion,
@@ -104,7 +104,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
 def _read_backbone(path: Path, conversion: Conversion) -> dict[str, Tensor]:
     if _BACKBONE not in conversion.missing_parts:
         raise ConversionError("holds an image backbone of its own; omit --image-encoder-weights")
-    loaded = read_backbone_weights(build_segformer_backbone(), path)
+    loaded = read_backbone_weights(SegFormerB2(conversion.model_config), path)
     return {f"{_BACKBONE}.{name}": value for name, value in loaded.state_dict.items()}
 
 

@@ -47,7 +47,6 @@ from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
     check_labels,
     open_set,
-    reads_label_maps,
     split_ids,
 )
 from ammnet_sparse.evaluation.tables import format_table
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(format_table({name: scores, **baselines}))
     for remark in scores.remarks():
         print(remark)
-    if reads_label_maps(config):
+    if config.reads_label_map:
         print(LABEL_MAP_NOTE)
     if lost is not None:
         print(f"\n{lost.describe()}")

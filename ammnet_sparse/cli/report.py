@@ -42,7 +42,7 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.sets.folder import DataError, validation_ids
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, check_labels, open_set, reads_label_maps
+from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, check_labels, open_set
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
 from ammnet_sparse.pictures.page import Scene, write_page
@@ -180,7 +180,7 @@ def _introduction(history: History, config: Config, remark: str) -> str:
         rows[f"last, epoch {latest['epoch']}"] = latest["validation"]
         frames = html.escape(str(latest["validation"]["frames"]))
         parts.append(f"<h2>Validation, {frames} frames, percent</h2>\n{table_html(rows)}")
-        if reads_label_maps(config.model):
+        if config.model.reads_label_map:
             parts.append(f"<p>{html.escape(LABEL_MAP_NOTE)}</p>")
     else:
         parts.append("<p>No validation yet.</p>")

@@ -21,16 +21,6 @@ LABEL_MAP_NOTE = (
 """Shown with every figure of a network that reads label maps."""
 
 
-def reads_label_maps(config: ModelConfig) -> bool:
-    """Whether the network needs 2D label maps (``Seg2D``)."""
-    return config.inputs != "tsdf" and config.image_encoder == "seg2d"
-
-
-def reads_images(config: ModelConfig) -> bool:
-    """Whether the network needs color images."""
-    return config.inputs != "tsdf" and config.image_encoder != "seg2d"
-
-
 def open_set(
     root: str | Path, *, dataset: Literal["nyu", "nyucad"], config: ModelConfig, for_pictures: bool = False
 ) -> FrameSource:
@@ -40,7 +30,7 @@ def open_set(
         DataError: no set, or one without that input.
     """
     others = None if for_pictures else False
-    needs_label_map, needs_image = reads_label_maps(config), reads_images(config)
+    needs_label_map, needs_image = config.reads_label_map, config.reads_image
     source = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
     try:
         return open_frames(
@@ -113,7 +103,7 @@ def check_inputs(config: ModelConfig, *, has_color: bool, has_label_map: bool) -
     Raises:
         DataError: the network reads a label map or a color image, and there is none; with advice.
     """
-    if reads_label_maps(config) and not has_label_map:
+    if config.reads_label_map and not has_label_map:
         raise DataError(
             "label map: expected one, which these weights read (model.image_encoder: seg2d), found none. Either\n"
             "  - use weights that read what you have: --checkpoint nyu_rgb_w64 reads the color image, nyu_depth_w64 "
@@ -123,16 +113,16 @@ def check_inputs(config: ModelConfig, *, has_color: bool, has_label_map: bool) -
             "6 furniture, 7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
             "Of zeros (void) it runs too, but then shape alone must tell the classes"
         )
-    if reads_images(config) and not has_color:
+    if config.reads_image and not has_color:
         raise DataError(
             "color image: expected one, which these weights read, found none; give one (--color), or use weights that "
             "read depth alone, such as the shipped nyu_depth_w64"
         )
     notes = []
-    if has_label_map and not reads_label_maps(config):
+    if has_label_map and not config.reads_label_map:
         notes.append("label map: these weights do not read it; the shipped nyu_seg2d_w64 does")
-    if has_color and not reads_images(config):
-        reading = "the label map" if reads_label_maps(config) else "depth alone"
+    if has_color and not config.reads_image:
+        reading = "the label map" if config.reads_label_map else "depth alone"
         notes.append(
             f"color image: these weights do not read it (they read {reading}), only pictures show it; the shipped "
             "nyu_rgb_w64 does"

@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 from ammnet_sparse.config import Config, ConfigError, changed_keys, flat_plain, load_config, save_config
-from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.experiments.tables import Row, Table, config_of, read_table, table_names
 from ammnet_sparse.pictures.history import History, HistoryError, read_history
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, STATE
@@ -164,7 +163,7 @@ def _changed(before: Config, now: Config) -> list[str]:
     keys = [key.name for key in changed_keys(before, now)]
     if before.training.validate_every != now.training.validate_every:  # which epochs can be the best
         keys.append("training.validate_every")
-    if not reads_images(now.model):
+    if not now.model.reads_image:
         return [key for key in keys if key != "data.augment_2d"]  # changes nothing
     if before.model.image_encoder_weights != now.model.image_encoder_weights:
         keys.append("model.image_encoder_weights")

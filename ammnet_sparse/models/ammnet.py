@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -12,18 +13,15 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.models.decoder import Decoder
-from ammnet_sparse.models.freezing import freeze_encoders
-from ammnet_sparse.models.image_branches import ImageBranch
+from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, LabelMapStem
 from ammnet_sparse.models.inputs import (
     SitePlan,
-    encoder_sites,
     not_free_mask,
     plan_sites,
     pooled_state,
 )
-from ammnet_sparse.models.recomputation import set_recompute
 from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
-from ammnet_sparse.sparse.blocks import RecomputeLevel
+from ammnet_sparse.sparse.blocks import RecomputeLevel, set_recompute
 from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
@@ -32,6 +30,8 @@ EMPTY_LOGIT = 20.0
 """Logit of class empty at voxels that were not computed, the others being 0: empty with probability 1 - 2e-8."""
 CHUNK_SIZE = 16384
 """Voxels decoded at a time outside training."""
+ENCODER_NAMES = (LabelMapStem.name, ImageEncoder.name, "tsdf_encoder")
+"""Names of the encoders in the network's state dict; it has at most two of them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,41 +83,46 @@ class Prediction:
 
 
 class AMMNet(nn.Module):
-    """The generator; made by ``build.build_generator``.
+    """The network that completes scenes, randomly initialized; no file is read and nothing is downloaded.
+
+    ``from_pretrained`` loads trained weights. In a run the weights follow from torch's random state, those of the
+    ``Discriminator`` after these.
 
     Args:
-        image_branch: reads the 2D input; None for a network that reads the TSDF alone.
-        tsdf_encoder: None for a network that reads images alone.
-        decoder: what joins them.
-        config: the configuration of the parts, stored in files of weights; the network itself reads the grid, the
-            kind of sites and whether encoders are frozen.
+        config: the configuration of its parts, stored in files of weights.
 
     Attributes:
-        metadata: origin of loaded weights (``load_model``): training configuration, data, epochs,
-            figures, version, as text; empty for a newly built network.
-        label_map_stem, image_encoder: the trained module of ``image_branch`` under its name in files; a
-            network has at most one of the two.
+        metadata: origin of loaded weights: training configuration, data, epochs, figures, version, as text; empty for
+            a newly built network.
+        label_map_stem, image_encoder: the encoder of the 2D input under its name in files; at most one is not None.
+        tsdf_encoder: None for a network that reads images alone.
     """
 
-    def __init__(
-        self,
-        image_branch: ImageBranch | None,
-        tsdf_encoder: TSDFEncoder | None,
-        decoder: Decoder,
-        *,
-        config: ModelConfig,
-    ) -> None:
+    label_map_stem: LabelMapStem | None
+    image_encoder: ImageEncoder | None
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_branch = image_branch
-        if image_branch is not None:
-            self.add_module(image_branch.name, image_branch.module)
-        self.tsdf_encoder = tsdf_encoder
-        self.decoder = decoder
+        self.label_map_stem = self.image_encoder = None
+        if config.inputs != "tsdf":
+            encoder = ENCODERS[config.image_encoder](config)
+            setattr(self, encoder.name, encoder)
+        self.tsdf_encoder = TSDFEncoder(config) if config.inputs != "image" else None
+        self.decoder = Decoder(config)
         self.keeps_recipes = False
         self.metadata: dict[str, str] = {}
         if config.freeze_encoders:
             freeze_encoders(self)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, sites: Literal["sparse", "dense"] | None = None, device: torch.device | str = "cpu"
+    ) -> "AMMNet":
+        """A trained network in evaluation mode: shipped ones by name (``list_models``) or a file, as ``load_model``."""
+        from ammnet_sparse.models.weights.loading import load_model
+
+        return load_model(name, sites=sites, device=device)
 
     def train(self, mode: bool = True) -> "AMMNet":
         """As ``nn.Module.train``, but frozen encoders stay in evaluation mode."""
@@ -133,17 +138,16 @@ class AMMNet(nn.Module):
         ``full``: whole stages, stems, upsampling and the head of an image encoder.
         """
         self.keeps_recipes = level != "off"
-        standing_alone = [] if self.decoder.tsdf_down is None else list(self.decoder.tsdf_down)
-        set_recompute(self, level, standing_alone=standing_alone)
+        set_recompute(self, level)
 
-    def forward(self, batch: Batch, *, voxels: Voxels | SiteSet | SitePlan | None = None) -> Prediction:
+    def forward(self, batch: Batch, *, voxels: Voxels | SitePlan | None = None) -> Prediction:
         """Predicts the classes of a batch's voxels.
 
         Args:
             batch: frames on the configuration's grid, with the 2D input that it names.
             voxels: which to compute: the scored voxels (default in training mode; without labels, those with label
-                weight), all that are not observed to be free (default in evaluation mode), all, or given sites of
-                the full grid. ``sites: dense``, SENet and CBAM compute all and predict all, whatever is given, but
+                weight), all that are not observed to be free (default in evaluation mode), all, or sites planned
+                before. ``sites: dense``, SENet and CBAM compute all and predict all, whatever is given, but
                 with "not_free", which leaves out those observed to be free; it is not their default.
 
         Raises:
@@ -156,17 +160,18 @@ class AMMNet(nn.Module):
         with recipes_kept(self.keeps_recipes):
             return self._predict(batch, voxels)
 
-    def _predict(self, batch: Batch, voxels: Voxels | SiteSet | SitePlan | None) -> Prediction:
+    def _predict(self, batch: Batch, voxels: Voxels | SitePlan | None) -> Prediction:
         dtype = self.decoder.classifier.weight.dtype
         plan = self._plan(batch, voxels)
         sites, targets = plan.encoder, plan.voxels
         state = pooled_state(batch).to(dtype) if self.decoder.state_projection is not None else None
-        image = None if self.image_branch is None else self.image_branch(batch, sites, dtype=dtype)
-        tsdf_features = None
+        features = class_logits = tsdf_features = None
+        if (encoder := self.label_map_stem or self.image_encoder) is not None:
+            features, class_logits = encoder.features_at(batch, sites, dtype=dtype)
         if self.tsdf_encoder is not None:
             tsdf_features = self.tsdf_encoder(sites.gather(batch.tsdf.to(dtype)), sites, state=state)
         voxel_logits = self.decoder(
-            None if image is None else image.features,
+            features,
             tsdf_features,
             sites=sites,
             voxels=targets,
@@ -176,33 +181,32 @@ class AMMNet(nn.Module):
         if voxels == "not_free" and targets.is_full:
             targets = sites_from_mask(not_free_mask(batch).view(batch.batch_size, *batch.grid_shape))
             voxel_logits = voxel_logits.index_select(0, targets.linear)
-        if image is None:
-            return Prediction(voxel_logits, targets)
-        return Prediction(voxel_logits, targets, class_logits_2d=image.class_logits, image_size=image.image_size)
+        image_size = None if class_logits is None else batch.image_shape
+        return Prediction(voxel_logits, targets, class_logits_2d=class_logits, image_size=image_size)
 
-    def _plan(self, batch: Batch, voxels: Voxels | SiteSet | SitePlan | None) -> SitePlan:
-        if isinstance(voxels, SitePlan | SiteSet):
-            targets = voxels if isinstance(voxels, SiteSet) else voxels.voxels
-            found, expected = (targets.batch_size, *targets.spatial_shape), (batch.batch_size, *batch.grid_shape)
+    def _plan(self, batch: Batch, voxels: Voxels | SitePlan | None) -> SitePlan:
+        """The encoder sites, and the voxels to decode."""
+        if isinstance(voxels, SitePlan):
+            sites, expected = voxels.voxels, (batch.batch_size, *batch.grid_shape)
+            found = (sites.batch_size, *sites.spatial_shape)
             if found != expected:
                 raise ValueError(f"voxels: expected sites of the batch's grid {expected}, found sites of {found}")
-        elif voxels is None:
-            voxels = "scored" if self.training else "not_free"
-        elif voxels not in get_args(Voxels):
-            raise ValueError(f"voxels: expected {', '.join(get_args(Voxels))}, sites or None, found {voxels!r}")
-        is_dense = self.config.sites == "dense"
-        is_whole = is_dense or voxels == "all" or self.decoder.reads_whole_volume
-        with_band = self.config.encoder_band
-        if voxels in ("scored", "not_free") and not is_whole:
-            mask = batch.scored_mask if voxels == "scored" else not_free_mask(batch)
-            plan = plan_sites(batch, mask, is_dense=False, with_band=with_band)
-            if len(plan.voxels) == 0:
-                raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
-            return plan
-        if isinstance(voxels, SitePlan):
-            encoder = voxels.encoder
-        else:
-            encoder = encoder_sites(batch, is_dense=is_dense, with_band=with_band)
-        if is_whole or isinstance(voxels, str):
-            return SitePlan(encoder, full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device))
-        return SitePlan(encoder, voxels if isinstance(voxels, SiteSet) else voxels.voxels)
+            if not self.decoder.reads_whole_volume:
+                return voxels
+            return SitePlan(voxels.encoder, full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device))
+        voxels = voxels or ("scored" if self.training else "not_free")
+        if voxels not in get_args(Voxels):
+            raise ValueError(f"voxels: expected {', '.join(get_args(Voxels))}, a plan or None, found {voxels!r}")
+        if voxels == "all" or self.decoder.reads_whole_volume:
+            return plan_sites(batch, None, self.config)
+        plan = plan_sites(batch, batch.scored_mask if voxels == "scored" else not_free_mask(batch), self.config)
+        if len(plan.voxels) == 0:
+            raise ValueError(f"frames {', '.join(batch.frame_ids) or '(unnamed)'}: no {voxels} voxel to predict")
+        return plan
+
+
+def freeze_encoders(network: nn.Module) -> None:
+    """The encoders get no gradients and stay in evaluation mode until ``train`` is called (Figure 2)."""
+    for name, encoder in network.named_children():
+        if name in ENCODER_NAMES:
+            encoder.requires_grad_(False).eval()

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ammnet_sparse.config import Fusion as FusionKind
-from ammnet_sparse.models.fusion import ModulationGradient, build_fusion
-from ammnet_sparse.models.tsdf_encoder import StateProjection, add_state, take_sites
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.fusion import build_fusion, kinds_of_fusion
+from ammnet_sparse.models.tsdf_encoder import add_state, state_projection, take_sites
 from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Up, cells_under
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import add
@@ -15,40 +15,26 @@ from ammnet_sparse.sparse.sites import SiteSet
 class Decoder(nn.Module):
     """Features of the inputs at the encoder sites -> class logits at any voxels.
 
-    Args:
-        width: C, channels of the features.
-        num_classes: channels of the logits.
-        dropout: probability of channel dropout before the classifier.
-        state_channels: of every 1/2 cell, added to the output of the first stage; 0: none.
-        fusion1: M1, joins two inputs; None for a single input.
-        fusion2, fusion3: M2 at half and M3 at full resolution, which need the TSDF features; None: the identity.
-        gradient: of M1 (Table 5).
+    ``modulation_gradient`` concerns M1: Table 5 studies the network that has M1 only, and detaching all three would
+    leave the TSDF encoder without any gradient.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_classes: int,
-        dropout: float,
-        state_channels: int = 0,
-        fusion1: FusionKind | None = "modulation",
-        fusion2: FusionKind | None = "modulation",
-        fusion3: FusionKind | None = "modulation",
-        gradient: ModulationGradient = "full",
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.modulation1 = build_fusion(fusion1, width=width, gradient=gradient) if fusion1 else None
+        width = config.width
+        first, second, third = kinds_of_fusion(config)
+        gradient = config.modulation_gradient if config.modulation1 else "full"
+        self.modulation1 = build_fusion(first, width=width, gradient=gradient) if first else None
         self.stage_half = Stage(width, width)
-        self.state_projection = StateProjection(state_channels, width) if state_channels else None
+        self.state_projection = state_projection(config)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
         self.up_full = Up(width, width)
-        self.modulation2 = build_fusion(fusion2, width=width) if fusion2 else None
-        self.modulation3 = build_fusion(fusion3, width=width) if fusion3 else None
+        self.modulation2 = build_fusion(second, width=width) if second else None
+        self.modulation3 = build_fusion(third, width=width) if third else None
         self.tsdf_down: nn.ModuleList | None = None
         self.tsdf_down_up: Up | None = None
-        if fusion2 or fusion3:
+        if second or third:
             self.tsdf_down = nn.ModuleList(
                 [
                     DDRBlock(width, width // 4, expansion=4, stride=2),
@@ -56,9 +42,9 @@ class Decoder(nn.Module):
                 ]
             )
             self.tsdf_down_up = Up(2 * width, width)
-        self.tsdf_up = Up(width, width) if fusion3 else None
-        self.dropout = ChannelDropout(dropout)
-        self.classifier = PointwiseConv3d(width, num_classes, bias=True)
+        self.tsdf_up = Up(width, width) if third else None
+        self.dropout = ChannelDropout(config.decoder_dropout)
+        self.classifier = PointwiseConv3d(width, config.num_classes, bias=True)
 
     @property
     def reads_whole_volume(self) -> bool:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ammnet_sparse.models.recomputation import set_recompute
-from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel, set_recompute
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet
@@ -13,11 +13,12 @@ from ammnet_sparse.sparse.sites import SiteSet
 class Discriminator(nn.Module):
     """Scores scenes of ``num_classes`` channels, one-hot or logits; positive means real."""
 
-    def __init__(self, num_classes: int, *, width: int, grid_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.grid_shape = grid_shape
+        self.grid_shape = config.grid_shape
+        width = config.discriminator_width
         self.keeps_recipes = False
-        self.embed = PointwiseConv3d(num_classes, width, bias=False)
+        self.embed = PointwiseConv3d(config.num_classes, width, bias=False)
         self.blocks = nn.ModuleList(
             [
                 DDRBlock(width, width // 4, expansion=4, stride=2),
@@ -26,14 +27,14 @@ class Discriminator(nn.Module):
                 DDRBlock(2 * width, width // 2, expansion=4),
             ]
         )
-        x, height, y = (size // 12 for size in grid_shape)
+        x, height, y = (size // 12 for size in config.grid_shape)
         self.hidden = nn.Linear(2 * width * x * height * y, 2 * width)
         self.score = nn.Linear(2 * width, 1)
 
     def set_recompute(self, level: RecomputeLevel) -> None:
         """Which activations the backward pass recomputes; levels as of ``AMMNet.set_recompute``."""
         self.keeps_recipes = level != "off"
-        set_recompute(self, level, standing_alone=list(self.blocks))
+        set_recompute(self, level)
 
     def forward(self, features: Tensor, sites: SiteSet, *, num_groups: int = 1) -> Tensor:
         """Logits [B, 1] that scenes are real, differentiable in the features.

@@ -1,7 +1,6 @@
 """How features of the image and of the TSDF are joined: the paper's modulation and the alternatives of Table S2.
 
-Every module works on site-major features [N, C], so that the sparse network and the dense reference share it;
-densely, every voxel is a site.
+Every module works on site-major features [N, C].
 """
 
 from typing import Literal
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Fusion as FusionKind
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.ops import modulate
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.sites import SiteSet
@@ -47,7 +47,7 @@ class Modulation(Fusion):
     * ``fusion_only`` keeps the feature fusion: add + mod(sg F_R, sg F_T) - sg(add), the value of modulation; F_R
       and F_T get the gradients of addition, the convolutions of scale and bias those of eq. 2;
     * ``detached``: mod with scale and bias of sg(F_T). Through M1 the TSDF features then get no gradient at all: in a
-      sparse or dense network that has M1 alone the TSDF encoder stays as initialized. Not a row of Table 5.
+      network that has M1 alone the TSDF encoder stays as initialized. Not a row of Table 5.
     """
 
     def __init__(self, width: int, *, gradient: ModulationGradient = "full") -> None:
@@ -164,6 +164,20 @@ def build_fusion(kind: FusionKind, *, width: int, gradient: ModulationGradient =
     if kind == "highway":
         return Highway(width)
     raise ValueError(f"fusion: expected modulation, add, concat, senet, cbam or highway, found {kind!r}")
+
+
+def kinds_of_fusion(config: ModelConfig) -> tuple[FusionKind | None, FusionKind | None, FusionKind | None]:
+    """The kinds of M1, M2 and M3, None for one that is left out.
+
+    M1 joins two inputs (off: addition, eq. 1); M2 and M3 need the TSDF features.
+    """
+    reads_tsdf = config.inputs != "image"
+    first: FusionKind = config.fusion if config.modulation1 else "add"
+    return (
+        first if config.inputs == "both" else None,
+        config.fusion if config.modulation2 and reads_tsdf else None,
+        config.fusion if config.modulation3 and reads_tsdf else None,
+    )
 
 
 def modulation_inputs(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
 from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
@@ -31,33 +32,28 @@ class SitePlan:
     voxels: SiteSet
 
 
-def plan_sites(batch: Batch, voxels: Tensor, *, is_dense: bool, with_band: bool = False) -> SitePlan:
-    """Plans the encoder sites and those of a mask ``voxels`` [B, V] bool, with one wait for the device.
+def plan_sites(batch: Batch, voxels: Tensor | None, config: ModelConfig) -> SitePlan:
+    """Plans the encoder sites and the voxels to decode, with one wait for the device.
 
     Args:
-        is_dense: every voxel is a site, regardless of the mask.
-        with_band: see ``encoder_mask``.
+        voxels: [B, V] bool, those to decode; None: every voxel.
+        config: with ``sites: dense`` every voxel is a site and decoded; ``encoder_band`` as in ``encoder_mask``.
 
     Raises:
         ValueError: no voxel of the batch is hit by a pixel.
     """
-    if is_dense:
-        every = full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
+    shape = (batch.batch_size, *batch.grid_shape)
+    every = full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
+    if config.sites == "dense":
         return SitePlan(every, every)
-    mask = voxels.view(batch.batch_size, *batch.grid_shape)
-    encoder, decoded = planned_sites([encoder_mask(batch, with_band=with_band), mask])
-    return SitePlan(_checked(encoder, batch), decoded)
-
-
-def encoder_sites(batch: Batch, *, is_dense: bool, with_band: bool = False) -> SiteSet:
-    """Sites of ``encoder_mask``; every voxel if ``is_dense``.
-
-    Raises:
-        ValueError: no voxel of the batch is hit by a pixel.
-    """
-    if is_dense:
-        return full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
-    return _checked(planned_sites([encoder_mask(batch, with_band=with_band)])[0], batch)
+    masks = [encoder_mask(batch, with_band=config.encoder_band)]
+    if voxels is not None:
+        masks.append(voxels.view(shape))
+    encoder, *decoded = planned_sites(masks)
+    if len(encoder) == 0:
+        names = ", ".join(batch.frame_ids) or "(unnamed)"
+        raise ValueError(f"frames {names}: expected voxels that a pixel hits, found none in the mapping")
+    return SitePlan(encoder, decoded[0] if decoded else every)
 
 
 def encoder_mask(batch: Batch, *, with_band: bool = False) -> Tensor:
@@ -67,13 +63,6 @@ def encoder_mask(batch: Batch, *, with_band: bool = False) -> Tensor:
         distance = unflipped_tsdf(batch).abs().squeeze(1)
         mask = mask | ((distance > 0) & (distance < FREE_TSDF))
     return mask
-
-
-def _checked(sites: SiteSet, batch: Batch) -> SiteSet:
-    if len(sites) == 0:
-        names = ", ".join(batch.frame_ids) or "(unnamed)"
-        raise ValueError(f"frames {names}: expected voxels that a pixel hits, found none in the mapping")
-    return sites
 
 
 def not_free_mask(batch: Batch) -> Tensor:
@@ -96,7 +85,10 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype:
         ValueError: a batch without label maps; on the CPU also pixels outside of them and classes out of range.
     """
     if batch.label_map is None:
-        raise ValueError("batch.label_map: expected [B, rows, columns], found None")
+        raise ValueError(
+            "batch.label_map: the model reads 2D label maps (image_encoder: seg2d), found none; "
+            "give the set a Seg2D folder or use a model with an image encoder"
+        )
     pixel = batch.mapping.flatten().index_select(0, sites.linear).long()
     num_pixels = batch.label_map.shape[1] * batch.label_map.shape[2]
     _check_below(pixel, num_pixels, what="batch.mapping: pixels of batch.label_map", frame_ids=batch.frame_ids)
@@ -110,10 +102,10 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype:
         ) from error
 
 
-def project_to_sites(features: Tensor, batch: Batch, sites: SiteSet, *, image_size: tuple[int, int]) -> Tensor:
+def project_to_sites(features: Tensor, batch: Batch, sites: SiteSet) -> Tensor:
     """2D features [B, C, rows / 4, columns / 4] at the mapped pixel of each site, empty channels filled -> [N, C]."""
     pixel = batch.mapping.flatten().index_select(0, sites.linear)
-    projected = project_features(features, pixel, sites.batch_index, image_size=image_size)
+    projected = project_features(features, pixel, sites.batch_index, image_size=batch.image_shape)
     return fill_empty(projected, neighbor_rows(sites))
 
 

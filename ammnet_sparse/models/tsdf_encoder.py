@@ -1,9 +1,9 @@
 """The TSDF encoder: spatial context at 1/2 and 1/4, features at the encoder sites."""
 
-from typing import Literal
-
 from torch import Tensor, nn
 
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.inputs import STATE_CHANNELS
 from ammnet_sparse.sparse.blocks import ChannelDropout, ElementDropout, Stage, Stem, Up, cells_under
 from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import SiteSet
@@ -24,25 +24,25 @@ class StateProjection(nn.Linear):
             nn.init.normal_(self.weight)
 
 
+def state_projection(config: ModelConfig) -> StateProjection | None:
+    """None where there is no state: on dense sites, and without the TSDF, where hit voxels are all of the input."""
+    has_state = config.sites == "sparse" and config.inputs != "image"
+    return StateProjection(STATE_CHANNELS, config.width) if has_state else None
+
+
 class TSDFEncoder(nn.Module):
     """TSDF at the encoder sites -> features F_T at the encoder sites."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        stem_widths: tuple[int, int],
-        dropout: float,
-        state_channels: int,
-        dropout_kind: Literal["element", "channel"] = "element",
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.stem = Stem(1, stem_widths, out_channels=width)
+        width = config.width
+        self.stem = Stem(1, config.stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
-        self.state_projection = StateProjection(state_channels, width) if state_channels else None
+        self.state_projection = state_projection(config)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
-        self.dropout = ChannelDropout(dropout) if dropout_kind == "channel" else ElementDropout(dropout)
+        dropout = ChannelDropout if config.dropout_kind == "channel" else ElementDropout
+        self.dropout = dropout(config.encoder_dropout)
         self.up_full = Up(width, width)
 
     def forward(self, tsdf: Tensor, sites: SiteSet, *, state: Tensor | None) -> Tensor:

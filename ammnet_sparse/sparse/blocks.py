@@ -265,6 +265,22 @@ class Up(Recomputable):
         return normalized
 
 
+def set_recompute(network: nn.Module, level: RecomputeLevel, *, is_inside: bool = False) -> None:
+    """Sets which parts of a network the backward pass recomputes as a whole (``training.recompute``).
+
+    Args:
+        level: ``blocks``: DDR blocks; ``full``: the outermost parts, that is stages, stems, upsampling, the head of an
+            image encoder, and DDR blocks outside of stages.
+        is_inside: the network is part of one that ``full`` recomputes.
+    """
+    for child in network.children():
+        is_part = isinstance(child, Recomputable)
+        if isinstance(child, Recomputable):
+            is_block = level == "blocks" and isinstance(child, DDRBlock)
+            child.is_recomputed = is_block or (level == "full" and not is_inside)
+        set_recompute(child, level, is_inside=is_inside or is_part)
+
+
 def cells_under(sites: SiteSet) -> SiteSet:
     """The cells at half the resolution that ``Up`` reads for these sites."""
     return cells_read(sites, UP_KERNEL, half_shape(sites.spatial_shape))

@@ -330,8 +330,7 @@ class _Scene:
         self.dtype = dtype
         scored = batch.scored_mask
         self.truth = batch.label.masked_fill(~scored, IGNORE_LABEL)
-        is_dense = config.sites == "dense"
-        self.plan = plan_sites(batch, scored, is_dense=is_dense, with_band=config.encoder_band)
+        self.plan = plan_sites(batch, scored, config)
         self.sites = self.plan.voxels
         num_scored = int(scored.sum()) if self.sites.is_full else len(self.sites)
         if num_scored < 2:  # what batch normalization needs

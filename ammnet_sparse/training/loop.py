@@ -20,7 +20,6 @@ from ammnet_sparse.data.usable import usable_mask, why_unusable
 from ammnet_sparse.data.workers import WorkerError
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
-from ammnet_sparse.evaluation.selection import reads_images
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
@@ -127,7 +126,7 @@ class Run:
         self.saves.unobserved = unobserved_in(self.validation_set, config)
         if not resume:
             is_encoder_replaced = initial_weights is not None and not only_shared
-            reads_encoder = reads_images(config.model) and not is_encoder_replaced
+            reads_encoder = config.model.reads_image and not is_encoder_replaced
             encoder_weights = config.model.image_encoder_weights if reads_encoder else None
             self.saves.trained_before = sorted(lists_before([initial_weights, encoder_weights], config))
         self._left_out: set[str] = set()

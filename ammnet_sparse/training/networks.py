@@ -10,13 +10,9 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.config import Config, ModelConfig
-from ammnet_sparse.evaluation.selection import reads_images
-from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.ammnet import ENCODER_NAMES, AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.freezing import ENCODERS
-from ammnet_sparse.models.image_encoders import ImageEncoder, load_encoder_weights
-from ammnet_sparse.models.weights.efficientnet import installed_weights, is_packaged
+from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import (
@@ -68,31 +64,19 @@ def build_networks(
         WeightsError: weights that cannot be read or do not fit.
     """
     torch.manual_seed(config.training.seed)
-    networks = Networks(build_generator(config.model), build_discriminator(config.model))
-    if reads_images(config.model) and not is_resumed:
-        backbone = config.model.image_encoder_weights
-        is_given = initial_weights is not None and not only_shared
-        if backbone is None and not is_given and is_packaged(config.model.image_encoder):
-            backbone = installed_weights(config.model.image_encoder)
-        if backbone is not None:
-            load_image_backbone(networks.generator, backbone)
+    networks = Networks(AMMNet(config.model), Discriminator(config.model))
+    encoder = networks.generator.image_encoder
+    if encoder is not None and not is_resumed:
+        weights = config.model.image_encoder_weights
+        if weights is None and (initial_weights is None or only_shared):
+            weights = encoder.installed_weights()
+        if weights is not None:
+            load_encoder_weights(encoder, weights)
     if initial_weights is not None:
         initialize_from(networks, initial_weights, only_shared=only_shared)
     networks.generator.set_recompute(config.training.recompute)
     networks.discriminator.set_recompute(config.training.recompute)
     return networks
-
-
-def load_image_backbone(network: AMMNet, path: str | Path) -> None:
-    """Loads ImageNet weights into the backbone of a network that reads color images; a fine-tuned head too.
-
-    Raises:
-        WeightsError: a file that cannot be read or does not fit, or a network without image encoder.
-    """
-    encoder = getattr(network, "image_encoder", None)
-    if not isinstance(encoder, ImageEncoder):
-        raise WeightsError(f"{path}: expected a network with an image encoder, found none to load the backbone into")
-    load_encoder_weights(encoder, path)
 
 
 def initialize_from(networks: Networks, path: str | Path, *, only_shared: bool = False) -> None:
@@ -121,7 +105,7 @@ def initialize_from(networks: Networks, path: str | Path, *, only_shared: bool =
         discriminator = {}
         state = {
             name: value
-            for encoder in ENCODERS
+            for encoder in ENCODER_NAMES
             for name, value in state.items()
             if name.startswith(f"{encoder}.") and names_of(encoder, expected)
         }
@@ -170,7 +154,7 @@ def _as_override(value: object) -> str:
 
 
 def _warn_of_random_backbone(network: AMMNet, state: Mapping[str, Tensor], path: str | Path) -> None:
-    needs_one = reads_images(network.config) and network.config.freeze_image_encoder
+    needs_one = network.config.reads_image and network.config.freeze_image_encoder
     is_given = network.config.image_encoder_weights is not None or bool(names_of("image_encoder.backbone", state))
     if needs_one and not is_given:
         warnings.warn(

@@ -19,10 +19,10 @@ from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.data.volumes.tsdf import Unobserved
-from ammnet_sparse.evaluation.selection import check_labels, reads_images, reads_label_maps
+from ammnet_sparse.evaluation.selection import check_labels
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.image_encoders import ImageEncoder, build_image_encoder, load_encoder_weights
-from ammnet_sparse.models.weights.efficientnet import installed_weights, is_packaged
+from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
+from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.processes import num_processes
 from ammnet_sparse.sparse.convolutions import Backend
 from ammnet_sparse.training.checkpoints import CheckpointError
@@ -41,7 +41,7 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
         check_cacheable(config)
     if model.num_classes != NUM_CLASSES:
         raise ConfigError(f"model.num_classes: the data have {NUM_CLASSES} classes, found {model.num_classes}")
-    if reads_label_maps(model) and model.num_label_map_classes < NUM_LABEL_MAP_CLASSES:
+    if model.reads_label_map and model.num_label_map_classes < NUM_LABEL_MAP_CLASSES:
         raise ConfigError(
             f"model.num_label_map_classes: the data have {NUM_LABEL_MAP_CLASSES}, found {model.num_label_map_classes}"
         )
@@ -49,9 +49,8 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
         return
     if model.freeze_encoders:
         raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
-    if reads_images(model) and model.freeze_image_encoder and model.image_encoder_weights is None:
-        if is_packaged(model.image_encoder):
-            installed_weights(model.image_encoder)  # raises if they are not installed
+    if model.reads_image and model.freeze_image_encoder and model.image_encoder_weights is None:
+        if image_encoder_class(model).installed_weights() is not None:  # raises if they are not installed
             return
         raise ConfigError(
             f"model.image_encoder_weights: a frozen {model.image_encoder} needs ImageNet weights, found none; name a "
@@ -62,7 +61,7 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
 def check_cacheable(config: Config) -> None:
     """Raises ConfigError if the features of the image backbone differ between epochs."""
     for key, is_wrong, expected in (
-        ("model.image_encoder", not reads_images(config.model), "a network that reads images"),
+        ("model.image_encoder", not config.model.reads_image, "a network that reads images"),
         ("model.freeze_image_encoder", not config.model.freeze_image_encoder, "true"),
         ("data.augment_2d", config.data.augment_2d, "false"),
     ):
@@ -124,7 +123,7 @@ def open_datasets(
     # Other lists of the set may contain frames that were never downloaded.
     check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
     truth_2d = None
-    if data.label_2d is not None and reads_images(model):
+    if data.label_2d is not None and model.reads_image:
         truth_2d = Truth2D(data.label_2d)
         truth_2d.check([*training, *validation])
     if data.cache_features:
@@ -168,7 +167,7 @@ def open_encoder_datasets(
         ConfigError: a configuration without an image encoder or ``data.label_2d``.
         DataError: as ``open_datasets``.
     """
-    if not reads_images(config.model):
+    if not config.model.reads_image:
         raise ConfigError(f"model.image_encoder: expected a network for images, found {config.model.image_encoder}")
     if config.data.label_2d is None:
         raise ConfigError("data.label_2d: expected the folder of dense 2D truth that the encoder learns, found none")
@@ -186,22 +185,13 @@ def build_encoder(config: Config) -> ImageEncoder:
         WeightsError: weights that cannot be read or do not fit.
     """
     model = config.model
-    weights = model.image_encoder_weights
-    if weights is None and is_packaged(model.image_encoder):
-        weights = installed_weights(model.image_encoder)
+    weights = model.image_encoder_weights or image_encoder_class(model).installed_weights()
     if weights is None:
         raise ConfigError(
             f"model.image_encoder_weights: {model.image_encoder} starts from ImageNet weights, found none; name a file"
         )
-    assert model.image_encoder != "seg2d"
-    encoder = build_image_encoder(
-        kind=model.image_encoder,
-        width=model.head_width or model.width,
-        num_classes=model.num_classes,
-        dropout=model.head_dropout,
-        dropout_kind=model.dropout_kind,
-        is_frozen=False,
-    )
+    changes = {"width": model.head_width or model.width, "freeze_image_encoder": False}
+    encoder = image_encoder_class(model)(model.model_copy(update=changes))
     load_encoder_weights(encoder, weights)
     return encoder
 
@@ -210,8 +200,8 @@ def with_image_stages(
     frames: EpochDataset, config: Config, network: AMMNet, *, device: torch.device, show_progress: bool
 ) -> StageDataset:
     """The frames with the features of the network's frozen image backbone (``data.cache_features``)."""
-    encoder = network.get_submodule("image_encoder")
-    assert isinstance(encoder, ImageEncoder)
+    encoder = network.image_encoder
+    assert encoder is not None
     encoder.eval()
     source = open_source(config)
     return StageDataset(frames, source, extract=encoder.extract_stages, device=device, progress=show_progress)
@@ -235,18 +225,18 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
         data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
     )
     check_labels(plain)
-    if not reads_images(model) and not reads_label_maps(model):
+    if not model.reads_image and not model.reads_label_map:
         return plain
-    if reads_images(model) and not with_image:
+    if model.reads_image and not with_image:
         return plain
-    if reads_images(model) and data.images is not None:
+    if model.reads_image and data.images is not None:
         return FramesWithImages(plain, data.images)
     try:
         return open_frames(
             data.root,
             dataset=data.dataset,
-            read_image=reads_images(model),
-            read_label_map=reads_label_maps(model),
+            read_image=model.reads_image,
+            read_label_map=model.reads_label_map,
             grid_shape=model.grid_shape,
         )
     except DataError as error:

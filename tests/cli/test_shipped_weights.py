@@ -11,7 +11,7 @@ import torch
 from ammnet_sparse.cli.main import run
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_model
 from ammnet_sparse.models.weights.shipped import shipped_names
@@ -212,7 +212,7 @@ def test_export_refuses_another_ending_before_it_reads_anything(
 def test_values_beyond_half_precision_are_refused(
     export: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = build_generator(ModelConfig(width=8, stem_widths=(3, 8), grid_shape=GRID, discriminator_width=8))
+    network = AMMNet(ModelConfig(width=8, stem_widths=(3, 8), grid_shape=GRID, discriminator_width=8))
     with torch.no_grad():
         network.decoder.classifier.weight.fill_(1e6)
     path = tmp_path / "wild.safetensors"

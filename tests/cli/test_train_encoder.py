@@ -11,8 +11,11 @@ from PIL import Image
 from ammnet_sparse.cli import evaluate, train
 from ammnet_sparse.cli import train_encoder as command
 from ammnet_sparse.cli.train_encoder import main
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.files.tensors import read_tensors_header
-from ammnet_sparse.models.image_encoders import ImageEncoder, build_backbone, build_image_encoder, load_encoder_weights
+from ammnet_sparse.models.image_encoders import ImageEncoder
+from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
+from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.files import lists_trained_on
 from ammnet_sparse.training import records
 from ammnet_sparse.training.encoder import EncoderSettings
@@ -30,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
     write_list(root / "train.txt", ["0001", "0002", "0003"])
     write_list(root / "val.txt", ["0003"])
-    torch.save(build_backbone("efficientnet_lite0").state_dict(), root / "imagenet.pth")
+    torch.save(EfficientNetLite0.build_backbone().state_dict(), root / "imagenet.pth")
     return root
 
 
@@ -60,9 +63,7 @@ def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, caps
     assert main([*options, *keys(root)]) == 0
     said = capsys.readouterr().out
     assert "1 steps of 2 images, 1 epochs" in said and "1 validation frames: 2D mIoU" in said
-    encoder = build_image_encoder(
-        kind="efficientnet_lite0", width=8, head_width=12, num_classes=12, dropout=0.1, is_frozen=True
-    )
+    encoder = EfficientNetLite0(ModelConfig(width=8, head_width=12))
     assert load_encoder_weights(encoder, out)
     given = torch.load(root / "imagenet.pth", weights_only=True)
     assert not encoder.backbone.state_dict()["conv_stem.weight"].equal(given["conv_stem.weight"])

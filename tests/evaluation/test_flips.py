@@ -10,7 +10,7 @@ from ammnet_sparse.data.augmentation import move_voxels
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.symmetry import Symmetry
 from ammnet_sparse.evaluation.flips import NumFlips, mean_over_flips, move_batch, symmetries
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from tests.data.frames import random_frame
 from tests.training.support import tiny_batch, tiny_config
 
@@ -93,7 +93,7 @@ def test_unlike_axes_cannot_be_exchanged() -> None:
 def test_network_predicts_alike_for_every_orientation_of_a_batch() -> None:
     """With flips the mean is equivariant, which one forward pass of a network is not."""
     torch.manual_seed(0)
-    network = build_generator(tiny_config().model).eval()
+    network = AMMNet(tiny_config().model).eval()
     batch = tiny_batch((1,))
 
     def score(turned: Batch) -> Tensor:

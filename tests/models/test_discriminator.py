@@ -9,6 +9,7 @@ from torch import Tensor
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from tests.models.scenes import small_config
 
 GRID = (12, 12, 24)
 CLASSES = 5
@@ -16,10 +17,8 @@ CLASSES = 5
 
 def make_discriminator(recompute: str = "off") -> Discriminator:
     torch.manual_seed(0)
-    discriminator = Discriminator(CLASSES, width=8, grid_shape=GRID).double().train()
-    discriminator.keeps_recipes = recompute != "off"
-    for block in discriminator.blocks:
-        block.is_recomputed = recompute == "blocks"
+    discriminator = Discriminator(small_config(num_classes=CLASSES, grid_shape=GRID)).double().train()
+    discriminator.set_recompute(recompute)
     return discriminator
 
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from bench.dense_reference.network import DenseAMMNet, DenseModulation
 from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.build import build_dense_generator
-from ammnet_sparse.models.dense import DenseModulation
 from ammnet_sparse.models.fusion import CBAM, Concatenation, Highway, Modulation, SqueezeExcitation, build_fusion
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 from tests.models.scenes import some_scene
@@ -92,7 +91,7 @@ def gradients_by_name(gradient: str, **modulations: bool) -> dict[str, bool]:
         **modulations,  # type: ignore[arg-type]
     )
     torch.manual_seed(5)
-    network = build_dense_generator(config)
+    network = DenseAMMNet(config)
     network(some_scene(2, grid=(12, 12, 12))).logits.square().sum().backward()
     parts = {
         "F_R": network.label_map_stem,

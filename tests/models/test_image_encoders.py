@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ammnet_sparse.models.image_encoders import (
-    ImageEncoder,
-    build_image_encoder,
-    build_segformer_backbone,
-    load_backbone_weights,
-)
-from ammnet_sparse.models.image_head import ImageFeatures, ImageHead
-from ammnet_sparse.models.weights.backbones import published_to_timm, timm_to_published
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.image_encoders import ENCODERS
+from ammnet_sparse.models.image_encoders.head import ImageFeatures, ImageHead
+from ammnet_sparse.models.image_encoders.segformer import published_to_timm, timm_to_published
+from ammnet_sparse.models.weights.backbones import load_backbone_weights
 from ammnet_sparse.models.weights.errors import WeightsError
+from tests.models.encoders import SmallSegFormer, small_encoder
 
-DEPTHS, WIDTHS, NUM_HEADS, REDUCTIONS = (1, 2, 1, 1), (8, 16, 40, 64), (1, 2, 5, 8), (8, 4, 2, 1)
+DEPTHS, WIDTHS = SmallSegFormer.depths, SmallSegFormer.stage_widths
+NUM_HEADS, REDUCTIONS = SmallSegFormer.num_heads, SmallSegFormer.reductions
 
 
 @pytest.fixture(autouse=True)
@@ -129,11 +128,6 @@ def _to_tokens(features: Tensor) -> Tensor:
 
 def _to_map(tokens: Tensor, rows: int) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (rows, -1))
-
-
-def small_encoder(*, is_frozen: bool = True, dropout: float = 0.5) -> ImageEncoder:
-    backbone = build_segformer_backbone(depths=DEPTHS, widths=WIDTHS, num_heads=NUM_HEADS, reductions=REDUCTIONS)
-    return ImageEncoder(backbone, ImageHead(WIDTHS, width=12, num_classes=5, dropout=dropout), is_frozen=is_frozen)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (72, 100)])
@@ -302,7 +296,7 @@ def test_evaluation_is_deterministic_and_sizes_round_up() -> None:
     encoder = small_encoder().eval()
     image = torch.randn(1, 3, 70, 101)
     first, second = encoder(image), encoder(image)
-    assert first.features.shape == (1, 12, 18, 26) and first.class_logits.shape == (1, 5, 18, 26)
+    assert first.features.shape == (1, 8, 18, 26) and first.class_logits.shape == (1, 12, 18, 26)
     assert torch.equal(first.features, second.features) and torch.equal(first.class_logits, second.class_logits)
 
 
@@ -320,26 +314,24 @@ def test_unusable_image_is_refused(image: Tensor, message: str) -> None:
         small_encoder()(image)
 
 
-@pytest.mark.parametrize("kind", ["segformer_b2", "resnet50"])
+@pytest.mark.parametrize("kind", [name for name in ENCODERS if name != "seg2d"])
 def test_published_sizes_build_and_load(kind: str, tmp_path: Path) -> None:
-    arguments = {"kind": kind, "width": 16, "num_classes": 12, "dropout": 0.5, "is_frozen": True}
-    encoder = build_image_encoder(**arguments).eval()  # type: ignore[arg-type]
+    config = ModelConfig(width=16, num_classes=7)
+    encoder = ENCODERS[kind](config).eval()
     output = encoder(torch.randn(1, 3, 96, 128))
-    assert output.features.shape == (1, 16, 24, 32) and output.class_logits.shape == (1, 12, 24, 32)
+    assert output.features.shape == (1, 16, 24, 32) and output.class_logits.shape == (1, 7, 24, 32)
     assert torch.isfinite(output.class_logits).all() and output.features.std() > 0
 
     rename = timm_to_published if kind == "segformer_b2" else str
     path = tmp_path / "weights.pth"
     torch.save({rename(name): value for name, value in encoder.backbone.state_dict().items()}, path)
-    again = build_image_encoder(**arguments)  # type: ignore[arg-type]
+    again = ENCODERS[kind](config)
     assert load_backbone_weights(again, path) == ()
     for name, value in again.backbone.state_dict().items():
         assert torch.equal(value, encoder.backbone.state_dict()[name])
 
 
 def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind: expected 'segformer_b2' or 'resnet50' or .*, found 'vgg'"):
-        build_image_encoder(kind="vgg", width=8, num_classes=12, dropout=0.5, is_frozen=True)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"stage_widths: expected 4 channel counts, found \[1, 2\]"):
         ImageHead((1, 2), width=8, num_classes=12, dropout=0.5)
     with pytest.raises(WeightsError, match=r"absent\.pth"):

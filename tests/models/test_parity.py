@@ -6,21 +6,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models import build
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.build import (
-    build_dense_discriminator,
-    build_dense_generator,
-    build_discriminator,
-    build_generator,
-)
-from ammnet_sparse.models.dense import DenseAMMNet
-from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.image_encoders import ENCODERS
 from ammnet_sparse.sparse.sites import full_sites
+from tests.models.encoders import SmallSegFormer
 from tests.models.scenes import assert_near, both, small_config, some_scene, unsettle
 
 BEFORE_NORMALIZATION = re.compile(
@@ -61,9 +56,9 @@ class Pair(NamedTuple):
 def build_pairs(config: ModelConfig, dtype: torch.dtype) -> tuple[Pair, Pair]:
     """The sparse networks on dense sites, and the reference, of the same weights."""
     torch.manual_seed(0)
-    reference = Pair(build_dense_generator(config), build_dense_discriminator(config))
+    reference = Pair(DenseAMMNet(config), DenseDiscriminator(config))
     unsettle(reference.modules)
-    network = Pair(build_generator(config.model_copy(update={"sites": "dense"})), build_discriminator(config))
+    network = Pair(AMMNet(config.model_copy(update={"sites": "dense"})), Discriminator(config))
     for part in (network, reference):
         part.modules.load_state_dict(reference.modules.state_dict())
         part.modules.to(dtype)
@@ -167,18 +162,12 @@ def test_every_option_equals_the_dense_reference(changes: dict[str, Any]) -> Non
     assert_parity(config, some_scene(2, grid=(12, 12, 12)), is_training=True, has_scores=False)
 
 
-def build_tiny_image_encoder(*, width: int, num_classes: int, is_frozen: bool, **_: Any) -> ImageEncoder:
-    backbone = build_segformer_backbone(depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), num_heads=(1, 1, 1, 1))
-    head = ImageHead((4, 4, 8, 8), width=width, num_classes=num_classes, dropout=0.5)
-    return ImageEncoder(backbone, head, is_frozen=is_frozen)
-
-
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "trained"])
 def test_a_network_that_reads_images_equals_the_dense_reference(
     is_training: bool, is_frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "build_image_encoder", build_tiny_image_encoder)
+    monkeypatch.setitem(ENCODERS, "segformer_b2", SmallSegFormer)
     config = small_config(image_encoder="segformer_b2", freeze_image_encoder=is_frozen, grid_shape=(12, 12, 12))
     assert_parity(config, some_scene(2, grid=(12, 12, 12)), is_training=is_training, has_scores=False)
 

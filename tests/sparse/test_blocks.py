@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from bench.dense_reference import blocks as dense_blocks
 from torch import Tensor, nn
 
-from ammnet_sparse.models import dense_blocks
 from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Stem, Up, cells_under
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from tests.models.scenes import assert_near, unsettle

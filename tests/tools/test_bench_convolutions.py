@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.build import build_discriminator, build_generator
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import SiteConv3d, SiteConvTranspose3d
 from tests.models.scenes import some_scene
 
@@ -25,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) -> None:
     batch = some_scene(2)
     config = ModelConfig(width=4, stem_widths=(2, 4), discriminator_width=4, grid_shape=batch.grid_shape)
-    networks = build_generator(config), build_discriminator(config)
+    networks = AMMNet(config), Discriminator(config)
     cases = bench.record_cases(*networks, batch=batch)
     layers = {
         name

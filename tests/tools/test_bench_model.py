@@ -13,10 +13,10 @@ from bench.measurement import Stopwatch, counted_layers
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.models import build
+from ammnet_sparse.models.image_encoders import ENCODERS
 from tests.data.frames import random_frame, write_frame, write_list
+from tests.models.encoders import SmallSegFormer
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
-from tests.training.test_game import small_image_encoder
 
 ROW = {
     "net",
@@ -127,7 +127,7 @@ def test_memory_against_batch(set_folder: Path, tmp_path: Path) -> None:
 
 
 def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "build_image_encoder", small_image_encoder)
+    monkeypatch.setitem(ENCODERS, "segformer_b2", SmallSegFormer)
     path = tmp_path / "bench.json"
     more = ("--input", "segformer", "--json", path, "--variants", "plain", "--frames", 1)
     assert tool("bench.model").main(arguments(set_folder, *more)) == 0

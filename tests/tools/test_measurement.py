@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator, set_dense_recompute
 from bench.measurement import (
     MIB,
     Allocations,
@@ -19,13 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.build import (
-    build_dense_discriminator,
-    build_dense_generator,
-    build_discriminator,
-    build_generator,
-)
-from ammnet_sparse.models.dense import DenseAMMNet
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import SiteConv3d
 from ammnet_sparse.sparse.kernel_maps import Kernel
 from ammnet_sparse.sparse.sites import sites_from_mask
@@ -55,9 +51,9 @@ def test_products_on_sites_are_the_pairs_that_exist() -> None:
 def test_a_narrow_network_counts_for_a_wide_one(is_dense: bool) -> None:
     batch = some_scene(1)
     found = []
-    builders = (build_generator, build_discriminator)
+    builders = (AMMNet, Discriminator)
     if is_dense:
-        builders = (build_dense_generator, build_dense_discriminator)  # type: ignore[assignment]
+        builders = (DenseAMMNet, DenseDiscriminator)  # type: ignore[assignment]
     wide = both(*(build(small_config(width=16)) for build in builders))
     narrow = [build(small_config(width=4, stem_widths=(1, 2))) for build in builders]
     for generator, discriminator in ([build(small_config(width=16)) for build in builders], narrow):
@@ -74,7 +70,7 @@ def test_a_narrow_network_counts_for_a_wide_one(is_dense: bool) -> None:
 
 
 def test_dense_multiplications_are_those_that_torch_counts() -> None:
-    network, batch = build_dense_generator(small_config()), some_scene(2)
+    network, batch = DenseAMMNet(small_config()), some_scene(2)
     with torch.no_grad(), counted_layers(network) as counts, FlopCounterMode(display=False) as flops:
         network(batch)
     assert 2 * sum(counts.multiplications(network).values()) == flops.get_total_flops()
@@ -85,7 +81,7 @@ def test_sums_by_group_keep_the_order() -> None:
     assert list(summed(values, group_of=lambda name: name[0]).items()) == [("b", 5), ("a", 2)]
 
 
-@pytest.mark.parametrize("build", [build_generator, build_dense_generator])
+@pytest.mark.parametrize("build", [AMMNet, DenseAMMNet])
 def test_kept_activations_are_those_that_autograd_saves(build: Callable[[ModelConfig], nn.Module]) -> None:
     """What is alive after the forward pass against what saved tensors' hooks see, where neither misses anything."""
     network, batch = build(small_config(width=16)), some_scene(2)
@@ -153,11 +149,11 @@ def test_what_hooks_and_checkpoints_do_not_keep_is_not_counted() -> None:
 
 def test_recomputation_of_the_dense_network_keeps_less_and_changes_no_gradient() -> None:
     torch.manual_seed(0)
-    network, batch = build_dense_generator(small_config(encoder_dropout=0, decoder_dropout=0)).double(), some_scene(1)
+    network, batch = DenseAMMNet(small_config(encoder_dropout=0, decoder_dropout=0)).double(), some_scene(1)
     results = []
     for is_recomputed in (False, True):
         network.zero_grad()
-        network.set_recompute(is_recomputed)
+        set_dense_recompute(network, is_recomputed)
         with Allocations(network) as allocations:
             logits = network(batch).logits
         kept = allocations.kept([logits]).num_bytes()

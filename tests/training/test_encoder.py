@@ -13,19 +13,14 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from ammnet_sparse.config import Config, ConfigError, load_config
+from ammnet_sparse.config import Config, ConfigError, ModelConfig, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.image_folder import Truth2D
-from ammnet_sparse.models.image_encoders import (
-    ImageEncoder,
-    build_backbone,
-    load_encoder_weights,
-    stage_widths,
-)
-from ammnet_sparse.models.image_head import ImageHead
+from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder
+from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.training.encoder import (
     EncoderSettings,
@@ -88,9 +83,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small_encoder(*, width: int = 8, out_width: int | None = None, is_frozen: bool = False) -> ImageEncoder:
     torch.manual_seed(1)
-    backbone = build_backbone("efficientnet_lite0")
-    head = ImageHead(stage_widths(backbone), width=width, num_classes=12, dropout=0.1, out_width=out_width)
-    return ImageEncoder(backbone, head, is_frozen=is_frozen)
+    config = ModelConfig(width=out_width or width, head_width=width, head_dropout=0.1, freeze_image_encoder=is_frozen)
+    return ENCODERS["efficientnet_lite0"](config)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import CompletionMetrics
-from ammnet_sparse.models import build
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.image_encoders import ImageEncoder, ImageHead, build_segformer_backbone
+from ammnet_sparse.models.image_encoders import ENCODERS
+from ammnet_sparse.models.inputs import SitePlan, plan_sites
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.game import AdversarialGame
@@ -29,6 +30,7 @@ from ammnet_sparse.training.losses import (
     scored_weight,
 )
 from ammnet_sparse.training.optimization import Optimization
+from tests.models.encoders import SmallSegFormer
 from tests.training.support import both, differing, make_game, state_of, tiny_batch, tiny_config
 
 
@@ -290,7 +292,7 @@ def test_gradient_penalty_is_the_mean_over_batches(batch: Batch) -> None:
 def test_gradient_penalty_and_its_gradient_are_those_of_the_gradient(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     shape = (36, 36, 36)
-    discriminator = Discriminator(12, width=8, grid_shape=shape).to(dtype)
+    discriminator = Discriminator(ModelConfig(discriminator_width=8, grid_shape=shape)).to(dtype)
     here = full_sites(2, shape, torch.device("cpu"))
     coarse = torch.randint(12, (2, 1, 6, 6, 6)).where(torch.rand(2, 1, 6, 6, 6) < 0.3, 0)
     truth = F.one_hot(F.interpolate(coarse.double(), scale_factor=6).long().flatten(), 12).to(dtype)
@@ -363,7 +365,7 @@ def test_generator_learns_through_the_updated_discriminator(batch: Batch) -> Non
     def expected_gradients(discriminator: Any) -> dict[str, Tensor]:
         network = copy.deepcopy(twin).train()
         sites = scored_sites(batch)
-        prediction = network(batch, voxels=sites)
+        prediction = network(batch, voxels=SitePlan(plan_sites(batch, None, network.config).encoder, sites))
         loss = scene_cross_entropy(prediction, batch, label_smoothing=0.2) / scored_weight(batch)
         score = discriminator(prediction.voxel_logits, sites)
         (loss + 0.7 * F.binary_cross_entropy_with_logits(score, torch.ones_like(score))).backward()
@@ -380,13 +382,6 @@ def test_generator_learns_through_the_updated_discriminator(batch: Batch) -> Non
     assert distance(expected_gradients(stale)) > 1e-4
 
 
-def small_image_encoder(*, width: int, num_classes: int, dropout: float, **others: Any) -> ImageEncoder:
-    widths = (4, 8, 12, 16)
-    backbone = build_segformer_backbone(depths=(1, 1, 1, 1), widths=widths, num_heads=(1, 1, 1, 1))
-    head = ImageHead(widths, width=width, num_classes=num_classes, dropout=dropout)
-    return ImageEncoder(backbone, head, is_frozen=False)
-
-
 @pytest.mark.parametrize(
     ("image", "class_weights"), [(False, []), (True, []), (False, [0.3, *range(1, 12)])], ids=["", "image", "weights"]
 )
@@ -398,7 +393,7 @@ def test_accumulation_equals_one_large_batch(
     model: dict[str, Any] = {}
     if image:
         model = {"image_encoder": "segformer_b2", "freeze_image_encoder": False}
-        monkeypatch.setattr(build, "build_image_encoder", small_image_encoder)
+        monkeypatch.setitem(ENCODERS, "segformer_b2", SmallSegFormer)
         pixels = torch.randn(4, 3, 32, 64, generator=torch.Generator().manual_seed(0))
         mapping = torch.where(frames.hit_mask, frames.mapping % (32 * 64), frames.mapping)
         frames = dataclasses.replace(frames, image=pixels, mapping=mapping)

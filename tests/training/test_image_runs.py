@@ -12,7 +12,7 @@ import ammnet_sparse
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.stage_dataset import StageDataset
-from ammnet_sparse.models.image_encoders import build_backbone
+from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.training import networks, preparation, records
 from ammnet_sparse.training.loop import Run
@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_list(root / "train.txt", IDS)
     write_list(root / "val.txt", IDS[-1:])
     torch.manual_seed(0)
-    torch.save(build_backbone("efficientnet_lite0").state_dict(), root / "backbone.pth")
+    torch.save(EfficientNetLite0.build_backbone().state_dict(), root / "backbone.pth")
     return root
 
 
@@ -68,7 +68,7 @@ def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, mon
     trained = ("head.classifier.weight", "head.reduce.weight", "head.projection1.weight")
     assert all(not after[f"image_encoder.{name}"].equal(before[f"image_encoder.{name}"]) for name in trained)
     # The file holds the backbone: neither the weights it came from nor their package are needed.
-    monkeypatch.setattr(networks, "installed_weights", lambda kind: pytest.fail("looked for a package"))
+    monkeypatch.setattr(EfficientNetLite0, "installed_weights", lambda: pytest.fail("looked for a package"))
     loaded = ammnet_sparse.load_model(tmp_path / "last.safetensors")
     assert all(loaded.state_dict()[name].equal(value) for name, value in after.items())
 
@@ -92,25 +92,25 @@ def test_features_kept_predict_as_images_do(root: Path) -> None:
 
 
 def test_packaged_weights_are_asked_for_where_none_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    asked: list[int] = []
 
-    def installed(kind: str) -> Path:
-        asked.append(kind)
+    def installed() -> Path:
+        asked.append(1)
         return root / "backbone.pth"
 
-    monkeypatch.setattr(networks, "installed_weights", installed)
+    monkeypatch.setattr(EfficientNetLite0, "installed_weights", installed)
     config = config_of(root, {}, image_encoder_weights=None)
     built = networks.build_networks(config).generator.state_dict()
     given = torch.load(root / "backbone.pth", weights_only=True)
-    assert asked == ["efficientnet_lite0"]
+    assert asked == [1]
     assert all(built[f"image_encoder.backbone.{name}"].equal(value) for name, value in given.items())
 
-    def missing(kind: str) -> Path:
-        raise WeightsError(f"{kind}: expected the package")
+    def missing() -> Path:
+        raise WeightsError("efficientnet_lite0: expected the package")
 
     networks.build_networks(config_of(root, {}, image_encoder_weights=None, inputs="tsdf"))
     networks.build_networks(config, is_resumed=True)
-    assert asked == ["efficientnet_lite0"]
-    monkeypatch.setattr(preparation, "installed_weights", missing)
+    assert asked == [1]
+    monkeypatch.setattr(EfficientNetLite0, "installed_weights", missing)
     with pytest.raises(WeightsError, match="expected the package"):
         preparation.check_runnable(config, CPU, has_weights=False)

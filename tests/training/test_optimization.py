@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ammnet_sparse.config import OptimizerConfig
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
 from ammnet_sparse.training.optimization import Optimization
 from tests.training.support import tiny_config
@@ -38,7 +38,7 @@ def run_steps(optimization: Optimization, network: nn.Module, count: int) -> lis
 
 
 def test_weight_decay_spares_biases_and_normalization() -> None:
-    network = build_generator(tiny_config().model)
+    network = AMMNet(tiny_config().model)
     optimization = optimization_of(network, weight_decay=0.05)
     decays = {
         id(value): group["weight_decay"] for group in optimization.optimizer.param_groups for value in group["params"]

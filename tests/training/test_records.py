@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.records import Records, picture_of
 from tests.training.support import tiny_batch, tiny_config
 
@@ -93,7 +93,7 @@ def test_records_begin_where_a_resumed_run_lost_its_file(tmp_path: Path) -> None
 
 
 def test_picture_is_drawn_and_kept(tmp_path: Path) -> None:
-    network = build_generator(tiny_config().model).eval()
+    network = AMMNet(tiny_config().model).eval()
     batch = tiny_batch((1,), has_image=True)
     picture = picture_of(network, batch)
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3

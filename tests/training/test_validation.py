@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import evaluate
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.training.validation import validate
 from tests.training.support import tiny_batch, tiny_config
 
@@ -14,7 +14,7 @@ from tests.training.support import tiny_batch, tiny_config
 @pytest.mark.parametrize("sites", ["sparse", "dense"])
 def test_loss_is_the_mean_over_all_scored_voxels(sites: str) -> None:
     torch.manual_seed(0)
-    network = build_generator(tiny_config(model={"sites": sites, "decoder_dropout": 0.5}).model)
+    network = AMMNet(tiny_config(model={"sites": sites, "decoder_dropout": 0.5}).model)
     batches = [tiny_batch((1, 2)), tiny_batch((3,))]
     forwards = []
     network.register_forward_hook(lambda *_: forwards.append(1))
@@ -34,7 +34,7 @@ def test_loss_is_the_mean_over_all_scored_voxels(sites: str) -> None:
 
 def test_weighted_loss_is_the_weighted_mean_over_the_set() -> None:
     torch.manual_seed(0)
-    network = build_generator(tiny_config().model)
+    network = AMMNet(tiny_config().model)
     batches = [tiny_batch((1, 2)), tiny_batch((3,))]
     weights = torch.arange(1.0, 13.0)
     device = torch.device("cpu")

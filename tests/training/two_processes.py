@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.build import build_generator
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.processes import ProcessError, joined_processes, num_processes, rank
 from ammnet_sparse.sparse.shared_statistics import share_batch_statistics
 from ammnet_sparse.training.game import AdversarialGame
@@ -70,7 +70,7 @@ def normalized_maps(maps: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
 
 def scores_of(batches: list[Batch]) -> Validation:
     torch.manual_seed(0)
-    network = build_generator(tiny_config().model)
+    network = AMMNet(tiny_config().model)
     return validate(network, batches, label_smoothing=0.2, device=torch.device("cpu"))
 
 

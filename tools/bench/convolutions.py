@@ -35,7 +35,6 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import (
     Backend,
@@ -212,8 +211,8 @@ def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any
         label_map = torch.zeros(batch.batch_size, *IMAGE_SHAPE, dtype=torch.uint8)
         batch = dataclasses.replace(batch, label_map=label_map)
     config = ModelConfig(width=options.width, image_encoder="seg2d", grid_shape=batch.grid_shape)
-    generator = build_generator(config).to(options.device)
-    discriminator = build_discriminator(config).to(options.device)
+    generator = AMMNet(config).to(options.device)
+    discriminator = Discriminator(config).to(options.device)
     cases = record_cases(generator, discriminator, batch=batch.to(options.device))
     dtype = DTYPES[options.dtype]
     rows: list[dict[str, Any]] = []

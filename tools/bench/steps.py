@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bench.dense import DenseGame
+from bench.dense_reference.game import DenseGame
+from bench.dense_reference.network import DenseAMMNet
 from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
 from bench.variants import Pair, Variant, build
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator, DensePrediction, set_dense_recompute
 from bench.measurement import (
     MIB,
     Allocations,
@@ -22,15 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ammnet_sparse.config import Config, ModelConfig, TrainingConfig, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
-from ammnet_sparse.models.build import (
-    build_dense_discriminator,
-    build_dense_generator,
-    build_discriminator,
-    build_generator,
-)
-from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction, set_dense_recompute
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.image_branches import ColorImageBranch
+from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
+from ammnet_sparse.models.image_encoders.head import ImageFeatures
 
 Net = Literal["sparse", "dense"]
 Input = Literal["seg2d", "segformer"]
@@ -119,8 +113,8 @@ class Pair(NamedTuple):
 def build_pair(net: Net, config: ModelConfig) -> Pair:
     """Random networks of a configuration."""
     if net == "sparse":
-        return Pair(build_generator(config), build_discriminator(config))
-    return Pair(build_dense_generator(config), build_dense_discriminator(config))
+        return Pair(AMMNet(config), Discriminator(config))
+    return Pair(DenseAMMNet(config), DenseDiscriminator(config))
 
 
 def build(variant: Variant, config: Config, device: torch.device) -> Pair:
@@ -170,10 +164,9 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
     narrow_model = config.model.model_copy(update={"width": 4, "stem_widths": (1, 1), "discriminator_width": 4})
     narrow = build_pair(net, narrow_model)
     encoder = {}
-    if config.model.image_encoder != "seg2d":
+    if config.model.reads_image:
         encoder = {"image encoder": _image_multiplications(config, batches[0])}
-        blank: Any = _BlankImage(narrow_model.width, config.model.num_classes)
-        narrow.generator.image_branch = ColorImageBranch(blank, kind=config.model.image_encoder)
+        narrow.generator.image_encoder = _BlankImage(narrow_model.width, config.model.num_classes)
     # All frames are alike to the dense network.
     frames = batches if net == "sparse" else batches[:1]
     with torch.no_grad(), counted_layers(narrow.modules) as counts:
@@ -190,24 +183,25 @@ def _sites(counts: LayerCounts, samples: int) -> dict[str, float]:
 
 
 def _image_multiplications(config: Config, batch: Batch) -> float:
-    network = build_dense_generator(config.model).eval()
-    assert batch.image is not None and isinstance(network.image_encoder, nn.Module)
+    encoder = image_encoder_class(config.model)(config.model).eval()
+    assert batch.image is not None
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
-        network.image_encoder(batch.image[:1].to("cpu"))
+        encoder(batch.image[:1].to("cpu"))
     return flops.get_total_flops() / 2
 
 
-class _BlankImage(nn.Module):
+class _BlankImage(ImageEncoder):
     """Replaces an image encoder: features of the right size."""
 
     def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        self.is_frozen = False
         self.channels = (width, num_classes)
 
-    def forward(self, image: Tensor) -> SimpleNamespace:
+    def forward(self, image: Tensor) -> ImageFeatures:
         size = (image.shape[0], 1, image.shape[2] // 4, image.shape[3] // 4)
         features, logits = (image.new_zeros(size).expand(-1, channels, -1, -1) for channels in self.channels)
-        return SimpleNamespace(features=features, class_logits=logits)
+        return ImageFeatures(features=features, class_logits=logits)
 
 
 def _score(pair: Pair, batch: Batch, prediction: Any) -> Tensor:

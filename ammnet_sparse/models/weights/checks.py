@@ -1,6 +1,6 @@
 """Whether tensors of a file can be the weights of a network: kind, type, shape, values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ def check_state(
     source: object,
     what: str,
     may_lack: Sequence[str] = (),
+    given_as: Mapping[str, str] | None = None,
 ) -> None:
     """Raises one error that names everything missing, unknown or unusable in a state dict.
 
@@ -71,35 +72,28 @@ def check_state(
         source: where ``state`` comes from, for messages.
         what: whose weights are expected, for messages.
         may_lack: parts (``image_encoder.backbone``, ``discriminator``) that ``state`` need not hold.
+        given_as: the names of ``state`` in the file, for messages; None: the same.
 
     Raises:
         WeightsError: missing or unknown names, wrong shapes or types, sparse, quantized or nested tensors, values
             that are not finite, negative variances.
     """
     check_plain(state, source=source)
-    known = {name: value for name, value in state.items() if name in expected}
+    shown = given_as or {name: name for name in state}
     missing = [
         name for name in expected if name not in state and not any(name.startswith(f"{part}.") for part in may_lack)
     ]
-    misshapen = [
-        f"{name} (expected {list(expected[name].shape)}, found {list(value.shape)})"
-        for name, value in known.items()
-        if value.shape != expected[name].shape
-    ]
-    problems = {
-        "missing names": missing,
-        "unknown names": [name for name in state if name not in expected],
-        "wrong shapes": misshapen,
-        "wrong types": _problems(
-            (name, type_problem(value, is_floating=expected[name].is_floating_point())) for name, value in known.items()
-        ),
-    }
-    if not any(problems.values()):
-        problems["wrong values"] = _problems((name, value_problem(name, value)) for name, value in known.items())
+    problems: dict[str, list[str]] = {"missing names": missing}
+    for name, value in state.items():
+        if name not in expected:
+            problems.setdefault("unknown names", []).append(shown[name])
+        elif value.shape != expected[name].shape:
+            sizes = f"expected {list(expected[name].shape)}, found {list(value.shape)}"
+            problems.setdefault("wrong shapes", []).append(f"{shown[name]} ({sizes})")
+        elif wrong := type_problem(value, is_floating=expected[name].is_floating_point()):
+            problems.setdefault("wrong types", []).append(f"{shown[name]} ({wrong})")
+        elif wrong := value_problem(name, value):
+            problems.setdefault("wrong values", []).append(f"{shown[name]} ({wrong})")
     if any(problems.values()):
         found = "; ".join(f"{title}: {abbreviated(names)}" for title, names in problems.items() if names)
         raise WeightsError(f"{source}: expected the weights of this {what}; found {found}")
-
-
-def _problems(found: Iterable[tuple[str, str | None]]) -> list[str]:
-    return [f"{name} ({what})" for name, what in found if what]

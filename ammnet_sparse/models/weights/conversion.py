@@ -1,7 +1,7 @@
 """Weights of the published dense AMMNet under this project's names, and the other way round.
 
 Every weight of a checkpoint is renamed, listed as unused with the reason, or an error. The expected names and
-shapes come from the dense network itself, built on torch's meta device.
+shapes come from the network with ``sites: dense``, built on torch's meta device.
 """
 
 import dataclasses
@@ -14,8 +14,10 @@ from torch import Tensor
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.files.errors import abbreviated, reason
-from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
-from ammnet_sparse.models.weights.backbones import WRAPPERS, timm_to_published
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.image_encoders.segformer import timm_to_published
+from ammnet_sparse.models.weights.backbones import WRAPPERS
 from ammnet_sparse.models.weights.checks import kind_problem, type_problem, value_problem
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.parts import join_states
@@ -272,7 +274,7 @@ def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Names and shapes of all weights of the network that the configuration describes."""
     try:
         with torch.device("meta"):
-            networks = build_dense_generator(config), build_dense_discriminator(config)
+            networks = AMMNet(config), Discriminator(config)
     # Sizes that PyTorch cannot represent raise various errors.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
         raise ConversionError(f"the shapes of the weights are not those of a network: {reason(error)}") from error

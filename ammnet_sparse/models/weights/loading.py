@@ -12,7 +12,6 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.devices import checked_device
 from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.build import build_discriminator, build_generator
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.weights.checks import check_state
 from ammnet_sparse.models.weights.errors import WeightsError
@@ -62,14 +61,14 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
     state, _ = split_state(file_state)
     # Before the network is built: tensors cannot exceed their file's size, but the configuration may claim anything.
-    expected = _state_without_memory(build_generator, config, source=path)
+    expected = _state_without_memory(AMMNet, config, source=path)
     fitted = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
     given = {name: value for name, value in fitted.items() if not value.is_meta}
     added = [name.rpartition(".")[0] for name in fitted if name not in given]
     absent = [part for part in OPTIONAL_PARTS if names_of(part, expected) and not names_of(part, state)]
     check_state(expected, given, source=path, what="AMMNet", may_lack=[*absent, *added])
     _check_absent(expected, absent, source=path)
-    network = build_generator(config)
+    network = AMMNet(config)
     state = fit_state_projections(state, network.state_dict(), trained=file_config.sites, wanted=config.sites)
     load_into(network, state, source=path, may_lack=absent)
     network.metadata = metadata
@@ -102,10 +101,8 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
             f"{path}: expected the weights of a {DISCRIMINATOR}, found none; shipped weights and files of "
             "`ammnet export` lack it, unless exported with --keep-discriminator"
         )
-    check_state(
-        _state_without_memory(build_discriminator, config, source=path), state, source=path, what="Discriminator"
-    )
-    discriminator = build_discriminator(config)
+    check_state(_state_without_memory(Discriminator, config, source=path), state, source=path, what="Discriminator")
+    discriminator = Discriminator(config)
     load_into(discriminator, state, source=path)
     return discriminator.to(device).eval()
 

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import pytest
 import safetensors.torch
 import torch
+from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator
 from torch import Tensor, nn
 
 from ammnet_sparse.cli import convert
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
-from ammnet_sparse.models.dense import DenseAMMNet
 from ammnet_sparse.models.weights.conversion import (
     ConversionError,
     convert_dense_state_dict,
@@ -64,7 +63,7 @@ class Dense(NamedTuple):
 
 
 def build_dense(config: ModelConfig) -> Dense:
-    return Dense(build_dense_generator(config).eval(), build_dense_discriminator(config).eval())
+    return Dense(DenseAMMNet(config).eval(), DenseDiscriminator(config).eval())
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +127,7 @@ def test_the_published_list_of_names_and_shapes_converts_completely() -> None:
     assert len(conversion.unused) == 13 * 3 * 6
     generator, _ = split_state(conversion.weights)
     with torch.device("meta"):
-        network = build_dense_generator(config)
+        network = DenseAMMNet(config)
     network.load_state_dict(generator, strict=True, assign=True)
     assert torch.equal(network.decoder.modulation1.scale.weight, state["complete.pre_layer_R11.weight"])
 
@@ -176,7 +175,7 @@ def test_parts_may_be_absent(published: dict[str, Tensor]) -> None:
     conversion = convert_dense_state_dict(without(published, "encoder.", "head.", "disc."), grid_shape=GRID)
     assert conversion.missing_parts == ("image_encoder.backbone", "image_encoder.head", "discriminator")
     assert {name.split(".")[0] for name in conversion.weights} == {"tsdf_encoder", "decoder"}
-    rest = build_dense_generator(conversion.model_config)
+    rest = DenseAMMNet(conversion.model_config)
     load_into(rest, conversion.weights, source="test", may_lack=conversion.missing_parts)
     assert torch.equal(rest.decoder.classifier.bias, published["complete.classify_semantic.2.1.bias"])
 
@@ -245,7 +244,7 @@ def test_the_tool_writes_a_file_that_loads(
     assert "complete.semantic_layer1.1.downsample2.1.weight" in report
     weights, config, metadata = read_weights(output)
     assert metadata == {"converted_from": "dense.pth", "missing_parts": "discriminator"}
-    loaded = build_dense_generator(config)
+    loaded = DenseAMMNet(config)
     load_into(loaded, weights, source=output, may_lack=metadata["missing_parts"].split(","))
     assert torch.equal(loaded.image_encoder.backbone.patch_embed.proj.bias, encoder["encoder.patch_embed1.proj.bias"])
 

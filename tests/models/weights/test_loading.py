@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from bench.dense_reference.network import DenseAMMNet
 from torch import Tensor
 
 import ammnet_sparse
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.build import build_dense_generator, build_discriminator, build_generator
+from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.weights import loading
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, save_weights
@@ -26,7 +27,7 @@ from tests.models.scenes import assert_near, small_config, some_scene, unsettle
 
 def saved_network(folder: Path, **changes: Any) -> tuple[Path, AMMNet]:
     torch.manual_seed(0)
-    network, discriminator = build_generator(small_config(**changes)), build_discriminator(small_config(**changes))
+    network, discriminator = AMMNet(small_config(**changes)), Discriminator(small_config(**changes))
     unsettle(network)
     path = folder / "network.safetensors"
     state = join_states(network.state_dict(), discriminator.state_dict())
@@ -84,7 +85,7 @@ def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) ->
     with pytest.warns(UserWarning, match="trained with model.sites=sparse, used with dense; expect worse predictions"):
         loaded = load_model(path, sites="dense")
     assert loaded.config.sites == "dense" and not any("state_projection" in name for name in loaded.state_dict())
-    reference = build_dense_generator(loaded.config).eval()
+    reference = DenseAMMNet(loaded.config).eval()
     kept = {name: value for name, value in network.state_dict().items() if "state_projection" not in name}
     reference.load_state_dict(kept)
     assert_near(logits_of(loaded), logits_of(reference), tolerance=1e-4, name="logits")
@@ -205,8 +206,8 @@ def test_a_width_that_metadata_claim_takes_no_memory(
         assert torch.empty(0).device.type == "meta"
         return build(config)
 
-    monkeypatch.setattr(loading, "build_generator", functools.partial(only_without_memory, build_generator))
-    monkeypatch.setattr(loading, "build_discriminator", functools.partial(only_without_memory, build_discriminator))
+    for network_class in (AMMNet, Discriminator):
+        monkeypatch.setattr(loading, network_class.__name__, functools.partial(only_without_memory, network_class))
     load = load_discriminator if "discriminator_width" in changes else load_model
     with pytest.raises(WeightsError, match=r"network.safetensors: "):
         load(path)

@@ -1,5 +1,6 @@
 """The weights that come with the package: found by name, small, and a float32 network when loaded."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 import ammnet_sparse
 from ammnet_sparse.cli.export import main as export
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.build import build_generator
-from ammnet_sparse.models.weights import efficientnet, shipped
+from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights import shipped
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.shipped import (
@@ -67,12 +68,12 @@ def test_networks_to_ship_are_small_and_load_without_the_extra(
     keys: dict[str, Any], megabytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ModelConfig(width=64, **keys)
-    network = build_generator(config)
+    network = AMMNet(config)
     trained, exported = tmp_path / "trained.safetensors", tmp_path / "exported.safetensors"
     save_weights(trained, network.state_dict(), model_config=config)
     assert export(["--checkpoint", str(trained), "--out", str(exported), "--max-mb", str(megabytes)]) == 0
     # Nothing but the file is needed: not the packages with ImageNet weights.
-    monkeypatch.setattr(efficientnet, "installed_weights", lambda kind: pytest.fail("looked for a package"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("looked for a package"))
     loaded = ammnet_sparse.load_model(exported)
     assert loaded.config == config
     for name, value in loaded.state_dict().items():

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from bench.dense_reference.network import DenseAMMNet, DensePrediction
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
-from ammnet_sparse.models.dense import DenseAMMNet, DensePrediction
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.sparse.sites import full_sites

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bench.dense_reference.blocks import DDRBlock, Down, Stage, Up
+from bench.dense_reference.inputs import gather_label_map, project_densely
+from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.build import build_dense_discriminator, build_dense_generator
-from ammnet_sparse.models.dense_blocks import DDRBlock, Down, Stage, Up
-from ammnet_sparse.models.dense_inputs import gather_label_map, project_densely
 
 GRID = (12, 12, 24)
 IMAGE = (64, 96)
@@ -185,7 +185,7 @@ def test_label_map_features_are_one_hot_at_hit_voxels_only() -> None:
     ids=str,
 )
 def test_every_option_trains_all_its_weights(changes: dict[str, Any]) -> None:
-    network = build_dense_generator(small_config(**changes)).double()
+    network = DenseAMMNet(small_config(**changes)).double()
     prediction = network(random_batch(1))
     assert prediction.logits.shape == (1, 12, *GRID)
     assert prediction.logits.dtype == torch.float64
@@ -197,8 +197,8 @@ def test_every_option_trains_all_its_weights(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_samples_do_not_influence_each_other_in_evaluation(dtype: torch.dtype) -> None:
     config = small_config(grid_shape=(24, 12, 24))
-    network = build_dense_generator(config).to(dtype).eval()
-    discriminator = build_dense_discriminator(config).to(dtype).eval()
+    network = DenseAMMNet(config).to(dtype).eval()
+    discriminator = DenseDiscriminator(config).to(dtype).eval()
     batch = random_batch(3, grid=(24, 12, 24))
     last = Batch(
         tsdf=batch.tsdf[2:],
@@ -216,7 +216,7 @@ def test_samples_do_not_influence_each_other_in_evaluation(dtype: torch.dtype) -
 
 
 def test_the_image_network_gives_logits_at_image_size() -> None:
-    network = build_dense_generator(small_config(image_encoder="segformer_b2", freeze_image_encoder=False))
+    network = DenseAMMNet(small_config(image_encoder="segformer_b2", freeze_image_encoder=False))
     prediction = network(random_batch(2))
     assert prediction.logits_2d is not None
     assert prediction.logits_2d.shape == (2, 12, *IMAGE)
@@ -225,7 +225,7 @@ def test_the_image_network_gives_logits_at_image_size() -> None:
 
 def parts(**changes: Any) -> set[str]:
     """Names down to the second level of what has weights."""
-    return {".".join(name.split(".")[:2]) for name in build_dense_generator(small_config(**changes)).state_dict()}
+    return {".".join(name.split(".")[:2]) for name in DenseAMMNet(small_config(**changes)).state_dict()}
 
 
 def test_what_an_option_does_not_need_is_not_built() -> None:
@@ -246,13 +246,13 @@ def test_what_an_option_does_not_need_is_not_built() -> None:
 def test_modulation_gradient_concerns_the_first_modulation() -> None:
     only_first = {"modulation2": False, "modulation3": False, "modulation_gradient": "detached"}
     for changes, is_reached in ((only_first, False), ({"modulation_gradient": "detached"}, True)):
-        network = build_dense_generator(small_config(**changes))
+        network = DenseAMMNet(small_config(**changes))
         network(random_batch(1)).logits.square().sum().backward()
         assert (network.tsdf_encoder.stem.conv1.weight.grad is not None) == is_reached
 
 
 def test_frozen_encoders_keep_their_weights_and_statistics() -> None:
-    network = build_dense_generator(small_config(freeze_encoders=True)).train()
+    network = DenseAMMNet(small_config(freeze_encoders=True)).train()
     encoders = (network.tsdf_encoder, network.label_map_stem)
     before = [value.clone() for encoder in encoders for value in encoder.state_dict().values()]
     network(random_batch(2)).logits.sum().backward()
@@ -263,7 +263,7 @@ def test_frozen_encoders_keep_their_weights_and_statistics() -> None:
 
 
 def test_dropout_draws_one_value_per_sample_and_channel() -> None:
-    network = build_dense_generator(small_config(decoder_dropout=0.5)).train()
+    network = DenseAMMNet(small_config(decoder_dropout=0.5)).train()
     seen: list[Tensor] = []
     network.decoder.dropout.register_forward_hook(lambda _module, inputs, out: seen.extend([inputs[0], out]))
     network(random_batch(3))
@@ -275,19 +275,19 @@ def test_dropout_draws_one_value_per_sample_and_channel() -> None:
 
 def test_the_discriminator_has_the_size_of_the_paper() -> None:
     with torch.device("meta"):
-        discriminator = build_dense_discriminator(ModelConfig())
+        discriminator = DenseDiscriminator(ModelConfig())
     assert tuple(discriminator.hidden.weight.shape) == (128, 128 * 5 * 3 * 5)
     assert [block.stride for block in discriminator.blocks] == [2, 2, 3, 1]
     assert [block.conv1.out_channels for block in discriminator.blocks] == [16, 16, 32, 32]
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
-    network = build_dense_generator(small_config())
+    network = DenseAMMNet(small_config())
     batch = random_batch(1)
-    with pytest.raises(ValueError, match=r"batch.label_map: .*image_encoder: seg2d.*found none"):
+    with pytest.raises(ValueError, match=r"batch.label_map"):
         network(dataclasses.replace(batch, label_map=None))
     with pytest.raises(ValueError, match=r"expected grid_shape \(12, 12, 24\).*found \(12, 12, 12\)"):
         network(random_batch(1, grid=(12, 12, 12)))
-    reads_images = build_dense_generator(small_config(image_encoder="resnet50", freeze_image_encoder=False))
-    with pytest.raises(ValueError, match=r"batch.image: image_encoder resnet50 reads images, found none"):
+    reads_images = DenseAMMNet(small_config(image_encoder="resnet50", freeze_image_encoder=False))
+    with pytest.raises(ValueError, match=r"batch.image: .* found none"):
         reads_images(dataclasses.replace(batch, image=None))

@@ -1,29 +1,31 @@
-"""The dense network in plain ``torch.nn``: the reference for tests, ablations and measurements.
+"""The dense network in plain ``torch.nn``: the yardstick of tests and benchmarks.
 
-Names and shapes of its state dict are those of the sparse network. Volumes are [B, C, X, height, Y].
+Every voxel is computed. Names and shapes of its state dict are those of ``AMMNet``, but it has no state projections.
+Volumes are [B, C, X, height, Y].
 """
 
 import dataclasses
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from bench.dense_reference.blocks import DDRBlock, Stage, Stem, Up
+from bench.dense_reference.inputs import gather_label_map, project_densely
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Fusion as FusionKind
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.dense_blocks import DDRBlock, Stage, Stem, Up
-from ammnet_sparse.models.freezing import freeze_encoders
+from ammnet_sparse.models.ammnet import freeze_encoders
 from ammnet_sparse.models.fusion import (
     Addition,
     Fusion,
     ModulationGradient,
     build_fusion,
+    kinds_of_fusion,
     modulation_inputs,
     select_gradient,
 )
-from ammnet_sparse.models.image_branches import ImageBranch
+from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
 from ammnet_sparse.sparse.blocks import Recomputable
 from ammnet_sparse.sparse.sites import full_sites
 
@@ -44,20 +46,15 @@ class DensePrediction:
 class TSDFEncoder(nn.Module):
     """TSDF [B, 1, X, H, Y] -> features F_T [B, C, X, H, Y]."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        stem_widths: tuple[int, int],
-        dropout: float,
-        dropout_kind: Literal["element", "channel"] = "element",
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.stem = Stem(1, stem_widths, out_channels=width)
+        width = config.width
+        self.stem = Stem(1, config.stem_widths, out_channels=width)
         self.stage_half = Stage(width, width)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
-        self.dropout = nn.Dropout3d(dropout) if dropout_kind == "channel" else nn.Dropout(dropout)
+        dropout = nn.Dropout3d if config.dropout_kind == "channel" else nn.Dropout
+        self.dropout = dropout(config.encoder_dropout)
         self.up_full = Up(width, width)
 
     def forward(self, tsdf: Tensor) -> Tensor:
@@ -85,42 +82,31 @@ class DenseModulation(Recomputable):
 
 
 class Decoder(nn.Module):
-    """Features of the inputs -> logits [B, num_classes, X, H, Y]; arguments as of the sparse ``decoder.Decoder``.
+    """Features of the inputs -> logits [B, num_classes, X, H, Y]."""
 
-    ``gradient`` concerns M1: Table 5 studies the network that has M1 only, and detaching all three would leave the
-    TSDF encoder without any gradient.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_classes: int,
-        dropout: float,
-        fusion1: FusionKind | None = "modulation",
-        fusion2: FusionKind | None = "modulation",
-        fusion3: FusionKind | None = "modulation",
-        gradient: ModulationGradient = "full",
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.modulation1 = _build_dense_fusion(fusion1, width=width, gradient=gradient) if fusion1 else None
+        width = config.width
+        first, second, third = kinds_of_fusion(config)
+        gradient = config.modulation_gradient if config.modulation1 else "full"
+        self.modulation1 = _build_dense_fusion(first, width=width, gradient=gradient) if first else None
         self.stage_half = Stage(width, width)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
         self.up_full = Up(width, width)
-        self.modulation2 = _build_dense_fusion(fusion2, width=width) if fusion2 else None
-        self.modulation3 = _build_dense_fusion(fusion3, width=width) if fusion3 else None
+        self.modulation2 = _build_dense_fusion(second, width=width) if second else None
+        self.modulation3 = _build_dense_fusion(third, width=width) if third else None
         self.tsdf_down: nn.Sequential | None = None
         self.tsdf_down_up: Up | None = None
-        if fusion2 or fusion3:
+        if second or third:
             self.tsdf_down = nn.Sequential(
                 DDRBlock(width, width // 4, expansion=4, stride=2),
                 DDRBlock(width, width // 4, expansion=8, stride=2),
             )
             self.tsdf_down_up = Up(2 * width, width)
-        self.tsdf_up = Up(width, width) if fusion3 else None
-        self.dropout = nn.Dropout3d(dropout)
-        self.classifier = nn.Conv3d(width, num_classes, kernel_size=1)
+        self.tsdf_up = Up(width, width) if third else None
+        self.dropout = nn.Dropout3d(config.decoder_dropout)
+        self.classifier = nn.Conv3d(width, config.num_classes, kernel_size=1)
 
     def forward(self, features: Tensor | None, tsdf_features: Tensor | None) -> Tensor:
         """Image features F_R and TSDF features F_T, each [B, C, X, H, Y]; None for an input that is not read."""
@@ -146,19 +132,20 @@ class Decoder(nn.Module):
         raise ValueError("Decoder: expected image features, TSDF features or both, found neither")
 
 
-class Discriminator(nn.Module):
-    """Scores volumes [B, num_classes, X, H, Y] of exactly ``grid_shape``, one-hot or logits -> logits [B, 1]."""
+class DenseDiscriminator(nn.Module):
+    """Scores volumes [B, num_classes, X, H, Y] of the configuration's grid, one-hot or logits -> logits [B, 1]."""
 
-    def __init__(self, num_classes: int, *, width: int, grid_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed = nn.Conv3d(num_classes, width, kernel_size=1, bias=False)
+        width = config.discriminator_width
+        self.embed = nn.Conv3d(config.num_classes, width, kernel_size=1, bias=False)
         self.blocks = nn.Sequential(
             DDRBlock(width, width // 4, expansion=4, stride=2),
             DDRBlock(width, width // 4, expansion=8, stride=2),
             DDRBlock(2 * width, width // 2, expansion=4, stride=3),
             DDRBlock(2 * width, width // 2, expansion=4),
         )
-        x, height, y = (size // 12 for size in grid_shape)
+        x, height, y = (size // 12 for size in config.grid_shape)
         self.hidden = nn.Linear(2 * width * x * height * y, 2 * width)
         self.score = nn.Linear(2 * width, 1)
 
@@ -168,30 +155,21 @@ class Discriminator(nn.Module):
 
 
 class DenseAMMNet(nn.Module):
-    """AMMNet with every voxel computed, in any floating type; made by ``build.build_dense_generator``.
+    """AMMNet with every voxel computed, in any floating type."""
 
-    Args:
-        image_branch: reads the 2D input; None for a network that reads the TSDF alone.
-        tsdf_encoder: None for a network that reads images alone.
-        decoder: what joins them.
-        config: the configuration of the parts; the network itself reads the grid and whether encoders are frozen.
-    """
+    label_map_stem: Stem | None
+    image_encoder: ImageEncoder | None
 
-    def __init__(
-        self,
-        image_branch: ImageBranch | None,
-        tsdf_encoder: TSDFEncoder | None,
-        decoder: Decoder,
-        *,
-        config: ModelConfig,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_branch = image_branch
-        if image_branch is not None:
-            self.add_module(image_branch.name, image_branch.module)
-        self.tsdf_encoder = tsdf_encoder
-        self.decoder = decoder
+        self.label_map_stem = self.image_encoder = None
+        if config.reads_label_map:
+            self.label_map_stem = Stem(config.num_label_map_classes, config.stem_widths, out_channels=config.width)
+        elif config.reads_image:
+            self.image_encoder = image_encoder_class(config)(config)
+        self.tsdf_encoder = TSDFEncoder(config) if config.inputs != "image" else None
+        self.decoder = Decoder(config)
         if config.freeze_encoders:
             freeze_encoders(self)
 
@@ -201,10 +179,6 @@ class DenseAMMNet(nn.Module):
         if self.config.freeze_encoders:
             freeze_encoders(self)
         return self
-
-    def set_recompute(self, is_recomputed: bool) -> None:
-        """Whether the backward pass recomputes stems, DDR blocks, upsampling and modulations from their inputs."""
-        set_dense_recompute(self, is_recomputed)
 
     def forward(self, batch: Batch) -> DensePrediction:
         """Predicts every voxel of a batch.
@@ -219,19 +193,21 @@ class DenseAMMNet(nn.Module):
             )
         dtype = self.decoder.classifier.weight.dtype
         features = tsdf_features = logits_2d = None
-        if self.image_branch is not None:
-            found = self.image_branch(batch, None, dtype=dtype)
-            features = found.features
-            if found.class_logits is not None:
-                size = found.image_size
-                logits_2d = F.interpolate(found.class_logits, size=size, mode="bilinear", align_corners=True)
+        if self.label_map_stem is not None:
+            features = self.label_map_stem(
+                gather_label_map(batch, num_classes=self.config.num_label_map_classes).to(dtype)
+            )
+        elif self.image_encoder is not None:
+            encoded = self.image_encoder.encode(batch, dtype=dtype)
+            features = project_densely(encoded.features, batch)
+            logits_2d = F.interpolate(encoded.class_logits, size=batch.image_shape, mode="bilinear", align_corners=True)
         if self.tsdf_encoder is not None:
             tsdf_features = self.tsdf_encoder(batch.tsdf.to(dtype))
         return DensePrediction(logits=self.decoder(features, tsdf_features), logits_2d=logits_2d)
 
 
 def set_dense_recompute(network: nn.Module, is_recomputed: bool) -> None:
-    """As ``DenseAMMNet.set_recompute``, of any network, the discriminator too."""
+    """Whether the backward pass recomputes stems, DDR blocks, upsampling and modulations from their inputs."""
     for module in network.modules():
         if isinstance(module, Recomputable):
             module.is_recomputed = is_recomputed

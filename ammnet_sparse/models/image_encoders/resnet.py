@@ -1,0 +1,34 @@
+"""ResNet-50, whose weights have one set of names, torchvision's and timm's."""
+
+import re
+from typing import cast
+
+from torch import Tensor, nn
+
+from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
+from ammnet_sparse.models.image_encoders.head import NUM_STAGES
+
+
+class ResNet50(ImageEncoder):
+    """ResNet-50."""
+
+    title = "ResNet backbone"
+    timm_name = "resnet50"
+    stage_widths = (256, 512, 1024, 2048)
+
+    @classmethod
+    def build_backbone(cls) -> nn.Module:
+        """Without classes and pooling; the weights are those of timm's ``features_only`` form, of the same names."""
+        import timm
+
+        return cast(nn.Module, timm.create_model(cls.timm_name, pretrained=False, num_classes=0, global_pool=""))
+
+    def run_backbone(self, image: Tensor) -> list[Tensor]:
+        """The last four of timm's five stages, which include the stem."""
+        stages: list[Tensor] = self.backbone.forward_intermediates(  # type: ignore[operator]
+            image, indices=NUM_STAGES, intermediates_only=True
+        )
+        return stages
+
+    def timm_key(self, name: str) -> str | None:
+        return name if re.fullmatch(r"(?:conv1|bn1|layer[1-4]\.\d+)\..+", name) else None
