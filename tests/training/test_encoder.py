@@ -19,7 +19,8 @@ from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.image_folder import Truth2D
-from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder
+from ammnet_sparse.models.image_encoders import ImageEncoder
+from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.training.encoder import (
@@ -84,7 +85,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_encoder(*, width: int = 8, out_width: int | None = None, is_frozen: bool = False) -> ImageEncoder:
     torch.manual_seed(1)
     config = ModelConfig(width=out_width or width, head_width=width, head_dropout=0.1, freeze_image_encoder=is_frozen)
-    return ENCODERS["efficientnet_lite0"](config)
+    return EfficientNetLite0(config)
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, mon
     trained = ("head.classifier.weight", "head.reduce.weight", "head.projection1.weight")
     assert all(not after[f"image_encoder.{name}"].equal(before[f"image_encoder.{name}"]) for name in trained)
     # The file holds the backbone: neither the weights it came from nor their package are needed.
-    monkeypatch.setattr(EfficientNetLite0, "installed_weights", lambda: pytest.fail("looked for a package"))
+    monkeypatch.setattr(EfficientNetLite0, "installed_weights", lambda _=None: pytest.fail("looked for a package"))
     loaded = ammnet_sparse.load_model(tmp_path / "last.safetensors")
     assert all(loaded.state_dict()[name].equal(value) for name, value in after.items())
 
@@ -94,7 +94,7 @@ def test_features_kept_predict_as_images_do(root: Path) -> None:
 def test_packaged_weights_are_asked_for_where_none_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def installed() -> Path:
+    def installed(_: object = None) -> Path:
         asked.append(1)
         return root / "backbone.pth"
 
@@ -105,7 +105,7 @@ def test_packaged_weights_are_asked_for_where_none_are_named(root: Path, monkeyp
     assert asked == [1]
     assert all(built[f"image_encoder.backbone.{name}"].equal(value) for name, value in given.items())
 
-    def missing() -> Path:
+    def missing(_: object = None) -> Path:
         raise WeightsError("efficientnet_lite0: expected the package")
 
     networks.build_networks(config_of(root, {}, image_encoder_weights=None, inputs="tsdf"))

@@ -5,7 +5,7 @@ Section 3.2 of the paper. Backbones are timm's and keep timm's names.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,7 @@ class ImageEncoder(nn.Module):
         """The backbone, randomly initialized."""
         import timm  # takes as long to import as PyTorch
 
-        return cast(
-            nn.Module,
-            timm.create_model(cls.timm_name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)),
-        )
+        return timm.create_model(cls.timm_name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
 
     @classmethod
     def installed_weights(cls) -> Path | None:

@@ -1,7 +1,6 @@
 """ResNet-50, whose weights have one set of names, torchvision's and timm's."""
 
 import re
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ class ResNet50(ImageEncoder):
         """Without classes and pooling; the weights are those of timm's ``features_only`` form, of the same names."""
         import timm
 
-        return cast(nn.Module, timm.create_model(cls.timm_name, pretrained=False, num_classes=0, global_pool=""))
+        return timm.create_model(cls.timm_name, pretrained=False, num_classes=0, global_pool="")
 
     def run_backbone(self, image: Tensor) -> list[Tensor]:
         """The last four of timm's five stages, which include the stem."""

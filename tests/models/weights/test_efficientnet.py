@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, efficientnet
+from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, efficientnet, image_encoder_class
 from ammnet_sparse.models.weights.backbones import load_backbone_weights
 from ammnet_sparse.models.weights.errors import WeightsError
 
@@ -25,7 +25,7 @@ def wave() -> Tensor:
 
 
 def small_encoder(kind: str) -> ImageEncoder:
-    return ENCODERS[kind](ModelConfig(width=8)).eval()
+    return image_encoder_class(ModelConfig(image_encoder=kind))(ModelConfig(width=8)).eval()
 
 
 def published(encoder: ImageEncoder) -> dict[str, Tensor]:
