@@ -14,12 +14,12 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import (
     IGNORE_LABEL,
     IMAGE_SHAPE,
-    NUM_CLASSES,
     NUM_LABEL_MAP_CLASSES,
     TSDF_TOLERANCE,
     UNMAPPED,
 )
 from ammnet_sparse.data.image_normalization import normalize_planes
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.devices import checked_device
 
@@ -34,17 +34,19 @@ class Batch:
         mapping: [B, V] integer, V = X * H * Y: pixel ``row * width + column`` of the image that shows the voxel, -1 for
             none.
         label_weight: [B, V] bool, True for voxels of loss and evaluation.
-        label: [B, V] uint8 or other integer type, class 0..11 or 255 for ignore; None without ground truth.
+        label: [B, V] uint8 or other integer type, a class of ``info`` or 255 for ignore; None without ground truth.
         image: [B, 3, 480, 640] float32, normalized RGB; None for models without an image network.
         label_map: [B, 480, 640] uint8, the 2D prediction, 0..13; None for models that do not read it.
         frame_ids: names of the frames, for messages and pictures.
         tsdf_is_flipped: which convention ``tsdf`` follows.
         depth_hit: [B, V] bool, voxels that the depth hits; None: those with a pixel in ``mapping``. After 2D
             augmentation the pixel of a hit may be cropped.
-        label_2d: [B, rows, columns] uint8 or other integer type, dense 2D truth of the image, class 0..11 or 255 for
-            unlabeled; None without.
+        label_2d: [B, rows, columns] uint8 or other integer type, dense 2D truth of the image, class 1 and above or 255
+            for unlabeled; None without.
+
         image_stages: what a frozen image backbone made of the images, in place of ``image``: four stages
             [B, channels, rows, columns], 1/4 to 1/32 of the image, of any float type; None: computed from ``image``.
+        info: the set that the frames are of.
 
     Raises ValueError for shapes that contradict each other, for other types and, if built on the CPU, for a
     TSDF that is not finite or beyond -1..1, and for pixels and classes out of range.
@@ -61,6 +63,7 @@ class Batch:
     depth_hit: Tensor | None = None
     label_2d: Tensor | None = None
     image_stages: tuple[Tensor, ...] | None = None
+    info: SetInfo = NYU
 
     def __post_init__(self) -> None:
         if self.tsdf.ndim != 5 or self.tsdf.shape[1] != 1:
@@ -112,7 +115,7 @@ class Batch:
             value = getattr(self, name)
             if value is not None:
                 classes = value.masked_fill(value == IGNORE_LABEL, 0)
-                self._check_range(f"{name}: classes but {IGNORE_LABEL}", classes, low=0, high=NUM_CLASSES - 1)
+                self._check_range(f"{name}: classes but {IGNORE_LABEL}", classes, low=0, high=self.info.num_classes - 1)
         if self.label_map is not None:
             self._check_range("label_map: classes", self.label_map, low=0, high=NUM_LABEL_MAP_CLASSES - 1)
 
@@ -222,11 +225,15 @@ class Batch:
         conventions = {batch.tsdf_is_flipped for batch in batches}
         if len(conventions) > 1:
             raise ValueError("Batch.collate: flipped and unflipped TSDF cannot be mixed in a batch")
+        infos = [batch.info for batch in batches]
+        if any(info != infos[0] for info in infos):
+            raise ValueError("Batch.collate: frames of sets with other classes or grids cannot be mixed in a batch")
         return cls(
             **joined,  # type: ignore[arg-type]
             frame_ids=tuple(frame_id for batch in batches for frame_id in batch.frame_ids),
             tsdf_is_flipped=conventions.pop(),
             image_stages=_joined_stages(batches),
+            info=infos[0],
         )
 
     @classmethod
@@ -243,6 +250,7 @@ class Batch:
             tsdf_is_flipped=frame.tsdf_is_flipped,
             depth_hit=None if frame.depth_hit is None else _tensor(frame.depth_hit).reshape(1, -1),
             label_2d=None if frame.label_2d is None else _tensor(frame.label_2d)[None],
+            info=frame.info,
         )
 
     @classmethod

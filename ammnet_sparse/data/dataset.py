@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ammnet_sparse.data.augmentation import augment, augmentation_generator
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.ids import check_unique, hash_of
 from ammnet_sparse.data.sets.image_folder import Truth2D
-from ammnet_sparse.data.sets.splits import check_unique, hash_of
 from ammnet_sparse.data.workers import BatchMaker, WatchedLoader
 
 
@@ -48,6 +49,7 @@ class FrameDataset(Dataset[Batch]):
     ) -> None:
         check_unique(ids)
         self.source = source
+        self.info = source.info
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
@@ -86,11 +88,13 @@ class EpochDataset(Protocol):
 
     Attributes:
         ids: names of the frames.
+        info: the set that they are of.
         makes_batches: ``__getitems__`` returns whole batches on the training device, made in this process.
         unusable: with ``makes_batches``, by id why a frame cannot be trained on (see ``usable``).
     """
 
     ids: list[str]
+    info: SetInfo
     makes_batches: bool
     unusable: dict[str, str]
 

@@ -31,8 +31,8 @@ from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.ids import check_unique
 from ammnet_sparse.data.sets.image_folder import Truth2D
-from ammnet_sparse.data.sets.splits import check_unique
 from ammnet_sparse.data.shift import Shift, shift_volumes
 from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
 from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
@@ -83,7 +83,7 @@ class DeviceDataset(Dataset[Batch]):
             )
         if augment_3d:
             exchange = Symmetry(exchanges_xy=True)
-            exchange.check_grid(source.grid_shape, source=str(source.root), advice="switch 3D augmentation off")
+            exchange.check_grid(source.info.grid_shape, source=str(source.root), advice="switch 3D augmentation off")
         self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d and source.reads_image
@@ -92,9 +92,10 @@ class DeviceDataset(Dataset[Batch]):
         self.epoch = 0
         self.makes_batches = True
         self.device = device
-        self.grid_shape = source.grid_shape
-        self._is_flipped = source.dataset == "nyucad"
-        self._num_voxels = math.prod(source.grid_shape)
+        self.info = source.info
+        self.grid_shape = source.info.grid_shape
+        self._is_flipped = source.info.tsdf_is_flipped
+        self._num_voxels = math.prod(self.grid_shape)
         self.unusable: dict[str, str] = {}
         self._tensors = _load(
             source, self.ids, truth_2d=truth_2d, device=device, unusable=self.unusable, progress=progress
@@ -164,6 +165,7 @@ class DeviceDataset(Dataset[Batch]):
             tsdf_is_flipped=self._is_flipped,
             depth_hit=depth_hit,
             label_2d=label_2d,
+            info=self.info,
         )
 
     def _draw(self, index: int) -> "_Draw":
@@ -209,8 +211,9 @@ def _load(
     hits = []
     for index, frame_id in enumerate(tqdm(ids, desc=f"frames to {device}", unit="frame", disable=not progress)):
         frame = source.read_compact(frame_id)
-        if frame.tsdf.shape != source.grid_shape:
-            raise DataError(f"{source.root}: frame {frame_id}: expected {source.grid_shape}, found {frame.tsdf.shape}")
+        grid_shape = source.info.grid_shape
+        if frame.tsdf.shape != grid_shape:
+            raise DataError(f"{source.root}: frame {frame_id}: expected {grid_shape}, found {frame.tsdf.shape}")
         hits.append(frame.hits)
         if len(frame.hits) == 0:
             unusable[frame_id] = NO_HIT
@@ -228,7 +231,7 @@ def _load(
                 tensors[name] = tensors[name].to(torch.float32)
             tensors[name][index].copy_(values)
     padded = np.empty((2, len(ids), max(len(listed) for listed in hits)), dtype=np.int32)
-    padded[0], padded[1] = int(np.prod(source.grid_shape)), UNMAPPED
+    padded[0], padded[1] = math.prod(source.info.grid_shape), UNMAPPED
     for index, listed in enumerate(hits):
         padded[:, index, : len(listed)] = listed.T
     tensors["hit_voxel"], tensors["hit_pixel"] = torch.from_numpy(padded).to(device).unbind()

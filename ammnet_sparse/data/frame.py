@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.set_info import NYU, SetInfo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,14 +19,15 @@ class Frame:
         tsdf: [X, H, Y] float32, not flipped, or flipped where ``tsdf_is_flipped`` (see ``Batch.tsdf``).
         mapping: [X, H, Y] int32, pixel ``row * 640 + column`` that hit the voxel, -1 for none.
         label_weight: [X, H, Y] bool, True where loss and evaluation look.
-        label: [X, H, Y] uint8, class 0..11 or 255 for ignore; None without ground truth.
+        label: [X, H, Y] uint8, a class of ``info`` or 255 for ignore; None without ground truth.
         image: [480, 640, 3] uint8, upright RGB; float32 on the same scale 0..255 once augmented; or None.
         label_map: [480, 640] uint8, the 2D prediction, 0..13; or None.
         tsdf_is_flipped: which convention ``tsdf`` follows.
         depth_hit: [X, H, Y] bool, voxels that the depth hits, if these are more than in ``mapping``: 2D augmentation
             may crop the pixel of a hit. None: those with a pixel.
-        label_2d: [480, 640] uint8, dense 2D truth, class 1..11 or 255 for unlabeled; or None.
+        label_2d: [480, 640] uint8, dense 2D truth, class 1 and above or 255 for unlabeled; or None.
         label_weight_is_computed: the files hold no label weight; it was computed from label and TSDF.
+        info: the set that the frame is of.
 
     Raises:
         ValueError: an array whose shape contradicts the others or the image.
@@ -42,6 +44,7 @@ class Frame:
     depth_hit: NDArray[np.bool_] | None = None
     label_2d: NDArray[np.uint8] | None = None
     label_weight_is_computed: bool = False
+    info: SetInfo = NYU
 
     def __post_init__(self) -> None:
         if self.tsdf.ndim != 3:

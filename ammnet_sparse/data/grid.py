@@ -4,7 +4,10 @@ Array axes of the grid are (world X lateral, world Z height, world Y forward), C
 the flat voxel index is ``x * 36 * 60 + h * 60 + y``.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+DatasetName = Literal["nyu", "nyucad"]
+"""The published layouts of a set's files."""
 
 GridShape = tuple[int, int, int]
 """Voxels along (X, height, Y)."""

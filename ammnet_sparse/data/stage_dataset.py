@@ -40,6 +40,7 @@ class StageDataset(Dataset[Batch]):
     ) -> None:
         self.frames = frames
         self.ids = frames.ids
+        self.info = frames.info
         self.makes_batches = frames.makes_batches
         self.unusable = frames.unusable
         kept_on = device if self.makes_batches else torch.device("cpu")

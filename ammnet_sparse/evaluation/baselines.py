@@ -6,36 +6,37 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, NUM_CLASSES
+from ammnet_sparse.data.grid import EMPTY_LABEL
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, scores_from_counts
 
 
-def constant_baselines(batches: Iterable[Batch]) -> dict[str, Scores]:
+def constant_baselines(batches: Iterable[Batch], *, info: SetInfo = NYU) -> dict[str, Scores]:
     """Scores of predicting one class at every voxel, by the name of that class, empty left out.
 
     The class predicted has its share of the scored voxels as IoU, every other class present has 0; SC recall is 1.
     """
-    truth = CompletionMetrics()
+    truth = CompletionMetrics(info=info)
     some_class = EMPTY_LABEL + 1
     for batch in batches:
         truth.update(torch.full((batch.batch_size, batch.num_voxels), some_class, dtype=torch.uint8), batch)
     counted = truth.compute()
     scores = {}
-    for label, name in enumerate(CLASS_NAMES):
+    for label, name in enumerate(info.class_names):
         if label == EMPTY_LABEL:
             continue
         confusion = torch.zeros_like(counted.confusion)
         confusion[:, label] = counted.confusion.sum(1)
-        scores[name] = scores_from_counts(confusion, counted.occupancy, frames=counted.frames)
+        scores[name] = scores_from_counts(confusion, counted.occupancy, frames=counted.frames, info=info)
     return scores
 
 
-def constant_baseline(batches: Iterable[Batch]) -> Scores:
+def constant_baseline(batches: Iterable[Batch], *, info: SetInfo = NYU) -> Scores:
     """Scores of the best single class to predict everywhere, by SSC mIoU; on NYU that is furniture.
 
     Its name is the one in ``ssc_iou`` with an IoU above 0.
     """
-    return max(constant_baselines(batches).values(), key=lambda scores: scores.ssc_miou)
+    return max(constant_baselines(batches, info=info).values(), key=lambda scores: scores.ssc_miou)
 
 
 def class_prior(batches: Iterable[Batch], *, empty_weight: float = 1.0) -> Tensor:
@@ -50,28 +51,28 @@ def class_prior(batches: Iterable[Batch], *, empty_weight: float = 1.0) -> Tenso
             on NYU's validation frames, 13.3 % against 9.5 % with 1.
 
     Returns:
-        [X, H, Y] uint8 on the CPU, class 0..11. ``prior_labels`` repeats it for a batch.
+        [X, H, Y] uint8 on the CPU, a class. ``prior_labels`` repeats it for a batch.
 
     Raises:
         ValueError: no frames, frames without labels, or frames of different grids.
     """
     counts: Tensor | None = None
-    grid_shape = (0, 0, 0)
+    grid_shape, num_classes = (0, 0, 0), 0
     for batch in batches:
         if batch.label is None:
             raise ValueError(f"batch.label: expected the ground truth of frames {list(batch.frame_ids)}, found none")
         if counts is None:
-            grid_shape = batch.grid_shape
-            counts = torch.zeros(batch.num_voxels, NUM_CLASSES, dtype=torch.int64)
+            grid_shape, num_classes = batch.grid_shape, batch.info.num_classes
+            counts = torch.zeros(batch.num_voxels, num_classes, dtype=torch.int64)
         if batch.grid_shape != grid_shape:
             raise ValueError(f"batches: expected one grid, found {grid_shape} and {batch.grid_shape}")
         _, voxel = batch.scored_mask.cpu().nonzero(as_tuple=True)
         label = batch.label[batch.scored_mask].cpu().long()
-        flat = torch.bincount(voxel * NUM_CLASSES + label, minlength=counts.numel())
+        flat = torch.bincount(voxel * num_classes + label, minlength=counts.numel())
         counts += flat.view_as(counts)
     if counts is None:
         raise ValueError("batches: expected at least one frame, found none")
-    votes = counts.view(*grid_shape, NUM_CLASSES).double()
+    votes = counts.view(*grid_shape, num_classes).double()
     votes[..., EMPTY_LABEL] *= empty_weight
     of_height = votes.sum((0, 2)).argmax(-1)
     prior = torch.where(votes.sum(-1) > 0, votes.argmax(-1), of_height[None, :, None])

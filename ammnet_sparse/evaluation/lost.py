@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import EMPTY_LABEL, FLOOR_OFFSET, IGNORE_LABEL
+from ammnet_sparse.data.set_info import SetInfo
 
 _DISTANCES = (1, 2, 4, 8, 16)
 """Distance in voxels (maximum norm) to the nearest hit voxel: upper ends of the bins."""
@@ -64,11 +65,11 @@ class LostVoxels:
         """Adds a batch with labels.
 
         Args:
-            labels_predicted: [B, V] or [B, X, H, Y] integer, class 0..11.
+            labels_predicted: [B, V] or [B, X, H, Y] integer, a class.
             batch: the frames, on the same device.
 
         Raises:
-            ValueError: no labels in ``batch``, or another grid than before.
+            ValueError: no labels in ``batch``, or another grid or other classes than before.
         """
         if batch.label is None:
             raise ValueError(f"batch.label: expected the ground truth of frames {list(batch.frame_ids)}, found none")
@@ -84,7 +85,7 @@ class LostVoxels:
             is_empty & is_predicted,
             is_occupied & (truth == predicted),
         )
-        titles = _titles(batch.grid_shape)
+        titles = _titles(batch.grid_shape, batch.info)
         if self._titles and titles != self._titles:
             raise ValueError(f"batch.tsdf: expected the grid of the batches before, found {batch.grid_shape}")
         self._titles = titles
@@ -154,24 +155,19 @@ def _distance_bins(is_hit: Tensor) -> Tensor:
     return bins
 
 
-def _parts(size: int, first: str, *, start: float = 0.0) -> list[str]:
-    """Titles of equal parts of a side of the grid, which begins at ``start`` meters."""
-    ends = [start + index * size * VOXEL_SIZE / _SLICES for index in range(_SLICES + 1)]
+def _parts(length: float, first: str, *, start: float = 0.0) -> list[str]:
+    """Titles of equal parts of a side of the grid, ``length`` meters from ``start``."""
+    ends = [start + index * length / _SLICES for index in range(_SLICES + 1)]
     return [f"{first} {low:.2f} to {high:.2f} m" for low, high in itertools.pairwise(ends)]
 
 
-def _distance_titles() -> Sequence[str]:
-    ends = [0, *_DISTANCES]
-    titles = [f"within {VOXEL_SIZE * 100 * end:.0f} cm" for end in ends[1:]]
-    return [*titles, f"farther than {VOXEL_SIZE * 100 * ends[-1]:.0f} cm"]
-
-
-def _titles(grid_shape: tuple[int, int, int]) -> dict[str, Sequence[str]]:
+def _titles(grid_shape: tuple[int, int, int], info: SetInfo) -> dict[str, Sequence[str]]:
     """Titles of the bins, by aspect, for a grid (X, height, Y)."""
-    _, height, forward = grid_shape
+    _, height, forward = (size * info.voxel_size for size in grid_shape)
+    ends = [f"{info.voxel_size * 100 * distance:.0f} cm" for distance in _DISTANCES]
     return {
-        "class": CLASS_NAMES,
-        "distance": _distance_titles(),
+        "class": info.class_names,
+        "distance": [*(f"within {end}" for end in ends), f"farther than {ends[-1]}"],
         "visibility": ["just before a surface", "behind a surface", "outside of the view"],
         "height": _parts(height, "above the floor", start=FLOOR_OFFSET),
         "forward": _parts(forward, "from the near edge"),

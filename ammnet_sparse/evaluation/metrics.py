@@ -12,7 +12,8 @@ from torchmetrics import SumMetric
 from torchmetrics.classification import BinaryConfusionMatrix, MulticlassConfusionMatrix
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.processes import num_processes, of_all_processes, sum_over_processes
 
 
@@ -23,10 +24,10 @@ class Scores:
     Attributes:
         frames: frames scored.
         sc_precision, sc_recall, sc_iou: occupied against empty over the occluded scored voxels.
-        ssc_iou: intersection over union by class name, empty left out, in the order of ``CLASSES``. A class that
+        ssc_iou: intersection over union by class name, empty left out, in the order of the labels. A class that
             neither truth nor prediction holds anywhere is NaN.
         ssc_miou: mean of ``ssc_iou`` over the classes that are defined (on NYU: all 11).
-        confusion: [12, 12] int64 on the CPU, scored voxels by (true class, predicted class).
+        confusion: [classes, classes] int64 on the CPU, scored voxels by (true class, predicted class).
         occupancy: [2, 2] int64 on the CPU, occluded scored voxels by (truly occupied, predicted occupied).
         left_out: ids of frames without a scored voxel, which are not among ``frames``.
         without_hits: ids of frames without a hit voxel: nothing is seen, so empty space is predicted.
@@ -70,16 +71,17 @@ class Scores:
         }
 
 
-def scores_from_counts(confusion: Tensor, occupancy: Tensor, *, frames: int) -> Scores:
+def scores_from_counts(confusion: Tensor, occupancy: Tensor, *, frames: int, info: SetInfo = NYU) -> Scores:
     """Scores from pooled voxel counts.
 
     Args:
-        confusion: [12, 12] integer, scored voxels by (true class, predicted class).
+        confusion: [classes, classes] integer, scored voxels by (true class, predicted class).
         occupancy: [2, 2] integer, occluded scored voxels by (truly occupied, predicted occupied), 0 for empty.
         frames: frames that the counts were pooled over.
+        info: the set of the frames, which names the classes.
     """
-    if tuple(confusion.shape) != (NUM_CLASSES, NUM_CLASSES):
-        raise ValueError(f"confusion: expected [{NUM_CLASSES}, {NUM_CLASSES}], found {list(confusion.shape)}")
+    if tuple(confusion.shape) != (info.num_classes, info.num_classes):
+        raise ValueError(f"confusion: expected {[info.num_classes] * 2}, found {list(confusion.shape)}")
     if tuple(occupancy.shape) != (2, 2):
         raise ValueError(f"occupancy: expected [2, 2], found {list(occupancy.shape)}")
     confusion = confusion.detach().to("cpu", torch.int64)
@@ -87,7 +89,7 @@ def scores_from_counts(confusion: Tensor, occupancy: Tensor, *, frames: int) -> 
     hits = confusion.diag().tolist()
     unions = (confusion.sum(0) + confusion.sum(1) - confusion.diag()).tolist()
     ssc_iou = {
-        name: _ratio(hits[label], unions[label]) for label, name in enumerate(CLASS_NAMES) if label != EMPTY_LABEL
+        name: _ratio(hits[label], unions[label]) for label, name in enumerate(info.class_names) if label != EMPTY_LABEL
     }
     defined = [iou for iou in ssc_iou.values() if not math.isnan(iou)]
     (_, false_positives), (false_negatives, true_positives) = occupancy.tolist()
@@ -108,7 +110,7 @@ class VoxelCounts:
     """Voxels of scenes by truth and prediction, added up on their device without the host waiting for it.
 
     Attributes:
-        confusion: [12, 12] int64, scored voxels by (true class, predicted class).
+        confusion: [classes, classes] int64, scored voxels by (true class, predicted class).
         occupancy: [2, 2] int64, occluded scored voxels by (truly occupied, predicted occupied).
         frames: frames that were counted.
     """
@@ -118,21 +120,23 @@ class VoxelCounts:
     frames: int
 
     @classmethod
-    def of(cls, labels_predicted: Tensor, labels: Tensor, hit_mask: Tensor, *, frames: int) -> "VoxelCounts":
+    def of(
+        cls, labels_predicted: Tensor, labels: Tensor, hit_mask: Tensor, *, frames: int, num_classes: int = NUM_CLASSES
+    ) -> "VoxelCounts":
         """Counts voxels of ``frames`` frames.
 
         Args:
-            labels_predicted: [N] integer, class 0..11; not checked, as a check would wait for the device.
-            labels: [N] integer, class 0..11, or 255 where the voxel is not scored.
+            labels_predicted: [N] integer, a class; not checked, as a check would wait for the device.
+            labels: [N] integer, a class, or 255 where the voxel is not scored.
             hit_mask: [N] bool, voxels that a pixel hits: SC leaves them out.
         """
         scored = labels != IGNORE_LABEL
-        cell = (hit_mask.long() * NUM_CLASSES + labels.long()) * NUM_CLASSES + labels_predicted.long()
-        num_cells = 2 * NUM_CLASSES**2
+        cell = (hit_mask.long() * num_classes + labels.long()) * num_classes + labels_predicted.long()
+        num_cells = 2 * num_classes**2
         # Not bincount, which reads the largest value from the device. Unscored voxels fall into a separate cell.
         table = cell.new_zeros(num_cells + 1)
         table.scatter_add_(0, cell.where(scored, num_cells), torch.ones_like(cell))
-        occluded, hit = table[:-1].view(2, NUM_CLASSES, NUM_CLASSES)
+        occluded, hit = table[:-1].view(2, num_classes, num_classes)
         rows = torch.stack([occluded[0], occluded[1:].sum(0)])
         return cls(occluded + hit, torch.stack([rows[:, 0], rows[:, 1:].sum(1)], dim=1), frames)
 
@@ -154,9 +158,9 @@ class VoxelCounts:
         confusion, occupancy, frames = sums.split([self.confusion.numel(), self.occupancy.numel(), 1])
         return VoxelCounts(confusion.view_as(self.confusion), occupancy.view_as(self.occupancy), frames=int(frames))
 
-    def scores(self) -> Scores:
-        """Scores of what was counted; waits for the device."""
-        return scores_from_counts(self.confusion, self.occupancy, frames=self.frames)
+    def scores(self, info: SetInfo = NYU) -> Scores:
+        """Scores of what was counted, with the names of a set's classes; waits for the device."""
+        return scores_from_counts(self.confusion, self.occupancy, frames=self.frames, info=info)
 
 
 class CompletionMetrics:
@@ -165,13 +169,17 @@ class CompletionMetrics:
     SSC counts the scored voxels (label weight set, label not ignored): one confusion matrix over the whole set,
     IoU = TP / (TP + FP + FN) per class. Empty can be predicted and counts in FP and FN, but not in the mean.
     SC counts those of them that no pixel hits, occupied against empty. Other voxels never matter.
+
+    Args:
+        device: counts stay there until ``compute``.
+        info: the set of the batches.
     """
 
-    def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        """Counts stay on ``device`` until ``compute``."""
+    def __init__(self, *, device: torch.device | str = "cpu", info: SetInfo = NYU) -> None:
+        self.info = info
         # Of this process only; ``evaluate`` adds up the processes of a training.
         self._confusion = MulticlassConfusionMatrix(
-            NUM_CLASSES, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
+            info.num_classes, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
         ).to(device)
         self._occupancy = BinaryConfusionMatrix(
             ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
@@ -182,7 +190,7 @@ class CompletionMetrics:
         """Adds a batch.
 
         Args:
-            labels_predicted: [B, V] or [B, X, H, Y], any integer type, class 0..11; unscored voxels may hold anything.
+            labels_predicted: [B, V] or [B, X, H, Y], any integer type, a class; unscored voxels may hold anything.
             batch: the frames, with labels, on any device.
 
         Raises:
@@ -192,8 +200,8 @@ class CompletionMetrics:
         device = self._confusion.device
         scored = batch.scored_mask.to(device)
         truth, predicted = truth.to(device).long(), predicted.to(device).long()
-        _check_classes(predicted, scored, "labels_predicted")
-        _check_classes(truth, scored, "batch.label")
+        for name, labels in (("labels_predicted", predicted), ("batch.label", truth)):
+            _check_classes(name, labels[scored], num_classes=self.info.num_classes)
         self._confusion.update(predicted[scored], truth[scored])
         occluded = scored & ~batch.hit_mask.to(device)
         self._occupancy.update((predicted != EMPTY_LABEL)[occluded].long(), (truth != EMPTY_LABEL)[occluded].long())
@@ -202,10 +210,10 @@ class CompletionMetrics:
     def compute(self) -> Scores:
         """Scores of everything added so far; NaN if nothing was."""
         if not self._frames.update_called:
-            confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
-            return scores_from_counts(confusion, torch.zeros(2, 2, dtype=torch.int64), frames=0)
+            nothing = torch.zeros(self.info.num_classes, self.info.num_classes, dtype=torch.int64)
+            return scores_from_counts(nothing, torch.zeros(2, 2, dtype=torch.int64), frames=0, info=self.info)
         return scores_from_counts(
-            self._confusion.compute(), self._occupancy.compute(), frames=int(self._frames.compute())
+            self._confusion.compute(), self._occupancy.compute(), frames=int(self._frames.compute()), info=self.info
         )
 
     def reset(self) -> None:
@@ -220,6 +228,7 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     over_processes: bool = False,
+    info: SetInfo = NYU,
 ) -> Scores:
     """Scores of a predictor over batches with labels, without gradients.
 
@@ -227,12 +236,13 @@ def evaluate(
     empty space was predicted, and are not passed to ``predict``. ``Scores`` names both.
 
     Args:
-        predict: from a batch on ``device`` to labels [B, V] or [B, X, H, Y], integers 0..11 at the scored voxels.
+        predict: from a batch on ``device`` to labels [B, V] or [B, X, H, Y], integers, a class at the scored voxels.
         batches: frames to score, for instance a data loader.
         device: where prediction and counting run.
         over_processes: scores of the batches of all processes together; collective.
+        info: the set of the frames.
     """
-    metrics = CompletionMetrics(device=device)
+    metrics = CompletionMetrics(device=device, info=info)
     left_out: list[str] = []
     without_hits: list[str] = []
     with torch.inference_mode():
@@ -251,7 +261,7 @@ def evaluate(
     scores = metrics.compute()
     if over_processes and num_processes() > 1:
         counts = VoxelCounts(scores.confusion.to(device), scores.occupancy.to(device), scores.frames)
-        scores = counts.over_processes().scores()
+        scores = counts.over_processes().scores(info)
         names = of_all_processes((left_out, without_hits))
         left_out, without_hits = (sorted(itertools.chain(*part)) for part in zip(*names, strict=True))
     return replace(scores, left_out=tuple(left_out), without_hits=tuple(without_hits))
@@ -281,12 +291,12 @@ def _truth_and_prediction(labels_predicted: Tensor, batch: Batch) -> tuple[Tenso
     return batch.label, labels_predicted.reshape(flat)
 
 
-def _check_classes(labels: Tensor, scored: Tensor, name: str) -> None:
+def _check_classes(name: str, labels: Tensor, *, num_classes: int) -> None:
     # A stray value would land in another cell of the confusion matrix instead of raising.
-    stray = scored & ((labels < 0) | (labels >= NUM_CLASSES))
+    stray = (labels < 0) | (labels >= num_classes)
     if stray.any():
         found = sorted(set(labels[stray].tolist()))[:5]
-        raise ValueError(f"{name}: expected classes 0..{NUM_CLASSES - 1} at scored voxels, found {found}")
+        raise ValueError(f"{name}: expected classes 0..{num_classes - 1} at scored voxels, found {found}")
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from ammnet_sparse.config import DataConfig, ModelConfig
-from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.sets.folder import DataError, training_ids, validation_ids
+from ammnet_sparse.data.grid import GRID_SHAPE, DatasetName
+from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.files.errors import abbreviated
 
 Split = Literal["train", "val", "test"]
@@ -22,16 +23,17 @@ LABEL_MAP_NOTE = (
 
 
 def open_set(
-    root: str | Path, *, dataset: Literal["nyu", "nyucad"], config: ModelConfig, for_pictures: bool = False
+    root: str | Path, *, dataset: DatasetName, config: ModelConfig, for_pictures: bool = False
 ) -> FrameSource:
     """The set in ``root`` with the 2D input that the network needs, and others only if pictures show them.
 
     Raises:
-        DataError: no set, or one without that input.
+        DataError: no set, or one without that input or with another number of classes.
     """
     others = None if for_pictures else False
     needs_label_map, needs_image = config.reads_label_map, config.reads_image
     source = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
+    check_classes(source, config.num_classes)
     try:
         return open_frames(
             root,
@@ -46,6 +48,15 @@ def open_set(
             f"{root}: the checkpoint was trained with model.image_encoder: {config.image_encoder} and needs {kind}, "
             f"found none; add them, or use a checkpoint of a network that does not read them"
         ) from error
+
+
+def check_classes(source: FrameSource, num_classes: int) -> None:
+    """Raises DataError if the set has another number of classes than the network."""
+    if source.info.num_classes != num_classes:
+        raise DataError(
+            f"{source.root}: expected {num_classes} classes, as many as model.num_classes, found "
+            f"{source.info.num_classes}: {', '.join(source.info.class_names)}; use another set, or another network"
+        )
 
 
 def split_ids(

@@ -7,15 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ammnet_sparse.data.grid import (
-    CLASS_NAMES,
-    CLASSES,
-    EMPTY_LABEL,
-    IGNORE_COLOR,
-    IGNORE_LABEL,
-    NUM_CLASSES,
-    NUM_LABEL_MAP_CLASSES,
-)
+from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_COLOR, IGNORE_LABEL, NUM_LABEL_MAP_CLASSES
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
 
 Rgb = tuple[int, int, int]
@@ -28,7 +21,6 @@ ERROR_COLORS: dict[str, Rgb] = {
 }
 """Colors of the error view: both occupied (right or wrong class), only the truth, only the prediction."""
 
-_CEILING = CLASS_NAMES.index("ceiling")
 # The published 2D label maps have void and NYU's 13 classes in alphabetical order (checked against the labels of the
 # mapped voxels); books and pictures are objects in 3D.
 _LABEL_MAP_CLASSES = (
@@ -50,6 +42,7 @@ def render_comparison(
     hide_ceiling: bool = True,
     panel_size: int = 360,
     title: str = "",
+    info: SetInfo = NYU,
 ) -> NDArray[np.uint8]:
     """One picture: the input, the prediction, the truth and the errors, each from the camera's side and from above.
 
@@ -58,7 +51,7 @@ def render_comparison(
     the bottom of the grid.
 
     Args:
-        prediction: [X, H, Y] uint8, class 0..11; 255 is not drawn.
+        prediction: [X, H, Y] uint8, a class; 255 is not drawn.
         truth: the same; voxels of 255 are drawn nowhere in the errors. None: no truth and no errors are shown.
         image: [rows, columns, 3] uint8 RGB, the input image.
         label_map: [rows, columns] uint8, the 2D prediction, 0..13.
@@ -66,6 +59,7 @@ def render_comparison(
         hide_ceiling: omit the ceiling, to look into the room.
         panel_size: edge of one view in pixels.
         title: a line above the picture.
+        info: the set, which has names and colors of the classes.
 
     Returns:
         [rows, columns, 3] uint8 RGB.
@@ -73,21 +67,25 @@ def render_comparison(
     Raises:
         ValueError: volumes of different shapes or with invalid values, or an image of another shape.
     """
-    check_volume("prediction", prediction, prediction.shape)
+    check_volume("prediction", prediction, prediction.shape, info=info)
     visible = np.ones(prediction.shape, dtype=np.bool_) if visible_mask is None else visible_mask.astype(np.bool_)
     check_shape("visible_mask", visible, prediction.shape)
     columns = []
     if inputs := _input_panels(image, label_map, panel_size):
         columns.append(_column("Input", inputs, panel_size))
-    columns.append(_column("Prediction", _views(prediction, visible, hide_ceiling, panel_size), panel_size))
+    hidden = info.ceiling if hide_ceiling else None
+    columns.append(_column("Prediction", _views(prediction, visible, hidden, panel_size, info), panel_size))
     if truth is not None:
-        check_volume("truth", truth, prediction.shape)
-        columns.append(_column("Ground truth", _views(truth, visible, hide_ceiling, panel_size), panel_size))
-        errors = _error_views(prediction, truth, visible, hide_ceiling, panel_size)
+        check_volume("truth", truth, prediction.shape, info=info)
+        columns.append(_column("Ground truth", _views(truth, visible, hidden, panel_size, info), panel_size))
+        errors = _error_views(prediction, truth, visible, hidden, panel_size)
         columns.append(_column("Errors", errors, panel_size))
     body = _beside(columns)
-    names = {"ceiling": "ceiling (left out of the views)"} if hide_ceiling else {}
-    classes = [(names.get(entry.name, entry.name), entry.color) for entry in CLASSES[1:]]
+    classes = [
+        (f"{name} (left out of the views)" if label == hidden else name, color)
+        for label, (name, color) in enumerate(info.classes.items())
+        if label != EMPTY_LABEL
+    ]
     legends = [_legend(classes, body.shape[1])]
     if truth is not None:
         legends.append(_legend(list(ERROR_COLORS.items()), body.shape[1], heading="Errors:"))
@@ -96,15 +94,15 @@ def render_comparison(
     return np.pad(stacked, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
 
 
-def class_colors(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[..., 3] uint8 RGB of labels [...], 0..11 or 255, in the usual colors of the benchmark."""
+def class_colors(labels: NDArray[np.uint8], info: SetInfo = NYU) -> NDArray[np.uint8]:
+    """[..., 3] uint8 RGB of labels [...], classes of a set or 255."""
     palette = np.full((IGNORE_LABEL + 1, 3), IGNORE_COLOR, dtype=np.uint8)
-    palette[:NUM_CLASSES] = [entry.color for entry in CLASSES]
+    palette[: info.num_classes] = list(info.classes.values())
     return palette[labels]
 
 
 def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13, in the colors of the classes; void pale.
+    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13, in the colors of NYU's classes; void pale.
 
     Raises:
         ValueError: another number of axes, or other values.
@@ -114,8 +112,7 @@ def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"label_map: expected [rows, columns] of 0..{NUM_LABEL_MAP_CLASSES - 1}, "
             f"found {list(label_map.shape)} up to {label_map.max(initial=0)}"
         )
-    colors = dict(CLASSES)
-    palette = np.array([_VOID_COLOR, *(colors[name] for name in _LABEL_MAP_CLASSES)], dtype=np.uint8)
+    palette = np.array([_VOID_COLOR, *(NYU.classes[name] for name in _LABEL_MAP_CLASSES)], dtype=np.uint8)
     return palette[label_map]
 
 
@@ -129,19 +126,19 @@ def depth_shades(depth: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _views(
-    labels: NDArray[np.uint8], visible: NDArray[np.bool_], hide_ceiling: bool, size: int
+    labels: NDArray[np.uint8], visible: NDArray[np.bool_], hidden: int | None, size: int, info: SetInfo
 ) -> list[NDArray[np.uint8]]:
     drawn = visible & is_occupied(labels)
-    if hide_ceiling:
-        drawn &= labels != _CEILING
-    return _both_views(class_colors(labels), drawn, size)
+    if hidden is not None:
+        drawn &= labels != hidden
+    return _both_views(class_colors(labels, info), drawn, size)
 
 
 def _error_views(
     prediction: NDArray[np.uint8],
     truth: NDArray[np.uint8],
     visible: NDArray[np.bool_],
-    hide_ceiling: bool,
+    hidden: int | None,
     size: int,
 ) -> list[NDArray[np.uint8]]:
     is_predicted, is_true = is_occupied(prediction), is_occupied(truth)
@@ -155,8 +152,8 @@ def _error_views(
     for kind, mask in kinds.items():
         colors[mask] = ERROR_COLORS[kind]
     drawn = visible & (is_predicted | is_true) & (truth != IGNORE_LABEL)
-    if hide_ceiling:
-        drawn &= (truth != _CEILING) & ~(~is_true & (prediction == _CEILING))
+    if hidden is not None:
+        drawn &= (truth != hidden) & ~(~is_true & (prediction == hidden))
     return _both_views(colors, drawn, size)
 
 
@@ -248,10 +245,10 @@ def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected {expected}, found {list(array.shape)}")
 
 
-def check_volume(name: str, labels: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
-    """Raises ValueError if labels are not uint8 classes 0..11 or 255 of this shape."""
+def check_volume(name: str, labels: NDArray[np.uint8], shape: tuple[int, ...], *, info: SetInfo) -> None:
+    """Raises ValueError if labels are not uint8 classes of a set or 255 of this shape."""
     check_shape(name, labels, shape)
-    stray = (labels >= NUM_CLASSES) & (labels != IGNORE_LABEL)
+    stray = (labels >= info.num_classes) & (labels != IGNORE_LABEL)
     if labels.dtype != np.uint8 or stray.any():
         found = f"{labels.dtype}" + (f" with {np.unique(labels[stray])[:4].tolist()}" if stray.any() else "")
-        raise ValueError(f"{name}: expected uint8 classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}, found {found}")
+        raise ValueError(f"{name}: expected uint8 classes 0..{info.num_classes - 1} or {IGNORE_LABEL}, found {found}")

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ammnet_sparse.data.grid import CLASSES, EMPTY_LABEL
+from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import FileError
 
@@ -131,7 +131,7 @@ def curves_html(history: History) -> str:
 
 def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A table with the paper's columns: name of a row to its scores in percent, as in ``Scores.to_json``."""
-    names = [entry.name for label, entry in enumerate(CLASSES) if label != EMPTY_LABEL]
+    names = _class_names(rows.values())
     headings = ["", *(f"SC {title}" for title, _ in _SC_COLUMNS), *names, "SSC mIoU"]
     lines = ["".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)]
     for name, scores in rows.items():
@@ -142,6 +142,13 @@ def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f'<th scope="row">{html.escape(name)}</th>{cells}')
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
+
+
+def _class_names(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The classes that scores have, as ``Scores.to_json`` gives them, in their order; NYU's if they have none else."""
+    found = list(dict.fromkeys(name for entry in scores for name in entry["ssc"]["iou"]))
+    known = list(NYU.class_names[1:])
+    return known if set(found) <= set(known) else found
 
 
 def _loss_figure(history: History) -> str:
@@ -190,11 +197,10 @@ def _score_figure(history: History) -> str:
 
 def _class_figure(history: History) -> str:
     figure, axes = new_figure("IoU of each class in percent (validation)")
-    for label, (name, color) in enumerate(CLASSES):
-        if label != EMPTY_LABEL:
-            keys = ("validation", "ssc", "iou", name)
-            rgb = "#{:02x}{:02x}{:02x}".format(*color)
-            draw_epochs(axes, history.epochs, keys, label=name, color=rgb, marker="o")
+    for index, name in enumerate(_class_names(line["validation"] for line in history.validated)):
+        keys = ("validation", "ssc", "iou", name)
+        color = "#{:02x}{:02x}{:02x}".format(*NYU.classes[name]) if name in NYU.classes else f"C{index % 10}"
+        draw_epochs(axes, history.epochs, keys, label=name, color=color, marker="o")
     axes.set(xlim=(0, None), ylim=(0, None))
     return svg(figure, axes, "Scores of each class over the steps", legend_columns=4)
 

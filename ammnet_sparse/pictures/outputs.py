@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.camera.own_frames import OwnFrame
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene
@@ -24,7 +24,7 @@ class CompletedFrame:
 
     Attributes:
         frame: what was predicted from.
-        labels: [X, H, Y] uint8, class 0..11.
+        labels: [X, H, Y] uint8, a class of ``frame.info``.
         shown_mask: [X, H, Y] bool, the voxels that pictures, PLY files and page show; None: all.
         shown_as: describes that mask in the picture's title.
         origin: world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
@@ -65,7 +65,7 @@ class CompletedFrame:
         arrays: dict[str, NDArray[np.generic]] = {
             "pose": own.placement.pose,
             "origin": own.origin,
-            "voxel_size": np.array(VOXEL_SIZE),
+            "voxel_size": np.array(own.frame.info.voxel_size),
             "reliable": own.reliable_mask,
         }
         if own.placement.world_from_given is not None:
@@ -73,7 +73,7 @@ class CompletedFrame:
         x, y, z = own.origin.tolist()
         floor = own.placement.floor
         note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
-        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / VOXEL_SIZE).tolist()
+        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / own.frame.info.voxel_size).tolist()
         return cls(
             own.frame,
             labels,
@@ -106,6 +106,7 @@ class CompletedFrame:
             image=self.shown_image,
             note=self.note,
             camera_position=self.camera_position,
+            info=frame.info,
         )
 
 
@@ -156,6 +157,7 @@ def write_picture(folder: Path, completed: CompletedFrame) -> None:
         label_map=frame.label_map,
         visible_mask=completed.shown_mask,
         title=f"{completed.name}: {completed.shown_as}" if completed.shown_as else completed.name,
+        info=frame.info,
     )
     iio.imwrite(folder / f"{completed.name}.png", picture)
 
@@ -169,4 +171,5 @@ def write_ply_files(folder: Path, completed: CompletedFrame) -> None:
             mask=completed.shown_mask,
             as_cubes=form == "cubes",
             origin=completed.origin,
+            info=completed.frame.info,
         )

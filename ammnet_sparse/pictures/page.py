@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, EMPTY_LABEL, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
 
 PART_COLORS: dict[str, Rgb] = {"observed surface": (122, 128, 140), "completed": (0, 158, 143)}
 """Colors of voxels that a pixel hits, and of all others."""
 
-# The ceiling would hide the room in the initial view from above.
-_HIDDEN_AT_FIRST = (CLASS_NAMES.index("ceiling"),)
 _SCRIPTS = ("volume.js", "camera.js", "renderer.js", "page.js")
 _IN_MASK, _HIT = 1, 2
 _LARGEST_IMAGE, _JPEG_QUALITY = 640, 85
@@ -43,7 +42,7 @@ class Scene:
 
     Attributes:
         name: its entry in the list of scenes.
-        prediction: [X, H, Y] uint8, class 0..11; 255 is not drawn.
+        prediction: [X, H, Y] uint8, a class; 255 is not drawn.
         truth: the same; voxels of 255 are not drawn in the errors. None: truth and errors are not available.
         mask: [X, H, Y] bool, the voxels of prediction and truth that are shown, for instance the scored ones; the
             others are hidden at first. None: all.
@@ -53,6 +52,7 @@ class Scene:
         note: text shown beside the scene.
         camera_position: (X, Y) of the camera in voxels, usually outside of the grid; None if unknown:
             then the page only marks the camera's side.
+        info: the set, which has names and colors of the classes and the size of the voxels.
 
     Raises:
         ValueError: arrays of other shapes, types or values; the message names scene and attribute.
@@ -66,15 +66,16 @@ class Scene:
     image: NDArray[np.uint8] | None = None
     note: str = ""
     camera_position: tuple[float, float] | None = None
+    info: SetInfo = NYU
 
     def __post_init__(self) -> None:
         shape = self.prediction.shape
         try:
-            check_volume("prediction", self.prediction, shape)
+            check_volume("prediction", self.prediction, shape, info=self.info)
             if max(shape) > 255:
                 raise ValueError(f"prediction: expected at most 255 voxels along an axis, found {list(shape)}")
             if self.truth is not None:
-                check_volume("truth", self.truth, shape)
+                check_volume("truth", self.truth, shape, info=self.info)
             if self.mask is not None:
                 check_shape("mask", self.mask, shape)
             if self.image is not None and (self.image.shape[2:] != (3,) or self.image.dtype != np.uint8):
@@ -99,6 +100,7 @@ class Scene:
             hit=frame.mapping,
             image=frame.image,
             note=note,
+            info=frame.info,
         )
 
     @property
@@ -129,12 +131,12 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
 
     Args:
         path: file to write.
-        scenes: in the order of the list; about 0.1 MB each with an image.
+        scenes: in the order of the list, all of one set; about 0.1 MB each with an image.
         title: heading of the page, plain text.
         introduction: HTML inserted unchanged before the 3D view; required without scenes. Scripts in it never run.
 
     Raises:
-        ValueError: nothing to show.
+        ValueError: nothing to show, or scenes of several sets.
         OSError: the file cannot be written.
     """
     if not scenes and not introduction:
@@ -179,12 +181,16 @@ def _to_json(value: Any) -> str:
 
 
 def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
+    info = scenes[0].info
+    if any(scene.info != info for scene in scenes):
+        raise ValueError("scenes: expected scenes of one set, found several classes or voxel sizes")
+    # The ceiling would hide the room in the initial view from above.
     classes = [
-        {"name": entry.name, "color": entry.color, "hidden": label in _HIDDEN_AT_FIRST, "skipped": label == EMPTY_LABEL}
-        for label, entry in enumerate(CLASSES)
+        {"name": name, "color": color, "hidden": label == info.ceiling, "skipped": label == EMPTY_LABEL}
+        for label, (name, color) in enumerate(info.classes.items())
     ]
     return {
-        "voxelSize": VOXEL_SIZE,
+        "voxelSize": info.voxel_size,
         "classes": classes,
         "errors": [{"name": name, "color": color} for name, color in ERROR_COLORS.items()],
         "parts": [{"name": name, "color": color} for name, color in PART_COLORS.items()],

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement
 
-from ammnet_sparse.data.grid import VOXEL_SIZE
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.pictures.comparison import check_shape, check_volume, class_colors, is_occupied
 
 _COLOR_FIELDS = [("red", "u1"), ("green", "u1"), ("blue", "u1")]
@@ -22,6 +22,7 @@ def write_ply(
     mask: NDArray[np.bool_] | None = None,
     as_cubes: bool = False,
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    info: SetInfo = NYU,
 ) -> None:
     """Writes the occupied voxels in meters, in world axes: x lateral, y forward, z up (a right-handed triple).
 
@@ -31,16 +32,17 @@ def write_ply(
 
     Args:
         path: file to write, binary little-endian PLY.
-        labels: [X, H, Y] uint8, class 0..11; 0 and 255 are not drawn.
+        labels: [X, H, Y] uint8, a class; 0 and 255 are not drawn.
         mask: [X, H, Y] bool, the voxels to draw, for instance the scored ones; None: all.
         as_cubes: a mesh of quadrilaterals instead of points.
         origin: world (x, y, z) in meters of the outer corner of voxel (0, 0, 0).
+        info: the set, which has colors, names (listed in the file's comments if they are not NYU's) and voxel size.
 
     Raises:
         ValueError: labels or mask of another shape or type.
         OSError: the file cannot be written.
     """
-    check_volume("labels", labels, labels.shape)
+    check_volume("labels", labels, labels.shape, info=info)
     drawn = is_occupied(labels)
     if mask is not None:
         check_shape("mask", mask, labels.shape)
@@ -51,33 +53,36 @@ def write_ply(
         corners, corner_labels, faces = voxel_surface(labels, drawn)
     else:
         corners, corner_labels, faces = np.argwhere(drawn) + 0.5, labels[drawn], None
-    elements = [PlyElement.describe(_vertices(corners, corner_labels, origin), "vertex")]
+    elements = [PlyElement.describe(_vertices(corners, corner_labels, origin, info), "vertex")]
     if faces is not None:
-        elements.append(PlyElement.describe(_faces(faces, corner_labels), "face"))
-    PlyData(elements, byte_order="<", comments=["semantic scene completion, meters, z up"]).write(str(path))
+        elements.append(PlyElement.describe(_faces(faces, corner_labels, info), "face"))
+    comments = ["semantic scene completion, meters, z up"]
+    if info.classes != NYU.classes:
+        comments.append("labels: " + ", ".join(f"{label} {name}" for label, name in enumerate(info.classes)))
+    PlyData(elements, byte_order="<", comments=comments).write(str(path))
 
 
 def _vertices(
-    voxel_positions: NDArray[Any], labels: NDArray[np.uint8], origin: tuple[float, float, float]
+    voxel_positions: NDArray[Any], labels: NDArray[np.uint8], origin: tuple[float, float, float], info: SetInfo
 ) -> NDArray[np.void]:
     """Vertices at positions [N, 3] in voxels along (X, height, Y)."""
     vertices = np.empty(len(labels), dtype=_VERTEX_TYPE)
     for name, axis, start in zip("xyz", (0, 2, 1), origin, strict=True):
-        vertices[name] = start + VOXEL_SIZE * voxel_positions[:, axis]
-    _paint(vertices, labels)
+        vertices[name] = start + info.voxel_size * voxel_positions[:, axis]
+    _paint(vertices, labels, info)
     vertices["label"] = labels
     return vertices
 
 
-def _faces(corners: NDArray[np.int64], corner_labels: NDArray[np.uint8]) -> NDArray[np.void]:
+def _faces(corners: NDArray[np.int64], corner_labels: NDArray[np.uint8], info: SetInfo) -> NDArray[np.void]:
     faces = np.empty(len(corners), dtype=_FACE_TYPE)
     faces["vertex_indices"] = corners
-    _paint(faces, corner_labels[corners[:, 0]])
+    _paint(faces, corner_labels[corners[:, 0]], info)
     return faces
 
 
-def _paint(elements: NDArray[np.void], labels: NDArray[np.uint8]) -> None:
-    for (name, _), channel in zip(_COLOR_FIELDS, class_colors(labels).T, strict=True):
+def _paint(elements: NDArray[np.void], labels: NDArray[np.uint8], info: SetInfo) -> None:
+    for (name, _), channel in zip(_COLOR_FIELDS, class_colors(labels, info).T, strict=True):
         elements[name] = channel
 
 

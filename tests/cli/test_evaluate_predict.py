@@ -19,7 +19,8 @@ from ammnet_sparse.cli import predict as predict_command
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
-from ammnet_sparse.data.sets.folder import FrameFolder, validation_ids
+from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.splits import validation_ids
 from ammnet_sparse.data.sets.packing import pack_set
 
 GRID = (12, 12, 12)

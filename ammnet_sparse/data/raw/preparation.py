@@ -42,7 +42,7 @@ from ammnet_sparse.data.raw.frames import (
 )
 from ammnet_sparse.data.sets import files
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.splits import read_id_list
+from ammnet_sparse.data.sets.ids import read_id_list
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.mapping import mapping_to_disk
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, unflip_tsdf

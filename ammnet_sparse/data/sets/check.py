@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import warnings
 from collections import Counter
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
 from ammnet_sparse.data.parallel import map_in_threads
+from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.files import DataError, missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.splits import repeated_ids
+from ammnet_sparse.data.sets.ids import repeated_ids
 from ammnet_sparse.files.errors import abbreviated, reason
 
 PUBLISHED_LISTS = ("train", "test", "val")
@@ -51,8 +53,8 @@ class SplitStatistics:
         frames: how many are listed and how many of them could be read.
         scored: [frames] scored voxels (label weight set, label not 255; without labels: label weight set).
         hit: [frames] voxels that a pixel hits.
-        classes: [12] scored voxels of each class; zeros without labels.
-        occupied: voxels of class 1..11, scored or not.
+        classes: scored voxels of each class by name; zeros without labels.
+        occupied: voxels of a class but empty, scored or not.
         num_voxels: voxels of a frame.
     """
 
@@ -60,7 +62,7 @@ class SplitStatistics:
     num_read: int
     scored: NDArray[np.int64]
     hit: NDArray[np.int64]
-    classes: NDArray[np.int64]
+    classes: dict[str, int]
     occupied: int
     num_voxels: int
 
@@ -163,17 +165,15 @@ def check_set(
             if frame is not None:
                 checked[frame_id] = frame
     judged = {name: frame.conventions for name, frame in checked.items() if frame.conventions is not None}
-    is_flipped = source.dataset == "nyucad"
-    suspicions = convention_problems(judged, is_flipped=is_flipped)
+    suspicions = convention_problems(judged, info=source.info)
     problems += [Problem("", f"{source.root}: {text}", is_broken=False) for text in suspicions]
-    num_voxels = int(np.prod(source.grid_shape))
-    statistics = {name: _sum_up(ids, checked, num_voxels=num_voxels) for name, ids in listed.items()}
+    statistics = {name: _sum_up(ids, checked, info=source.info) for name, ids in listed.items()}
     return SetReport(tuple(problems), len(frame_ids), statistics, tuple(_notes(source, checked)))
 
 
 def _notes(source: FrameSource, checked: dict[str, "_CheckedFrame"]) -> Iterator[str]:
     num_computed = sum(frame.label_weight_is_computed for frame in checked.values())
-    if num_computed and source.dataset == "nyu":
+    if num_computed and not source.info.tsdf_is_flipped:
         yield (
             f"{source.root}: {num_computed} of {len(checked)} frames have no label weight (arr_1 of TSDF); it is "
             "computed from label and TSDF: occupied, or TSDF below -0.5"
@@ -241,12 +241,12 @@ def _check_frame(source: FrameSource, frame_id: str) -> tuple[_CheckedFrame | No
 
 
 def _measure(frame: Frame) -> _CheckedFrame:
-    classes = np.zeros(NUM_CLASSES, dtype=np.int64)
+    classes = np.zeros(frame.info.num_classes, dtype=np.int64)
     occupied, scored = 0, frame.label_weight
     if frame.label is not None:
         scored = frame.label_weight & (frame.label != IGNORE_LABEL)
         occupied = int(((frame.label > 0) & (frame.label != IGNORE_LABEL)).sum())
-        classes = np.bincount(frame.label[scored], minlength=NUM_CLASSES)
+        classes = np.bincount(frame.label[scored], minlength=classes.size)
     return _CheckedFrame(
         scored=int(scored.sum()),
         hit=int((frame.mapping != UNMAPPED).sum()),
@@ -258,17 +258,18 @@ def _measure(frame: Frame) -> _CheckedFrame:
     )
 
 
-def _sum_up(ids: list[str], checked: dict[str, _CheckedFrame], *, num_voxels: int) -> SplitStatistics:
+def _sum_up(ids: list[str], checked: dict[str, _CheckedFrame], *, info: SetInfo) -> SplitStatistics:
     unique = list(dict.fromkeys(ids))
     read = [checked[frame_id] for frame_id in unique if frame_id in checked]
+    classes = sum((entry.classes for entry in read), np.zeros(info.num_classes, dtype=np.int64))
     return SplitStatistics(
         num_listed=len(unique),
         num_read=len(read),
         scored=np.array([entry.scored for entry in read], dtype=np.int64),
         hit=np.array([entry.hit for entry in read], dtype=np.int64),
-        classes=sum((entry.classes for entry in read), np.zeros(NUM_CLASSES, dtype=np.int64)),
+        classes=dict(zip(info.class_names, classes.tolist(), strict=True)),
         occupied=sum(entry.occupied for entry in read),
-        num_voxels=num_voxels,
+        num_voxels=math.prod(info.grid_shape),
     )
 
 
@@ -283,10 +284,10 @@ def _statistics_lines(name: str, counts: SplitStatistics) -> list[str]:
             f"  a frame: mean {values.mean():,.0f}, min {values.min():,}, max {values.max():,}"
         )
     lines.append(f"  {'occupied voxels':<15} {counts.occupied:>12,}  {counts.occupied / total:6.1%} of the grid")
-    num_scored = max(int(counts.classes.sum()), 1)
+    num_scored = max(sum(counts.classes.values()), 1)
     lines.append("  scored voxels by class:")
     lines += [
         f"    {class_name:<13} {number:>12,}  {number / num_scored:6.1%}"
-        for class_name, number in zip(CLASS_NAMES, counts.classes.tolist(), strict=True)
+        for class_name, number in counts.classes.items()
     ]
     return lines

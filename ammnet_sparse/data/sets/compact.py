@@ -14,12 +14,12 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import (
     IGNORE_LABEL,
     IMAGE_SHAPE,
-    NUM_CLASSES,
     NUM_LABEL_MAP_CLASSES,
     NUM_PIXELS,
     TSDF_TOLERANCE,
     UNMAPPED,
 )
+from ammnet_sparse.data.set_info import NYU, SetInfo
 
 IGNORE_NIBBLE = 15
 """``IGNORE_LABEL`` in four bits."""
@@ -38,6 +38,7 @@ class CompactFrame:
         label_map: [480, 320] uint8, two neighboring pixels of a row per byte, likewise.
         image: [480, 640, 3] uint8.
         tsdf_is_flipped: which convention ``tsdf`` follows.
+        info: the set that the frame is of.
     """
 
     frame_id: str
@@ -48,6 +49,7 @@ class CompactFrame:
     label_map: NDArray[np.uint8] | None = None
     image: NDArray[Any] | None = None
     tsdf_is_flipped: bool = False
+    info: SetInfo = NYU
 
     @classmethod
     def pack(cls, frame: Frame, *, tsdf_type: DTypeLike | None = None) -> "CompactFrame":
@@ -75,6 +77,7 @@ class CompactFrame:
             label_map=None if frame.label_map is None else pack_nibbles(frame.label_map).reshape(IMAGE_SHAPE[0], -1),
             image=frame.image,
             tsdf_is_flipped=frame.tsdf_is_flipped,
+            info=frame.info,
         )
 
     def unpack(self) -> Frame:
@@ -93,6 +96,7 @@ class CompactFrame:
             image=self.image,
             label_map=None if self.label_map is None else unpack_nibbles(self.label_map).reshape(IMAGE_SHAPE),
             tsdf_is_flipped=self.tsdf_is_flipped,
+            info=self.info,
         )
 
 
@@ -106,7 +110,7 @@ def impossible_arrays(frame: CompactFrame) -> list[str]:
             and (np.diff(voxels) > 0).all()
             and ((pixels >= 0) & (pixels < NUM_PIXELS)).all()
         ),
-        "label": frame.label is None or _has_classes_below(frame.label, NUM_CLASSES),
+        "label": frame.label is None or _has_classes_below(frame.label, frame.info.num_classes),
         "label_map": frame.label_map is None or _has_classes_below(frame.label_map, NUM_LABEL_MAP_CLASSES),
     }
     return [name for name, possible in is_possible.items() if not possible]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_PIXELS, UNMAPPED
+from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.projection_fit import axes_in_order, judge_mapping
 from ammnet_sparse.data.volumes.tsdf import Unobserved, unflip_tsdf
 from ammnet_sparse.files.errors import abbreviated
@@ -34,7 +35,7 @@ _HARDLY_OCCUPIED, _FEW_FRAMES = (0.08, 0.15), 5
 """The share that is too small in any case, for small and for large sets: two frames of 795 have 0.10 and 0.12."""
 _BETTER = 1.5
 """How many times more hit voxels another order of axes must find occupied; 1.36 times at most in published frames."""
-_FLOOR, _FLOOR_LEVELS = 2, 3
+_FLOOR_LEVELS = 3
 _FLOOR_SHARE, _FEWEST_FLOOR_VOXELS = 0.9, 100
 _SMALL_IMAGE = 0.26
 """Share of the pixels that the mapping of a half-size image reaches."""
@@ -54,7 +55,7 @@ class FrameConventions:
         unobserved, saturated: share of hit voxels with a TSDF of exactly 0, and of 1 or -1.
         occupied: share of hit voxels that labels occupy, with the axes of the layout.
         occupied_otherwise: the same with the labels' axes in other orders or reversed, by that order.
-        floor: [12, 2] voxels of each class below and above the third level.
+        floor: [classes, 2] voxels of each class below and above the third level.
         last_pixel: largest pixel of the mapping.
         mapping: what is wrong with the mapping (``projection_fit``).
     """
@@ -77,10 +78,10 @@ def conventions_of(frame: Frame) -> FrameConventions | None:
         return None
     distance = np.abs(unflip_tsdf(frame.tsdf[hit]) if frame.tsdf_is_flipped else frame.tsdf[hit])
     occupied, otherwise = np.nan, dict[str, float]()
-    floor = np.zeros((NUM_CLASSES, 2), dtype=np.int64)
+    floor = np.zeros((frame.info.num_classes, 2), dtype=np.int64)
     if frame.label is not None:
         occupied, otherwise = _occupied_shares(frame.label, hit)
-        floor = _heights(frame.label)
+        floor = _heights(frame.label, frame.info.num_classes)
     return FrameConventions(
         distance=float(np.median(distance)),
         near_surface=float(((distance > 0) & (distance < 0.5)).mean()),
@@ -94,21 +95,21 @@ def conventions_of(frame: Frame) -> FrameConventions | None:
     )
 
 
-def convention_problems(frames: Mapping[str, FrameConventions], *, is_flipped: bool) -> list[str]:
+def convention_problems(frames: Mapping[str, FrameConventions], *, info: SetInfo) -> list[str]:
     """What is wrong with the conventions of a set, one line each; empty if nothing is, or nothing can be judged.
 
     Args:
         frames: of the frames that could be judged, by their ids.
-        is_flipped: the layout's TSDF is flipped (NYUCAD).
+        info: the set of the frames, whose TSDF may be flipped, and whose floor may have a class.
     """
     if not frames:
         return []
     judged = list(frames.values())
     return [
-        *_tsdf_problems(judged, is_flipped=is_flipped),
+        *_tsdf_problems(judged, is_flipped=info.tsdf_is_flipped),
         *_odd_tsdf_problems(frames),
         *_label_problems(judged),
-        *_class_problems(judged),
+        *_class_problems(judged, info),
         *_mapping_problems(judged),
     ]
 
@@ -141,9 +142,9 @@ def _occupied_shares(label: NDArray[np.uint8], hit: NDArray[np.bool_]) -> tuple[
     return share(places, (0, 1, 2)), otherwise
 
 
-def _heights(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _heights(label: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
     low, all_levels = (
-        np.bincount(part[part < NUM_CLASSES], minlength=NUM_CLASSES) for part in (label[:, :_FLOOR_LEVELS], label)
+        np.bincount(part[part < num_classes], minlength=num_classes) for part in (label[:, :_FLOOR_LEVELS], label)
     )
     return np.stack([low, all_levels - low], axis=1).astype(np.int64)
 
@@ -206,20 +207,23 @@ def _label_problems(frames: Sequence[FrameConventions]) -> list[str]:
     ]
 
 
-def _class_problems(frames: Sequence[FrameConventions]) -> list[str]:
+def _class_problems(frames: Sequence[FrameConventions], info: SetInfo) -> list[str]:
     """The floor identifies the class list: no other class lies only at the bottom of the grid."""
+    if "floor" not in info.classes:
+        return []
+    floor = info.class_names.index("floor")
     low, high = sum(frame.floor for frame in frames).T  # type: ignore[union-attr]
     total = low + high
     share = low / np.maximum(total, 1)
     is_flat = (total >= _FEWEST_FLOOR_VOXELS) & (share >= _FLOOR_SHARE)
     is_flat[0] = False
-    if (total[_FLOOR] and share[_FLOOR] >= 0.5) or not is_flat.any():
+    if (total[floor] and share[floor] >= 0.5) or not is_flat.any():
         return []
     flattest = int(np.argmax(np.where(is_flat, total, 0)))
     return [
-        f"labels: expected the floor, class {_FLOOR}, at the bottom of the grid, found class {flattest} there and "
-        f"{share[_FLOOR]:.0%} of class {_FLOOR}: labels of another list of classes; map them to the 11 classes of "
-        "the layout"
+        f"labels: expected the floor, class {floor}, at the bottom of the grid, found class {flattest} there and "
+        f"{share[floor]:.0%} of class {floor}: labels of another list of classes; map them to the "
+        f"{info.num_classes - 1} classes of the set"
     ]
 
 

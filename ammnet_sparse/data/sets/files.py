@@ -16,6 +16,7 @@ from ammnet_sparse.data.grid import (
     UNMAPPED,
     UNMAPPED_ON_DISK,
 )
+from ammnet_sparse.data.set_info import SET_FILE
 from ammnet_sparse.files.arrays import ArrayHeader, read_array
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
@@ -66,19 +67,22 @@ def read_npz_array(path: Path, key: str, *, grid_shape: tuple[int, int, int]) ->
     return values.reshape(grid_shape)
 
 
-def as_label(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """Classes 0..11 or 255 as uint8, from any integer or float type.
+def as_label(values: NDArray[Any], path: Path, *, num_classes: int = NUM_CLASSES) -> NDArray[np.uint8]:
+    """Classes below ``num_classes`` or 255 as uint8, from any integer or float type.
 
     Raises:
         DataError: another value.
     """
     check_integral(values, path, name="label")
-    outside = ((values < 0) | (values >= NUM_CLASSES)) & (values != IGNORE_LABEL)
+    outside = ((values < 0) | (values >= num_classes)) & (values != IGNORE_LABEL)
     if outside.any():
         found, advice = values[outside], _REPLACE
-        if found.min() >= NUM_CLASSES and np.unique(found).size > 1:
-            advice = "of a longer list of classes? Map them to the 11 classes, or remove the frame from the list"
-        raise _wrong_values(path, "label", f"classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}", found, advice=advice)
+        if found.min() >= num_classes and np.unique(found).size > 1:
+            advice = (
+                f"of a longer list of classes? Map them to the {num_classes - 1} classes, list theirs in {SET_FILE}, or "
+                "remove the frame from the list"
+            )
+        raise _wrong_values(path, "label", f"classes 0..{num_classes - 1} or {IGNORE_LABEL}", found, advice=advice)
     return values.astype(np.uint8)
 
 

@@ -13,21 +13,22 @@ and for NYUCAD also, in a folder ``NYUCAD`` (``root`` may also be that folder, b
 
 Labels, color images and 2D label maps of NYUCAD are those of NYU; lists of ids may be in any of these folders. A set
 without lists (AMMNet's repository) has the lists given by its folders of color images. If TSDF files hold no label
-weight, it is computed from label and TSDF, as for NYUCAD.
+weight, it is computed from label and TSDF, as for NYUCAD. A set of other classes, or on another grid, describes them in
+``classes.yaml`` beside its lists (``set_info.py``).
 """
 
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.sets.compact import CompactFrame
+from ammnet_sparse.data.grid import GRID_SHAPE, DatasetName, GridShape
+from ammnet_sparse.data.set_info import SET_FILE, SetInfo, check_grid_shape, read_set_info
 from ammnet_sparse.data.sets.files import (
     DataError,
     as_label,
@@ -38,6 +39,8 @@ from ammnet_sparse.data.sets.files import (
     read_label_map,
     read_npz_array,
 )
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.ids import parse_frame_id, read_id_list
 from ammnet_sparse.data.sets.layout import (
     HALF_FOLDERS,
     IMAGE_FOLDERS,
@@ -51,20 +54,10 @@ from ammnet_sparse.data.sets.layout import (
     ids_of_folder,
     image_paths,
 )
-from ammnet_sparse.data.sets.splits import (
-    check_list_name,
-    parse_frame_id,
-    read_id_list,
-    repeated_ids,
-    training_ids,
-    validation_ids,
-)
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import unflip_tsdf
 from ammnet_sparse.files.arrays import array_names
 from ammnet_sparse.files.errors import abbreviated
-
-__all__ = ["DataError", "Frame", "FrameFolder", "FramePaths", "training_ids", "validation_ids"]
 
 _T = TypeVar("_T")
 
@@ -84,12 +77,8 @@ class FramePaths:
         paths = (getattr(self, field.name) for field in dataclasses.fields(self))
         return [path for path in paths if path is not None]
 
-    def missing(self) -> list[Path]:
-        """Those of them that are missing."""
-        return [path for path in self.given() if not path.is_file()]
 
-
-class FrameFolder:
+class FrameFolder(FrameSource):
     """A set in the published layout.
 
     Args:
@@ -97,7 +86,7 @@ class FrameFolder:
         dataset: ``nyu``, or ``nyucad`` for NYUCAD's TSDF (flipped) and mapping; its label weight is recomputed.
         read_image: read color images; None: if the set has a folder of them (then every frame needs one).
         read_label_map: read 2D label maps; None: likewise.
-        grid_shape: voxels along (X, height, Y) that the files hold.
+        grid_shape: voxels along (X, height, Y) that the files hold; None: NYU's, or what the set's own description says.
 
     Raises:
         DataError: no such folder, or it lacks the files asked for.
@@ -107,20 +96,20 @@ class FrameFolder:
         self,
         root: str | Path,
         *,
-        dataset: Literal["nyu", "nyucad"] = "nyu",
+        dataset: DatasetName = "nyu",
         read_image: bool | None = None,
         read_label_map: bool | None = None,
-        grid_shape: tuple[int, int, int] = GRID_SHAPE,
+        grid_shape: GridShape | None = None,
     ) -> None:
         self.root = Path(root)
-        self.dataset: Literal["nyu", "nyucad"] = dataset
-        self.grid_shape = grid_shape
-        if dataset not in ("nyu", "nyucad"):
+        if dataset not in get_args(DatasetName):
             raise DataError(f"dataset: expected 'nyu' or 'nyucad', found {dataset!r}")
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: expected the folder of a set, found {_kind(self.root)}; check the path")
+            found = "a file" if self.root.exists() else "nothing"
+            raise DataError(f"{self.root}: expected the folder of a set, found {found}; check the path")
         self._cad = self._find_cad() if dataset == "nyucad" else None
         self._base = self._find_base()
+        self.info = self._find_info(dataset, grid_shape)
         self._label_folder = existing_folder(self._base, LABEL_FOLDERS)
         self.has_labels = self._label_folder.is_dir()
         self._has_warned = False
@@ -129,43 +118,23 @@ class FrameFolder:
         label_map_folders = [self._base / folder for folder in LABEL_MAP_FOLDERS]
         self.reads_label_map = _decide(read_label_map, label_map_folders, name="read_label_map")
 
-    def has_split(self, split: str) -> bool:
-        """Whether the set has a list ``<split>.txt``, or a folder that defines it."""
-        return self._find_list(split) is not None
+    def list_names(self) -> list[str]:
+        """Names of the files ``<split>.txt``."""
+        return sorted({file.stem for folder in self._list_folders() for file in folder.glob("*.txt")})
 
-    def frame_ids(self, split: str) -> list[str]:
-        """The ids of ``<split>.txt`` in its order, as in file names (``NYU0003_0000``: ``0003``).
-
-        Raises:
-            DataError: no such list, an empty list, a line that is not an id, or a repeated id.
-        """
-        ids = self.listed_ids(split)
-        if repeated := repeated_ids(ids):
-            raise DataError(
-                f"{self.list_path(split)}: expected every frame once, found {abbreviated(repeated)} more than once; "
-                "remove the duplicates"
-            )
-        return ids
+    def find_list(self, split: str) -> Path | None:
+        """The file ``<split>.txt``, or the folder that defines the list."""
+        lists = (folder / f"{split}.txt" for folder in self._list_folders())
+        return next((path for path in lists if path.is_file()), None) or find_half(self._base, split, cad=self._cad)
 
     def listed_ids(self, split: str) -> list[str]:
-        """As ``frame_ids``, repetitions included."""
-        path = self.list_path(split)
-        return ids_of_folder(path) if path.is_dir() else read_id_list(path)
-
-    def list_path(self, split: str) -> Path:
-        """The file ``<split>.txt``, or the folder that defines it.
+        """The ids of ``<split>.txt`` as in file names (``NYU0003_0000``: ``0003``), repetitions included.
 
         Raises:
-            DataError: there is neither; names the existing lists.
+            DataError: no such list, an empty list, or a line that is not an id.
         """
-        path = self._find_list(split)
-        if path is None:
-            found = sorted({file.stem for folder in self._list_folders() for file in folder.glob("*.txt")})
-            raise DataError(
-                f"{self.root}: expected a list of frame ids {split}.txt, found lists {found}; "
-                "add it, or name another split"
-            )
-        return path
+        path = self.list_path(split)
+        return ids_of_folder(path) if path.is_dir() else read_id_list(path)
 
     def paths(self, frame_id: str) -> FramePaths:
         """Paths of the files of a frame; nothing is opened. Takes any spelling of the id that lists may have.
@@ -190,35 +159,12 @@ class FrameFolder:
             label_map=first_existing(label_maps) if self.reads_label_map else None,
         )
 
-    def has_frame(self, frame_id: str) -> bool:
-        """Whether there is a TSDF of that id."""
-        return self.paths(frame_id).tsdf.is_file()
-
     def files(self, frame_id: str) -> list[Path]:
         """The files that a frame is read from, or where they should be; nothing is opened."""
         return self.paths(frame_id).given()
 
-    def missing_files(self, frame_id: str) -> list[Path]:
-        """The missing files of a frame; nothing is opened."""
-        return self.paths(frame_id).missing()
-
-    def read_compact(self, frame_id: str) -> CompactFrame:
-        """As ``read``, as a compact frame."""
-        return CompactFrame.pack(self.read(frame_id))
-
-    def read(self, frame_id: str) -> Frame:
-        """Reads and checks a frame.
-
-        Raises:
-            DataError: a missing or unreadable file, or one of the wrong shape, type or values (the first one found).
-        """
-        frame, problems = self.read_with_problems(frame_id)
-        if frame is None:
-            raise problems[0]
-        return frame
-
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
-        """As ``read``, but returns everything that is wrong with the frame; then the frame is None."""
+        """Reads and checks a frame; or None, with everything that is wrong with it."""
         paths = self.paths(frame_id)
         problems: list[DataError] = []
 
@@ -234,7 +180,9 @@ class FrameFolder:
         mapping = attempt(
             lambda path: as_mapping(self._array(path, "arr_1" if is_cad else "arr_0"), path), paths.mapping
         )
-        label = attempt(lambda path: as_label(self._array(path, "arr_0"), path), paths.label)
+        label = attempt(
+            lambda path: as_label(self._array(path, "arr_0"), path, num_classes=self.info.num_classes), paths.label
+        )
         label_weight: NDArray[np.bool_] | None = None
         lacks_weight = is_cad or not paths.tsdf.is_file()  # a missing file has been reported already
         if not lacks_weight and tsdf is not None:
@@ -258,6 +206,7 @@ class FrameFolder:
             label_map=label_map,
             tsdf_is_flipped=is_cad,
             label_weight_is_computed=lacks_weight,
+            info=self.info,
         )
         return frame, []
 
@@ -272,7 +221,7 @@ class FrameFolder:
             )
 
     def _array(self, path: Path, key: str) -> NDArray[Any]:
-        return read_npz_array(path, key, grid_shape=self.grid_shape)
+        return read_npz_array(path, key, grid_shape=self.info.grid_shape)
 
     def _find_cad(self) -> Path:
         for folder in (self.root / "NYUCAD", self.root):
@@ -297,14 +246,17 @@ class FrameFolder:
             f"found {abbreviated(_names_in(self.root))}; see the layouts of a set in the documentation"
         )
 
+    def _find_info(self, dataset: DatasetName, grid_shape: GridShape | None) -> SetInfo:
+        path = next((path for folder in self._list_folders() if (path := folder / SET_FILE).is_file()), None)
+        if path is None:
+            return SetInfo(dataset=dataset, grid_shape=grid_shape or GRID_SHAPE)
+        info = read_set_info(path, dataset=dataset)
+        check_grid_shape(info, grid_shape, source=path)
+        return info
+
     def _list_folders(self) -> list[Path]:
         folders = [self._cad] if self._cad is not None else []
         return list(dict.fromkeys([*folders, self.root, self._base]))
-
-    def _find_list(self, split: str) -> Path | None:
-        check_list_name(split)
-        lists = (folder / f"{split}.txt" for folder in self._list_folders())
-        return next((path for path in lists if path.is_file()), None) or find_half(self._base, split, cad=self._cad)
 
 
 def _computed_label_weight(
@@ -330,7 +282,3 @@ def _without_repetitions(problems: list[DataError]) -> list[DataError]:
 
 def _names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def _kind(path: Path) -> str:
-    return "a file" if path.exists() else "nothing"

@@ -4,17 +4,15 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
-from ammnet_sparse.data.sets.compact import CompactFrame
 from ammnet_sparse.data.sets.files import DataError, missing_file, read_color_image
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.splits import parse_frame_id
+from ammnet_sparse.data.sets.ids import parse_frame_id
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
 
@@ -22,8 +20,8 @@ _SUFFIXES = ("_colors", "_rgb")
 _TYPES = (".jpg", ".png", ".jpeg")
 
 
-class FramesWithImages:
-    """The frames of a set, with the color images of a folder. Otherwise the same as the set (``FrameSource``).
+class FramesWithImages(FrameSource):
+    """The frames of a set, with the color images of a folder. Otherwise the same as the set.
 
     Args:
         source: a set that reads no images itself.
@@ -33,50 +31,24 @@ class FramesWithImages:
         DataError: no such folder.
     """
 
+    reads_image = True
+
     def __init__(self, source: FrameSource, folder: Path) -> None:
         if not folder.is_dir():
             raise DataError(f"data.images {folder}: expected a folder of color images, found none; check the path")
+        self.root, self.info = source.root, source.info
+        self.has_labels, self.reads_label_map = source.has_labels, source.reads_label_map
         self._source = source
         self._folder = folder
 
-    @property
-    def root(self) -> Path:
-        return self._source.root
+    def list_names(self) -> list[str]:
+        return self._source.list_names()
 
-    @property
-    def dataset(self) -> Literal["nyu", "nyucad"]:
-        return self._source.dataset
-
-    @property
-    def grid_shape(self) -> tuple[int, int, int]:
-        return self._source.grid_shape
-
-    @property
-    def has_labels(self) -> bool:
-        return self._source.has_labels
-
-    @property
-    def reads_image(self) -> bool:
-        return True
-
-    @property
-    def reads_label_map(self) -> bool:
-        return self._source.reads_label_map
-
-    def has_split(self, split: str) -> bool:
-        return self._source.has_split(split)
-
-    def frame_ids(self, split: str) -> list[str]:
-        return self._source.frame_ids(split)
+    def find_list(self, split: str) -> Path | None:
+        return self._source.find_list(split)
 
     def listed_ids(self, split: str) -> list[str]:
         return self._source.listed_ids(split)
-
-    def list_path(self, split: str) -> Path:
-        return self._source.list_path(split)
-
-    def has_frame(self, frame_id: str) -> bool:
-        return self._source.has_frame(frame_id)
 
     def image_path(self, frame_id: str) -> Path:
         """Where the image of a frame is; the first of the spellings if none exists."""
@@ -86,17 +58,6 @@ class FramesWithImages:
 
     def files(self, frame_id: str) -> list[Path]:
         return [*self._source.files(frame_id), self.image_path(frame_id)]
-
-    def missing_files(self, frame_id: str) -> list[Path]:
-        path = self.image_path(frame_id)
-        return [*self._source.missing_files(frame_id), *([] if path.is_file() else [path])]
-
-    def read(self, frame_id: str) -> Frame:
-        return dataclasses.replace(self._source.read(frame_id), image=read_color_image(self.image_path(frame_id)))
-
-    def read_compact(self, frame_id: str) -> CompactFrame:
-        image = read_color_image(self.image_path(frame_id))
-        return dataclasses.replace(self._source.read_compact(frame_id), image=image)
 
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
         frame, problems = self._source.read_with_problems(frame_id)
@@ -108,16 +69,20 @@ class FramesWithImages:
 
 
 class Truth2D:
-    """A folder of dense 2D truth: 0003.png of 480x640, classes 1..11 (0..11 are taken), 255 unlabeled.
+    """A folder of dense 2D truth: 0003.png of 480x640, classes of the set (0 is taken, too), 255 unlabeled.
+
+    Args:
+        num_classes: of the set, empty included.
 
     Raises:
         DataError: no such folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, num_classes: int = NUM_CLASSES) -> None:
         if not folder.is_dir():
             raise DataError(f"data.label_2d {folder}: expected a folder of 2D labels, found none; check the path")
         self.folder = folder
+        self.num_classes = num_classes
 
     def check(self, frame_ids: Sequence[str]) -> None:
         """Raises DataError, naming them, where frames have no file; nothing is read."""
@@ -140,10 +105,10 @@ class Truth2D:
                 f"{path}: expected uint8 classes {list(IMAGE_SHAPE)} in one channel, found {classes.dtype} "
                 f"{list(classes.shape)}; replace it"
             )
-        outside = (classes >= NUM_CLASSES) & (classes != IGNORE_LABEL)
+        outside = (classes >= self.num_classes) & (classes != IGNORE_LABEL)
         if outside.any():
             found = abbreviated([str(value) for value in np.unique(classes[outside])])
-            raise DataError(f"{path}: expected classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}, found {found}")
+            raise DataError(f"{path}: expected classes 0..{self.num_classes - 1} or {IGNORE_LABEL}, found {found}")
         return classes
 
     def _path(self, frame_id: str) -> Path:

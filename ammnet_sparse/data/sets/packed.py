@@ -16,17 +16,19 @@ Metadata of the file: ``format``, ``version``, and ``set``, a ``PackedHeader`` a
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.grid import DatasetName, GridShape
+from ammnet_sparse.data.set_info import NYU, Color, SetInfo, check_grid_shape
 from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes, impossible_arrays
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.splits import check_list_name, parse_frame_id, repeated_ids
+from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.ids import parse_frame_id, repeated_ids
 from ammnet_sparse.files.content import open_file
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.tensors import read_tensors_header
@@ -50,6 +52,8 @@ SAFETENSORS_TYPES = {
 """Names of types in the format."""
 _NUMPY_TYPES = {code: name for name, code in SAFETENSORS_TYPES.items()}
 
+_OWN = ("classes", "voxel_size")
+"""What the header holds only of a set whose own differ from NYU's."""
 _PACK_AGAIN = "make it again with `ammnet data pack`"
 
 
@@ -62,15 +66,34 @@ class PackedHeader(pydantic.BaseModel):
         frame_ids: the frames in the order of the arrays.
         lists: ids of ``train``, ``test``, ``val`` and others.
         tsdf_error: largest difference between a stored TSDF and that of the files; 0 where it is exact.
+        classes: names and colors, in the order of the labels; None: NYU's.
+        voxel_size: meters; None: NYU's.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    dataset: Literal["nyu", "nyucad"]
+    dataset: DatasetName
     grid_shape: tuple[int, int, int]
     frame_ids: list[str]
     lists: dict[str, list[str]]
     tsdf_error: float
+    classes: dict[str, Color] | None = None
+    voxel_size: float | None = None
+
+    @classmethod
+    def of(cls, info: SetInfo, lists: dict[str, list[str]], *, tsdf_error: float = 0.0) -> "PackedHeader":
+        """The header of a set, with the ids of its lists by name."""
+        ids = list(dict.fromkeys(frame_id for listed in lists.values() for frame_id in listed))
+        own = {name: getattr(info, name) for name in _OWN if getattr(info, name) != getattr(NYU, name)}
+        return cls(
+            dataset=info.dataset, grid_shape=info.grid_shape, frame_ids=ids, lists=lists, tsdf_error=tsdf_error, **own
+        )
+
+    @property
+    def info(self) -> SetInfo:
+        """What the set says about itself."""
+        own = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
+        return SetInfo(dataset=self.dataset, grid_shape=self.grid_shape, **own)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "PackedHeader":
@@ -79,18 +102,19 @@ class PackedHeader(pydantic.BaseModel):
         for name, ids in self.lists.items():
             if stray := sorted(set(ids) - set(self.frame_ids)):
                 raise ValueError(f"lists: expected frames of the file in {name}, found {abbreviated(stray)}")
+        self.info  # noqa: B018  raises for a set that cannot be
         return self
 
 
-class PackedFrames:
-    """The frames of a packed set, with the interface of ``folder.FrameFolder``. Can be sent to other processes.
+class PackedFrames(FrameSource):
+    """The frames of a packed set. Can be sent to other processes.
 
     Args:
         root: the file.
         dataset: what the set must have been made from.
         read_image: read color images; None: if the file has them.
         read_label_map: read 2D label maps; None: likewise.
-        grid_shape: voxels along (X, height, Y) that it must have.
+        grid_shape: voxels along (X, height, Y) that it must have; None: any.
 
     Raises:
         DataError: not a packed set, a damaged one, or one that lacks the parts asked for.
@@ -100,25 +124,20 @@ class PackedFrames:
         self,
         root: str | Path,
         *,
-        dataset: Literal["nyu", "nyucad"] = "nyu",
+        dataset: DatasetName = "nyu",
         read_image: bool | None = None,
         read_label_map: bool | None = None,
-        grid_shape: tuple[int, int, int] = GRID_SHAPE,
+        grid_shape: GridShape | None = None,
     ) -> None:
         self.root = Path(root)
         self._open()
-        self.dataset = self.header.dataset
-        if dataset != self.dataset:
+        self.info = self.header.info
+        if dataset != self.info.dataset:
             raise DataError(
-                f"{self.root}: expected a set made from dataset {dataset}, found {self.dataset}; "
-                f"choose dataset {self.dataset}, or another file"
+                f"{self.root}: expected a set made from dataset {dataset}, found {self.info.dataset}; "
+                f"choose dataset {self.info.dataset}, or another file"
             )
-        self.grid_shape = self.header.grid_shape
-        if tuple(grid_shape) != self.grid_shape:
-            raise DataError(
-                f"{self.root}: expected voxels (X, height, Y) = {tuple(grid_shape)}, found {self.grid_shape}; "
-                "use a set made for the grid"
-            )
+        check_grid_shape(self.info, grid_shape, source=self.root)
         self.has_labels = "label" in self._entries
         self.reads_image = self._decide(read_image, "image", "color images, which `ammnet data pack` adds on --images")
         self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
@@ -130,40 +149,22 @@ class PackedFrames:
         self.__dict__.update(state)
         self._open()
 
-    def has_split(self, split: str) -> bool:
-        """Whether the file has a list of that name."""
-        check_list_name(split)
-        return split in self.header.lists
+    def list_names(self) -> list[str]:
+        """Names of the lists of the file."""
+        return sorted(self.header.lists)
 
-    def frame_ids(self, split: str) -> list[str]:
-        """The ids of a list in its order. Raises DataError if there is none of that name."""
+    def find_list(self, split: str) -> Path | None:
+        """A name of a list for messages, not the path of a file."""
+        return self.root / f"{split}.txt" if split in self.header.lists else None
+
+    def listed_ids(self, split: str) -> list[str]:
+        """The ids of a list in its order; lists with repetitions are not packed."""
         self.list_path(split)
         return list(self.header.lists[split])
 
-    def listed_ids(self, split: str) -> list[str]:
-        """As ``frame_ids``: lists with repetitions are not packed."""
-        return self.frame_ids(split)
-
-    def list_path(self, split: str) -> Path:
-        """A name of a list for messages, not the path of a file. Raises DataError where there is no such list."""
-        if not self.has_split(split):
-            raise DataError(
-                f"{self.root}: expected a list of frame ids {split}, found lists {sorted(self.header.lists)}; name "
-                "another split, or pack the set again with that list"
-            )
-        return self.root / f"{split}.txt"
-
-    def has_frame(self, frame_id: str) -> bool:
-        """Whether the file holds the frame."""
-        return parse_frame_id(frame_id, source="frame_id") in self._index
-
     def files(self, frame_id: str) -> list[Path]:
-        """The packed file, for every frame."""
-        return [self.root]
-
-    def missing_files(self, frame_id: str) -> list[Path]:
-        """Empty for every frame of the file."""
-        return [] if self.has_frame(frame_id) else [self.root / frame_id]
+        """The packed file, for every frame that it holds; for others a file that cannot exist."""
+        return [self.root if parse_frame_id(frame_id, source="frame_id") in self._index else self.root / frame_id]
 
     def read(self, frame_id: str) -> Frame:
         """A frame, as copies. Its content was checked when it was packed.
@@ -213,7 +214,8 @@ class PackedFrames:
             label=row("label") if self.has_labels else None,
             label_map=row("label_map") if self.reads_label_map else None,
             image=row("image") if self.reads_image else None,
-            tsdf_is_flipped=self.dataset == "nyucad",
+            tsdf_is_flipped=self.info.tsdf_is_flipped,
+            info=self.info,
         )
 
     def _damaged_arrays(self, compact: CompactFrame) -> list[str]:

@@ -103,13 +103,7 @@ def pack_set(
     if out.exists() and not (overwrite and out.is_file()):
         raise DataError(f"{out}: expected no file yet, found one; choose another name, or overwrite=True (--overwrite)")
     lists = {name: source.frame_ids(name) for name in _list_names(source, splits)}
-    header = PackedHeader(
-        dataset=source.dataset,
-        grid_shape=source.grid_shape,
-        frame_ids=list(dict.fromkeys(frame_id for ids in lists.values() for frame_id in ids)),
-        lists=lists,
-        tsdf_error=0.0,
-    )
+    header = PackedHeader.of(source.info, lists)
     unfinished = out.with_name(f"{out.name}.unfinished")
     workers = workers or os.cpu_count() or 1
     try:
@@ -195,7 +189,7 @@ def _pack(frame: Frame, tsdf_type: str) -> _Packed:
 
 def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) -> PackedSummary:
     """Reads every frame back and compares its arrays with the originals. Raises DataError if they differ."""
-    packed = PackedFrames(path, dataset=source.dataset, grid_shape=source.grid_shape)
+    packed = PackedFrames(path, dataset=source.info.dataset)
     ids = packed.header.frame_ids
     results = _in_order(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers)
     for problems in tqdm(results, total=len(ids), desc="verifying", unit="frame", disable=not progress):
@@ -267,7 +261,7 @@ class _Writer:
         return {name: value for name, value in arrays.items() if name not in FRAME_ARRAYS or name in self._present}
 
     def _header_bytes(self, *, num_hits: int, tsdf_error: float) -> bytes:
-        described = self._header.model_copy(update={"tsdf_error": tsdf_error}).model_dump_json()
+        described = self._header.model_copy(update={"tsdf_error": tsdf_error}).model_dump_json(exclude_none=True)
         metadata = {"format": PACKED_FORMAT, "version": PACKED_VERSION, "set": described}
         entries: dict[str, Any] = {"__metadata__": metadata}
         start = 0

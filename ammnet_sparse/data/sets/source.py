@@ -1,9 +1,8 @@
 """Opens a set of frames: a folder in the published layout, or a packed file."""
 
 from pathlib import Path
-from typing import Literal
 
-from ammnet_sparse.data.grid import GRID_SHAPE
+from ammnet_sparse.data.grid import DatasetName, GridShape
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.packed import PackedFrames
@@ -12,10 +11,10 @@ from ammnet_sparse.data.sets.packed import PackedFrames
 def open_frames(
     root: str | Path,
     *,
-    dataset: Literal["nyu", "nyucad"] = "nyu",
+    dataset: DatasetName = "nyu",
     read_image: bool | None = None,
     read_label_map: bool | None = None,
-    grid_shape: tuple[int, int, int] = GRID_SHAPE,
+    grid_shape: GridShape | None = None,
 ) -> FrameSource:
     """The set in ``root``: a packed file (``packed.PackedFrames``), or a folder (``folder.FrameFolder``).
 
@@ -23,7 +22,7 @@ def open_frames(
         dataset: layout of a folder; of a packed file, what it was made from.
         read_image: read color images; None: where the set has them.
         read_label_map: read 2D label maps; None: likewise.
-        grid_shape: voxels along (X, height, Y).
+        grid_shape: voxels along (X, height, Y) that the set must have; None: NYU's, or what the set says.
 
     Raises:
         DataError: no set there, or one that lacks the parts asked for.

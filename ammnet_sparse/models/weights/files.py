@@ -24,10 +24,8 @@ TRAINED_ON = "trained_on"
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
-_WHAT, _ADVICE = (
-    "an undamaged safetensors file",
-    "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`",
-)
+_WHAT = "an undamaged safetensors file"
+_ADVICE = "a .pth checkpoint of the dense AMMNet is converted by `ammnet convert`"
 
 
 def save_weights(

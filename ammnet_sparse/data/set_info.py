@@ -1,0 +1,98 @@
+"""What a set says about itself: its classes with their colors, its grid, and the size of its voxels."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from ammnet_sparse.data.grid import CLASSES, GRID_SHAPE, VOXEL_SIZE, DatasetName, GridShape
+from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml, short
+
+SET_FILE = "classes.yaml"
+"""The description of a set, in its folder."""
+MOST_CLASSES = 15
+"""Empty space included: packed sets and caches hold a class in four bits, and one value means ignore."""
+
+Color = tuple[
+    Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+]
+_Size = Annotated[int, Field(ge=1)]
+
+
+class SetInfo(pydantic.BaseModel):
+    """What a set says about itself; the defaults are NYU's.
+
+    Attributes:
+        dataset: published layout of its files; the TSDF of ``nyucad`` is flipped.
+        classes: color (red, green, blue) of each class by its name, in the order of the labels; the first is empty
+            space.
+        grid_shape: voxels along (X, height, Y).
+        voxel_size: edge of a voxel in meters.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    dataset: DatasetName = "nyu"
+    classes: dict[Annotated[str, Field(min_length=1, max_length=40)], Color] = Field(
+        default_factory=lambda: dict(CLASSES), min_length=3, max_length=MOST_CLASSES
+    )
+    grid_shape: tuple[_Size, _Size, _Size] = GRID_SHAPE
+    voxel_size: float = Field(VOXEL_SIZE, gt=0, allow_inf_nan=False)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by label."""
+        return tuple(self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def tsdf_is_flipped(self) -> bool:
+        return self.dataset == "nyucad"
+
+    @property
+    def ceiling(self) -> int | None:
+        """The label of the class ``ceiling``, which hides the room in a view from above; None without one."""
+        return self.class_names.index("ceiling") if "ceiling" in self.classes else None
+
+
+NYU = SetInfo()
+"""The set of the paper: twelve classes on a grid of 60 x 36 x 60 voxels of 8 cm."""
+
+
+def read_set_info(path: Path, *, dataset: DatasetName) -> SetInfo:
+    """The description of a set in a YAML file with ``classes``, and ``grid_shape`` and ``voxel_size`` if not NYU's::
+
+        classes: {empty: [22, 191, 206], floor: [43, 160, 4], wall: [158, 216, 229], things: [255, 127, 12]}
+        grid_shape: [60, 36, 60]
+        voxel_size: 0.08
+
+    Raises:
+        DataError: unreadable, or values that no set can have.
+    """
+    what, advice = "the description of a set", "correct the file"
+    try:
+        values: Any = parse_yaml(read_text(path, what=what, advice=advice))
+        if not isinstance(values, dict) or "classes" not in values or "dataset" in values:
+            raise YamlProblem(f"{short(values)} instead of classes, grid_shape and voxel_size")
+        return SetInfo(**{"dataset": dataset, **values})
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        found = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    except (YamlProblem, TypeError) as error:  # TypeError: keys that are not text
+        found = str(error)
+    raise DataError.about(path, expected=what, found=found, advice=advice)
+
+
+def check_grid_shape(info: SetInfo, grid_shape: GridShape | None, *, source: Path) -> None:
+    """Raises DataError where a set has another grid than the one asked for; None asks for none."""
+    if grid_shape is not None and tuple(grid_shape) != info.grid_shape:
+        raise DataError(
+            f"{source}: expected voxels (X, height, Y) = {tuple(grid_shape)}, found {info.grid_shape}; "
+            "use a set made for the grid"
+        )
