@@ -30,9 +30,9 @@ from ammnet_sparse.config import Config, ModelConfig, load_config
 from ammnet_sparse.data.raw.files import depth_encoding_of, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import read_color_image, read_label_map
 from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.ids import read_id_list
 from ammnet_sparse.data.sets.packed import PackedFrames
 from ammnet_sparse.data.sets.packing import pack_set
-from ammnet_sparse.data.sets.ids import read_id_list
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE
 from ammnet_sparse.files.arrays import read_array
 from ammnet_sparse.files.errors import FileError

@@ -130,7 +130,7 @@ def _score(
             lost.update(labels, batch)
         return labels
 
-    scores = evaluate(predict, batches, device=device)
+    scores = evaluate(predict, batches, device=device, info=source.info)
     baselines = _baselines(options, model.config, ids) if options.baselines else {}
     return scores, baselines, model.config
 
@@ -146,8 +146,10 @@ def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[s
     training = split_ids(source, "train", validation_frames=options.validation_frames)
     prior = class_prior(_progress(_loader(source, training, options), "class prior"))
     return {
-        "best constant class": constant_baseline(_loader(source, ids, options)),
-        "class prior": evaluate(lambda batch: prior_labels(prior, batch), _loader(source, ids, options)),
+        "best constant class": constant_baseline(_loader(source, ids, options), info=source.info),
+        "class prior": evaluate(
+            lambda batch: prior_labels(prior, batch), _loader(source, ids, options), info=source.info
+        ),
     }
 
 

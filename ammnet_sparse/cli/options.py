@@ -5,9 +5,10 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from ammnet_sparse.cli.errors import UsageError
+from ammnet_sparse.data.grid import DatasetName
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,7 @@ def add_data_option(parser: argparse._ActionsContainer, *, required: bool = Fals
 def add_dataset_option(parser: argparse.ArgumentParser, *, note: str = "") -> None:
     """``--dataset nyu|nyucad``."""
     parser.add_argument(
-        "--dataset", choices=("nyu", "nyucad"), default="nyu", help=f"layout of the set{note} (default: nyu)"
+        "--dataset", choices=get_args(DatasetName), default="nyu", help=f"layout of the set{note} (default: nyu)"
     )
 
 

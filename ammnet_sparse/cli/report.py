@@ -138,7 +138,7 @@ def _same_scenes(
     for frame_id in chosen:
         for name, model in models.items():
             frame = sources[name][0].read(frame_id)
-            scores = evaluate(_labels_of(model), [Batch.from_frame(frame)], device=device)
+            scores = evaluate(_labels_of(model), [Batch.from_frame(frame)], device=device, info=frame.info)
             scenes.append(dataclasses.replace(_scene_of(model, frame, device, scores), name=f"{frame_id}, {name}"))
     return scenes, f"{len(chosen)} of {len(shared)} shared validation frames, each from {', '.join(trained)}"
 
@@ -243,7 +243,7 @@ def _rank(model: AMMNet, source: FrameSource, ids: Sequence[str], device: torch.
     scored = []
     for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
         batch = Batch.from_frame(source.read(frame_id))
-        scores = evaluate(_labels_of(model), [batch], device=device)
+        scores = evaluate(_labels_of(model), [batch], device=device, info=source.info)
         if not math.isnan(scores.ssc_miou):
             scored.append((frame_id, scores))
     return sorted(scored, key=lambda entry: entry[1].ssc_miou, reverse=True)

@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> str:
     batches = build_loader(
         validation, batch_size=_BATCH_SIZE, shuffle_seed=None, epoch=0, workers=config.data.workers, drop_last=False
     )
-    scores = score_encoder(encoder, batches, device=device, uses_bfloat16=device.type == "cuda")
+    scores = score_encoder(encoder, batches, device=device, uses_bfloat16=device.type == "cuda", info=validation.info)
     metadata = _metadata(config, scores, trained_before)
     try:
         save_encoder(options.out, encoder, metadata=metadata, dtype=DTYPES[options.dtype])

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from ammnet_sparse.data.grid import DatasetName
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -120,7 +122,7 @@ class DataConfig(_Section):
     synthetic_root: Annotated[Path, FREE, OF_ROOMS] = Field(
         Path("data/rooms"), description="where generated rooms are kept"
     )
-    dataset: Annotated[Literal["nyu", "nyucad"], KEPT] = Field("nyu", description="published layout that root follows")
+    dataset: Annotated[DatasetName, KEPT] = Field("nyu", description="published layout that root follows")
     split: Annotated[str, KEPT] = Field("train", description="list of training frames: <split>.txt in root")
     validation_frames: Annotated[Positive, KEPT] = Field(
         100, description="frames drawn for validation if root has no val.txt"

@@ -16,9 +16,9 @@ SET_FILE = "classes.yaml"
 MOST_CLASSES = 15
 """Empty space included: packed sets and caches hold a class in four bits, and one value means ignore."""
 
-Color = tuple[
-    Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
-]
+_Channel = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[_Channel, _Channel, _Channel]
+"""Red, green, blue."""
 _Size = Annotated[int, Field(ge=1)]
 
 
@@ -66,7 +66,9 @@ NYU = SetInfo()
 
 
 def read_set_info(path: Path, *, dataset: DatasetName) -> SetInfo:
-    """The description of a set in a YAML file with ``classes``, and ``grid_shape`` and ``voxel_size`` if not NYU's::
+    """The description of a set in a YAML file; ``grid_shape`` and ``voxel_size`` may be left out if they are NYU's.
+
+    For instance::
 
         classes: {empty: [22, 191, 206], floor: [43, 160, 4], wall: [158, 216, 229], things: [255, 127, 12]}
         grid_shape: [60, 36, 60]

@@ -22,9 +22,7 @@ LABEL_MAP_NOTE = (
 """Shown with every figure of a network that reads label maps."""
 
 
-def open_set(
-    root: str | Path, *, dataset: DatasetName, config: ModelConfig, for_pictures: bool = False
-) -> FrameSource:
+def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for_pictures: bool = False) -> FrameSource:
     """The set in ``root`` with the 2D input that the network needs, and others only if pictures show them.
 
     Raises:

@@ -145,10 +145,8 @@ def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _class_names(scores: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The classes that scores have, as ``Scores.to_json`` gives them, in their order; NYU's if they have none else."""
-    found = list(dict.fromkeys(name for entry in scores for name in entry["ssc"]["iou"]))
-    known = list(NYU.class_names[1:])
-    return known if set(found) <= set(known) else found
+    """The classes that scores have, as ``Scores.to_json`` gives them."""
+    return list(dict.fromkeys(name for entry in scores for name in entry["ssc"]["iou"]))
 
 
 def _loss_figure(history: History) -> str:

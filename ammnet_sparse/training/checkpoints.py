@@ -12,12 +12,20 @@ import torch
 
 import ammnet_sparse
 from ammnet_sparse.config import Config
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.tensors import is_safetensors
 from ammnet_sparse.files.writing import keep_as, replacing_open
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.weights.files import TRAINED_ON, UNOBSERVED, lists_in, lists_trained_on, save_weights
+from ammnet_sparse.models.weights.files import (
+    SET_INFO,
+    TRAINED_ON,
+    UNOBSERVED,
+    lists_in,
+    lists_trained_on,
+    save_weights,
+)
 from ammnet_sparse.models.weights.parts import join_states
 
 CONFIG = "config.yaml"
@@ -84,9 +92,9 @@ class Progress:
         """Means of the values recorded in the unfinished epoch, each over the steps that had it."""
         return {name: value / self.times.get(name, self.num_summed) for name, value in self.sums.items()}
 
-    def scores(self) -> Scores | None:
+    def scores(self, info: SetInfo = NYU) -> Scores | None:
         """Scores of the predictions that the unfinished epoch trained on; None before its first step."""
-        return None if self.counts is None else self.counts.scores()
+        return None if self.counts is None else self.counts.scores(info)
 
     def end_epoch(self) -> None:
         """Ends the epoch and resets its sums."""
@@ -124,6 +132,7 @@ def run_metadata(
     scores: Scores | None,
     unobserved: str | None = None,
     trained_before: Collection[str] = (),
+    info: SetInfo = NYU,
 ) -> dict[str, str]:
     """Metadata of a file of weights: training configuration, data, length, figures and version, as text.
 
@@ -135,6 +144,7 @@ def run_metadata(
         unobserved: value of the set's flipped TSDF in unobserved space, ``free`` or ``surface``; None: it is
             not flipped, or unknown.
         trained_before: lists of frames that the weights of the start were trained on.
+        info: the set that was trained on.
     """
     values = config.model_dump(mode="json")
     for section, keys in _OF_THE_MACHINE.items():
@@ -154,6 +164,8 @@ def run_metadata(
     metadata[TRAINED_ON] = " ".join(sorted(lists_in(metadata) | set(trained_before)))
     if unobserved is not None:
         metadata[UNOBSERVED] = unobserved
+    if info.classes != NYU.classes or info.voxel_size != NYU.voxel_size:
+        metadata[SET_INFO] = info.model_dump_json()
     if scores is not None and not data.train_on_all:
         metadata["validation"] = summary(scores)
         metadata["validation_scores"] = json.dumps(scores.to_json())

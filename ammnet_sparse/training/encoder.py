@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, build_loader
-from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES
+from ammnet_sparse.data.grid import IGNORE_LABEL
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.image_encoders import ImageEncoder
@@ -75,26 +76,29 @@ class Scores2D:
     """Segmentation scores over the labeled pixels of a set; IoU is NaN for a class neither present nor predicted.
 
     Attributes:
-        iou: [12] float64 by class; empty, which no pixel is, included.
+        iou: [classes] float64 by class; empty, which no pixel is, included.
         accuracy: fraction of the labeled pixels with the right class.
-        miou: mean of the defined IoUs of classes 1 to 11.
+        miou: mean of the defined IoUs of all classes but empty.
+        class_names: names by class.
     """
 
     iou: Tensor
     accuracy: float
     miou: float
+    class_names: tuple[str, ...]
 
     @classmethod
-    def of(cls, confusion: Tensor) -> "Scores2D":
-        """From counts [12, 12] by (true class, predicted class)."""
+    def of(cls, confusion: Tensor, class_names: tuple[str, ...] = NYU.class_names) -> "Scores2D":
+        """From counts [classes, classes] by (true class, predicted class)."""
         counts = confusion.double().cpu()
         hits = counts.diagonal()
         iou = hits / (counts.sum(0) + counts.sum(1) - hits)
-        return cls(iou, accuracy=float(hits.sum() / counts.sum()), miou=float(iou[1:].nanmean()))
+        accuracy, miou = float(hits.sum() / counts.sum()), float(iou[1:].nanmean())
+        return cls(iou, accuracy=accuracy, miou=miou, class_names=class_names)
 
     def describe(self) -> str:
         """One line, in percent."""
-        pairs = zip(CLASS_NAMES[1:], self.iou[1:].tolist(), strict=True)
+        pairs = zip(self.class_names[1:], self.iou[1:].tolist(), strict=True)
         classes = ", ".join(f"{name} {100 * value:.0f}" for name, value in pairs)
         return f"2D mIoU {100 * self.miou:.1f} %, pixels {100 * self.accuracy:.1f} % ({classes})"
 
@@ -174,32 +178,39 @@ def train_encoder(
 
 
 def score_encoder(
-    encoder: ImageEncoder, batches: Iterable[Batch], *, device: torch.device, uses_bfloat16: bool = False
+    encoder: ImageEncoder,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    uses_bfloat16: bool = False,
+    info: SetInfo = NYU,
 ) -> Scores2D:
-    """Scores on frames with 2D truth; the encoder stays in evaluation mode."""
+    """Scores on frames of a set with 2D truth; the encoder stays in evaluation mode."""
     encoder.eval()
-    confusion = torch.zeros(NUM_CLASSES**2, dtype=torch.int64, device=device)
+    num_classes = info.num_classes
+    confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
     with torch.inference_mode():
         for batch in batches:
             image, truth = _images_and_truth(batch.to(device))
             logits = _logits(encoder, image, uses_bfloat16=uses_bfloat16)
             is_labeled = truth != IGNORE_LABEL
-            cells = truth[is_labeled] * NUM_CLASSES + logits.argmax(dim=1)[is_labeled]
-            confusion += cells.bincount(minlength=NUM_CLASSES**2)
-    return Scores2D.of(confusion.view(NUM_CLASSES, NUM_CLASSES))
+            cells = truth[is_labeled] * num_classes + logits.argmax(dim=1)[is_labeled]
+            confusion += cells.bincount(minlength=num_classes**2)
+    return Scores2D.of(confusion.view(num_classes, num_classes), info.class_names)
 
 
 def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 100) -> Tensor:
-    """[12] float32: inverse frequency of each class to the power ``balance``, counted on the first frames.
+    """[classes] float32: inverse frequency of each class to the power ``balance``, counted on the first frames.
 
     Scaled so that the mean over pixels is 1; classes without a pixel have weight 1.
     """
-    counts = torch.zeros(NUM_CLASSES, dtype=torch.float64)
+    num_classes = training.info.num_classes
+    counts = torch.zeros(num_classes, dtype=torch.float64)
     for index in range(min(num_frames, len(training))):
         truth = training[index].label_2d
         if truth is None:
             raise ValueError("training: expected frames with dense 2D truth (data.label_2d), found none")
-        counts += truth[truth != IGNORE_LABEL].long().bincount(minlength=NUM_CLASSES).cpu()
+        counts += truth[truth != IGNORE_LABEL].long().bincount(minlength=num_classes).cpu()
     if counts.sum() == 0:
         raise ValueError("training: expected labeled pixels in the dense 2D truth, found none")
     frequency = counts / counts.sum()

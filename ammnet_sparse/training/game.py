@@ -357,6 +357,7 @@ class _Scene:
             labels_at(self.batch, prediction.sites),
             hit,
             frames=self.batch.batch_size,
+            num_classes=self.num_classes,
         )
 
 

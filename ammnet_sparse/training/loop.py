@@ -124,6 +124,7 @@ class Run:
         num_frames = [len(self.training_set), len(self.validation_set)]
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
+        self.saves.info = self.validation_set.info
         if not resume:
             is_encoder_replaced = initial_weights is not None and not only_shared
             reads_encoder = config.model.reads_image and not is_encoder_replaced
@@ -186,7 +187,7 @@ class Run:
                 # The folder's configuration has them already; a state without them could not be resumed after a crash.
                 self.saves.save_state(self.parts)
             with self._saving_state_on_error(stop):
-                baseline = constant_baseline(self._validation_loader(is_shared=False))
+                baseline = constant_baseline(self._validation_loader(is_shared=False), info=self.validation_set.info)
             while progress.epoch < num_epochs:
                 started = time.monotonic() - progress.seconds
                 self._train_epoch(records, stop, started=started)
@@ -195,7 +196,7 @@ class Run:
                 with self._saving_state_on_error(stop):
                     validation = self._validate(records)
                 scores = None if validation is None else validation.scores
-                values, training = progress.means(), progress.scores()
+                values, training = progress.means(), progress.scores(self.validation_set.info)
                 progress.end_epoch()
                 if progress.best_epoch == progress.epoch:
                     best = scores
@@ -402,6 +403,7 @@ class Run:
             label_smoothing=self.config.loss.label_smoothing,
             device=self.device,
             class_weights=self.game.class_weights,
+            info=self.validation_set.info,
         )
 
     def _score_best(self) -> Scores:

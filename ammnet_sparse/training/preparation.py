@@ -9,7 +9,7 @@ import torch
 from ammnet_sparse.config import Config, ConfigError, Resume, changed_keys, config_from_dict, flat_plain, flat_values
 from ammnet_sparse.data.dataset import EpochDataset, FrameDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
-from ammnet_sparse.data.grid import NUM_CLASSES, NUM_LABEL_MAP_CLASSES
+from ammnet_sparse.data.grid import NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.files import DataError
@@ -19,7 +19,7 @@ from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.data.volumes.tsdf import Unobserved
-from ammnet_sparse.evaluation.selection import check_labels
+from ammnet_sparse.evaluation.selection import check_classes, check_labels
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
@@ -39,8 +39,6 @@ def check_runnable(config: Config, device: torch.device, *, has_weights: bool) -
         raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
     if config.data.cache_features:
         check_cacheable(config)
-    if model.num_classes != NUM_CLASSES:
-        raise ConfigError(f"model.num_classes: the data have {NUM_CLASSES} classes, found {model.num_classes}")
     if model.reads_label_map and model.num_label_map_classes < NUM_LABEL_MAP_CLASSES:
         raise ConfigError(
             f"model.num_label_map_classes: the data have {NUM_LABEL_MAP_CLASSES}, found {model.num_label_map_classes}"
@@ -124,7 +122,7 @@ def open_datasets(
     check_set(frames, [data.split], quick=is_quick, workers=0, progress=show_progress).raise_if_broken()
     truth_2d = None
     if data.label_2d is not None and model.reads_image:
-        truth_2d = Truth2D(data.label_2d)
+        truth_2d = Truth2D(data.label_2d, num_classes=model.num_classes)
         truth_2d.check([*training, *validation])
     if data.cache_features:
         frames = open_source(config, with_image=False)
@@ -225,6 +223,7 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
         data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
     )
     check_labels(plain)
+    check_classes(plain, model.num_classes)
     if not model.reads_image and not model.reads_label_map:
         return plain
     if model.reads_image and not with_image:

@@ -179,6 +179,7 @@ def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uin
         label_map=label_map,
         visible_mask=visible.view(shape).cpu().numpy(),
         title=batch.frame_ids[0] if batch.frame_ids else "",
+        info=batch.info,
     )
 
 

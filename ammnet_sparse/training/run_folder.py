@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.config import Config, ConfigError, save_config
+from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
@@ -60,6 +61,7 @@ class RunFolder:
     Attributes:
         changes: keys that resumed runs have changed in what is trained (``preparation.check_same_run``).
         unobserved: value of the set's flipped TSDF in unobserved space (``preparation.unobserved_in``).
+        info: the set that is trained on.
         trained_before: lists of frames that the weights of the start were trained on, sorted.
     """
 
@@ -80,6 +82,7 @@ class RunFolder:
         self.device = device
         self.changes: list[dict[str, Any]] = []
         self.unobserved: Unobserved | None = None
+        self.info = NYU
         self.trained_before: list[str] = []
         self._saved = time.monotonic()
         self._lock = lock
@@ -115,6 +118,7 @@ class RunFolder:
             scores=scores,
             unobserved=self.unobserved,
             trained_before=self.trained_before,
+            info=self.info,
         )
         save_run_weights(self.path, name, parts.evaluated, parts.networks.discriminator, metadata=metadata)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.processes import sum_over_processes
@@ -29,6 +30,7 @@ def validate(
     label_smoothing: float,
     device: torch.device,
     class_weights: Tensor | None = None,
+    info: SetInfo = NYU,
 ) -> Validation:
     """Evaluates a network on ``device`` over batches with labels; it stays in evaluation mode.
 
@@ -36,6 +38,7 @@ def validate(
 
     Args:
         label_smoothing, class_weights: as in training, so that both losses are comparable.
+        info: the set of the frames.
     """
     network.eval()
     # On the device until the end, where the host waits once.
@@ -49,7 +52,7 @@ def validate(
         counts.append(scored_weight(batch, class_weights).double())
         return prediction.labels
 
-    scores = evaluate(predict, batches, device=device, over_processes=True)
+    scores = evaluate(predict, batches, device=device, over_processes=True, info=info)
     nothing = torch.zeros((), dtype=torch.float64, device=device)
     totals = torch.stack([torch.stack([nothing, *values]).sum() for values in (sums, counts)])
     loss, count = sum_over_processes(totals).tolist()

@@ -79,8 +79,7 @@ def as_label(values: NDArray[Any], path: Path, *, num_classes: int = NUM_CLASSES
         found, advice = values[outside], _REPLACE
         if found.min() >= num_classes and np.unique(found).size > 1:
             advice = (
-                f"of a longer list of classes? Map them to the {num_classes - 1} classes, list theirs in {SET_FILE}, or "
-                "remove the frame from the list"
+                f"of a longer list of classes? Map them to the {num_classes - 1} classes, or list theirs in {SET_FILE}"
             )
         raise _wrong_values(path, "label", f"classes 0..{num_classes - 1} or {IGNORE_LABEL}", found, advice=advice)
     return values.astype(np.uint8)

@@ -86,7 +86,7 @@ class FrameFolder(FrameSource):
         dataset: ``nyu``, or ``nyucad`` for NYUCAD's TSDF (flipped) and mapping; its label weight is recomputed.
         read_image: read color images; None: if the set has a folder of them (then every frame needs one).
         read_label_map: read 2D label maps; None: likewise.
-        grid_shape: voxels along (X, height, Y) that the files hold; None: NYU's, or what the set's own description says.
+        grid_shape: voxels along (X, height, Y) that the files hold; None: NYU's, or those of the set's description.
 
     Raises:
         DataError: no such folder, or it lacks the files asked for.

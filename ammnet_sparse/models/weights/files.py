@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.errors import reason
 from ammnet_sparse.files.tensors import read_tensors, read_tensors_header
 from ammnet_sparse.files.writing import replacing
@@ -19,6 +20,8 @@ from ammnet_sparse.models.weights.errors import WeightsError
 
 UNOBSERVED = "tsdf_unobserved"
 """Metadata key: unobserved space in the flipped TSDF that a network was trained on, ``free`` or ``surface``."""
+SET_INFO = "set_info"
+"""Metadata key: a ``SetInfo`` as JSON, of weights that were trained on a set of other classes than NYU's."""
 TRAINED_ON = "trained_on"
 """Metadata key: lists of frames that weights were trained on, separated by blanks, those they started from included."""
 FORMAT = "ammnet_sparse"
@@ -96,6 +99,24 @@ def lists_in(metadata: Mapping[str, str]) -> set[str]:
     if data.get("train_on_all"):
         lists.add("val")
     return lists
+
+
+def set_info_in(metadata: Mapping[str, str], config: ModelConfig) -> SetInfo:
+    """What the set that weights were trained on says about itself, from the metadata of their file.
+
+    Raises:
+        WeightsError: another description, or one of other classes than the network's.
+    """
+    try:
+        info = SetInfo.model_validate_json(metadata[SET_INFO]) if SET_INFO in metadata else NYU
+    except ValidationError as error:
+        raise WeightsError(f"metadata {SET_INFO}: expected the description of a set, found {reason(error)}") from error
+    if info.num_classes != config.num_classes:
+        raise WeightsError(
+            f"metadata {SET_INFO}: expected {config.num_classes} classes, as many as model.num_classes, found "
+            f"{info.num_classes}"
+        )
+    return info
 
 
 def data_section(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def test_clean_set(tmp_path: Path, workers: int) -> None:
     assert counts.scored.tolist() == [mask.sum() for mask in scored]
     assert counts.hit.tolist() == [(frame.mapping >= 0).sum() for frame in frames]
     labels = np.stack([frame.label for frame in frames if frame.label is not None])
-    assert counts.classes.tolist() == [(labels[np.stack(scored)] == label).sum() for label in range(12)]
+    assert list(counts.classes.values()) == [(labels[np.stack(scored)] == label).sum() for label in range(12)]
     assert counts.occupied == ((labels > 0) & (labels < 12)).sum()
     assert report.statistics["val"].scored.tolist() == [scored[1].sum()]
     assert report.describe().endswith("3 frames checked, no problems")
@@ -150,4 +150,4 @@ def test_published_counts_of_the_training_split(nyu_folder: Path) -> None:
     counts = report.statistics["train"]
     assert counts.scored.sum() == 13_069_879
     published = "7049946 80205 1072333 907680 116952 180994 436852 282264 255113 28247 1806927 852366"
-    assert counts.classes.tolist() == [int(number) for number in published.split()]
+    assert list(counts.classes.values()) == [int(number) for number in published.split()]

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.conventions import convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.projection_fit import judge_mapping
 from ammnet_sparse.data.synthetic.frame import generate_frame
@@ -36,7 +37,7 @@ def _room(index: int) -> Frame:
 def _problems(frames: list[Frame], *, is_flipped: bool = False) -> list[str]:
     measures = {frame.frame_id: measure for frame in frames if (measure := conventions_of(frame)) is not None}
     assert len(measures) == len(frames)
-    return convention_problems(measures, is_flipped=is_flipped)
+    return convention_problems(measures, info=SetInfo(dataset="nyucad" if is_flipped else "nyu"))
 
 
 def _stored_as(values: NDArray[Any], order: tuple[int, int, int]) -> NDArray[Any]:
@@ -135,7 +136,7 @@ def test_right_conventions_are_left_alone(rooms: list[Frame]) -> None:
 def test_frames_that_say_nothing(rooms: list[Frame]) -> None:
     nothing = dataclasses.replace(rooms[0], mapping=np.full_like(rooms[0].mapping, -1))
     assert conventions_of(nothing) is None
-    assert convention_problems({}, is_flipped=False) == []
+    assert convention_problems({}, info=NYU) == []
     assert _problems([dataclasses.replace(rooms[0], label=None)]) == []
 
 

@@ -17,15 +17,16 @@ from torch.utils.data import DataLoader
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
+from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets import packing
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.compact import CompactFrame, pack_nibbles, unpack_nibbles
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
-from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.data.sets.packed import CHECKED_ARRAYS, PackedFrames
 from ammnet_sparse.data.sets.packing import BrokenFramesError, pack_set
 from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from tests.data.frames import (
     GRID,
     assert_same_frame,
@@ -44,7 +45,7 @@ ODD_GRID = (3, 3, 3)  # 27 voxels: neither halves nor eighths
 def pack(folder: FrameFolder, out: Path, **options: Any) -> PackedFrames:
     """Packs a set and opens it."""
     pack_set(folder, out, progress=False, workers=2, **options)
-    return PackedFrames(out, dataset=folder.dataset, grid_shape=folder.grid_shape)
+    return PackedFrames(out, dataset=folder.info.dataset)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_named_lists(folder: FrameFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected a list of frame ids test\.txt"):
         pack(folder, tmp_path / "test", splits=["test"])
     packed = PackedFrames(tmp_path / "val", grid_shape=GRID)
-    with pytest.raises(DataError, match=r"expected a list of frame ids train, found lists \['val'\]"):
+    with pytest.raises(DataError, match=r"expected a list of frame ids train.txt, found lists \['val'\]"):
         packed.frame_ids("train")
     with pytest.raises(DataError, match="found unknown id 0001"):
         packed.read("0001")
@@ -305,7 +306,7 @@ def test_what_a_file_lacks(folder: FrameFolder, packed: PackedFrames, tmp_path: 
     with pytest.raises(DataError, match="expected color images, .* found none"):
         open_frames(packed.root, read_image=True, grid_shape=GRID)
     with pytest.raises(DataError, match=r"expected voxels .* = \(60, 36, 60\), found \(4, 3, 4\)"):
-        open_frames(packed.root)
+        open_frames(packed.root, grid_shape=GRID_SHAPE)
     plain = FrameFolder(folder.root, grid_shape=GRID, read_label_map=False)
     assert not pack(plain, tmp_path / "packed").reads_label_map
     with pytest.raises(DataError, match="expected 2D label maps, found none"):
