@@ -16,7 +16,7 @@ help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
 	@echo 'make test     set up, then run the tests'
 	@echo 'make fuzz     set up, then read 20,000 damaged files of every kind; raw errors are counted, and fail'
-	@echo 'make lint     set up, then check with ruff (lint and format), clang-format and mypy, as CI does'
+	@echo 'make lint     set up, then check with ruff (lint and format), clang-format, hadolint and mypy, as CI does'
 	@echo 'make format   set up, then format and fix what ruff can fix'
 	@echo 'make docs     set up, then build the documentation as a site (site/index.html), API reference included'
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
@@ -51,10 +51,11 @@ fuzz: $(stamp)
 	$(python) -m tests.fuzz $(ARGS)
 
 lint: $(stamp)
-	@echo '== lint: ruff (lint and format), clang-format and mypy'
+	@echo '== lint: ruff (lint and format), clang-format, hadolint and mypy'
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(kernel_sources)
+	$(VENV)/bin/hadolint Dockerfile
 	$(python) -m mypy
 
 format: $(stamp)
