@@ -1,6 +1,6 @@
-// What every operator shares, on the CPU and on CUDA: types, integers of any width, checks of arguments.
+// Shared by all operators, on the CPU and on CUDA: types, integers of any width, checks of arguments.
 //
-// Everything goes through libtorch's stable ABI, so that one binary serves every PyTorch from TORCH_TARGET_VERSION on.
+// Only libtorch's stable ABI is used, so that one binary runs with every PyTorch from TORCH_TARGET_VERSION on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -25,7 +25,7 @@
 #else
 #define AMMNET_HOST_DEVICE inline __attribute__((always_inline))
 #endif
-// What nvcc compiles for the host only launches kernels.
+// nvcc's host pass only compiles kernel launches: nothing to unroll there.
 #if defined(__CUDACC__) && !defined(__CUDA_ARCH__)
 #define AMMNET_UNROLL
 #elif defined(__CUDACC__) || defined(__clang__)
@@ -39,7 +39,7 @@ namespace ammnet_sparse {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The type in which sums are formed.
+// The type in which sums are accumulated.
 template <typename T>
 struct AccumulateOf {
   using type = float;
@@ -94,8 +94,8 @@ decltype(auto) dispatch_integers(ScalarType dtype, const char* name, Function&& 
   throw std::logic_error("unreachable");
 }
 
-// Integers of a type known only at run time. The branch is the same for all threads and, beside a row of channels or
-// an evaluation of Philox, costs nothing; a kernel for each combination of types would be a hundred kernels.
+// Integers of a type known only at run time. The branch is uniform across threads and its cost is negligible next to a
+// row of channels or an evaluation of Philox. Instantiating every combination of types would take a hundred kernels.
 struct Integers {
   enum class Type : int32_t { kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
@@ -118,7 +118,7 @@ struct Integers {
   }
 };
 
-// Of a contiguous tensor, which must outlive the result.
+// View of a contiguous tensor, which must outlive the result.
 inline Integers integers_of(const Tensor& tensor, const char* name) {
   return dispatch_integers(tensor.scalar_type(), name, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -135,12 +135,12 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// `tensor` in the type `dtype`, the same tensor where it has it already.
+// `tensor` converted to `dtype`; the same tensor if it already has that type.
 inline Tensor as_type(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// Whether two tensors of one shape have their elements at the same offsets.
+// Whether two tensors of the same shape store their elements at the same offsets.
 inline bool have_same_layout(const Tensor& first, const Tensor& second) {
   for (int64_t axis = 0; axis < first.dim(); ++axis) {
     if (first.size(axis) > 1 && first.stride(axis) != second.stride(axis)) {
@@ -175,7 +175,7 @@ inline void check_shape(const Tensor& tensor, const std::vector<int64_t>& expect
   STD_TORCH_CHECK(false, name, ": expected shape [", text, "]");
 }
 
-// Smallest and largest of `size` values, which are at least one.
+// Minimum and maximum of `size` >= 1 values.
 template <typename T>
 std::pair<int64_t, int64_t> find_range(const T* values, int64_t size) {
   T smallest = values[0];
@@ -195,7 +195,7 @@ std::pair<int64_t, int64_t> find_range(const T* values, int64_t size) {
       std::to_string(smallest) + " .. " + std::to_string(largest));
 }
 
-// Throws std::out_of_range where an element of a contiguous tensor on the CPU lies outside low .. high.
+// Throws std::out_of_range if an element of a contiguous CPU tensor is outside low .. high (both included).
 inline void check_range(const Tensor& tensor, int64_t low, int64_t high, const char* name) {
   if (tensor.numel() == 0) {
     return;

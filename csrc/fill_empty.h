@@ -1,10 +1,10 @@
-// Filling channels that are exactly zero with the mean of their 3x3x3 neighborhood.
+// Fills channels that are exactly zero with the mean of their 3x3x3 neighborhood.
 //
 //   features   [N, C]
-//   neighbors  [N, 27] integer: rows of the neighboring sites, column 13 the site itself; -1 if there is none
+//   neighbors  [N, 27] integer: rows of the neighboring sites, column 13 is the site itself; -1 for none
 //   result     [N, C]
 //
-// The sum runs over the columns in order; zeros and absent sites count in the mean.
+// Neighbors are summed in the order of the columns; the mean includes zeros and absent sites.
 #pragma once
 
 #include "common.h"
@@ -19,7 +19,7 @@ AMMNET_HOST_DEVICE bool is_row(int64_t row, int64_t num_sites) {
 
 template <typename T>
 AMMNET_HOST_DEVICE bool is_empty(T value) {
-  return static_cast<Accumulate<T>>(value) == Accumulate<T>(0);  // -0 too
+  return static_cast<Accumulate<T>>(value) == Accumulate<T>(0);  // includes -0
 }
 
 template <typename T>
@@ -27,8 +27,8 @@ AMMNET_HOST_DEVICE T fill_element(T value, Accumulate<T> sum_of_neighbors) {
   return is_empty(value) ? static_cast<T>(sum_of_neighbors / Accumulate<T>(kNumNeighbors)) : value;
 }
 
-// What a neighbor hands back of its gradient: a channel passes it on only where it was filled. The relation of
-// neighbors is symmetric, so the sites that read a site are its own neighbors.
+// Gradient that a neighbor passes back: only channels that were filled do. Neighborhood is symmetric, so the sites that
+// read a site are its own neighbors.
 template <typename T>
 AMMNET_HOST_DEVICE Accumulate<T> gradient_of_filled(T grad, T value) {
   return is_empty(value) ? static_cast<Accumulate<T>>(grad) : Accumulate<T>(0);

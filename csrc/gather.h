@@ -1,9 +1,9 @@
-// Rows of features side by side, as the taps of a convolution read them.
+// Rows of features concatenated in the order in which the taps of a convolution read them.
 //
-// features [M, C], table [N, T] int32 or int64 with rows of features, -1 for none -> [N, T * C], zeros for none.
-// Backward: grad [N, T * C], inverse [M, T] with rows of grad, -1 for none -> [M, C], the sums over the taps.
-// Sums of rows: features [N, C], table [M, T] with rows of features, -1 for none -> [M, C], the scaled sums over T.
-// Rows of a table need not lie side by side: `stride` is from one to the next.
+// Gather: features [M, C], table [N, T] int32 or int64 (rows of features, -1 for none) -> [N, T * C], zeros for none.
+// Backward: grad [N, T * C], inverse [M, T] (rows of grad, -1 for none) -> [M, C], sums over the taps.
+// Sums of rows: features [N, C], table [M, T] (rows of features, -1 for none) -> [M, C], scaled sums over T.
+// The rows of a table need not be contiguous: `stride` is the distance between them.
 #pragma once
 
 #include "common.h"
@@ -23,14 +23,14 @@ struct TapTable {
   }
 };
 
-// A tensor that `tap_table_of` takes: int32 or int64, rows with unit stride.
+// Converts a table for `tap_table_of`: int32 or int64, rows with unit stride.
 inline Tensor as_tap_table(const Tensor& table) {
   const bool is_wide = table.scalar_type() == ScalarType::Int || table.scalar_type() == ScalarType::Long;
   const Tensor typed = is_wide ? table : torch::stable::to(table, ScalarType::Int);
   return typed.size(1) > 1 && typed.stride(1) != 1 ? torch::stable::contiguous(typed) : typed;
 }
 
-// Of a tensor from `as_tap_table`, which must outlive the result.
+// View of a tensor from `as_tap_table`, which must outlive the result.
 inline TapTable tap_table_of(const Tensor& table) {
   return {table.const_data_ptr(), table.stride(0), table.size(1), table.scalar_type() == ScalarType::Long};
 }

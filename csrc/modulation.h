@@ -1,4 +1,4 @@
-// Cross-modal modulation (equation 2), element by element: features * (1 + sigmoid(scale)) + bias.
+// Cross-modal modulation (equation 2), element-wise: features * (1 + sigmoid(scale)) + bias.
 #pragma once
 
 #include "common.h"
@@ -28,12 +28,12 @@ AMMNET_HOST_DEVICE float float_of(uint32_t bits) {
 #endif
 }
 
-// exp to 2 units in the last place, infinity from 88.4 on and at least 1e-38. Without a branch or a call, so that
-// compilers make vector code of loops with it, and the same bits wherever products and sums are contracted alike.
+// exp(x) within 2 ulp; infinity above 88.4, and never below 1e-38. It has no branch and no call, so that loops with it
+// are vectorized, and it gives the same bits wherever the compiler contracts products and sums alike.
 AMMNET_HOST_DEVICE float exponential(float x) {
-  x = x < -87.3f ? -87.3f : x;  // NaN stays
+  x = x < -87.3f ? -87.3f : x;  // keeps NaN
   x = x > 88.8f ? 88.8f : x;
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
+  // Adding 1.5 * 2^23 rounds to the nearest integer, which ends up in the low bits of the sum.
   const float shifted = x * 1.44269504f + 12582912.0f;
   const float power = shifted - 12582912.0f;
   const float rest = x - power * 0.693359375f + power * 2.12194440e-4f;  // log 2 in two parts
@@ -63,7 +63,7 @@ AMMNET_HOST_DEVICE T modulate_element(T features, T scale, T bias) {
   return static_cast<T>(static_cast<A>(features) * gate + static_cast<A>(bias));
 }
 
-// The gradient of bias is that of the result.
+// The gradient of bias equals the gradient of the result.
 template <typename T>
 struct ModulationGradients {
   T features;

@@ -1,13 +1,12 @@
-// Batch normalization of site features with residuals and ReLU: what happens to one value of one channel.
+// Batch normalization of site features with residuals and ReLU: the arithmetic of one element.
 //
-// features [G * n, C]: the rows of group g are g * n .. (g + 1) * n - 1, and every group has statistics of its own,
-// mean and variance [G, C] (the biased variance). weight and bias [C] are shared. Residuals, sum and activated result
-// are as features:
+// features [G * n, C]: group g has the rows g * n .. (g + 1) * n - 1 and its own statistics, mean and biased variance
+// [G, C]. weight and bias [C] are shared by the groups. Residuals, sum and activated have the shape of features:
 //
 //     sum       = (features - mean) / sqrt(variance + eps) * weight + bias [+ residual1 [+ residual2]]
 //     activated = max(sum, 0)
 //
-// Features may be float16 or bfloat16; statistics and parameters have the type in which sums are formed.
+// Features may be float16 or bfloat16; statistics and parameters have the accumulation type.
 #pragma once
 
 #include "common.h"
@@ -29,7 +28,7 @@ AMMNET_HOST_DEVICE double square_root(double value) {
   return ::sqrt(value);
 }
 
-// Of `count` values their mean and the sum of their squared distances from it.
+// Mean of `count` values and the sum of their squared deviations from it.
 template <typename A>
 struct Moments {
   A count;
@@ -37,8 +36,8 @@ struct Moments {
   A squares;
 };
 
-// One more value (Welford); `inverse_count` counts it already. Sums of squares would lose their digits where the mean
-// is large beside the deviation.
+// Adds one value (Welford); `inverse_count` is 1 / count, the new value included. Plain sums of squares would cancel if
+// the mean is large compared with the deviation.
 template <typename A>
 AMMNET_HOST_DEVICE void add_value(A value, A inverse_count, A& mean, A& squares) {
   const A delta = value - mean;
@@ -46,7 +45,7 @@ AMMNET_HOST_DEVICE void add_value(A value, A inverse_count, A& mean, A& squares)
   squares = multiply_add(delta, value - mean, squares);
 }
 
-// The moments of both sets of values (Chan). Either may be empty.
+// Moments of the union of two sets of values (Chan et al.). Either may be empty.
 template <typename A>
 AMMNET_HOST_DEVICE Moments<A> merge_moments(const Moments<A>& first, const Moments<A>& second) {
   const A count = first.count + second.count;
@@ -57,7 +56,7 @@ AMMNET_HOST_DEVICE Moments<A> merge_moments(const Moments<A>& first, const Momen
       first.squares + multiply_add(delta * delta * first.count, share, second.squares)};
 }
 
-// What is left of a running statistic and what a batch adds to it.
+// Updated running statistic: running + momentum * (value - running).
 template <typename A>
 AMMNET_HOST_DEVICE A track(A running, A value, A momentum) {
   return multiply_add(momentum, value - running, running);
@@ -68,13 +67,13 @@ AMMNET_HOST_DEVICE A inverse_std_of(A variance, A eps) {
   return A(1) / square_root(variance + eps);
 }
 
-// scale is weight * inverse_std. The difference comes first: it is exact where the mean is large.
+// scale is weight * inverse_std. Subtracting the mean first is exact if the mean is large.
 template <typename A>
 AMMNET_HOST_DEVICE A normalize_and_scale(A value, A mean, A scale, A bias) {
   return multiply_add(value - mean, scale, bias);
 }
 
-// NaN stays, as in torch.
+// NaN is propagated, as in torch.
 template <typename A>
 AMMNET_HOST_DEVICE A relu(A value) {
   return value < A(0) ? A(0) : value;
@@ -86,8 +85,8 @@ AMMNET_HOST_DEVICE A relu_backward(A value, A grad) {
   return value <= A(0) ? A(0) : grad;
 }
 
-// The gradient of a feature. `normalized` is (features - mean) * inverse_std; the means, over the rows of the group, of
-// grad and of grad * normalized are zero where the statistics are constants.
+// Gradient of a feature. `normalized` is (features - mean) * inverse_std; mean_grad and mean_product are the means of
+// grad and of grad * normalized over the group's rows, both zero if the statistics are constants.
 template <typename A>
 AMMNET_HOST_DEVICE A normalize_backward(A grad, A normalized, A scale, A mean_grad, A mean_product) {
   return scale * (grad - multiply_add(normalized, mean_product, mean_grad));

@@ -1,4 +1,4 @@
-// Arguments and results of the normalization operators, as the kernels of both devices take them.
+// Checks and conversions of the normalization operators' arguments, for the kernels of both devices.
 #pragma once
 
 #include "normalization.h"
@@ -10,13 +10,13 @@ inline ScalarType statistics_type(const Tensor& features) {
   return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// [N, C] as features where it is wanted, else [0].
+// [N, C] like features if wanted, otherwise [0].
 inline Tensor new_result(const Tensor& features, bool is_wanted) {
   return is_wanted ? torch::stable::new_empty(features, {features.size(0), features.size(1)})
                    : torch::stable::new_empty(features, {0});
 }
 
-// Residuals, gradients: contiguous, of the shape and type of features. It must outlive the pointer to its data.
+// Residual or gradient, made contiguous and of the type of features. The result must outlive pointers to its data.
 inline std::optional<Tensor> prepared(const std::optional<Tensor>& tensor, const Tensor& features, const char* name) {
   if (!tensor.has_value()) {
     return std::nullopt;
@@ -25,7 +25,7 @@ inline std::optional<Tensor> prepared(const std::optional<Tensor>& tensor, const
   return as_contiguous(as_type(*tensor, features.scalar_type()));
 }
 
-// Null if there is none.
+// Null for an absent tensor.
 template <typename T>
 const T* data_of(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
@@ -36,7 +36,7 @@ T* data_of_result(const Tensor& tensor, bool is_wanted) {
   return is_wanted ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-// Parameters [C] or statistics [G, C].
+// Data of parameters [C] or statistics [G, C].
 template <typename A>
 A* checked_statistics(const Tensor& tensor, int64_t size, const Tensor& features, const char* name) {
   STD_TORCH_CHECK(
@@ -45,7 +45,7 @@ A* checked_statistics(const Tensor& tensor, int64_t size, const Tensor& features
   return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
-// Rows of a group.
+// Number of rows per group.
 inline int64_t checked_rows(const Tensor& features, int64_t num_groups, const char* name) {
   STD_TORCH_CHECK(features.dim() == 2, name, ": expected features [N, C]");
   STD_TORCH_CHECK(
@@ -54,12 +54,12 @@ inline int64_t checked_rows(const Tensor& features, int64_t num_groups, const ch
   return features.size(0) / num_groups;
 }
 
-// Groups of statistics [G, C] or [C].
+// Number of groups of statistics [G, C] or [C].
 inline int64_t groups_of(const Tensor& mean, const Tensor& features) {
   return std::max<int64_t>(1, mean.numel() / std::max<int64_t>(1, features.size(1)));
 }
 
-// Null where batches are not counted.
+// Null if batches are not counted.
 inline int64_t* checked_counter(const std::optional<Tensor>& counter, const char* name) {
   if (!counter.has_value()) {
     return nullptr;

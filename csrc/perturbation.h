@@ -1,8 +1,8 @@
-// Perturbed labels (equations 5 and 6): what becomes of one voxel, given its random word.
+// Perturbed labels (equations 5 and 6): the new label of one voxel, given its random word.
 //
-//   labels       [B, V] integer: 0 empty, 255 ignored, else a class
+//   labels       [B, V] integer: 0 empty, 255 ignored, otherwise a class
 //   probability  erase [B], shuffle [B, K] float32
-//   class_map    [B, K] integer: the class that each class becomes
+//   class_map    [B, K] integer: the class that replaces each class
 #pragma once
 
 #include "common.h"
@@ -19,9 +19,9 @@ constexpr int kVoxelsOfGroup = 4;
 template <typename Label>
 AMMNET_HOST_DEVICE bool is_object(Label label) {
   if constexpr (sizeof(Label) == 1 && std::is_signed_v<Label>) {
-    return label != 0;  // 255 does not exist
+    return label != 0;  // int8 cannot represent 255
   } else {
-    // Without a branch, for the sake of vector code.
+    // Branch-free, so that the compiler vectorizes it.
     return (label != static_cast<Label>(kEmpty)) & (label != static_cast<Label>(kIgnored));
   }
 }
@@ -32,7 +32,7 @@ struct Erase {
 
   const float* probability;
 
-  // Of one sample.
+  // The operation for one sample of the batch.
   struct Sample {
     float probability;
 
@@ -40,14 +40,14 @@ struct Erase {
       const bool is_erased = is_object(label) & (uniform(word) < probability);
       return is_erased ? static_cast<Label>(kEmpty) : label;
     }
-    // Whether the voxel may change and so needs its random word.
+    // Whether the voxel can change and so needs its random word.
     AMMNET_HOST_DEVICE bool needs_word(Label label) const { return is_object(label); }
   };
 
   AMMNET_HOST_DEVICE Sample of_sample(int64_t sample) const { return {probability[sample]}; }
 };
 
-// Class: the type of class_map's integers, 32 bits on the CPU for vector code.
+// Class is the integer type of class_map: 32 bits on the CPU, for vectorization.
 template <typename Label, typename Class>
 struct Shuffle {
   static constexpr Stream kStream = Stream::kShuffleCategories;
@@ -55,25 +55,25 @@ struct Shuffle {
   const float* probability;
   const Class* class_map;
   Class num_classes;
-  Label last_class;  // the largest label that is a class
+  Label last_class;  // largest label that is a class
 
   struct Sample {
-    const float* probability;  // of the sample's classes
-    const Class* class_map;  // likewise
+    const float* probability;  // [K] of this sample
+    const Class* class_map;  // [K] of this sample
     Class num_classes;
     Label last_class;
 
     AMMNET_HOST_DEVICE bool needs_word(Label label) const {
-      using Unsigned = std::make_unsigned_t<Label>;  // a negative label is then a large one
+      using Unsigned = std::make_unsigned_t<Label>;  // makes negative labels large
       return is_object(label) & (static_cast<Unsigned>(label) <= static_cast<Unsigned>(last_class));
     }
     AMMNET_HOST_DEVICE bool is_class(Class label) const { return (label >= 0) & (label < num_classes); }
 
-    // Where the label's class is looked up: the first row, in place of a branch, where it is none.
+    // Row to look up; 0 for a label that is not a class, which avoids a branch.
     AMMNET_HOST_DEVICE Class row_of(Label label) const {
       return static_cast<Class>(needs_word(label)) * static_cast<Class>(label);
     }
-    // A label or a target that is no class leaves the voxel as it is.
+    // The voxel is unchanged if its label or the target is not a class.
     AMMNET_HOST_DEVICE Label change(Label label, uint32_t word, float chance, Class target) const {
       const bool is_changed = needs_word(label) & (uniform(word) < chance) & is_class(target);
       return is_changed ? static_cast<Label>(target) : label;

@@ -1,12 +1,12 @@
-// Philox 4x32-10 (Salmon et al., 2011) and the numbers made of its words. ammnet_sparse/ops/philox.py says which
-// counter belongs to what; the bits are those of the reference.
+// Philox 4x32-10 (Salmon et al., 2011) and numbers made from its words. The assignment of counters is documented in
+// ammnet_sparse/ops/philox.py, whose reference gives the same bits.
 #pragma once
 
 #include "common.h"
 
 namespace ammnet_sparse {
 
-// The last word of the counter; the draws (3, 4) are made in Python.
+// Last word of the counter. The streams 3 and 4 (draws of a batch) exist in Python only.
 enum class Stream : uint32_t { kEraseVoxels = 1, kShuffleCategories = 2 };
 
 struct PhiloxKey {
@@ -39,14 +39,14 @@ philox(uint32_t counter0, uint32_t counter1, uint32_t counter2, uint32_t counter
   return {{counter0, counter1, counter2, counter3}};
 }
 
-// Words of voxels 4 * group .. 4 * group + 3 of a sample.
+// Random words of the voxels 4 * group .. 4 * group + 3 of a sample.
 AMMNET_HOST_DEVICE PhiloxWords words_of_voxels(int64_t group, int64_t sample, Stream stream, PhiloxKey key) {
   return philox(static_cast<uint32_t>(group), static_cast<uint32_t>(sample), 0u, static_cast<uint32_t>(stream), key);
 }
 
-// In [0, 1), from the upper 24 bits: exact.
+// Uniform in [0, 1) from the upper 24 bits, without rounding.
 AMMNET_HOST_DEVICE float uniform(uint32_t word) {
-  // By way of int32, which has a vector conversion to float where uint32 has none.
+  // Through int32: unlike uint32, it has a vector conversion to float.
   return static_cast<float>(static_cast<int32_t>(word >> 8)) * (1.0f / 16777216.0f);
 }
 

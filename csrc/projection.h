@@ -1,18 +1,18 @@
-// 2D-3D projection: which cells of the feature map a site reads, and with which weights.
+// 2D-3D projection: the cells of the feature map that a site reads, and their bilinear weights.
 //
 //   features       [B, C, h, w]
-//   pixel_of_site  [N] integer: row * image_width + column, -1 where no pixel hits the site
+//   pixel_of_site  [N] integer: row * image_width + column, -1 if no pixel hits the site
 //   batch_of_site  [N] integer: 0 .. B - 1
-//   result         [N, C], zeros where no pixel hits
+//   result         [N, C], zeros for sites without a pixel
 //
-// The position between cells is a ratio of integers, so that the weights are exact but for one rounding.
+// The position between cells is a ratio of integers, so the weights are rounded only once.
 #pragma once
 
 #include "common.h"
 
 namespace ammnet_sparse {
 
-// So that (2 * pixel + 1) * cells fits 32 bits.
+// Limits that keep (2 * pixel + 1) * cells within 32 bits.
 constexpr int64_t kMaxImageSide = 65535;
 constexpr int64_t kMaxMapSide = 32767;
 
@@ -26,7 +26,7 @@ struct ProjectionShape {
   bool align_corners;
 };
 
-// Checks the sides and builds the shape.
+// Throws if a side is out of range.
 inline ProjectionShape projection_shape(
     int64_t batch_size, int64_t channels, int64_t height, int64_t width, int64_t image_height, int64_t image_width,
     bool align_corners) {
@@ -47,7 +47,8 @@ inline ProjectionShape projection_shape(
       align_corners};
 }
 
-// Two cells along one axis; lower + 1, or lower itself at the border, has the weight `fraction`.
+// The two cells that are read along one axis. `upper` (lower + 1, or `lower` itself at the border) has weight
+// `fraction`.
 template <typename A>
 struct LineReads {
   uint32_t lower;
@@ -72,8 +73,8 @@ AMMNET_HOST_DEVICE LineReads<A> line_reads(uint32_t position, uint32_t size, uin
   return {lower, lower + 1 < size ? lower + 1 : lower, fraction};
 }
 
-// The weight with which a line (row or column) of the map is read by a site that lies `fraction` behind its lower line:
-// the one before, or the line itself, which at the border is the upper one too.
+// Weight of a line (row or column) of the map for a site at `fraction` between its lower and upper line. is_upper: the
+// line is the site's upper one. is_last: the line is at the border, where lower and upper coincide.
 template <typename A>
 AMMNET_HOST_DEVICE A weight_of_line(A fraction, bool is_upper, bool is_last) {
   return is_upper ? fraction : (is_last ? A(1) : A(1) - fraction);

@@ -8,9 +8,9 @@ without any other change.
 The compiled kernels are in two libraries in the package, one for each device, and are loaded here.
 ``AMMNET_SPARSE_KERNELS=0`` disables them, so that the references run; ``kernel_libraries`` lists what is loaded.
 
-On the CPU the range of indices and labels is checked. On a GPU that would wait for the device; there an
-index out of range reads and writes nothing, and its row is zero. The CUDA kernels record that they met one; with
-``AMMNET_SPARSE_CHECK_INDICES=1`` every call waits for the device and raises IndexError then.
+The range of indices and labels is checked on the CPU only, because on a GPU the check would wait for the device. There
+an index out of range reads and writes nothing, its row is zero, and the CUDA kernel sets a flag. With
+``AMMNET_SPARSE_CHECK_INDICES=1`` every call waits for the device and raises IndexError if a flag is set.
 """
 
 import ctypes
@@ -155,7 +155,7 @@ def _take_out_of_range_reference(like: Tensor) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=like.device)
 
 
-# Bits of the operators whose CUDA kernels met an index out of range since it was last called, as csrc numbers them.
+# The flags (csrc/cuda/common.h) of operators whose CUDA kernels met an index out of range since the last call.
 _take_out_of_range = define_operator(
     "take_out_of_range",
     "(Tensor like) -> Tensor",
@@ -184,9 +184,9 @@ def checked(result: Tensor) -> Tensor:
 def register_autograd(
     operator: torch._ops.OpOverload, backward: Callable[..., Any], *, setup_context: Callable[..., None]
 ) -> None:
-    """Registers the formula of the gradient: ``setup_context`` keeps what ``backward`` needs.
+    """Registers the gradient of an operator: ``setup_context`` saves what ``backward`` needs.
 
-    An operator may change arguments in place: buffers without gradient.
+    An operator may change buffers without gradient in place.
     """
     if not operator._schema.is_mutable:
         torch.library.register_autograd(operator, backward, setup_context=setup_context)
@@ -237,7 +237,7 @@ def forbid_autograd(operator: torch._ops.OpOverload) -> None:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums are formed: float64 for float64, float32 for everything shorter."""
+    """The accumulation type: float64 for float64, float32 for all shorter types."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Filling the channels that a projection left empty with the mean of their neighborhood."""
+"""Fills the channels that a projection left empty with the mean of their neighborhood."""
 
 from typing import Any
 
@@ -35,8 +35,8 @@ def fill_empty(features: Tensor, neighbors: Tensor) -> Tensor:
             symmetric: ``neighbors[i, k] == j`` if and only if ``neighbors[j, 26 - k] == i``. The gradient relies on it.
 
     Returns:
-        [N, C] contiguous, type of ``features``. Differentiable once in ``features``; which channels are zero is taken
-        as constant, so where a channel is zero the gradient is that of adding the mean.
+        [N, C] contiguous, type of ``features``. Differentiable once in ``features``; the set of zero
+        channels is treated as constant, so a zero channel has the gradient of adding the mean.
 
     Raises:
         IndexError: a row out of range (on the CPU; elsewhere such a neighbor counts as absent).
@@ -79,8 +79,8 @@ def _fill_empty_fake(features: Tensor, neighbors: Tensor) -> Tensor:
 def _fill_empty_backward_reference(grad: Tensor, features: Tensor, neighbors: Tensor) -> Tensor:
     """``grad`` plus, from every neighbor, a 27th of its ``grad`` where its channel was filled.
 
-    A site's value goes to the sites that have it as a neighbor. The relation is symmetric, so these are its own
-    neighbors (seen from the other side: column k there is 26 - k here), and gathering replaces scattering.
+    A site contributes to the sites that have it as a neighbor. The relation is symmetric, so these are its own
+    neighbors (column k there is column 26 - k here), and the backward pass gathers instead of scattering.
     """
     check_range("fill_empty: neighbors", neighbors, low=-1, high=features.shape[0] - 1)
     wide = grad.to(accumulation_dtype(grad.dtype))

@@ -1,8 +1,8 @@
-"""Gathers the rows that the taps of a convolution read, side by side, so that a convolution is one matrix product.
+"""Gathers the rows that the taps of a convolution read into one row per target, so that it becomes a matrix product.
 
-A *table* [N, T] has the row of the features that tap t reads for target n, -1 for none. Its *inverse* [M, T] has the
-target for which tap t reads source m; it exists, as no tap of a convolution reads a source twice. So the gradient
-is a sum over a row of the inverse, and needs neither atomics nor sorting.
+A *table* [N, T] holds the row of the features that tap t reads for target n, -1 for none. Its *inverse* [M, T] holds
+the target for which tap t reads source m. The inverse exists because no tap of a convolution reads a source twice. The
+gradient is therefore a sum over a row of the inverse and needs neither atomics nor sorting.
 """
 
 from typing import Any
@@ -24,16 +24,16 @@ from ammnet_sparse.ops._library import (
 
 
 def gather_taps(features: Tensor, table: Tensor, inverse: Tensor | None = None) -> Tensor:
-    """The rows that every tap reads, side by side.
+    """The rows that the taps of each target read, concatenated.
 
     Args:
         features: [M, C].
         table: [N, T] integer, rows of ``features`` in 0 .. M - 1, or -1 for a tap that reads nothing.
-        inverse: [M, T] integer, rows n with ``table[n, t] == m``, or -1; what the backward pass sums over. None where
-            no gradient is needed.
+        inverse: [M, T] integer, rows n with ``table[n, t] == m``, or -1, for the backward pass. None if no gradient is
+            needed.
 
     Returns:
-        [N, T * C]: at ``t * C + c`` channel c of the row that tap t reads, 0 where it reads none. The type of
+        [N, T * C]: column ``t * C + c`` is channel c of the row that tap t reads, 0 if it reads none. The type of
         ``features``. Differentiable once in ``features``.
 
     Raises:
@@ -66,7 +66,7 @@ def sum_taps(values: Tensor, inverse: Tensor) -> Tensor:
         inverse: [M, T] integer, rows of ``values``, -1 for none.
 
     Returns:
-        [M, C]: the sum over t of ``values[inverse[m, t], t * C + c]``, formed in float32 (float64 for float64) and
+        [M, C]: the sum over t of ``values[inverse[m, t], t * C + c]``, accumulated in float32 (float64 for float64) and
         rounded once. Not differentiable.
 
     Raises:
@@ -86,16 +86,16 @@ def sum_taps(values: Tensor, inverse: Tensor) -> Tensor:
 
 
 def sum_rows(features: Tensor, table: Tensor, owner: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Sums of rows that belong together, such as the cells of a pooling's windows.
+    """Sums over disjoint groups of rows, such as the windows of a pooling.
 
     Args:
         features: [N, C].
-        table: [M, T] integer: the rows of ``features`` that belong to each of M sums, -1 for none; no row in two.
-        owner: [N] integer: the sum that each row belongs to, -1 for none; what the backward pass reads.
+        table: [M, T] integer: the rows of ``features`` of each of M sums, -1 for none; no row is in two sums.
+        owner: [N] integer: the sum that each row belongs to, -1 for none, for the backward pass.
         scale: factor of the sums.
 
     Returns:
-        [M, C]: formed in float32 (float64 for float64) and rounded once. Differentiable once in ``features``.
+        [M, C]: accumulated in float32 (float64 for float64) and rounded once. Differentiable once in ``features``.
 
     Raises:
         ValueError: shapes that do not fit, or tensors on different devices.

@@ -1,7 +1,7 @@
 """Cross-modal modulation, the paper's equation 2: ``features * (1 + sigmoid(scale)) + bias`` in one operator.
 
-Only ``features`` and ``scale`` are kept for the backward pass, which computes the sigmoid again. Written out in
-PyTorch the same expression keeps two more tensors of that size.
+Only ``features`` and ``scale`` are saved for the backward pass, which recomputes the sigmoid. In plain PyTorch the same
+expression saves two more tensors of that size.
 """
 
 from typing import Any
@@ -22,8 +22,8 @@ from ammnet_sparse.ops._library import (
 def modulate(features: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Scales and shifts features of one modality by those of another (equation 2).
 
-    float16 and bfloat16 are computed in float32 and rounded once. Inputs of different types, as autocast makes them,
-    are first brought to their common type.
+    float16 and bfloat16 are computed in float32 and rounded once. Inputs of different types, as under autocast, are
+    first converted to their common type.
 
     Args:
         features: [N, C], or any shape.

@@ -1,7 +1,7 @@
 """Batch normalization of site features, the residuals added to it and the ReLU that follows, in one operator.
 
-Written out in PyTorch the same takes a dozen operators forward and as many backward, each a pass over memory.
-The statistics stay accurate in float32 if the mean is large relative to the deviation, unlike sums of squares.
+In plain PyTorch the same takes a dozen operators forward and as many backward, each a pass over memory. Unlike sums
+of squares, the statistics stay accurate in float32 if the mean is large relative to the deviation.
 
 Rows may form *groups* of equal size, the rows of group g contiguous. Every group has separate statistics, as if the
 groups were normalized one after another.
@@ -71,13 +71,13 @@ def normalize_sites(
         weight: [C] float32, or float64 for features in float64.
         bias: as ``weight``.
         residuals: at most two, shape and type of ``features``.
-        running: updated in place, group by group from the first, as that many batches one after another would.
+        running: updated in place, as if the groups were successive batches in their order.
         num_groups: sets of rows with separate statistics.
         eps: added to the variance.
         with_sum: return the result before the ReLU.
         with_relu: return the ReLU.
-        keep_residuals: whether the backward pass of a ReLU reads the residuals instead of the result. Either shows
-            where the ReLU is active; choose the one that is in memory anyway.
+        keep_residuals: save the residuals instead of the result for the backward pass of a ReLU. Either shows where
+            the ReLU is active; choose the one that is kept in memory anyway.
 
     Returns:
         The requested results and the statistics. Differentiable once in features, parameters and residuals.

@@ -95,8 +95,8 @@ def draw_shuffle(
     own and one other class that is not empty. A sample without an object has none chosen.
 
     Args:
-        labels: [B, ...] integer. A class is present if any voxel has it, so set to 255 what the discriminator does
-            not see. 0, 255 and labels of ``num_classes`` and above are not classes here.
+        labels: [B, ...] integer. A class is present if any voxel has it, so set voxels that the discriminator does not
+            see to 255. 0, 255 and labels of ``num_classes`` and above do not count as classes.
         num_classes: empty included, 3 .. 255.
         probability_range: (low, high) of the probability of a chosen class.
         seed: any signed 64-bit integer; the same seed draws the same on every device.
@@ -138,7 +138,7 @@ def one_hot_sites(labels: Tensor, linear: Tensor, num_classes: int, dtype: torch
 
     Args:
         labels: [B, V] integer, a class in 0 .. num_classes - 1, or 255 for ignored.
-        linear: [N] integer, ``b * V + v`` of each site, or -1 for a site that has no label.
+        linear: [N] integer, ``b * V + v`` of each site, or -1 for a site without a label.
         num_classes: columns of the result, at most 255; an empty voxel has a one in column 0.
         dtype: type of the result, floating.
 

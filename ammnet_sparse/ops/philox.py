@@ -1,9 +1,9 @@
 """Counter-based random numbers: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
-A number depends only on a seed and on where it is used, not on the device, the order of evaluation or the
-numbers drawn before. 32-bit words are held in int64 tensors, in 0 .. 2^32 - 1.
+A number depends only on the seed and its counter, not on the device, the order of evaluation or earlier draws. 32-bit
+words are held in int64 tensors, in 0 .. 2^32 - 1.
 
-The counters are part of the definition of an operator, so that every kernel makes the same bits:
+The counters are part of the definition of each operator, so that all kernels give the same bits:
 
     key                (seed mod 2^32, seed div 2^32), the seed in two's complement
     voxel v, sample b  word v mod 4 of philox(v div 4, b, 0, stream)
@@ -24,7 +24,7 @@ _ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """The last word of the counter: it keeps operators independent that are given the same seed."""
+    """Last word of the counter: makes operators with the same seed independent."""
 
     ERASE_VOXELS = 1
     SHUFFLE_CATEGORIES = 2
@@ -51,7 +51,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     word0, word1, word2, word3 = counter.unbind(-1)
     key0, key1 = key
     for _ in range(_ROUNDS):
-        # A product may pass 2^63 and wrap to a negative number; its 64 bits are right all the same.
+        # A product may exceed 2^63 and wrap to a negative number; its 64 bits are still correct.
         product0, product1 = word0 * _MULTIPLIERS[0], word2 * _MULTIPLIERS[1]
         word0, word1, word2, word3 = (
             _high(product1) ^ word1 ^ key0,
@@ -64,7 +64,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 def _high(product: Tensor) -> Tensor:
-    # The shift copies the sign; the mask takes the copies away.
+    # The shift extends the sign; the mask removes these bits.
     return (product >> 32) & _WORD
 
 

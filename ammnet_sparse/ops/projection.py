@@ -1,4 +1,4 @@
-"""2D-3D projection: image features to the voxels that pixels hit; fill_empty.py fills the empty channels.
+"""2D-3D projection: image features at the voxels that pixels hit. fill_empty.py then fills the empty channels.
 
 The bilinear samples are taken directly from the low-resolution feature map, so that features at the size of the
 image (480 x 640 x C) never exist.
@@ -31,21 +31,22 @@ def project_features(
     image_size: tuple[int, int],
     align_corners: bool = False,
 ) -> Tensor:
-    """Features of the pixel that hits each site, as after bilinear upsampling to the size of the image.
+    """Features at the pixel that hits each site, as after bilinear upsampling to the size of the image.
 
     Equals ``F.interpolate(features, image_size, mode="bilinear", align_corners=align_corners)`` at the pixel.
     float16 and bfloat16 are summed in float32 and rounded once.
 
     Args:
         features: [B, C, h, w], any strides.
-        pixel_of_site: [N] integer, ``row * width + column`` in an image of ``image_size``; -1 where no pixel hits.
-        batch_of_site: [N] integer, the sample of each site, 0 .. B - 1, also where no pixel hits.
+        pixel_of_site: [N] integer, ``row * width + column`` in an image of ``image_size``; -1 for a site
+            without a pixel.
+        batch_of_site: [N] integer, the sample of each site, 0 .. B - 1, also for sites without a pixel.
         image_size: (height, width) in pixels of the image that ``pixel_of_site`` refers to.
         align_corners: as in ``F.interpolate``.
 
     Returns:
-        [N, C] contiguous, type of ``features``; zeros where no pixel hits. Differentiable once in ``features``; the
-        gradient is [B, C, h, w] in channels-last layout. Its sums are always formed in the same order on the CPU,
+        [N, C] contiguous, type of ``features``; zeros for sites without a pixel. Differentiable once in ``features``;
+        the gradient is [B, C, h, w] in channels-last layout. Its sums are always formed in the same order on the CPU,
         and on CUDA under ``torch.use_deterministic_algorithms``.
 
     Raises:

@@ -1,5 +1,5 @@
-// Filling empty channels on the CPU. A site without an empty channel reads no neighbor, and in the backward pass a
-// neighbor without one hands nothing back: both are known from a first look at the rows.
+// Filling empty channels on the CPU. Rows are first classified by their number of empty channels: a site without any
+// reads no neighbor, and in the backward pass a neighbor without any is skipped.
 #include "../fill_empty.h"
 
 namespace ammnet_sparse {
@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kChannelsOfTile = 64;
 constexpr int64_t kSitesOfTask = 32;
 
-// A contiguous row of neighbors per site, whatever integers they are.
+// The neighbors of one site as int64, whatever the input type.
 using NeighborRow = int64_t[kNumNeighbors];
 
 void read_neighbors(Integers neighbors, int64_t site, NeighborRow& row) {
@@ -87,7 +87,7 @@ void fill_site_backward(
   }
 }
 
-// Neighbors, checked before any memory of the features is read.
+// Checks the neighbors before any feature is read.
 Tensor checked_neighbors(const Tensor& neighbors, int64_t num_sites) {
   check_shape(neighbors, {num_sites, kNumNeighbors}, "fill_empty: neighbors");
   Tensor result = as_contiguous(neighbors);

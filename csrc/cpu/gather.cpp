@@ -8,7 +8,7 @@ namespace ammnet_sparse {
 namespace {
 
 constexpr int64_t kBytesOfTask = 1 << 16;
-constexpr int64_t kTile = 64;  // channels summed at once, in registers and the first cache
+constexpr int64_t kTile = 64;  // channels summed at a time, in registers and L1 cache
 
 int64_t rows_of_task(int64_t bytes_of_row) {
   return std::max<int64_t>(1, kBytesOfTask / std::max<int64_t>(1, bytes_of_row));
@@ -18,7 +18,7 @@ int64_t rows_of_task(int64_t bytes_of_row) {
   throw_out_of_range(name, -1, num_rows - 1, std::min<int64_t>(found, -1), std::max<int64_t>(found, -1));
 }
 
-// A bad row that some thread met.
+// An out-of-range row, reported by one of the threads.
 class BadRow {
  public:
   void report(int64_t row) {
@@ -36,7 +36,7 @@ class BadRow {
   std::atomic<int64_t> found_{0};
 };
 
-// Rows of kSize bytes are copied without a call; 0: of any size.
+// kSize: bytes of a row, copied without a call to memcpy; 0: any size.
 template <int kSize>
 void gather_rows(
     const char* features, int64_t num_rows, int64_t row_size, const TapTable& table, int64_t begin, int64_t end,
@@ -96,7 +96,7 @@ Tensor gather_taps(const Tensor& features, const Tensor& table, std::optional<Te
   return result;
 }
 
-// Element `channel` of what a tap reads of a row is `row * row_stride + tap * tap_stride + channel`.
+// A tap reads the element `row * row_stride + tap * tap_stride + channel`.
 template <typename T>
 void add_rows(
     const T* values, int64_t num_rows, int64_t row_stride, int64_t tap_stride, int64_t channels, const TapTable& table,
@@ -123,7 +123,7 @@ void add_rows(
   }
 }
 
-// Sums over the taps of `table`, of rows of `channels` elements.
+// [M, channels]: sums over the taps of `table` of rows of `channels` elements.
 Tensor sum_taps(
     const Tensor& values, const Tensor& table, int64_t channels, int64_t tap_stride, double scale, const char* name) {
   const Tensor values_ = as_contiguous(values);

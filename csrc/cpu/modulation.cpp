@@ -1,4 +1,4 @@
-// Modulation on the CPU: one pass over memory, vector code along it.
+// Modulation on the CPU: one vectorized pass over memory.
 #include "../modulation.h"
 
 namespace ammnet_sparse {
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& f
           grad_scale_data + begin, end - begin);
     });
   });
-  // Of a scale with the layout of features, what nearly every one has, nothing more is allocated.
+  // A scale nearly always has the layout of features; then nothing else is allocated.
   return {
       grad_features,
       have_same_layout(grad_scale, scale) ? grad_scale : like(grad_scale, torch::stable::empty_like(scale))};

@@ -1,4 +1,4 @@
-// The forward pass of normalization on the CPU.
+// Forward pass of normalization on the CPU.
 #include "normalization.h"
 
 namespace ammnet_sparse {
@@ -23,7 +23,7 @@ void normalize_rows(
   });
 }
 
-// Means and sums of squares of a chunk, of the features' differences from `shift`, a row of the group.
+// Mean and sum of squared deviations of a chunk, of features minus `shift`, a row of the group.
 template <typename T, typename A = Accumulate<T>>
 void find_moments(const T* features, const T* shift, int64_t rows, int64_t channels, A* mean, A* squares) {
   for (int64_t first = 0; first < channels; first += kChannelsOfTile) {
@@ -77,7 +77,7 @@ void find_statistics(const T* features, const Sizes& sizes, A* mean, A* variance
   }
 }
 
-// As that many batches one after another would leave them, the first group first.
+// Updates the running statistics as if the groups were successive batches, in their order.
 template <typename A>
 void track_statistics(
     const A* mean, const A* variance, const Sizes& sizes, A momentum, A* running_mean, A* running_var) {

@@ -1,5 +1,5 @@
-// What both directions of normalization share on the CPU. Rows are taken in chunks that stay in the cache; sums over
-// the chunks are formed in double, in their order, so that the number of threads changes nothing.
+// Shared by the forward and backward pass of normalization on the CPU. Rows are processed in chunks that fit the cache.
+// Chunks are summed in double and in order, so that the result does not depend on the number of threads.
 #pragma once
 
 #include "../normalization_arguments.h"
@@ -11,7 +11,7 @@ constexpr int64_t kRowsOfChunk = 256;
 
 struct Sizes {
   int64_t groups;
-  int64_t rows;  // of a group
+  int64_t rows;  // per group
   int64_t channels;
 
   int64_t chunks() const { return (rows + kRowsOfChunk - 1) / kRowsOfChunk; }
@@ -23,7 +23,7 @@ inline Sizes sizes_of(const Tensor& features, int64_t num_groups, const char* na
   return {num_groups, rows, features.size(1)};
 }
 
-// Calls function(group, chunk) for every chunk of every group, from several threads.
+// Calls function(group, chunk) for every chunk of every group, in parallel.
 template <typename Function>
 void for_each_chunk(const Sizes& sizes, Function&& function) {
   torch::stable::parallel_for(0, sizes.groups * sizes.chunks(), 1, [&](int64_t begin, int64_t end) {
@@ -33,7 +33,7 @@ void for_each_chunk(const Sizes& sizes, Function&& function) {
   });
 }
 
-// Features, residuals or results; data is null if there are none.
+// Features, residuals or results; `data` is null for an absent tensor.
 template <typename T>
 struct Rows {
   T* data;
@@ -52,7 +52,7 @@ Rows<T> results_of(const Tensor& tensor, bool is_wanted) {
   return {data_of_result<T>(tensor, is_wanted)};
 }
 
-// By group and channel what a value is normalized with.
+// Statistics and affine parameters by group and channel.
 template <typename A>
 struct Channels {
   std::vector<A> mean;
@@ -87,7 +87,7 @@ void add_row(Rows<const T> row, int64_t size, A* values) {
   }
 }
 
-// values = the sum of normalized features and residuals, of channels first .. first + size of a row.
+// values = normalized features + residuals, for the channels first .. first + size - 1 of a row.
 template <typename T, typename A = Accumulate<T>>
 void sum_row(
     const Operands<T>& operands, const Channels<A>& channels, int64_t offset, int64_t statistic, int64_t first,
@@ -103,7 +103,7 @@ void sum_row(
   add_row(operands.residual2.at(offset), size, values);
 }
 
-// What `name` normalizes `features` with; checks the tensors.
+// Checks the statistics and parameters of operator `name`.
 template <typename A>
 Channels<A> channels_of(
     const std::string& name, const Tensor& features, const Tensor& mean, const Tensor& variance, const Tensor& weight,
@@ -116,8 +116,8 @@ Channels<A> channels_of(
       checked_statistics<A>(bias, sizes.channels, features, (name + ": bias").c_str()), static_cast<A>(eps), sizes);
 }
 
-// Calls function(group, offset, first, size) for channels first .. first + size of every row, which begin at `offset`
-// of the data, from several threads.
+// Calls function(group, offset, first, size) for the channels first .. first + size - 1 of every row, in parallel;
+// `offset` is the position of the first one in the data.
 template <typename Function>
 void for_each_tile(const Sizes& sizes, Function&& function) {
   for_each_chunk(sizes, [&](int64_t group, int64_t chunk) {

@@ -1,4 +1,4 @@
-// The backward pass of normalization on the CPU.
+// Backward pass of normalization on the CPU.
 #include "normalization.h"
 
 namespace ammnet_sparse {
@@ -12,7 +12,7 @@ struct Gradients {
   Rows<const T> grad_activated;
 };
 
-// grad = the gradient of the sum, normalized = (features - mean) * inverse_std, of a part of a row.
+// For part of a row: grad = gradient of `sum`, normalized = (features - mean) * inverse_std.
 template <typename T, typename A = Accumulate<T>>
 void gradient_row(
     const Gradients<T>& inputs, const Channels<A>& channels, int64_t offset, int64_t statistic, int64_t first,
@@ -43,7 +43,7 @@ void gradient_row(
   }
 }
 
-// sums[group] = over its rows the gradients [C], and their products with the normalized features [C].
+// sums[group]: sums over the group's rows of the gradients [C], and of gradients times normalized features [C].
 template <typename T, typename A = Accumulate<T>>
 std::vector<double> sum_gradients(const Gradients<T>& inputs, const Channels<A>& channels, const Sizes& sizes) {
   const int64_t chunks = sizes.chunks();

@@ -4,7 +4,7 @@
 namespace ammnet_sparse {
 namespace {
 
-// Throws where a site reads a label that is neither a class nor ignored.
+// Throws if a site reads a label that is neither a class nor ignored.
 void check_labels_of_sites(
     Integers labels, int64_t num_labels, Integers linear, int64_t num_sites, int64_t num_classes) {
   bool is_bad = false;

@@ -1,5 +1,5 @@
-// Perturbed labels on the CPU. A block of voxels without one that can change, most of a scene, is only copied; for any
-// other the random words are made in vector code and then compared.
+// Perturbed labels on the CPU. Blocks in which no voxel can change (most of a scene) are only copied; for the others,
+// random words are generated and compared in vectorized loops.
 #include "../perturbation.h"
 
 #include <cstring>
@@ -32,7 +32,7 @@ void apply(
   }
 }
 
-// In three loops, so that each is vector code.
+// Three loops, each of which vectorizes.
 template <typename Label>
 void apply(
     const typename Shuffle<Label, int32_t>::Sample& shuffle, const Label* __restrict labels, const BlockWords& words,
@@ -52,12 +52,12 @@ void apply(
   }
 }
 
-// Voxels first_voxel .. first_voxel + size - 1 of a sample, at most a block.
+// Perturbs the voxels first_voxel .. first_voxel + size - 1 of a sample, at most one block.
 template <typename Label, typename Operator>
 void perturb_block(
     const Label* __restrict labels, Label* __restrict result, int64_t first_voxel, int64_t size, int64_t sample,
     const typename Operator::Sample& change, PhiloxKey key) {
-  auto needs_words = Label(0);  // not bool, for the sake of vector code
+  auto needs_words = Label(0);  // not bool: vectorizes
   for (int64_t i = 0; i < size; ++i) {
     needs_words |= static_cast<Label>(change.needs_word(labels[i]));
   }
@@ -70,7 +70,7 @@ void perturb_block(
   apply<Label>(change, labels, words, size, result);
 }
 
-// labels [B, V], contiguous.
+// labels and result [B, V], contiguous.
 template <typename Label, typename Operator>
 void perturb(const Tensor& labels, Tensor& result, const Operator& operation, int64_t seed) {
   const int64_t batch_size = labels.size(0);
@@ -107,12 +107,12 @@ Tensor erase_voxels(const Tensor& labels, const Tensor& probability, int64_t see
   return result;
 }
 
-// Throws where a label is neither a class nor ignored.
+// Throws if a label is neither a class nor ignored.
 template <typename Label>
 void check_classes(const Tensor& labels, int64_t num_classes, const typename Shuffle<Label, int32_t>::Sample& shuffle) {
   const auto* values = static_cast<const Label*>(labels.const_data_ptr());
   const int64_t size = labels.numel();
-  auto is_bad = Label(0);  // not bool, for the sake of vector code
+  auto is_bad = Label(0);  // not bool: vectorizes
   for (int64_t i = 0; i < size; ++i) {
     is_bad |= static_cast<Label>(is_object(values[i]) & !shuffle.needs_word(values[i]));
   }
@@ -135,7 +135,7 @@ Tensor shuffle_categories(const Tensor& labels, const Tensor& class_map, const T
   const Tensor labels_ = as_contiguous(labels);
   const Tensor probability_ = as_contiguous(probability);
   check_range(as_contiguous(class_map), 0, num_classes - 1, "shuffle_categories: class_map");
-  // Of 32 bits: then eight voxels at a time look their class up.
+  // 32 bits, so that one gather instruction looks up eight voxels.
   const Tensor class_map_ = as_contiguous(as_type(class_map, ScalarType::Int));
   Tensor result = torch::stable::empty_like(labels_);
   dispatch_integers(labels.scalar_type(), "shuffle_categories: labels", [&](auto tag) {

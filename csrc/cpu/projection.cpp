@@ -1,9 +1,9 @@
 // 2D-3D projection on the CPU.
 //
-// Forward, a task is a tile of channels of some sites: from a channels-last map a site reads four short rows; from a
-// channels-first one it reads its cells in planes few enough to stay in the cache, and still writes whole cache lines.
-// Backward, a task is a tile of channels of all sites: no two tasks touch the same sum, and every sum is formed in the
-// order of the sites, however many threads there are.
+// Forward: a task is a tile of channels of some sites. From a channels-last map, a site reads four short rows. From a
+// channels-first map, it reads its cells in so few planes that they stay in the cache, and still writes whole cache
+// lines. Backward: a task is a tile of channels of all sites, so that no two tasks write to the same sum. Each sum is
+// accumulated in the order of the sites, whatever the number of threads.
 #include "../projection.h"
 
 namespace ammnet_sparse {
@@ -13,7 +13,7 @@ constexpr int64_t kSitesOfBlock = 256;
 constexpr int64_t kChannelsOfTile = 64;
 constexpr int64_t kPlanesOfTile = 16;  // a cache line of float32
 
-// Where a site reads, as offsets from the first element of the map.
+// Offsets of the cells that a site reads from the first element of the map.
 template <typename A>
 struct Reads {
   bool is_hit;
@@ -28,7 +28,7 @@ struct MapStrides {
   int64_t column;
 };
 
-// Indices, checked before any memory of the map is read or written.
+// Checks the indices before the map is read or written.
 struct Sites {
   Tensor pixel;
   Tensor batch;
@@ -62,7 +62,7 @@ struct Sites {
   }
 };
 
-// `size` channels of one site. kIsChannelsLast: the stride of the channels is one.
+// Computes `size` channels of one site. kIsChannelsLast: the channels have unit stride.
 template <bool kIsChannelsLast, typename T>
 void project_site(const T* map, const Reads<Accumulate<T>>& reads, int64_t channel_stride, int64_t size, T* result) {
   using A = Accumulate<T>;
@@ -119,7 +119,7 @@ void add_site(
 template <typename T>
 void project_backward(
     const T* grad, const std::vector<Reads<Accumulate<T>>>& reads, int64_t channels, Accumulate<T>* map) {
-  // Whole cache lines, so that no two tasks write to one.
+  // Whole cache lines, so that no two tasks write to the same one.
   const int64_t share = channels / static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t tile = std::clamp((share + 15) / 16 * 16, int64_t{16}, kChannelsOfTile);
   torch::stable::parallel_for(0, (channels + tile - 1) / tile, 1, [&](int64_t begin, int64_t end) {

@@ -1,4 +1,4 @@
-// What the CUDA kernels share: 16-byte vectors, launches (launch.h), the flags of bad indices.
+// Shared by the CUDA kernels: 16-byte vectors, launches (launch.h), flags for out-of-range indices.
 #pragma once
 
 #include "../common.h"
@@ -13,7 +13,7 @@ namespace ammnet_sparse {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 
-// 16 bytes of T, read and written in one instruction where the address is a multiple of 16.
+// Elements of T in 16 bytes, which one instruction loads or stores if the address is a multiple of 16.
 template <typename T>
 constexpr int kVectorSize = 16 / static_cast<int>(sizeof(T));
 
@@ -22,7 +22,7 @@ struct alignas(sizeof(T) * kSize) Vector {
   T value[kSize];
 };
 
-// On a GPU a misaligned access ends the program; where the kernels run on a CPU, this throws.
+// A misaligned access is fatal on a GPU; the CPU emulation throws an exception here instead.
 template <typename Structure>
 __device__ __forceinline__ void check_alignment([[maybe_unused]] const Structure* address) {
 #if defined(AMMNET_SPARSE_EMULATION)
@@ -36,8 +36,8 @@ __device__ __forceinline__ Vector<T, kSize> load(const T* source) {
   return *reinterpret_cast<const Vector<T, kSize>*>(source);
 }
 
-// Writes a structure, one of 16 bytes in one instruction: of an assignment the compiler may make four. No kernel reads
-// what it writes, so nothing needs to be ordered with this and loads may be moved before it.
+// Stores a structure; 16 bytes in one instruction (the compiler may split an assignment into four). The assembly has no
+// memory clobber: no kernel reads its own output, so loads may be moved before the store.
 template <typename Structure>
 __device__ __forceinline__ void store_whole(Structure* target, const Structure& value) {
 #if defined(__CUDA_ARCH__)
@@ -63,13 +63,13 @@ inline bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// Whether all rows of `channels` elements of type T that begin at one of `pointers` are rows of 16-byte vectors.
+// Whether all rows of `channels` elements of T starting at `pointers` consist of aligned 16-byte vectors.
 template <typename T, typename... Pointers>
 bool has_vector_rows(int64_t channels, Pointers... pointers) {
   return channels % kVectorSize<T> == 0 && (is_aligned(pointers) && ...);
 }
 
-// Calls function(std::integral_constant<int, S>{}) with the number S of elements that a thread takes at once.
+// Calls function(std::integral_constant<int, S>{}) with S, the number of elements that a thread loads at a time.
 template <typename T, typename Function>
 void dispatch_vector(bool has_vectors, Function&& function) {
   if (has_vectors) {
@@ -85,7 +85,7 @@ inline unsigned int num_blocks(int64_t num_threads) {
   return static_cast<unsigned int>(blocks);
 }
 
-// A bit for each operator, as ammnet_sparse/ops/_library.py names them.
+// One bit per operator; the names are in ammnet_sparse/ops/_library.py.
 enum class OutOfRange : unsigned int {
   kProjectFeatures = 1,
   kFillEmpty = 2,
@@ -94,10 +94,10 @@ enum class OutOfRange : unsigned int {
   kGatherTaps = 16,
 };
 
-// The word on the device of `launch` where kernels leave the bit of their operator when they meet a bad index.
+// Address of the flag word on the device of `launch`: a kernel sets its operator's bit on an out-of-range index.
 unsigned int* out_of_range_flags(const Launch& launch);
 
-// Costs nothing unless there is a bad index: a compare that the bounds check needs anyway.
+// Free unless an index is out of range: the bounds check compares anyway.
 __device__ __forceinline__ void report(unsigned int* flags, OutOfRange bit) {
   atomicOr(flags, static_cast<unsigned int>(bit));
 }

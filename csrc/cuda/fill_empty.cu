@@ -1,6 +1,6 @@
-// Filling empty channels on CUDA. A warp takes a site: its first 27 lanes read one neighbor each and check it, then
-// all lanes walk along the channels of the neighbors that are there, 16 bytes at a time. Rows of neighboring sites
-// are read up to 27 times, but from the caches: sites come in the order of the grid.
+// Filling empty channels on CUDA, one warp per site. The first 27 lanes read and check one neighbor index each; then
+// all lanes loop over the channels of the existing neighbors, 16 bytes per lane. A row is read up to 27 times, but
+// mostly from the caches, because sites are stored in grid order.
 #include "../fill_empty.h"
 #include "common.h"
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr unsigned int kAllLanes = 0xFFFFFFFFu;
 
-// The row of lane's neighbor, -1 if there is none; `present` has a bit for every lane with one. By a whole warp.
+// Row of this lane's neighbor, -1 if there is none; `present` is the ballot of lanes with a neighbor. Warp-collective.
 __device__ __forceinline__ int64_t
 neighbor_of_lane(Integers neighbors, int64_t site, int64_t num_sites, unsigned int& present, unsigned int* flags) {
   const int lane = threadIdx.x % kWarp;
@@ -34,13 +34,19 @@ __device__ __forceinline__ bool has_empty(const Vector<T, kSize>& values) {
   return found;
 }
 
+// Forward pass: result [N, C].
+//   grid          ceil(N * 32 / 256)
+//   block         8 warps, one site each; a lane handles kSize channels of each tile of 32 * kSize
+//   shared memory none (warp shuffles and ballots)
+//   complexity    up to 27 rows read for each row written; tiles without an empty channel read no neighbor
+//   determinism   yes: sums in the order of the neighbors
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) fill_empty_kernel(
     const T* __restrict__ features, Integers neighbors, int64_t num_sites, int channels, T* __restrict__ result,
     unsigned int* flags) {
   const int64_t site = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / kWarp;
   if (site >= num_sites) {
-    return;  // the whole warp
+    return;  // uniform in a warp
   }
   const int lane = threadIdx.x % kWarp;
   unsigned int present;
@@ -52,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) fill_empty_kernel(
     if (is_inside) {
       own = load<kSize>(features + site * channels + channel);
     }
-    // Of the channels of a row that a pixel hit a ReLU leaves 7 to 33 % empty: lanes without one read no neighbor.
+    // In rows hit by a pixel, ReLU leaves 7 to 33 % of the channels empty: lanes without one read no neighbor.
     const bool needs_sum = is_inside && has_empty(own);
     if (__any_sync(kAllLanes, needs_sum)) {
       Accumulate<T> sums[kSize] = {};
@@ -77,6 +83,8 @@ __global__ void __launch_bounds__(kThreads) fill_empty_kernel(
   }
 }
 
+// Backward pass: each site adds the gradients of the neighbors that it helped to fill. Launch geometry, shared memory,
+// complexity and determinism as in fill_empty_kernel; features and gradients of up to 27 rows are read.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) fill_empty_backward_kernel(
     const T* __restrict__ grad, const T* __restrict__ features, Integers neighbors, int64_t num_sites, int channels,
@@ -97,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) fill_empty_backward_kernel(
       if (is_inside) {
         const int64_t offset = row * channels + channel;
         const auto values = load<kSize>(features + offset);
-        if (has_empty(values)) {  // else it hands nothing back, and its gradient is not read
+        if (has_empty(values)) {  // otherwise it was not filled, and its gradient is not read
           const auto other = load<kSize>(grad + offset);
 #pragma unroll
           for (int i = 0; i < kSize; ++i) {

@@ -1,9 +1,9 @@
-// The flags that kernels leave when they meet an index out of range: one word on every device, no synchronization.
+// Flags for out-of-range indices: one word per device, set by kernels without synchronization.
 #include "common.h"
 
 #include <atomic>
 
-// Read out of the file, before it is loaded, by ammnet_sparse/ops/_library.py: 13000 for CUDA 13.0.
+// ammnet_sparse/ops/_library.py finds this string in the file before it loads the library: 13000 is CUDA 13.0.
 #if defined(CUDART_VERSION)
 #define AMMNET_TEXT_OF(number) #number
 #define AMMNET_TEXT(number) AMMNET_TEXT_OF(number)
@@ -18,6 +18,8 @@ constexpr int kMaxDevices = 64;
 
 __device__ unsigned int flags_of_device = 0;
 
+// Returns the flag word and resets it.
+//   grid 1, block 1; no shared memory; one atomic exchange
 __global__ void take_flags(unsigned int* flags, int32_t* result) {
   *result = static_cast<int32_t>(atomicExch(flags, 0u));
 }

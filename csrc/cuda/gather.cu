@@ -1,16 +1,22 @@
-// Gathering taps on CUDA. Each thread takes 16 bytes: of the copies, where nothing but the size of an element matters,
-// and of the sums, which walk along the taps.
+// Gathering taps on CUDA. Each thread handles 16 bytes of the result: copies depend on the element size only, sums loop
+// over the taps.
 #include "../gather.h"
 #include "common.h"
 
 namespace ammnet_sparse {
 namespace {
 
-// What a thread copies, in words that one instruction reads.
+// The unit that a thread copies with one load and one store.
 template <int kBytes>
 using Unit = std::conditional_t<kBytes == 2, Vector<uint16_t, 1>, Vector<uint32_t, std::max(kBytes / 4, 1)>>;
 
-// `Index` has 32 bits where the result has fewer units than that: a division of 64 bits takes longer than the copy.
+// result [N, T * C]: row `table[n, t]` of features for each tap, zeros for -1.
+//   grid          ceil(num_units / 256)
+//   block         256 threads, one unit (16, 8, 4 or 2 bytes) of the result each
+//   shared memory none
+//   complexity    reads and writes each byte of the result once; neighboring threads read one row (coalesced)
+//   determinism   yes: no sums
+// `Index` is 32 bits wide if the number of units allows it: a 64-bit division would take longer than the copy.
 template <int kBytes, typename Index>
 __global__ void __launch_bounds__(kThreads) gather_taps_kernel(
     const Unit<kBytes>* __restrict__ features, int64_t num_rows, Index units_of_row, TapTable table, Index num_units,
@@ -34,7 +40,13 @@ __global__ void __launch_bounds__(kThreads) gather_taps_kernel(
   store_whole(result + wide_index, value);
 }
 
-// Element `channel` of what a tap reads of a row is `row * row_stride + tap * tap_stride + channel`.
+// result [M, channels]: the sum over the taps of rows of `values`, times `scale`. A tap reads the element
+// `row * row_stride + tap * tap_stride + channel`.
+//   grid          ceil(M * channels / kSize / 256)
+//   block         256 threads, one vector of kSize channels of one sum each
+//   shared memory none
+//   complexity    at most T rows read for each row written
+//   determinism   yes: each sum is accumulated by one thread, in the order of the taps
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) sum_taps_kernel(
     const T* __restrict__ values, int64_t num_rows, int64_t row_stride, int64_t tap_stride, uint32_t channels,
@@ -116,7 +128,7 @@ Tensor gather_taps(const Tensor& features, const Tensor& table, std::optional<Te
   return result;
 }
 
-// Sums over the taps of `table`, of rows of `channels` elements.
+// [M, channels]: sums over the taps of `table` of rows of `channels` elements.
 Tensor sum_taps(
     const Tensor& values, const Tensor& table, int64_t channels, int64_t tap_stride, double scale, const char* name) {
   const Launch launch(values);
@@ -133,7 +145,7 @@ Tensor sum_taps(
     using T = typename decltype(tag)::type;
     const auto* source = static_cast<const T*>(values_.const_data_ptr());
     auto* target = static_cast<T*>(result.mutable_data_ptr());
-    // Where rows of channels are rows of vectors, so are rows of the taps' channels.
+    // If the rows of the result consist of whole vectors, so do the rows of each tap.
     dispatch_vector<T>(has_vector_rows<T>(channels, source, target), [&](auto vector) {
       const int64_t num_vectors = num_sums * (channels / vector());
       launch(

@@ -1,5 +1,4 @@
-// Launches on the device of a tensor, and how kernels are registered.
-// tests/ops/emulation/launch.h has the same for a CPU.
+// Kernel launches on a tensor's device, and registration of kernels. The CPU emulation has a launch.h of its own.
 #pragma once
 
 #include "../common.h"
@@ -10,18 +9,18 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-// Later headers repeat the message of PyTorch's error; those of 2.11 name the call that failed.
+// Newer headers include PyTorch's error message; the headers of 2.11 only name the failed call.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
-// What follows it is the body of a function that registers kernels of operators with `library`.
+// Begins a function that registers CUDA kernels with `library`; its body follows the macro.
 #define AMMNET_CUDA_KERNELS(library) STABLE_TORCH_LIBRARY_IMPL(ammnet_sparse, CUDA, library)
 
 namespace ammnet_sparse {
 
-// Makes the device of a tensor the current one, in PyTorch and in the CUDA runtime of this library, for the life of
-// the object, and launches kernels on PyTorch's current stream there.
+// Selects a tensor's device in PyTorch and in this library's CUDA runtime during its lifetime, and launches kernels on
+// PyTorch's current stream of that device.
 class Launch {
  public:
   explicit Launch(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
@@ -32,7 +31,7 @@ class Launch {
   }
   int32_t device() const { return device_; }
 
-  // Where a __device__ variable lies on the device.
+  // Device address of a __device__ variable.
   template <typename T>
   T* address_of(T& variable) const {
     void* address = nullptr;
@@ -40,8 +39,8 @@ class Launch {
     return static_cast<T*>(address);
   }
 
-  // Launches a kernel without dynamic shared memory: launch(kernel, blocks, threads, arguments...). Throws where that
-  // fails; does not wait for the kernel.
+  // Asynchronous launch without dynamic shared memory: launch(kernel, blocks, threads, arguments...). Throws if the
+  // launch fails.
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, Arguments... arguments) const {
     kernel<<<blocks, threads, 0, stream_>>>(arguments...);

@@ -1,10 +1,16 @@
-// Modulation on CUDA: each thread takes 16 bytes of every input, so that the work is one pass over memory.
+// Modulation on CUDA: one pass over memory, 16 bytes of each input per thread.
 #include "../modulation.h"
 #include "common.h"
 
 namespace ammnet_sparse {
 namespace {
 
+// Forward pass, element-wise.
+//   grid          ceil(num_vectors / 256)
+//   block         256 threads, one vector of kSize elements each
+//   shared memory none
+//   complexity    three reads and one write per element; memory-bound
+//   determinism   yes: no sums
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) modulate_kernel(
     const T* __restrict__ features, const T* __restrict__ scale, const T* __restrict__ bias, T* __restrict__ result,
@@ -25,6 +31,8 @@ __global__ void __launch_bounds__(kThreads) modulate_kernel(
   store(result + first, result_);
 }
 
+// Backward pass: recomputes the sigmoid from `scale`. Launch geometry and determinism as in modulate_kernel; three
+// reads and two writes per element.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) modulate_backward_kernel(
     const T* __restrict__ grad, const T* __restrict__ features, const T* __restrict__ scale,
@@ -102,7 +110,7 @@ std::tuple<Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& f
       });
     });
   }
-  // Of a scale with the layout of features, what nearly every one has, nothing more is allocated.
+  // A scale nearly always has the layout of features; then nothing else is allocated.
   return {
       grad_features,
       have_same_layout(grad_scale, scale) ? grad_scale : like(grad_scale, torch::stable::empty_like(scale))};

@@ -1,13 +1,18 @@
-// Normalization on CUDA: one pass over memory finds sums of chunks of rows, a few threads add up the chunks, a second
-// pass computes the result. Nothing waits for anything but the launch before it, and sums have a fixed order: the same
-// inputs give the same bits.
+// Normalization on CUDA in three launches: moments of chunks of rows, moments of groups from those of their chunks, and
+// a second pass that computes the result. Kernels depend on the previous launch only (no grid synchronization), and all
+// sums have a fixed order: equal inputs give equal bits.
 #include "normalization.h"
 
 namespace ammnet_sparse {
 namespace {
 
-// parts [groups, chunks, 2, channels] = means of a chunk and sums of squared distances from them, of the differences of
-// features from the first row of the group.
+// parts [groups, chunks, 2, channels]: mean and sum of squared deviations of each chunk, of features minus the first
+// row of the group (Welford per thread, Chan's merge across threads).
+//   grid          groups * chunks * tiles, at most kSummingBlocks unless groups * tiles exceed it
+//   block         256 threads, see Layout
+//   shared memory (1 + 2 * kSize) * 256 accumulators: 9 KiB in float32, 17 KiB in float16
+//   complexity    one read per element; log2(256 / columns) steps of a tree reduction
+//   determinism   yes: the tree depends on the shape only
 template <typename T, int kSize, typename A = Accumulate<T>>
 __global__ void __launch_bounds__(kThreads)
     moments_kernel(const T* __restrict__ features, Layout layout, A* __restrict__ parts) {
@@ -15,24 +20,25 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ A shared_mean[kSize][kThreads];
   __shared__ A shared_squares[kSize][kThreads];
   const int thread = static_cast<int>(threadIdx.x);
-  const Place place = find_place<kSize>(layout);
-  const bool is_inside = place.is_inside(layout);
+  const Coordinates coordinates = find_coordinates<kSize>(layout);
+  const bool is_inside = coordinates.is_inside(layout);
   A count = 0;
   A mean[kSize] = {};
   A squares[kSize] = {};
   if (is_inside) {
-    const auto shift = load<kSize>(features + place.group * layout.rows * layout.channels + place.channel);
-    for (int64_t row = place.begin + place.row; row < place.end; row += kRowsAtOnce * place.step) {
+    const auto shift = load<kSize>(features + coordinates.group * layout.rows * layout.channels + coordinates.channel);
+    for (int64_t row = coordinates.begin + coordinates.row; row < coordinates.end;
+         row += kRowsAtOnce * coordinates.step) {
       Vector<T, kSize> values[kRowsAtOnce] = {};
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (row + k * place.step < place.end) {
-          values[k] = load<kSize>(features + (row + k * place.step) * layout.channels + place.channel);
+        if (row + k * coordinates.step < coordinates.end) {
+          values[k] = load<kSize>(features + (row + k * coordinates.step) * layout.channels + coordinates.channel);
         }
       }
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (row + k * place.step < place.end) {
+        if (row + k * coordinates.step < coordinates.end) {
           count += A(1);
           const A inverse_count = A(1) / count;
 #pragma unroll
@@ -44,8 +50,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  for (int half = place.step; half > 0; half /= 2) {
-    if (half < place.step && place.row < half) {
+  for (int half = coordinates.step; half > 0; half /= 2) {
+    if (half < coordinates.step && coordinates.row < half) {
       const int other = thread + half * layout.columns;
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
@@ -66,8 +72,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
   }
-  if (is_inside && place.row == 0) {
-    A* part = parts + part_of(layout, place.group, place.chunk) + place.channel;
+  if (is_inside && coordinates.row == 0) {
+    A* part = parts + part_of(layout, coordinates.group, coordinates.chunk) + coordinates.channel;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       part[i] = mean[i];
@@ -76,7 +82,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Statistics of the groups from the parts of their chunks, and the running ones: the groups one after another.
+// Mean and biased variance of each group from those of its chunks; updates the running statistics group by group.
+//   grid          ceil(channels / 8)
+//   block         256 threads: 32 rows of 8 channels; a thread merges every 32nd chunk
+//   shared memory 3 * 256 accumulators
+//   complexity    reads 2 * groups * chunks * channels partial results
+//   determinism   yes: fixed order of chunks and groups
 template <typename T, typename A = Accumulate<T>>
 __global__ void __launch_bounds__(kThreads) finish_moments_kernel(
     const T* __restrict__ features, const A* __restrict__ parts, Layout layout, A momentum, A* __restrict__ mean,
@@ -127,16 +138,22 @@ __global__ void __launch_bounds__(kThreads) finish_moments_kernel(
   }
 }
 
+// sum = normalized features + residuals; activated = ReLU of it. Null outputs are not written.
+//   grid          groups * chunks * tiles, at most kComputingBlocks unless groups * tiles exceed it
+//   block         256 threads, see Layout
+//   shared memory none
+//   complexity    one read per operand and one write per output and element; memory-bound
+//   determinism   yes: no sums over rows
 template <typename T, int kSize, typename A = Accumulate<T>>
 __global__ void __launch_bounds__(kThreads) apply_kernel(
     Operands<T> operands, Parameters<A> parameters, Layout layout, T* __restrict__ sum, T* __restrict__ activated) {
-  const Place place = find_place<kSize>(layout);
-  if (!place.is_inside(layout)) {
+  const Coordinates coordinates = find_coordinates<kSize>(layout);
+  if (!coordinates.is_inside(layout)) {
     return;
   }
-  const auto channels = read_channels<kSize>(parameters, layout, place);
-  for (int64_t row = place.begin + place.row; row < place.end; row += place.step) {
-    const int64_t offset = row * layout.channels + place.channel;
+  const auto channels = read_channels<kSize>(parameters, layout, coordinates);
+  for (int64_t row = coordinates.begin + coordinates.row; row < coordinates.end; row += coordinates.step) {
+    const int64_t offset = row * layout.channels + coordinates.channel;
     A values[kSize];
     sum_vector(load<kSize>(operands.features + offset), operands, channels, offset, values);
     if (sum != nullptr) {

@@ -1,4 +1,4 @@
-// What the normalization kernels share: how blocks lie over rows and channels, and one vector of a row.
+// Shared by the normalization kernels: the launch geometry over rows and channels, and the arithmetic of one vector.
 #pragma once
 
 #include "../normalization_arguments.h"
@@ -6,22 +6,22 @@
 
 namespace ammnet_sparse {
 
-constexpr int kMaxColumns = 32;  // a warp reads 512 bytes of a row
-constexpr int kRowsAtOnce = 4;  // that a thread has asked for before it uses the first
-constexpr int kRowsOfThread = 8;  // at least, where there are as many
-constexpr int kSummingBlocks = 512;  // each leaves a partial sum
+constexpr int kMaxColumns = 32;  // then a warp reads 512 bytes of a row
+constexpr int kRowsAtOnce = 4;  // loads in flight per thread
+constexpr int kRowsOfThread = 8;  // minimum work per thread, if there are enough rows
+constexpr int kSummingBlocks = 512;  // maximum; each writes one partial sum
 constexpr int kComputingBlocks = 2048;
 constexpr int kFinishingColumns = 8;
 constexpr int kFinishingRows = kThreads / kFinishingColumns;
 
-// How blocks lie over [G * rows, channels]: a block takes a chunk of the rows of a group and a tile of the channels.
-// Its threads form rows of `columns`, a power of two; each takes a vector of channels in every so many-th row of the
-// chunk.
+// Launch geometry over [G * rows, channels]. A block handles one chunk of a group's rows and one tile of the channels.
+// Its 256 threads are arranged as (256 / columns) x columns, `columns` a power of two: a thread handles one vector of
+// channels, in rows that are 256 / columns apart.
 struct Layout {
-  int64_t rows;  // of a group
+  int64_t rows;  // per group
   int64_t rows_of_chunk;
   int groups;
-  int chunks;  // of a group
+  int chunks;  // per group
   int tiles;
   int columns;
   int channels;
@@ -44,13 +44,13 @@ inline Layout make_layout(int64_t rows, int64_t groups, int64_t channels, int ve
   const int64_t wanted = (rows + rows_of_block - 1) / rows_of_block;
   const int64_t chunks = std::max<int64_t>(1, std::min(wanted, max_blocks / (groups * layout.tiles)));
   layout.rows_of_chunk = std::max<int64_t>(1, (rows + chunks - 1) / chunks);
-  // Fewer than wanted may be enough; without rows one chunk is empty.
+  // Rounding up may leave fewer chunks than wanted; without rows there is one empty chunk.
   layout.chunks = static_cast<int>(std::max<int64_t>(1, (rows + layout.rows_of_chunk - 1) / layout.rows_of_chunk));
   return layout;
 }
 
-// What a thread does: the rows begin + row, begin + row + step, ... before end of the tensor, at `channel`.
-struct Place {
+// Work item of a thread: the rows begin + row, begin + row + step, ... < end of the tensor, from `channel` on.
+struct Coordinates {
   int group;
   int chunk;
   int row;
@@ -63,26 +63,26 @@ struct Place {
 };
 
 template <int kSize>
-__device__ __forceinline__ Place find_place(const Layout& layout) {
+__device__ __forceinline__ Coordinates find_coordinates(const Layout& layout) {
   const int block = static_cast<int>(blockIdx.x);
   const int thread = static_cast<int>(threadIdx.x);
-  Place place;
-  place.chunk = block / layout.tiles % layout.chunks;
-  place.group = block / layout.tiles / layout.chunks;
-  place.row = thread / layout.columns;
-  place.step = kThreads / layout.columns;
-  place.channel = (block % layout.tiles * layout.columns + thread % layout.columns) * kSize;
-  const int64_t first = place.group * layout.rows;
-  place.begin = first + place.chunk * layout.rows_of_chunk;
-  place.end = min(place.begin + layout.rows_of_chunk, first + layout.rows);
-  return place;
+  Coordinates coordinates;
+  coordinates.chunk = block / layout.tiles % layout.chunks;
+  coordinates.group = block / layout.tiles / layout.chunks;
+  coordinates.row = thread / layout.columns;
+  coordinates.step = kThreads / layout.columns;
+  coordinates.channel = (block % layout.tiles * layout.columns + thread % layout.columns) * kSize;
+  const int64_t first = coordinates.group * layout.rows;
+  coordinates.begin = first + coordinates.chunk * layout.rows_of_chunk;
+  coordinates.end = min(coordinates.begin + layout.rows_of_chunk, first + layout.rows);
+  return coordinates;
 }
 
 __device__ __forceinline__ int64_t rows_of_chunk(const Layout& layout, int chunk) {
   return min(layout.rows_of_chunk, layout.rows - chunk * layout.rows_of_chunk);
 }
 
-// Where a part of [groups, chunks, 2, channels] begins.
+// Offset of a chunk's entry in partial results [groups, chunks, 2, channels].
 __device__ __forceinline__ int64_t part_of(const Layout& layout, int group, int chunk) {
   return (static_cast<int64_t>(group) * layout.chunks + chunk) * 2 * layout.channels;
 }
@@ -91,7 +91,7 @@ inline unsigned int finishing_blocks(const Layout& layout) {
   return static_cast<unsigned int>((layout.channels + kFinishingColumns - 1) / kFinishingColumns);
 }
 
-// What values of some channels are normalized with.
+// Statistics and affine parameters of kSize channels of a group.
 template <typename A, int kSize>
 struct Channels {
   A mean[kSize];
@@ -111,12 +111,12 @@ struct Parameters {
 
 template <int kSize, typename A>
 __device__ __forceinline__ Channels<A, kSize> read_channels(
-    const Parameters<A>& parameters, const Layout& layout, const Place& place) {
+    const Parameters<A>& parameters, const Layout& layout, const Coordinates& coordinates) {
   Channels<A, kSize> channels;
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    const int channel = place.channel + i;
-    const int64_t statistic = static_cast<int64_t>(place.group) * layout.channels + channel;
+    const int channel = coordinates.channel + i;
+    const int64_t statistic = static_cast<int64_t>(coordinates.group) * layout.channels + channel;
     channels.mean[i] = parameters.mean[statistic];
     channels.inverse_std[i] = inverse_std_of(parameters.variance[statistic], parameters.eps);
     channels.scale[i] = parameters.weight[channel] * channels.inverse_std[i];
@@ -134,7 +134,7 @@ struct Operands {
 
 template <int kSize, typename T, typename A>
 __device__ __forceinline__ void add_vector(const T* source, int64_t offset, A (&values)[kSize]) {
-  if (source != nullptr) {  // the same for all threads
+  if (source != nullptr) {  // uniform
     const auto vector = load<kSize>(source + offset);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
@@ -143,7 +143,7 @@ __device__ __forceinline__ void add_vector(const T* source, int64_t offset, A (&
   }
 }
 
-// The sum of normalized features and residuals.
+// values = normalized features + residuals.
 template <typename T, int kSize, typename A>
 __device__ __forceinline__ void sum_vector(
     const Vector<T, kSize>& features, const Operands<T>& operands, const Channels<A, kSize>& channels, int64_t offset,

@@ -1,4 +1,5 @@
-// The backward pass of normalization on CUDA, in the steps of the forward pass: sums of chunks, of all, the gradients.
+// Backward pass of normalization on CUDA, in three launches as the forward pass: sums of chunks, sums of groups,
+// gradients.
 #include "normalization.h"
 
 namespace ammnet_sparse {
@@ -7,12 +8,12 @@ namespace {
 template <typename T>
 struct Gradients {
   Operands<T> operands;
-  const T* activated;  // each null if there is none
+  const T* activated;  // this and the next two: null if absent
   const T* grad_sum;
   const T* grad_activated;
 };
 
-// grad = the gradient of the sum, normalized = (features - mean) * inverse_std.
+// grad = gradient of `sum`, normalized = (features - mean) * inverse_std.
 template <typename T, int kSize, typename A>
 __device__ __forceinline__ void gradient_vector(
     const Gradients<T>& inputs, const Channels<A, kSize>& channels, int64_t offset, A (&grad)[kSize],
@@ -39,25 +40,28 @@ __device__ __forceinline__ void gradient_vector(
   }
 }
 
-// parts [groups, chunks, 2, channels] = sums over a chunk of the gradients and of their products with the normalized
-// features.
+// parts [groups, chunks, 2, channels]: per chunk, sums of the gradients and of gradients times normalized features.
+//   grid, block   as moments_kernel
+//   shared memory 2 * kSize * 256 accumulators: 8 KiB in float32, 16 KiB in float16
+//   complexity    one read per operand and element; log2(256 / columns) steps of a tree reduction
+//   determinism   yes: the tree depends on the shape only
 template <typename T, int kSize, typename A = Accumulate<T>>
 __global__ void __launch_bounds__(kThreads)
     gradient_sums_kernel(Gradients<T> inputs, Parameters<A> parameters, Layout layout, A* __restrict__ parts) {
   __shared__ A shared_sums[kSize][kThreads];
   __shared__ A shared_products[kSize][kThreads];
   const int thread = static_cast<int>(threadIdx.x);
-  const Place place = find_place<kSize>(layout);
-  const bool is_inside = place.is_inside(layout);
+  const Coordinates coordinates = find_coordinates<kSize>(layout);
+  const bool is_inside = coordinates.is_inside(layout);
   A sums[kSize] = {};
   A products[kSize] = {};
   if (is_inside) {
-    const auto channels = read_channels<kSize>(parameters, layout, place);
+    const auto channels = read_channels<kSize>(parameters, layout, coordinates);
 #pragma unroll 2
-    for (int64_t row = place.begin + place.row; row < place.end; row += place.step) {
+    for (int64_t row = coordinates.begin + coordinates.row; row < coordinates.end; row += coordinates.step) {
       A grad[kSize];
       A normalized[kSize];
-      gradient_vector(inputs, channels, row * layout.channels + place.channel, grad, normalized);
+      gradient_vector(inputs, channels, row * layout.channels + coordinates.channel, grad, normalized);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
         sums[i] += grad[i];
@@ -65,8 +69,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  for (int half = place.step; half > 0; half /= 2) {
-    if (half < place.step && place.row < half) {
+  for (int half = coordinates.step; half > 0; half /= 2) {
+    if (half < coordinates.step && coordinates.row < half) {
       const int other = thread + half * layout.columns;
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
@@ -82,8 +86,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
   }
-  if (is_inside && place.row == 0) {
-    A* part = parts + part_of(layout, place.group, place.chunk) + place.channel;
+  if (is_inside && coordinates.row == 0) {
+    A* part = parts + part_of(layout, coordinates.group, coordinates.chunk) + coordinates.channel;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       part[i] = sums[i];
@@ -92,7 +96,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// means [groups, 2, channels] of the sums of the chunks, and over all groups the gradients of bias and weight.
+// means [groups, 2, channels]: both sums divided by the rows of a group. grad_bias and grad_weight [channels]: their
+// totals over all groups.
+//   grid, block   as finish_moments_kernel
+//   shared memory 2 * 256 accumulators
+//   complexity    reads 2 * groups * chunks * channels partial results
+//   determinism   yes: fixed order of chunks and groups
 template <typename A>
 __global__ void __launch_bounds__(kThreads) finish_sums_kernel(
     const A* __restrict__ parts, Layout layout, A* __restrict__ means, A* __restrict__ grad_weight,
@@ -142,28 +151,32 @@ __global__ void __launch_bounds__(kThreads) finish_sums_kernel(
   }
 }
 
-// means: null where the statistics are constants.
+// Gradients of features and residuals. means: null if the statistics are constants (evaluation).
+//   grid, block   as apply_kernel
+//   shared memory none
+//   complexity    one read per operand and one write per output and element; memory-bound
+//   determinism   yes: no sums over rows
 template <typename T, int kSize, typename A = Accumulate<T>>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(
     Gradients<T> inputs, Parameters<A> parameters, Layout layout, const A* __restrict__ means,
     T* __restrict__ grad_features, T* __restrict__ grad_residual) {
-  const Place place = find_place<kSize>(layout);
-  if (!place.is_inside(layout)) {
+  const Coordinates coordinates = find_coordinates<kSize>(layout);
+  if (!coordinates.is_inside(layout)) {
     return;
   }
-  const auto channels = read_channels<kSize>(parameters, layout, place);
+  const auto channels = read_channels<kSize>(parameters, layout, coordinates);
   A mean_grad[kSize] = {};
   A mean_product[kSize] = {};
   if (means != nullptr) {
-    const A* mean = means + static_cast<int64_t>(place.group) * 2 * layout.channels + place.channel;
+    const A* mean = means + static_cast<int64_t>(coordinates.group) * 2 * layout.channels + coordinates.channel;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       mean_grad[i] = mean[i];
       mean_product[i] = mean[layout.channels + i];
     }
   }
-  for (int64_t row = place.begin + place.row; row < place.end; row += place.step) {
-    const int64_t offset = row * layout.channels + place.channel;
+  for (int64_t row = coordinates.begin + coordinates.row; row < coordinates.end; row += coordinates.step) {
+    const int64_t offset = row * layout.channels + coordinates.channel;
     A grad[kSize];
     A normalized[kSize];
     gradient_vector(inputs, channels, offset, grad, normalized);
@@ -220,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_sites_backward(
       Tensor parts =
           torch::stable::new_empty(features, {num_groups, summing.chunks + 1, 2, channels}, statistics_type(features));
       auto* parts_data = static_cast<A*>(parts.mutable_data_ptr());
-      // After the parts of the chunks there is room for what they add up to.
+      // The means are stored behind the partial results.
       A* means = is_training ? parts_data + num_groups * summing.chunks * 2 * channels : nullptr;
       launch(
           gradient_sums_kernel<T, vector()>, summing.num_blocks(), kThreads, inputs, parameters, summing, parts_data);

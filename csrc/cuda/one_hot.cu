@@ -1,11 +1,17 @@
-// One-hot features of sites on CUDA. A thread writes 16 bytes of the result, of one site or of several, and reads the
-// label of each: neighboring threads read the same one, so the traffic is that of the result.
+// One-hot features of sites on CUDA. Memory traffic is dominated by the result: neighboring threads read the same
+// label.
 #include "../one_hot.h"
 #include "common.h"
 
 namespace ammnet_sparse {
 namespace {
 
+// result [N, num_classes].
+//   grid          ceil(N * num_classes / kSize / 256)
+//   block         256 threads; a thread writes 16 bytes, which may span several sites, and reads the label of each
+//   shared memory none
+//   complexity    one write per element
+//   determinism   yes: no sums
 template <typename T, typename Label>
 __global__ void __launch_bounds__(kThreads) one_hot_kernel(
     const Label* __restrict__ labels, int64_t num_labels, const int64_t* __restrict__ linear, int64_t num_elements,

@@ -1,5 +1,5 @@
-// Perturbed labels on CUDA. A thread takes the voxels of 16 bytes, at least the four of one Philox evaluation; it makes
-// random words only for groups with a voxel that can change.
+// Perturbed labels on CUDA. A thread handles 16 bytes of voxels, at least the four voxels of one Philox evaluation, and
+// evaluates Philox only for groups of four in which some voxel can change.
 #include "../perturbation.h"
 #include "common.h"
 
@@ -9,7 +9,7 @@ namespace {
 template <typename Label>
 constexpr int kVoxelsOfThread = kVectorSize<Label> > kVoxelsOfGroup ? kVectorSize<Label> : kVoxelsOfGroup;
 
-// A label that is no class; erasing looks nothing up.
+// Whether a label is not a class. Erasing accepts any label, because it looks nothing up.
 template <typename Label>
 __device__ __forceinline__ bool is_out_of_range(const typename Erase<Label>::Sample&, Label) {
   return false;
@@ -19,7 +19,7 @@ __device__ __forceinline__ bool is_out_of_range(const typename Shuffle<Label, in
   return is_object(label) && !change.needs_word(label);
 }
 
-// A class that becomes none. By all threads of a block together.
+// Whether the class map maps a class to something that is not a class. Block-collective.
 template <typename Label>
 __device__ __forceinline__ bool is_map_out_of_range(const typename Erase<Label>::Sample&) {
   return false;
@@ -34,7 +34,12 @@ __device__ __forceinline__ bool is_map_out_of_range(const typename Shuffle<Label
   return is_bad;
 }
 
-// labels and result [B, V]; a thread for kVoxelsOfThread voxels, a row of blocks for each sample.
+// labels and result [B, V].
+//   grid          (ceil(V / kVoxelsOfThread / 256), min(B, 65535)): blockIdx.y strides over the samples
+//   block         256 threads, kVoxelsOfThread voxels each
+//   shared memory none
+//   complexity    one read and one write per voxel, at most one Philox evaluation per four voxels
+//   determinism   yes: random words depend on (seed, voxel, sample) only, not on the launch
 template <typename Label, typename Operator, bool kIsAligned>
 __global__ void __launch_bounds__(kThreads) perturb_kernel(
     const Label* __restrict__ labels, Label* __restrict__ result, Operator operation, int64_t batch_size,
@@ -45,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(
   if (first >= num_voxels && blockIdx.x != 0) {
     return;
   }
-  // Aligned rows are whole vectors, but the last thread of a row may have fewer of them, and those behind it none.
+  // Aligned rows consist of whole vectors, but the tail of a row leaves the last threads fewer vectors, or none.
   const int size = static_cast<int>(min(static_cast<int64_t>(kVoxels), num_voxels - first));
   for (int64_t sample = blockIdx.y; sample < batch_size; sample += gridDim.y) {
     const int64_t offset = sample * num_voxels + first;

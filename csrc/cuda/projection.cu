@@ -1,7 +1,7 @@
-// 2D-3D projection on CUDA: `project_rows` for a channels-last map, whose cells are rows of 16-byte vectors: the lanes
-// of a site read four rows and write one. `project_planes` for any other map, where a cell's channels lie a plane
-// apart: the lanes are sites, so that neighboring sites share what they read, and the result is turned in shared
-// memory to be written in rows. Neither needs an atomic or a second launch. The gradient: projection_backward.cu.
+// 2D-3D projection on CUDA. `project_rows` is for channels-last maps: the lanes of a site read four contiguous rows and
+// write one. `project_planes` is for all other maps, in which the channels of a cell are one plane apart: lanes are
+// sites, so that neighboring sites share cache lines, and the tile is transposed in shared memory before it is written.
+// Both need one launch and no atomics. The gradient is in projection_backward.cu.
 #include "projection.h"
 
 namespace ammnet_sparse {
@@ -19,7 +19,12 @@ __device__ __forceinline__ int64_t offset_of(const SiteReads<A>& reads, int corn
   return reads.sample * strides.sample + reads.row(corner) * strides.row + reads.column(corner) * strides.column;
 }
 
-// 2^lane_bits neighboring threads for each site. The stride of the channels is one.
+// result [N, C] from a map whose channels have unit stride.
+//   grid          ceil(N * 2^lane_bits / 256)
+//   block         256 threads; 2^lane_bits consecutive threads per site, each kSize channels at a time
+//   shared memory none
+//   complexity    four reads and one write per element
+//   determinism   yes: the four taps in a fixed order
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) project_rows(
     const T* __restrict__ map, MapStrides strides, ProjectionShape shape, Integers pixel_of_site,
@@ -72,14 +77,19 @@ __global__ void __launch_bounds__(kThreads) project_rows(
   }
 }
 
-// A block for 32 sites and 32 channels: the lanes of a warp are sites that read one plane, then channels in groups of
-// kSize that are written together.
+// result [N, C] from a map of any strides.
+//   grid          (ceil(N / 32), ceil(C / 32))
+//   block         256 threads for a tile of 32 sites x 32 channels: when reading, the lanes of a warp are sites of one
+//                 plane; when writing, they are vectors of kSize channels
+//   shared memory 32 x 33 elements of T (padded against bank conflicts)
+//   complexity    four reads and one write per element
+//   determinism   yes: the four taps in a fixed order
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads) project_planes(
     const T* __restrict__ map, MapStrides strides, ProjectionShape shape, Integers pixel_of_site,
     Integers batch_of_site, int64_t num_sites, T* __restrict__ result, unsigned int* flags) {
   using A = Accumulate<T>;
-  __shared__ T turned[kWarp][kWarp + 1];
+  __shared__ T tile[kWarp][kWarp + 1];
   const int column = threadIdx.x % kWarp;
   const int row = threadIdx.x / kWarp;
   const int64_t first_site = blockIdx.x * static_cast<int64_t>(kWarp);
@@ -102,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) project_planes(
             reads.weight(corner) * static_cast<A>(map[offset_of(reads, corner, strides) + channel * strides.channel]);
       }
     }
-    turned[row + i][column] = static_cast<T>(sum);
+    tile[row + i][column] = static_cast<T>(sum);
   }
   __syncthreads();
   constexpr int kVectorsOfSite = kWarp / kSize;
@@ -113,19 +123,19 @@ __global__ void __launch_bounds__(kThreads) project_planes(
       return;
     }
     const int64_t site = first_site + i / kVectorsOfSite;
-    const int place = i % kVectorsOfSite * kSize;
-    if (site < num_sites && first_channel + place < shape.channels) {
+    const int channel = i % kVectorsOfSite * kSize;  // in the tile
+    if (site < num_sites && first_channel + channel < shape.channels) {
       Vector<T, kSize> values;
 #pragma unroll
       for (int j = 0; j < kSize; ++j) {
-        values.value[j] = turned[place + j][i / kVectorsOfSite];
+        values.value[j] = tile[channel + j][i / kVectorsOfSite];
       }
-      store(result + site * shape.channels + first_channel + place, values);
+      store(result + site * shape.channels + first_channel + channel, values);
     }
   }
 }
 
-// Threads for each site: as many as there are vectors in a row, rounded to a power of two, at most a warp.
+// log2 of the threads per site: the vectors in a row, rounded up to a power of two, at most a warp.
 int lane_bits_of(int64_t channels, int vector_size) {
   int bits = 0;
   while (bits < 5 && (int64_t{1} << bits) * vector_size < channels) {

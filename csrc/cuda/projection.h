@@ -1,4 +1,4 @@
-// What the two directions of the projection share on CUDA.
+// Shared by the forward and backward projection on CUDA.
 #pragma once
 
 #include "../projection.h"
@@ -6,7 +6,7 @@
 
 namespace ammnet_sparse {
 
-// Contiguous tensors of integers for each site, checked to be as long as each other.
+// Pixel and sample indices of the sites, contiguous and of equal length (checked).
 struct Sites {
   Tensor pixel;
   Tensor batch;

@@ -1,34 +1,39 @@
-// The gradient of the 2D-3D projection on CUDA. Every site joins the chain of the cell that it reads first, with one
-// atomic exchange; then `gather_gradients` adds up, for every cell of the map, the sites of four chains and writes it
-// once, in its own type. Added with atomics, the map would have to be zeroed, added to in float32, and rounded: three
-// passes over what is mostly zero. Where the order of sums must be fixed, the chains are made from sorted sites.
+// Gradient of the 2D-3D projection on CUDA. Each cell of the map has a linked list of the sites whose upper left tap it
+// is; a site is inserted with one atomic exchange. `gather_gradients` then traverses four lists per cell and writes the
+// cell once, in its own type. Atomic additions into the map would need three passes over mostly zeros (zeroing, adding
+// in float32, rounding). In deterministic mode the lists are built from sorted sites.
 #include "projection.h"
 
 namespace ammnet_sparse {
 namespace {
 
-// Of a chain of sites.
+// End-of-list marker.
 constexpr int32_t kEnd = -1;
 
-// A site in the chain of its first cell: the site behind it (-1 at the end), and how far it lies between cells.
+// Node of a linked list, one per site: the next site (kEnd for none), and the site's position between cells.
 template <typename A>
-struct alignas(16) Link {
+struct alignas(16) Node {
   int32_t next;
   A row_fraction;
   A column_fraction;
 };
 
-// The cell that a site reads first, (sample * h + row) * w + column.
+// Index of a site's upper left cell, (sample * h + row) * w + column.
 template <typename A>
 __device__ __forceinline__ int32_t first_cell(const SiteReads<A>& reads, const ProjectionShape& shape) {
   return static_cast<int32_t>((reads.sample * shape.height + reads.rows.lower) * shape.width + reads.columns.lower);
 }
 
-// Puts each site in front of the chain of its first cell. heads: -1 before.
+// Inserts each site at the head of its cell's list. `heads` must be filled with kEnd.
+//   grid          ceil(N / 256)
+//   block         256 threads, one site each
+//   shared memory none
+//   complexity    one atomic exchange and one 16-byte store per site
+//   determinism   no: the order within a list depends on the scheduling
 template <typename A>
-__global__ void __launch_bounds__(kThreads) chain_sites(
+__global__ void __launch_bounds__(kThreads) link_sites(
     ProjectionShape shape, Integers pixel_of_site, Integers batch_of_site, int64_t num_sites,
-    int32_t* __restrict__ heads, Link<A>* __restrict__ links, unsigned int* flags) {
+    int32_t* __restrict__ heads, Node<A>* __restrict__ nodes, unsigned int* flags) {
   const int64_t site = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (site >= num_sites) {
     return;
@@ -38,16 +43,19 @@ __global__ void __launch_bounds__(kThreads) chain_sites(
     report(flags, OutOfRange::kProjectFeatures);
   }
   if (reads.is_hit) {
-    const int32_t behind = atomicExch(heads + first_cell(reads, shape), static_cast<int32_t>(site));
-    store_whole(links + site, {behind, reads.rows.fraction, reads.columns.fraction});
+    const int32_t next = atomicExch(heads + first_cell(reads, shape), static_cast<int32_t>(site));
+    store_whole(nodes + site, {next, reads.rows.fraction, reads.columns.fraction});
   }
 }
 
-// The first cell of each site, for sorting; behind all cells where it reads none. next: left for chain_sorted.
+// cells [N]: sort key of each site, its upper left cell, or num_cells for a site without a pixel. Initializes the nodes
+// without `next`, which link_sorted_sites sets.
+//   grid, block   as link_sites; no shared memory, no atomics
+//   determinism   yes
 template <typename A>
 __global__ void __launch_bounds__(kThreads) find_first_cells(
     ProjectionShape shape, Integers pixel_of_site, Integers batch_of_site, int64_t num_sites, int32_t num_cells,
-    int32_t* __restrict__ cells, Link<A>* __restrict__ links, unsigned int* flags) {
+    int32_t* __restrict__ cells, Node<A>* __restrict__ nodes, unsigned int* flags) {
   const int64_t site = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (site >= num_sites) {
     return;
@@ -57,36 +65,42 @@ __global__ void __launch_bounds__(kThreads) find_first_cells(
     report(flags, OutOfRange::kProjectFeatures);
   }
   cells[site] = reads.is_hit ? first_cell(reads, shape) : num_cells;
-  store_whole(links + site, {kEnd, reads.rows.fraction, reads.columns.fraction});
+  store_whole(nodes + site, {kEnd, reads.rows.fraction, reads.columns.fraction});
 }
 
-// The same chains as of chain_sites, but each in the order of the sites. sorted, order: of the cells, stable.
+// The lists of link_sites, but each in the order of the sites. sorted, order: result of a stable sort of the keys.
+//   grid, block   as link_sites; no shared memory, no atomics
+//   determinism   yes
 template <typename A>
-__global__ void __launch_bounds__(kThreads) chain_sorted(
+__global__ void __launch_bounds__(kThreads) link_sorted_sites(
     const int32_t* __restrict__ sorted, const int64_t* __restrict__ order, int64_t num_sites, int32_t num_cells,
-    int32_t* __restrict__ heads, Link<A>* __restrict__ links) {
-  const int64_t place = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  if (place >= num_sites || sorted[place] == num_cells) {
+    int32_t* __restrict__ heads, Node<A>* __restrict__ nodes) {
+  const int64_t position = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (position >= num_sites || sorted[position] == num_cells) {
     return;
   }
-  const int32_t cell = sorted[place];
-  const auto site = static_cast<int32_t>(order[place]);
-  if (place == 0 || sorted[place - 1] != cell) {
+  const int32_t cell = sorted[position];
+  const auto site = static_cast<int32_t>(order[position]);
+  if (position == 0 || sorted[position - 1] != cell) {
     heads[cell] = site;
   }
-  if (place + 1 < num_sites && sorted[place + 1] == cell) {
-    links[site].next = static_cast<int32_t>(order[place + 1]);
+  if (position + 1 < num_sites && sorted[position + 1] == cell) {
+    nodes[site].next = static_cast<int32_t>(order[position + 1]);
   }
 }
 
-// A warp for each cell of map [B, h, w, C] and, along blockIdx.y, for each kTiles tiles of its channels. Sites that
-// read a cell have it, the one to the left, the one above, or the one above that, as their first: four chains, walked
-// side by side so that their loads are under way together. Most cells are read by none: they cost the indices, of 32
-// bits, and the zeros that are written.
+// map [B, h, w, C]. The sites that read a cell are in four lists: its own, and those of the cells to the left, above,
+// and above to the left. A warp traverses them simultaneously, so that four loads are in flight.
+//   grid          (ceil(cells * 32 / 256), ceil(C / (32 * kSize * kTiles)))
+//   block         8 warps, one cell each; a lane handles kSize channels of kTiles tiles
+//   shared memory none
+//   complexity    four reads of grad per site, one write per element of the map; most cells are read by no site and
+//                 cost four 32-bit loads and the zeros
+//   determinism   as the order of the lists
 template <typename T, int kSize, int kTiles>
 __global__ void __launch_bounds__(kThreads) gather_gradients(
     const T* __restrict__ grad, ProjectionShape shape, uint32_t num_cells, const int32_t* __restrict__ heads,
-    const Link<Accumulate<T>>* __restrict__ links, T* __restrict__ map) {
+    const Node<Accumulate<T>>* __restrict__ nodes, T* __restrict__ map) {
   using A = Accumulate<T>;
   constexpr int kTile = kWarp * kSize;
   const uint32_t cell = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -108,12 +122,12 @@ __global__ void __launch_bounds__(kThreads) gather_gradients(
   }
   A sums[kTiles][kSize] = {};
   while ((sites[0] & sites[1] & sites[2] & sites[3]) != kEnd) {
-    Link<A> here[4] = {};
+    Node<A> nodes_here[4] = {};
     Vector<T, kSize> values[4][kTiles] = {};
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
       if (sites[corner] != kEnd) {
-        here[corner] = links[sites[corner]];
+        nodes_here[corner] = nodes[sites[corner]];
         const T* source = grad + static_cast<int64_t>(sites[corner]) * channels + first;
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
@@ -126,8 +140,8 @@ __global__ void __launch_bounds__(kThreads) gather_gradients(
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
       if (sites[corner] != kEnd) {
-        const A weight = weight_of_line(here[corner].row_fraction, corner & 2, row + 1 == shape.height) *
-                         weight_of_line(here[corner].column_fraction, corner & 1, column + 1 == shape.width);
+        const A weight = weight_of_line(nodes_here[corner].row_fraction, corner & 2, row + 1 == shape.height) *
+                         weight_of_line(nodes_here[corner].column_fraction, corner & 1, column + 1 == shape.width);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -135,7 +149,7 @@ __global__ void __launch_bounds__(kThreads) gather_gradients(
             sums[tile][i] += weight * static_cast<A>(values[corner][tile].value[i]);
           }
         }
-        sites[corner] = here[corner].next;
+        sites[corner] = nodes_here[corner].next;
       }
     }
   }
@@ -153,8 +167,8 @@ __global__ void __launch_bounds__(kThreads) gather_gradients(
   }
 }
 
-// Calls function(std::integral_constant<int, S>{}) with the number S of tiles that a warp takes in one walk: two where
-// there are two and registers for both, else one.
+// Calls function(std::integral_constant<int, S>{}) with S, the tiles of channels per traversal: two if the row has two
+// and the register budget allows it, otherwise one.
 template <int kSize, typename Function>
 void dispatch_tiles(int64_t channels, Function&& function) {
   if constexpr (kSize <= 4) {
@@ -166,8 +180,8 @@ void dispatch_tiles(int64_t channels, Function&& function) {
   function(std::integral_constant<int, 1>{});
 }
 
-// values [N] in rising order, and which element each was; equal ones stay in their order. By way of the dispatcher:
-// torch::stable::sort would need the headers of PyTorch 2.15 to build.
+// values [N] in ascending order, and their original indices; stable. Called through the dispatcher, because
+// torch::stable::sort needs the headers of PyTorch 2.15.
 std::tuple<Tensor, Tensor> sort_stably(const Tensor& values) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
@@ -176,11 +190,11 @@ std::tuple<Tensor, Tensor> sort_stably(const Tensor& values) {
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-// heads [B * h * w]: the first site of each cell's chain, through `links` [N].
+// heads [B * h * w]: first site of each cell's list; writes the lists into `nodes` [N].
 template <typename A>
-Tensor chain(
+Tensor build_lists(
     const Launch& launch, const Tensor& grad, const Sites& sites, const ProjectionShape& shape, bool deterministic,
-    Link<A>* links) {
+    Node<A>* nodes) {
   const int64_t num_cells = shape.batch_size * shape.height * shape.width;
   constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(
@@ -192,7 +206,7 @@ Tensor chain(
   const unsigned int blocks = num_blocks(sites.size());
   if (!deterministic) {
     launch(
-        chain_sites<A>, blocks, kThreads, shape, sites.pixels(), sites.samples(), sites.size(), heads_data, links,
+        link_sites<A>, blocks, kThreads, shape, sites.pixels(), sites.samples(), sites.size(), heads_data, nodes,
         out_of_range_flags(launch));
     return heads;
   }
@@ -200,15 +214,15 @@ Tensor chain(
   Tensor cells = torch::stable::new_empty(grad, {sites.size()}, ScalarType::Int);
   launch(
       find_first_cells<A>, blocks, kThreads, shape, sites.pixels(), sites.samples(), sites.size(), end_of_cells,
-      static_cast<int32_t*>(cells.mutable_data_ptr()), links, out_of_range_flags(launch));
+      static_cast<int32_t*>(cells.mutable_data_ptr()), nodes, out_of_range_flags(launch));
   const auto [sorted, order] = sort_stably(cells);
   launch(
-      chain_sorted<A>, blocks, kThreads, static_cast<const int32_t*>(sorted.const_data_ptr()),
-      static_cast<const int64_t*>(order.const_data_ptr()), sites.size(), end_of_cells, heads_data, links);
+      link_sorted_sites<A>, blocks, kThreads, static_cast<const int32_t*>(sorted.const_data_ptr()),
+      static_cast<const int64_t*>(order.const_data_ptr()), sites.size(), end_of_cells, heads_data, nodes);
   return heads;
 }
 
-// [B, h, w, C]
+// map [B, h, w, C]
 Tensor gather(
     const Launch& launch, const Tensor& grad, const Sites& sites, const ProjectionShape& shape, bool deterministic) {
   Tensor map = torch::stable::new_empty(grad, {shape.batch_size, shape.height, shape.width, shape.channels});
@@ -216,9 +230,9 @@ Tensor gather(
     using T = typename decltype(tag)::type;
     using A = Accumulate<T>;
     const Tensor bytes =
-        torch::stable::new_empty(grad, {sites.size() * static_cast<int64_t>(sizeof(Link<A>))}, ScalarType::Byte);
-    auto* links = static_cast<Link<A>*>(bytes.mutable_data_ptr());
-    const Tensor heads = chain<A>(launch, grad, sites, shape, deterministic, links);
+        torch::stable::new_empty(grad, {sites.size() * static_cast<int64_t>(sizeof(Node<A>))}, ScalarType::Byte);
+    auto* nodes = static_cast<Node<A>*>(bytes.mutable_data_ptr());
+    const Tensor heads = build_lists<A>(launch, grad, sites, shape, deterministic, nodes);
     const auto* grad_data = static_cast<const T*>(grad.const_data_ptr());
     auto* target = static_cast<T*>(map.mutable_data_ptr());
     dispatch_vector<T>(has_vector_rows<T>(shape.channels, grad_data, target), [&](auto vector) {
@@ -229,7 +243,7 @@ Tensor gather(
             static_cast<unsigned int>((shape.channels + channels_of_warp - 1) / channels_of_warp));
         launch(
             gather_gradients<T, vector(), tiles()>, blocks, kThreads, grad_data, shape,
-            static_cast<uint32_t>(heads.numel()), static_cast<const int32_t*>(heads.const_data_ptr()), links, target);
+            static_cast<uint32_t>(heads.numel()), static_cast<const int32_t*>(heads.const_data_ptr()), nodes, target);
       });
     });
   });

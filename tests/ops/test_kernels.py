@@ -162,7 +162,7 @@ def test_projection_at_the_largest_sides(compiled: None) -> None:
     result = project_features(features, pixel, torch.zeros(3, dtype=torch.int8), image_size=(1, 65535))
     exact = ((pixel.double() + 0.5) * 32767 / 65535 - 0.5).clamp(0, 32766)
     torch.testing.assert_close(result[:, 0].double(), exact, rtol=1e-7, atol=1e-6)
-    with pytest.raises(RuntimeError, match="expected an image of 1 .. 65535 pixels a side, found 1 x 65536"):
+    with pytest.raises(RuntimeError, match="project_features"):
         project_features(features, pixel, torch.zeros(3, dtype=torch.int8), image_size=(1, 65536))
 
 

@@ -145,12 +145,12 @@ def test_does_not_wait_for_the_device() -> None:
 
 def test_shapes_that_differ_are_an_error() -> None:
     features, scale, _ = inputs(3, 4)
-    with pytest.raises(ValueError, match=r"bias \[1, 4\]"):
+    with pytest.raises(ValueError, match="bias"):
         modulate(features, scale, torch.zeros(1, 4))
 
 
 def test_integers_are_an_error() -> None:
-    with pytest.raises(TypeError, match="found torch.int64"):
+    with pytest.raises(TypeError, match="modulate"):
         modulate(*(torch.ones(2, dtype=torch.int64) for _ in range(3)))
 
 

@@ -48,7 +48,7 @@ def test_no_counter_at_all() -> None:
 
 @pytest.mark.parametrize("counter", [torch.zeros(4, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)])
 def test_wrong_counters_are_an_error(counter: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"counter: expected \[..., 4\] int64"):
+    with pytest.raises(ValueError, match="counter"):
         philox(counter, (0, 0))
 
 

@@ -227,7 +227,7 @@ def test_no_sites(batch_size: int) -> None:
 def test_pixels_out_of_range_are_an_error(bad: int) -> None:
     pixel, batch = sites(5, 2)
     pixel[3] = bad
-    with pytest.raises(IndexError, match=rf"pixel_of_site: expected values in -1 .. 233, found .*{bad}"):
+    with pytest.raises(IndexError, match=rf"pixel_of_site.*{bad}"):
         project_features(feature_map(2, 1, 2, 2), pixel, batch, image_size=IMAGE_SIZE)
     with pytest.raises(IndexError, match="pixel_of_site"):
         OPS.project_features_backward(torch.zeros(5, 1), pixel, batch, 2, 2, 2, *IMAGE_SIZE, False, False)
@@ -238,7 +238,7 @@ def test_pixels_out_of_range_are_an_error(bad: int) -> None:
 def test_samples_out_of_range_are_an_error(bad: int) -> None:
     pixel, batch = sites(5, 2)
     batch[0] = bad  # also where no pixel hits the site
-    with pytest.raises(IndexError, match=r"batch_of_site: expected values in 0 .. 1"):
+    with pytest.raises(IndexError, match="batch_of_site"):
         project_features(feature_map(2, 1, 2, 2), pixel, batch, image_size=IMAGE_SIZE)
 
 
@@ -263,17 +263,17 @@ def test_does_not_wait_for_the_device() -> None:
 
 def test_arguments_that_do_not_fit_are_an_error() -> None:
     features, (pixel, batch) = feature_map(2, 1, 2, 2), sites(5, 2)
-    with pytest.raises(ValueError, match="expected pixel_of_site and batch_of_site"):
+    with pytest.raises(ValueError, match="pixel_of_site"):
         project_features(features, pixel, batch[:4], image_size=IMAGE_SIZE)
-    with pytest.raises(ValueError, match="expected 4 axes"):
+    with pytest.raises(ValueError, match="features"):
         project_features(features[0], pixel, batch, image_size=IMAGE_SIZE)
-    with pytest.raises(ValueError, match="at least one pixel"):
+    with pytest.raises(ValueError, match="image_size"):
         project_features(features, pixel, batch, image_size=(0, 5))
-    with pytest.raises(ValueError, match="expected features of a sample for 5 sites"):
+    with pytest.raises(ValueError, match="features"):
         project_features(features[:0], pixel, batch, image_size=IMAGE_SIZE)
-    with pytest.raises(ValueError, match="found on meta"):
+    with pytest.raises(ValueError, match="pixel_of_site"):
         project_features(features, pixel.to("meta"), batch, image_size=IMAGE_SIZE)
-    with pytest.raises(TypeError, match="pixel_of_site: expected uint8"):
+    with pytest.raises(TypeError, match="pixel_of_site"):
         project_features(features, pixel.float(), batch, image_size=IMAGE_SIZE)
-    with pytest.raises(TypeError, match="features: expected float16"):
+    with pytest.raises(TypeError, match="features"):
         project_features(features.long(), pixel, batch, image_size=IMAGE_SIZE)
