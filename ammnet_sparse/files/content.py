@@ -34,7 +34,7 @@ _SIGNATURES = (
     (b"\x80\x04", "a pickle"),
     (b"\x80\x05", "a pickle"),
 )
-_HTML_MARKS = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<body")
+_HTML_MARKS = (b"<!doctype html", b"<html", b"<head", b"<body")
 
 
 def describe_content(head: bytes) -> str:

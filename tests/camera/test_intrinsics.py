@@ -44,9 +44,14 @@ _TEXTS = {
     "TUM": "520.0 521.0 319.5 239.5 0.2624 -0.9531 -0.0054 0.0026 1.1633",
     "with size": "640 480 520 521 319.5 239.5",
     "DSO": "520 521 319.5 239.5\n640 480\n",
+    "COLMAP OpenCV": "1 OPENCV 640 480 520 521 320 240 0 0 0 0\n",
     "COLMAP": "# Camera list\n1 PINHOLE 640 480 520 521 320 240\n",
     "key and value": "fx = 520\nfy = 521\ncx = 319.5\ncy = 239.5\n",
     "ScanNet": "appVersionId = 0.9\nfx_depth = 520\nfy_depth = 521\nmx_depth = 319.5\nmy_depth = 239.5\n",
+    "section.ini": "; a camera\n[rgb]\nfx = 520\nfy = 521 # px\ncx = 319.5\ncy = 239.5\n",
+    "TOML.toml": f'name = "kinect"\n[camera]\nK = {[_K[:3], _K[3:6], _K[6:]]}\n',
+    "OpenCV.xml": '<?xml version="1.0"?><opencv_storage><camera_matrix type_id="opencv-matrix"><rows>3</rows>'
+    f"<cols>3</cols><dt>d</dt><data>{' '.join(map(str, _K))}</data></camera_matrix></opencv_storage>",
     "ORB-SLAM.yaml": "%YAML:1.0\nCamera.fx: 520.0\nCamera.fy: 521\nCamera.cx: 319.5\nCamera.cy: 239.5\nCamera.k1: 0\n",
     "ORB-SLAM3.yaml": "%YAML:1.0\n---\nCamera1.fx: 520.0\nCamera1.fy: 521.0\nCamera1.cx: 319.5\nCamera1.cy: 239.5\n",
     "OpenCV.yml": f"%YAML:1.0\n---\ncamera_matrix: !!opencv-matrix\n   rows: 3\n   cols: 3\n   dt: d\n   data: {_K}\n",
@@ -138,13 +143,58 @@ def test_several_cameras_are_told_apart_by_size(tmp_path: Path) -> None:
     assert found.fitting([(240, 320)]).camera == EXPECTED
 
 
+_ZED = "[{side}_CAM_{mode}]\nfx={f}\nfy={f}\ncx={cx}\ncy={cy}\nk1=0\n"
+_STEREO = "".join(
+    _ZED.format(side=side, mode=mode, f=f + offset, cx=cx + offset, cy=cy + offset)
+    for mode, f, cx, cy in (("HD", 1040, 650, 370), ("VGA", 545, 341, 192))
+    for side, offset in (("RIGHT", -5), ("LEFT", 0))
+)
+_COLMAP = "1 PINHOLE 640 480 520 521 320 240\n2 SIMPLE_RADIAL 1280 720 1040 640 360 0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "shape", "focal_length"),
+    [
+        (_STEREO, (720, 1280), 1040),
+        (_STEREO, (376, 672), 545),
+        (_COLMAP, (480, 640), 520),
+        (_COLMAP, (720, 1280), 1040),
+        ("[depth]\nwidth=848\nheight=480\nfx=425\nfy=425\ncx=424\ncy=240\n[color]\n" + "fx=520\nfy=521\ncx=319\ncy=239",
+         (480, 640), 520),
+    ],
+)  # fmt: skip
+def test_the_camera_of_an_image_is_chosen(
+    tmp_path: Path, content: str, shape: tuple[int, int], focal_length: float
+) -> None:
+    (tmp_path / "cameras.txt").write_text(content, encoding="utf-8")
+    assert read_intrinsics(str(tmp_path / "cameras.txt")).fitting([shape]).camera.fx == focal_length
+
+
+@pytest.mark.parametrize(("content", "shape"), [(_COLMAP, (300, 400)), (_STEREO.replace("LEFT", "B"), (720, 1280))])
+def test_cameras_of_which_none_or_several_fit_are_named(tmp_path: Path, content: str, shape: tuple[int, int]) -> None:
+    (tmp_path / "cameras.txt").write_text(content, encoding="utf-8")
+    found = read_intrinsics(str(tmp_path / "cameras.txt"))
+    with pytest.raises(DataError, match=f"{shape[1]} x {shape[0]}.*{found.others[0].name}"):
+        found.fitting([shape])
+
+
+@pytest.mark.parametrize("name", ["scale", "png_depth_scale", "integer_depth_scale", "depth_scale", "DepthMapFactor"])
+@pytest.mark.parametrize("value", [6553.5, 1 / 6553.5])
+def test_names_of_the_depth_scale(tmp_path: Path, name: str, value: float) -> None:
+    (tmp_path / "camera.json").write_text(json.dumps({"camera": {**_NAMED, name: value}}), encoding="utf-8")
+    assert read_intrinsics(str(tmp_path / "camera.json")).depth_scale == pytest.approx(6553.5)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("hello", "expected 4 or 9 numbers, or fx, fy, cx and cy by name, found none"),
         ("", "expected 4 or 9 numbers, or fx"),
         ("a: &a [1, 2]\nb: [*a, *a]\n", "found YAML with aliases"),
-        ("{" * 2000, "expected numbers, JSON, YAML or lines"),
+        ("<?xml version='1.0'?><!DOCTYPE a><a>1</a>", "found XML with a document type"),
+        ("<?xml version='1.0'?><a>", "found no element found"),
+        ("fx = 520\nfx = 530\n", "found fx twice"),
+        ("{" * 2000, "expected numbers, JSON"),
         ("0.8, 1.0, 0.5, 0.5", "look like shares of the image's width"),
         ("nan 500 320 240", "expected finite numbers"),
         ("fx: 520\nfy: 520\ncx: 320\n", "by name, found no cy;"),

@@ -1,9 +1,11 @@
-"""Cameras in the files that other programs write: JSON and YAML documents, lines of key and value, matrices."""
+"""Cameras in the files that other programs write: JSON, TOML, YAML and XML documents, sections of key and value."""
 
 import dataclasses
 import json
 import math
 import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -41,10 +43,30 @@ _MATRICES = (
     "left",
     "m1",
 )
+_COLMAP_MODELS = {
+    "SIMPLE_PINHOLE": 1,
+    "PINHOLE": 2,
+    "SIMPLE_RADIAL": 1,
+    "RADIAL": 1,
+    "OPENCV": 2,
+    "OPENCV_FISHEYE": 2,
+    "FULL_OPENCV": 2,
+}
+"""Models of COLMAP and how many focal lengths they have, which come first, before the principal point."""
 _WIDTHS, _HEIGHTS = (
     ("width", "image_width", "w", "resolution_width"),
     ("height", "image_height", "h", "resolution_height"),
 )
+_SCALES = {
+    "depthmapfactor",
+    "rgbddepthmapfactor",
+    "depthscale",
+    "depthfactor",
+    "pngdepthscale",
+    "integerdepthscale",
+    "depthunitscalefactor",
+}
+"""Names of the depth scale, without anything but letters."""
 _DISTORTION = ("distortion_coefficients", "distcoeffs", "coeffs", "d", "distortion", "dist_coeffs")
 
 
@@ -59,19 +81,21 @@ class CameraEntry:
 
 
 def read_document(content: str, text: str) -> Any:
-    """The content of a JSON or YAML file, or of lines ``key = value``; ``text`` names the file in messages.
+    """The content of a JSON, TOML, YAML or XML file, or of lines ``key = value``; ``text`` names the file in messages.
 
     Raises:
-        DataError: none of these, or YAML with aliases.
+        DataError: none of these, a key given twice, or YAML with aliases.
     """
-    found = f"intrinsics {text}: expected numbers, JSON, YAML or lines like 'fx = 520'"
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        pass
-    pairs = re.findall(rf"^\s*([A-Za-z][\w. ]*?)\s*=\s*({NUMBER})\s*$", content, flags=re.MULTILINE)
-    if pairs:
-        return {key.strip(): float(value) for key, value in pairs}
+    found = f"intrinsics {text}: expected numbers, JSON, TOML, YAML, XML or lines like 'fx = 520'"
+    for parse in (json.loads, tomllib.loads):
+        try:
+            return parse(content)
+        except (ValueError, RecursionError):
+            pass
+    if content.lstrip().startswith("<"):
+        return _read_xml(content, found)
+    if sections := _read_sections(content, text):
+        return sections
     # OpenCV writes a header and tags that YAML does not know.
     lines = [line for line in content.splitlines() if not line.startswith("%YAML")]
     cleaned = re.sub(r"!![\w-]+", "", "\n".join(lines))
@@ -85,6 +109,60 @@ def read_document(content: str, text: str) -> Any:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{found}, found {reason}; {_ADVICE}") from error
     return documents[0] if documents else None
+
+
+def _read_sections(content: str, text: str) -> dict[str, Any]:
+    """Lines ``key = value`` by the ``[section]`` that they are in; those before any section are not nested."""
+    document: dict[str, Any] = {}
+    section = document
+    for line in content.splitlines():
+        line = re.split(r"[#;]|//", line)[0].strip()
+        if header := re.fullmatch(r"\[([^\[\]]+)\]", line):
+            section = document.setdefault(header[1].strip(), {})
+        elif pair := re.fullmatch(rf"([A-Za-z][\w. ]*?)\s*=\s*({NUMBER})", line):
+            if pair[1] in section:
+                raise DataError(f"intrinsics {text}: expected every key once, found {pair[1]} twice; {_ADVICE}")
+            section[pair[1]] = float(pair[2])
+    return {key: value for key, value in document.items() if value != {}}
+
+
+def _read_xml(content: str, found: str) -> Any:
+    """The elements of an XML file, such as OpenCV's, by their tags: numbers, lists of numbers, or nested."""
+    if "<!DOCTYPE" in content or "<!ENTITY" in content:
+        raise DataError(f"{found}, found XML with a document type; {_ADVICE}")
+    try:
+        return _value_of_element(ElementTree.fromstring(content))
+    except (ElementTree.ParseError, RecursionError, ValueError) as error:
+        raise DataError(f"{found}, found {error}; {_ADVICE}") from error
+
+
+def _value_of_element(element: ElementTree.Element) -> Any:
+    if len(element):
+        return {child.tag: _value_of_element(child) for child in element}
+    words = (element.text or "").split()
+    if not words or not all(re.fullmatch(NUMBER, word) for word in words):
+        return element.text
+    numbers = [float(word) for word in words]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def colmap_entries(content: str) -> list[CameraEntry]:
+    """The cameras of COLMAP's cameras.txt, whose pixels have their centers at halves; empty for other files."""
+    entries = []
+    for line in content.splitlines():
+        words = line.split()
+        if len(words) < 5 or words[1] not in _COLMAP_MODELS or not all(re.fullmatch(NUMBER, w) for w in words[2:]):
+            continue
+        width, height, *values = (float(word) for word in words[2:])
+        num_focal_lengths = _COLMAP_MODELS[words[1]]
+        if len(values) < num_focal_lengths + 2:
+            continue
+        fx, fy = values[0], values[num_focal_lengths - 1]
+        cx, cy, *distortion = values[num_focal_lengths:]
+        numbers = (fx, fy, cx - 0.5, cy - 0.5)
+        is_distorted = any(abs(value) > 1e-9 for value in distortion)
+        entries.append(CameraEntry(f"camera {words[0]}", numbers, (int(height), int(width)), is_distorted))
+    return entries
 
 
 def camera_entries(value: Any, place: str, depth: int = 0) -> Iterator[CameraEntry]:
@@ -222,12 +300,15 @@ def _azure_camera(value: Mapping[Any, Any], place: str) -> CameraEntry | None:
 
 
 def depth_scale_of(document: Any, text: str) -> float | None:
-    """Units a meter as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 meters a unit."""
+    """Units per meter as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 m per unit.
+
+    Plain ``scale`` (Replica) counts only beside the numbers of a camera.
+    """
     if not isinstance(document, Mapping):
         return None
+    names = _SCALES | ({"scale"} if any(_plain_key(str(key)) in ("fx", "fl_x") for key in document) else set())
     for key, value in document.items():
-        name = re.sub(r"[^a-z]", "", str(key).lower())
-        if name in ("depthmapfactor", "rgbddepthmapfactor", "depthscale", "depthfactor") and _is_number(value):
+        if re.sub(r"[^a-z]", "", str(key).lower()) in names and _is_number(value):
             if value <= 0:
                 raise DataError(f"intrinsics {text}: expected {key} above 0, found {value:g}; correct or remove it")
             return float(value) if value >= 1 else 1.0 / float(value)

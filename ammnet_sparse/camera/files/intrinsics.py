@@ -2,8 +2,8 @@
 
 Read are: ``fx,fy,cx,cy``; matrices of 3x3, 3x4 and 4x4, row by row or column by column; text files of these with
 comments (TUM's with distortion, ScanNet's, ROS's P, COLMAP's cameras); key and value (``fx = 520``, ScanNet's
-``fx_depth``); JSON (Open3D, RealSense, Azure Kinect, ARKit, and others with fx, fy, cx, cy or a named matrix); YAML
-(ROS ``camera_info``, ORB-SLAM, OpenCV); npy.
+``fx_depth``), also in sections (ini, ZED); JSON (Open3D, RealSense, Azure Kinect, ARKit, and others with fx, fy, cx, cy
+or a named matrix); TOML; YAML (ROS ``camera_info``, ORB-SLAM, OpenCV); OpenCV's XML; npy.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.camera.files.calibration import (
-    NUMBER,
+    CameraEntry,
     camera_entries,
+    colmap_entries,
     depth_scale_of,
     numbers_of_matrix,
     read_document,
@@ -31,18 +32,22 @@ from ammnet_sparse.files.errors import DataError
 _WHAT = "fx,fy,cx,cy or a 3x3 matrix"
 _ADVICE = "give fx,fy,cx,cy in pixels, or a text file with the 3x3 matrix of the camera"
 _MOST_BYTES = 1 << 20
+_NO_PREFERENCE = 2
+_CENTERED = 0.1
+"""Largest distance of the principal point from the center, as a fraction of the image, of a camera that fits it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Intrinsics:
-    """What a file or argument says of a camera.
+    """A camera of a file or argument.
 
     Attributes:
         camera: focal lengths and principal point in pixels.
-        size: (rows, columns) of the image that they belong to; None where it is not said.
-        depth_scale: units of the depth image a meter, where said.
-        notes: what people should know, such as distortion.
-        others: further cameras of the file, which ``fitting`` chooses from.
+        size: (rows, columns) of the image that they belong to; None if unknown.
+        depth_scale: units of the depth image per meter, if given.
+        notes: warnings for people, such as distortion.
+        others: further cameras of the file, from which ``fitting`` chooses.
+        name: of the camera in a file of several; empty for a single one.
     """
 
     camera: Camera
@@ -50,11 +55,44 @@ class Intrinsics:
     depth_scale: float | None = None
     notes: tuple[str, ...] = ()
     others: tuple["Intrinsics", ...] = ()
+    name: str = ""
 
     def fitting(self, shapes: Sequence[tuple[int, ...]]) -> "Intrinsics":
-        """Of several cameras in a file, the one that belongs to an image of these (rows, columns); else itself."""
+        """Of several cameras in a file, the one that belongs to an image of these (rows, columns).
+
+        That is a camera of one of the sizes; or, of those without a size, one whose principal point is near the center
+        of the image. If that leaves several, the color camera is taken, or else the left one.
+
+        Raises:
+            DataError: no camera fits, or several do and none is preferred.
+        """
         cameras = (self, *self.others)
-        return next((one for shape in shapes for one in cameras if self.others and one.size == shape[:2]), self)
+        if not self.others:
+            return self
+        groups = [
+            *([one for one in cameras if one.size == shape[:2]] for shape in shapes),
+            *([one for one in cameras if one.size is None and one._is_centered(shape)] for shape in shapes),
+            [one for one in cameras if _preference(one.name) == 0],  # the images were resized
+        ]
+        fitting = next((group for group in groups if group), [])
+        best = min((_preference(one.name) for one in fitting), default=_NO_PREFERENCE)
+        chosen = [one for one in fitting if _preference(one.name) == best]
+        if chosen and (best < _NO_PREFERENCE or all(one.camera == chosen[0].camera for one in chosen)):
+            return chosen[0]
+        rows, columns = shapes[0][:2]
+        raise DataError(
+            f"intrinsics: expected a camera of an image of {columns} x {rows} in the file, found "
+            f"{', '.join(one._description for one in cameras[:8])}; give the numbers of one, fx,fy,cx,cy"
+        )
+
+    def _is_centered(self, shape: tuple[int, ...]) -> bool:
+        rows, columns = shape[:2]
+        return abs(self.camera.cx / columns - 0.5) < _CENTERED and abs(self.camera.cy / rows - 0.5) < _CENTERED
+
+    @property
+    def _description(self) -> str:
+        size = "" if self.size is None else f" of {self.size[1]} x {self.size[0]}"
+        return f"'{self.name}'{size}"
 
 
 def parse_intrinsics(text: str) -> Camera:
@@ -66,7 +104,7 @@ def read_intrinsics(text: str) -> Intrinsics:
     """Intrinsics from an argument or a file (see the top of this module).
 
     Args:
-        text: numbers, or the path of a file. Of several cameras in it the color camera is taken, to which depth is
+        text: numbers, or the path of a file. Of several cameras in it, the color camera comes first, to which depth is
             registered; ``Intrinsics.fitting`` chooses by the images' size.
 
     Raises:
@@ -103,12 +141,8 @@ def _of_content(content: str, text: str) -> Intrinsics:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-    colmap = re.search(rf"^\s*\d+\s+(?:OPENCV|PINHOLE)\s+((?:{NUMBER}\s*){{6}})", plain, flags=re.MULTILINE)
-    if colmap is not None:
-        found = _of_numbers(_numbers(colmap.group(1)), text)
-        # COLMAP's pixels have their middles at halves.
-        camera = dataclasses.replace(found.camera, cx=found.camera.cx - 0.5, cy=found.camera.cy - 0.5)
-        return dataclasses.replace(found, camera=camera)
+    if colmap := colmap_entries(plain):
+        return _of_entries(colmap, text, depth_scale=None)
     return _of_document(read_document(content, text), text)
 
 
@@ -179,14 +213,26 @@ def _of_document(document: Any, text: str) -> Intrinsics:
         raise DataError(
             f"intrinsics {text}: expected 4 or 9 numbers, or fx, fy, cx and cy by name, found {wrong}; {_ADVICE}"
         )
-    by_color = [c for c in candidates if re.search(r"colou?r|rgb|pv0", c.place.lower())]
-    first = (by_color or candidates)[0]
-    ordered = [first, *(c for c in candidates if c.numbers != first.numbers)]
+    return _of_entries(candidates, text, depth_scale=depth_scale_of(document, text))
+
+
+def _of_entries(entries: Sequence[CameraEntry], text: str, *, depth_scale: float | None) -> Intrinsics:
+    """The preferred camera of a file, with its others."""
+    first = min(entries, key=lambda entry: _preference(entry.place))
+    ordered = [first, *(entry for entry in entries if entry.numbers != first.numbers)]
     found = []
-    for candidate in ordered:
-        notes = [_distortion_note()] if candidate.is_distorted else []
+    for entry in ordered:
+        notes = [_distortion_note()] if entry.is_distorted else []
         if len(ordered) > 1:
-            notes.append(f"intrinsics: of several cameras in the file, '{candidate.place}' is used")
-        camera = _camera(candidate.numbers, text)
-        found.append(Intrinsics(camera, candidate.size, depth_scale_of(document, text), tuple(notes)))
+            notes.append(f"intrinsics: of several cameras in the file, '{entry.place}' is used")
+        name = entry.place if len(ordered) > 1 else ""
+        found.append(Intrinsics(_camera(entry.numbers, text), entry.size, depth_scale, tuple(notes), name=name))
     return dataclasses.replace(found[0], others=tuple(found[1:]))
+
+
+def _preference(name: str) -> int:
+    """Rank of a camera's name: first color, to which depth is registered; then left of a stereo camera; then others."""
+    lowered = name.lower()
+    if re.search(r"colou?r|rgb|pv0", lowered):
+        return 0
+    return 1 if "left" in lowered else _NO_PREFERENCE
