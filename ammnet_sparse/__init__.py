@@ -7,27 +7,33 @@ __all__ = [
     "AMMNet",
     "Batch",
     "CompletedScene",
+    "ModelConfig",
     "Prediction",
     "SceneCompleter",
     "__version__",
+    "list_models",
     "load_discriminator",
     "load_model",
 ]
 
 if TYPE_CHECKING:
     from ammnet_sparse.completion import CompletedScene, SceneCompleter
+    from ammnet_sparse.config import ModelConfig
     from ammnet_sparse.data.batch import Batch
     from ammnet_sparse.models.ammnet import AMMNet, Prediction
     from ammnet_sparse.models.weights.loading import load_discriminator, load_model
+    from ammnet_sparse.models.weights.shipped import list_models
 
 _HOMES = {
-    "AMMNet": "ammnet_sparse.models.ammnet",
-    "Batch": "ammnet_sparse.data.batch",
-    "CompletedScene": "ammnet_sparse.completion",
-    "Prediction": "ammnet_sparse.models.ammnet",
-    "SceneCompleter": "ammnet_sparse.completion",
-    "load_discriminator": "ammnet_sparse.models.weights.loading",
-    "load_model": "ammnet_sparse.models.weights.loading",
+    "AMMNet": "models.ammnet",
+    "Batch": "data.batch",
+    "CompletedScene": "completion",
+    "ModelConfig": "config",
+    "Prediction": "models.ammnet",
+    "SceneCompleter": "completion",
+    "list_models": "models.weights.shipped",
+    "load_discriminator": "models.weights.loading",
+    "load_model": "models.weights.loading",
 }
 
 
@@ -37,4 +43,9 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion in a notebook."""
+    return list(__all__)

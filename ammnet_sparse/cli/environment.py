@@ -95,9 +95,9 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
 def _print_weights() -> None:
     """The shipped weights with their metadata."""
     from ammnet_sparse.models.weights.files import read_weights
-    from ammnet_sparse.models.weights.shipped import FOLDER, shipped_names
+    from ammnet_sparse.models.weights.shipped import FOLDER, list_models
 
-    for name in shipped_names():
+    for name in list_models():
         said = read_weights(FOLDER / f"{name}.safetensors")[2]
         parts = [
             f"epoch {said['epoch']} of their last training, on {said['data']}" if "data" in said else "",

@@ -186,8 +186,8 @@ def test_an_installed_package_needs_no_checkout(tmp_path: Path) -> None:
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
     program = (
         "import json; from ammnet_sparse.cli.configs import config_names, find_config; "
-        "from ammnet_sparse.models.weights.shipped import shipped_names; "
-        "print(json.dumps([str(find_config('nyu_seg2d')), config_names(), shipped_names()]))"
+        "from ammnet_sparse.models.weights.shipped import list_models; "
+        "print(json.dumps([str(find_config('nyu_seg2d')), config_names(), list_models()]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

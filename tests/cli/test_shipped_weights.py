@@ -14,7 +14,7 @@ from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_model
-from ammnet_sparse.models.weights.shipped import shipped_names
+from ammnet_sparse.models.weights.shipped import list_models
 from ammnet_sparse.training.networks import build_networks
 from tests.models.scenes import unsettle
 from tests.training.support import GRID, tiny_config, tiny_set
@@ -60,7 +60,7 @@ ON_REQUEST = ["nyu_seg2d_w128"]
 
 
 def test_all_shipped_weights_are_tested() -> None:
-    assert sorted([*INPUTS, *ON_REQUEST]) == shipped_names()
+    assert sorted([*INPUTS, *ON_REQUEST]) == list_models()
 
 
 def test_environment_lists_them_without_counting_epochs_of_earlier_trainings(
@@ -69,7 +69,7 @@ def test_environment_lists_them_without_counting_epochs_of_earlier_trainings(
     """The metadata knows the last training only; docs/models.md has those before it."""
     tool("environment")([])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights ")]
-    assert [line.split()[1] for line in lines] == [f"{name}:" for name in shipped_names()]
+    assert [line.split()[1] for line in lines] == [f"{name}:" for name in list_models()]
     assert (
         "weights nyu_seg2d_w64: epoch 3 of their last training, on nyu, 695 training and 100 validation frames; "
         "validation SSC mIoU 57.2 %, SC IoU 78.5 %; made by version 0.2.0"

@@ -341,6 +341,8 @@ def test_mapping_beyond_the_label_map_is_refused() -> None:
 
 def test_the_package_offers_the_network_by_name() -> None:
     assert ammnet_sparse.AMMNet is AMMNet and ammnet_sparse.Prediction is Prediction
+    assert dir(ammnet_sparse) == sorted(ammnet_sparse.__all__)
+    assert all(getattr(ammnet_sparse, name) is not None for name in dir(ammnet_sparse))
     with pytest.raises(AttributeError, match="has no attribute 'AMMNetwork'"):
         _ = ammnet_sparse.AMMNetwork  # type: ignore[attr-defined]
 

@@ -24,14 +24,14 @@ _BY_INPUT: dict[Input2D, tuple[str, ...]] = {
 """The default weights for each of them, best first; wider ones are taken by name alone."""
 
 
-def shipped_names() -> list[str]:
-    """Names of the weights in this installation, sorted."""
+def list_models() -> list[str]:
+    """Names of the trained weights that come with the package, sorted; ``load_model`` takes them."""
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
 def is_shipped(name: str | Path) -> bool:
     """Whether ``name`` means shipped weights. A file of that name in the working folder takes precedence."""
-    return not Path(name).exists() and str(name) in shipped_names()
+    return not Path(name).exists() and str(name) in list_models()
 
 
 def find_weights(name: str | Path) -> Path:
@@ -47,14 +47,14 @@ def find_weights(name: str | Path) -> Path:
         found = "a folder" if path.is_dir() else "nothing"
         raise WeightsError(
             f"{path}: expected a file with weights, or the name of shipped ones "
-            f"({', '.join(shipped_names()) or 'this installation has none'}); found {found}"
+            f"({', '.join(list_models()) or 'this installation has none'}); found {found}"
         )
     return path
 
 
 def default_weights(given: Input2D | None) -> str:
     """The shipped weights taken for the given inputs by default; ``DEFAULT_WEIGHTS`` for None or without any."""
-    installed = shipped_names()
+    installed = list_models()
     fitting = _BY_INPUT[given] if given else ()
     return next((name for name in fitting if name in installed), DEFAULT_WEIGHTS)
 

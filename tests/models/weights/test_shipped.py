@@ -21,15 +21,15 @@ from ammnet_sparse.models.weights.shipped import (
     chosen_weights,
     find_weights,
     is_shipped,
-    shipped_names,
+    list_models,
 )
 
 
 def test_shipped_weights_are_small_and_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert DEFAULT_WEIGHTS in shipped_names()
+    assert DEFAULT_WEIGHTS in list_models()
     limits = {"nyu_rgb_w64": 16e6, "nyu_depth_w64": 3e6}
     limits |= dict.fromkeys(("nyu_seg2d_w64", "nyu_seg2d_w128"), 12e6)
-    assert shipped_names() == sorted(limits)
+    assert list_models() == sorted(limits)
     assert all((FOLDER / f"{name}.safetensors").stat().st_size <= limit for name, limit in limits.items())
     assert find_weights(DEFAULT_WEIGHTS) == FOLDER / f"{DEFAULT_WEIGHTS}.safetensors"
     # A file of the user's comes first.
@@ -51,6 +51,7 @@ def test_half_precision_files_make_float32_networks() -> None:
     assert not any(name.startswith("discriminator.") for name in state)
     network = ammnet_sparse.load_model(DEFAULT_WEIGHTS)
     assert config == network.config and not network.training
+    assert AMMNet.from_pretrained(DEFAULT_WEIGHTS).config == config
     loaded = network.state_dict()
     assert {value.dtype for value in loaded.values() if value.is_floating_point()} == {torch.float32}
     assert all(torch.equal(loaded[name], value.to(loaded[name].dtype)) for name, value in state.items())
