@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor
 
 from ammnet_sparse.files.content import advice_for, describe_content, is_text, open_file, read_head
@@ -20,6 +22,22 @@ _SHARING = 16
 """How many times larger than the file all tensors together may be: tensors may share memory."""
 
 
+_NUMPY_GLOBALS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    *(
+        (function, f"numpy.{package}.multiarray.{name}")
+        for package in ("core", "_core")  # before and since NumPy 2
+        for name, function in (
+            ("scalar", multiarray.scalar),
+            ("_reconstruct", multiarray._reconstruct),
+        )
+    ),
+]
+"""What pickled numbers and arrays of NumPy name; their types exclude Python objects."""
+
+
 def read_torch_file(
     path: str | Path,
     *,
@@ -28,6 +46,8 @@ def read_torch_file(
     raises: type[FileError] = DataError,
 ) -> Any:
     """What ``torch.save`` wrote, on the CPU, if it holds tensors and plain values only; no code in it is executed.
+
+    Numbers and arrays of NumPy are plain values: trainers store ``np.mean(...)`` of their scores beside the weights.
 
     Raises:
         FileError: as ``raises``: missing, damaged, other objects, or tensors that are larger than the file can hold
@@ -46,7 +66,8 @@ def read_torch_file(
                 if unpacked > _GROWTH * size:
                     raise ValueError(f"an archive of {size:,} bytes that unpacks to {unpacked:,}")
                 file.seek(0)
-            contents = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+                contents = torch.load(file, map_location="cpu", weights_only=True)
             _check_logical_size(contents, size)
         # Damaged bytes make the readers raise nearly anything.
         except Exception as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
 from ammnet_sparse.models.weights.checks import check_plain, check_state
 from ammnet_sparse.models.weights.errors import WeightsError
 
-WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which checkpoints store the state dict."""
-_PREFIXES = re.compile(r"^(?:(?:module|encoder|segformer|backbone)\.)*")
+WRAPPING_MODULES = "module|_orig_mod|model|net|network"
+"""Modules that training code wraps a network in, which prefix its names: DataParallel, torch.compile, Lightning."""
+_PREFIXES = re.compile(rf"^(?:(?:{WRAPPING_MODULES}|encoder|segformer|backbone)\.)*")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", "")
 """Extensions of weights files; the content decides which format it is."""
 _HEAD_PREFIX = "head."
@@ -40,8 +43,8 @@ class BackboneWeights:
 def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU; no code in it is executed.
 
-    Reads .safetensors, and .pth, .pt and .bin with ``weights_only=True``; a dict nested under 'state_dict' or
-    'model' is unwrapped, and entries that are not tensors are left out.
+    Reads .safetensors, and .pth, .pt, .bin and .ckpt with ``weights_only=True``. A nested state dict is found
+    (``unwrapped``), and entries that are not tensors are left out.
 
     Raises:
         WeightsError: no such file, an unknown ending, a damaged file, or no tensors in it.
@@ -59,9 +62,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
         contents = read_tensors(path, what=what, advice=advice, raises=WeightsError)
     else:
         contents = read_torch_file(path, what=what, advice=advice, raises=WeightsError)
-    for wrapper in WRAPPERS * 2:  # in either order, a bounded number of times
-        if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
-            contents = contents[wrapper]
+    contents = unwrapped(contents)
     if not isinstance(contents, dict):
         raise WeightsError(f"{path}: expected a dict of tensors by name, found {type(contents).__name__}")
     tensors = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
@@ -73,12 +74,20 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def unwrapped(contents: Any) -> Any:
+    """The state dict of a checkpoint that holds it under ``state_dict``, ``model`` or the like, also nested twice."""
+    for wrapper in _WRAPPERS * 2:
+        if isinstance(contents, Mapping) and isinstance(contents.get(wrapper), Mapping):
+            contents = contents[wrapper]
+    return contents
+
+
 def read_backbone_weights(encoder: ImageEncoder, path: str | Path) -> BackboneWeights:
     """Reads and checks a file against an encoder's backbone without changing it; every weight is accounted for.
 
     Args:
         path: file that ``read_weights_file`` reads, names as published, Hugging Face's or timm's, under any of
-            the prefixes ``module.``, ``encoder.``, ``segformer.``, ``backbone.``.
+            the prefixes ``encoder.``, ``segformer.``, ``backbone.`` and those of WRAPPING_MODULES.
 
     Raises:
         WeightsError: the file cannot be read, or weights are missing, given twice, of another shape or type, not

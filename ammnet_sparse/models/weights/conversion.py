@@ -5,6 +5,7 @@ shapes come from the network with ``sites: dense``, built on torch's meta device
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -17,12 +18,12 @@ from ammnet_sparse.files.errors import abbreviated, reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders.segformer import timm_to_published
-from ammnet_sparse.models.weights.backbones import WRAPPERS
+from ammnet_sparse.models.weights.backbones import WRAPPING_MODULES, unwrapped
 from ammnet_sparse.models.weights.checks import kind_problem, type_problem, value_problem
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.parts import join_states
 
-_PREFIX = "module."
+_PREFIXES = re.compile(rf"^(?:(?:{WRAPPING_MODULES})\.)*")
 
 _OPTIONAL_PARTS = {"image_encoder.backbone": "encoder.", "image_encoder.head": "head.", "discriminator": "disc."}
 """Parts that a checkpoint may lack as a whole, with the prefixes of their published names."""
@@ -117,8 +118,8 @@ def convert_dense_state_dict(
     """Renames the weights of a published dense AMMNet (with SegFormer-B2) and checks every one of them.
 
     Args:
-        state: published names to tensors, each with or without ``module.`` in front; or a dict that holds this
-            under ``model`` or ``state_dict``. Widths are read off the shapes.
+        state: published names to tensors, each with or without prefixes such as ``module.``; or a dict that holds this
+            under ``model``, ``state_dict`` or the like (``unwrapped``). Widths are read from the shapes.
         grid_shape: voxels along (X, height, Y) that the discriminator was trained on; weights only show the product.
 
     Raises:
@@ -220,12 +221,9 @@ def published_name(name: str) -> str:
 
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """Published names to tensors, without wrapping dict and prefix."""
-    for key in WRAPPERS * 2:  # in either order, a bounded number of times
-        inner = state.get(key)
-        state = inner if isinstance(inner, Mapping) else state
+    """Published names to tensors, without wrapping dict and prefixes."""
     given: dict[str, Tensor] = {}
-    for name, value in state.items():
+    for name, value in unwrapped(state).items():
         if not isinstance(value, Tensor):
             raise ConversionError(
                 f"{name}: expected a tensor, found {type(value).__name__}; pass the network's state_dict, alone or "
@@ -233,9 +231,9 @@ def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
             )
         if what := kind_problem(value):
             raise ConversionError(f"{name}: expected a plain tensor, found {what}; make it dense floats first")
-        short = str(name).removeprefix(_PREFIX)
+        short = _PREFIXES.sub("", str(name))
         if short in given:
-            raise ConversionError(f"{short}: given twice, with and without the prefix {_PREFIX!r}")
+            raise ConversionError(f"{short}: given twice, with different prefixes")
         given[short] = value
     if not given:
         raise ConversionError("expected the weights of a dense AMMNet, found an empty dict")

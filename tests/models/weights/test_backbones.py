@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -139,6 +140,23 @@ def test_names_and_shapes_are_those_in_the_dense_checkpoint() -> None:
         if name.startswith("encoder."):
             listed[name.removeprefix("encoder.")] = tuple(int(size) for size in shape.strip("()").split(",") if size)
     assert listed == published_shapes()
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    "score", [np.float32(56.1), np.mean(np.array([56.1, 40.2])), np.array([1.0, 2.0]), np.int64(3), np.bool_(True)]
+)
+def test_scores_of_numpy_beside_the_weights(tmp_path: Path, score: object, is_zip: bool) -> None:
+    state = {"conv.weight": torch.ones(2)}
+    checkpoint = {"model": state, "best_val": score}
+    torch.save(checkpoint, tmp_path / "best.pth", _use_new_zipfile_serialization=is_zip)
+    assert read_weights_file(tmp_path / "best.pth").keys() == state.keys()
+
+
+def test_other_objects_beside_the_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.ones(2)}, "best": np.array([Path()], dtype=object)}, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match="best.pth"):
+        read_weights_file(tmp_path / "best.pth")
 
 
 @pytest.mark.parametrize(

@@ -156,10 +156,19 @@ def test_converted_weights_give_the_same_logits(network: Dense, published: dict[
         assert torch.equal(loaded.discriminator(found.logits), network.discriminator(found.logits))
 
 
-@pytest.mark.parametrize("key", [None, "model", "state_dict"])
-def test_wrapping_and_prefix_do_not_matter(published: dict[str, Tensor], key: str | None) -> None:
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        (None, "module."),
+        ("model", "module.module."),
+        ("state_dict", "model."),
+        ("model_state_dict", ""),
+        ("net", "module._orig_mod."),
+    ],
+)
+def test_wrapping_and_prefixes_do_not_matter(published: dict[str, Tensor], key: str | None, prefix: str) -> None:
     plain = without(published, "encoder.")
-    state = {f"module.{name}": value for name, value in plain.items()}
+    state = {f"{prefix}{name}": value for name, value in plain.items()}
     checkpoint = state if key is None else {key: state, "epoch": 7}
     conversion = convert_dense_state_dict(checkpoint, grid_shape=GRID)
     expected = convert_dense_state_dict(plain, grid_shape=GRID)
