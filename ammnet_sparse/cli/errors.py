@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ammnet_sparse.data.parallel import WorkerLostError
+from ammnet_sparse.files.writing import naming_errors
 from ammnet_sparse.training.interruption import RunInterrupted
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -138,12 +139,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def writing_to(place: Path) -> Iterator[None]:
     """Names ``place`` in errors of the system that name no file, such as that of a full disk."""
     try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(place)
+        with naming_errors(place):
+            yield
+    except OSError:
         raise
     except Exception as error:
         # safetensors and torch.save report a full disk with their own classes; importing them takes long.

@@ -153,11 +153,20 @@ def add_flips_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _parse_whole(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+    return int(text)
+
+
 def parse_positive(text: str) -> int:
     """A whole number of at least 1, as an argparse type."""
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return int(text)
+    return _parse_whole(text, 1)
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 0, as an argparse type."""
+    return _parse_whole(text, 0)
 
 
 def parse_positive_number(text: str) -> float:
@@ -169,13 +178,6 @@ def parse_positive_number(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
     return number
-
-
-def parse_count(text: str) -> int:
-    """A whole number of at least 0, as an argparse type."""
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
-    return int(text)
 
 
 def either(parser: CommandParser, name: str, values: Iterable[Any]) -> Any:

@@ -75,15 +75,10 @@ def draw_shift(generator: torch.Generator, *, largest: int) -> Shift:
 def shift_voxels(frame: Frame, shift: Shift) -> Frame:
     """A frame with shifted voxels; the same frame if it would lose every hit or every scored voxel."""
 
-    def move(name: str) -> Any:
-        volume = getattr(frame, name)
-        if volume is None:
-            return None
+    def move(name: str, volume: NDArray[Any]) -> NDArray[Any]:
         return shift.apply(volume, fill_of(name, volume, tsdf_is_flipped=frame.tsdf_is_flipped))
 
-    moved = dataclasses.replace(
-        frame, **{name: move(name) for name in ("tsdf", "mapping", "label_weight", "label", "depth_hit")}
-    )
+    moved = frame.map_volumes(move)
     return moved if moved.hit_mask.any() and moved.scored_mask.any() else frame
 
 
@@ -94,18 +89,7 @@ def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:
         ValueError: exchanging X and Y of different size.
     """
     symmetry.check_grid(frame.grid_shape, source=f"frame {frame.frame_id}", advice="switch 3D augmentation off")
-
-    def move(voxels: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(symmetry.apply(voxels))
-
-    return dataclasses.replace(
-        frame,
-        tsdf=move(frame.tsdf),
-        mapping=move(frame.mapping),
-        label_weight=move(frame.label_weight),
-        label=None if frame.label is None else move(frame.label),
-        depth_hit=None if frame.depth_hit is None else move(frame.depth_hit),
-    )
+    return frame.map_volumes(lambda _, volume: np.ascontiguousarray(symmetry.apply(volume)))
 
 
 def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:

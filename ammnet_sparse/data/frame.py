@@ -1,6 +1,7 @@
 """One frame as numpy arrays, as it comes from disk or from a camera."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,12 @@ class Frame:
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"Frame.{name} of {self.frame_id}: expected {list(shape)}, found {list(value.shape)}")
+
+    def map_volumes(self, function: Callable[[str, NDArray[Any]], NDArray[Any]]) -> "Frame":
+        """The frame with ``function(name, volume)`` in place of each of its arrays of voxels."""
+        volumes = {name: getattr(self, name) for name in ("tsdf", "mapping", "label_weight", "label", "depth_hit")}
+        changed = {name: function(name, volume) for name, volume in volumes.items() if volume is not None}
+        return dataclasses.replace(self, **changed)
 
     @property
     def hit_mask(self) -> NDArray[np.bool_]:

@@ -2,9 +2,11 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -47,17 +49,28 @@ def map_in_processes(
 
 
 def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
 ) -> Generator[Result, None, None]:
-    """``function`` of every item, in order, by threads; None: a few more than the machine has cores.
+    """``function`` of every item, in order, by threads that are never far ahead of who reads the results.
 
     An error, or closing the iterator, drops the items that no thread has started.
     """
+    waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(function, items)
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -28,20 +28,22 @@ def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for
     Raises:
         DataError: no set, or one without that input or with another number of classes.
     """
+    # First without the input that is needed, so that an error below can only concern it.
     others = None if for_pictures else False
-    needs_label_map, needs_image = config.reads_label_map, config.reads_image
-    source = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
-    check_classes(source, config.num_classes)
+    check_classes(
+        open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape),
+        config.num_classes,
+    )
     try:
         return open_frames(
             root,
             dataset=dataset,
-            read_image=needs_image or source.reads_image,
-            read_label_map=needs_label_map or source.reads_label_map,
+            read_image=config.reads_image or others,
+            read_label_map=config.reads_label_map or others,
             grid_shape=config.grid_shape,
         )
     except DataError as error:
-        kind = "2D label maps (folder Seg2D)" if needs_label_map else "color images (folder RGB)"
+        kind = "2D label maps (folder Seg2D)" if config.reads_label_map else "color images (folder RGB)"
         raise DataError(
             f"{root}: the checkpoint was trained with model.image_encoder: {config.image_encoder} and needs {kind}, "
             f"found none; add them, or use a checkpoint of a network that does not read them"

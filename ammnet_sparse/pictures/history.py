@@ -132,14 +132,20 @@ def curves_html(history: History) -> str:
 def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A table with the paper's columns: name of a row to its scores in percent, as in ``Scores.to_json``."""
     names = _class_names(rows.values())
-    headings = ["", *(f"SC {title}" for title, _ in _SC_COLUMNS), *names, "SSC mIoU"]
-    lines = ["".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)]
+    cells = {}
     for name, scores in rows.items():
         values = [scores["sc"][key] for _, key in _SC_COLUMNS]
         values += [scores["ssc"]["iou"].get(class_name) for class_name in names]
-        values.append(scores["ssc"]["miou"])
-        cells = "".join(f"<td>{_percent(value)}</td>" for value in values)
-        lines.append(f'<th scope="row">{html.escape(name)}</th>{cells}')
+        cells[name] = [_percent(value) for value in (*values, scores["ssc"]["miou"])]
+    return rows_html([*(f"SC {title}" for title, _ in _SC_COLUMNS), *names, "SSC mIoU"], cells)
+
+
+def rows_html(headings: Iterable[str], rows: Mapping[str, Iterable[str]]) -> str:
+    """A table that scrolls: headings of its columns, and names of its rows with their cells; plain text."""
+    lines = ["".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in ("", *headings))]
+    for name, cells in rows.items():
+        texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f'<th scope="row">{html.escape(name)}</th>{texts}')
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
 

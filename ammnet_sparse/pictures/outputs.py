@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.camera.own_frames import OwnFrame
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import FLOOR_OFFSET, IGNORE_LABEL
+from ammnet_sparse.data.grid import FLOOR_OFFSET
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene
@@ -49,11 +49,10 @@ class CompletedFrame:
         return self.frame.frame_id
 
     @classmethod
-    def of_set(cls, frame: Frame, labels: NDArray[np.uint8]) -> "CompletedFrame":
+    def of_set(cls, frame: Frame, labels: NDArray[np.uint8], *, note: str = "") -> "CompletedFrame":
         """A completed frame of a set: shows the scored voxels; without a truth, those with label weight."""
-        if frame.label is None:
-            return cls(frame, labels, frame.label_weight, "voxels with label weight")
-        return cls(frame, labels, frame.label_weight & (frame.label != IGNORE_LABEL), "scored voxels")
+        shown_as = "voxels with label weight" if frame.label is None else "scored voxels"
+        return cls(frame, labels, frame.scored_mask, shown_as, note=note)
 
     @classmethod
     def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8]) -> "CompletedFrame":

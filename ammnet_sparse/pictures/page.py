@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL
+from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
 
@@ -87,21 +86,6 @@ class Scene:
                 self._check_pixels(self.hit)
         except ValueError as error:
             raise ValueError(f"scene {self.name!r}: {error}") from error
-
-    @classmethod
-    def from_frame(cls, frame: Frame, labels: NDArray[np.uint8], *, note: str = "") -> "Scene":
-        """The scene of a prediction [X, H, Y] for a frame; shows the scored voxels, without truth all."""
-        scored = None if frame.label is None else frame.label_weight & (frame.label != IGNORE_LABEL)
-        return cls(
-            name=frame.frame_id,
-            prediction=labels,
-            truth=frame.label,
-            mask=scored,
-            hit=frame.mapping,
-            image=frame.image,
-            note=note,
-            info=frame.info,
-        )
 
     @property
     def hit_colors(self) -> NDArray[np.uint8] | None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ammnet_sparse.config import Config, flat_plain
-from ammnet_sparse.pictures.history import History, add_legend, draw_epochs, new_figure, svg, table_html
+from ammnet_sparse.pictures.history import History, add_legend, draw_epochs, new_figure, rows_html, svg, table_html
 
 _COLORS = ("#1d5fbf", "#c2410c", "#2b8a3e", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
 _SCORES = (("SC IoU", ("sc", "iou")), ("SSC mIoU", ("ssc", "miou")))
@@ -106,10 +106,4 @@ def _differences_html(configs: Mapping[str, Config]) -> str:
     differences = differing_keys(configs)
     if not differences:
         return "<p>All keys of the configurations are equal.</p>"
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in ("", *configs))
-    rows = [
-        f'<th scope="row">{html.escape(key)}</th>' + "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
-        for key, values in differences.items()
-    ]
-    body = "\n".join(f"<tr>{row}</tr>" for row in (head, *rows))
-    return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
+    return rows_html(configs, {key: [str(value) for value in values] for key, values in differences.items()})

@@ -224,7 +224,7 @@ def test_an_interrupted_run_leaves_no_set_and_goes_on(tmp_path: Path, monkeypatc
 
 
 def test_rooms_are_generated_once_per_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "_available_cores", lambda: 1)
+    monkeypatch.setattr(generate, "available_cores", lambda: 1)
     small = SyntheticConfig(frames=2, validation_frames=1, seed=1, noise="none")
     config = DataConfig(synthetic_root=tmp_path, synthetic=small)
     folder = ensure_rooms(config, progress=False)

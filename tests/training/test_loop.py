@@ -578,13 +578,14 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
         make_run(with_keys(tsdf_only, {"data.root": str(tmp_path / "nowhere")}), tmp_path / "run")
     with pytest.raises(DataError, match="12"):
         make_run(with_keys(run_config(root), {"model.grid_shape": [24, 12, 24]}), tmp_path / "run")
+    with pytest.raises(DataError, match="model.num_classes"):
+        make_run(with_keys(run_config(root), {"model.num_classes": 13}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"training.mixed_precision": True}, "training.mixed_precision: fp16 needs a CUDA device, found cpu"),
-        ({"model.num_classes": 13}, "model.num_classes: the data have 12 classes, found 13"),
         ({"model.num_label_map_classes": 13}, "model.num_label_map_classes: the data have 14, found 13"),
         ({"model.freeze_encoders": True}, "model.freeze_encoders: .*--init-from"),
         ({"model.image_encoder": "segformer_b2"}, "model.image_encoder_weights: a frozen segformer_b2 needs"),

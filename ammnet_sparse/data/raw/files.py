@@ -111,4 +111,9 @@ def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDA
         lengths[-1] += 1
     elif found != expected:
         raise RawFileError(f"{path}: expected runs that fill {expected} voxels, found {found}")
+    if not lengths.all():  # they fill nothing, so the count of voxels does not reveal trailing data
+        raise RawFileError(
+            f"{path}: expected runs of 1 voxel and more, found {int((lengths == 0).sum())} of none; "
+            "the file is longer than it should be, or damaged"
+        )
     return np.repeat(values.astype(np.uint8), lengths).reshape(FINE_GRID_SHAPE)

@@ -114,7 +114,6 @@ def read_raw_frame(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         raw = read_raw_labels(label_path)
-    _check_runs(label_path)
     label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
     try:
         view = CameraView(camera, raw.pose, raw.origin)
@@ -138,13 +137,3 @@ def _check_whole_png(path: Path) -> None:
         end = content.rfind(_PNG_END)
         found = "none; the file is truncated" if end < 0 else f"{len(content) - end - len(_PNG_END)} bytes after it"
         raise RawFileError(f"{path}: expected a png that ends with its end mark, found {found}")
-
-
-def _check_runs(path: Path) -> None:
-    """Runs of length 0 fill nothing, so the count of voxels does not reveal trailing data."""
-    lengths = np.fromfile(path, dtype="<u4", offset=4 * 19)[1::2]
-    if not lengths.all():
-        raise RawFileError(
-            f"{path}: expected runs of 1 voxel and more, found {int((lengths == 0).sum())} of none; "
-            "the file is longer than it should be, or damaged"
-        )

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.data.parallel import map_in_processes
+from ammnet_sparse.data.parallel import available_cores, map_in_processes
 from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
 from ammnet_sparse.data.raw.files import RawFileError
 from ammnet_sparse.data.raw.frames import (
@@ -201,11 +201,6 @@ def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
     notes = [note for note in (damage and f"{damage}; made again", frame.note) if note]
     outcome: Outcome = "rewritten" if exists else "written"
     return FrameResult(frame_id, outcome, "; ".join(notes), frame.depth_encoding)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _claim_folder(plan: PreparationPlan) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
-from ammnet_sparse.data.parallel import map_in_threads
+from ammnet_sparse.data.parallel import available_cores, map_in_threads
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.files import DataError, missing_file
@@ -138,14 +137,8 @@ def check_set(
     Raises:
         DataError: a named list is missing, or none is named and the set has none.
     """
-    names = list(dict.fromkeys(split_names)) or [name for name in PUBLISHED_LISTS if source.has_split(name)]
-    if not names:
-        source.list_path("train")  # raises, naming the existing lists
-    with_validation = [
-        *names,
-        *(["val"] if "train" in names and "val" not in names and source.has_split("val") else []),
-    ]
-    all_lists, problems = _read_lists(source, with_validation)
+    names = chosen_lists(source, split_names)
+    all_lists, problems = _read_lists(source, with_validation(source, names))
     problems += _list_problems(source, all_lists)
     listed = {name: ids for name, ids in all_lists.items() if name in names}
     frame_ids = list(dict.fromkeys(frame_id for ids in listed.values() for frame_id in ids))
@@ -155,7 +148,7 @@ def check_set(
         return SetReport(tuple(problems), len(frame_ids), {})
     checked: dict[str, _CheckedFrame] = {}
     results = map_in_threads(
-        lambda frame_id: _check_frame(source, frame_id), frame_ids, workers=workers or os.cpu_count()
+        lambda frame_id: _check_frame(source, frame_id), frame_ids, workers=workers or available_cores()
     )
     with warnings.catch_warnings(), contextlib.closing(results):
         warnings.simplefilter("ignore")  # warnings of frames become notes below
@@ -169,6 +162,20 @@ def check_set(
     problems += [Problem("", f"{source.root}: {text}", is_broken=False) for text in suspicions]
     statistics = {name: _sum_up(ids, checked, info=source.info) for name, ids in listed.items()}
     return SetReport(tuple(problems), len(frame_ids), statistics, tuple(_notes(source, checked)))
+
+
+def chosen_lists(source: FrameSource, names: Sequence[str]) -> list[str]:
+    """Names of lists, each once; without any, those of train, test and val that the set has; DataError for none."""
+    chosen = list(dict.fromkeys(names)) or [name for name in PUBLISHED_LISTS if source.has_split(name)]
+    if not chosen:
+        source.list_path("train")  # raises, naming the existing lists
+    return chosen
+
+
+def with_validation(source: FrameSource, names: Sequence[str]) -> list[str]:
+    """The same with ``val`` beside ``train``, if the set has it."""
+    is_added = "train" in names and "val" not in names and source.has_split("val")
+    return [*names, *(["val"] if is_added else [])]
 
 
 def _notes(source: FrameSource, checked: dict[str, "_CheckedFrame"]) -> Iterator[str]:

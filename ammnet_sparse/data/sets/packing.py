@@ -6,17 +6,16 @@ The file is written under a temporary name; before it is renamed, every frame is
 import dataclasses
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.sets.check import PUBLISHED_LISTS, Problem, SetReport
+from ammnet_sparse.data.parallel import available_cores, map_in_threads
+from ammnet_sparse.data.sets.check import Problem, SetReport, chosen_lists, with_validation
 from ammnet_sparse.data.sets.compact import CompactFrame
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
@@ -34,9 +33,6 @@ from ammnet_sparse.data.sets.packed import (
 
 TsdfStorage = Literal["exact", "float16"]
 """``exact``: float16 if that represents every value of every frame, otherwise float32. ``float16``: rounded."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class BrokenFramesError(DataError):
@@ -102,10 +98,11 @@ def pack_set(
     """
     if out.exists() and not (overwrite and out.is_file()):
         raise DataError(f"{out}: expected no file yet, found one; choose another name, or overwrite=True (--overwrite)")
-    lists = {name: source.frame_ids(name) for name in _list_names(source, splits)}
+    # With val, so that the choice of validation frames is the same as for the folder.
+    lists = {name: source.frame_ids(name) for name in with_validation(source, chosen_lists(source, splits))}
     header = PackedHeader.of(source.info, lists)
     unfinished = out.with_name(f"{out.name}.unfinished")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or available_cores()
     try:
         try:
             is_exact = tsdf == "exact"
@@ -117,16 +114,6 @@ def pack_set(
     finally:
         unfinished.unlink(missing_ok=True)
     return dataclasses.replace(summary, path=out)
-
-
-def _list_names(source: FrameSource, splits: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(splits)) or [name for name in PUBLISHED_LISTS if source.has_split(name)]
-    if not names:
-        source.list_path("train")  # raises, naming the existing lists
-    # The choice of validation frames must be the same as for the folder.
-    if "train" in names and "val" not in names and source.has_split("val"):
-        names.append("val")
-    return names
 
 
 class _InexactError(Exception):
@@ -161,7 +148,13 @@ def _write(
     tsdf_error = 0.0
     with path.open("wb") as file:
         writer = _Writer(file, header, _present_arrays(source), tsdf_type=tsdf_type)
-        bar = tqdm(_in_order(pack, ids, workers), total=len(ids), desc="packing", unit="frame", disable=not progress)
+        bar = tqdm(
+            map_in_threads(pack, ids, workers=workers),
+            total=len(ids),
+            desc="packing",
+            unit="frame",
+            disable=not progress,
+        )
         for frame_id, packed in zip(ids, bar, strict=True):
             if isinstance(packed, list):
                 problems += [Problem(frame_id, str(problem)) for problem in packed]
@@ -191,7 +184,7 @@ def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) ->
     """Reads every frame back and compares its arrays with the originals. Raises DataError if they differ."""
     packed = PackedFrames(path, dataset=source.info.dataset)
     ids = packed.header.frame_ids
-    results = _in_order(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers)
+    results = map_in_threads(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers=workers)
     for problems in tqdm(results, total=len(ids), desc="verifying", unit="frame", disable=not progress):
         if problems:
             raise OSError(f"{problems[0]}\nthe file differs from what was written to it; check the disk")
@@ -279,15 +272,3 @@ def _present_arrays(source: FrameSource) -> list[str]:
         "image": not source.reads_image,
     }
     return [name for name in FRAME_ARRAYS if not is_absent.get(name, False)]
-
-
-def _in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
-    """``function`` of every item by threads, in order, with few pending results, unlike ``map``."""
-    waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

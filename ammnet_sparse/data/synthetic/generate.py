@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ammnet_sparse.config import DataConfig
-from ammnet_sparse.data.parallel import map_in_processes
+from ammnet_sparse.data.parallel import available_cores, map_in_processes
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
 from ammnet_sparse.data.volumes.mapping import mapping_to_disk
 from ammnet_sparse.files.content import read_text
@@ -160,14 +160,10 @@ def _write_frames(folder: Path, parameters: dict[str, Any], *, workers: int | No
     # A frame's label file is written last and says that the frame is complete.
     todo = [i for i in range(parameters["frames"]) if not (folder / "Label" / f"{_frame_id(i)}.npz").exists()]
     make = partial(_make_frame, folder, parameters["seed"], parameters["noise"])
-    results = map_in_processes(make, todo, workers=workers or _available_cores())
+    results = map_in_processes(make, todo, workers=workers or available_cores())
     with contextlib.closing(results):
         for _ in tqdm(results, total=len(todo), desc="generating rooms", unit="frame", disable=not progress):
             pass
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_frame(folder: Path, seed: int, noise: Noise, index: int) -> None:
