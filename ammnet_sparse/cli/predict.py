@@ -71,6 +71,7 @@ from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.weights.files import set_info_in
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import (
     CompletedFrame,
@@ -182,7 +183,8 @@ def _set_frames(
 def _own_frames(
     options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str], outside: list[str]
 ) -> Iterator[CompletedFrame]:
-    check_grid(model.config)
+    info = set_info_in(getattr(model, "metadata", {}), model.config)
+    check_grid(model.config, info)
     has_color, has_label_map = options.color is not None, options.label_map is not None
     for note in check_inputs(model.config, has_color=has_color, has_label_map=has_label_map):
         print(f"note: {note}", file=sys.stderr)
@@ -204,7 +206,7 @@ def _own_frames(
         tqdm.write("\n  ".join([f"{paths.name}:", *own.describe()]))
         if own.coverage.is_little:
             outside.append(f"frame {paths.name}: {own.grid_share:.1%} of its depth lies in the grid")
-        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options))
+        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options), info)
 
 
 def _check_replaced(options: argparse.Namespace, names: Sequence[str], *, inputs: Sequence[Path]) -> None:

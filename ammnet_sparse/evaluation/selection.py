@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from ammnet_sparse.config import DataConfig, ModelConfig
-from ammnet_sparse.data.grid import GRID_SHAPE, DatasetName
+from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, DatasetName
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.source import open_frames
@@ -99,8 +100,17 @@ def check_labels(source: FrameSource) -> None:
         raise DataError(f"{source.root}: expected ground truth (folder Label), found none; a set without cannot score")
 
 
-def check_grid(config: ModelConfig) -> None:
-    """Raises DataError if the network was trained on another grid than that of own frames."""
+def check_grid(config: ModelConfig, info: SetInfo = NYU) -> None:
+    """Raises DataError if the network was trained on another grid than that of own frames.
+
+    Args:
+        info: the set that it was trained on.
+    """
+    if info.voxel_size != VOXEL_SIZE:
+        raise DataError(
+            f"the checkpoint: expected a network trained on voxels of {VOXEL_SIZE} m, which frames of a camera are "
+            f"made for, found {info.voxel_size} m; use another checkpoint"
+        )
     if tuple(config.grid_shape) != GRID_SHAPE:
         raise DataError(
             f"the checkpoint: expected model.grid_shape {list(GRID_SHAPE)}, which frames of a camera are made for, "

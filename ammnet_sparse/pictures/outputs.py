@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.camera.own_frames import OwnFrame
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FLOOR_OFFSET
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene
@@ -55,8 +56,10 @@ class CompletedFrame:
         return cls(frame, labels, frame.scored_mask, shown_as, note=note)
 
     @classmethod
-    def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8]) -> "CompletedFrame":
+    def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8], info: SetInfo = NYU) -> "CompletedFrame":
         """A completed frame of a user's camera: shows its reliable voxels; the npz file has the position of the grid.
+
+        ``info`` is the set that the network was trained on, which names the classes.
 
         ``pose``: camera to world; ``origin``: of the grid in that world; ``voxel_size`` in meters; ``reliable``: the
         mask shown; with a given pose ``world_from_given``, from its world to this one.
@@ -64,7 +67,7 @@ class CompletedFrame:
         arrays: dict[str, NDArray[np.generic]] = {
             "pose": own.placement.pose,
             "origin": own.origin,
-            "voxel_size": np.array(own.frame.info.voxel_size),
+            "voxel_size": np.array(info.voxel_size),
             "reliable": own.reliable_mask,
         }
         if own.placement.world_from_given is not None:
@@ -72,9 +75,9 @@ class CompletedFrame:
         x, y, z = own.origin.tolist()
         floor = own.placement.floor
         note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
-        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / own.frame.info.voxel_size).tolist()
+        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / info.voxel_size).tolist()
         return cls(
-            own.frame,
+            dataclasses.replace(own.frame, info=info),
             labels,
             own.reliable_mask,
             "reliable voxels",

@@ -220,14 +220,9 @@ class PackedFrames(FrameSource):
 
     def _damaged_arrays(self, compact: CompactFrame) -> list[str]:
         """Names of the arrays that differ from what was packed, or that cannot be what was packed."""
-        expected = self.checksums_of(compact.frame_id)
+        expected = dict(zip(CHECKED_ARRAYS, self._checksums[self._index[compact.frame_id]].tolist(), strict=True))
         changed = [name for name, found in checksums(compact).items() if found != expected[name]]
         return changed or impossible_arrays(compact)
-
-    def checksums_of(self, frame_id: str) -> dict[str, int]:
-        """The stored checksums of a frame by array."""
-        row = self._checksums[self._index[parse_frame_id(frame_id, source="frame_id")]]
-        return dict(zip(CHECKED_ARRAYS, row.tolist(), strict=True))
 
     def array_sizes(self) -> dict[str, tuple[str, int]]:
         """Type and bytes of every array of the file."""

@@ -153,10 +153,6 @@ BROKEN = [
     (lambda root: _truncate(root / "RGB/NYU0000_colors.png"), r"NYU0000_colors\.png: expected a readable png or jpg"),
     (lambda root: (root / "Seg2D/0000.png").write_text("no image"), r"Seg2D/0000\.png: expected a readable png"),
     (
-        lambda root: _save_npy(root / "Label/0000.npz"),
-        r"Label/0000\.npz: expected an npz archive, found a single array",
-    ),
-    (
         lambda root: write_npz(root / "Label/0000.npz", arr_1=np.zeros(VOXELS)),
         r"an array named 'arr_0', found \['arr_1'\]",
     ),
@@ -165,26 +161,9 @@ BROKEN = [
         r"mapping: expected a type that holds 307200 exactly, such as int32, found float16",
     ),
     (
-        lambda root: (root / "TSDF/0000.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),
-        r"expected a readable npz file, found a git-lfs pointer .*; fetch .* 'git lfs pull', or remove",
-    ),
-    (
         lambda root: (root / "TSDF/0000.npz").write_text("<!DOCTYPE html><title>Log in</title>"),
         r"expected a readable npz file, found an HTML page .* download the file itself, or remove",
     ),
-    (
-        lambda root: Image.fromarray(np.full((480, 640), 1.5, np.float32)).save(root / "Seg2D/0000.png", "TIFF"),
-        r"Seg2D/0000\.png: expected a readable png with a label map, found a tiff image",
-    ),
-    (
-        lambda root: (root / "RGB/NYU0000_colors.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
-        r"expected a readable png or jpg with a color image, found a PostScript program",
-    ),
-    (
-        lambda root: write_npz(root / "Label/0000.npz", arr_0=np.array([{}] * VOXELS)),
-        r"Label/0000\.npz: arr_0: expected integers or floats, found pickled",
-    ),
-    (_array("Label/0000.npz", np.array(["a"] * VOXELS)), r"Label/0000\.npz: arr_0: expected integers or floats"),
     (_array("Label/0000.npz", np.zeros(VOXELS + 1)), r"Label/0000\.npz: arr_0: expected 48 voxels .* shape \[49\]"),
     (_array("TSDF/0000.npz", np.zeros((3, 4, 4))), r"TSDF/0000\.npz: arr_0: expected 48 voxels .* \[3, 4, 4\]"),
     (
@@ -233,11 +212,6 @@ BROKEN = [
 def _truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-
-
-def _save_npy(path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, np.zeros(VOXELS))
 
 
 @pytest.mark.parametrize(("break_it", "message"), BROKEN, ids=[message[:40] for _, message in BROKEN])

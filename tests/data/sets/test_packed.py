@@ -358,14 +358,6 @@ def test_values_that_no_frame_has_although_the_checksums_fit(
         DeviceDataset(PackedFrames(path, grid_shape=GRID), [first], device=torch.device("cpu"))
 
 
-def test_hits_that_point_nowhere(packed: PackedFrames, tmp_path: Path) -> None:
-    path = tmp_path / "packed"
-    path.write_bytes(packed.root.read_bytes())
-    _with_arrays(lambda arrays: arrays["hits"].fill(1000))(path)
-    with pytest.raises(DataError, match="hits of frame 0003: expected the packed bytes, found others"):
-        PackedFrames(path, grid_shape=GRID).read("0003")
-
-
 def loader_of(source: Any, *, epoch: int, workers: int = 0) -> "DataLoader[Batch]":
     dataset = FrameDataset(source, IDS, augment_3d=True, seed=5)
     return build_loader(dataset, batch_size=3, shuffle_seed=1, epoch=epoch, workers=workers, drop_last=True)
@@ -384,14 +376,6 @@ def test_processes_share_the_file(packed: PackedFrames) -> None:
     assert len(content) < 1000  # the path, nothing of the frames
     again = pickle.loads(content)
     assert_same_frame(again.read("0003"), packed.read("0003"))
-
-
-@pytest.mark.slow
-def test_spawned_processes_map_the_file_again(packed: PackedFrames) -> None:
-    loader = loader_of(packed, epoch=0, workers=1)
-    loader.multiprocessing_context = "spawn"
-    for found, wanted in zip(loader, loader_of(packed, epoch=0), strict=True):
-        assert_same_batch(found, wanted)
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
