@@ -90,7 +90,7 @@ def test_a_set_is_trained_on_scored_and_shown_with_its_own_classes(
         assert "within 16 cm" in printed
     assert results[0]["ssc"] == results[1]["ssc"] and list(results[0]["ssc"]["iou"]) == NAMES[1:]
     assert predict.main(["--data", str(packed), "--ids", "0001", "--out", str(out), "--ply", "--page", *options]) == 0
-    shown = read_data(out / "index.html")
+    shown = read_data(out / "page.html")
     assert [entry["name"] for entry in shown["classes"]] == NAMES and shown["voxelSize"] == VOXEL_SIZE
     points = PlyData.read(str(out / "0001_points.ply"))
     assert "4 things" in " ".join(points.comments)
