@@ -204,13 +204,13 @@ def class_weights(training: EpochDataset, *, balance: float, num_frames: int = 1
 
     Scaled so that the mean over pixels is 1; classes without a pixel have weight 1.
     """
-    num_classes = training.info.num_classes
-    counts = torch.zeros(num_classes, dtype=torch.float64)
+    counts = torch.zeros((), dtype=torch.float64)
     for index in range(min(num_frames, len(training))):
-        truth = training[index].label_2d
+        batch = training[index]
+        truth = batch.label_2d
         if truth is None:
             raise ValueError("training: expected frames with dense 2D truth (data.label_2d), found none")
-        counts += truth[truth != IGNORE_LABEL].long().bincount(minlength=num_classes).cpu()
+        counts = counts + truth[truth != IGNORE_LABEL].long().bincount(minlength=batch.info.num_classes).cpu()
     if counts.sum() == 0:
         raise ValueError("training: expected labeled pixels in the dense 2D truth, found none")
     frequency = counts / counts.sum()
