@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet``; returns its exit code: 0 done, 1 failed, 2 wrong usage or data, 130 interrupted."""
+    _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview(COMMANDS))
@@ -59,6 +60,7 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
         name: a key of ``COMMANDS``.
         arguments: those after the command's name; None: those of this process.
     """
+    _open_standard_streams()
     with _end_at_once_on_interrupt(name):
         try:
             command = importlib.import_module(f"ammnet_sparse.cli.{COMMANDS[name][0]}")
@@ -80,6 +82,16 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
         print(f"ammnet {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _open_standard_streams() -> None:
+    """Opens the null device in place of standard streams that services leave closed.
+
+    Otherwise printing fails, and the next file that is opened takes the stream's descriptor.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for the life of the process
 
 
 def _explain(words: Sequence[str]) -> int:

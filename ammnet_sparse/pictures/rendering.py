@@ -7,8 +7,9 @@ X points to the right of the camera, height up, Y forward.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ammnet_sparse.compiled import compiled
 
 _NO_HIT = -1
 # Light on a face by the axis it faces: the sides left and right, top and bottom, front and back.
@@ -129,7 +130,7 @@ def _meets_base(
     return falling & (x >= 0) & (x < shape[0]) & (y >= 0) & (y < shape[2])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _cast(occupied, origins, directions):  # type: ignore[no-untyped-def]
     """The first occupied voxel [N, 3] along each ray (-1: none) and the brightness [N] of the point it is hit at."""
     num_rays = origins.shape[0]
@@ -162,7 +163,7 @@ def _cast(occupied, origins, directions):  # type: ignore[no-untyped-def]
     return voxels, light
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _clip_to_grid(shape, origin, direction):  # type: ignore[no-untyped-def]
     """Distances where a ray enters and leaves the grid (enter >= leave: it misses), and the axis it enters along."""
     enter, leave, face = 0.0, np.inf, 1
@@ -178,7 +179,7 @@ def _clip_to_grid(shape, origin, direction):  # type: ignore[no-untyped-def]
     return enter, leave, face
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _light(occupied, cell, face, point, slope):  # type: ignore[no-untyped-def]
     """Brightness of a point on a face: by the axis faced, darker on the edges of cubes and in corners between them."""
     first, second = (face + 1) % 3, (face + 2) % 3

@@ -31,6 +31,15 @@ def run(*arguments: str, folder: Path, **variables: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_nothing(tmp_path: Path, closed: str) -> None:
+    """Services and daemons start programs so."""
+    command = f'exec "{sys.executable}" -m ammnet_sparse data rooms rooms --frames 2 --validation-frames 1 {closed}'
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == 0
+    assert (tmp_path / "rooms" / "train.txt").is_file()
+
+
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["--help"]) == 0
     overview = capsys.readouterr().out

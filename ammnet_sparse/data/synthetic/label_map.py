@@ -25,9 +25,9 @@ number  map class  voxel class (share of occupied voxels)
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.synthetic.noise import smooth_noise
 from ammnet_sparse.data.synthetic.scene import MapLabel
@@ -130,7 +130,7 @@ def _near_border(map_label: NDArray[np.uint8], radius: int) -> NDArray[np.bool_]
     return near
 
 
-@njit(cache=True)
+@compiled()
 def _vote(map_label, radius):
     """The most frequent class of the square around each pixel, ties to the smallest."""
     rows, columns = map_label.shape

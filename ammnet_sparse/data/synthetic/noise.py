@@ -2,8 +2,9 @@
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ammnet_sparse.compiled import compiled
 
 Rng = np.random.Generator
 
@@ -86,7 +87,7 @@ def _rim(rng: Rng, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return rim
 
 
-@njit(cache=True)
+@compiled()
 def _shadow(depth, disparity_at_one_meter):
     """Pixels that a projector to the right of the camera cannot see, row by row."""
     hidden = np.zeros(depth.shape, dtype=np.bool_)

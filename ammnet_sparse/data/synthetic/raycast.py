@@ -5,9 +5,9 @@ import dataclasses
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel, Texture
 from ammnet_sparse.data.volumes.camera import Camera
@@ -80,14 +80,14 @@ def camera_pose(height: float, *, yaw: float, pitch: float, roll: float) -> NDAr
     return pose
 
 
-@njit(cache=True)
+@compiled()
 def _turn(yaw, vector):
     """World vector in the axes of a shape."""
     c, s = math.cos(yaw), math.sin(yaw)
     return np.array([c * vector[0] + s * vector[1], c * vector[1] - s * vector[0], vector[2]])
 
 
-@njit(cache=True)
+@compiled()
 def _bounds(center, half, yaw, pose, intrinsics, rows, columns):
     """Pixel rectangle (first row, end row, first column, end column) that holds the projection of a shape."""
     c, s = math.cos(yaw), math.sin(yaw)
@@ -116,7 +116,7 @@ def _bounds(center, half, yaw, pose, intrinsics, rows, columns):
     return int(first_row), int(end_row), int(first_column), int(end_column)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _hit_box(o, x, y, z, half):
     near_x, far_x = (-half[0] - o[0]) / x, (half[0] - o[0]) / x
     near_y, far_y = (-half[1] - o[1]) / y, (half[1] - o[1]) / y
@@ -126,7 +126,7 @@ def _hit_box(o, x, y, z, half):
     return near if _NEAR < near <= far else np.inf
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _hit_ellipsoid(o, x, y, z, half):
     ox, oy, oz = o[0] / half[0], o[1] / half[1], o[2] / half[2]
     dx, dy, dz = x / half[0], y / half[1], z / half[2]
@@ -138,7 +138,7 @@ def _hit_ellipsoid(o, x, y, z, half):
     return t if t > _NEAR else np.inf
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _hit_cylinder(o, x, y, z, half):
     ox, oy, dx, dy = o[0] / half[0], o[1] / half[1], x / half[0], y / half[1]
     a, b, c = dx * dx + dy * dy, ox * dx + oy * dy, ox * ox + oy * oy - 1.0
@@ -151,7 +151,7 @@ def _hit_cylinder(o, x, y, z, half):
     return near if _NEAR < near <= far else np.inf
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _cast(kind, center, half, yaw, label, pose, intrinsics, depth, shape):
     """Nearest hit per pixel; a shape is tried only on the pixels of its rectangle."""
     rows, columns = depth.shape
@@ -182,7 +182,7 @@ def _cast(kind, center, half, yaw, label, pose, intrinsics, depth, shape):
                     shape[v, u] = n
 
 
-@njit(cache=True)
+@compiled()
 def _surface_at(kind, half, p):
     """Unit normal at a point of a shape's surface, and two coordinates along the surface in meters."""
     normal = np.zeros(3)
@@ -207,7 +207,7 @@ def _surface_at(kind, half, p):
     return normal, p[0], p[1]
 
 
-@njit(cache=True)
+@compiled()
 def _hash(i, j):
     """A fixed pseudo-random number in 0..1 of two integers."""
     h = np.uint32(i * 374761393 + j * 668265263)
@@ -215,7 +215,7 @@ def _hash(i, j):
     return float(h ^ (h >> np.uint32(16))) / 4294967295.0
 
 
-@njit(cache=True)
+@compiled()
 def _noise(s, t):
     """Smooth noise in 0..1 with period about 1."""
     i, j = math.floor(s), math.floor(t)
@@ -227,7 +227,7 @@ def _noise(s, t):
     return low * (1 - b) + high * b
 
 
-@njit(cache=True)
+@compiled()
 def _mix(texture, scale, s, t):
     """Share of the accent color, 0..1."""
     s, t = s / scale, t / scale
@@ -245,7 +245,7 @@ def _mix(texture, scale, s, t):
     return 0.0
 
 
-@njit(cache=True)
+@compiled()
 def _shade(geometry, look, pose, intrinsics, depth, shape, color, incidence):
     """Color of every pixel: a lamp in the room, some light from the camera's side, ambient light, glow."""
     kind, center, half, yaw = geometry

@@ -4,9 +4,9 @@
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, FINE_VOXEL_SIZE
@@ -26,7 +26,7 @@ def fill_voxels(scene: Scene, origin: NDArray[np.float64]) -> NDArray[np.uint8]:
     return labels
 
 
-@njit(cache=True)
+@compiled()
 def _holds(kind, half, x, y, z):
     """True where a point in the axes of a shape lies inside it."""
     if kind == _BOX:
@@ -37,7 +37,7 @@ def _holds(kind, half, x, y, z):
     return radial + (z / half[2]) ** 2 <= 1.0
 
 
-@njit(cache=True)
+@compiled()
 def _fill(kind, center, half, yaw, label, origin, size, labels):
     for n in range(kind.shape[0]):
         # The interior must not grow into the walls' far side; everything else reaches half a voxel further.

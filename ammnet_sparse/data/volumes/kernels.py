@@ -5,8 +5,8 @@
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
-from numba import njit
 
+from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES
 
 FINE_PER_VOXEL = 4
@@ -17,7 +17,7 @@ TSDF_DEPTH_RANGE = (0.5, 8.0)
 """Meters: pixels nearer or farther leave the voxels they see unobserved."""
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _voxel_of_pixel(u, v, d, intrinsics, pose, origin, size):
     """Voxel (X, height, Y) that pixel (column u, row v) of depth d falls in, possibly outside the grid."""
     x, y = (u - intrinsics[2]) * d / intrinsics[0], (v - intrinsics[3]) * d / intrinsics[1]
@@ -27,12 +27,12 @@ def _voxel_of_pixel(u, v, d, intrinsics, pose, origin, size):
     return int(i), int(k), int(j)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _inside(voxel, shape):
     return 0 <= voxel[0] < shape[0] and 0 <= voxel[1] < shape[1] and 0 <= voxel[2] < shape[2]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def scatter_pixels(depth, intrinsics, pose, origin, size, mapping):
     """Writes each pixel's index into the voxel it falls in; row-major order, so the largest index stays."""
     for v in range(depth.shape[0]):
@@ -43,7 +43,7 @@ def scatter_pixels(depth, intrinsics, pose, origin, size, mapping):
                     mapping[voxel] = v * depth.shape[1] + u
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def mark_surface(depth, intrinsics, pose, origin, size, surface):
     """Sets every voxel that a pixel falls in."""
     for v in range(depth.shape[0]):
@@ -54,7 +54,7 @@ def mark_surface(depth, intrinsics, pose, origin, size, surface):
                     surface[voxel] = True
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def distance_along_rows(surface, squared):
     """Along Y: squared distance to the nearest surface voxel of the row, capped."""
     cap = TRUNCATION
@@ -78,14 +78,14 @@ def distance_along_rows(surface, squared):
                 squared[x, h, y] *= squared[x, h, y]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _lower(target, source, offset):
     """target = min(target, source + offset), elementwise over rows."""
     for y in range(target.shape[0]):
         target[y] = min(target[y], np.uint16(source[y] + offset))  # unlike a condition, compiled to vector instructions
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _rows_below_cap(squared):
     cap = TRUNCATION * TRUNCATION
     below = np.zeros(squared.shape[:2], dtype=np.bool_)
@@ -98,7 +98,7 @@ def _rows_below_cap(squared):
     return below
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def distance_along_height(source, target):
     """Squared distances, in fine voxels, lowered by those of the rows above and below; ``target`` is written."""
     below = _rows_below_cap(source)
@@ -111,7 +111,7 @@ def distance_along_height(source, target):
                     _lower(target[x, h], source[x, other], np.uint16((other - h) * (other - h)))
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def distance_along_x(source, target):
     """The same along X, which makes the distances those in space."""
     below = _rows_below_cap(source)
@@ -124,7 +124,7 @@ def distance_along_x(source, target):
                     _lower(target[x, h], source[other, h], np.uint16((other - x) * (other - x)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def integrate(depth, intrinsics, rotation, translation, origin, size, squared, magnitude, tsdf):
     """Signs every fine voxel by projecting its position, and averages sign times magnitude over voxels."""
     fine = FINE_PER_VOXEL
@@ -155,7 +155,7 @@ def integrate(depth, intrinsics, rotation, translation, origin, size, squared, m
     tsdf /= fine * fine * fine
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def vote(labels, classes):
     """Downsampling by vote; False where a label is unknown."""
     fine = FINE_PER_VOXEL
