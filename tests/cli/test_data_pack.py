@@ -123,4 +123,4 @@ def test_check_data_reads_packed_sets(check: Tool, root: Path, packed: Path, tmp
     assert "0003: " in capsys.readouterr().out
     damaged.write_bytes(content[:-1])
     assert check([str(damaged)]) == 2
-    assert "expected a packed set, found a damaged header" in capsys.readouterr().err
+    assert "expected a packed set, found a damaged or truncated file" in capsys.readouterr().err

@@ -19,16 +19,15 @@ from ammnet_sparse.config import ConfigError, load_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`ammnet` in a process of its own, in a folder that is not the checkout."""
-    return subprocess.run(
-        [sys.executable, "-m", "ammnet_sparse", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def environment(path: Path | str = REPOSITORY, **variables: str) -> dict[str, str]:
+    """The variables of a process that imports the package from ``path``."""
+    return {**os.environ, "PYTHONPATH": str(path), **variables}
+
+
+def python(*arguments: str, folder: Path, variables: dict[str, str]) -> str:
+    """What a program prints, in a folder that is not the checkout."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
@@ -99,15 +98,8 @@ def test_light_commands_do_not_import_the_network(tmp_path: Path) -> None:
         "print(code, 'torch' in sys.modules, 'numpy' in sys.modules)"
     )
     for arguments, expected in ((["--help"], "0 False False"), (["data", "check", "absent"], "2 False True")):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.splitlines()[-1] == expected
+        printed = python("-c", program, *arguments, folder=tmp_path, variables=environment())
+        assert printed.splitlines()[-1] == expected
 
 
 def test_interruption_while_starting(tmp_path: Path) -> None:
@@ -115,7 +107,7 @@ def test_interruption_while_starting(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n", "utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "ammnet_sparse", "predict", "--help"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        env=environment(f"{tmp_path}{os.pathsep}{REPOSITORY}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -131,7 +123,7 @@ def test_interruption_of_worker_processes(tmp_path: Path) -> None:
     rooms = tmp_path / "rooms"
     process = subprocess.Popen(
         [sys.executable, "-m", "ammnet_sparse", "data", "rooms", str(rooms), "--frames", "200", "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,7 +143,7 @@ def test_an_output_that_is_full_is_named(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "ammnet_sparse", "data", "rooms", str(tmp_path / "r"), "--frames", "2"]
             + ["--validation-frames", "1", "--workers", "1"],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""},
+            env=environment(PYTHONUNBUFFERED=""),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -164,13 +156,7 @@ def test_an_output_that_is_full_is_named(tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m ammnet_sparse data check --help | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False)
     assert done.stdout.startswith("usage: ammnet data check") and "Traceback" not in done.stderr
 
 
@@ -198,15 +184,8 @@ def test_an_installed_package_needs_no_checkout(tmp_path: Path) -> None:
         "from ammnet_sparse.models.weights.shipped import list_models; "
         "print(json.dumps([str(find_config('nyu_seg2d')), config_names(), list_models()]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    path, names, weights = json.loads(done.stdout)
+    printed = python("-c", program, folder=tmp_path, variables=environment(tmp_path / "installed"))
+    path, names, weights = json.loads(printed)
     assert path == str(tmp_path / "installed" / "ammnet_sparse" / "configs" / "nyu_seg2d.yaml")
     assert names == config_names() and "nyu_seg2d_w64" in weights
 
@@ -230,9 +209,7 @@ def test_threads_that_wait_spin_for_a_short_time(given: dict[str, str]) -> None:
         "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
     )
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {name: value for name, value in os.environ.items() if name not in names} | given
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
-    )
+    variables = {name: value for name, value in os.environ.items() if name not in names} | given
+    printed = python("-c", program, folder=REPOSITORY, variables=variables)
     spins = given.get("GOMP_SPINCOUNT", None if given else "10000")
-    assert done.stdout.split() == ["False", str(spins), str(given.get("OMP_WAIT_POLICY"))]
+    assert printed.split() == ["False", str(spins), str(given.get("OMP_WAIT_POLICY"))]
