@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import SumMetric
-from torchmetrics.classification import BinaryConfusionMatrix, MulticlassConfusionMatrix
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL, NUM_CLASSES
 from ammnet_sparse.data.set_info import NYU, SetInfo
+from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.processes import num_processes, of_all_processes, sum_over_processes
 
 
@@ -48,9 +47,9 @@ class Scores:
         """Lines about frames that were scored differently; usually empty."""
         remarks = []
         if self.left_out:
-            remarks.append(f"without a scored voxel, left out: {_abbreviated(self.left_out)}")
+            remarks.append(f"without a scored voxel, left out: {_counted(self.left_out)}")
         if self.without_hits:
-            remarks.append(f"no voxel hit by a pixel, scored as predicted empty: {_abbreviated(self.without_hits)}")
+            remarks.append(f"no voxel hit by a pixel, scored as predicted empty: {_counted(self.without_hits)}")
         return remarks
 
     def to_json(self) -> dict[str, Any]:
@@ -177,14 +176,8 @@ class CompletionMetrics:
 
     def __init__(self, *, device: torch.device | str = "cpu", info: SetInfo = NYU) -> None:
         self.info = info
-        # Of this process only; ``evaluate`` adds up the processes of a training.
-        self._confusion = MulticlassConfusionMatrix(
-            info.num_classes, ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
-        ).to(device)
-        self._occupancy = BinaryConfusionMatrix(
-            ignore_index=IGNORE_LABEL, validate_args=False, sync_on_compute=False
-        ).to(device)
-        self._frames = SumMetric(sync_on_compute=False).to(device)
+        self._device = torch.device(device)
+        self.reset()
 
     def update(self, labels_predicted: Tensor, batch: Batch) -> None:
         """Adds a batch.
@@ -196,30 +189,28 @@ class CompletionMetrics:
         Raises:
             ValueError: no labels in ``batch``, a shape that does not fit it, or a scored voxel without a class.
         """
-        truth, predicted = _truth_and_prediction(labels_predicted, batch)
-        device = self._confusion.device
-        scored = batch.scored_mask.to(device)
-        truth, predicted = truth.to(device).long(), predicted.to(device).long()
+        truth, predicted = (labels.to(self._device) for labels in _truth_and_prediction(labels_predicted, batch))
+        scored = batch.scored_mask.to(self._device)
         for name, labels in (("labels_predicted", predicted), ("batch.label", truth)):
             _check_classes(name, labels[scored], num_classes=self.info.num_classes)
-        self._confusion.update(predicted[scored], truth[scored])
-        occluded = scored & ~batch.hit_mask.to(device)
-        self._occupancy.update((predicted != EMPTY_LABEL)[occluded].long(), (truth != EMPTY_LABEL)[occluded].long())
-        self._frames.update(batch.batch_size)
+        self.counts += VoxelCounts.of(
+            predicted.flatten(),
+            truth.masked_fill(~scored, IGNORE_LABEL).flatten(),
+            batch.hit_mask.to(self._device).flatten(),
+            frames=batch.batch_size,
+            num_classes=self.info.num_classes,
+        )
 
     def compute(self) -> Scores:
         """Scores of everything added so far; NaN if nothing was."""
-        if not self._frames.update_called:
-            nothing = torch.zeros(self.info.num_classes, self.info.num_classes, dtype=torch.int64)
-            return scores_from_counts(nothing, torch.zeros(2, 2, dtype=torch.int64), frames=0, info=self.info)
-        return scores_from_counts(
-            self._confusion.compute(), self._occupancy.compute(), frames=int(self._frames.compute()), info=self.info
-        )
+        return self.counts.scores(self.info)
 
     def reset(self) -> None:
         """Forgets everything added so far."""
-        for metric in (self._confusion, self._occupancy, self._frames):
-            metric.reset()
+        confusion, occupancy = (
+            torch.zeros(size, size, dtype=torch.int64, device=self._device) for size in (self.info.num_classes, 2)
+        )
+        self.counts = VoxelCounts(confusion, occupancy, frames=0)
 
 
 def evaluate(
@@ -258,10 +249,8 @@ def evaluate(
             if unseen.batch_size:
                 empty = torch.full((unseen.batch_size, unseen.num_voxels), EMPTY_LABEL, device=unseen.tsdf.device)
                 metrics.update(empty, unseen)
-    scores = metrics.compute()
+    scores = (metrics.counts.over_processes() if over_processes else metrics.counts).scores(info)
     if over_processes and num_processes() > 1:
-        counts = VoxelCounts(scores.confusion.to(device), scores.occupancy.to(device), scores.frames)
-        scores = counts.over_processes().scores(info)
         names = of_all_processes((left_out, without_hits))
         left_out, without_hits = (sorted(itertools.chain(*part)) for part in zip(*names, strict=True))
     return replace(scores, left_out=tuple(left_out), without_hits=tuple(without_hits))
@@ -273,9 +262,8 @@ def _names(batch: Batch, chosen: Tensor) -> list[str]:
     return [name for name, is_chosen in zip(names, chosen.tolist(), strict=True) if is_chosen]
 
 
-def _abbreviated(names: tuple[str, ...], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)} frame{'s' * (len(names) != 1)} ({', '.join(names[:limit])}{more})"
+def _counted(names: tuple[str, ...]) -> str:
+    return f"{len(names)} frame{'s' * (len(names) != 1)} ({abbreviated(names)})"
 
 
 def _truth_and_prediction(labels_predicted: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
