@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_PIXELS
 
@@ -108,3 +110,13 @@ def assert_same_frame(found: Frame, expected: Frame) -> None:
         if wanted is not None:
             assert value.dtype == wanted.dtype, name
             np.testing.assert_array_equal(value, wanted, err_msg=name)
+
+
+def assert_same_batch(found: Batch, expected: Batch) -> None:
+    assert (found.frame_ids, found.tsdf_is_flipped) == (expected.frame_ids, expected.tsdf_is_flipped)
+    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map", "depth_hit", "label_2d"):
+        value, wanted = getattr(found, name), getattr(expected, name)
+        assert (value is None) == (wanted is None), name
+        if wanted is not None:
+            assert value.dtype == wanted.dtype and value.is_contiguous(), name
+            assert torch.equal(value.cpu(), wanted), name

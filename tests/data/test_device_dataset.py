@@ -20,7 +20,7 @@ from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.packed import PackedFrames
 from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
-from tests.data.frames import GRID, random_frame, write_cad_frame, write_frame, write_set
+from tests.data.frames import GRID, assert_same_batch, random_frame, write_cad_frame, write_frame, write_set
 
 CPU = torch.device("cpu")
 IDS = [f"{number:04d}" for number in range(9)]
@@ -33,16 +33,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFrames:
     write_set(root, IDS, has_label_map=True)
     pack_set(FrameFolder(root, grid_shape=GRID), root / "packed", progress=False)
     return PackedFrames(root / "packed", grid_shape=GRID)
-
-
-def assert_same_batch(found: Batch, expected: Batch) -> None:
-    assert (found.frame_ids, found.tsdf_is_flipped) == (expected.frame_ids, expected.tsdf_is_flipped)
-    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map", "depth_hit", "label_2d"):
-        value, wanted = getattr(found, name), getattr(expected, name)
-        assert (value is None) == (wanted is None), name
-        if wanted is not None:
-            assert value.dtype == wanted.dtype and value.is_contiguous(), name
-            assert torch.equal(value.cpu(), wanted), name
 
 
 def assert_same_batches(

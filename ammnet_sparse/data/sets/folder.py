@@ -17,7 +17,6 @@ weight, it is computed from label and TSDF, as for NYUCAD. A set of other classe
 ``classes.yaml`` beside its lists (``set_info.py``).
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,22 +59,6 @@ from ammnet_sparse.files.arrays import array_names
 from ammnet_sparse.files.errors import abbreviated
 
 _T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True)
-class FramePaths:
-    """Paths of the files of a frame, or where they should be if none of the known spellings exists; None: not read."""
-
-    tsdf: Path
-    mapping: Path
-    label: Path | None = None
-    image: Path | None = None
-    label_map: Path | None = None
-
-    def given(self) -> list[Path]:
-        """The files that are needed."""
-        paths = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [path for path in paths if path is not None]
 
 
 class FrameFolder(FrameSource):
@@ -136,8 +119,10 @@ class FrameFolder(FrameSource):
         path = self.list_path(split)
         return ids_of_folder(path) if path.is_dir() else read_id_list(path)
 
-    def paths(self, frame_id: str) -> FramePaths:
-        """Paths of the files of a frame; nothing is opened. Takes any spelling of the id that lists may have.
+    def paths(self, frame_id: str) -> dict[str, Path]:
+        """The files of a frame by what they hold, or where they should be if none of the known spellings exists.
+
+        Those that are not read are left out; nothing is opened. Takes any spelling of the id that lists may have.
 
         Raises:
             DataError: not an id.
@@ -150,52 +135,49 @@ class FrameFolder(FrameSource):
             name = f"NYU{frame_id}_0000_voxels.npz"
             tsdf = first_existing(self._cad / half / "TSDF_lr" / name for half in HALF_FOLDERS)
             mapping = first_existing(self._cad / half / "mapping" / name for half in HALF_FOLDERS)
-        label_maps = (self._base / folder / f"{frame_id}.png" for folder in LABEL_MAP_FOLDERS)
-        return FramePaths(
-            tsdf=tsdf,
-            mapping=mapping,
-            label=self._label_folder / f"{frame_id}.npz" if self.has_labels else None,
-            image=first_existing(image_paths(self._base, frame_id)) if self.reads_image else None,
-            label_map=first_existing(label_maps) if self.reads_label_map else None,
-        )
+        paths = {"tsdf": tsdf, "mapping": mapping}
+        if self.has_labels:
+            paths["label"] = self._label_folder / f"{frame_id}.npz"
+        if self.reads_image:
+            paths["image"] = first_existing(image_paths(self._base, frame_id))
+        if self.reads_label_map:
+            paths["label_map"] = first_existing(self._base / folder / f"{frame_id}.png" for folder in LABEL_MAP_FOLDERS)
+        return paths
 
     def files(self, frame_id: str) -> list[Path]:
         """The files that a frame is read from, or where they should be; nothing is opened."""
-        return self.paths(frame_id).given()
+        return list(self.paths(frame_id).values())
 
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
         """Reads and checks a frame; or None, with everything that is wrong with it."""
         paths = self.paths(frame_id)
         problems: list[DataError] = []
 
-        def attempt(read: Callable[[Path], _T], path: Path | None) -> _T | None:
+        def attempt(read: Callable[[Path], _T], name: str) -> _T | None:
             try:
-                return None if path is None else read(path)
+                return read(paths[name]) if name in paths else None
             except DataError as error:
                 problems.append(error)
                 return None
 
         is_cad = self._cad is not None
-        tsdf = attempt(lambda path: as_tsdf(self._array(path, "tsdf_lr" if is_cad else "arr_0"), path), paths.tsdf)
-        mapping = attempt(
-            lambda path: as_mapping(self._array(path, "arr_1" if is_cad else "arr_0"), path), paths.mapping
-        )
-        label = attempt(
-            lambda path: as_label(self._array(path, "arr_0"), path, num_classes=self.info.num_classes), paths.label
-        )
+        tsdf = attempt(lambda path: as_tsdf(self._array(path, "tsdf_lr" if is_cad else "arr_0"), path), "tsdf")
+        mapping = attempt(lambda path: as_mapping(self._array(path, "arr_1" if is_cad else "arr_0"), path), "mapping")
+        num_classes = self.info.num_classes
+        label = attempt(lambda path: as_label(self._array(path, "arr_0"), path, num_classes=num_classes), "label")
         label_weight: NDArray[np.bool_] | None = None
-        lacks_weight = is_cad or not paths.tsdf.is_file()  # a missing file has been reported already
+        lacks_weight = is_cad or not paths["tsdf"].is_file()  # a missing file has been reported already
         if not lacks_weight and tsdf is not None:
-            lacks_weight = "arr_1" not in array_names(paths.tsdf)
+            lacks_weight = "arr_1" not in array_names(paths["tsdf"])
         if not lacks_weight:
-            label_weight = attempt(lambda path: as_label_weight(self._array(path, "arr_1"), path), paths.tsdf)
-        image = attempt(read_color_image, paths.image)
-        label_map = attempt(read_label_map, paths.label_map)
+            label_weight = attempt(lambda path: as_label_weight(self._array(path, "arr_1"), path), "tsdf")
+        image = attempt(read_color_image, "image")
+        label_map = attempt(read_label_map, "label_map")
         if problems or tsdf is None or mapping is None:
-            return None, _without_repetitions(problems)
+            return None, list({str(problem): problem for problem in problems}.values())
         if label_weight is None:
             label_weight = _computed_label_weight(label, tsdf, is_flipped=is_cad)
-            self._warn_of_computed_weight(paths.tsdf)
+            self._warn_of_computed_weight(paths["tsdf"])
         frame = Frame(
             frame_id=parse_frame_id(frame_id, source="frame_id"),
             tsdf=tsdf,
@@ -274,10 +256,6 @@ def _decide(wanted: bool | None, folders: Sequence[Path], *, name: str) -> bool:
             f"add the files, or choose a model that does not read them"
         )
     return has_one if wanted is None else wanted
-
-
-def _without_repetitions(problems: list[DataError]) -> list[DataError]:
-    return list({str(problem): problem for problem in problems}.values())
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -53,7 +53,7 @@ def test_spellings_of_folders(tmp_path: Path, name: str, label_map_folder: str) 
         folder = FrameFolder(root, grid_shape=GRID)
         assert folder.reads_image and folder.reads_label_map
         assert_same_frame(folder.read("NYU0012_0000"), frame)
-        assert folder.paths("12").image == tmp_path / "NYU" / name.format("0012")
+        assert folder.paths("12")["image"] == tmp_path / "NYU" / name.format("0012")
 
 
 def test_frames_may_mix_jpg_and_png(tmp_path: Path) -> None:

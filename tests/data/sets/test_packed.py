@@ -29,6 +29,7 @@ from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from tests.data.frames import (
     GRID,
+    assert_same_batch,
     assert_same_frame,
     random_frame,
     write_cad_frame,
@@ -59,16 +60,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> FrameFolder:
 @pytest.fixture(scope="module")
 def packed(folder: FrameFolder, tmp_path_factory: pytest.TempPathFactory) -> PackedFrames:
     return pack(folder, tmp_path_factory.mktemp("packed") / "set.safetensors")
-
-
-def assert_same_batch(found: Batch, expected: Batch) -> None:
-    assert (found.frame_ids, found.tsdf_is_flipped) == (expected.frame_ids, expected.tsdf_is_flipped)
-    for name in ("tsdf", "mapping", "label_weight", "label", "image", "label_map"):
-        value, wanted = getattr(found, name), getattr(expected, name)
-        assert (value is None) == (wanted is None), name
-        if wanted is not None:
-            assert value.dtype == wanted.dtype and value.is_contiguous() == wanted.is_contiguous(), name
-            assert torch.equal(value, wanted), name
 
 
 @given(hnp.arrays(np.uint8, st.integers(0, 9), elements=st.sampled_from([*range(15), 255])))
