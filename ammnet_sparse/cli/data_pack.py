@@ -25,7 +25,7 @@ from ammnet_sparse.cli.options import (
     add_splits_option,
     add_workers_option,
 )
-from ammnet_sparse.data.sets.packing import BrokenFramesError, PackedSummary, pack_set
+from ammnet_sparse.data.sets.packing import BrokenFramesError, pack_set
 from ammnet_sparse.data.sets.source import open_frames
 
 
@@ -36,33 +36,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_output_file(options.out)
     if options.out.exists() and options.out.resolve() == options.data.resolve():
         raise UsageError(f"--out {options.out}: expected another file than the set to pack, found the set itself")
-    try:
-        with writing_to(options.out):
-            summary = _pack(options)
-    except BrokenFramesError as error:
-        raise CommandFailed(str(error)) from error
-    print(summary.describe())
-    if not options.images and open_frames(options.data, dataset=options.dataset).reads_image:
-        print("color images of the set left out; --images packs them")
-    return 0
-
-
-def _pack(options: argparse.Namespace) -> PackedSummary:
     frames = open_frames(
         options.data,
         dataset=options.dataset,
         read_image=options.images,
         read_label_map=False if options.no_label_maps else None,
     )
-    return pack_set(
-        frames,
-        options.out,
-        splits=options.splits,
-        tsdf=options.tsdf,
-        overwrite=options.overwrite,
-        workers=options.workers,
-        progress=sys.stderr.isatty(),
-    )
+    try:
+        with writing_to(options.out):
+            summary = pack_set(
+                frames,
+                options.out,
+                splits=options.splits,
+                tsdf=options.tsdf,
+                overwrite=options.overwrite,
+                workers=options.workers,
+                progress=sys.stderr.isatty(),
+            )
+    except BrokenFramesError as error:
+        raise CommandFailed(str(error)) from error
+    print(summary.describe())
+    if not options.images and open_frames(options.data, dataset=options.dataset).reads_image:
+        print("color images of the set left out; --images packs them")
+    return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -50,7 +50,6 @@ from ammnet_sparse.evaluation.selection import (
     split_ids,
 )
 from ammnet_sparse.evaluation.tables import format_table
-from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 
@@ -79,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if baselines:
             values["baselines"] = {name: baseline.to_json() for name, baseline in baselines.items()}
         if lost is not None:
-            values["lost"] = _lost_as_json(lost)
+            values["lost"] = {
+                aspect: {title: group.to_json() for title, group in groups.items()}
+                for aspect, groups in lost.groups().items()
+            }
         with writing_to(options.json):
             options.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -94,12 +96,6 @@ def _of_what(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
         "split": options.split,
         "limit": options.limit,
         "flips": options.flips,
-    }
-
-
-def _lost_as_json(lost: LostVoxels) -> dict[str, Any]:
-    return {
-        aspect: {title: group.to_json() for title, group in groups.items()} for aspect, groups in lost.groups().items()
     }
 
 
@@ -125,7 +121,9 @@ def _score(
         if options.flips is None:
             labels = model(batch, voxels="scored").labels
         else:
-            labels = _flipped_labels(model, batch, options)
+            labels = labels_over_flips(
+                lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips
+            )
         if lost is not None:
             lost.update(labels, batch)
         return labels
@@ -133,10 +131,6 @@ def _score(
     scores = evaluate(predict, batches, device=device, info=source.info)
     baselines = _baselines(options, model.config, ids) if options.baselines else {}
     return scores, baselines, model.config
-
-
-def _flipped_labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> Tensor:
-    return labels_over_flips(lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips)
 
 
 def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:

@@ -115,12 +115,12 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
 
     Args:
         path: file to write.
-        scenes: in the order of the list, all of one set; about 0.1 MB each with an image.
+        scenes: in the order of the list, all of the same classes; about 0.1 MB each with an image.
         title: heading of the page, plain text.
         introduction: HTML inserted unchanged before the 3D view; required without scenes. Scripts in it never run.
 
     Raises:
-        ValueError: nothing to show, or scenes of several sets.
+        ValueError: nothing to show, or scenes of several class lists.
         OSError: the file cannot be written.
     """
     if not scenes and not introduction:
@@ -166,8 +166,8 @@ def _to_json(value: Any) -> str:
 
 def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
     info = scenes[0].info
-    if any(scene.info != info for scene in scenes):
-        raise ValueError("scenes: expected scenes of one set, found several classes or voxel sizes")
+    if any((scene.info.classes, scene.info.voxel_size) != (info.classes, info.voxel_size) for scene in scenes):
+        raise ValueError("scenes: expected scenes of the same classes and voxel size, found several")
     # The ceiling would hide the room in the initial view from above.
     classes = [
         {"name": name, "color": color, "hidden": label == info.ceiling, "skipped": label == EMPTY_LABEL}

@@ -75,13 +75,7 @@ class Room:
             for _ in range(8):
                 along = rng.uniform(-slack, slack) if slack > 0 else 0.0
                 place = self.wall_place(wall, along, out=piece.depth / 2 + 0.04)
-                covers = any(
-                    opening.wall == wall
-                    and opening.sill < piece.height
-                    and along - piece.width / 2 < opening.end
-                    and opening.start < along + piece.width / 2
-                    for opening in self.openings
-                )
+                covers = self._meets_opening(wall, along, piece.width, height=piece.height)
                 if not covers and self.stand(piece, place):
                     return place
         return None
@@ -103,14 +97,21 @@ class Room:
             return None
         for _ in range(8):
             along = rng.uniform(-slack, slack)
-            if not any(
-                opening.wall == wall
-                and along - width / 2 < opening.end + 0.1
-                and opening.start - 0.1 < along + width / 2
-                for opening in self.openings
-            ):
+            if not self._meets_opening(wall, along, width, margin=0.1):
                 return float(along)
         return None
+
+    def _meets_opening(
+        self, wall: str, along: float, width: float, *, height: float = math.inf, margin: float = 0.0
+    ) -> bool:
+        """Whether something of this width and height, ``along`` meters from a wall's middle, covers an opening."""
+        return any(
+            opening.wall == wall
+            and opening.sill < height
+            and along - width / 2 < opening.end + margin
+            and opening.start - margin < along + width / 2
+            for opening in self.openings
+        )
 
     def is_bare(self, wall: str, along: float, width: float, height: float) -> bool:
         """True where no shape higher than ``height`` stands before this part of a wall."""
