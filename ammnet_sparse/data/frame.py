@@ -67,7 +67,9 @@ class Frame:
     def map_volumes(self, function: Callable[[str, NDArray[Any]], NDArray[Any]]) -> "Frame":
         """The frame with ``function(name, volume)`` in place of each of its arrays of voxels."""
         volumes = {name: getattr(self, name) for name in ("tsdf", "mapping", "label_weight", "label", "depth_hit")}
-        changed = {name: function(name, volume) for name, volume in volumes.items() if volume is not None}
+        changed: dict[str, Any] = {
+            name: function(name, volume) for name, volume in volumes.items() if volume is not None
+        }
         return dataclasses.replace(self, **changed)
 
     @property
