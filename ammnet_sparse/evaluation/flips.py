@@ -6,7 +6,7 @@ with it, so the 2D input stays as it is. A network trained without that augmenta
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,18 +26,13 @@ def symmetries(count: NumFlips) -> list[Symmetry]:
 def move_batch(batch: Batch, symmetry: Symmetry) -> Batch:
     """The batch with its voxels moved. Raises ValueError if X and Y of different size would be exchanged."""
     symmetry.check_grid(batch.grid_shape, source="flips", advice="use 4 flips")
-
-    def move_flat(values: Tensor) -> Tensor:
-        return symmetry.apply(values.reshape(-1, *batch.grid_shape)).reshape(values.shape)
-
-    return dataclasses.replace(
-        batch,
-        tsdf=symmetry.apply(batch.tsdf).contiguous(),
-        mapping=move_flat(batch.mapping),
-        label_weight=move_flat(batch.label_weight),
-        label=None if batch.label is None else move_flat(batch.label),
-        depth_hit=None if batch.depth_hit is None else move_flat(batch.depth_hit),
-    )
+    volumes = {name: getattr(batch, name) for name in ("tsdf", "mapping", "label_weight", "label", "depth_hit")}
+    moved: dict[str, Any] = {
+        name: symmetry.apply(values.reshape(-1, *batch.grid_shape)).contiguous().view(values.shape)
+        for name, values in volumes.items()
+        if values is not None
+    }
+    return dataclasses.replace(batch, **moved)
 
 
 def mean_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: NumFlips) -> Tensor:
