@@ -12,7 +12,9 @@ from ammnet_sparse.config import (
     ConfigError,
     config_from_dict,
     describe_keys,
+    flat_plain,
     flat_values,
+    keys_without_effect,
     load_config,
     save_config,
 )
@@ -273,3 +275,25 @@ def test_hostile_overrides_end_in_a_short_message(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert len(str(caught.value)) < 2000
+
+
+def test_keys_without_effect_are_named_with_the_reason() -> None:
+    given = {
+        "model": {"image_encoder": "seg2d", "head_width": 64, "sites": "dense", "encoder_band": True},
+        "data": {"root": "set", "label_2d": "truth", "augment_2d": True, "synthetic": {"seed": 3}},
+        "adversarial": {"enabled": False, "label_noise": 0.1},
+        "optimizer": {"discriminator_learning_rate": 1e-3, "learning_rate": 2e-3},
+    }
+    keys = flat_plain(given).keys()
+    config = config_from_dict(given, source="test")
+    found = keys_without_effect(config, keys)
+    assert found == {
+        "model.head_width": "with model.image_encoder=seg2d no color images are read",
+        "data.label_2d": "with model.image_encoder=seg2d no color images are read",
+        "model.encoder_band": "with model.sites=dense every voxel is a site",
+        "data.synthetic.seed": "data.root names a set, so no rooms are generated",
+        "adversarial.label_noise": "adversarial.enabled is false",
+        "optimizer.discriminator_learning_rate": "adversarial.enabled is false",
+    }
+    used = {"model": {"image_encoder": "efficientnet_lite2", "head_width": 64}, "adversarial": {"label_noise": 0.1}}
+    assert not keys_without_effect(config_from_dict(used, source="test"), flat_plain(used).keys())

@@ -39,13 +39,13 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.source import check_labels
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.lost import LostVoxels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import (
     LABEL_MAP_NOTE,
-    check_labels,
     open_set,
     split_ids,
 )

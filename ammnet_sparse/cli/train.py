@@ -51,8 +51,7 @@ from ammnet_sparse.config import (
     overridden_keys,
     with_overrides,
 )
-from ammnet_sparse.data.synthetic.generate import ensure_rooms
-from ammnet_sparse.data.workers import WorkerError
+from ammnet_sparse.data.dataset import WorkerError
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.processes import (
@@ -61,14 +60,12 @@ from ammnet_sparse.processes import (
     joined_processes,
     num_processes,
     rank,
-    wait_for_all,
 )
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, CONFIG, LAST_WEIGHTS, STATE, CheckpointError, stored_config
-from ammnet_sparse.training.folder_lock import create_run_folder
+from ammnet_sparse.training.device import memory_advice
 from ammnet_sparse.training.loop import DivergenceError, Run
-from ammnet_sparse.training.memory import memory_advice
-from ammnet_sparse.training.preparation import check_runnable
 from ammnet_sparse.training.records import RunResult, format_result
+from ammnet_sparse.training.run_folder import create_run_folder
 
 RUNS = Path("runs")
 
@@ -99,11 +96,8 @@ def _warn_of_keys_without_effect(config: Config, overrides: Sequence[str]) -> No
 
 def _begin(options: argparse.Namespace, config: Config, *, device: torch.device) -> Run:
     """The run with its data and networks; prints what it will do."""
-    # Rooms take minutes: check what can be checked before they are generated.
-    check_runnable(config, device, has_weights=bool(options.resume or options.init_from))
     initial_weights = _initial_weights(options)
     check_output_folder(options.resume or options.out or RUNS, option="--out" if options.resume is None else "--resume")
-    config = _with_data(config)
     is_root_given = "data.root" in overridden_keys(options.overrides)
     if options.resume and not is_root_given and config.data.root is not None and not config.data.root.exists():
         raise UsageError(
@@ -111,16 +105,17 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
             "data.root=PATH --change"
         )
     with _folder_of(options) as folder:
-        run = Run(
-            config,
-            folder,
-            device=device,
-            resume=options.resume is not None,
-            initial_weights=initial_weights,
-            only_shared=options.init_shared is not None,
-            limit=options.limit,
-            may_change=options.change,
-        )
+        if options.resume is not None:
+            run = Run.resume(config, folder, device=device, limit=options.limit, may_change=options.change)
+        else:
+            run = Run.new(
+                config,
+                folder,
+                device=device,
+                initial_weights=initial_weights,
+                only_shared=options.init_shared is not None,
+                limit=options.limit,
+            )
     done = run.progress
     begun = f"{done.epoch} epochs and {done.step} steps are done, " if done.step else ""
     if rank() > 0:
@@ -131,7 +126,7 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     among = " (among those)" if config.data.train_on_all else ""
     print(
         f"Training in {folder}: {begun}{len(run.training_set)} training and {len(run.validation_set)} validation "
-        f"frames{among} of {config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps"
+        f"frames{among} of {run.config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps"
         f"{each} on {run.device}",
         flush=True,
     )
@@ -242,16 +237,6 @@ def _new_config(options: argparse.Namespace) -> Config:
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"--out {folder}: expected a new or empty folder, found files in it; choose another")
     return named_config(options.config or DEFAULT_CONFIG, options.overrides)
-
-
-def _with_data(config: Config) -> Config:
-    """With an absolute ``data.root``, so that the run can be resumed from any folder; rooms are made on first use."""
-    if config.data.root is None and rank() > 0:
-        wait_for_all()  # until the first process has generated them
-    root = (config.data.root or ensure_rooms(config.data)).resolve()
-    if config.data.root is None and rank() == 0:
-        wait_for_all()
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
 def _how_to_go_on(folder: Path) -> str:

@@ -31,10 +31,11 @@ from ammnet_sparse.cli.options import (
 )
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.dataset import build_loader
+from ammnet_sparse.data.training_sets import open_encoder_datasets
 from ammnet_sparse.models.weights.files import TRAINED_ON
 from ammnet_sparse.training.checkpoints import lists_before
 from ammnet_sparse.training.encoder import EncoderSettings, Scores2D, save_encoder, score_encoder, train_encoder
-from ammnet_sparse.training.preparation import build_encoder, open_encoder_datasets
+from ammnet_sparse.training.networks import build_encoder
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _BATCH_SIZE = 8

@@ -383,6 +383,13 @@ class Config(_Section):
         found, expected = len(self.loss.class_weights), self.model.num_classes
         if found not in (0, expected):
             raise ValueError(f"loss.class_weights: expected none or {expected} numbers, one per class, found {found}")
+        for key, is_wrong, needed in (
+            ("model.image_encoder", not self.model.reads_image, "a network that reads images"),
+            ("model.freeze_image_encoder", not self.model.freeze_image_encoder, "true"),
+            ("data.augment_2d", self.data.augment_2d, "false"),
+        ):
+            if self.data.cache_features and is_wrong:  # the features would differ between epochs
+                raise ValueError(f"data.cache_features: features are kept only with {key} {needed}; change one of them")
         return self
 
 

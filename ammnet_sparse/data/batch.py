@@ -23,6 +23,10 @@ from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.devices import checked_device
 
+NO_HIT = "no pixel hits a voxel"
+NO_SCORED_VOXEL = "no voxel is scored (label weight set, label not 255)"
+"""Why a frame cannot be trained on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -288,6 +292,16 @@ def _joined_stages(batches: Sequence[Batch]) -> tuple[Tensor, ...] | None:
     if len(stages) != len(batches):
         raise ValueError("Batch.collate: image_stages are given for some frames but not for others")
     return tuple(torch.cat(parts) for parts in zip(*stages, strict=True))
+
+
+def usable_mask(batch: Batch) -> Tensor:
+    """[B] bool: frames of which a pixel hits some voxel and some voxel is scored."""
+    return batch.hit_mask.any(dim=1) & batch.scored_mask.any(dim=1)
+
+
+def why_unusable(batch: Batch, index: int) -> str:
+    """Why a frame cannot be trained on, in words."""
+    return NO_SCORED_VOXEL if bool(batch.hit_mask[index].any()) else NO_HIT
 
 
 def unflipped_tsdf(batch: Batch) -> Tensor:

@@ -4,7 +4,9 @@ Nothing depends on hidden state: augmentation follows from (seed, epoch, frame),
 is the same with any number of workers, and one that was interrupted continues in the middle of an epoch.
 """
 
+import contextlib
 import dataclasses
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -17,7 +19,7 @@ from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import check_unique, hash_of
 from ammnet_sparse.data.sets.image_folder import Truth2D
-from ammnet_sparse.data.workers import BatchMaker, WatchedLoader
+from ammnet_sparse.files.errors import FileError
 
 
 class FrameDataset(Dataset[Batch]):
@@ -90,7 +92,7 @@ class EpochDataset(Protocol):
         ids: names of the frames.
         info: the set that they are of.
         makes_batches: ``__getitems__`` returns whole batches on the training device, made in this process.
-        unusable: with ``makes_batches``, by id why a frame cannot be trained on (see ``usable``).
+        unusable: with ``makes_batches``, by id why a frame cannot be trained on (``batch.usable_mask``).
     """
 
     ids: list[str]
@@ -195,7 +197,7 @@ def build_loader(
         start_batch: batches that are skipped, to resume within an epoch.
         rank, num_processes: of distributed training, see ``EpochSampler``.
 
-    Iterating raises the errors of reading frames (DataError), and ``workers.WorkerError`` where a worker ends.
+    Iterating raises the errors of reading frames (DataError), and WorkerError where a worker ends.
     """
     dataset.set_epoch(epoch)
     sampler = EpochSampler(
@@ -217,9 +219,62 @@ def build_loader(
     options["pin_memory"] = torch.cuda.is_available()
     if workers == 0:
         return DataLoader(cast(Dataset[Batch], dataset), collate_fn=Batch.collate, **options)
-    return WatchedLoader(BatchMaker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
+    return _WorkerLoader(_InWorker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
 
 
 def _as_it_is(batch: Any) -> Batch:
     """Replaces ``Batch.collate`` if ``__getitems__`` already returned a batch."""
     return cast(Batch, batch)
+
+
+class WorkerError(RuntimeError):
+    """A process that loads frames has ended, or cannot send its batch; the message says what to do."""
+
+
+class _InWorker(Dataset[Any]):
+    """Makes batches in a worker.
+
+    Their shared memory is allocated here. If the queue allocated it, running out of it would raise in a thread of the
+    worker, and the training process would wait forever. Errors of frames are returned: PyTorch would put a traceback
+    before their messages.
+    """
+
+    def __init__(self, dataset: EpochDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: list[int]) -> Batch | ValueError:
+        try:
+            return Batch.collate([self.dataset[index] for index in indices]).share_memory()
+        except ValueError as error:
+            return error if isinstance(error, FileError) else ValueError(str(error))
+
+
+class _WorkerLoader(DataLoader[Batch]):
+    """Iterating raises WorkerError where PyTorch notices that a worker has ended, and the errors of frames."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = super().__iter__()
+        # PyTorch's handler raises at an arbitrary point of the program. In the middle of a step weights and optimizers
+        # would be out of sync; the loader also notices when it is asked for the next batch.
+        with contextlib.suppress(ValueError):  # not in the main thread, which alone has handlers
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        while True:
+            try:
+                batch: Any = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:  # the latter two of a connection to an ended worker
+                raise WorkerError(
+                    f"a process that loads frames has failed: {str(error).strip() or type(error).__name__}\nIf memory "
+                    "ran out: lower data.workers or training.batch_size, or enlarge /dev/shm (docker run "
+                    "--shm-size=2g). To see why, load in the training process with data.workers=0"
+                ) from error
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch

@@ -25,7 +25,7 @@ from ammnet_sparse.data.augmentation import (
     draw_symmetry,
     pad_image,
 )
-from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.batch import NO_HIT, NO_SCORED_VOXEL, Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
@@ -35,7 +35,6 @@ from ammnet_sparse.data.sets.ids import check_unique
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.shift import Shift, shift_volumes
 from ammnet_sparse.data.symmetry import SYMMETRIES, Symmetry, source_voxels
-from ammnet_sparse.data.usable import NO_HIT, NO_SCORED_VOXEL
 
 
 class DeviceDataset(Dataset[Batch]):
@@ -54,7 +53,7 @@ class DeviceDataset(Dataset[Batch]):
         progress: show a progress bar on standard error while they are read.
 
     Attributes:
-        unusable: by id why a frame cannot be trained on (see ``usable``), found while the frames were read.
+        unusable: by id why a frame cannot be trained on (``batch.usable_mask``), found while the frames were read.
 
     Raises:
         ValueError: no ids or a repeated one, a grid with unlike X and Y to exchange, or label maps beside images that

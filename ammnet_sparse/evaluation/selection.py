@@ -9,7 +9,7 @@ from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, DatasetName
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.source import check_classes, open_frames
 from ammnet_sparse.data.sets.splits import training_ids, validation_ids
 from ammnet_sparse.files.errors import abbreviated
 
@@ -51,15 +51,6 @@ def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for
         ) from error
 
 
-def check_classes(source: FrameSource, num_classes: int) -> None:
-    """Raises DataError if the set has another number of classes than the network."""
-    if source.info.num_classes != num_classes:
-        raise DataError(
-            f"{source.root}: expected {num_classes} classes, as many as model.num_classes, found "
-            f"{source.info.num_classes}: {', '.join(source.info.class_names)}; use another set, or another network"
-        )
-
-
 def split_ids(
     source: FrameSource, split: Split, *, limit: int | None = None, validation_frames: int | None = None
 ) -> list[str]:
@@ -92,12 +83,6 @@ def check_ids(source: FrameSource, ids: Sequence[str]) -> None:
             f"{source.root}: expected frames of the set, found unknown ids {abbreviated(unknown)}; "
             "the set's lists name those that are there"
         )
-
-
-def check_labels(source: FrameSource) -> None:
-    """Raises DataError if the set has no ground truth."""
-    if not source.has_labels:
-        raise DataError(f"{source.root}: expected ground truth (folder Label), found none; a set without cannot score")
 
 
 def check_grid(config: ModelConfig, info: SetInfo = NYU) -> None:

@@ -1,19 +1,18 @@
 """The files of a run: weights, and the state that a resumed run continues from."""
 
-import dataclasses
 import json
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ammnet_sparse
-from ammnet_sparse.config import Config
+from ammnet_sparse.config import Config, ConfigError, Resume, changed_keys, config_from_dict, flat_plain, flat_values
 from ammnet_sparse.data.set_info import NYU, SetInfo
-from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
+from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.files.tensors import is_safetensors
 from ammnet_sparse.files.writing import keep_as, replacing_open
 from ammnet_sparse.models.ammnet import AMMNet
@@ -40,69 +39,6 @@ class CheckpointError(ValueError):
     """A run folder or state that cannot be continued; the message names the file."""
 
 
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands; what a resumed run starts from.
-
-    Attributes:
-        epoch, step: epochs and updates done.
-        batches_done, seconds: of the unfinished epoch; the time at the last save.
-        best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
-        skipped, skipped_in_a_row: steps whose losses or gradients were not finite, and how many since the last
-            finite step.
-        sums, num_summed: sums of the values recorded in the unfinished epoch, and the number of steps.
-        times: how many of these steps had each value.
-        counts: voxels by truth and prediction over those steps; None before the first of them.
-    """
-
-    epoch: int = 0
-    batches_done: int = 0
-    seconds: float = 0.0
-    step: int = 0
-    best_miou: float = -1.0
-    best_epoch: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    num_summed: int = 0
-    times: dict[str, int] = dataclasses.field(default_factory=dict)
-    counts: VoxelCounts | None = None
-
-    @classmethod
-    def from_state(cls, values: Mapping[str, Any]) -> "Progress":
-        """From ``dataclasses.asdict``; values missing in older states start from their defaults.
-
-        Raises:
-            TypeError: unknown names.
-        """
-        counts = values.get("counts")
-        return cls(**{**values, "counts": None if counts is None else VoxelCounts(**counts)})
-
-    def add(self, values: Mapping[str, float], counts: VoxelCounts) -> None:
-        """Adds a step of the unfinished epoch."""
-        for name, value in values.items():
-            # States written before ``times`` had every value in every step.
-            before = self.times.get(name, self.num_summed if name in self.sums else 0)
-            self.times[name] = before + 1
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.num_summed += 1
-        self.counts = counts if self.counts is None else self.counts + counts
-
-    def means(self) -> dict[str, float]:
-        """Means of the values recorded in the unfinished epoch, each over the steps that had it."""
-        return {name: value / self.times.get(name, self.num_summed) for name, value in self.sums.items()}
-
-    def scores(self, info: SetInfo = NYU) -> Scores | None:
-        """Scores of the predictions that the unfinished epoch trained on; None before its first step."""
-        return None if self.counts is None else self.counts.scores(info)
-
-    def end_epoch(self) -> None:
-        """Ends the epoch and resets its sums."""
-        self.epoch += 1
-        self.batches_done, self.seconds = 0, 0.0
-        self.sums, self.num_summed, self.times, self.counts = {}, 0, {}, None
-
-
 def save_run_weights(
     folder: Path, name: str, generator: AMMNet, discriminator: Discriminator, *, metadata: dict[str, str]
 ) -> None:
@@ -114,6 +50,34 @@ def save_run_weights(
 def summary(scores: Scores) -> str:
     """The two main figures in words."""
     return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
+
+
+def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool = False) -> list[dict[str, Any]]:
+    """Compares the configuration of a resumed run with the saved one.
+
+    Args:
+        may_change: allow other values of keys that affect what is trained, if the state permits.
+
+    Returns:
+        The keys that decide what is trained and have changed, each as {"key", "before", "now"} of plain values.
+
+    Raises:
+        ConfigError: a key that must stay differs.
+    """
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with --init-from")
+    saved_config = config_from_dict(saved, source=f"{folder}: state")
+    before, now = flat_values(saved_config), flat_values(config)
+    changed = changed_keys(saved_config, config)
+    for key in changed:
+        kept = f"{key.name}: a resumed run keeps {before[key.name]}, found {now[key.name]}"
+        if key.resume is Resume.KEPT:
+            raise ConfigError(f"{kept}; to change it, start a new run with --init-from and this run's weights")
+        if not may_change:
+            raise ConfigError(f"{kept}; it decides what is trained: to change it anyway, add --change")
+    plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
+    names = [key.name for key in changed]
+    return [{"key": name, "before": plain["before"].get(name), "now": plain["now"].get(name)} for name in names]
 
 
 _OF_THE_MACHINE = {

@@ -1,6 +1,7 @@
 """A training run from its data to its last line, readable from top to bottom."""
 
 import contextlib
+import itertools
 import math
 import time
 import warnings
@@ -13,37 +14,33 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ammnet_sparse.config import Config
-from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.dataset import EpochDataset, build_loader
+from ammnet_sparse.data.batch import Batch, usable_mask, why_unusable
+from ammnet_sparse.data.dataset import EpochDataset, WorkerError, build_loader
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.usable import usable_mask, why_unusable
-from ammnet_sparse.data.workers import WorkerError
+from ammnet_sparse.data.stage_dataset import StageDataset
+from ammnet_sparse.data.training_sets import open_datasets, open_source, unobserved_in, with_rooms
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.parts import split_state
 from ammnet_sparse.processes import any_process, num_processes, rank
-from ammnet_sparse.sparse.convolutions import use_backend
+from ammnet_sparse.sparse.convolutions import Backend, use_backend
 from ammnet_sparse.sparse.shared_statistics import share_batch_statistics
-from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, LAST_WEIGHTS, Progress, lists_before, load_state
-from ammnet_sparse.training.folder_lock import FolderLock
+from ammnet_sparse.training.checkpoints import (
+    BEST_WEIGHTS,
+    LAST_WEIGHTS,
+    check_same_run,
+    lists_before,
+    load_state,
+)
+from ammnet_sparse.training.device import prepare_device
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
-from ammnet_sparse.training.networks import build_networks
-from ammnet_sparse.training.optimization import AveragedWeights
-from ammnet_sparse.training.preparation import (
-    check_runnable,
-    check_same_run,
-    convolution_backend,
-    make_deterministic,
-    open_datasets,
-    steps_per_epoch,
-    unobserved_in,
-    with_image_stages,
-)
-from ammnet_sparse.training.records import NoRecords, Records, RunResult, StepBar, epoch_line
-from ammnet_sparse.training.run_folder import RunFolder, RunParts
+from ammnet_sparse.training.networks import Networks, build_networks
+from ammnet_sparse.training.optimization import AveragedWeights, steps_per_epoch
+from ammnet_sparse.training.records import NoRecords, Progress, Records, RunResult, StepBar, epoch_line
+from ammnet_sparse.training.run_folder import FolderLock, RunFolder, RunParts
 from ammnet_sparse.training.validation import Validation, validate
 
 MOST_SKIPPED_STEPS = 3
@@ -57,95 +54,165 @@ class DivergenceError(RuntimeError):
 
 
 class Run:
-    """One training run in a folder.
+    """One training run in a folder, made by ``new`` or ``resume``.
 
     Args:
-        config: what to train; ``data.root`` names the set.
+        config: what to train; without ``data.root`` on generated rooms, which are made on first use.
         folder: receives config.yaml, metrics.jsonl, last and best weights, the state and tensorboard/.
-        device: where to train; a CUDA device becomes the current one.
-        resume: continue from the state in ``folder``.
-        initial_weights: weights to start from, or None.
-        only_shared: take those of ``initial_weights`` that the network has too (``initialize_from``).
-        limit: train and validate on the first frames only, for a trial; a resumed run keeps its limit.
-        may_change: a resumed run accepts other values of keys that affect what is trained, and records them.
+        networks: to be trained, on the CPU.
+        device: where to train.
+        backend: what computes its convolutions.
+        limit: train and validate on the first frames only, for a trial.
+        is_quick: only check that every frame has its files, instead of reading each once.
         show_progress: progress bars on standard error, and a line for each epoch.
 
     Raises:
-        ConfigError: a configuration that this machine cannot run, or a resumed one that differs.
+        ConfigError: a configuration that cannot run on these frames.
         DataError: a set with missing or broken frames, each named.
-        CheckpointError, WeightsError: a state or weights that cannot be used.
     """
 
     def __init__(
         self,
         config: Config,
         folder: Path,
+        networks: Networks,
         *,
         device: torch.device,
-        resume: bool = False,
-        initial_weights: Path | None = None,
-        only_shared: bool = False,
-        limit: int | None = None,
-        may_change: bool = False,
-        show_progress: bool = True,
+        backend: Backend,
+        limit: int | None,
+        is_quick: bool,
+        show_progress: bool,
     ) -> None:
-        check_runnable(config, device, has_weights=resume or (initial_weights is not None and not only_shared))
-        lock = FolderLock(folder) if resume and folder.is_dir() and rank() == 0 else None
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # spconv uses the current device's stream
-        self.backend = convolution_backend(config, device)
-        state = load_state(folder) if resume else None
-        self.changes: list[dict[str, Any]] = []
-        if state is not None:
-            self.changes = check_same_run(config, state.get("config"), folder=folder, may_change=may_change)
-            limit = state.get("limit") if limit is None else limit
         self.config = config
         self.folder = folder
         self.device = device
-        self.limit = limit
-        self.is_resumed = resume
+        self.backend = backend
+        self.is_resumed = False
         self.show_progress = show_progress and rank() == 0
+        self.changes: list[dict[str, Any]] = []
         self.training_set: EpochDataset
         self.validation_set: EpochDataset
         self.training_set, self.validation_set = open_datasets(
-            config, device=device, limit=limit, is_quick=resume or limit is not None, show_progress=show_progress
+            config, device=device, limit=limit, is_quick=is_quick, show_progress=show_progress
         )
         self.steps_per_epoch = steps_per_epoch(config, num_frames=len(self.training_set))
-        if config.training.deterministic:
-            make_deterministic()
-        networks = build_networks(
-            config, initial_weights=initial_weights, only_shared=only_shared, is_resumed=resume
-        ).to(device)
         num_steps = self.steps_per_epoch * config.training.epochs
-        self.game = AdversarialGame(networks, config, num_steps=num_steps, device=device)
+        self.game = AdversarialGame(networks.to(device), config, num_steps=num_steps, device=device)
         decay = config.training.ema_decay
         average = AveragedWeights(networks.generator, decay=decay) if decay else None
-        self.parts = RunParts(networks, self.game, average, Progress())
+        self.parts = RunParts(self.game, average, Progress())
         num_frames = [len(self.training_set), len(self.validation_set)]
-        self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device, lock=lock)
+        self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
         self.saves.info = self.validation_set.info
-        if not resume:
-            is_encoder_replaced = initial_weights is not None and not only_shared
-            reads_encoder = config.model.reads_image and not is_encoder_replaced
-            encoder_weights = config.model.image_encoder_weights if reads_encoder else None
-            self.saves.trained_before = sorted(lists_before([initial_weights, encoder_weights], config))
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
         self._first_seen: Batch | None = None
-        self._stop: StopRequest | None = None
+        self._records: Records = NoRecords()
+        self._stop = StopRequest()
         self._is_suspect = False
         if num_processes() > 1:
             share_batch_statistics(networks.generator)
             torch.manual_seed(config.training.seed + rank())  # the same weights, but different dropout
-        if state is not None:
-            self.saves.restore(self.parts, state)
-            self.saves.changes += self.changes
-        if config.data.cache_features:  # with the weights used in training, those of a resumed run included
-            self.training_set, self.validation_set = (
-                with_image_stages(frames, config, networks.generator, device=device, show_progress=show_progress)
-                for frames in (self.training_set, self.validation_set)
+
+    @classmethod
+    def new(
+        cls,
+        config: Config,
+        folder: Path,
+        *,
+        device: torch.device,
+        initial_weights: Path | None = None,
+        only_shared: bool = False,
+        limit: int | None = None,
+        show_progress: bool = True,
+    ) -> "Run":
+        """A run from the start, or from the weights of another.
+
+        Args:
+            device: a CUDA device becomes the current one.
+            initial_weights: weights to start from, or None.
+            only_shared: take those of ``initial_weights`` that the network has too (``initialize_from``).
+
+        Raises:
+            ConfigError: a configuration that this machine cannot run.
+            WeightsError: weights that cannot be used.
+        """
+        backend = prepare_device(config, device)
+        networks = build_networks(config, initial_weights=initial_weights, only_shared=only_shared)
+        run = cls(
+            with_rooms(config),
+            folder,
+            networks,
+            device=device,
+            backend=backend,
+            limit=limit,
+            is_quick=limit is not None,
+            show_progress=show_progress,
+        )
+        is_encoder_read = config.model.reads_image and (initial_weights is None or only_shared)
+        encoder_weights = config.model.image_encoder_weights if is_encoder_read else None
+        run.saves.trained_before = sorted(lists_before([initial_weights, encoder_weights], config))
+        run._keep_features()
+        return run
+
+    @classmethod
+    def resume(
+        cls,
+        config: Config,
+        folder: Path,
+        *,
+        device: torch.device,
+        limit: int | None = None,
+        may_change: bool = False,
+        show_progress: bool = True,
+    ) -> "Run":
+        """The run that ``folder`` holds, from its last state.
+
+        Args:
+            device: a CUDA device becomes the current one.
+            limit: None keeps the run's.
+            may_change: accept other values of keys that decide what is trained, and record them.
+
+        Raises:
+            ConfigError: a configuration that this machine cannot run, or that differs from the run's.
+            CheckpointError: a state that cannot be used, or another process that writes this run.
+        """
+        backend = prepare_device(config, device)
+        lock = FolderLock(folder) if folder.is_dir() and rank() == 0 else None
+        state = load_state(folder)
+        config = with_rooms(config)
+        changes = check_same_run(config, state.get("config"), folder=folder, may_change=may_change)
+        run = cls(
+            config,
+            folder,
+            build_networks(config, is_resumed=True),
+            device=device,
+            backend=backend,
+            limit=state.get("limit") if limit is None else limit,
+            is_quick=True,
+            show_progress=show_progress,
+        )
+        run.is_resumed, run.changes, run.saves.lock = True, changes, lock
+        run.saves.restore(run.parts, state)
+        run.saves.changes += changes
+        run._keep_features()
+        return run
+
+    def _keep_features(self) -> None:
+        """Replaces images by the features that a frozen backbone makes of them (``data.cache_features``)."""
+        if not self.config.data.cache_features:
+            return
+        encoder = self.game.generator.image_encoder
+        assert encoder is not None
+        encoder.eval()
+        source = open_source(self.config)
+        self.training_set, self.validation_set = (
+            StageDataset(
+                frames, source, extract=encoder.extract_stages, device=self.device, progress=self.show_progress
             )
+            for frames in (self.training_set, self.validation_set)
+        )
 
     @property
     def progress(self) -> Progress:
@@ -170,85 +237,60 @@ class Run:
         """
         self.saves.begin()
         try:
-            with use_backend(self.backend):
+            with use_backend(self.backend), self._open_records() as self._records, StopRequest() as self._stop:
                 return self._train()
         finally:
             self.saves.end()
 
     def _train(self) -> RunResult:
         progress, num_epochs = self.progress, self.config.training.epochs
+        for change in self.changes:
+            self._records.change(progress.step, change)
+        if self.changes:
+            # The folder's configuration has them already; a state without them could not be resumed after a crash.
+            self.saves.save_state(self.parts)
+        with self._saving_state_on_error():
+            baseline = constant_baseline(self._validation_loader(is_shared=False), info=self.validation_set.info)
         best: Scores | None = None
-        resumed_at = (progress.epoch, progress.step) if self.is_resumed else None
-        with self._open_records(resumed_at) as records, StopRequest() as stop:
-            self._stop = stop
-            for change in self.changes:
-                records.change(progress.step, change)
-            if self.changes:
-                # The folder's configuration has them already; a state without them could not be resumed after a crash.
+        while progress.epoch < num_epochs:
+            started = time.monotonic() - progress.seconds
+            self._train_epoch(started=started)
+            if self._is_validated(progress.epoch + 1) and self._is_agreed(not self._is_saved()):
                 self.saves.save_state(self.parts)
-            with self._saving_state_on_error(stop):
-                baseline = constant_baseline(self._validation_loader(is_shared=False), info=self.validation_set.info)
-            while progress.epoch < num_epochs:
-                started = time.monotonic() - progress.seconds
-                self._train_epoch(records, stop, started=started)
-                if self._is_validated(progress.epoch + 1) and self._is_agreed(not self._is_saved()):
-                    self.saves.save_state(self.parts)
-                with self._saving_state_on_error(stop):
-                    validation = self._validate(records)
-                scores = None if validation is None else validation.scores
-                values, training = progress.means(), progress.scores(self.validation_set.info)
-                progress.end_epoch()
-                if progress.best_epoch == progress.epoch:
-                    best = scores
-                values["seconds"] = time.monotonic() - started
-                if validation is not None:
-                    values["validation_scene"] = validation.scene
-                if self.device.type == "cuda":
-                    values["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-                records.epoch(progress.epoch, progress.step, values, scores, training=training)
-                self._say(epoch_line(progress.epoch, values, training, validation=scores))
-                self.saves.save_weights(LAST_WEIGHTS, self.parts, scores, epoch=progress.epoch)
-                is_last = progress.epoch >= num_epochs
-                is_stopped = self._is_agreed(stop.is_set)
-                if is_last or is_stopped or self._is_agreed(not self._is_saved()):
-                    self.saves.save_state(self.parts)
-                if is_stopped and not is_last:
-                    raise RunInterrupted(f"stopped after epoch {progress.epoch}")
+            with self._saving_state_on_error():
+                validation = self._validate()
+            if validation is not None and progress.best_epoch == progress.epoch + 1:
+                best = validation.scores
+            self._end_epoch(validation, started=started)
+            is_last = progress.epoch >= num_epochs
+            is_stopped = self._is_agreed(self._stop.is_set)
+            if is_last or is_stopped or self._is_agreed(not self._is_saved()):
+                self.saves.save_state(self.parts)
+            if is_stopped and not is_last:
+                raise RunInterrupted(f"stopped after epoch {progress.epoch}")
         return RunResult(best or self._score_best(), progress.best_epoch, baseline)
 
-    def _is_saved(self) -> bool:
-        """Whether the state need not be saved at the end of an epoch; a diverging run keeps the previous state."""
-        return self._is_suspect or self.saves.is_save_recent()
-
-    def _train_epoch(self, records: Records, stop: StopRequest, *, started: float) -> None:
+    def _train_epoch(self, *, started: float) -> None:
         """One pass over the training frames, or the rest of it."""
-        accumulate = self.config.training.accumulate
         progress = self.progress
-        groups = _groups(self._training_loader(), accumulate)
         is_tried = is_trained = False
         with StepBar(
             total=self.steps_per_epoch,
-            initial=progress.batches_done // accumulate,
+            initial=progress.batches_done // self.config.training.accumulate,
             desc=f"epoch {progress.epoch + 1}/{self.config.training.epochs}",
             unit="step",
             disable=not self.show_progress,
         ) as bar:
-            while True:
-                waited = time.monotonic()
-                with self._saving_state_on_error(stop):
-                    loaded = next(groups, None)
-                if loaded is None:
-                    break
-                wait_seconds = time.monotonic() - waited
+            for loaded, wait_seconds in self._loaded_batches():
                 batches = [usable for batch in loaded if (usable := self._usable(batch)) is not None]
                 if num_processes() > 1 and self._is_agreed(len(batches) < len(loaded)):
                     batches = []  # a step of all processes needs a frame of each
-                losses = self._step(batches, records, wait_seconds=wait_seconds) if batches else {}
+                losses = self._step(batches, wait_seconds=wait_seconds) if batches else {}
                 is_tried, is_trained = True, is_trained or bool(batches)
                 progress.batches_done += len(loaded)
-                bar.show_step(losses, wait_seconds=progress.means().get("wait_seconds", 0.0))
                 progress.seconds = time.monotonic() - started
-                is_stopped = self._is_agreed(stop.is_set)
+                bar.show_step(losses, wait_seconds=progress.means().get("wait_seconds", 0.0))
+                is_stopped = self._is_agreed(self._stop.is_set)
                 if is_stopped or self._is_agreed(self.saves.is_save_due() and not self._is_suspect):
                     self.saves.save_state(self.parts)
                 if is_stopped:
@@ -259,30 +301,59 @@ class Run:
                 "voxel, and some voxel must be scored (label weight set, label not 255)"
             )
 
-    def _step(self, batches: list[Batch], records: Records, *, wait_seconds: float) -> dict[str, float]:
+    def _loaded_batches(self) -> Iterator[tuple[list[Batch], float]]:
+        """The batches of each step of the epoch, and the seconds that it waited for them."""
+        batches, size = iter(self._training_loader()), self.config.training.accumulate
+        while True:
+            waited = time.monotonic()
+            with self._saving_state_on_error():
+                group = list(itertools.islice(batches, size))
+            if len(group) < size:
+                return
+            yield group, time.monotonic() - waited
+
+    def _step(self, batches: list[Batch], *, wait_seconds: float) -> dict[str, float]:
         """One update, recorded; returns its losses."""
         started = time.monotonic()
         progress = self.progress
-        seed = self.config.training.seed * 1_000_003 + progress.step
         learning_rate = self.game.generator_optimization.learning_rate
         report = self.game.step(
             [batch.to(self.device, non_blocking=True) for batch in batches],
-            seed=seed,
+            seed=self.config.training.seed * 1_000_003 + progress.step,
             updates_discriminator=progress.step % self.config.adversarial.discriminator_every == 0,
         )
         losses = report.as_floats()
         progress.step += 1
         is_skipped = self._is_skipped(losses)
         if self.parts.average is not None:
-            self.parts.average.update(self.parts.networks.generator, step=progress.step)
+            self.parts.average.update(self.game.generator, step=progress.step)
         values = {**losses, "learning_rate": learning_rate, "seconds": time.monotonic() - started}
         values["wait_seconds"] = wait_seconds
-        records.step(progress.step, {"epoch": progress.epoch + 1, **values}, is_skipped=is_skipped)
+        self._records.step(progress.step, {"epoch": progress.epoch + 1, **values}, is_skipped=is_skipped)
         if is_skipped:
             self._check_divergence(losses, batches)
         else:
             progress.add({**losses, "wait_seconds": wait_seconds}, report.counts)
         return losses
+
+    def _end_epoch(self, validation: Validation | None, *, started: float) -> None:
+        """Records the epoch, and saves the last weights."""
+        progress = self.progress
+        values, training = progress.means(), progress.scores(self.validation_set.info)
+        progress.end_epoch()
+        values["seconds"] = time.monotonic() - started
+        scores = None
+        if validation is not None:
+            scores, values["validation_scene"] = validation.scores, validation.scene
+        if self.device.type == "cuda":
+            values["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        self._records.epoch(progress.epoch, progress.step, values, scores, training=training)
+        self._say(epoch_line(progress.epoch, values, training, validation=scores))
+        self.saves.save_weights(LAST_WEIGHTS, self.parts, scores, epoch=progress.epoch)
+
+    def _is_saved(self) -> bool:
+        """Whether the state need not be saved at the end of an epoch; a diverging run keeps the previous state."""
+        return self._is_suspect or self.saves.is_save_recent()
 
     def _is_skipped(self, losses: dict[str, float]) -> bool:
         """Whether a loss or gradient of a step is not finite; then the networks are unchanged by it."""
@@ -333,7 +404,7 @@ class Run:
         return batch.select(mask) if bool(mask.any()) else None
 
     @contextlib.contextmanager
-    def _saving_state_on_error(self, stop: StopRequest) -> Iterator[None]:
+    def _saving_state_on_error(self) -> Iterator[None]:
         """Saves the state if the block, which does not change what is trained, raises.
 
         Not with several processes: all of them take part in a state, and the others are at another point.
@@ -344,7 +415,7 @@ class Run:
             if num_processes() == 1:
                 self.saves.save_state(self.parts)
             # A scheduler stops the worker processes too, and their batch will not arrive.
-            if stop.is_set and isinstance(error, WorkerError):
+            if self._stop.is_set and isinstance(error, WorkerError):
                 raise RunInterrupted(f"stopped after step {self.progress.step}") from error
             raise
 
@@ -352,8 +423,10 @@ class Run:
         """Whether any process has set a flag that all must act on."""
         return any_process(flag, device=self.device)
 
-    def _open_records(self, resumed_at: tuple[int, int] | None) -> Records:
-        return Records(self.folder, resumed_at=resumed_at) if rank() == 0 else NoRecords()
+    def _open_records(self) -> Records:
+        if rank() > 0:
+            return NoRecords()
+        return Records(self.folder, resumed_at=(self.progress.epoch, self.progress.step) if self.is_resumed else None)
 
     def _say(self, line: str) -> None:
         if self.show_progress:
@@ -364,7 +437,7 @@ class Run:
         training = self.config.training
         return epoch % training.validate_every == 0 or epoch == training.epochs
 
-    def _validate(self, records: Records) -> Validation | None:
+    def _validate(self) -> Validation | None:
         """The validation of the current epoch, if it has one; keeps the best weights."""
         progress = self.progress
         epoch = progress.epoch + 1
@@ -381,7 +454,7 @@ class Run:
             progress.best_miou, progress.best_epoch = miou, epoch
             self.saves.save_weights(BEST_WEIGHTS, self.parts, validation.scores, epoch=epoch)
         if self._first_seen is not None:
-            records.picture(progress.step, self.evaluated, self._first_seen.to(self.device))
+            self._records.picture(progress.step, self.evaluated, self._first_seen.to(self.device))
         return validation
 
     def _score(self, description: str) -> Validation:
@@ -391,7 +464,7 @@ class Run:
 
         def batches() -> Iterator[Batch]:
             for batch in bar:
-                if self._stop is not None and self._stop.is_set:
+                if self._stop.is_set:
                     raise RunInterrupted(f"stopped in the validation of epoch {self.progress.epoch + 1}")
                 if self._first_seen is None and bool((mask := usable_mask(batch)).any()):
                     self._first_seen = batch.select(mask)
@@ -440,13 +513,3 @@ class Run:
 
 def _not_finite(losses: dict[str, float]) -> list[str]:
     return [name for name, value in losses.items() if not math.isfinite(value)]
-
-
-def _groups(loader: "DataLoader[Batch]", size: int) -> Iterator[list[Batch]]:
-    """Batches in groups of ``size``; an incomplete last group is dropped."""
-    group = []
-    for batch in loader:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []

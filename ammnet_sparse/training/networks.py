@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ammnet_sparse.config import Config, ModelConfig
+from ammnet_sparse.config import Config, ConfigError, ModelConfig
 from ammnet_sparse.models.ammnet import ENCODER_NAMES, AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.errors import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
@@ -61,8 +62,11 @@ def build_networks(
         is_resumed: do not read the image backbone's weights, which may have been moved since.
 
     Raises:
-        WeightsError: weights that cannot be read or do not fit.
+        ConfigError: parts that are not trained, without weights for them.
+        WeightsError: weights that cannot be read or do not fit, or are not installed.
     """
+    if config.model.freeze_encoders and not is_resumed and (initial_weights is None or only_shared):
+        raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
     torch.manual_seed(config.training.seed)
     networks = Networks(AMMNet(config.model), Discriminator(config.model))
     encoder = networks.generator.image_encoder
@@ -70,6 +74,11 @@ def build_networks(
         weights = config.model.image_encoder_weights
         if weights is None and (initial_weights is None or only_shared):
             weights = encoder.installed_weights()
+            if weights is None and config.model.freeze_image_encoder:
+                raise ConfigError(
+                    f"model.image_encoder_weights: a frozen {config.model.image_encoder} needs ImageNet weights, found "
+                    "none; name a local file, or train the backbone too with model.freeze_image_encoder=false"
+                )
         if weights is not None:
             load_encoder_weights(encoder, weights)
     if initial_weights is not None:
@@ -77,6 +86,25 @@ def build_networks(
     networks.generator.set_recompute(config.training.recompute)
     networks.discriminator.set_recompute(config.training.recompute)
     return networks
+
+
+def build_encoder(config: Config) -> ImageEncoder:
+    """The image encoder of a configuration, trainable as a whole, from ImageNet weights; ``head_width`` wide.
+
+    Raises:
+        ConfigError: a backbone whose weights are neither given nor installed.
+        WeightsError: weights that cannot be read or do not fit.
+    """
+    model = config.model
+    weights = model.image_encoder_weights or image_encoder_class(model).installed_weights()
+    if weights is None:
+        raise ConfigError(
+            f"model.image_encoder_weights: {model.image_encoder} starts from ImageNet weights, found none; name a file"
+        )
+    changes = {"width": model.head_width or model.width, "freeze_image_encoder": False}
+    encoder = image_encoder_class(model)(model.model_copy(update=changes))
+    load_encoder_weights(encoder, weights)
+    return encoder
 
 
 def initialize_from(networks: Networks, path: str | Path, *, only_shared: bool = False) -> None:

@@ -11,9 +11,9 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ammnet_sparse.config import Config, OptimizerConfig
+from ammnet_sparse.config import Config, ConfigError, OptimizerConfig
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.processes import sum_gradients
+from ammnet_sparse.processes import num_processes, sum_gradients
 
 
 class Optimization:
@@ -127,6 +127,29 @@ def build_optimizations(
         updates = math.ceil(num_steps / adversarial.discriminator_every)
         of_discriminator = build(discriminator, learning_rate=learning_rate, num_steps=updates)
     return build(generator, learning_rate=optimizer.learning_rate, num_steps=num_steps), of_discriminator
+
+
+def steps_per_epoch(config: Config, *, num_frames: int) -> int:
+    """Updates per epoch for a number of training frames, over all processes.
+
+    Raises:
+        ConfigError: no update, or a warm-up that is longer than the run.
+    """
+    training, optimizer = config.training, config.optimizer
+    frames = training.batch_size * training.accumulate * num_processes()
+    steps = num_frames // frames
+    if steps == 0:
+        factors = "times training.accumulate" + (" and the number of processes" if num_processes() > 1 else "")
+        raise ConfigError(
+            f"training.batch_size: a step needs {frames} frames ({factors}), found {num_frames} training "
+            "frames; lower it"
+        )
+    if optimizer.warmup_steps >= steps * training.epochs:
+        raise ConfigError(
+            f"optimizer.warmup_steps: expected fewer than the {steps * training.epochs} steps of the run, found "
+            f"{optimizer.warmup_steps}"
+        )
+    return steps
 
 
 class AveragedWeights:

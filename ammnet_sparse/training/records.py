@@ -1,8 +1,9 @@
-"""Records of a run: metrics.jsonl, TensorBoard, a picture, and lines on the console."""
+"""Where a run stands, and its records: metrics.jsonl, TensorBoard, a picture, and lines on the console."""
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,76 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.image_normalization import IMAGE_DEVIATION, IMAGE_MEAN
-from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.data.set_info import NYU, SetInfo
+from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.writing import naming_errors, write_text
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.inputs import not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
 from ammnet_sparse.training.checkpoints import summary
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; what a resumed run starts from.
+
+    Attributes:
+        epoch, step: epochs and updates done.
+        batches_done, seconds: of the unfinished epoch; the time at the last save.
+        best_miou, best_epoch: validation SSC mIoU (fraction) of the best weights, and their epoch, from 1; 0: none yet.
+        skipped, skipped_in_a_row: steps whose losses or gradients were not finite, and how many since the last
+            finite step.
+        sums, num_summed: sums of the values recorded in the unfinished epoch, and the number of steps.
+        times: how many of these steps had each value.
+        counts: voxels by truth and prediction over those steps; None before the first of them.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    seconds: float = 0.0
+    step: int = 0
+    best_miou: float = -1.0
+    best_epoch: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    num_summed: int = 0
+    times: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: VoxelCounts | None = None
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> "Progress":
+        """From ``dataclasses.asdict``; values missing in older states start from their defaults.
+
+        Raises:
+            TypeError: unknown names.
+        """
+        counts = values.get("counts")
+        return cls(**{**values, "counts": None if counts is None else VoxelCounts(**counts)})
+
+    def add(self, values: Mapping[str, float], counts: VoxelCounts) -> None:
+        """Adds a step of the unfinished epoch."""
+        for name, value in values.items():
+            # States written before ``times`` had every value in every step.
+            before = self.times.get(name, self.num_summed if name in self.sums else 0)
+            self.times[name] = before + 1
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.num_summed += 1
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def means(self) -> dict[str, float]:
+        """Means of the values recorded in the unfinished epoch, each over the steps that had it."""
+        return {name: value / self.times.get(name, self.num_summed) for name, value in self.sums.items()}
+
+    def scores(self, info: SetInfo = NYU) -> Scores | None:
+        """Scores of the predictions that the unfinished epoch trained on; None before its first step."""
+        return None if self.counts is None else self.counts.scores(info)
+
+    def end_epoch(self) -> None:
+        """Ends the epoch and resets its sums."""
+        self.epoch += 1
+        self.batches_done, self.seconds = 0, 0.0
+        self.sums, self.num_summed, self.times, self.counts = {}, 0, {}, None
 
 
 @dataclasses.dataclass(frozen=True)

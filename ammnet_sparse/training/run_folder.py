@@ -1,12 +1,14 @@
 """The folder of a run: what is saved there and when, and how a resumed run restores it."""
 
 import dataclasses
+import fcntl
+import os
+import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from ammnet_sparse.config import Config, ConfigError, save_config
 from ammnet_sparse.data.set_info import NYU
@@ -18,25 +20,73 @@ from ammnet_sparse.training.checkpoints import (
     CONFIG,
     STATE,
     CheckpointError,
-    Progress,
     run_metadata,
     save_run_weights,
     save_state,
 )
-from ammnet_sparse.training.folder_lock import FolderLock
-from ammnet_sparse.training.game import AdversarialGame
-from ammnet_sparse.training.networks import Networks
+from ammnet_sparse.training.game import AdversarialGame, random_state, restore_random_state
 from ammnet_sparse.training.optimization import AveragedWeights
+from ammnet_sparse.training.records import Progress
 
+LOCK = "run.lock"
 SECONDS_BETWEEN_SAVES = 60.0
 """After an epoch the state is not saved if it was saved this recently: short epochs would mostly write."""
+
+
+class FolderLock:
+    """Locks a run folder until ``release`` or the end of the process.
+
+    POSIX record locks belong to the process: a dead process holds none, and worker processes inherit none.
+    If the file system has no locks, nothing is locked.
+
+    Raises:
+        CheckpointError: another process holds the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LOCK
+        self._file: IO[str] | None = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # another process holds it
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self.release()
+            raise CheckpointError(
+                f"{folder}: {holder} is writing this run; wait until it has ended, or choose another folder"
+            ) from error
+        except OSError:
+            self.release()
+            return
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Releases the folder."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def create_run_folder(parent: Path, name: str) -> Path:
+    """Makes a new folder ``name`` in ``parent``, or ``name_2``, ``name_3``, ... if it exists."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 @dataclasses.dataclass(eq=False)
 class RunParts:
     """Everything of a run that training changes, as saved in a state."""
 
-    networks: Networks
     game: AdversarialGame
     average: AveragedWeights | None
     progress: Progress
@@ -44,7 +94,7 @@ class RunParts:
     @property
     def evaluated(self) -> AMMNet:
         """The generator that is validated and saved: the trained one, or its moving average."""
-        return self.networks.generator if self.average is None else self.average.network
+        return self.game.generator if self.average is None else self.average.network
 
 
 class RunFolder:
@@ -56,12 +106,12 @@ class RunFolder:
         num_frames: training and validation frames.
         limit: limit on the frames of the run, or None.
         device: whose random state belongs to the run.
-        lock: lock on the folder, if already held.
 
     Attributes:
-        changes: keys that resumed runs have changed in what is trained (``preparation.check_same_run``).
+        changes: keys that resumed runs have changed in what is trained (``checkpoints.check_same_run``).
         unobserved: value of the set's flipped TSDF in unobserved space (``preparation.unobserved_in``).
         info: the set that is trained on.
+        lock: of the folder, if held.
         trained_before: lists of frames that the weights of the start were trained on, sorted.
     """
 
@@ -73,7 +123,6 @@ class RunFolder:
         num_frames: list[int],
         limit: int | None,
         device: torch.device,
-        lock: FolderLock | None = None,
     ) -> None:
         self.path = path
         self.config = config
@@ -84,8 +133,8 @@ class RunFolder:
         self.unobserved: Unobserved | None = None
         self.info = NYU
         self.trained_before: list[str] = []
+        self.lock: FolderLock | None = None
         self._saved = time.monotonic()
-        self._lock = lock
 
     def begin(self) -> None:
         """Makes and locks the folder, and writes the configuration.
@@ -96,14 +145,14 @@ class RunFolder:
         if rank() > 0:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._lock or FolderLock(self.path)
+        self.lock = self.lock or FolderLock(self.path)
         save_config(self.config, self.path / CONFIG)
 
     def end(self) -> None:
         """Releases the lock."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def save_weights(self, name: str, parts: RunParts, scores: Scores | None, *, epoch: int) -> None:
         """Saves the weights of generator and discriminator after ``epoch`` epochs, with their scores if available."""
@@ -120,7 +169,7 @@ class RunFolder:
             trained_before=self.trained_before,
             info=self.info,
         )
-        save_run_weights(self.path, name, parts.evaluated, parts.networks.discriminator, metadata=metadata)
+        save_run_weights(self.path, name, parts.evaluated, parts.game.discriminator, metadata=metadata)
 
     def is_save_due(self) -> bool:
         """Whether the state was last saved at least ``training.checkpoint_minutes`` ago."""
@@ -132,7 +181,7 @@ class RunFolder:
 
     def save_state(self, parts: RunParts) -> None:
         """Everything that ``restore`` needs; collective, as every process has its own random state."""
-        random_states = of_all_processes((torch.get_rng_state(), self._random_cuda()))
+        random_states = of_all_processes(random_state(self.device))
         self._saved = time.monotonic()
         if rank() > 0:
             return
@@ -144,7 +193,7 @@ class RunFolder:
             "limit": self.limit,
             "changes": self.changes,
             "trained_before": self.trained_before,
-            "network": parts.networks.state_dict(),
+            "network": parts.game.networks.state_dict(),
             "average": None if parts.average is None else parts.average.state_dict(),
             "generator": parts.game.generator_optimization.state_dict(),
             "discriminator": None if optimization is None else optimization.state_dict(),
@@ -155,9 +204,6 @@ class RunFolder:
             state["random_of_processes"] = [list(states) for states in random_states]
         save_state(self.path, state)
         self._saved = time.monotonic()
-
-    def _random_cuda(self) -> Tensor | None:
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def restore(self, parts: RunParts, state: dict[str, Any]) -> None:
         """Restores a saved state.
@@ -181,21 +227,19 @@ class RunFolder:
             parts.progress = Progress.from_state(state["progress"])
             self.changes = list(state.get("changes", []))
             self.trained_before = list(state.get("trained_before", []))
-            parts.networks.load_state_dict(state["network"])
+            parts.game.networks.load_state_dict(state["network"])
             if parts.average is not None:
                 # A run that did not average until now starts from its current weights.
                 average = state.get("average")
                 if average is None:
-                    parts.average.restart(parts.networks.generator)
+                    parts.average.restart(parts.game.networks.generator)
                 else:
                     parts.average.load_state_dict(average)
             parts.game.generator_optimization.load_state_dict(state["generator"])
             if parts.game.discriminator_optimization is not None:
                 parts.game.discriminator_optimization.load_state_dict(state["discriminator"])
             random_cpu, random_cuda = random_states[rank()]
-            torch.set_rng_state(random_cpu)
-            if random_cuda is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(random_cuda, self.device)
+            restore_random_state((random_cpu, random_cuda), self.device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: the state does not fit this configuration ({error})") from error
         begun = parts.progress.epoch + (parts.progress.batches_done > 0)

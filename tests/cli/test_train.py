@@ -17,6 +17,7 @@ import torch
 
 from ammnet_sparse.cli import train as command
 from ammnet_sparse.config import describe_keys, load_config
+from ammnet_sparse.data import training_sets
 from ammnet_sparse.data.synthetic.generate import RoomsError
 from ammnet_sparse.training import records
 from ammnet_sparse.training.game import AdversarialGame
@@ -139,7 +140,7 @@ def test_generated_rooms_are_the_default_data(
         asked.append(config.synthetic.frames)
         return root
 
-    monkeypatch.setattr(command, "ensure_rooms", ensure)
+    monkeypatch.setattr(training_sets, "ensure_rooms", ensure)
     assert train(["--output", str(tmp_path / "run"), *TINY, "--limit", "2"]) == 0
     assert asked == [240]
     assert load_config(tmp_path / "run" / "config.yaml").data.root == root
@@ -151,7 +152,7 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
     def ensure(config: Any) -> Path:
         raise AssertionError("rooms were made")
 
-    monkeypatch.setattr(command, "ensure_rooms", ensure)
+    monkeypatch.setattr(training_sets, "ensure_rooms", ensure)
     assert "fp16 needs a CUDA device, found cpu" in refuse("training.mixed_precision=true")
     assert "--init-from absent.safetensors: expected a file" in refuse("--init-from", "absent.safetensors")
     assert "needs ImageNet weights" in refuse("model.image_encoder=segformer_b2")
@@ -159,7 +160,7 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
     def fail(config: Any) -> Path:
         raise RoomsError("data/rooms: holds something else")
 
-    monkeypatch.setattr(command, "ensure_rooms", fail)
+    monkeypatch.setattr(training_sets, "ensure_rooms", fail)
     assert refuse() == "data/rooms: holds something else\n"
 
 
@@ -336,7 +337,7 @@ def test_a_killed_worker_ends_the_run_with_its_state(root: Path, tmp_path: Path)
         time.sleep(0.2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
-    assert "a process that loads frames was killed" in errors and "data.workers=0" in errors
+    assert "a process that loads frames has failed" in errors and "data.workers=0" in errors
     assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
 
 

@@ -1,5 +1,6 @@
 """Small networks, batches and sets for the tests of training, on the smallest grid there is."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ammnet_sparse.config import Config, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.loop import Run
 from ammnet_sparse.training.networks import build_networks
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.models import scenes
@@ -46,6 +48,18 @@ def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:
     write_list(root / "train.txt", ids)
     write_list(root / "val.txt", ids[-validation:])
     return root
+
+
+def make_run(config: Config, folder: Path, *, resume: bool = False, **options: Any) -> Run:
+    """A run on the CPU, new or resumed."""
+    make = Run.resume if resume else Run.new
+    return make(config, folder, device=torch.device("cpu"), show_progress=False, **options)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run, without measured times."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key not in ("seconds", "wait_seconds")} for entry in entries]
 
 
 def make_game(

@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,25 +12,14 @@ from ammnet_sparse.config import Config
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.parts import join_states
-from ammnet_sparse.training import records
 from ammnet_sparse.training.checkpoints import load_state
 from ammnet_sparse.training.interruption import RunInterrupted
-from ammnet_sparse.training.loop import Run
 from ammnet_sparse.training.optimization import AveragedWeights
-from tests.training.support import differing, state_of, tiny_config, tiny_set
+from tests.training.support import differing, make_run, state_of, tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 CPU = torch.device("cpu")
 DECAY = 0.6
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_set(tmp_path_factory.mktemp("set"))
 
 
 def run_config(root: Path, *, ema_decay: float = DECAY) -> Config:
@@ -41,10 +29,6 @@ def run_config(root: Path, *, ema_decay: float = DECAY) -> Config:
         model={"encoder_dropout": 0.3},
         training={"epochs": 2, "batch_size": 2, "ema_decay": ema_decay},
     )
-
-
-def make_run(config: Config, folder: Path, **options: Any) -> Run:
-    return Run(config, folder, device=CPU, show_progress=False, **options)
 
 
 def test_average_follows_the_generator_alone() -> None:

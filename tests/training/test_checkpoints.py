@@ -14,6 +14,7 @@ import torch
 
 from ammnet_sparse.config import Config, DataConfig, config_from_dict
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.training_sets import unobserved_in
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
 from ammnet_sparse.evaluation.metrics import scores_from_counts
 from ammnet_sparse.files import writing
@@ -30,7 +31,6 @@ from ammnet_sparse.training.checkpoints import (
     save_state,
 )
 from ammnet_sparse.training.networks import Networks, build_networks, initialize_from
-from ammnet_sparse.training.preparation import unobserved_in
 from tests.data.frames import random_frame
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
 

@@ -19,6 +19,7 @@ from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.image_folder import Truth2D
+from ammnet_sparse.data.training_sets import open_encoder_datasets
 from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
@@ -32,7 +33,6 @@ from ammnet_sparse.training.encoder import (
     score_encoder,
     train_encoder,
 )
-from ammnet_sparse.training.preparation import open_encoder_datasets
 from tests.data.frames import GRID, write_set
 
 CPU = torch.device("cpu")

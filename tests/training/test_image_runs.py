@@ -10,14 +10,14 @@ from PIL import Image
 
 import ammnet_sparse
 from ammnet_sparse.config import Config
+from ammnet_sparse.data import training_sets
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.training import networks, preparation, records
-from ammnet_sparse.training.loop import Run
+from ammnet_sparse.training import networks
 from tests.data.frames import random_frame, write_frame, write_list
-from tests.training.support import GRID, tiny_config
+from tests.training.support import GRID, make_run, tiny_config
 
 CPU = torch.device("cpu")
 IDS = ["0001", "0002", "0003"]
@@ -54,14 +54,14 @@ def config_of(root: Path, data: dict[str, Any], **model: Any) -> Config:
     )
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize("data", [{"cache_features": True, "augment_2d": False}, {"on_device": True}], ids=str)
 def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
-    run = Run(config_of(root, data), tmp_path, device=CPU, show_progress=False)
+    run = make_run(config_of(root, data), tmp_path)
     assert isinstance(run.training_set, StageDataset if "cache_features" in data else DeviceDataset)
-    before = {name: value.clone() for name, value in run.parts.networks.generator.state_dict().items()}
+    before = {name: value.clone() for name, value in run.game.networks.generator.state_dict().items()}
     run.train()
-    after = run.parts.networks.generator.state_dict()
+    after = run.game.networks.generator.state_dict()
     frozen = [name for name in before if name.startswith("image_encoder.backbone.")]
     given = torch.load(root / "backbone.pth", weights_only=True)
     assert all(after[name].equal(given[name.removeprefix("image_encoder.backbone.")]) for name in frozen)
@@ -73,12 +73,11 @@ def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, mon
     assert all(loaded.state_dict()[name].equal(value) for name, value in after.items())
 
 
-def test_features_kept_predict_as_images_do(root: Path) -> None:
+def test_features_kept_predict_as_images_do(root: Path, tmp_path: Path) -> None:
     config = config_of(root, {"cache_features": True, "augment_2d": False, "augment_3d": False})
-    frames, _ = preparation.open_datasets(config, device=CPU, limit=None, is_quick=True, show_progress=False)
-    network = networks.build_networks(config).generator.eval()
-    kept = preparation.with_image_stages(frames, config, network, device=CPU, show_progress=False)
-    whole = preparation.open_source(config)
+    run = make_run(config, tmp_path)
+    network, kept = run.game.generator.eval(), run.training_set
+    whole = training_sets.open_source(config)
     with torch.no_grad():
         from_stages = network(kept[0], voxels="scored")
         from_image = network(ammnet_sparse.Batch.from_frame(whole.read(kept.ids[0])), voxels="scored")
@@ -113,4 +112,4 @@ def test_packaged_weights_are_asked_for_where_none_are_named(root: Path, monkeyp
     assert asked == [1]
     monkeypatch.setattr(EfficientNetLite0, "installed_weights", missing)
     with pytest.raises(WeightsError, match="expected the package"):
-        preparation.check_runnable(config, CPU, has_weights=False)
+        networks.build_networks(config)

@@ -19,35 +19,25 @@ from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.models.weights.files import read_weights
-from ammnet_sparse.training import records, run_folder
+from ammnet_sparse.training import run_folder
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state, save_state
 from ammnet_sparse.training.game import StepReport
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.loop import DivergenceError, Run
-from ammnet_sparse.training.preparation import check_runnable
+from ammnet_sparse.training.networks import build_networks
 from ammnet_sparse.training.records import RunResult, format_result
 from ammnet_sparse.training.run_folder import RunParts
 from ammnet_sparse.training.validation import Validation
 from tests.data.frames import write_list
-from tests.training.support import GRID, tiny_config, tiny_set
+from tests.training.support import GRID, lines_of, make_run, tiny_config, tiny_set
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 CPU = torch.device("cpu")
-TIMES = ("seconds", "wait_seconds")
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
 
 
 @pytest.fixture(autouse=True)
 def state_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 0.0)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_set(tmp_path_factory.mktemp("set"))
 
 
 def run_config(root: Path, **training: Any) -> Config:
@@ -67,16 +57,6 @@ def with_keys(config: Config, changes: dict[str, Any]) -> Config:
     return config_from_dict(values, source="test")
 
 
-def make_run(config: Config, folder: Path, **options: Any) -> Run:
-    return Run(config, folder, device=CPU, show_progress=False, **options)
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock said."""
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
-
-
 def assert_same_run(found: Path, expected: Path) -> None:
     assert lines_of(found) == lines_of(expected)
     for name in ("last.safetensors", "best.safetensors"):
@@ -91,11 +71,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory, quick_pictures: None) -> tuple[Path, RunResult]:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
-        return folder, make_run(run_config(root), folder).train()
+    return folder, make_run(run_config(root), folder).train()
 
 
 def before_call(run: Run, number: int, action: Callable[[], None]) -> None:
@@ -193,12 +171,12 @@ def test_packed_frames_on_the_device_give_the_same_run(
 def test_run_on_a_gpu_is_stopped_and_goes_on(root: Path, tmp_path: Path, mixed_precision: bool) -> None:
     changes = {"data.on_device": True, "training.mixed_precision": mixed_precision, "training.ema_decay": 0.9}
     options: dict[str, Any] = {"device": torch.device("cuda"), "show_progress": False}
-    run = Run(with_keys(run_config(root), changes), tmp_path, **options)
+    run = Run.new(with_keys(run_config(root), changes), tmp_path, **options)
     before_call(run, 3, interrupt)
     with pytest.raises(RunInterrupted, match="stopped after step 3"):
         run.train()
-    run = Run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True, **options)
-    assert run.progress.step == 3 and run.parts.networks.generator.training
+    run = Run.resume(load_config(tmp_path / "config.yaml"), tmp_path, **options)
+    assert run.progress.step == 3 and run.game.networks.generator.training
     result = run.train()
     entries = lines_of(tmp_path)
     steps = [entry for entry in entries if entry["kind"] == "step"]
@@ -305,7 +283,7 @@ def test_state_of_an_older_version_counts_what_is_left_of_its_epoch(root: Path, 
 
 def test_a_line_an_epoch_says_how_it_goes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = run_config(root, epochs=2, validate_every=2)
-    Run(config, tmp_path, device=CPU, limit=2).train()
+    Run.new(config, tmp_path, device=CPU, limit=2).train()
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
     epochs = [entry for entry in lines_of(tmp_path) if entry["kind"] == "epoch"]
     training = [f"training loss {entry['scene']:.3f}, SSC mIoU {entry['training']['ssc']['miou']:.1f} %, SC IoU "
@@ -444,7 +422,7 @@ def test_best_weights_are_those_of_the_best_validation(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mious: list[float], every: int, best: int
 ) -> None:
     run = make_run(run_config(root, epochs=3, validate_every=every), tmp_path, limit=2)
-    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: None)
+    monkeypatch.setattr(run, "_train_epoch", lambda **_: None)
     monkeypatch.setattr(run, "_score", lambda description: Validation(scores_of(mious[run.progress.epoch]), 1.0))
     result = run.train()
     assert result.best_epoch == best
@@ -467,7 +445,7 @@ def test_last_weights_are_saved_without_validation_too(
         epochs.append(read_weights(tmp_path / "last.safetensors")[2]["epoch"])
         save(parts)
 
-    monkeypatch.setattr(run, "_train_epoch", lambda *_, **__: None)
+    monkeypatch.setattr(run, "_train_epoch", lambda **_: None)
     monkeypatch.setattr(run.saves, "save_state", record)
     run.train()
     assert epochs == ["1", "2", "2", "3"]
@@ -572,8 +550,6 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
     shutil.rmtree(copied / "Label")
     with pytest.raises(DataError, match="expected ground truth"):
         make_run(tsdf_only, tmp_path / "run")
-    with pytest.raises(ConfigError, match="data.root"):
-        make_run(with_keys(tsdf_only, {"data.root": None}), tmp_path / "run")
     with pytest.raises(DataError, match="nowhere"):
         make_run(with_keys(tsdf_only, {"data.root": str(tmp_path / "nowhere")}), tmp_path / "run")
     with pytest.raises(DataError, match="12"):
@@ -608,7 +584,7 @@ def test_warm_up_longer_than_the_run_is_refused(root: Path, tmp_path: Path) -> N
 
 def test_frozen_parts_may_be_random_where_weights_are_given(root: Path) -> None:
     config = with_keys(run_config(root), {"model.image_encoder": "segformer_b2", "model.freeze_encoders": True})
-    check_runnable(config, CPU, has_weights=True)
+    build_networks(config, is_resumed=True)
 
 
 def test_fine_tuning_starts_from_the_weights_and_frozen_encoders_stay(
@@ -618,7 +594,7 @@ def test_fine_tuning_starts_from_the_weights_and_frozen_encoders_stay(
     config = with_keys(run_config(root, epochs=1), {"model.inputs": "tsdf", "model.freeze_encoders": True})
     run = make_run(config, tmp_path, initial_weights=weights)
     run.train()
-    given, trained = read_weights(weights)[0], run.parts.networks.state_dict()
+    given, trained = read_weights(weights)[0], run.game.networks.state_dict()
     of_encoder = {name for name in trained if name.startswith("tsdf_encoder.")}
     assert of_encoder and all(torch.equal(trained[name], given[name]) for name in of_encoder)
     assert not torch.equal(trained["decoder.classifier.weight"], given["decoder.classifier.weight"])
@@ -637,4 +613,4 @@ def test_the_device_of_a_run_becomes_the_current_one(
 
     monkeypatch.setattr(torch.cuda, "set_device", choose)
     with pytest.raises(Chosen, match="cuda:1"):
-        Run(run_config(root), tmp_path / "run", device=torch.device("cuda:1"), show_progress=False)
+        Run.new(run_config(root), tmp_path / "run", device=torch.device("cuda:1"))

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,10 +19,8 @@ from ammnet_sparse.config import load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.models.weights.loading import load_discriminator, load_model
-from ammnet_sparse.training import records
-from ammnet_sparse.training.loop import Run
 from tests.data.frames import random_frame
-from tests.training.support import tiny_batch, tiny_set
+from tests.training.support import make_run, tiny_batch, tiny_set
 
 BEFORE = Path(__file__).parent / "before"
 FIGURES: dict[str, Any] = json.loads((BEFORE / "figures.json").read_text())
@@ -35,8 +32,8 @@ def unpack(name: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_run_of_an_earlier_version_goes_on_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.yaml", "metrics.jsonl"):
@@ -48,7 +45,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_would_have(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     config = load_config(run / "config.yaml")
     assert config.data.root == Path(root.name)
-    resumed = Run(config, run, device=torch.device("cpu"), resume=True, show_progress=False)
+    resumed = make_run(config, run, resume=True)
     assert (resumed.progress.epoch, resumed.progress.step, resumed.progress.batches_done) == (1, 3, 1)
     resumed.train()
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

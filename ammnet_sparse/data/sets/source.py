@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ammnet_sparse.data.grid import DatasetName, GridShape
+from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.packed import PackedFrames
@@ -29,3 +30,18 @@ def open_frames(
     """
     kind: type[PackedFrames] | type[FrameFolder] = PackedFrames if Path(root).is_file() else FrameFolder
     return kind(root, dataset=dataset, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)
+
+
+def check_classes(source: FrameSource, num_classes: int) -> None:
+    """Raises DataError if the set has another number of classes than the network."""
+    if source.info.num_classes != num_classes:
+        raise DataError(
+            f"{source.root}: expected {num_classes} classes, as many as model.num_classes, found "
+            f"{source.info.num_classes}: {', '.join(source.info.class_names)}; use another set, or another network"
+        )
+
+
+def check_labels(source: FrameSource) -> None:
+    """Raises DataError if the set has no ground truth."""
+    if not source.has_labels:
+        raise DataError(f"{source.root}: expected ground truth (folder Label), found none; a set without cannot score")

@@ -1,11 +1,51 @@
-"""What to switch on if memory is exhausted, and how much it saves."""
+"""The device of a run: precision, convolution backend, determinism, and what to do if its memory is exhausted."""
 
-from ammnet_sparse.config import Config
+import os
+
+import torch
+
+from ammnet_sparse.config import Config, ConfigError
+from ammnet_sparse.sparse.convolutions import Backend
 
 _KEPT_MIB = {"off": 985.0, "elementwise": 517.0, "blocks": 233.0, "full": 112.0}
 """Kept for the backward pass of the generator by ``training.recompute``, per frame of NYU at width 256 in float32, as
 the benchmark bench_model measures it (docs/results.md); about proportional to the width."""
 _WIDTH = 256
+
+
+def prepare_device(config: Config, device: torch.device) -> Backend:
+    """Makes a CUDA device the current one, and algorithms deterministic on request; returns the convolution backend.
+
+    Raises:
+        ConfigError: a configuration that cannot run on this device.
+    """
+    if config.training.mixed_precision and device.type != "cuda":
+        raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # spconv uses the current device's stream
+    if config.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return convolution_backend(config, device)
+
+
+def convolution_backend(config: Config, device: torch.device) -> Backend:
+    """The convolution backend of a run.
+
+    Deterministic runs on CUDA avoid spconv, which chooses its algorithms by timing in each process.
+
+    Raises:
+        ConfigError: a deterministic run on CUDA with spconv.
+    """
+    backend = config.training.convolution_backend
+    if not config.training.deterministic or device.type != "cuda":
+        return backend
+    if backend == "spconv":
+        raise ConfigError(
+            "training.convolution_backend: spconv chooses its algorithms by timing, so that a run with "
+            "training.deterministic=true is not reproducible; set it to auto or gather"
+        )
+    return "gather" if backend == "auto" else backend
 
 
 def memory_advice(config: Config) -> str:
