@@ -6,9 +6,10 @@ pixels per frame, trains the head slowly. Here backbone and head see every label
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -131,9 +132,44 @@ def train_encoder(
     encoder.to(memory_format=torch.channels_last)  # faster, on a CPU too
     crops = torch.Generator().manual_seed(settings.seed)
     total = settings.epochs * (len(training) // settings.batch_size)
+    report = report or (lambda line: None)
     started = reported = time.monotonic()
     step, epoch, fraction = 0, 0, 0.0
-    while fraction < 1:
+    for epoch, batch in _batches(training, settings):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _schedule(fraction)
+        image, truth = _window(*_images_and_truth(batch.to(device)), settings.crop, generator=crops)
+        logits = _logits(encoder.train(), image, uses_bfloat16=uses_bfloat16)
+        loss = F.cross_entropy(
+            logits, truth, weight=weights, ignore_index=IGNORE_LABEL, label_smoothing=settings.label_smoothing
+        )
+        loss.backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), _GRADIENT_CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        average.update(encoder, step=step)
+        elapsed = time.monotonic() - started
+        fraction = max(step / total, elapsed / settings.seconds)
+        if time.monotonic() - reported > 10:
+            reported = time.monotonic()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {step}: the loss is {value}; lower the learning rate")
+            report(f"step {step}, epoch {epoch}, {elapsed:.0f} s: loss {value:.3f}")
+        if fraction >= 1:
+            break
+    report(f"{step} steps of {settings.batch_size} images, {epoch} epochs, {time.monotonic() - started:.0f} s")
+    averaged = average.module
+    if broken := _not_finite(averaged.state_dict()):  # of the last steps, too, after which no loss was looked at
+        raise FloatingPointError(f"{broken}: must be finite after {step} steps; lower the learning rate")
+    assert isinstance(averaged, ImageEncoder)
+    return averaged.eval()
+
+
+def _batches(training: EpochDataset, settings: EncoderSettings) -> Iterator[tuple[int, Batch]]:
+    """Batches without end, each with its epoch, from 1."""
+    for epoch in itertools.count():
         loader = build_loader(
             training,
             batch_size=settings.batch_size,
@@ -142,39 +178,7 @@ def train_encoder(
             workers=settings.workers,
             drop_last=True,
         )
-        for batch in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * _schedule(fraction)
-            image, truth = _window(*_images_and_truth(batch.to(device)), settings.crop, generator=crops)
-            logits = _logits(encoder.train(), image, uses_bfloat16=uses_bfloat16)
-            loss = F.cross_entropy(
-                logits, truth, weight=weights, ignore_index=IGNORE_LABEL, label_smoothing=settings.label_smoothing
-            )
-            loss.backward()
-            nn.utils.clip_grad_norm_(encoder.parameters(), _GRADIENT_CLIP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            average.update(encoder, step=step)
-            elapsed = time.monotonic() - started
-            fraction = max(step / total, elapsed / settings.seconds)
-            if time.monotonic() - reported > 10:
-                reported = time.monotonic()
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"step {step}: the loss is {value}; lower the learning rate")
-                if report is not None:
-                    report(f"step {step}, epoch {epoch + 1}, {elapsed:.0f} s: loss {value:.3f}")
-            if fraction >= 1:
-                break
-        epoch += 1
-    if report is not None:
-        report(f"{step} steps of {settings.batch_size} images, {epoch} epochs, {time.monotonic() - started:.0f} s")
-    averaged = average.module
-    if broken := _not_finite(averaged.state_dict()):  # of the last steps, too, after which no loss was looked at
-        raise FloatingPointError(f"{broken}: must be finite after {step} steps; lower the learning rate")
-    assert isinstance(averaged, ImageEncoder)
-    return averaged.eval()
+        yield from ((epoch + 1, batch) for batch in loader)
 
 
 def score_encoder(
