@@ -109,7 +109,7 @@ class RunFolder:
 
     Attributes:
         changes: keys that resumed runs have changed in what is trained (``checkpoints.check_same_run``).
-        unobserved: value of the set's flipped TSDF in unobserved space (``preparation.unobserved_in``).
+        unobserved: value of the set's flipped TSDF in unobserved space (``training_sets.unobserved_in``).
         info: the set that is trained on.
         lock: of the folder, if held.
         trained_before: lists of frames that the weights of the start were trained on, sorted.
