@@ -175,6 +175,8 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch with every tensor on ``device``. Raises ValueError for a device that is not available."""
+        if str(device) == str(self.tsdf.device):
+            return self
         device = checked_device(device)
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

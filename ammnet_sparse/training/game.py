@@ -78,6 +78,7 @@ class AdversarialGame:
         weights = config.loss.class_weights
         self.class_weights = torch.tensor(weights, device=device) if weights else None
         self._device = device
+        self._has_image_loss = config.model.reads_image
         self._buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
         self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
 
@@ -108,7 +109,7 @@ class AdversarialGame:
         with torch.no_grad():
             torch._foreach_copy_(self._buffers_before, self._buffers)
         scenes = [self._scene(batch, index) for index, batch in enumerate(batches)]
-        totals = _Totals.of(batches, has_image_loss=self.config.model.reads_image, class_weights=self.class_weights)
+        totals = _Totals.of(batches, has_image_loss=self._has_image_loss, class_weights=self.class_weights)
         is_single = len(scenes) == 1
         prediction: Prediction | None = None
         random_states: list[RandomState] = []

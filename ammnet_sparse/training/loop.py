@@ -291,7 +291,7 @@ class Run:
                 progress.seconds = time.monotonic() - started
                 bar.show_step(losses, wait_seconds=progress.means().get("wait_seconds", 0.0))
                 is_stopped = self._is_agreed(self._stop.is_set)
-                if is_stopped or self._is_agreed(self.saves.is_save_due() and not self._is_suspect):
+                if is_stopped or self._is_agreed(self._is_save_due()):
                     self.saves.save_state(self.parts)
                 if is_stopped:
                     raise RunInterrupted(f"stopped after step {progress.step}")
@@ -351,8 +351,13 @@ class Run:
         self._say(epoch_line(progress.epoch, values, training, validation=scores))
         self.saves.save_weights(LAST_WEIGHTS, self.parts, scores, epoch=progress.epoch)
 
+    def _is_save_due(self) -> bool:
+        """Whether the state is to be saved within an epoch; a diverging run keeps the previous state."""
+        seconds = time.monotonic() - self.saves.saved
+        return seconds > 60 * self.config.training.checkpoint_minutes and not self._is_suspect
+
     def _is_saved(self) -> bool:
-        """Whether the state need not be saved at the end of an epoch; a diverging run keeps the previous state."""
+        """Whether the state need not be saved at the end of an epoch."""
         return self._is_suspect or self.saves.is_save_recent()
 
     def _is_skipped(self, losses: dict[str, float]) -> bool:

@@ -16,7 +16,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.image_normalization import IMAGE_DEVIATION, IMAGE_MEAN
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
-from ammnet_sparse.files.writing import naming_errors, write_text
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.inputs import not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
@@ -136,7 +136,6 @@ class Records:
         path = folder / "metrics.jsonl"
         if resumed_at is not None:
             _drop_later_lines(path, *resumed_at)
-        self._path = path
         self._file = path.open("w" if resumed_at is None else "a", encoding="utf-8")
         # TensorBoard drops the points from this step on.
         purge_step = None if resumed_at is None else resumed_at[1] + 1
@@ -193,9 +192,8 @@ class Records:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
         }
-        with naming_errors(self._path):
-            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-            self._file.flush()
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
 
 
 class NoRecords(Records):

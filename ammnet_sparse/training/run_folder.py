@@ -112,6 +112,7 @@ class RunFolder:
         unobserved: value of the set's flipped TSDF in unobserved space (``training_sets.unobserved_in``).
         info: the set that is trained on.
         lock: of the folder, if held.
+        saved: when the state was last saved, by ``time.monotonic``; at first, when the run was made.
         trained_before: lists of frames that the weights of the start were trained on, sorted.
     """
 
@@ -134,7 +135,7 @@ class RunFolder:
         self.info = NYU
         self.trained_before: list[str] = []
         self.lock: FolderLock | None = None
-        self._saved = time.monotonic()
+        self.saved = time.monotonic()
 
     def begin(self) -> None:
         """Makes and locks the folder, and writes the configuration.
@@ -171,18 +172,14 @@ class RunFolder:
         )
         save_run_weights(self.path, name, parts.evaluated, parts.game.discriminator, metadata=metadata)
 
-    def is_save_due(self) -> bool:
-        """Whether the state was last saved at least ``training.checkpoint_minutes`` ago."""
-        return time.monotonic() - self._saved > 60 * self.config.training.checkpoint_minutes
-
     def is_save_recent(self) -> bool:
         """Whether the state was saved recently enough that the end of an epoch need not save it again."""
-        return (self.path / STATE).is_file() and time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES
+        return (self.path / STATE).is_file() and time.monotonic() - self.saved < SECONDS_BETWEEN_SAVES
 
     def save_state(self, parts: RunParts) -> None:
         """Everything that ``restore`` needs; collective, as every process has its own random state."""
         random_states = of_all_processes(random_state(self.device))
-        self._saved = time.monotonic()
+        self.saved = time.monotonic()
         if rank() > 0:
             return
         optimization = parts.game.discriminator_optimization
@@ -203,7 +200,7 @@ class RunFolder:
         if num_processes() > 1:
             state["random_of_processes"] = [list(states) for states in random_states]
         save_state(self.path, state)
-        self._saved = time.monotonic()
+        self.saved = time.monotonic()
 
     def restore(self, parts: RunParts, state: dict[str, Any]) -> None:
         """Restores a saved state.
