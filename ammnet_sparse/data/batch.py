@@ -301,9 +301,12 @@ def usable_mask(batch: Batch) -> Tensor:
     return batch.hit_mask.any(dim=1) & batch.scored_mask.any(dim=1)
 
 
-def why_unusable(batch: Batch, index: int) -> str:
-    """Why a frame cannot be trained on, in words."""
-    return NO_SCORED_VOXEL if bool(batch.hit_mask[index].any()) else NO_HIT
+def why_unusable(batch: Batch) -> dict[str, str]:
+    """The frames of a batch that nothing can be learned from, by name, each with the reason."""
+    is_hit = batch.hit_mask.any(dim=1).tolist()
+    is_usable = usable_mask(batch).tolist()
+    frames = zip(batch.frame_ids, is_usable, is_hit, strict=True)
+    return {name: NO_SCORED_VOXEL if hit else NO_HIT for name, usable, hit in frames if not usable}
 
 
 def unflipped_tsdf(batch: Batch) -> Tensor:

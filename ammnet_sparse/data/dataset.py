@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ammnet_sparse.data.augmentation import augment, augmentation_generator
-from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.batch import Batch, why_unusable
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import check_unique, hash_of
@@ -60,11 +60,14 @@ class FrameDataset(Dataset[Batch]):
         self.seed = seed
         self.epoch = 0
         self.makes_batches = False
-        self.unusable: dict[str, str] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that augmentation depends on; call it before iterating the loader of that epoch."""
         self.epoch = epoch
+
+    def why_unusable(self, batch: Batch) -> dict[str, str]:
+        """The frames of a batch that cannot be trained on, by name, each with the reason."""
+        return why_unusable(batch)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,15 +95,15 @@ class EpochDataset(Protocol):
         ids: names of the frames.
         info: the set that they are of.
         makes_batches: ``__getitems__`` returns whole batches on the training device, made in this process.
-        unusable: with ``makes_batches``, by id why a frame cannot be trained on (``batch.usable_mask``).
     """
 
     ids: list[str]
     info: SetInfo
     makes_batches: bool
-    unusable: dict[str, str]
 
     def set_epoch(self, epoch: int) -> None: ...
+
+    def why_unusable(self, batch: Batch) -> dict[str, str]: ...
 
     def __len__(self) -> int: ...
 

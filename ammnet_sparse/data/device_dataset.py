@@ -53,7 +53,7 @@ class DeviceDataset(Dataset[Batch]):
         progress: show a progress bar on standard error while they are read.
 
     Attributes:
-        unusable: by id why a frame cannot be trained on (``batch.usable_mask``), found while the frames were read.
+        unusable: by id why a frame cannot be trained on (``batch.why_unusable``), found while the frames were read.
 
     Raises:
         ValueError: no ids or a repeated one, a grid with unlike X and Y to exchange, or label maps beside images that
@@ -109,6 +109,10 @@ class DeviceDataset(Dataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that augmentation depends on; call it before iterating the loader of that epoch."""
         self.epoch = epoch
+
+    def why_unusable(self, batch: Batch) -> dict[str, str]:
+        """The frames of a batch that cannot be trained on, by name, each with the reason; no wait for the device."""
+        return {name: self.unusable[name] for name in batch.frame_ids if name in self.unusable}
 
     def __len__(self) -> int:
         return len(self.ids)

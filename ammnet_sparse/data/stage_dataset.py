@@ -42,7 +42,6 @@ class StageDataset(Dataset[Batch]):
         self.ids = frames.ids
         self.info = frames.info
         self.makes_batches = frames.makes_batches
-        self.unusable = frames.unusable
         kept_on = device if self.makes_batches else torch.device("cpu")
         self._stages = _compute(source, self.ids, extract=extract, device=device, kept_on=kept_on, progress=progress)
 
@@ -54,6 +53,10 @@ class StageDataset(Dataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the 3D augmentation of an epoch."""
         self.frames.set_epoch(epoch)
+
+    def why_unusable(self, batch: Batch) -> dict[str, str]:
+        """The frames of a batch that cannot be trained on, by name, each with the reason."""
+        return self.frames.why_unusable(batch)
 
     def __len__(self) -> int:
         return len(self.frames)

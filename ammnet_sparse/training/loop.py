@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ammnet_sparse.config import Config
-from ammnet_sparse.data.batch import Batch, usable_mask, why_unusable
+from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, WorkerError, build_loader
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.stage_dataset import StageDataset
@@ -41,7 +41,7 @@ from ammnet_sparse.training.networks import Networks, build_networks
 from ammnet_sparse.training.optimization import AveragedWeights, steps_per_epoch
 from ammnet_sparse.training.records import NoRecords, Progress, Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import FolderLock, RunFolder, RunParts
-from ammnet_sparse.training.validation import Validation, validate
+from ammnet_sparse.training.validation import Validation, Validator
 
 MOST_SKIPPED_STEPS = 3
 """Consecutive steps with losses or gradients that are not finite, after which a run ends."""
@@ -105,9 +105,9 @@ class Run:
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
         self.saves.info = self.validation_set.info
+        self.validator = Validator(self.validation_set, config, device=device, show_progress=self.show_progress)
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
-        self._first_seen: Batch | None = None
         self._records: Records = NoRecords()
         self._stop = StopRequest()
         self._is_suspect = False
@@ -213,6 +213,7 @@ class Run:
             )
             for frames in (self.training_set, self.validation_set)
         )
+        self.validator.frames = self.validation_set
 
     @property
     def progress(self) -> Progress:
@@ -250,7 +251,7 @@ class Run:
             # The folder's configuration has them already; a state without them could not be resumed after a crash.
             self.saves.save_state(self.parts)
         with self._saving_state_on_error():
-            baseline = constant_baseline(self._validation_loader(is_shared=False), info=self.validation_set.info)
+            baseline = constant_baseline(self.validator.loader(is_shared=False), info=self.validation_set.info)
         best: Scores | None = None
         while progress.epoch < num_epochs:
             started = time.monotonic() - progress.seconds
@@ -324,16 +325,17 @@ class Run:
         )
         losses = report.as_floats()
         progress.step += 1
-        is_skipped = self._is_skipped(losses)
-        if self.parts.average is not None:
-            self.parts.average.update(self.game.generator, step=progress.step)
+        broken = [name for name, value in losses.items() if not math.isfinite(value)]
         values = {**losses, "learning_rate": learning_rate, "seconds": time.monotonic() - started}
         values["wait_seconds"] = wait_seconds
-        self._records.step(progress.step, {"epoch": progress.epoch + 1, **values}, is_skipped=is_skipped)
-        if is_skipped:
-            self._check_divergence(losses, batches)
+        self._records.step(progress.step, {"epoch": progress.epoch + 1, **values}, is_skipped=bool(broken))
+        if broken:
+            self._skip(broken, batches)
         else:
+            progress.skipped_in_a_row, self._is_suspect = 0, False
             progress.add({**losses, "wait_seconds": wait_seconds}, report.counts)
+        if self.parts.average is not None:
+            self.parts.average.update(self.game.generator, step=progress.step)
         return losses
 
     def _end_epoch(self, validation: Validation | None, *, started: float) -> None:
@@ -360,52 +362,36 @@ class Run:
         """Whether the state need not be saved at the end of an epoch."""
         return self._is_suspect or self.saves.is_save_recent()
 
-    def _is_skipped(self, losses: dict[str, float]) -> bool:
-        """Whether a loss or gradient of a step is not finite; then the networks are unchanged by it."""
-        progress = self.progress
-        broken = _not_finite(losses)
-        self._is_suspect = bool(broken) and not self._is_overflow(broken)
-        if not broken:
-            progress.skipped_in_a_row = 0
-            return False
+    def _skip(self, broken: list[str], batches: list[Batch]) -> None:
+        """Counts a step whose losses or gradients ``broken`` are not finite; the networks are unchanged by it.
+
+        Raises:
+            DivergenceError: too many of them in a row.
+        """
+        progress, mixed_precision = self.progress, self.config.training.mixed_precision
+        # Gradients were too large for float16: loss scaling starts too high and halves the scale.
+        is_overflow = mixed_precision and all(name.endswith("_gradient_norm") for name in broken)
         progress.skipped += 1
         progress.skipped_in_a_row += 1
+        self._is_suspect = not is_overflow
         if self._is_suspect:
             self.game.undo_statistics()
-        return True
-
-    def _is_overflow(self, broken: list[str]) -> bool:
-        """Whether gradients were too large for float16: loss scaling starts too high and halves the scale."""
-        return self.config.training.mixed_precision and all(name.endswith("_gradient_norm") for name in broken)
-
-    def _check_divergence(self, losses: dict[str, float], batches: list[Batch]) -> None:
-        """Raises DivergenceError after too many skipped steps in a row."""
-        progress, broken = self.progress, _not_finite(losses)
-        limit = MOST_OVERFLOWS if self._is_overflow(broken) else MOST_SKIPPED_STEPS
-        advice = "lower optimizer.learning_rate, or add optimizer.warmup_steps"
-        if self.config.training.mixed_precision:
-            advice += ", or set training.mixed_precision=false"
-        if progress.skipped_in_a_row >= limit:
+        if progress.skipped_in_a_row >= (MOST_OVERFLOWS if is_overflow else MOST_SKIPPED_STEPS):
             frames = ", ".join(frame_id for batch in batches for frame_id in batch.frame_ids)
             raise DivergenceError(
                 f"step {progress.step} (frames {frames}): {', '.join(broken)} must be finite; "
-                f"{progress.skipped_in_a_row} steps in a row were skipped; {advice}"
+                f"{progress.skipped_in_a_row} steps in a row were skipped; lower optimizer.learning_rate, or add "
+                f"optimizer.warmup_steps{', or set training.mixed_precision=false' if mixed_precision else ''}"
             )
 
     def _usable(self, batch: Batch) -> Batch | None:
         """The frames of a batch that can be trained on, or None; the others are reported, each once."""
-        if self.training_set.makes_batches:  # on the device, and checked before they were moved there
-            unusable = self.training_set.unusable
-            reasons = {name: unusable[name] for name in batch.frame_ids if name in unusable}
-            mask = torch.tensor([name not in reasons for name in batch.frame_ids])
-        else:
-            mask = usable_mask(batch)
-            left_out = (~mask).nonzero().flatten().tolist()
-            reasons = {batch.frame_ids[index]: why_unusable(batch, index) for index in left_out}
+        reasons = self.training_set.why_unusable(batch)
         for name, reason in reasons.items():
             if name not in self._left_out:
                 self._left_out.add(name)
                 warnings.warn(f"frame {name} is left out of training: {reason}", stacklevel=2)
+        mask = torch.tensor([name not in reasons for name in batch.frame_ids])
         return batch.select(mask) if bool(mask.any()) else None
 
     @contextlib.contextmanager
@@ -448,7 +434,7 @@ class Run:
         epoch = progress.epoch + 1
         if not self._is_validated(epoch):
             return None
-        validation = self._score(f"validation {epoch}")
+        validation = self._score(f"validation of epoch {epoch}")
         for remark in validation.scores.remarks():
             if remark not in self._remarks:
                 self._remarks.add(remark)
@@ -458,37 +444,18 @@ class Run:
         if miou > progress.best_miou:
             progress.best_miou, progress.best_epoch = miou, epoch
             self.saves.save_weights(BEST_WEIGHTS, self.parts, validation.scores, epoch=epoch)
-        if self._first_seen is not None:
-            self._records.picture(progress.step, self.evaluated, self._first_seen.to(self.device))
+        if self.validator.first_seen is not None:
+            self._records.picture(progress.step, self.evaluated, self.validator.first_seen.to(self.device))
         return validation
 
     def _score(self, description: str) -> Validation:
-        bar = tqdm(
-            self._validation_loader(), desc=description, unit="batch", leave=False, disable=not self.show_progress
-        )
-
-        def batches() -> Iterator[Batch]:
-            for batch in bar:
-                if self._stop.is_set:
-                    raise RunInterrupted(f"stopped in the validation of epoch {self.progress.epoch + 1}")
-                if self._first_seen is None and bool((mask := usable_mask(batch)).any()):
-                    self._first_seen = batch.select(mask)
-                yield batch
-
-        return validate(
-            self.evaluated,
-            batches(),
-            label_smoothing=self.config.loss.label_smoothing,
-            device=self.device,
-            class_weights=self.game.class_weights,
-            info=self.validation_set.info,
-        )
+        return self.validator.score(self.evaluated, description, class_weights=self.game.class_weights, stop=self._stop)
 
     def _score_best(self) -> Scores:
         """Scores of the best weights, for a resumed run that does not improve on them; loads them into the network."""
         path = self.folder / BEST_WEIGHTS
         load_into(self.evaluated, split_state(read_weights(path)[0])[0], source=path)
-        return self._score("best weights").scores
+        return self._score("scoring of the best weights").scores
 
     def _training_loader(self) -> "DataLoader[Batch]":
         return build_loader(
@@ -502,19 +469,3 @@ class Run:
             rank=rank(),
             num_processes=num_processes(),
         )
-
-    def _validation_loader(self, *, is_shared: bool = True) -> "DataLoader[Batch]":
-        return build_loader(
-            self.validation_set,
-            batch_size=self.config.training.batch_size,
-            shuffle_seed=None,
-            epoch=0,
-            workers=self.config.data.workers,
-            drop_last=False,
-            rank=rank() if is_shared else 0,
-            num_processes=num_processes() if is_shared else 1,
-        )
-
-
-def _not_finite(losses: dict[str, float]) -> list[str]:
-    return [name for name, value in losses.items() if not math.isfinite(value)]

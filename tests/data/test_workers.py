@@ -18,7 +18,6 @@ class Frames:
 
     ids = [f"{index:04d}" for index in range(8)]
     makes_batches = False
-    unusable: dict[str, str] = {}
 
     def __init__(self, happening: str) -> None:
         self.happening = happening
