@@ -10,7 +10,7 @@ stamp := $(VENV)/.installed
 kernel_sources = $(shell find csrc tests/ops -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test fuzz lint format docs asan emulate oldest soak clean FORCE
+.PHONY: help setup train test fuzz lint format docs asan emulate oldest clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
@@ -22,7 +22,6 @@ help:
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make emulate  test the CUDA kernels on the CPU, under the same (neither CUDA nor a GPU is needed)'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
-	@echo 'make soak     train 2,000 steps and see that the memory of the process stays flat (about 10 minutes)'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
 	@echo
@@ -80,10 +79,6 @@ emulate: $(stamp)
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'
 	$(python) tools/setup/oldest_headers.py
-
-soak: $(stamp)
-	@echo '== soak'
-	$(python) tools/soak.py $(ARGS)
 
 clean:
 	@echo '== deleting $(VENV), build folders and caches'
