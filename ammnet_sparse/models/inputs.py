@@ -11,7 +11,7 @@ from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
 from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
-from ammnet_sparse.sparse.masks import dilated
+from ammnet_sparse.sparse.kernels import dilated
 from ammnet_sparse.sparse.planning import planned_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 

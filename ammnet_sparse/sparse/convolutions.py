@@ -136,7 +136,7 @@ def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
     if backend == "auto" and kernel_map.is_dense:
         backend = FULL_GRID_BACKENDS.get(features.device.type, "gather")
     if backend == "auto":
-        backend = "spconv" if spconv_engine.is_served(features, weight, kernel_map) else "gather"
+        backend = "spconv" if features.is_cuda and spconv_engine.is_served(features, weight, kernel_map) else "gather"
     if backend == "spconv" and features.is_cuda:
         if not spconv_engine.is_served(features, weight, kernel_map):
             return "gather"

@@ -18,11 +18,12 @@ from ammnet_sparse.sparse.kernels import (
     NEIGHBORHOOD,
     Kernel,
     all_residues,
+    read_mask,
     shifts_of_residue,
+    strided_mask,
     strided_shape,
     taps_of_residues,
 )
-from ammnet_sparse.sparse.masks import read_mask, strided_mask
 from ammnet_sparse.sparse.sites import (
     BORDER,
     SiteSet,

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.sparse.kernel_maps import read_key, residue_key, strided_key, strided_sites
-from ammnet_sparse.sparse.kernels import AXIS_HEIGHT, AXIS_Y, UP_KERNEL, axis_kernel, half_shape
-from ammnet_sparse.sparse.masks import read_mask, residue_counts, strided_mask
+from ammnet_sparse.sparse.kernels import (
+    AXIS_HEIGHT,
+    AXIS_Y,
+    UP_KERNEL,
+    axis_kernel,
+    half_shape,
+    read_mask,
+    residue_counts,
+    strided_mask,
+)
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_masks
 
 WAY_DOWN = (axis_kernel(AXIS_Y, stride=2), axis_kernel(AXIS_HEIGHT, stride=2))
