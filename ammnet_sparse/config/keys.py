@@ -75,8 +75,16 @@ def keys_without_effect(config: Config, names: Iterable[str]) -> dict[str, str]:
 
 
 def changed_keys(before: Config, now: Config) -> list[Key]:
-    """The keys that decide what is trained, and how, in which two configurations differ."""
-    old, new = flat_values(before), flat_values(now)
+    """The keys that decide what is trained, and how, in which two configurations differ.
+
+    Paths that lead to the same place are the same.
+    """
+
+    def resolved(config: Config) -> dict[str, Any]:
+        values = flat_values(config)
+        return {name: value.resolve() if isinstance(value, Path) else value for name, value in values.items()}
+
+    old, new = resolved(before), resolved(now)
     return [key for key in describe_keys() if old[key.name] != new[key.name] and key.resume is not Resume.FREE]
 
 
