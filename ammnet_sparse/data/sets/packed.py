@@ -224,9 +224,19 @@ class PackedFrames(FrameSource):
         changed = [name for name, found in checksums(compact).items() if found != expected[name]]
         return changed or impossible_arrays(compact)
 
-    def array_sizes(self) -> dict[str, tuple[str, int]]:
-        """Type and bytes of every array of the file."""
-        return {name: (_NUMPY_TYPES[entry.type_name], entry.end - entry.start) for name, entry in self._entries.items()}
+    def describe(self) -> str:
+        """Lists and size of the file, type and size of its arrays, and how the TSDF is stored."""
+        num_frames = len(self.header.frame_ids)
+        lists = ", ".join(f"{name} {len(ids)}" for name, ids in self.header.lists.items())
+        lines = [
+            f"{self.root}: {num_frames} frames ({lists}), {self.root.stat().st_size / 1e6:.1f} MB",
+            f"  {'array':<13} {'type':<8} {'bytes a frame':>13} {'MB':>8}",
+        ]
+        for name, entry in self._entries.items():
+            kind, size = _NUMPY_TYPES[entry.type_name], entry.end - entry.start
+            lines.append(f"  {name:<13} {kind:<8} {size / num_frames:>13,.0f} {size / 1e6:>8.1f}")
+        error = self.header.tsdf_error
+        return "\n".join([*lines, f"TSDF {f'rounded by at most {error:.2g}' if error else 'exactly as in the files'}"])
 
     def _open(self) -> None:
         if not os.path.exists(self.root):

@@ -39,39 +39,6 @@ class BrokenFramesError(DataError):
     """Frames of the set cannot be read; the message names them all."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedSummary:
-    """What ``pack_set`` wrote.
-
-    Attributes:
-        path: the file.
-        lists: number of frames by list.
-        num_frames: frames of the file.
-        num_bytes: its size.
-        arrays: type and bytes of each array.
-        tsdf_error: largest difference between stored and read TSDF.
-    """
-
-    path: Path
-    lists: dict[str, int]
-    num_frames: int
-    num_bytes: int
-    arrays: dict[str, tuple[str, int]]
-    tsdf_error: float
-
-    def describe(self) -> str:
-        """Size, frames, and bytes of a frame by array."""
-        lists = ", ".join(f"{name} {count}" for name, count in self.lists.items())
-        lines = [
-            f"{self.path}: {self.num_frames} frames ({lists}), {self.num_bytes / 1e6:.1f} MB",
-            f"  {'array':<13} {'type':<8} {'bytes a frame':>13} {'MB':>8}",
-        ]
-        for name, (kind, size) in self.arrays.items():
-            lines.append(f"  {name:<13} {kind:<8} {size / self.num_frames:>13,.0f} {size / 1e6:>8.1f}")
-        error = f"rounded by at most {self.tsdf_error:.2g}" if self.tsdf_error else "exactly as in the files"
-        return "\n".join([*lines, f"TSDF {error}; every frame was read back and compared"])
-
-
 def pack_set(
     source: FrameSource,
     out: Path,
@@ -81,8 +48,8 @@ def pack_set(
     overwrite: bool = False,
     workers: int = 0,
     progress: bool = True,
-) -> PackedSummary:
-    """Packs the frames of a set's lists into one file, with everything that ``source`` reads.
+) -> PackedFrames:
+    """Packs the frames of a set's lists into one file, with everything that ``source`` reads; the packed set.
 
     Args:
         splits: names of lists; none: those of train, test and val that the set has. ``val`` comes with ``train``.
@@ -109,11 +76,11 @@ def pack_set(
             _write(source, unfinished, header, "float16", is_exact=is_exact, workers=workers, progress=progress)
         except _InexactError:
             _write(source, unfinished, header, "float32", is_exact=True, workers=workers, progress=progress)
-        summary = _verify(source, unfinished, workers=workers, progress=progress)
+        _verify(PackedFrames(unfinished, dataset=source.info.dataset), workers=workers, progress=progress)
         os.replace(unfinished, out)
     finally:
         unfinished.unlink(missing_ok=True)
-    return dataclasses.replace(summary, path=out)
+    return PackedFrames(out, dataset=source.info.dataset)
 
 
 class _InexactError(Exception):
@@ -180,22 +147,13 @@ def _pack(frame: Frame, tsdf_type: str) -> _Packed:
     return _Packed(compact, error, checksums(compact))
 
 
-def _verify(source: FrameSource, path: Path, *, workers: int, progress: bool) -> PackedSummary:
-    """Reads every frame back and compares its arrays with the originals. Raises DataError if they differ."""
-    packed = PackedFrames(path, dataset=source.info.dataset)
+def _verify(packed: PackedFrames, *, workers: int, progress: bool) -> None:
+    """Reads every frame back and compares its arrays with the checksums. Raises OSError if they differ."""
     ids = packed.header.frame_ids
     results = map_in_threads(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers=workers)
     for problems in tqdm(results, total=len(ids), desc="verifying", unit="frame", disable=not progress):
         if problems:
             raise OSError(f"{problems[0]}\nthe file differs from what was written to it; check the disk")
-    return PackedSummary(
-        path=path,
-        lists={name: len(listed) for name, listed in packed.header.lists.items()},
-        num_frames=len(ids),
-        num_bytes=path.stat().st_size,
-        arrays=packed.array_sizes(),
-        tsdf_error=packed.header.tsdf_error,
-    )
 
 
 class _Writer:

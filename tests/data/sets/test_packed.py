@@ -44,9 +44,7 @@ ODD_GRID = (3, 3, 3)  # 27 voxels: neither halves nor eighths
 
 
 def pack(folder: FrameFolder, out: Path, **options: Any) -> PackedFrames:
-    """Packs a set and opens it."""
-    pack_set(folder, out, progress=False, workers=2, **options)
-    return PackedFrames(out, dataset=folder.info.dataset)
+    return pack_set(folder, out, progress=False, workers=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -145,16 +143,15 @@ def test_tsdf_is_exact_unless_rounding_is_asked_for(tmp_path: Path) -> None:
     third[...] = np.random.default_rng(0).uniform(-1, 1, GRID)  # values that float16 cannot hold
     write_frame(tmp_path, frames[1])
     folder = FrameFolder(tmp_path, grid_shape=GRID)
-    summary = pack_set(folder, tmp_path / "exact", progress=False)
-    assert summary.arrays["tsdf"][0] == "float32" and summary.tsdf_error == 0
-    assert "exactly as in the files" in summary.describe()
+    exact = pack_set(folder, tmp_path / "exact", progress=False)
+    assert exact.read_compact("0001").tsdf.dtype == np.float32 and exact.header.tsdf_error == 0
+    assert "exactly as in the files" in exact.describe()
     for frame in frames:
-        assert_same_frame(PackedFrames(tmp_path / "exact", grid_shape=GRID).read(frame.frame_id), frame)
-    summary = pack_set(folder, tmp_path / "rounded", tsdf="float16", progress=False)
-    rounded = PackedFrames(tmp_path / "rounded", grid_shape=GRID)
+        assert_same_frame(exact.read(frame.frame_id), frame)
+    rounded = pack_set(folder, tmp_path / "rounded", tsdf="float16", progress=False)
     error = np.abs(rounded.read("0002").tsdf - third).max()
-    assert summary.arrays["tsdf"][0] == "float16" and 0 < error == summary.tsdf_error == rounded.header.tsdf_error
-    assert f"rounded by at most {error:.2g}" in summary.describe()
+    assert rounded.read_compact("0001").tsdf.dtype == np.float16 and 0 < error == rounded.header.tsdf_error
+    assert f"rounded by at most {error:.2g}" in rounded.describe()
 
 
 def test_named_lists(folder: FrameFolder, tmp_path: Path) -> None:
@@ -382,8 +379,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         os.link(tmp_path / "RGB/NYU0001_colors.png", tmp_path / f"RGB/NYU{frame_id}_colors.png")
     write_list(tmp_path / "train.txt", ids)
     out = tmp_path / "packed"
-    summary = pack_set(FrameFolder(tmp_path, grid_shape=GRID), out, workers=2, progress=False)
-    assert summary.num_bytes > 29e6
+    pack_set(FrameFolder(tmp_path, grid_shape=GRID), out, workers=2, progress=False)
+    assert out.stat().st_size > 29e6
     before = resident_bytes()
     packed = PackedFrames(out, grid_shape=GRID)
     assert_same_frame(packed.read("0001"), frame)
@@ -399,9 +396,8 @@ def test_real_frames_are_the_same(nyu_folder: Path, tmp_path: Path) -> None:
     folder = FrameFolder(nyu_folder, read_image=False)
     folder.frame_ids = lambda split: ["0003", "0004", "0005"]  # type: ignore[method-assign]
     folder.has_split = lambda split: split == "train"  # type: ignore[method-assign]
-    summary = pack_set(folder, tmp_path / "packed", progress=False)
-    assert summary.arrays["tsdf"][0] == "float16"
-    assert summary.num_bytes / 3 * 795 < 600e6
-    packed = PackedFrames(tmp_path / "packed")
+    packed = pack_set(folder, tmp_path / "packed", progress=False)
+    assert packed.read_compact("0003").tsdf.dtype == np.float16
+    assert packed.root.stat().st_size / 3 * 795 < 600e6
     for frame_id in folder.frame_ids("train"):
         assert_same_frame(packed.read(frame_id), folder.read(frame_id))
