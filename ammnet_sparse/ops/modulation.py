@@ -106,9 +106,10 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    if not ctx.saved_tensors:
+    saved = ctx.saved_tensors  # once: torch.utils.checkpoint refuses to unpack a second time
+    if not saved:
         return None, None, grad
-    grad_features, grad_scale = _modulate_backward(grad, *ctx.saved_tensors)
+    grad_features, grad_scale = _modulate_backward(grad, *saved)
     return grad_features, grad_scale, grad
 
 
