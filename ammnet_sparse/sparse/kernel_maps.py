@@ -90,15 +90,6 @@ class KernelMap:
         return self.shared("groups", lambda: _target_groups(self.target, self.source, self.kernel))
 
     @property
-    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Per tap, in C order: ([M] int64 source rows, [M] int64 target rows), the target rows ascending."""
-        pairs = []
-        for rows in self.table.unbind(1):
-            target = (rows >= 0).nonzero().squeeze(1)
-            pairs.append((rows.index_select(0, target).long(), target))
-        return tuple(pairs)
-
-    @property
     def num_pairs(self) -> int:
         """Multiplications of one input with one output channel, over all taps."""
         return int((self.table >= 0).sum())

@@ -6,21 +6,21 @@ shapes come from the network with ``sites: dense``, built on torch's meta device
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE
-from ammnet_sparse.files.errors import abbreviated, reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders.segformer import timm_to_published
 from ammnet_sparse.models.weights.backbones import WRAPPING_MODULES, unwrapped
-from ammnet_sparse.models.weights.checks import kind_problem, type_problem, value_problem
+from ammnet_sparse.models.weights.checks import check_state, kind_problem
 from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.loading import state_without_values
 from ammnet_sparse.models.weights.parts import join_states
 
 _PREFIXES = re.compile(rf"^(?:(?:{WRAPPING_MODULES})\.)*")
@@ -132,17 +132,16 @@ def convert_dense_state_dict(
     )
     config = _derive_config(given, grid_shape, has_discriminator="discriminator" not in missing_parts)
     expected = {
-        name: shape
-        for name, shape in _expected_shapes(config).items()
+        name: value
+        for name, value in _expected_weights(config).items()
         if not any(name.startswith(f"{part}.") for part in missing_parts)
     }
     source_of = {name: published_name(name) for name in expected}
-    unused_shapes = dict(_unused_shapes(expected))
-    wanted_shapes = {source: expected[name] for name, source in source_of.items()}
-    _check(given, wanted_shapes, optional_shapes=unused_shapes)
+    unused = _unused_weights(expected)
+    _check(given, {source: expected[name] for name, source in source_of.items()}, unused)
     weights = {name: _as_stored(given[source]) for name, source in source_of.items()}
-    unused = {name: UNUSED_IN_BLOCK for name in given if name in unused_shapes}
-    return Conversion(weights, config, unused, missing_parts)
+    reasons = {name: UNUSED_IN_BLOCK for name in given if name in unused}
+    return Conversion(weights, config, reasons, missing_parts)
 
 
 def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -177,21 +176,17 @@ def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig)
     ]:
         raise ConversionError(f"expected the network of the dense original, with {', '.join(differing)}")
     expected = {
-        name: shape
-        for name, shape in _expected_shapes(config).items()
+        name: value
+        for name, value in _expected_weights(config).items()
         if any(given.startswith(_part_of(name)) for given in weights)
     }
     source_of = {name: published_name(name) for name in expected}
     given = {source_of.get(name, name): value for name, value in weights.items()}
-    _check(given, {source_of[name]: shape for name, shape in expected.items()}, optional_shapes={})
+    _check(given, {source_of[name]: value for name, value in expected.items()}, {})
     state = {source_of[name]: weights[name].detach().cpu().contiguous() for name in expected}
-    for name, shape in _unused_shapes(expected):
-        kind = name.rpartition(".")[2]
-        if kind == "num_batches_tracked":
-            state[name] = torch.tensor(0)
-        else:
-            is_one = kind == "running_var" or (kind == "weight" and len(shape) == 1)
-            state[name] = torch.ones(shape) if is_one else torch.zeros(shape)
+    for name, value in _unused_weights(expected).items():
+        is_one = name.endswith("running_var") or (name.endswith("weight") and value.ndim == 1)
+        state[name] = torch.full(value.shape, int(is_one), dtype=value.dtype)
     return state
 
 
@@ -268,72 +263,36 @@ def _derive_config(
         raise ConversionError(f"the shapes of the weights are not those of a valid network: {reasons}") from error
 
 
-def _expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Names and shapes of all weights of the network that the configuration describes."""
+def _expected_weights(config: ModelConfig) -> dict[str, Tensor]:
+    """All weights of the network that the configuration describes, without values (meta device)."""
     try:
-        with torch.device("meta"):
-            networks = AMMNet(config), Discriminator(config)
-    # Sizes that PyTorch cannot represent raise various errors.
-    except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
-        raise ConversionError(f"the shapes of the weights are not those of a network: {reason(error)}") from error
-    return {name: value.shape for name, value in join_states(*(part.state_dict() for part in networks)).items()}
+        networks = [state_without_values(build, config) for build in (AMMNet, Discriminator)]
+    except WeightsError as error:
+        raise ConversionError(f"the shapes of the weights are not those of a network: {error}") from error
+    return join_states(*networks)
 
 
-def _unused_shapes(expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Size]]:
-    """Published names and shapes of the unused pooling weights of blocks with stride 1."""
+def _unused_weights(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The unused pooling weights of blocks with stride 1 by published names, without values (meta device)."""
+    unused: dict[str, Tensor] = {}
     for block, published_block in _BLOCKS.items():
         if f"{block}.conv1.weight" not in expected or f"{block}.shortcut.conv.weight" in expected:
             continue
-        planes = expected[f"{block}.conv1.weight"][0]
+        planes = expected[f"{block}.conv1.weight"].shape[0]
         for index in range(2, 5):
-            yield f"{published_block}.downsample{index}.1.weight", torch.Size((planes, planes, 1, 1, 1))
-            for kind in ("weight", "bias", "running_mean", "running_var"):
-                yield f"{published_block}.downsample{index}.2.{kind}", torch.Size((planes,))
-            yield f"{published_block}.downsample{index}.2.num_batches_tracked", torch.Size(())
+            conv = nn.Conv3d(planes, planes, 1, bias=False, device="meta")
+            pooling = nn.Sequential(nn.Identity(), conv, nn.BatchNorm3d(planes, device="meta"))
+            unused |= {f"{published_block}.downsample{index}.{name}": x for name, x in pooling.state_dict().items()}
+    return unused
 
 
-def _check(
-    given: Mapping[str, Tensor],
-    wanted_shapes: Mapping[str, torch.Size],
-    *,
-    optional_shapes: Mapping[str, torch.Size],
-) -> None:
-    """Raises one error that names everything unknown, missing or unusable."""
-    known = {**optional_shapes, **wanted_shapes}
-    unknown = [name for name in given if name not in known]
-    missing = [name for name in wanted_shapes if name not in given]
-    misshapen = [
-        f"{name} (expected {list(known[name])}, found {list(value.shape)})"
-        for name, value in given.items()
-        if name in known and value.shape != known[name]
-    ]
-    fitting = {name: value for name, value in given.items() if name in known and value.shape == known[name]}
-    unusable = [
-        f"{name} ({wrong})"
-        for name, value in fitting.items()
-        if (wrong := type_problem(value, is_floating=not name.endswith("num_batches_tracked")))
-    ]
-    wrong_values = [
-        f"{name} ({wrong})"
-        for name, value in fitting.items()
-        if name in wanted_shapes and (wrong := value_problem(name, value))
-    ]
-    problems = [
-        f"{title}: {abbreviated(names)}"
-        for title, names in (
-            ("unknown names", unknown),
-            ("missing names", missing),
-            ("wrong shapes", misshapen),
-            ("wrong types", unusable),
-            ("wrong values", wrong_values),
-        )
-        if names
-    ]
-    if problems:
-        raise ConversionError(
-            "expected the weights of a dense AMMNet as published (image encoder and discriminator may be absent as "
-            "a whole); found " + "; ".join(problems)
-        )
+def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unused: Mapping[str, Tensor]) -> None:
+    """Raises one error that names everything unknown, missing or unusable, by published names."""
+    expected = {**wanted, **{name: value for name, value in unused.items() if name in given}}
+    try:
+        check_state(expected, given, source="the checkpoint", what="dense AMMNet as published")
+    except WeightsError as error:
+        raise ConversionError(f"{error}; image encoder and discriminator may be absent as a whole") from error
 
 
 def _as_stored(value: Tensor) -> Tensor:

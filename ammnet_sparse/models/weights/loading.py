@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -28,8 +27,6 @@ from ammnet_sparse.models.weights.shipped import find_weights
 
 _MOST_ABSENT = 2**27
 """Largest number of values in the missing parts of a file: 512 MiB of random weights."""
-
-_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.device | str = "cpu") -> AMMNet:
@@ -61,7 +58,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     config = file_config.model_copy(update={"sites": sites or file_config.sites, "image_encoder_weights": None})
     state, _ = split_state(file_state)
     # Before the network is built: tensors cannot exceed their file's size, but the configuration may claim anything.
-    expected = _state_without_memory(AMMNet, config, source=path)
+    expected = _expected_weights(AMMNet, config, source=path)
     fitted = fit_state_projections(state, expected, trained=file_config.sites, wanted=config.sites)
     given = {name: value for name, value in fitted.items() if not value.is_meta}
     added = [name.rpartition(".")[0] for name in fitted if name not in given]
@@ -101,23 +98,33 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
             f"{path}: expected the weights of a {DISCRIMINATOR}, found none; shipped weights and files of "
             "`ammnet export` lack it, unless exported with --keep-discriminator"
         )
-    check_state(_state_without_memory(Discriminator, config, source=path), state, source=path, what="Discriminator")
+    check_state(_expected_weights(Discriminator, config, source=path), state, source=path, what="Discriminator")
     discriminator = Discriminator(config)
     load_into(discriminator, state, source=path)
     return discriminator.to(device).eval()
 
 
-def _state_without_memory(
-    build: Callable[[ModelConfig], _Network], config: ModelConfig, *, source: Path
-) -> dict[str, torch.Tensor]:
-    """The state dict of a network on the meta device: shapes and types, but no values."""
+def state_without_values(build: Callable[[ModelConfig], nn.Module], config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The state dict of a network on the meta device: shapes and types, but no values.
+
+    Raises:
+        WeightsError: sizes that PyTorch cannot represent.
+    """
     try:
         with torch.device("meta"):
             return build(config).state_dict()
-    # Sizes that PyTorch cannot represent raise various errors.
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
+        raise WeightsError(reason(error)) from error
+
+
+def _expected_weights(
+    build: Callable[[ModelConfig], nn.Module], config: ModelConfig, *, source: Path
+) -> dict[str, torch.Tensor]:
+    try:
+        return state_without_values(build, config)
+    except WeightsError as error:
         raise WeightsError(
-            f"{source}: the configuration in its metadata is no network's: {reason(error)}; the file is damaged"
+            f"{source}: the configuration in its metadata is no network's: {error}; the file is damaged"
         ) from error
 
 
