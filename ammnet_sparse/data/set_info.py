@@ -19,6 +19,8 @@ MOST_CLASSES = 15
 _Channel = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[_Channel, _Channel, _Channel]
 """Red, green, blue."""
+CLASS_NAME = r"^[^\W_][\w .,/()+-]{0,39}$"
+"""Names of classes: what pages, formulas of matplotlib and tables show as it is."""
 _Size = Annotated[int, Field(ge=1)]
 
 
@@ -36,7 +38,7 @@ class SetInfo(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     dataset: DatasetName = "nyu"
-    classes: dict[Annotated[str, Field(min_length=1, max_length=40)], Color] = Field(
+    classes: dict[Annotated[str, Field(pattern=CLASS_NAME)], Color] = Field(
         default_factory=lambda: dict(CLASSES), min_length=3, max_length=MOST_CLASSES
     )
     grid_shape: tuple[_Size, _Size, _Size] = GRID_SHAPE

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ammnet_sparse.data.set_info import NYU
+from ammnet_sparse.data.set_info import CLASS_NAME, MOST_CLASSES, NYU
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import FileError
 
@@ -151,8 +151,9 @@ def rows_html(headings: Iterable[str], rows: Mapping[str, Iterable[str]]) -> str
 
 
 def _class_names(scores: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The classes that scores have, as ``Scores.to_json`` gives them."""
-    return list(dict.fromkeys(name for entry in scores for name in entry["ssc"]["iou"]))
+    """The classes that scores have, as ``Scores.to_json`` gives them; what cannot be a class is left out."""
+    names = dict.fromkeys(name for entry in scores for name in entry["ssc"]["iou"])
+    return [name for name in names if re.fullmatch(CLASS_NAME, name)][:MOST_CLASSES]
 
 
 def _loss_figure(history: History) -> str:

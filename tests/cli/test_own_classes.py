@@ -135,6 +135,7 @@ def test_labels_are_checked_against_the_set(root: Path, tmp_path: Path) -> None:
         {"classes": {"nothing": [0, 0, 0], "wall": [1, 2, 3]}},
         {"classes": {f"class {number}": [0, 0, 0] for number in range(16)}},
         {"classes": {**CLASSES, "wall": [256, 0, 0]}},
+        {"classes": {**CLASSES, "$x": [0, 0, 0]}},
         {"grid_shape": [24, 12]},
         {"voxel_size": 0},
         {"voxel_size": float("inf")},
