@@ -82,7 +82,7 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype:
     """[N, num_classes]: one-hot 2D class of each site's mapped pixel, zeros where no pixel maps.
 
     Raises:
-        ValueError: a batch without label maps; on the CPU also pixels outside of them and classes out of range.
+        ValueError: a batch without label maps; on the CPU also classes out of range.
     """
     if batch.label_map is None:
         raise ValueError(
@@ -91,7 +91,6 @@ def label_map_features(batch: Batch, sites: SiteSet, *, num_classes: int, dtype:
         )
     pixel = batch.mapping.flatten().index_select(0, sites.linear).long()
     num_pixels = batch.label_map.shape[1] * batch.label_map.shape[2]
-    _check_below(pixel, num_pixels, what="batch.mapping: pixels of batch.label_map", frame_ids=batch.frame_ids)
     linear = (sites.batch_index * num_pixels + pixel).masked_fill_(pixel < 0, UNMAPPED)
     try:
         return one_hot_sites(batch.label_map.flatten(1), linear, num_classes, dtype)
@@ -107,13 +106,3 @@ def project_to_sites(features: Tensor, batch: Batch, sites: SiteSet) -> Tensor:
     pixel = batch.mapping.flatten().index_select(0, sites.linear)
     projected = project_features(features, pixel, sites.batch_index, image_size=batch.image_shape)
     return fill_empty(projected, neighbor_rows(sites))
-
-
-def _check_below(values: Tensor, bound: int, *, what: str, frame_ids: tuple[str, ...]) -> None:
-    """Raises ValueError if a value on the CPU is ``bound`` or larger (on a GPU the check would wait for the device)."""
-    if values.device.type != "cpu" or len(values) == 0:
-        return
-    largest = int(values.max())
-    if largest >= bound:
-        names = ", ".join(frame_ids) or "(unnamed)"
-        raise ValueError(f"{what}, frames {names}: expected values below {bound}, found {largest}")

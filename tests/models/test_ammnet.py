@@ -21,7 +21,7 @@ from ammnet_sparse.models.tsdf_encoder import StateProjection
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
-from tests.models.scenes import GRID, IMAGE, assert_near, both, small_config, some_scene, unsettle
+from tests.models.scenes import GRID, assert_near, both, small_config, some_scene, unsettle
 
 CPU = torch.device("cpu")
 
@@ -329,14 +329,6 @@ def test_the_discriminator_refuses_other_shapes() -> None:
         discriminator(torch.zeros(2 * 12 * 12 * 24, 12), full_sites(2, (12, 12, 24), CPU))
     with pytest.raises(ValueError, match=r"features: expected \[13824, 12\], a row a site, found \[5, 12\]"):
         discriminator(torch.zeros(5, 12), full_sites(2, GRID, CPU))
-
-
-def test_mapping_beyond_the_label_map_is_refused() -> None:
-    network = some_network(torch.float32)
-    batch = some_scene(2)
-    batch.mapping[batch.hit_mask] = IMAGE[0] * IMAGE[1]  # behind the back of the batch's own check
-    with pytest.raises(ValueError, match="batch.mapping: pixels of batch.label_map.*below 6144, found 6144"):
-        network(batch)
 
 
 def test_the_package_offers_the_network_by_name() -> None:
