@@ -61,7 +61,7 @@ def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None
     whole.train()
     assert evaluated
     last = read_weights(tmp_path / "run" / "last.safetensors")[0]
-    networks = whole.parts.networks
+    networks = whole.game.networks
     trained = networks.state_dict()
     assert not differing(last, join_states(whole.evaluated.state_dict(), networks.discriminator.state_dict()))
     changed = differing(trained, last)
@@ -71,8 +71,8 @@ def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None
     # The average leaves training alone.
     plain = make_run(run_config(root, ema_decay=0), tmp_path / "plain")
     plain.train()
-    assert plain.evaluated is plain.parts.networks.generator
-    assert not differing(plain.parts.networks.state_dict(), trained)
+    assert plain.evaluated is plain.game.networks.generator
+    assert not differing(plain.game.networks.state_dict(), trained)
     assert load_state(tmp_path / "plain")["average"] is None
 
 
@@ -100,5 +100,5 @@ def test_interrupted_run_goes_on_exactly(root: Path, tmp_path: Path) -> None:
 def test_a_resumed_run_may_begin_to_average(root: Path, tmp_path: Path) -> None:
     make_run(run_config(root, ema_decay=0), tmp_path / "run").train()
     resumed = make_run(run_config(root), tmp_path / "run", resume=True, may_change=True)
-    trained = state_of(resumed.parts.networks.generator)
+    trained = state_of(resumed.game.networks.generator)
     assert resumed.parts.average is not None and not differing(state_of(resumed.evaluated), trained)

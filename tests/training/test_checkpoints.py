@@ -36,7 +36,7 @@ from tests.training.support import differing, state_of, tiny_batch, tiny_config
 
 
 def networks_of(seed: int, **model: Any) -> Networks:
-    return build_networks(tiny_config(model=model, training={"seed": seed}))
+    return build_networks(tiny_config(model=model, training={"seed": seed}), is_resumed=True)
 
 
 def saved(folder: Path, seed: int, **model: Any) -> tuple[Networks, Path]:
