@@ -17,17 +17,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ammnet_sparse.completion import CompletedScene, SceneCompleter
+    from ammnet_sparse.completion import SceneCompleter
     from ammnet_sparse.config import ModelConfig
     from ammnet_sparse.data.batch import Batch
     from ammnet_sparse.models.ammnet import AMMNet, Prediction
     from ammnet_sparse.models.weights.loading import load_discriminator, load_model
     from ammnet_sparse.models.weights.shipped import list_models
+    from ammnet_sparse.pictures.outputs import CompletedScene
 
 _HOMES = {
     "AMMNet": "models.ammnet",
     "Batch": "data.batch",
-    "CompletedScene": "completion",
+    "CompletedScene": "pictures.outputs",
     "ModelConfig": "config",
     "Prediction": "models.ammnet",
     "SceneCompleter": "completion",

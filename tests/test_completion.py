@@ -207,7 +207,7 @@ def test_label_maps_of_any_integers_are_one(completer: SceneCompleter) -> None:
     label_map = np.zeros((480, 640), np.int64)
     label_map[:, :200] = 12
     for form in (label_map, label_map.astype(np.uint8), label_map.astype(float), label_map.tolist()):
-        found = completer(None, room_depth(), label_map=form).own.frame.label_map
+        found = completer(None, room_depth(), label_map=form).own.label_map
         assert found is not None and found.dtype == np.uint8
         np.testing.assert_array_equal(found, label_map)
 
@@ -273,9 +273,9 @@ def test_a_field_of_view_that_no_camera_has_is_said(completer: SceneCompleter, w
 def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Path) -> None:
     with pytest.raises(WeightsError, match="expected a file with weights"):
         SceneCompleter("no_such_weights", intrinsics=INTRINSICS)
-    with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270 degrees, found 45"):
+    with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270, found 45"):
         SceneCompleter(weights, intrinsics=INTRINSICS, rotate=45)
-    with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270 degrees, found 90.0"):
+    with pytest.raises(ValueError, match="rotate: expected one of 0, 90, 180, 270, found 90.0"):
         SceneCompleter(weights, intrinsics=INTRINSICS, rotate=90.0)  # type: ignore[arg-type]
     for depth in (np.zeros((480, 640), np.float32), np.zeros((480, 640, 3), np.uint8), np.zeros((0, 4), np.uint16)):
         with pytest.raises(DataError):

@@ -4,32 +4,16 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ammnet_sparse.camera.files.depth import DEPTH_ENCODINGS
-from ammnet_sparse.camera.files.intrinsics import read_intrinsics
-from ammnet_sparse.camera.files.label_maps import LABEL_MAP_CLASSES
-from ammnet_sparse.camera.geometry.given_pose import POSE_AXES
-from ammnet_sparse.camera.images.stored import CameraSettings
-from ammnet_sparse.camera.images.turning import TURNS
+from ammnet_sparse.camera.settings import SETTINGS, CameraSettings, FileKind
 from ammnet_sparse.cli.options import CommandParser, parse_positive_number
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.models.weights.files import UNOBSERVED
 
 CAMERA_FILES = ("depth", "intrinsics")
 """Names of the options that every frame of a camera needs."""
-CAMERA_EXTRAS = (
-    "color",
-    "color_intrinsics",
-    "depth_scale",
-    "depth_encoding",
-    "rotate",
-    "pose",
-    "pose_up",
-    "camera_height",
-    "label_map",
-    "label_map_classes",
-    "unobserved",
-)
+CAMERA_EXTRAS = ("color", "pose", "label_map", "unobserved", *(name for name in SETTINGS if name != "intrinsics"))
 """Names of the other options that only frames of a camera have."""
 
 
@@ -63,63 +47,32 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
 
 
 def add_settings_options(group: argparse._ActionsContainer) -> None:
-    """``--intrinsics`` and the other options that say how a camera's images are to be read."""
-    group.add_argument(
-        "--intrinsics",
-        metavar="NUMBERS",
-        help="fx,fy,cx,cy in pixels, or a file: these or a matrix, or JSON or YAML of Open3D, RealSense, ROS, ...",
-    )
-    group.add_argument(
-        "--color-intrinsics",
-        metavar="NUMBERS",
-        help="of the color image, where it has other proportions than the depth image, whose --intrinsics then are",
-    )
-    group.add_argument(
-        "--depth-scale",
-        type=parse_positive_number,
-        metavar="N",
-        help="depth units per meter (default: 1000, millimeters; floats: meters, where that gives a room)",
-    )
-    group.add_argument(
-        "--depth-encoding",
-        choices=DEPTH_ENCODINGS,
-        help="how depth is stored: rotated is SUN RGB-D's and SSCNet's, plain trusts --depth-scale (default: auto)",
-    )
-    group.add_argument(
-        "--rotate",
-        type=int,
-        choices=TURNS,
-        help="degrees clockwise that make the images upright, intrinsics and pose with them; 0: none (default: EXIF)",
-    )
-    group.add_argument(
-        "--pose-up", choices=POSE_AXES, help="axis of the pose's world that is up, as --pose-up=-y (default: detected)"
-    )
-    group.add_argument(
-        "--camera-height",
-        type=parse_positive_number,
-        metavar="M",
-        help="meters above the floor (default: the floor is detected)",
-    )
-    group.add_argument(
-        "--label-map-classes", choices=LABEL_MAP_CLASSES, help="classes of label maps (default: nyu13, 0..13)"
-    )
+    """An option for each of ``SETTINGS``: ``--intrinsics`` and how a camera's images are to be read."""
+    for name, setting in SETTINGS.items():
+        group.add_argument(
+            _option(name),
+            type=parse_positive_number if setting.number else type(setting.choices[0]) if setting.choices else str,
+            choices=setting.choices or None,
+            metavar=setting.metavar,
+            help=setting.meaning,
+        )
 
 
 def given_options(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
     """The options that were given, as typed."""
-    return ["--" + name.replace("_", "-") for name in names if getattr(options, name) is not None]
+    return [_option(name) for name in names if getattr(options, name) is not None]
 
 
-def check_camera_options(parser: CommandParser, options: argparse.Namespace) -> None:
-    """Ends with the usage if camera options contradict each other."""
-    if options.pose_up is not None and options.pose is None:
-        parser.error("--pose-up: says which way is up in the world of --pose, and there is no --pose")
-    if options.unobserved is not None and options.dataset != "nyucad":
-        parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
-    if options.color_intrinsics is not None and options.color is None:
-        parser.error("--color-intrinsics: says how --color was taken, and there is no --color")
-    if options.label_map_classes is not None and options.label_map is None:
-        parser.error("--label-map-classes: says what the numbers of --label-map mean, and there is no --label-map")
+def check_settings(parser: CommandParser, options: argparse.Namespace, missing: Mapping[FileKind, str]) -> None:
+    """Ends with the usage if a setting is given for files that there are none of.
+
+    Args:
+        missing: by the kind of files, why there are none.
+    """
+    for name, setting in SETTINGS.items():
+        if setting.of in missing and given_options(options, [name]):
+            kind = setting.of.replace("_", " ")
+            parser.error(f"{_option(name)}: says how to read a {kind}, and {missing[setting.of]}")
 
 
 def camera_settings(options: argparse.Namespace, metadata: Mapping[str, str]) -> CameraSettings:
@@ -133,15 +86,13 @@ def camera_settings(options: argparse.Namespace, metadata: Mapping[str, str]) ->
     if options.dataset == "nyucad":
         reason = "as asked" if options.unobserved else "as the weights say" if trained else "as SSCNet's source has it"
         print(f"Unobserved space in the flipped TSDF: {unobserved} ({reason}; --unobserved)", file=sys.stderr)
-    return CameraSettings(
-        intrinsics=read_intrinsics(options.intrinsics),
-        color_intrinsics=None if options.color_intrinsics is None else read_intrinsics(options.color_intrinsics),
-        depth_scale=options.depth_scale,
-        depth_encoding=options.depth_encoding or "auto",
-        rotate=options.rotate,
-        label_map_classes=options.label_map_classes or "nyu13",
-        pose_up=options.pose_up,
-        camera_height=options.camera_height,
-        tsdf_is_flipped=options.dataset == "nyucad",
-        unobserved=unobserved,
-    )
+    return CameraSettings(**given_settings(options), tsdf_is_flipped=options.dataset == "nyucad", unobserved=unobserved)
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Every setting by name, None where it was not given."""
+    return {name: getattr(options, name) for name in SETTINGS}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

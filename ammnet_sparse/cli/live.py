@@ -18,13 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
-from ammnet_sparse.camera.images.turning import turned_image
-from ammnet_sparse.cli.camera_options import add_settings_options, given_options
+from ammnet_sparse.camera.images import turned_image
+from ammnet_sparse.camera.settings import FileKind
+from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_options, given_settings
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
@@ -35,14 +34,19 @@ from ammnet_sparse.cli.options import (
     parse_positive,
     parse_positive_number,
 )
-from ammnet_sparse.completion import CompletedScene, SceneCompleter
+from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource
 from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.realsense import RealSenseSource
-from ammnet_sparse.live.source import LiveFrame, Source
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
+from ammnet_sparse.pictures.outputs import CompletedScene
+
+if TYPE_CHECKING:
+    from ammnet_sparse.live.viewer import LiveViewer
+
+Source = FolderSource | RealSenseSource
 
 _REALSENSE = "realsense"
 _LAST_PORT = 65535
@@ -64,18 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError(f"--out {options.out}: expected another folder than those of --source, found one of them")
     print(weights, file=sys.stderr)
     started = time.monotonic()
-    completer = SceneCompleter(
-        checkpoint,
-        intrinsics=source.intrinsics,
-        color_intrinsics=options.color_intrinsics,
-        depth_scale=options.depth_scale or source.depth_scale,
-        depth_encoding=options.depth_encoding or "auto",
-        camera_height=options.camera_height,
-        pose_up=options.pose_up,
-        rotate=options.rotate,
-        label_map_classes=options.label_map_classes or "nyu13",
-        device=choose_device(options.device),
-    )
+    settings = given_settings(options) | {"intrinsics": source.intrinsics}
+    settings["depth_scale"] = settings["depth_scale"] or source.depth_scale
+    completer = SceneCompleter(checkpoint, device=choose_device(options.device), **settings)
     for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
         print(f"note: {note}", file=sys.stderr)
     viewer = None
@@ -85,43 +80,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         viewer = LiveViewer(host=options.host, port=options.port)
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
-    count, skipped, rate, last = 0, 0, None, None
     try:
-        with Newest(source.frames(), stop=source.stop) as newest:
-            for frame in newest:
-                try:
-                    scene = _complete(completer, frame)
-                except DataError as error:
-                    skipped += 1
-                    print(f"skipped: frame {frame.name}: {error}", file=sys.stderr, flush=True)
-                    continue
-                now = time.monotonic()
-                if last is not None:
-                    current = 1 / max(now - last, 1e-6)
-                    rate = current if rate is None else (1 - _SMOOTHING) * rate + _SMOOTHING * current
-                last = now
-                if viewer is not None:
-                    viewer.show(scene, _upright_color(frame, options.rotate), rate=rate)
-                if options.out is not None:
-                    with writing_to(options.out):
-                        scene.write_volume(options.out)
-                        if options.ply:
-                            scene.write_ply(options.out)
-                count += 1
-                print(_line(scene, rate), flush=True)
-                if count == options.frames:
-                    break
-            replaced = newest.replaced + source.passed_over
+        count, skipped, replaced = _complete(completer, source, viewer, options)
     finally:
         if viewer is not None:
             viewer.stop()
     left_out = f", {replaced} left out for newer ones" if replaced else ""
-    skipped += source.skipped
     frames = f"{count} frame{'s' * (count != 1)} completed"
     print(f"{frames}{left_out}" + (f", {skipped} skipped" if skipped else ""))
     if not count:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
+
+
+def _complete(
+    completer: SceneCompleter, source: Source, viewer: "LiveViewer | None", options: argparse.Namespace
+) -> tuple[int, int, int]:
+    """Completes the frames of the source until it ends; how many were completed, skipped, and left out for newer."""
+    count, skipped, rate, last = 0, 0, None, None
+    with Newest(source.frames(), stop=source.stop) as newest:
+        for stored in newest:
+            try:
+                scene = completer.complete(stored)
+            except DataError as error:
+                skipped += 1
+                print(f"skipped: frame {stored.name}: {error}", file=sys.stderr, flush=True)
+                continue
+            now = time.monotonic()
+            if last is not None:
+                current = 1 / max(now - last, 1e-6)
+                rate = current if rate is None else (1 - _SMOOTHING) * rate + _SMOOTHING * current
+            last = now
+            if viewer is not None:
+                turn = stored.exif_turn if options.rotate is None else options.rotate
+                viewer.show(scene, None if stored.color is None else turned_image(stored.color, turn), rate=rate)
+            if options.out is not None:
+                with writing_to(options.out):
+                    scene.write_volume(options.out)
+                    if options.ply:
+                        scene.write_ply(options.out)
+            count += 1
+            print(_line(scene, rate), flush=True)
+            if count == options.frames:
+                break
+    return count, skipped + source.skipped, newest.replaced + source.passed_over
 
 
 def _source(options: argparse.Namespace) -> Source:
@@ -141,25 +143,9 @@ def _source(options: argparse.Namespace) -> Source:
     )
 
 
-def _complete(completer: SceneCompleter, frame: LiveFrame) -> CompletedScene:
-    return completer(
-        frame.color,
-        frame.depth,
-        frame.pose,
-        label_map=frame.label_map,
-        exif_turn=frame.exif_turn,
-        name=frame.name,
-    )
-
-
-def _upright_color(frame: LiveFrame, rotate: int | None) -> NDArray[np.uint8] | None:
-    degrees = frame.exif_turn if rotate is None else rotate
-    return frame.color if frame.color is None or degrees == 0 else turned_image(frame.color, degrees)
-
-
 def _line(scene: CompletedScene, rate: float | None) -> str:
     stages = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in scene.seconds.items())
-    share = f"{scene.own.grid_share:.0%} of the depth in the grid"
+    share = f"{scene.own.coverage.share:.0%} of the depth in the grid"
     return f"{scene.name}: {share}; ms: {stages}" + ("" if rate is None else f"; {rate:.1f} frames per second")
 
 
@@ -189,16 +175,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse(arguments)
     if options.ply and options.out is None:
         parser.error("--ply: writes into the folder of --out, and there is no --out")
+    missing: dict[FileKind, str] = {} if options.label_maps else {"label_map": "there is no --label-maps"}
+    if options.depth_only:
+        missing["color"] = "--depth-only has none"
     if _is_realsense(options):
         if options.label_maps:
             parser.error("--label-maps: a RealSense camera delivers none; they come with the frames of a folder")
-        given = given_options(options, ("intrinsics", "color_intrinsics", "pose_up", "label_map_classes"))
+        given = given_options(options, ("intrinsics", "color_intrinsics"))
         if given:
             parser.error(f"{', '.join(given)}: of the frames of a folder; a RealSense camera knows its own intrinsics")
-    if options.color_intrinsics is not None and options.depth_only:
-        parser.error("--color-intrinsics: says how the color images were taken, and --depth-only has none")
-    if options.label_map_classes is not None and not options.label_maps:
-        parser.error("--label-map-classes: says what the numbers of label maps mean, and there is no --label-maps")
+        missing["pose"] = "a RealSense camera has none"
+    check_settings(parser, options, missing)
     return options
 
 

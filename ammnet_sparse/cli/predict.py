@@ -20,6 +20,7 @@ that can be used, 130 interrupted.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,15 +32,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ammnet_sparse
-from ammnet_sparse.camera.coverage import LITTLE
-from ammnet_sparse.camera.files.frame_files import find_own_frames
-from ammnet_sparse.camera.files.reading import read_own_frame
+from ammnet_sparse.camera.files.frame_files import find_frames
+from ammnet_sparse.camera.frames import LITTLE, read_frame
+from ammnet_sparse.camera.settings import FileKind
 from ammnet_sparse.cli.camera_options import (
     CAMERA_EXTRAS,
     CAMERA_FILES,
     add_camera_options,
     camera_settings,
-    check_camera_options,
+    check_settings,
     given_options,
 )
 from ammnet_sparse.cli.errors import (
@@ -73,14 +74,7 @@ from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import set_info_in
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.outputs import (
-    CompletedFrame,
-    foreign_output,
-    output_paths,
-    write_picture,
-    write_ply_files,
-    write_volume,
-)
+from ammnet_sparse.pictures.outputs import CompletedScene, foreign_output, output_paths
 from ammnet_sparse.pictures.page import Scene, is_page, write_page
 
 _PAGE, _TITLE = "page.html", "Completed scenes"
@@ -130,10 +124,10 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
     count = 0
     try:
         for completed in completed_frames:
-            write_volume(options.out, completed)
-            write_picture(options.out, completed)
+            completed.write_volume(options.out)
+            completed.write_picture(options.out)
             if options.ply:
-                write_ply_files(options.out, completed)
+                completed.write_ply(options.out)
             if options.page:
                 scenes.append(completed.to_scene())
             count += 1
@@ -157,7 +151,7 @@ def _given_input(options: argparse.Namespace) -> Input2D:
 
 def _set_frames(
     options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str]
-) -> Iterator[CompletedFrame]:
+) -> Iterator[CompletedScene]:
     source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(source, options.ids)
     ids = [parse_frame_id(frame_id, source="--ids") for frame_id in options.ids]  # as the outputs are named
@@ -177,19 +171,19 @@ def _set_frames(
                 raise
             skipped.append(f"frame {frame_id}: {error}")
             continue
-        yield CompletedFrame.of_set(frame, _labels(model, Batch.from_frame(frame).to(device), options))
+        yield CompletedScene(frame, _labels(model, Batch.from_frame(frame).to(device), options))
 
 
 def _own_frames(
     options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str], outside: list[str]
-) -> Iterator[CompletedFrame]:
+) -> Iterator[CompletedScene]:
     info = set_info_in(getattr(model, "metadata", {}), model.config)
     check_grid(model.config, info)
     has_color, has_label_map = options.color is not None, options.label_map is not None
     for note in check_inputs(model.config, has_color=has_color, has_label_map=has_label_map):
         print(f"note: {note}", file=sys.stderr)
     settings = camera_settings(options, getattr(model, "metadata", {}))
-    found, unmatched = find_own_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
+    found, unmatched = find_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
     skipped += unmatched
     inputs = [path for paths in found for path in paths.files]
     inputs += [Path(text) for text in (options.intrinsics, options.color_intrinsics) if text is not None]
@@ -197,16 +191,16 @@ def _own_frames(
     options.out.mkdir(parents=True, exist_ok=True)
     for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
         try:
-            own = read_own_frame(paths, settings=settings)
+            frame = dataclasses.replace(read_frame(paths, settings), info=info)
         except DataError as error:
             if len(found) == 1:
                 raise
             skipped.append(f"frame {paths.name}: {error}")
             continue
-        tqdm.write("\n  ".join([f"{paths.name}:", *own.describe()]))
-        if own.coverage.is_little:
-            outside.append(f"frame {paths.name}: {own.grid_share:.1%} of its depth lies in the grid")
-        yield CompletedFrame.of_camera(own, _labels(model, Batch.from_frame(own.frame).to(device), options), info)
+        tqdm.write("\n  ".join([f"{paths.name}:", *frame.describe()]))
+        if frame.coverage.share < LITTLE:
+            outside.append(f"frame {paths.name}: {frame.coverage.share:.1%} of its depth lies in the grid")
+        yield CompletedScene(frame, _labels(model, Batch.from_frame(frame).to(device), options))
 
 
 def _check_replaced(options: argparse.Namespace, names: Sequence[str], *, inputs: Sequence[Path]) -> None:
@@ -271,4 +265,11 @@ def _check_source(parser: CommandParser, options: argparse.Namespace) -> None:
     if lacking:
         what = "frames of a camera" if from_camera else "frames of a set (own frames: --color, --depth, --intrinsics)"
         parser.error(f"the following arguments are required: {', '.join(lacking)}, for {what}")
-    check_camera_options(parser, options)
+    if options.unobserved is not None and options.dataset != "nyucad":
+        parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
+    kinds: tuple[FileKind, ...] = ("color", "label_map", "pose")
+    check_settings(
+        parser,
+        options,
+        {kind: f"there is no --{kind.replace('_', '-')}" for kind in kinds if getattr(options, kind) is None},
+    )

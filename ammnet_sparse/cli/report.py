@@ -47,7 +47,7 @@ from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
-from ammnet_sparse.pictures.outputs import CompletedFrame
+from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.page import Scene, write_page
 from ammnet_sparse.pictures.run_comparison import comparison_html, plot_scores
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
@@ -221,7 +221,7 @@ def _scene_of(model: AMMNet, frame: Frame, device: torch.device, scores: Scores)
     with torch.inference_mode():
         labels = model(Batch.from_frame(frame).to(device), voxels="not_free").labels[0].cpu().numpy()
     note = f"Frame {frame.frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
-    return CompletedFrame.of_set(frame, labels, note=note).to_scene()
+    return CompletedScene(frame, labels).to_scene(note=note)
 
 
 def _validation_frames(

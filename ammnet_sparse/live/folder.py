@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ammnet_sparse.camera.files.arrays import image_array
-from ammnet_sparse.camera.files.color import read_color
-from ammnet_sparse.camera.files.frame_files import OwnFramePaths, find_own_frames
+from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
-from ammnet_sparse.camera.files.reading import read_pose
+from ammnet_sparse.camera.files.stored import StoredImages, read_stored
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.live.source import LiveFrame
 
 POLL_SECONDS = 0.05
 """Seconds between two looks at a folder."""
@@ -88,7 +85,7 @@ class FolderSource:
         """Ends ``frames``."""
         self._stopped.set()
 
-    def frames(self) -> Iterator[LiveFrame]:
+    def frames(self) -> Iterator[StoredImages]:
         """Yields the newest frame whenever one arrives."""
         self._last_change = time.monotonic()
         while not self._stopped.is_set():
@@ -107,7 +104,7 @@ class FolderSource:
             return False
         return time.monotonic() - self._last_change > self.ends_when_idle
 
-    def _newest(self) -> LiveFrame | None:
+    def _newest(self) -> StoredImages | None:
         """The last of the new frames that can be read; earlier ones count as seen."""
         states = [(paths, state) for paths in self._paths() if (state := _State.of(paths)) is not None]
         new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
@@ -115,7 +112,7 @@ class FolderSource:
         self._unreadable = {name: value for name, value in self._unreadable.items() if name in there}
         for paths, state in sorted(new, key=lambda found: (found[1].written_at, found[0].name), reverse=True):
             try:
-                frame = self._read(paths)
+                frame = read_stored(paths)
             except (DataError, OSError, ValueError) as error:
                 self._wait_for(paths.name, state, error)
                 continue
@@ -139,16 +136,16 @@ class FolderSource:
             self.skipped += 1
             self._report(f"frame {name}: {error}")
 
-    def _paths(self) -> list[OwnFramePaths]:
+    def _paths(self) -> list[FrameFiles]:
         """The frames whose files are all there."""
         color = self._place(_COLOR_FOLDERS) if self.has_color else None
         depth, label_map = self._place(_DEPTH_FOLDERS), None
         if self.has_label_map:
             label_map = self._place(_LABEL_FOLDERS)
         pose = next((self.folder / name for name in _POSE_FOLDERS if (self.folder / name).is_dir()), None)
-        frames: list[OwnFramePaths] = []
+        frames: list[FrameFiles] = []
         try:
-            frames, messages = find_own_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)
+            frames, messages = find_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)
         except (DataError, OSError) as error:
             if not self.folder.is_dir():
                 self._say_lasting(
@@ -176,12 +173,6 @@ class FolderSource:
     def _place(self, names: tuple[str, ...]) -> Path:
         return next((self.folder / name for name in names if (self.folder / name).is_dir()), self.folder)
 
-    def _read(self, paths: OwnFramePaths) -> LiveFrame:
-        depth = image_array(paths.depth, "a depth image")
-        color, exif_turn = (None, 0) if paths.color is None else read_color(paths.color)
-        label_map = None if paths.label_map is None else image_array(paths.label_map, "a label map")
-        return LiveFrame(paths.name, color, depth, label_map, read_pose(paths), exif_turn)
-
 
 @dataclasses.dataclass(frozen=True)
 class _State:
@@ -190,7 +181,7 @@ class _State:
     files: tuple[tuple[Path, int, int], ...]
 
     @classmethod
-    def of(cls, paths: OwnFramePaths) -> "_State | None":
+    def of(cls, paths: FrameFiles) -> "_State | None":
         """None if one was removed meanwhile."""
         files = [path for path in (paths.color, paths.depth, paths.label_map) if path is not None]
         try:

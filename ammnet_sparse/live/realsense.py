@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.live.source import LiveFrame
 
 
 class RealSenseSource:
@@ -57,7 +57,7 @@ class RealSenseSource:
         """Ends ``frames``."""
         self._stopped.set()
 
-    def frames(self) -> Iterator[LiveFrame]:
+    def frames(self) -> Iterator[StoredImages]:
         """Frames by their number in the stream."""
         try:
             while not self._stopped.is_set():
@@ -71,7 +71,7 @@ class RealSenseSource:
                 if not depth or not color:
                     continue
                 name = f"{int(color.get_frame_number()):06d}"
-                yield LiveFrame(name, self._rgb(color), np.array(depth.get_data(), copy=True))
+                yield StoredImages(name, self._rgb(color), np.array(depth.get_data(), copy=True))
         finally:
             self._pipeline.stop()
 

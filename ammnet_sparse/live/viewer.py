@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.completion import CompletedScene
 from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, VOXEL_SIZE
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.pictures.comparison import class_colors
+from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.ply import voxel_surface
 
 LOCAL_HOST = "127.0.0.1"

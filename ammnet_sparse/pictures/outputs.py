@@ -1,121 +1,200 @@
-"""The output files of a completed frame: class volume, picture, PLY files and a scene of the page."""
+"""A completed scene and its output files: class volume, picture, PLY files and a scene of the page."""
 
 import dataclasses
+import functools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.own_frames import OwnFrame
+from ammnet_sparse.camera.frames import CameraFrame
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import FLOOR_OFFSET
-from ammnet_sparse.data.set_info import NYU, SetInfo
+from ammnet_sparse.data.grid import EMPTY_LABEL, FLOOR_OFFSET
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
-from ammnet_sparse.pictures.page import Scene
+from ammnet_sparse.pictures.page import Scene, write_page
 from ammnet_sparse.pictures.ply import write_ply
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CompletedFrame:
-    """A frame with its prediction.
-
-    Attributes:
-        frame: what was predicted from.
-        labels: [X, H, Y] uint8, a class of ``frame.info``.
-        shown_mask: [X, H, Y] bool, the voxels that pictures, PLY files and page show; None: all.
-        shown_as: describes that mask in the picture's title.
-        origin: world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0); without a known camera X = Y = 0.
-        arrays: further arrays for the npz file.
-        note: text for the page.
-        camera_position: (X, Y) of the camera in voxels of the grid, or None.
-        depth: [480, 640] meters, 0 where missing; the picture shows it if the frame has no 2D input. None: unknown.
-    """
-
-    frame: Frame
-    labels: NDArray[np.uint8]
-    shown_mask: NDArray[np.bool_] | None = None
-    shown_as: str = ""
-    origin: tuple[float, float, float] = (0.0, 0.0, FLOOR_OFFSET)
-    arrays: Mapping[str, NDArray[np.generic]] = dataclasses.field(default_factory=dict)
-    note: str = ""
-    camera_position: tuple[float, float] | None = None
-    depth: NDArray[np.float32] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.frame.frame_id
-
-    @classmethod
-    def of_set(cls, frame: Frame, labels: NDArray[np.uint8], *, note: str = "") -> "CompletedFrame":
-        """A completed frame of a set: shows the scored voxels; without a truth, those with label weight."""
-        shown_as = "voxels with label weight" if frame.label is None else "scored voxels"
-        return cls(frame, labels, frame.scored_mask, shown_as, note=note)
-
-    @classmethod
-    def of_camera(cls, own: OwnFrame, labels: NDArray[np.uint8], info: SetInfo = NYU) -> "CompletedFrame":
-        """A completed frame of a user's camera: shows its reliable voxels; the npz file has the position of the grid.
-
-        ``info`` is the set that the network was trained on, which names the classes.
-
-        ``pose``: camera to world; ``origin``: of the grid in that world; ``voxel_size`` in meters; ``reliable``: the
-        mask shown; with a given pose ``world_from_given``, from its world to this one.
-        """
-        arrays: dict[str, NDArray[np.generic]] = {
-            "pose": own.placement.pose,
-            "origin": own.origin,
-            "voxel_size": np.array(info.voxel_size),
-            "reliable": own.reliable_mask,
-        }
-        if own.placement.world_from_given is not None:
-            arrays["world_from_given"] = own.placement.world_from_given
-        x, y, z = own.origin.tolist()
-        floor = own.placement.floor
-        note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
-        position = ((own.placement.pose[:2, 3] - own.origin[:2]) / info.voxel_size).tolist()
-        return cls(
-            dataclasses.replace(own.frame, info=info),
-            labels,
-            own.reliable_mask,
-            "reliable voxels",
-            (x, y, z),
-            arrays,
-            note,
-            camera_position=(position[0], position[1]),
-            depth=own.images.depth,
-        )
-
-    @property
-    def shown_image(self) -> NDArray[np.uint8] | None:
-        """The color image, or the depth in shades if the frame has no other 2D input."""
-        frame = self.frame
-        if frame.image is not None or frame.label_map is not None or self.depth is None:
-            return frame.image
-        return depth_shades(self.depth)
-
-    def to_scene(self) -> Scene:
-        """The frame as a scene of the page."""
-        frame = self.frame
-        return Scene(
-            self.name,
-            self.labels,
-            frame.label,
-            self.shown_mask,
-            hit=frame.mapping,
-            image=self.shown_image,
-            note=self.note,
-            camera_position=self.camera_position,
-            info=frame.info,
-        )
-
+if TYPE_CHECKING:
+    import torch
 
 _FORMS = ("points", "cubes")
 """Kinds of PLY files."""
 _LABELS = "labels"
 """The class volume in the npz file."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompletedScene:
+    """A frame with its prediction.
+
+    Attributes:
+        frame: what was predicted from: a frame of a set, or a ``CameraFrame``.
+        labels: [60, 36, 60] uint8 in the order (X, height, Y), a class of ``frame.info``.
+        seconds: time by stage: ``images`` (depth in meters, resampling), ``frame`` (vertical, floor, room, TSDF and
+            mapping), ``network``; empty where it was not measured.
+    """
+
+    frame: Frame
+    labels: NDArray[np.uint8]
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    _logits: "torch.Tensor | None" = None
+
+    @property
+    def name(self) -> str:
+        """The name of the frame."""
+        return self.frame.frame_id
+
+    @property
+    def own(self) -> CameraFrame:
+        """The frame, of a user's camera: its placement, images and coverage. Raises TypeError for one of a set."""
+        if not isinstance(self.frame, CameraFrame):
+            raise TypeError(f"{self.name}: expected a frame of a user's camera, found one of a set")
+        return self.frame
+
+    @functools.cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """[12, 60, 36, 60] float32 for 12 classes, probability of each; voxels observed to be free are empty.
+
+        Raises:
+            ValueError: ``ammnet predict`` made the scene, which keeps classes only.
+        """
+        if self._logits is None:
+            raise ValueError(f"{self.name}: expected probabilities, found the classes only")
+        found: NDArray[np.float32] = self._logits.float().softmax(dim=0).cpu().numpy()
+        return found
+
+    @property
+    def world_from_camera(self) -> NDArray[np.float64]:
+        """[4, 4], from the upright camera (x right, y down, z forward) to the scene's world (Z up, floor at 0)."""
+        return self.own.placement.pose
+
+    @property
+    def camera_from_world(self) -> NDArray[np.float64]:
+        """[4, 4], the inverse."""
+        return np.asarray(np.linalg.inv(self.world_from_camera), dtype=np.float64)
+
+    @property
+    def world_from_given(self) -> NDArray[np.float64] | None:
+        """[4, 4], from the world of the given pose to the scene's; None without a pose."""
+        return self.own.placement.world_from_given
+
+    @property
+    def origin(self) -> NDArray[np.float64]:
+        """[3], world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0); X = Y = 0 for a frame of a set."""
+        return self.frame.origin if isinstance(self.frame, CameraFrame) else np.array([0.0, 0.0, FLOOR_OFFSET])
+
+    @property
+    def reliable_mask(self) -> NDArray[np.bool_]:
+        """[60, 36, 60] bool, the kind of voxels that networks are trained on; of a frame of a set those scored."""
+        return self.frame.reliable_mask if isinstance(self.frame, CameraFrame) else self.frame.scored_mask
+
+    def points(self, *, only_reliable: bool = True) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Centers of the occupied voxels, [N, 3] world (X, Y, Z) in meters, and their classes [N]."""
+        mask = self.labels != EMPTY_LABEL
+        if only_reliable:
+            mask &= self.reliable_mask
+        x, height, y = (indices + 0.5 for indices in np.nonzero(mask))
+        return self.origin + self.frame.info.voxel_size * np.stack([x, y, height], axis=1), self.labels[mask]
+
+    def describe(self) -> list[str]:
+        """Lines that say how camera, floor and room were found, and how sure that is."""
+        return self.own.describe()
+
+    def write_volume(self, folder: str | Path) -> None:
+        """``<name>.npz``, which replaces an existing file atomically; the folder is made.
+
+        ``labels``; of a frame of a camera also ``pose``: camera to world; ``origin``: of the grid in that world;
+        ``voxel_size`` in meters; ``reliable``: the voxels shown; with a given pose ``world_from_given``, from its world
+        to this one.
+        """
+        arrays: dict[str, NDArray[np.generic]] = {_LABELS: self.labels}
+        if isinstance(self.frame, CameraFrame):
+            arrays |= {
+                "pose": self.world_from_camera,
+                "origin": self.origin,
+                "voxel_size": np.array(self.frame.info.voxel_size),
+                "reliable": self.reliable_mask,
+            }
+            if self.world_from_given is not None:
+                arrays["world_from_given"] = self.world_from_given
+        with replacing_open(_made(folder) / f"{self.name}.npz") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    def write_picture(self, folder: str | Path) -> None:
+        """``<name>.png``: prediction and, if known, truth, from the camera's side and from above."""
+        frame = self.frame
+        shown_as = (
+            "reliable voxels"
+            if isinstance(frame, CameraFrame)
+            else "scored voxels"
+            if frame.label is not None
+            else "voxels with label weight"
+        )
+        picture = render_comparison(
+            self.labels,
+            frame.label,
+            image=self._shown_image(),
+            label_map=frame.label_map,
+            visible_mask=self.reliable_mask,
+            title=f"{self.name}: {shown_as}",
+            info=frame.info,
+        )
+        iio.imwrite(_made(folder) / f"{self.name}.png", picture)
+
+    def write_ply(self, folder: str | Path) -> None:
+        """``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up; the folder is made."""
+        x, y, z = self.origin.tolist()
+        for form in _FORMS:
+            write_ply(
+                _made(folder) / f"{self.name}_{form}.ply",
+                self.labels,
+                mask=self.reliable_mask,
+                as_cubes=form == "cubes",
+                origin=(x, y, z),
+                info=self.frame.info,
+            )
+
+    def write_page(self, path: str | Path) -> None:
+        """The scene in 3D, for any browser, offline."""
+        _made(Path(path).parent)
+        write_page(path, [self.to_scene()], title=self.name)
+
+    def to_scene(self, *, note: str = "") -> Scene:
+        """The frame as a scene of the page, with a note; of a frame of a camera it says how high the camera is."""
+        frame, position = self.frame, None
+        if isinstance(frame, CameraFrame):
+            floor = frame.placement.floor
+            note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
+            x, y = ((frame.placement.pose[:2, 3] - frame.origin[:2]) / frame.info.voxel_size).tolist()
+            position = (x, y)
+        return Scene(
+            self.name,
+            self.labels,
+            frame.label,
+            self.reliable_mask,
+            hit=frame.mapping,
+            image=self._shown_image(),
+            note=note,
+            camera_position=position,
+            info=frame.info,
+        )
+
+    def _shown_image(self) -> NDArray[np.uint8] | None:
+        """The color image, or a camera's depth in shades if the frame has no other 2D input."""
+        frame = self.frame
+        if isinstance(frame, CameraFrame) and frame.image is None and frame.label_map is None:
+            return depth_shades(frame.images.depth)
+        return frame.image
+
+
+def _made(folder: str | Path) -> Path:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
 
 
 def output_paths(folder: Path, name: str) -> list[Path]:
@@ -140,38 +219,3 @@ def _is_completion(path: Path) -> bool:
             return f"{_LABELS}.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def write_volume(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>.npz``: ``labels`` and the other arrays of ``completed``; an existing file is replaced atomically."""
-    arrays = {_LABELS: completed.labels, **completed.arrays}
-    with replacing_open(folder / f"{completed.name}.npz") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def write_picture(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>.png``: prediction and, if known, truth, from the camera's side and from above."""
-    frame = completed.frame
-    picture = render_comparison(
-        completed.labels,
-        frame.label,
-        image=completed.shown_image,
-        label_map=frame.label_map,
-        visible_mask=completed.shown_mask,
-        title=f"{completed.name}: {completed.shown_as}" if completed.shown_as else completed.name,
-        info=frame.info,
-    )
-    iio.imwrite(folder / f"{completed.name}.png", picture)
-
-
-def write_ply_files(folder: Path, completed: CompletedFrame) -> None:
-    """``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up."""
-    for form in _FORMS:
-        write_ply(
-            folder / f"{completed.name}_{form}.ply",
-            completed.labels,
-            mask=completed.shown_mask,
-            as_cubes=form == "cubes",
-            origin=completed.origin,
-            info=completed.frame.info,
-        )

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.noise import kinect_depth
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth, cast_view
@@ -107,6 +109,10 @@ def heading_of(pose: NDArray[np.float64]) -> float:
     """Degrees from the world's Y to the camera's direction, counterclockwise seen from above, within 45 of a wall."""
     turn = math.degrees(math.atan2(-pose[0, 2], pose[1, 2]))
     return (turn + 45) % 90 - 45
+
+
+def settings_of(camera: Camera = NYU_CAMERA, **more: Any) -> CameraSettings:
+    return CameraSettings(intrinsics=Intrinsics(camera), **more)
 
 
 def gray_image(shape: tuple[int, int] = IMAGE_SHAPE) -> NDArray[np.uint8]:

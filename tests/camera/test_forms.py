@@ -8,18 +8,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.camera.files.frame_files import OwnFramePaths
-from ammnet_sparse.camera.files.intrinsics import Intrinsics, read_intrinsics
-from ammnet_sparse.camera.files.reading import read_own_frame, read_upright_frame
-from ammnet_sparse.camera.images.resizing import are_alike
-from ammnet_sparse.camera.images.stored import CameraSettings, StoredFrame, upright_frame
-from ammnet_sparse.camera.images.turning import View, turned_camera, turned_image, turned_pose
-from ammnet_sparse.camera.own_frames import OwnFrame
+from ammnet_sparse.camera.files.frame_files import FrameFiles
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.stored import StoredImages
+from ammnet_sparse.camera.frames import CameraFrame, read_frame
+from ammnet_sparse.camera.images import camera_images, turned_camera, turned_image, turned_pose
+from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.grid import IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.synthetic.raycast import cast_depth
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.files.errors import DataError
-from tests.camera.own_views import RoomView, angle, room_view, scaled_camera
+from tests.camera.own_views import RoomView, angle, room_view, scaled_camera, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +33,14 @@ def native(view: RoomView) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def plain(native: NDArray[np.float32], view: RoomView, tmp_path_factory: pytest.TempPathFactory) -> OwnFrame:
+def plain(native: NDArray[np.float32], view: RoomView, tmp_path_factory: pytest.TempPathFactory) -> CameraFrame:
     folder = tmp_path_factory.mktemp("plain")
-    return read_own_frame(write(folder, ramp(IMAGE_SHAPE), native, view.pose), settings=of(NYU_CAMERA))
+    return read_frame(write(folder, ramp(IMAGE_SHAPE), native, view.pose), settings_of(NYU_CAMERA))
 
 
-def of(camera: Camera, **more: object) -> CameraSettings:
-    return dataclasses.replace(CameraSettings.of_camera(camera), **more)
-
-
-def turned(view: View, degrees: int) -> View:
-    """Color, depth, label map and their camera rotated clockwise."""
-    camera, size = turned_camera(view.camera, degrees, view.color.shape, view.depth.shape, known=view.intrinsics_size)
-    label_map = None if view.label_map is None else turned_image(view.label_map, degrees)
-    color, depth = turned_image(view.color, degrees), turned_image(view.depth, degrees)
-    return View(color, depth, camera, None, label_map, size)
+def turned(camera: Camera, degrees: int, shape: tuple[int, ...]) -> Camera:
+    """The intrinsics after the images of this shape are rotated clockwise."""
+    return turned_camera(camera, degrees, shape, shape)[0]
 
 
 def ramp(shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -64,45 +56,45 @@ def write(
     pose: NDArray[np.float64] | None = None,
     *,
     orientation: int = 1,
-) -> OwnFramePaths:
+) -> FrameFiles:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(color).save(folder / "color.png", exif=exif)
     Image.fromarray(np.round(depth * 1000).astype(np.uint16)).save(folder / "depth.png")
     if pose is not None:
         np.savetxt(folder / "pose.txt", pose)
-    return OwnFramePaths(
+    return FrameFiles(
         "x", folder / "color.png", folder / "depth.png", folder / "pose.txt" if pose is not None else None
     )
 
 
-def assert_alike(found: OwnFrame, plain: OwnFrame, *, overlap: float = 0.93) -> None:
+def assert_alike(found: CameraFrame, plain: CameraFrame, *, overlap: float = 0.93) -> None:
     """The same voxels, but for those at the edges of things, and the same colors where both have an image."""
-    hits, wanted = found.frame.mapping != UNMAPPED, plain.frame.mapping != UNMAPPED
+    hits, wanted = found.mapping != UNMAPPED, plain.mapping != UNMAPPED
     assert (hits & wanted).sum() / (hits | wanted).sum() > overlap
-    assert np.abs(found.frame.tsdf - plain.frame.tsdf).mean() < 0.012
+    assert np.abs(found.tsdf - plain.tsdf).mean() < 0.012
     both = np.flatnonzero((hits & wanted).reshape(-1))
-    colors = [frame.images.image.reshape(-1, 3)[frame.frame.mapping.reshape(-1)[both]] for frame in (found, plain)]
+    colors = [frame.images.image.reshape(-1, 3)[frame.mapping.reshape(-1)[both]] for frame in (found, plain)]
     assert np.median(np.abs(colors[0].astype(int) - colors[1]).max(axis=1)) <= 4
     assert angle(found.placement.up, plain.placement.up) < 1e-6 or found.images.camera != plain.images.camera
 
 
 @pytest.mark.parametrize("owner", ["color", "depth", "other size"])
-def test_depth_smaller_than_color(tmp_path: Path, view: RoomView, plain: OwnFrame, owner: str) -> None:
+def test_depth_smaller_than_color(tmp_path: Path, view: RoomView, plain: CameraFrame, owner: str) -> None:
     """A phone's: 256x192 beside 1920x1440, with the intrinsics of either, or of a third size that their file names."""
     camera = scaled_camera(0.4)
     depth, _ = cast_depth(view.scene, view.pose, camera=camera, image_shape=(192, 256))
     paths = write(tmp_path, ramp((1440, 1920)), depth, view.pose)
     settings = {
-        "color": of(scaled_camera(3.0)),
-        "depth": of(camera),
-        "other size": CameraSettings(Intrinsics(scaled_camera(2.0), size=(960, 1280))),
+        "color": settings_of(scaled_camera(3.0)),
+        "depth": settings_of(camera),
+        "other size": CameraSettings(intrinsics=Intrinsics(scaled_camera(2.0), size=(960, 1280))),
     }[owner]
-    assert_alike(read_own_frame(paths, settings=settings), plain, overlap=0.75)
+    assert_alike(read_frame(paths, settings), plain, overlap=0.75)
 
 
 def test_color_of_other_proportions(
-    tmp_path: Path, view: RoomView, native: NDArray[np.float32], plain: OwnFrame
+    tmp_path: Path, view: RoomView, native: NDArray[np.float32], plain: CameraFrame
 ) -> None:
     """Color 1280x720 of a wider lens beside depth 640x480, each with its own intrinsics."""
     color_camera = Camera(700.0, 700.0, 650.0, 355.0)
@@ -114,32 +106,30 @@ def test_color_of_other_proportions(
     color = np.stack([x / 639 * 255, y / 479 * 255, np.full(x.shape, 128.0)], axis=2).clip(0, 255).astype(np.uint8)
     assert full.shape[:2] == IMAGE_SHAPE
     paths = write(tmp_path, color, native, view.pose)
-    found = read_own_frame(paths, settings=of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera)))
-    np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
+    found = read_frame(paths, settings_of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera)))
+    np.testing.assert_array_equal(found.mapping, plain.mapping)
     assert_alike(found, plain)
     with pytest.raises(DataError, match="--color-intrinsics"):
-        read_own_frame(paths, settings=of(NYU_CAMERA))
+        read_frame(paths, settings_of(NYU_CAMERA))
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_images_that_lie_on_their_side(
-    tmp_path: Path, view: RoomView, native: NDArray[np.float32], plain: OwnFrame, degrees: int
+    tmp_path: Path, view: RoomView, native: NDArray[np.float32], plain: CameraFrame, degrees: int
 ) -> None:
     """``--rotate`` turns color, depth, label map, intrinsics and pose together."""
     back = 360 - degrees
-    upright = View(ramp(IMAGE_SHAPE), native, NYU_CAMERA, label_map=(ramp(IMAGE_SHAPE)[..., 0] // 20).astype(np.uint8))
-    lying = turned(upright, back)
-    paths = write(tmp_path, lying.color, lying.depth, turned_pose(view.pose, back))
-    assert lying.label_map is not None
-    Image.fromarray(lying.label_map).save(tmp_path / "label_map.png")
-    found = read_own_frame(
-        dataclasses.replace(paths, label_map=tmp_path / "label_map.png"), settings=of(lying.camera, rotate=degrees)
-    )
+    label_map = (ramp(IMAGE_SHAPE)[..., 0] // 20).astype(np.uint8)
+    color, depth = turned_image(ramp(IMAGE_SHAPE), back), turned_image(native, back)
+    files = write(tmp_path, color, depth, turned_pose(view.pose, back))
+    Image.fromarray(turned_image(label_map, back)).save(tmp_path / "label_map.png")
+    settings = settings_of(turned(NYU_CAMERA, back, IMAGE_SHAPE), rotate=degrees)
+    found = read_frame(dataclasses.replace(files, label_map=tmp_path / "label_map.png"), settings)
     np.testing.assert_array_equal(found.images.image, plain.images.image)
     np.testing.assert_allclose(dataclasses.astuple(found.images.camera), dataclasses.astuple(NYU_CAMERA), atol=1e-9)
     np.testing.assert_allclose(found.placement.pose, plain.placement.pose, atol=1e-6)
-    assert (found.frame.mapping == plain.frame.mapping).mean() > 0.9999
-    np.testing.assert_array_equal(found.images.label_map, upright.label_map)
+    assert (found.mapping == plain.mapping).mean() > 0.9999
+    np.testing.assert_array_equal(found.images.label_map, label_map)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +148,7 @@ def test_images_that_exif_turns(
     tmp_path: Path,
     view: RoomView,
     native: NDArray[np.float32],
-    plain: OwnFrame,
+    plain: CameraFrame,
     orientation: int,
     degrees: int,
     depth_lies: bool,
@@ -166,35 +156,34 @@ def test_images_that_exif_turns(
 ) -> None:
     """Depth lies as the color image does or is upright already; intrinsics and pose are of either."""
     back = 360 - degrees
-    stored = turned(View(ramp(IMAGE_SHAPE), native, NYU_CAMERA), back)
     is_stored = intrinsics == "stored"
-    paths = write(
+    files = write(
         tmp_path,
-        stored.color,
-        stored.depth if depth_lies else native,
+        turned_image(ramp(IMAGE_SHAPE), back),
+        turned_image(native, back) if depth_lies else native,
         turned_pose(view.pose, back) if is_stored else view.pose,
         orientation=orientation,
     )
-    settings = of(stored.camera if is_stored else NYU_CAMERA)
-    found = read_own_frame(paths, settings=settings)
+    found = read_frame(files, settings_of(turned(NYU_CAMERA, back, IMAGE_SHAPE) if is_stored else NYU_CAMERA))
     np.testing.assert_array_equal(found.images.image, plain.images.image)
-    np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
+    np.testing.assert_array_equal(found.mapping, plain.mapping)
     assert any("EXIF" in note for note in found.notes)
-    if depth_lies and is_stored:
-        as_stored = read_upright_frame(paths, settings=dataclasses.replace(settings, rotate=0)).view
-        assert are_alike(as_stored.color.shape, stored.color.shape)
 
 
 def test_color_intrinsics_belong_to_label_maps_too(native: NDArray[np.float32]) -> None:
     """And to nothing where only depth is there."""
     color_camera = Camera(1038.0, 1038.0, 959.5, 539.5)
-    settings = of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera))
-    label_map = np.zeros((1080, 1920), dtype=np.uint8)
-    assert upright_frame(StoredFrame(None, native, label_map), settings).view.color_camera == color_camera
-    assert upright_frame(StoredFrame(None, native), settings).view.color_camera is None
+    label_map = np.full((1080, 1920), 12, dtype=np.uint8)
+    label_map[:, :300] = 5  # beside the depth image's narrower view
+    settings = settings_of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera))
+    found = camera_images(StoredImages("x", None, native, label_map), settings)
+    assert found.camera == NYU_CAMERA and found.label_map is not None and set(np.unique(found.label_map)) == {12}
+    alone = camera_images(StoredImages("x", None, native), settings)
+    assert alone.camera == NYU_CAMERA and alone.label_map is None
+    np.testing.assert_array_equal(alone.depth, found.depth)
 
 
-def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: OwnFrame) -> None:
+def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: CameraFrame) -> None:
     """1440x1920 in landscape, turned by EXIF, with depth of 192x256 that lies the same way."""
     depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(0.4), image_shape=(192, 256))
     paths = write(
@@ -204,8 +193,8 @@ def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: OwnFrame)
         turned_pose(view.pose, 270),
         orientation=6,
     )
-    lying = turned(View(ramp((1440, 1920)), depth, scaled_camera(3.0)), 270).camera
-    assert_alike(read_own_frame(paths, settings=of(lying)), plain, overlap=0.75)
+    lying = turned(scaled_camera(3.0), 270, (1440, 1920))
+    assert_alike(read_frame(paths, settings_of(lying)), plain, overlap=0.75)
 
 
 @pytest.mark.parametrize("form", ["rotated bits", "float meters", "65535", "too far"])
@@ -214,7 +203,7 @@ def test_depth_stored_otherwise(tmp_path: Path, view: RoomView, native: NDArray[
     depth = np.round(native * 1000).astype(np.uint16)
     depth[40:60, 100:300] = 0
     paths = write(tmp_path, ramp(IMAGE_SHAPE), depth / np.float32(1000), view.pose)
-    plain = read_own_frame(paths, settings=of(NYU_CAMERA))
+    plain = read_frame(paths, settings_of(NYU_CAMERA))
     path = tmp_path / "other.png"
     if form == "rotated bits":
         Image.fromarray((depth << np.uint16(3)) | (depth >> np.uint16(13))).save(path)
@@ -223,14 +212,14 @@ def test_depth_stored_otherwise(tmp_path: Path, view: RoomView, native: NDArray[
         np.save(path, np.where(depth == 0, np.nan, depth / np.float32(1000)))
     else:
         Image.fromarray(np.where(depth == 0, 65535 if form == "65535" else 8191, depth).astype(np.uint16)).save(path)
-    found = read_own_frame(dataclasses.replace(paths, depth=path), settings=of(NYU_CAMERA))
-    np.testing.assert_array_equal(found.frame.mapping, plain.frame.mapping)
+    found = read_frame(dataclasses.replace(paths, depth=path), settings_of(NYU_CAMERA))
+    np.testing.assert_array_equal(found.mapping, plain.mapping)
 
 
 def test_intrinsics_of_the_turned_images_are_named(tmp_path: Path, native: NDArray[np.float32]) -> None:
     """Landscape images with a portrait's principal point: refused, not placed wrongly."""
     paths = write(tmp_path, ramp(IMAGE_SHAPE), native)
     with pytest.raises(DataError, match="they lie on their side, or the intrinsics do"):
-        read_own_frame(paths, settings=CameraSettings(read_intrinsics("520,520,239.5,319.5")))
+        read_frame(paths, CameraSettings(intrinsics="520,520,239.5,319.5"))
     with pytest.raises(DataError, match="found those of 480x640 by what their file says"):
-        read_own_frame(paths, settings=CameraSettings(Intrinsics(Camera(520, 520, 239.5, 319.5), size=(640, 480))))
+        read_frame(paths, CameraSettings(intrinsics=Intrinsics(Camera(520, 520, 239.5, 319.5), size=(640, 480))))

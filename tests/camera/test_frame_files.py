@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.files.frame_files import find_own_frames
-from ammnet_sparse.camera.files.poses import associate, read_pose, read_trajectory, time_stamp
+from ammnet_sparse.camera.files.frame_files import find_frames
+from ammnet_sparse.camera.files.poses import Pose, associate, read_trajectory, time_stamp
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.files.errors import DataError
 
@@ -20,6 +20,10 @@ def quaternion(rotation: NDArray[np.float64]) -> list[float]:
         *(np.array([rotation[2, 1], rotation[0, 2], rotation[1, 0]]) - rotation.T[[2, 0, 1], [1, 2, 0]]) / (4 * w),
         w,
     ]
+
+
+def read_pose(path: Path) -> Pose:
+    return read_trajectory(path).pose_of(None)
 
 
 def test_poses(tmp_path: Path) -> None:
@@ -109,22 +113,22 @@ def test_frames_of_folders(tmp_path: Path) -> None:
         *("frame-000002.color.jpg", "frame-000002.depth.png", "frame-000002.pose.txt"),
         *("frame-000003.color.jpg", "camera-intrinsics.txt"),
     )
-    frames, unmatched = find_own_frames(one, one, pose=one)
+    frames, unmatched = find_frames(one, one, pose=one)
     assert [frame.name for frame in frames] == ["frame-000001", "frame-000002"]
     assert frames[0].pose == one / "frame-000001.pose.txt" and frames[1].color == one / "frame-000002.color.jpg"
     assert len(unmatched) == 1 and "frame-000003.color.jpg: has no partner: no depth image of that name" in unmatched[0]
 
     rgb, depth = touch(tmp_path / "rgb", "7.png", "8.png"), touch(tmp_path / "depth", "7.png", "8.png")
     labels = touch(tmp_path / "labels", "8.png")
-    frames, unmatched = find_own_frames(rgb, depth, label_map=labels, pose=one / "frame-000001.pose.txt")
+    frames, unmatched = find_frames(rgb, depth, label_map=labels, pose=one / "frame-000001.pose.txt")
     assert [(frame.name, frame.label_map) for frame in frames] == [("8", labels / "8.png")]
     assert frames[0].pose == one / "frame-000001.pose.txt" and len(unmatched) == 1
     assert "7.png: has no partner: no label map of that name" in unmatched[0]
 
-    single, _ = find_own_frames(one / "frame-000001.color.jpg", one / "frame-000001.depth.png")
+    single, _ = find_frames(one / "frame-000001.color.jpg", one / "frame-000001.depth.png")
     assert single[0].name == "frame-000001"
     named_by_kind = touch(tmp_path / "kitchen", "color.jpg", "depth.png")
-    assert find_own_frames(named_by_kind / "color.jpg", named_by_kind / "depth.png")[0][0].name == "kitchen"
+    assert find_frames(named_by_kind / "color.jpg", named_by_kind / "depth.png")[0][0].name == "kitchen"
 
 
 def test_files_that_make_no_frames(tmp_path: Path) -> None:
@@ -137,20 +141,20 @@ def test_files_that_make_no_frames(tmp_path: Path) -> None:
         (twice, depth, r"expected one color file per frame, found a\.jpg and a\.png"),
     ):
         with pytest.raises(DataError, match=message):
-            find_own_frames(color, other)
+            find_frames(color, other)
 
 
 def test_published_names(tmp_path: Path) -> None:
     """Colors and depth of NYU as they are published, in folders of their own or in one."""
     rgb, depth = touch(tmp_path / "RGB", "NYU0003_colors.png"), touch(tmp_path / "depth", "NYU0003_0000.png")
     labels = touch(tmp_path / "Seg2D", "0003.png")
-    frames, unmatched = find_own_frames(rgb, depth, label_map=labels)
+    frames, unmatched = find_frames(rgb, depth, label_map=labels)
     assert [(f.name, f.depth.name, f.label_map) for f in frames] == [
         ("NYU0003", "NYU0003_0000.png", labels / "0003.png")
     ]
     assert not unmatched
     both = touch(tmp_path / "both", "NYU0003_colors.png", "NYU0003_0000.png", "NYU0004_colors.png", "NYU0004_0000.png")
-    frames, _ = find_own_frames(both, both)
+    frames, _ = find_frames(both, both)
     assert [(f.name, f.color.name, f.depth.name) for f in frames] == [
         ("NYU0003", "NYU0003_colors.png", "NYU0003_0000.png"),
         ("NYU0004", "NYU0004_colors.png", "NYU0004_0000.png"),
@@ -159,7 +163,7 @@ def test_published_names(tmp_path: Path) -> None:
 
 def test_names_by_number(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "a", "image_7.png", "image_8.png"), touch(tmp_path / "b", "d0007.png", "d0008.png")
-    frames, unmatched = find_own_frames(rgb, depth)
+    frames, unmatched = find_frames(rgb, depth)
     assert [(f.color.name, f.depth.name) for f in frames] == [
         ("image_7.png", "d0007.png"),
         ("image_8.png", "d0008.png"),
@@ -169,37 +173,37 @@ def test_names_by_number(tmp_path: Path) -> None:
 
 def test_one_file_is_not_both_images(tmp_path: Path) -> None:
     folder = touch(tmp_path / "frames", "a.png", "7.color.png", "7.depth.png")
-    frames, unmatched = find_own_frames(folder, folder)
+    frames, unmatched = find_frames(folder, folder)
     assert [frame.name for frame in frames] == ["7"] and "a.png" in "".join(unmatched)
     alone = touch(tmp_path / "alone", "a.png")
     with pytest.raises(DataError, match="color"):
-        find_own_frames(alone, alone)
-    assert [frame.depth.name for frame in find_own_frames(None, alone)[0]] == ["a.png"]
+        find_frames(alone, alone)
+    assert [frame.depth.name for frame in find_frames(None, alone)[0]] == ["a.png"]
 
 
 def test_folder_that_is_one_frame(tmp_path: Path) -> None:
     folder = touch(tmp_path / "kitchen", "color.jpg", "depth.png", "label_map.png", "pose.txt", "intrinsics.txt")
-    frames, unmatched = find_own_frames(folder, folder, label_map=folder, pose=folder)
+    frames, unmatched = find_frames(folder, folder, label_map=folder, pose=folder)
     assert [(f.name, f.color.name, f.depth.name) for f in frames] == [("kitchen", "color.jpg", "depth.png")]
     assert frames[0].label_map == folder / "label_map.png" and frames[0].pose == folder / "pose.txt" and not unmatched
 
 
 def test_depth_alone(tmp_path: Path) -> None:
     depth = touch(tmp_path / "kitchen", "depth.png", "7.depth.png", "7.color.png")
-    frames, unmatched = find_own_frames(None, depth)
+    frames, unmatched = find_frames(None, depth)
     assert [(f.name, f.color, f.depth.name) for f in frames] == [
         ("kitchen", None, "depth.png"),
         ("7", None, "7.depth.png"),
     ]
     assert not unmatched
-    single, _ = find_own_frames(None, depth / "depth.png")
+    single, _ = find_frames(None, depth / "depth.png")
     assert (single[0].name, single[0].color) == ("kitchen", None)
 
 
 def test_one_label_map_for_all(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "rgb", "1.png", "2.png"), touch(tmp_path / "depth", "1.png", "2.png")
     label_map = touch(tmp_path / "labels", "zeros.png") / "zeros.png"
-    frames, _ = find_own_frames(rgb, depth, label_map=label_map)
+    frames, _ = find_frames(rgb, depth, label_map=label_map)
     assert [f.label_map for f in frames] == [label_map, label_map]
 
 
@@ -207,11 +211,11 @@ def test_what_lacks_is_blamed(tmp_path: Path) -> None:
     rgb, depth = touch(tmp_path / "rgb", "a.png"), touch(tmp_path / "depth", "a.png")
     other, empty = touch(tmp_path / "labels", "b.png"), touch(tmp_path / "empty")
     with pytest.raises(DataError, match=r"labels: expected label maps of the frames a, found b with no match"):
-        find_own_frames(rgb, depth, label_map=other)
+        find_frames(rgb, depth, label_map=other)
     with pytest.raises(DataError, match=r"empty: expected label maps .* found none"):
-        find_own_frames(rgb, depth, label_map=empty)
+        find_frames(rgb, depth, label_map=empty)
     with pytest.raises(DataError, match=r"empty: expected depth images .* found none"):
-        find_own_frames(rgb, empty)
+        find_frames(rgb, empty)
 
 
 @pytest.mark.parametrize("given", ["folders", "lists", "files of lists"])
@@ -231,7 +235,7 @@ def test_tum_folders(tmp_path: Path, given: str) -> None:
         "lists": (tmp_path, tmp_path),
         "files of lists": (tmp_path / "rgb.txt", tmp_path / "depth.txt"),
     }
-    frames, unmatched = find_own_frames(*pairs[given], pose=tmp_path)
+    frames, unmatched = find_frames(*pairs[given], pose=tmp_path)
     assert [(f.color.name, f.depth.name) for f in frames] == [
         ("1305031102.175304.png", "1305031102.160407.png"),
         ("1305031102.211214.png", "1305031102.226738.png"),
@@ -244,7 +248,7 @@ def test_tum_folders(tmp_path: Path, given: str) -> None:
 def test_color_and_depth_of_one_name_are_told_apart_by_their_types(tmp_path: Path) -> None:
     for name in ("7.jpg", "7.png", "8.jpeg", "8.npy"):
         (tmp_path / name).write_bytes(b"")
-    frames, unmatched = find_own_frames(tmp_path, tmp_path)
+    frames, unmatched = find_frames(tmp_path, tmp_path)
     found = [(frame.name, frame.color and frame.color.name, frame.depth.name) for frame in frames]
     assert found == [("7", "7.jpg", "7.png"), ("8", "8.jpeg", "8.npy")] and not unmatched
 
@@ -255,8 +259,8 @@ def test_two_files_of_one_frame_are_an_error_or_left_out(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(b"")
     color, depth = tmp_path / "color", tmp_path / "depth"
     with pytest.raises(DataError, match=r"expected one color file per frame, found 1\.bmp and 1\.jpg"):
-        find_own_frames(color, depth)
-    frames, messages = find_own_frames(color, depth, leaves_out_doubles=True)
+        find_frames(color, depth)
+    frames, messages = find_frames(color, depth, leaves_out_doubles=True)
     assert [frame.name for frame in frames] == ["2"]
     assert len(messages) == 2 and "found 1.bmp and 1.jpg" in messages[0] and "1.png: has no partner" in messages[1]
 
@@ -267,7 +271,7 @@ def test_one_file_given_twice_and_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "same.png").symlink_to(image)
     for color in (image, tmp_path / "same.png"):
         with pytest.raises(DataError, match="color and depth: expected two files, found .* for both"):
-            find_own_frames(color, image)
+            find_frames(color, image)
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DataError, match=r"depth .*pipe.png: expected a file or a folder, found a pipe or a device"):
-        find_own_frames(None, tmp_path / "pipe.png")
+        find_frames(None, tmp_path / "pipe.png")

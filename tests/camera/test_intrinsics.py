@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ammnet_sparse.camera.files.intrinsics import parse_intrinsics, read_intrinsics
+from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 
@@ -90,10 +90,10 @@ _DOCUMENTS: dict[str, Any] = {
 def test_intrinsics(tmp_path: Path) -> None:
     expected = Camera(585.0, 586.0, 320.0, 240.0)
     for text in ("585,586, 320,240", "585 586 320 240", "585,0,320,0,586,240,0,0,1"):
-        assert parse_intrinsics(text) == expected
+        assert read_intrinsics(text).camera == expected
     for text in ("585 0 320\n0 586 240\n0 0 1\n", "[[585, 0, 320], [0, 586, 240], [0, 0, 1]]", "585 586 320 240"):
         (tmp_path / "k.txt").write_text(text, encoding="utf-8")
-        assert parse_intrinsics(str(tmp_path / "k.txt")) == expected
+        assert read_intrinsics(str(tmp_path / "k.txt")).camera == expected
     for text, message in (
         ("585,586,320", "expected 4 or 9 numbers, found 3"),
         ("-1,586,320,240", "positive focal lengths"),
@@ -102,7 +102,7 @@ def test_intrinsics(tmp_path: Path) -> None:
         ("585,9,320,0,586,240,0,0,1", "expected no skew"),
     ):
         with pytest.raises(DataError, match=message):
-            parse_intrinsics(text)
+            read_intrinsics(text)
 
 
 @pytest.mark.parametrize("form", _TEXTS)
@@ -122,13 +122,13 @@ def test_text_forms(tmp_path: Path, form: str) -> None:
 def test_json_forms(tmp_path: Path, form: str) -> None:
     path = tmp_path / "camera.json"
     path.write_text(json.dumps(_DOCUMENTS[form]), encoding="utf-8")
-    camera = parse_intrinsics(str(path))
+    camera = read_intrinsics(str(path)).camera
     np.testing.assert_allclose([camera.fx, camera.fy, camera.cx, camera.cy], [520, 521, 319.5, 239.5])
 
 
 def test_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", np.array(_K).reshape(3, 3))
-    assert parse_intrinsics(str(tmp_path / "k.npy")) == EXPECTED
+    assert read_intrinsics(str(tmp_path / "k.npy")).camera == EXPECTED
 
 
 def test_several_cameras_are_told_apart_by_size(tmp_path: Path) -> None:
@@ -212,4 +212,4 @@ def test_names_of_the_depth_scale(tmp_path: Path, name: str, value: float) -> No
 def test_files_without_intrinsics(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "k.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        parse_intrinsics(str(tmp_path / "k.yaml"))
+        read_intrinsics(str(tmp_path / "k.yaml"))

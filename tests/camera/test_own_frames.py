@@ -1,23 +1,23 @@
 """Frames of a user's camera: gravity, floor and room found in the depth, poses of any world, images of any size."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.files.frame_files import OwnFramePaths, find_own_frames
-from ammnet_sparse.camera.files.intrinsics import parse_intrinsics
-from ammnet_sparse.camera.files.poses import read_pose
-from ammnet_sparse.camera.files.reading import read_own_frame
+from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
+from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.camera.frames import CameraFrame, make_frame, read_frame
 from ammnet_sparse.camera.geometry.floor import ASSUMED_CAMERA_HEIGHT
 from ammnet_sparse.camera.geometry.given_pose import axis_direction
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
 from ammnet_sparse.camera.geometry.surface import surface_from_depth
-from ammnet_sparse.camera.images import resizing as camera_images
-from ammnet_sparse.camera.images.resizing import CameraImages
-from ammnet_sparse.camera.images.stored import CameraSettings
-from ammnet_sparse.camera.own_frames import make_own_frame
+from ammnet_sparse.camera.images import CameraImages, to_network_images
+from ammnet_sparse.camera.resizing import MEAN_COLOR
+from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
@@ -26,7 +26,7 @@ from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import mapping, tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
-from tests.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera
+from tests.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def placement(view: RoomView) -> Placement:
     return place_camera(view.depth, camera=NYU_CAMERA)
 
 
-def images_of(depth: NDArray[np.float32], camera: Camera = NYU_CAMERA) -> CameraImages:
-    return CameraImages(gray_image(), depth, camera)
+def frame_of(depth: NDArray[np.float32], pose: NDArray[np.float64] | None = None, **settings: Any) -> CameraFrame:
+    return make_frame(CameraImages(gray_image(), depth, NYU_CAMERA, pose=pose), settings_of(**settings), name="mine")
 
 
 # Gravity, floor and room.
@@ -122,14 +122,13 @@ def test_ordinary_rgbd_frame(shared_data: Path) -> None:
     is vertical: the nearest, -y, is 26 degrees off. Floor, table top and cabinets show that.
     """
     folder = shared_data / "rgbd"
-    paths, unmatched = find_own_frames(folder, folder, pose=folder)
+    paths, unmatched = find_frames(folder, folder, pose=folder)
     assert [path.name for path in paths] == ["frame-000000"] and not unmatched
-    camera = parse_intrinsics(str(folder / "camera-intrinsics.txt"))
-    settings = CameraSettings.of_camera(camera)
-    own = read_own_frame(paths[0], settings=settings)
-    alone = read_own_frame(OwnFramePaths("x", paths[0].color, paths[0].depth), settings=settings)
+    settings = CameraSettings(intrinsics=folder / "camera-intrinsics.txt")
+    own = read_frame(paths[0], settings)
+    alone = read_frame(FrameFiles("x", paths[0].color, paths[0].depth), settings)
     np.testing.assert_allclose(own.placement.pose, alone.placement.pose, atol=1e-12)
-    placed, given = own.placement, read_pose(folder / "frame-000000.pose.txt")
+    placed, given = own.placement, read_trajectory(folder / "frame-000000.pose.txt").pose_of(None)
     assert placed.up_confidence == "sure" and placed.floor.is_seen and placed.floor.confidence == "sure"
     assert placed.nearest_pose_axis is not None and placed.nearest_pose_axis[0] == "-y"
     assert 20 < placed.nearest_pose_axis[1] < 30
@@ -154,7 +153,7 @@ def test_ordinary_rgbd_frame(shared_data: Path) -> None:
     assert np.median(heights(table[2])) == pytest.approx(0.71, abs=0.05)
     assert placed.world_from_given is not None
     np.testing.assert_allclose(placed.world_from_given @ given, placed.pose, atol=1e-9)
-    mapping = own.frame.mapping
+    mapping = own.mapping
     x, height, _ = np.nonzero(mapping != UNMAPPED)
     row, column = np.divmod(mapping[mapping != UNMAPPED], IMAGE_SHAPE[1])
     assert np.corrcoef(x, column)[0, 1] > 0.5
@@ -181,9 +180,9 @@ def test_published_frame_from_its_depth(shared_data: Path) -> None:
     depth = read_raw_depth(shared_data / "raw" / "NYU0003_0000.png")
     pose = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin").pose
     reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
-    own = make_own_frame(images_of(depth), name="0003", pose=pose)
-    np.testing.assert_array_equal(mapping.mapping_to_disk(own.frame.mapping).reshape(-1), reference["mapping"])
-    off = np.abs(own.frame.tsdf.reshape(-1) - reference["tsdf"])
+    own = frame_of(depth, pose)
+    np.testing.assert_array_equal(mapping.mapping_to_disk(own.mapping).reshape(-1), reference["mapping"])
+    off = np.abs(own.tsdf.reshape(-1) - reference["tsdf"])
     assert (off > 1e-6).sum() < 20 and off.max() < 1.01 / 64  # ties between pixels: the origin differs by 1e-7
     assert own.placement.floor.confidence == "likely"
 
@@ -207,8 +206,6 @@ def test_too_little_surface_is_a_guess() -> None:
 def test_known_height_is_used(view: RoomView, placement: Placement) -> None:
     found = place_camera(view.depth, camera=NYU_CAMERA, camera_height=0.4)
     assert found.pose[2, 3] == 0.4 and found.floor.reason.endswith("as given")
-    with pytest.raises(ValueError, match="camera_height: expected meters above 0"):
-        place_camera(view.depth, camera=NYU_CAMERA, camera_height=-1.0)
     assert "sure" in "\n".join(placement.describe())
 
 
@@ -252,9 +249,6 @@ def test_world_of_the_first_camera(view: RoomView, placement: Placement) -> None
     assert "not upright" in found.up_reason and "--pose-up" in found.up_reason
     told = place_camera(view.depth, camera=NYU_CAMERA, pose=tilted, pose_up="-y")
     np.testing.assert_allclose(told.up, [0, -1, 0])
-    for arguments in ({"pose": tilted, "pose_up": "w"}, {"pose_up": "z"}):
-        with pytest.raises(ValueError, match="pose_up: expected one of x, y, z"):
-            place_camera(view.depth, camera=NYU_CAMERA, **arguments)  # type: ignore[arg-type]
 
 
 def test_a_wrong_axis_given_as_up_is_not_called_sure(view: RoomView) -> None:
@@ -272,8 +266,7 @@ def test_a_wrong_axis_given_as_up_is_not_called_sure(view: RoomView) -> None:
 
 
 def test_frame_of_a_view(view: RoomView) -> None:
-    own = make_own_frame(images_of(view.depth), name="mine", pose=view.pose)
-    frame = own.frame
+    frame = own = frame_of(view.depth, view.pose)
     assert (frame.frame_id, frame.label, frame.grid_shape) == ("mine", None, GRID_SHAPE)
     is_hit = frame.mapping != UNMAPPED
     np.testing.assert_array_equal(frame.label_weight, (frame.tsdf < 0.999) | is_hit)
@@ -284,15 +277,15 @@ def test_frame_of_a_view(view: RoomView) -> None:
     assert not own.reliable_mask.all() and own.reliable_mask[:, 0].any()
     batch = Batch.from_frame(frame)
     assert batch.image is not None and batch.label is None
-    flipped = make_own_frame(images_of(view.depth), name="mine", pose=view.pose, tsdf_is_flipped=True)
-    assert flipped.frame.tsdf_is_flipped
-    np.testing.assert_array_equal(flipped.frame.tsdf, tsdf.flip_tsdf(frame.tsdf))
-    np.testing.assert_array_equal(flipped.frame.label_weight, frame.label_weight)
+    flipped = frame_of(view.depth, view.pose, tsdf_is_flipped=True)
+    assert flipped.tsdf_is_flipped
+    np.testing.assert_array_equal(flipped.tsdf, tsdf.flip_tsdf(frame.tsdf))
+    np.testing.assert_array_equal(flipped.label_weight, frame.label_weight)
 
 
 def test_depth_far_from_the_grid_is_refused() -> None:
-    with pytest.raises(DataError, match="frame x: expected depth within the grid"):
-        make_own_frame(images_of(np.full(IMAGE_SHAPE, 19.0, dtype=np.float32)), name="x")
+    with pytest.raises(DataError, match="frame mine: expected depth within the grid"):
+        frame_of(np.full(IMAGE_SHAPE, 19.0, dtype=np.float32))
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
@@ -301,13 +294,13 @@ def test_other_sizes_give_the_same_frame(view: RoomView, scale: float) -> None:
     shape = (round(IMAGE_SHAPE[0] * scale), round(IMAGE_SHAPE[1] * scale))
     native, _ = cast_depth(view.scene, view.pose, camera=NYU_CAMERA)
     depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(scale), image_shape=shape)
-    images = camera_images.to_network_images(gray_image(shape), depth, camera=scaled_camera(scale))
+    images = to_network_images(gray_image(shape), depth, camera=scaled_camera(scale))
     np.testing.assert_allclose(
         [images.camera.fx, images.camera.fy, images.camera.cx, images.camera.cy],
         [NYU_CAMERA.fx, NYU_CAMERA.fy, NYU_CAMERA.cx, NYU_CAMERA.cy],
     )
-    expected = make_own_frame(images_of(native), name="x", pose=view.pose).frame
-    found = make_own_frame(images, name="x", pose=view.pose).frame
+    expected = frame_of(native, view.pose)
+    found = make_frame(dataclasses.replace(images, pose=view.pose), settings_of(), name="mine")
     hits, wanted = found.mapping != UNMAPPED, expected.mapping != UNMAPPED
     assert (hits & wanted).sum() / (hits | wanted).sum() > 0.93
     assert np.abs(found.tsdf - expected.tsdf).mean() < 0.01
@@ -323,10 +316,10 @@ def test_wide_images_are_padded_above_and_below() -> None:
     image[:, 640:] = 255
     label_map = np.full((720, 1280), 5, dtype=np.uint8)
     depth = np.full((360, 640), 2.0, dtype=np.float32)  # half the size: the intrinsics are the color image's
-    images = camera_images.to_network_images(image, depth, camera=camera, label_map=label_map)
+    images = to_network_images(image, depth, camera=camera, label_map=label_map)
     assert images.camera == Camera(450.0, 450.0, 319.5, 239.5)
     assert not images.depth[:60].any() and not images.depth[420:].any() and (images.depth[60:420] == 2.0).all()
-    assert (images.image[:60] == camera_images.MEAN_COLOR).all()
+    assert (images.image[:60] == MEAN_COLOR).all()
     assert images.image[200, 300].tolist() == [0, 0, 0] and images.image[200, 340].tolist() == [255, 255, 255]
     assert images.label_map is not None and set(np.unique(images.label_map[60:420])) == {5}
     assert not images.label_map[:60].any()
@@ -336,7 +329,7 @@ def test_matching_size_is_left_alone() -> None:
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (*IMAGE_SHAPE, 3), dtype=np.uint8)
     depth = rng.uniform(1, 2, IMAGE_SHAPE).astype(np.float32)
-    images = camera_images.to_network_images(image, depth, camera=NYU_CAMERA)
+    images = to_network_images(image, depth, camera=NYU_CAMERA)
     assert images.camera == NYU_CAMERA
     np.testing.assert_array_equal(images.image, image)
     np.testing.assert_array_equal(images.depth, depth)
@@ -345,7 +338,7 @@ def test_matching_size_is_left_alone() -> None:
 def test_depth_is_never_mixed_across_an_edge() -> None:
     depth = np.full((120, 160), 1.0, dtype=np.float32)
     depth[:, 80:], depth[60:] = 3.0, 0.0
-    found = camera_images.to_network_images(gray_image((120, 160)), depth, camera=scaled_camera(0.25)).depth
+    found = to_network_images(gray_image((120, 160)), depth, camera=scaled_camera(0.25)).depth
     assert set(np.unique(found)) == {0.0, 1.0, 3.0}
 
 
@@ -360,15 +353,15 @@ def test_images_that_do_not_fit(
     color_shape: tuple[int, int], depth_shape: tuple[int, int], camera: Camera, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        camera_images.to_network_images(gray_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
+        to_network_images(gray_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
 
 
 def test_label_maps_of_another_size() -> None:
     label_map = np.zeros((240, 320), dtype=np.uint8)
     label_map[:, 160:] = 12
     given = gray_image((960, 1280)), np.ones((480, 640), np.float32)
-    found = camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map).label_map
+    found = to_network_images(*given, camera=NYU_CAMERA, label_map=label_map).label_map
     assert found is not None and found.shape == (480, 640)
     assert not found[:, :320].any() and (found[:, 320:] == 12).all()
     with pytest.raises(DataError, match="label map: expected the proportions of the color image 1280x960, found 320x"):
-        camera_images.to_network_images(*given, camera=NYU_CAMERA, label_map=label_map[:180])
+        to_network_images(*given, camera=NYU_CAMERA, label_map=label_map[:180])

@@ -1,17 +1,27 @@
 """Color images and label maps in the forms that people have."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.camera.files import label_maps
-from ammnet_sparse.camera.files.color import read_color
-from ammnet_sparse.camera.files.label_maps import ADE20K_NAMES, NYU13_NAMES, NYU40_NAMES, read_own_label_map, to_nyu13
+from ammnet_sparse.camera.files.label_maps import (
+    ADE20K_NAMES,
+    NYU13_NAMES,
+    NYU40_NAMES,
+    label_map_from_values,
+    to_nyu13,
+)
+from ammnet_sparse.camera.files.stored import image_array, read_color
 from ammnet_sparse.files.errors import DataError
 from tests.camera.own_views import gray_image
+
+
+def read_label_map(path: Path, **options: Any) -> tuple[NDArray[np.uint8], list[str]]:
+    return label_map_from_values(image_array(path, "a label map"), name=str(path), **options)
 
 
 def test_color_files(tmp_path: Path) -> None:
@@ -31,7 +41,7 @@ def test_color_files(tmp_path: Path) -> None:
         read_color(tmp_path / "none.jpg")
     Image.fromarray(np.full((4, 6), 14, dtype=np.uint8)).save(tmp_path / "labels.png")
     with pytest.raises(DataError, match=r"labels\.png: expected one channel of classes 0\.\.13 .*found up to 14"):
-        read_own_label_map(tmp_path / "labels.png")
+        read_label_map(tmp_path / "labels.png")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_label_maps_of_other_classes(tmp_path: Path, classes: str, names: tuple[
     first = 1 if numbering == "from 1" else 0
     void = {"from 1": 0, "from 0": 255}.get(numbering, names.index("wall"))
     Image.fromarray(room_of(names, first, void)).save(tmp_path / "l.png")
-    found, notes = read_own_label_map(tmp_path / "l.png", classes=classes)  # type: ignore[arg-type]
+    found, notes = read_label_map(tmp_path / "l.png", classes=classes)
     rows = {
         (15, 2): "wall",
         (28, 35): "floor",
@@ -129,16 +139,15 @@ def test_label_maps_as_other_types(tmp_path: Path) -> None:
     Image.fromarray(labels.astype(np.float32)).save(tmp_path / "float.tiff")
     np.save(tmp_path / "l.npy", labels[None].astype(np.int64))
     for name in ("float.tiff", "l.npy"):
-        np.testing.assert_array_equal(read_own_label_map(tmp_path / name)[0], labels)
+        np.testing.assert_array_equal(read_label_map(tmp_path / name)[0], labels)
     Image.fromarray(labels.astype(np.float32) + 0.5).save(tmp_path / "half.tiff")
     with pytest.raises(DataError, match=r"half\.tiff: expected whole numbers of classes, found fractions"):
-        read_own_label_map(tmp_path / "half.tiff")
+        read_label_map(tmp_path / "half.tiff")
     Image.fromarray(np.repeat(labels[..., None], 3, axis=2)).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match=r"rgb\.png: expected one channel of classes"):
-        read_own_label_map(tmp_path / "rgb.png")
+        read_label_map(tmp_path / "rgb.png")
     Image.fromarray(np.full((4, 6), 41, dtype=np.uint8)).save(tmp_path / "more.png")
     with pytest.raises(DataError, match=r"more\.png: expected one channel of classes 0\.\.40"):
-        read_own_label_map(tmp_path / "more.png", classes="nyu40")
+        read_label_map(tmp_path / "more.png", classes="nyu40")
     with pytest.raises(DataError, match="--label-map-classes nyu40 or ade20k"):
-        read_own_label_map(tmp_path / "more.png")
-    assert label_maps.LABEL_MAP_CLASSES == ("nyu13", "nyu40", "ade20k")
+        read_label_map(tmp_path / "more.png")

@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ammnet_sparse.camera.frames import make_frame
 from ammnet_sparse.camera.geometry.directions import describe_direction, upright_turn
 from ammnet_sparse.camera.geometry.floor import find_floor
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
 from ammnet_sparse.camera.geometry.surface import surface_from_depth
-from ammnet_sparse.camera.images.resizing import CameraImages
-from ammnet_sparse.camera.images.turning import View, turned_camera, turned_image, turned_pose
-from ammnet_sparse.camera.own_frames import make_own_frame, own_frame_from_view
+from ammnet_sparse.camera.images import CameraImages, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.files.errors import DataError
-from tests.camera.own_views import angle, box_room, gray_image, room_view
+from tests.camera.own_views import angle, box_room, gray_image, room_view, settings_of
 
 Vector = NDArray[np.float64]
 
@@ -144,30 +143,28 @@ def test_what_the_grid_covers_is_said_truly() -> None:
     """Level it reaches from 1.0 to 5.8 m ahead, straight down it has the camera in its middle."""
     wall = np.full(IMAGE_SHAPE, 7.0, dtype=np.float32)
     wall[300:, :200] = 5.0
-    own = make_own_frame(
-        CameraImages(gray_image(), wall, NYU_CAMERA), name="x", pose=camera_pose(1.4, yaw=0, pitch=0, roll=0)
-    )
+    level = camera_pose(1.4, yaw=0, pitch=0, roll=0)
+    own = make_frame(CameraImages(gray_image(), wall, NYU_CAMERA, pose=level), settings_of(), name="x")
     text = "\n".join(own.describe())
-    assert own.grid_share < 0.5 and "1.0 to 5.8 m ahead of the camera" in text and "lies farther" in text
+    assert own.coverage.share < 0.5 and "1.0 to 5.8 m ahead of the camera" in text and "lies farther" in text
     down = camera_pose(1.4, yaw=0, pitch=-math.pi / 2, roll=0)
     depth = np.full(IMAGE_SHAPE, 1.4, dtype=np.float32)
     depth[:, 200:] = 6.0
-    own = make_own_frame(
-        CameraImages(gray_image(), depth, NYU_CAMERA), name="x", pose=down, pose_up="z", camera_height=1.4
-    )
+    settings = settings_of(pose_up="z", camera_height=1.4)
+    own = make_frame(CameraImages(gray_image(), depth, NYU_CAMERA, pose=down), settings, name="x")
     text = "\n".join(own.describe())
     assert "2.4 m behind the camera to 2.4 m ahead" in text and "below the floor" in text
-    assert own.coverage.share == pytest.approx(200 / 640, abs=0.01) and not own.coverage.is_little
+    assert own.coverage.share == pytest.approx(200 / 640, abs=0.01)
 
 
 def test_depth_that_no_fourth_pixel_has() -> None:
     """Its share is a number."""
     depth = np.zeros(IMAGE_SHAPE, dtype=np.float32)
     depth[241:243, 321:323] = 2.0
-    own = make_own_frame(CameraImages(gray_image(), depth, NYU_CAMERA), name="x")
-    assert own.grid_share == 1.0 and "nan" not in "\n".join(own.describe())
+    own = make_frame(CameraImages(gray_image(), depth, NYU_CAMERA), settings_of(), name="x")
+    assert own.coverage.share == 1.0 and "nan" not in "\n".join(own.describe())
     with pytest.raises(DataError, match="frame x: expected depth, found no valid pixel"):
-        make_own_frame(CameraImages(gray_image(), np.zeros(IMAGE_SHAPE, np.float32), NYU_CAMERA), name="x")
+        make_frame(CameraImages(None, np.zeros(IMAGE_SHAPE, np.float32), NYU_CAMERA), settings_of(), name="x")
 
 
 # Frames after one another.
@@ -186,9 +183,8 @@ def test_a_still_camera_stays_still() -> None:
     previous: Placement | None = None
     ups, heights = [], []
     for seed in range(6):
-        own = own_frame_from_view(View(gray_image(), noisy(depth, seed), NYU_CAMERA), previous=previous)
-        assert own.placement.is_continued == (seed > 0)
-        previous = own.placement
+        previous = place_camera(noisy(depth, seed), camera=NYU_CAMERA, previous=previous)
+        assert previous.is_continued == (seed > 0)
         ups.append(previous.up)
         heights.append(previous.pose[2, 3])
     assert max(angle(up, pose[2, :3]) for up in ups) < 0.5

@@ -199,7 +199,7 @@ def test_packed_sets_are_read_like_folders(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predict_command, "write_picture", lambda *arguments: None)
+    monkeypatch.setattr(predict_command.CompletedScene, "write_picture", lambda *arguments: None)
     packed = tmp_path / "packed"
     pack_set(FrameFolder(set_folder, grid_shape=GRID), packed, progress=False)
     found = []
@@ -293,7 +293,7 @@ def test_a_broken_frame_does_not_take_the_others(
     code: int,
     count: int,
 ) -> None:
-    monkeypatch.setattr(predict_command, "write_picture", lambda *arguments: None)
+    monkeypatch.setattr(predict_command.CompletedScene, "write_picture", lambda *arguments: None)
     folder, out = write_set(tmp_path / "set"), tmp_path / "out"
     for frame_id in broken:
         (folder / "TSDF" / f"{frame_id}.npz").write_bytes(b"PK")
@@ -313,7 +313,7 @@ def test_an_interruption_leaves_the_page_of_what_is_done(
         if checkpoint.model.calls[-1][0] == ("0005",):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict_command, "write_picture", interrupt)
+    monkeypatch.setattr(predict_command.CompletedScene, "write_picture", interrupt)
     out = tmp_path / "out"
     given = arguments(checkpoint, set_folder, "--ids", "0004", "0005", "0006", "--out", str(out), "--page")
     assert predict(given) == 130

@@ -156,8 +156,11 @@ def test_frames_of_every_form_are_those_of_predict(
         (["--idle", "nan"], "--idle: expected a number above 0"),
         (["--source", "realsense", "--label-maps"], "--label-maps: a RealSense camera delivers none"),
         (["--source", "realsense"], "--intrinsics: of the frames of a folder; a RealSense camera knows its own"),
-        (["--depth-only", "--color-intrinsics", "1,1,1,1"], "--color-intrinsics: says how the color images were taken"),
-        (["--label-map-classes", "nyu40"], "--label-map-classes: says what the numbers of label maps mean"),
+        (
+            ["--depth-only", "--color-intrinsics", "1,1,1,1"],
+            "--color-intrinsics: says how to read a color image",
+        ),
+        (["--label-map-classes", "nyu40"], "--label-map-classes: says how to read a label map, and there is no"),
     ],
 )
 def test_wrong_usage(run: Tool, given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from plyfile import PlyData
 from torch import nn
 
 import ammnet_sparse
-from ammnet_sparse.camera.files.poses import read_pose
+from ammnet_sparse.camera.files.poses import read_trajectory
 from ammnet_sparse.cli import predict as command
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
@@ -91,7 +91,7 @@ def test_shipped_example(predict: Tool, model: StandIn, tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     for part in ("up (sure):", "floor (sure):", "m above the floor", "room: its walls run", "1 frame completed"):
         assert part in printed
-    truth = read_pose(EXAMPLE / "pose.txt")
+    truth = read_trajectory(EXAMPLE / "pose.txt").pose_of(None)
     with np.load(out / "frame.npz", allow_pickle=False) as archive:
         found = dict(archive)
     assert found["labels"].shape == GRID_SHAPE and found["labels"].dtype == np.uint8

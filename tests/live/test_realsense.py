@@ -2,7 +2,6 @@
 
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.realsense import RealSenseSource
-from ammnet_sparse.live.source import LiveFrame
 
 
 class FakeRealSense(types.ModuleType):
@@ -71,10 +69,6 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def frames_of(source: RealSenseSource) -> Iterator[LiveFrame]:
-    return source.frames()
-
-
 @pytest.mark.parametrize(("kind", "channel"), [("rgb8", 0), ("bgr8", 2)])
 def test_a_recording_is_read_to_its_end(
     recording: Path, kind: str, channel: int, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +78,7 @@ def test_a_recording_is_read_to_its_end(
     source = RealSenseSource(recording)
     assert source.intrinsics.camera.fx == 600 and source.intrinsics.size == (480, 640)
     assert source.depth_scale == pytest.approx(4000)
-    found = list(frames_of(source))
+    found = list(source.frames())
     assert [frame.name for frame in found] == ["000001", "000002"] and "stop" in fake.calls
     assert found[0].color is not None and found[0].color[0, 0, channel] == 9 and found[0].depth[0, 0] == 4000
     assert fake.calls[0] == ((str(recording),), {"repeat_playback": False})
@@ -96,11 +90,11 @@ def test_a_camera_that_fails_is_said(recording: Path, monkeypatch: pytest.Monkey
         RealSenseSource()
     monkeypatch.setitem(sys.modules, "pyrealsense2", FakeRealSense("y16"))
     with pytest.raises(DataError, match="expected rgb8, bgr8, rgba8 or bgra8, found y16"):
-        list(frames_of(RealSenseSource(recording)))
+        list(RealSenseSource(recording).frames())
     monkeypatch.setitem(sys.modules, "pyrealsense2", FakeRealSense("rgb8"))
     live = RealSenseSource()
     with pytest.raises(DataError, match="stopped delivering frames"):
-        list(frames_of(live))
+        list(live.frames())
     with pytest.raises(DataError, match="expected a recording"):
         RealSenseSource(recording.with_name("absent.bag"))
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)

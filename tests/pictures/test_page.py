@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import CLASS_NAMES, GRID_SHAPE, IGNORE_LABEL, IMAGE_SHAPE
 from ammnet_sparse.pictures.comparison import ERROR_COLORS
-from ammnet_sparse.pictures.outputs import CompletedFrame
+from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.page import Scene, write_page
 
 SHAPE = (24, 12, 24)
@@ -81,14 +81,14 @@ def test_page_of_a_frame_shows_what_is_scored(tmp_path: Path) -> None:
     mapping = np.full(SHAPE, -1, dtype=np.int32)
     mapping[1, 1, 1] = 7
     frame = Frame("0007", np.zeros(SHAPE, dtype=np.float32), mapping, weight, label)
-    scene = CompletedFrame.of_set(frame, lopsided()).to_scene()
+    scene = CompletedScene(frame, lopsided()).to_scene()
     assert scene.mask is not None
     assert scene.name == "0007"
     assert scene.mask[:3].all() and not scene.mask[3].any() and not scene.mask[6:].any()
     assert scene.hit_mask.sum() == 1
     assert scene.hit_colors is None
     unknown = Frame("0008", np.zeros(SHAPE, dtype=np.float32), mapping, weight)
-    np.testing.assert_array_equal(CompletedFrame.of_set(unknown, lopsided()).to_scene().mask, weight)
+    np.testing.assert_array_equal(CompletedScene(unknown, lopsided()).to_scene().mask, weight)
 
 
 def test_page_is_small_and_needs_nothing_else(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
-"""Depth files of a user's camera, in meters: png, tiff, pgm, exr, npy and npz, of integers or floats.
+"""Depth of a user's camera in meters, of the integers or floats that its files hold.
 
 What the numbers mean is found out where it is not told (unit of floats, rotated bits), and said in notes. Nothing is
 guessed between two readings that both make a room: then an error names them.
 """
 
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.files.arrays import image_array
 from ammnet_sparse.data.raw.depth_encoding import decode_rotated, guess_depth_encoding
 from ammnet_sparse.data.volumes.depth import FARTHEST, LARGEST_CODE, depth_in_meters
 from ammnet_sparse.files.errors import DataError
@@ -20,7 +18,6 @@ DepthEncoding = Literal["auto", "millimeters", "rotated", "meters", "plain"]
 DEPTH_ENCODINGS: tuple[DepthEncoding, ...] = ("auto", "millimeters", "rotated", "meters", "plain")
 DEPTH_SCALE = 1000.0
 """Units of a depth image a meter, where nothing else is known: millimeters."""
-DEPTH_TYPES = (".png", ".tif", ".tiff", ".pgm", ".exr", ".npy", ".npz")
 _PLAUSIBLE_DEPTH = (0.15, 20.0)
 """Meters of the median depth of a room."""
 _NEAREST_USUAL = 0.6
@@ -39,33 +36,6 @@ _MAX_COARSE = 0.8
 _ENCODED_SCALES = {"millimeters": 1000.0, "rotated": 1000.0, "meters": 1.0}
 
 
-def read_depth(path: Path, *, scale: float | None = None, encoding: DepthEncoding = "auto") -> NDArray[np.float32]:
-    """Depth in meters, [rows, columns] float32, 0 where missing; arguments and errors as ``read_depth_with_notes``."""
-    return read_depth_with_notes(path, scale=scale, encoding=encoding)[0]
-
-
-def read_depth_with_notes(
-    path: Path, *, scale: float | None = None, encoding: DepthEncoding = "auto", usual_scale: float | None = None
-) -> tuple[NDArray[np.float32], list[str]]:
-    """Depth in meters, [rows, columns] float32, 0 where missing (``depth_in_meters``), and what was found out about it.
-
-    Args:
-        path: png, tiff or pgm with one channel of 16 bits or more, exr with one channel of depth, npy, or npz with one
-            image; axes of length 1 are dropped.
-        scale: units per meter; None: millimeters for integers, and for floats meters if that gives a room.
-        encoding: how the numbers are stored. ``millimeters`` and ``meters`` name the unit, ``rotated`` is 16-bit
-            millimeters with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` none of these (``scale`` applies).
-            ``auto`` notices rotated bits.
-        usual_scale: units per meter that the intrinsics file names; used where ``scale`` is None.
-
-    Raises:
-        DataError: unreadable, another form, contradicting arguments, or a median depth that no room has.
-    """
-    return meters_from_values(
-        image_array(path, "a depth image"), name=str(path), scale=scale, encoding=encoding, usual_scale=usual_scale
-    )
-
-
 def meters_from_values(
     values: NDArray[Any],
     *,
@@ -74,12 +44,20 @@ def meters_from_values(
     encoding: DepthEncoding = "auto",
     usual_scale: float | None = None,
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Depth in meters of the numbers of a depth image [rows, columns], and notes; as ``read_depth_with_notes``."""
-    for number in (scale, usual_scale):
-        if number is not None and not (math.isfinite(number) and number > 0):
-            raise DataError(f"depth scale: expected units per meter above 0, found {number}")
-    if encoding not in DEPTH_ENCODINGS:
-        raise DataError(f"depth encoding: expected one of {', '.join(DEPTH_ENCODINGS)}, found {encoding!r}")
+    """Depth in meters, [rows, columns] float32, 0 where missing (``depth_in_meters``), and what was found out about it.
+
+    Args:
+        values: [rows, columns] integers of 16 bits or more, or floats.
+        name: of the image, for messages.
+        scale: units per meter; None: millimeters for integers, and for floats meters if that gives a room.
+        encoding: how the numbers are stored. ``millimeters`` and ``meters`` name the unit, ``rotated`` is 16-bit
+            millimeters with bits rotated left by 3 (SUN RGB-D, SSCNet), ``plain`` none of these (``scale`` applies).
+            ``auto`` notices rotated bits.
+        usual_scale: units per meter that the intrinsics file names; used where ``scale`` is None.
+
+    Raises:
+        DataError: another form, contradicting arguments, or a median depth that no room has.
+    """
     told = _ENCODED_SCALES.get(encoding)
     if told is not None and scale is not None and scale != told:
         raise DataError(

@@ -5,18 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ammnet_sparse.camera.files.color import COLOR_TYPES
-from ammnet_sparse.camera.files.depth import DEPTH_TYPES
-from ammnet_sparse.camera.files.label_maps import LABEL_MAP_TYPES
 from ammnet_sparse.camera.files.poses import associate, time_stamp
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated
 
 _TYPES: Mapping[str, Sequence[str]] = {
-    "color": COLOR_TYPES,
-    "depth": DEPTH_TYPES,
+    "color": (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"),
+    "depth": (".png", ".tif", ".tiff", ".pgm", ".exr", ".npy", ".npz"),
     "pose": (".txt", ".npy"),
-    "label_map": LABEL_MAP_TYPES,
+    "label_map": (".png", ".tif", ".tiff", ".bmp", ".npy", ".npz"),
 }
 _WORDS = {
     "color": "colou?rs?|rgb|images?|img",
@@ -35,7 +32,7 @@ Files = dict[str, Path]
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnFramePaths:
+class FrameFiles:
     """The files of one frame; its name is what their names have in common.
 
     Attributes:
@@ -60,14 +57,14 @@ class OwnFramePaths:
         return [path for path in (self.color, self.depth, self.pose, self.label_map) if path is not None]
 
 
-def find_own_frames(
+def find_frames(
     color: Path | None,
     depth: Path,
     *,
     pose: Path | None = None,
     label_map: Path | None = None,
     leaves_out_doubles: bool = False,
-) -> tuple[list[OwnFramePaths], list[str]]:
+) -> tuple[list[FrameFiles], list[str]]:
     """The frames of files or folders.
 
     In folders, files are matched by name without the words that say what they are (color, rgb, depth, pose, label,
@@ -89,48 +86,36 @@ def find_own_frames(
         DataError: a missing file or folder, a file beside a folder, two files of one frame, or no frame at all.
     """
     given = {"color": color, "depth": depth, "pose": pose, "label_map": label_map}
-    for kind, path in given.items():
-        if path is not None and not path.exists():
-            name = kind.replace("_", " ")
-            raise DataError(f"{name} {path}: expected a file or a folder, found nothing; check the path")
-        if path is not None and not path.is_file() and not path.is_dir():
-            raise DataError(f"{kind.replace('_', ' ')} {path}: expected a file or a folder, found a pipe or a device")
-    if color is not None and color.is_dir() != depth.is_dir():
-        raise DataError(f"expected two files or two folders, found {color} and {depth}; name two of a kind")
+    _check_paths(given)
     is_list = depth.suffix.lower() == ".txt" and (color is None or color.suffix.lower() == ".txt")
     if depth.is_file() and not is_list:
         return [_single(color, depth, pose, label_map)], []
-    folders: dict[str, Path] = {}
-    for kind, path in given.items():
-        if path is None:
-            continue
-        if kind == "pose" and path.is_dir() and (path / _LISTS["pose"]).is_file():
-            path = given["pose"] = path / _LISTS["pose"]
-        if path.is_dir() or (is_list and kind in ("color", "depth")):
-            folders[kind] = path
+    if pose is not None and (pose / _LISTS["pose"]).is_file():
+        given["pose"] = pose / _LISTS["pose"]
+    folders = {
+        kind: path
+        for kind, path in given.items()
+        if path is not None and (path.is_dir() or (is_list and kind in ("color", "depth")))
+    }
     doubles: list[str] = []
-    shared = folders.get("color") == folders.get("depth")
-    found_files = {}
+    found = {}
     for kind, folder in folders.items():
-        not_of = _TYPES["depth"] if shared and kind == "color" else ()
-        found_files[kind] = _files_of(folder, kind, preferably_not=not_of, doubles=doubles)
+        gives_way = _TYPES["depth"] if kind == "color" and folder == folders["depth"] else ()
+        found[kind] = _files_of(folder, kind, preferably_not=gives_way, doubles=doubles)
     if doubles and not leaves_out_doubles:
         raise DataError(doubles[0])
-    files = _matched(found_files)
+    files = _matched(found)
     if color is not None:
         # A name without a word for its kind matches both; one file is never both images of a frame.
         files["color"] = {key: path for key, path in files["color"].items() if files["depth"].get(key) != path}
     _check_kinds(files, folders)
-    complete = sorted(set.intersection(*(set(found) for found in files.values())))
+    complete = sorted(set.intersection(*(set(kind) for kind in files.values())))
     if not complete:
         raise _no_frame(files, folders)
     frames = [
-        OwnFramePaths(
+        FrameFiles(
             key or (color or depth).resolve().name,
-            files["color"][key] if "color" in files else None,
-            files["depth"][key],
-            files["pose"][key] if "pose" in files else given["pose"],
-            files["label_map"][key] if "label_map" in files else given["label_map"],
+            **{kind: files[kind][key] if kind in files else path for kind, path in given.items()},  # type: ignore[arg-type]
             time=time_stamp(key),
             index=index,
             count=len(complete),
@@ -140,7 +125,20 @@ def find_own_frames(
     return frames, sorted([*doubles, *_unmatched(files, folders)])
 
 
-def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> OwnFramePaths:
+def _check_paths(given: Mapping[str, Path | None]) -> None:
+    """Raises DataError for what does not exist or is no file or folder, and for a file beside a folder."""
+    for kind, path in given.items():
+        name = kind.replace("_", " ")
+        if path is not None and not path.exists():
+            raise DataError(f"{name} {path}: expected a file or a folder, found nothing; check the path")
+        if path is not None and not path.is_file() and not path.is_dir():
+            raise DataError(f"{name} {path}: expected a file or a folder, found a pipe or a device")
+    color, depth = given["color"], given["depth"]
+    if color is not None and depth is not None and color.is_dir() != depth.is_dir():
+        raise DataError(f"expected two files or two folders, found {color} and {depth}; name two of a kind")
+
+
+def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path | None) -> FrameFiles:
     for name, path in (("pose", pose), ("label map", label_map)):
         if path is not None and path.is_dir():
             raise DataError(f"{name} {path}: expected a file for one frame, found a folder; name the file")
@@ -148,7 +146,7 @@ def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path 
         raise DataError(f"color and depth: expected two files, found {color} for both")
     first, kind = (depth, "depth") if color is None else (color, "color")
     name = _key(first, kind) or first.resolve().parent.name or first.stem
-    return OwnFramePaths(name, color, depth, pose, label_map, time=time_stamp(first.stem))
+    return FrameFiles(name, color, depth, pose, label_map, time=time_stamp(first.stem))
 
 
 def _files_of(folder: Path, kind: str, *, preferably_not: Sequence[str], doubles: list[str]) -> Files:

@@ -24,6 +24,7 @@ from ammnet_sparse.camera.files.calibration import (
     read_document,
     what_is_wrong,
 )
+from ammnet_sparse.camera.files.stored import as_array
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.arrays import read_array
 from ammnet_sparse.files.content import read_text
@@ -31,6 +32,7 @@ from ammnet_sparse.files.errors import DataError
 
 _WHAT = "fx,fy,cx,cy or a 3x3 matrix"
 _ADVICE = "give fx,fy,cx,cy in pixels, or a text file with the 3x3 matrix of the camera"
+_DISTORTION_NOTE = "intrinsics: coefficients of distortion are given and not used; the images must be undistorted"
 _MOST_BYTES = 1 << 20
 _NO_PREFERENCE = 2
 _CENTERED = 0.1
@@ -95,9 +97,26 @@ class Intrinsics:
         return f"'{self.name}'{size}"
 
 
-def parse_intrinsics(text: str) -> Camera:
-    """The camera alone; as ``read_intrinsics``."""
-    return read_intrinsics(text).camera
+GivenIntrinsics = Sequence[float] | Mapping[str, Any] | NDArray[Any] | str | Path | Intrinsics
+"""(fx, fy, cx, cy), these by name, a matrix, or a file."""
+
+
+def intrinsics_of(value: GivenIntrinsics) -> Intrinsics:
+    """Intrinsics as an argument gives them: numbers, numbers by name, a matrix or a file (``read_intrinsics``).
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(value, Intrinsics):
+        return value
+    if isinstance(value, Mapping):
+        return _of_document(value, "given")
+    if isinstance(value, str | Path):
+        return read_intrinsics(str(value))
+    numbers = as_array(value, "intrinsics", "(fx, fy, cx, cy), a matrix or a file").astype(np.float64)
+    if numbers.shape in ((4,), (3, 3), (3, 4), (4, 4)):
+        return _of_numbers(numbers.ravel(), ",".join(map(str, numbers.ravel().tolist())))
+    raise DataError(f"intrinsics: expected (fx, fy, cx, cy), a matrix or a file, found shape {list(numbers.shape)}")
 
 
 def read_intrinsics(text: str) -> Intrinsics:
@@ -129,11 +148,6 @@ def read_intrinsics(text: str) -> Intrinsics:
     return _of_content(content, text)
 
 
-def intrinsics_by_name(values: Mapping[str, Any]) -> Intrinsics:
-    """Intrinsics of a dictionary, as of a JSON file with the same content (``read_intrinsics``)."""
-    return _of_document(values, "given")
-
-
 def _of_content(content: str, text: str) -> Intrinsics:
     plain = "\n".join(re.split(r"#|//|%", line)[0] for line in content.splitlines())
     try:
@@ -156,7 +170,7 @@ def _of_numbers(numbers: NDArray[np.float64], text: str) -> Intrinsics:
         numbers, size = _without_size(numbers)
     if numbers.size in (5, 8, 9) and _is_four_with_distortion(numbers):
         if np.abs(numbers[4:]).max() > 0:
-            notes.append(_distortion_note())
+            notes.append(_DISTORTION_NOTE)
         numbers = numbers[:4]
     if numbers.size in (9, 12, 16):
         rows = {9: 3, 12: 3, 16: 4}[numbers.size]
@@ -194,10 +208,6 @@ def _camera(numbers: Sequence[float], text: str) -> Camera:
         raise DataError(f"intrinsics {text}: {error}; {_ADVICE}") from error
 
 
-def _distortion_note() -> str:
-    return "intrinsics: coefficients of distortion are given and not used; the images must be undistorted"
-
-
 def _numbers(text: str) -> NDArray[np.float64]:
     """Numbers between commas, semicolons, spaces, lines and brackets. Raises ValueError for anything else."""
     stripped = text.strip(" \t\r\n,;[]\ufeff")
@@ -222,7 +232,7 @@ def _of_entries(entries: Sequence[CameraEntry], text: str, *, depth_scale: float
     ordered = [first, *(entry for entry in entries if entry.numbers != first.numbers)]
     found = []
     for entry in ordered:
-        notes = [_distortion_note()] if entry.is_distorted else []
+        notes = [_DISTORTION_NOTE] if entry.is_distorted else []
         if len(ordered) > 1:
             notes.append(f"intrinsics: of several cameras in the file, '{entry.place}' is used")
         name = entry.place if len(ordered) > 1 else ""

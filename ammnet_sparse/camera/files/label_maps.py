@@ -5,19 +5,16 @@ Sources of the lists: NYU's 40 classes of Gupta et al. (CVPR 2013) and their map
 2017), mapped here by name in the same spirit: doors are wall, curtains and blinds window, counters furniture.
 """
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.files.arrays import image_array
 from ammnet_sparse.data.grid import NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.files.errors import DataError
 
 LabelMapClasses = Literal["nyu13", "nyu40", "ade20k"]
 LABEL_MAP_CLASSES: tuple[LabelMapClasses, ...] = ("nyu13", "nyu40", "ade20k")
-LABEL_MAP_TYPES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".npz")
 
 NYU13_NAMES = (
     "void", "bed", "books", "ceiling", "chair", "floor", "furniture",
@@ -104,32 +101,28 @@ _OUTDOORS = (
 _IGNORED = 255
 
 
-def read_own_label_map(path: Path, *, classes: LabelMapClasses = "nyu13") -> tuple[NDArray[np.uint8], list[str]]:
-    """A 2D label map [rows, columns] uint8 of any size in NYU's 13 classes, 0..13 (0 void), and notes.
+def label_map_from_values(
+    values: NDArray[Any], *, name: str = "label map", classes: LabelMapClasses = "nyu13"
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """A 2D label map [rows, columns] uint8 in NYU's 13 classes, 0..13 (0 void), and notes.
 
     Args:
-        path: an image of one channel, or npy or npz; whole numbers, as integers or floats.
+        values: [rows, columns] whole numbers, as integers or floats.
+        name: of the label map, for messages.
         classes: what the numbers mean. Of ``nyu40`` and ``ade20k`` both usual numberings are read: from 1 with 0 for
             void, as in the published files, and from 0 with 255 for void, as networks trained on them output.
 
     Raises:
-        DataError: unreadable, several channels, fractions, or numbers that the classes do not have.
+        DataError: several channels, no pixel, fractions, or numbers that the classes do not have.
     """
-    return label_map_from_values(image_array(path, "a label map"), name=str(path), classes=classes)
-
-
-def label_map_from_values(
-    values: NDArray[Any], *, name: str = "label map", classes: LabelMapClasses = "nyu13"
-) -> tuple[NDArray[np.uint8], list[str]]:
-    """The numbers of a label map [rows, columns] in NYU's 13 classes, and notes; as ``read_own_label_map``."""
-    if values.ndim != 2 or values.dtype.kind not in "iubf":
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "iubf":
         raise DataError(
             f"{name}: expected one channel of classes 0..{NUM_LABEL_MAP_CLASSES - 1} (0 void), found {values.dtype} of "
             f"shape {list(values.shape)}; pictures of classes in color do not say which is which"
         )
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.round(values)).all()):
         raise DataError(f"{name}: expected whole numbers of classes, found fractions, infinity or NaN; round them")
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    low, high = int(values.min()), int(values.max())
     most = {"nyu13": NUM_LABEL_MAP_CLASSES - 1, "nyu40": 40, "ade20k": 150}[classes]
     labels = values.astype(np.int64)
     known = labels[labels != _IGNORED] if classes != "nyu13" else labels

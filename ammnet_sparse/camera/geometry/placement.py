@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ammnet_sparse.camera.geometry.directions import describe_direction, upright_turn
 from ammnet_sparse.camera.geometry.floor import Floor, find_floor, level_to_floor
 from ammnet_sparse.camera.geometry.given_pose import (
-    POSE_AXES,
     floor_with_pose,
     gravity_reason,
     heading_with_pose,
@@ -138,19 +137,12 @@ def place_camera(
         depth: [rows, columns] float, meters, 0 where missing.
         camera: intrinsics of the depth image.
         pose: [4, 4] camera to some world, camera axes x right, y down, z forward; or None.
-        pose_up: which axis of that world is up, of ``POSE_AXES``; None: detected.
+        pose_up: which axis of that world is up, of ``POSE_AXES``; None: detected. Without a pose it means nothing.
         camera_height: meters above the floor, if known; then the floor is not searched.
         previous: placement of the previous frame of the same camera, without a pose: vertical, floor and room are
             kept and smoothed as long as the depth agrees, and found again if it does not.
         is_told_upright: the images are known to be upright.
-
-    Raises:
-        ValueError: an unknown axis, one given without a pose, or a height that is not above 0.
     """
-    if pose_up is not None and (pose_up not in POSE_AXES or pose is None):
-        raise ValueError(f"pose_up: expected one of {', '.join(POSE_AXES)} with a pose, found {pose_up!r}")
-    if camera_height is not None and not 0 < camera_height < math.inf:
-        raise ValueError(f"camera_height: expected meters above 0, found {camera_height}")
     surface = surface_from_depth(depth, camera=camera)
     kept = None
     if previous is not None and pose is None:
@@ -210,7 +202,7 @@ def _found(
         nearest_pose_axis=None if pose is None else nearest_axis(pose, up),
         world_from_given=None if pose is None else placed @ np.linalg.inv(pose),
         alternative=upright.alternative if axis is None else None,
-        contradicts_depth=pose_up is not None and confidence != "sure",
+        contradicts_depth=pose is not None and pose_up is not None and confidence != "sure",
     )
 
 

@@ -1,17 +1,9 @@
-"""Color and depth of a user's camera, of any size, brought to the 480x640 images of the network.
-
-The rule for other sizes: the whole image is scaled, keeping its proportions, until it just fits into 480x640, and put
-into the middle; what stays free on two sides has no depth, label void and the mean color. Nothing is cropped. The
-intrinsics are scaled and shifted alike.
-"""
-
-import dataclasses
+"""Intrinsics, depth, label maps and color of an image at another size."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 
@@ -21,80 +13,6 @@ _SMOOTH = 0.03
 """Relative difference of neighboring depths below which they are interpolated."""
 _MAX_OFF_CENTER = 0.2
 """Share of an image's sides by which the principal point may be off its middle."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CameraImages:
-    """What the network's images are made of.
-
-    Attributes:
-        image: [480, 640, 3] uint8 RGB, or None.
-        depth: [480, 640] float32, meters along the optical axis, 0 where missing.
-        camera: intrinsics of these images.
-        label_map: [480, 640] uint8, 0..13; or None.
-    """
-
-    image: NDArray[np.uint8] | None
-    depth: NDArray[np.float32]
-    camera: Camera
-    label_map: NDArray[np.uint8] | None = None
-
-
-def to_network_images(
-    image: NDArray[np.uint8] | None,
-    depth: NDArray[np.float32],
-    *,
-    camera: Camera,
-    color_camera: Camera | None = None,
-    label_map: NDArray[np.uint8] | None = None,
-    intrinsics_size: tuple[int, int] | None = None,
-) -> CameraImages:
-    """Scales and pads the images of one view to 480x640 (the rule at the top of this module).
-
-    Args:
-        image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size. None: depth alone.
-        depth: [rows, columns] float32, meters; without ``color_camera`` other than the image only in size, not in
-            proportions.
-        camera: intrinsics of the color image or of the depth image: of the one whose middle (cx, cy) is nearer.
-        color_camera: intrinsics of the color image, where it has its own: same place and direction, other field of
-            view. Then ``camera`` is the depth image's, and color and label map are resampled to its view.
-        label_map: [rows, columns] uint8, of the color image; other than it only in size, not in proportions.
-        intrinsics_size: (rows, columns) of the image that ``camera`` belongs to, where that is known.
-
-    Raises:
-        DataError: images of different proportions, or a principal point far from the middle of either.
-    """
-    has_image = image is not None
-    if image is None:
-        image = np.zeros((*(depth if label_map is None else label_map).shape, 3), dtype=np.uint8)
-    if label_map is not None and not are_alike(image.shape, label_map.shape):
-        raise DataError(
-            f"label map: expected the proportions of the color image {image.shape[1]}x{image.shape[0]}, found "
-            f"{label_map.shape[1]}x{label_map.shape[0]}; segment the whole image, without cropping or padding"
-        )
-    if color_camera is None:
-        size, camera = owner_of_intrinsics(camera, image.shape[:2], depth.shape[:2], known=intrinsics_size)
-    else:
-        size, camera = owner_of_intrinsics(camera, depth.shape[:2], depth.shape[:2], known=intrinsics_size)
-        image, label_map = _in_view_of_depth(image, label_map, color_camera, camera=camera, shape=size)
-    scale = min(IMAGE_SHAPE[0] / size[0], IMAGE_SHAPE[1] / size[1])
-    rows, columns = (max(1, min(limit, round(length * scale))) for limit, length in zip(IMAGE_SHAPE, size, strict=True))
-    top, left = (IMAGE_SHAPE[0] - rows) // 2, (IMAGE_SHAPE[1] - columns) // 2
-    place = (slice(top, top + rows), slice(left, left + columns))
-    framed_image = framed_label_map = None
-    if has_image:
-        framed_image = np.full((*IMAGE_SHAPE, 3), MEAN_COLOR, dtype=np.uint8)
-        picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS)
-        framed_image[place] = np.asarray(picture) if image.shape[:2] != (rows, columns) else image
-    framed_depth = np.zeros(IMAGE_SHAPE, dtype=np.float32)
-    framed_depth[place] = _resampled_depth(depth, rows, columns)
-    if label_map is not None:
-        framed_label_map = np.zeros(IMAGE_SHAPE, dtype=np.uint8)
-        framed_label_map[place] = label_map[_nearest(label_map.shape[0], rows)][
-            :, _nearest(label_map.shape[1], columns)
-        ]
-    framed_camera = scaled_camera(camera, rows / size[0], columns / size[1], top=top, left=left)
-    return CameraImages(framed_image, framed_depth, framed_camera, framed_label_map)
 
 
 def owner_of_intrinsics(
@@ -107,7 +25,10 @@ def owner_of_intrinsics(
     """Rows and columns of the image that the intrinsics belong to, and the intrinsics in its pixels.
 
     It is the one whose middle the principal point is nearest to. ``known`` is the size that the intrinsics are said to
-    belong to; where no image has it, they are scaled to the depth image. Errors as above.
+    belong to; where no image has it, they are scaled to the depth image.
+
+    Raises:
+        DataError: images of different proportions, or a principal point far from the middle of either.
     """
     if not are_alike(color_shape, depth_shape):
         raise DataError(
@@ -168,39 +89,43 @@ def scaled_camera(camera: Camera, scale_y: float, scale_x: float, *, top: int = 
     )
 
 
-def _in_view_of_depth(
-    image: NDArray[np.uint8],
+def as_seen_by_depth(
+    image: NDArray[np.uint8] | None,
     label_map: NDArray[np.uint8] | None,
     color_camera: Camera,
     *,
     camera: Camera,
+    color_shape: tuple[int, ...],
     shape: tuple[int, int],
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
     """Color and label map as the depth image's camera would see them, at a size that keeps the color's detail.
 
     Both look from one place in one direction, so a pixel's place in the other image does not depend on its depth.
     """
-    _, color_camera = owner_of_intrinsics(color_camera, image.shape[:2], image.shape[:2])
+    _, color_camera = owner_of_intrinsics(color_camera, color_shape, color_shape)
     detail = max(1, round(min(color_camera.fx / camera.fx, color_camera.fy / camera.fy)))
     rows, columns = shape[0] * detail, shape[1] * detail
     fine = scaled_camera(camera, detail, detail)
     u = (np.arange(columns) - fine.cx) / fine.fx * color_camera.fx + color_camera.cx
     v = (np.arange(rows) - fine.cy) / fine.fy * color_camera.fy + color_camera.cy
-    # Pillow's coordinates have the middles of pixels at halves, for both images.
-    left, top, right, bottom = u[0] + 0.5, v[0] + 0.5, u[-1] + 0.5, v[-1] + 0.5
-    step_x, step_y = (right - left) / max(columns - 1, 1), (bottom - top) / max(rows - 1, 1)
-    affine = (step_x, 0.0, left - 0.5 * step_x, 0.0, step_y, top - 0.5 * step_y)
-    picture = Image.fromarray(image).transform(
-        (columns, rows), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOR
-    )
+    if image is not None:
+        # Pillow's coordinates have the middles of pixels at halves, for both images.
+        left, top, right, bottom = u[0] + 0.5, v[0] + 0.5, u[-1] + 0.5, v[-1] + 0.5
+        step_x, step_y = (right - left) / max(columns - 1, 1), (bottom - top) / max(rows - 1, 1)
+        affine = (step_x, 0.0, left - 0.5 * step_x, 0.0, step_y, top - 0.5 * step_y)
+        image = np.asarray(
+            Image.fromarray(image).transform(
+                (columns, rows), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOR
+            )
+        )
     if label_map is None:
-        return np.asarray(picture), None
-    row = np.floor((v + 0.5) * label_map.shape[0] / image.shape[0]).astype(np.int64)
-    column = np.floor((u + 0.5) * label_map.shape[1] / image.shape[1]).astype(np.int64)
+        return image, None
+    row = np.floor((v + 0.5) * label_map.shape[0] / color_shape[0]).astype(np.int64)
+    column = np.floor((u + 0.5) * label_map.shape[1] / color_shape[1]).astype(np.int64)
     inside = np.ix_((row >= 0) & (row < label_map.shape[0]), (column >= 0) & (column < label_map.shape[1]))
     seen = np.zeros((rows, columns), dtype=np.uint8)
     seen[inside] = label_map[row.clip(0, label_map.shape[0] - 1)][:, column.clip(0, label_map.shape[1] - 1)][inside]
-    return np.asarray(picture), seen
+    return image, seen
 
 
 def _nearest(size: int, new_size: int) -> NDArray[np.int64]:
@@ -208,7 +133,12 @@ def _nearest(size: int, new_size: int) -> NDArray[np.int64]:
     return np.minimum(((np.arange(new_size) + 0.5) * size / new_size).astype(np.int64), size - 1)
 
 
-def _resampled_depth(depth: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+def resized_label_map(label_map: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """A label map of another size: the nearest pixel."""
+    return label_map[_nearest(label_map.shape[0], rows)][:, _nearest(label_map.shape[1], columns)]
+
+
+def resized_depth(depth: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
     """Depth of another size: the nearest pixel; on the way up interpolated where the surface is smooth.
 
     Never across an edge: a mixed depth is a point in the air between two surfaces.

@@ -1,0 +1,192 @@
+"""The images of a frame as their files hold them: numbers of depth, color, classes of label maps, and the pose."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ammnet_sparse.camera.files.frame_files import FrameFiles
+from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.files.arrays import array_names, read_array
+from ammnet_sparse.files.content import open_file, read_head
+from ammnet_sparse.files.errors import DataError, reason
+from ammnet_sparse.files.images import MOST_PIXELS, read_image
+
+FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "WEBP", "PPM")
+"""Pillow's names of the pictures that are opened."""
+_ARRAY_NAMES = ("depth", "depth_map", "label", "labels", "label_map", "z", "arr_0")
+"""Names of the array to take from an archive of several."""
+_EXR_NAMES = ("Z", "depth.Z", "Depth.Z", "depth.V", "Depth.V", "ViewLayer.Depth.Z", "View Layer.Depth.Z", "depth", "Y")
+"""Channels of depth in an exr file of several, as renderers name them."""
+_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes of more than 8 bits, which it would cut off instead of scaling."""
+_CLOCKWISE = {1: 0, 3: 180, 6: 90, 8: 270}
+"""EXIF's orientation to the degrees by which a viewer turns the stored image clockwise; others are mirrored."""
+_ADVICE = "replace the file"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredImages:
+    """The images of one frame as they are stored.
+
+    Attributes:
+        name: of the frame, for people and files.
+        color: [rows, columns, 3] uint8 RGB, or None.
+        depth: [rows, columns] numbers as the sensor gives them, registered to the color image as that is stored.
+        label_map: [rows, columns] numbers of classes, or None.
+        pose: [4, 4] camera to world, or None.
+        exif_turn: degrees clockwise by which EXIF turns the color image: 0, 90, 180 or 270.
+        files: where they come from, for messages.
+    """
+
+    name: str
+    color: NDArray[np.uint8] | None
+    depth: NDArray[Any]
+    label_map: NDArray[Any] | None = None
+    pose: NDArray[np.float64] | None = None
+    exif_turn: int = 0
+    files: FrameFiles | None = None
+
+
+def read_stored(files: FrameFiles) -> StoredImages:
+    """Reads the files of a frame.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    color, exif_turn = (None, 0) if files.color is None else read_color(files.color)
+    return StoredImages(
+        files.name,
+        color,
+        image_array(files.depth, "a depth image"),
+        None if files.label_map is None else image_array(files.label_map, "a label map"),
+        None
+        if files.pose is None
+        else read_trajectory(files.pose).pose_of(files.time, index=files.index, count=files.count),
+        exif_turn,
+        files,
+    )
+
+
+def image_array(path: Path, what: str) -> NDArray[Any]:
+    """The numbers of an image as they are stored, without axes of length 1.
+
+    Args:
+        path: a picture of ``FORMATS``, exr, npy, or npz with one image (or one of a usual name). EXIF is not followed.
+        what: what is expected, for messages, such as "a depth image".
+
+    Raises:
+        DataError: missing, unreadable, or too large.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return squeezed(read_array(path, what=what, most_values=MOST_PIXELS))
+    if suffix == ".npz":
+        names = array_names(path)
+        chosen = next((name for name in _ARRAY_NAMES if name in names), None) if len(names) > 1 else None
+        return squeezed(read_array(path, chosen, what=what, most_values=MOST_PIXELS))
+    if suffix == ".exr":
+        return _exr_array(path, what)
+    return read_image(path, formats=FORMATS, what=what, upright=False, advice=_ADVICE).pixels
+
+
+def as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:
+    """An array of numbers; a tensor without its gradient. Raises DataError for anything else."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of unequal lengths
+        raise DataError(f"{name}: expected {expected} of numbers, found {reason(error)}") from error
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"{name}: expected {expected} of numbers, found {type(values).__name__} of {array.dtype}")
+    return array
+
+
+def squeezed(values: NDArray[Any]) -> NDArray[Any]:
+    """Without leading and trailing axes of length 1, down to two axes."""
+    while values.ndim > 2 and values.shape[0] == 1:
+        values = values[0]
+    while values.ndim > 2 and values.shape[-1] == 1:
+        values = values[..., 0]
+    return values
+
+
+def _exr_array(path: Path, what: str) -> NDArray[Any]:
+    """The channel of depth of an exr file: its only one, one of a usual name, or of three equal ones."""
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise DataError(f"{path}: reading exr needs the package OpenEXR: pip install OpenEXR") from error
+    with open_file(path, what=what, advice=_ADVICE) as file:
+        head = read_head(file)
+    try:
+        if not head.startswith(b"\x76\x2f\x31\x01"):
+            raise ValueError("not an exr file by its first bytes")
+        low, high = OpenEXR.File(str(path), header_only=True).header()["dataWindow"]
+        if np.prod(np.maximum(high.astype(np.float64) - low + 1, 1)) > MOST_PIXELS:
+            raise ValueError(f"a picture of more than {MOST_PIXELS} pixels")
+        with OpenEXR.File(str(path), separate_channels=True) as image:
+            channels = {name: np.array(channel.pixels) for name, channel in image.channels().items()}
+    except Exception as error:  # of the library: RuntimeError, ValueError and others
+        raise DataError.about(path, expected=f"a readable exr with {what}", found=reason(error)) from error
+    if len(channels) == 1:
+        return next(iter(channels.values()))
+    for name in _EXR_NAMES:
+        if name in channels:
+            return channels[name]
+    colors = [channels[name] for name in ("R", "G", "B") if name in channels]
+    if len(colors) == 3 and all(np.array_equal(colors[0], other, equal_nan=True) for other in colors[1:]):
+        return colors[0]
+    raise DataError.about(
+        path,
+        expected=f"{what} as one channel, or one named Z",
+        found=f"channels {sorted(channels)[:8]}",
+        advice="write depth alone",
+    )
+
+
+def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
+    """An RGB image [rows, columns, 3] uint8 as it is stored, and the degrees clockwise that EXIF turns it by.
+
+    Gray images of 16 bits are scaled from their whole range, those of floats from 0..1 or 0..255.
+
+    Raises:
+        DataError: it cannot be read, is mirrored, or holds values that are not colors.
+    """
+    loaded = read_image(path, formats=FORMATS, what="a color image", upright=False, advice=_ADVICE)
+    if loaded.orientation not in _CLOCKWISE:
+        raise DataError(
+            f"{path}: expected an image that is upright or turned, found a mirrored one (EXIF orientation "
+            f"{loaded.orientation}); save color and depth unmirrored"
+        )
+    turn = _CLOCKWISE[loaded.orientation]
+    if loaded.mode in _WIDE_MODES:
+        gray = _eight_bits(loaded.pixels, path)
+        return np.repeat(gray[..., None], 3, axis=2), turn
+    if loaded.mode == "RGB":
+        return loaded.pixels, turn
+    return read_image(path, formats=FORMATS, what="a color image", mode="RGB", upright=False).pixels, turn
+
+
+def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """Gray of more than 8 bits as 8 bits."""
+    numbers = values.astype(np.float64)
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+    if not np.isfinite([low, high]).all() or low < 0 or high > 65535:
+        raise DataError(
+            f"{path}: expected a color image of 8 or 16 bits, or floats in 0..1 or 0..255, found values {low:g} to "
+            f"{high:g}; is it the depth image?"
+        )
+    if values.dtype.kind == "f":
+        if high > 255:
+            raise DataError(
+                f"{path}: expected gray floats in 0..1 or 0..255, found values {low:g}..{high:g}; rescale them"
+            )
+        numbers *= 255.0 if high <= 1.0 else 1.0
+    elif high > 255:
+        numbers /= 257.0
+    return np.rint(numbers).astype(np.uint8)
