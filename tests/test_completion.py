@@ -159,13 +159,13 @@ def test_a_frame_surer_of_the_vertical_than_those_before_makes_it_sure(
     assert kept.is_continued and kept.up_confidence == "likely"
     assert kept.floor.confidence == "likely"  # no more certain than the vertical
 
-    find_upright = placement.find_upright
+    find_vertical = placement.find_vertical
 
     def surely(*arguments: Any, **options: Any) -> Any:
-        found = find_upright(*arguments, **options)
-        return dataclasses.replace(found, gravity=dataclasses.replace(found.gravity, confidence="sure"))
+        found = find_vertical(*arguments, **options)
+        return dataclasses.replace(found, confidence="sure")
 
-    monkeypatch.setattr(placement, "find_upright", surely)
+    monkeypatch.setattr(placement, "find_vertical", surely)
     surer = completer(None, room_depth()).own.placement
     assert surer.is_continued and surer.up_confidence == surer.floor.confidence == "sure"
     assert "kept from the frame before" in surer.up_reason and "found in the depth" in surer.up_reason
@@ -180,10 +180,9 @@ def test_a_frame_surer_of_the_vertical_than_those_before_makes_it_sure(
 def test_a_frame_without_pose_keeps_nothing_of_the_pose_before(completer: SceneCompleter) -> None:
     completer.forget()
     with_pose = completer(None, room_depth(), np.eye(4)[:3])
-    assert with_pose.world_from_given is not None and with_pose.own.placement.nearest_pose_axis is not None
+    assert with_pose.world_from_given is not None
     without = completer(None, room_depth())
-    assert without.own.placement.is_continued
-    assert without.world_from_given is None and without.own.placement.nearest_pose_axis is None
+    assert without.own.placement.is_continued and without.world_from_given is None
 
 
 @pytest.mark.parametrize(

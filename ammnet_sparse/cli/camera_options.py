@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ammnet_sparse.camera.files.frame_files import KIND_NAMES
 from ammnet_sparse.camera.settings import SETTINGS, CameraSettings, FileKind
 from ammnet_sparse.cli.options import CommandParser, parse_positive_number
 from ammnet_sparse.data.volumes.tsdf import Unobserved
@@ -70,9 +71,9 @@ def check_settings(parser: CommandParser, options: argparse.Namespace, missing: 
         missing: by the kind of files, why there are none.
     """
     for name, setting in SETTINGS.items():
-        if setting.of in missing and given_options(options, [name]):
-            kind = setting.of.replace("_", " ")
-            parser.error(f"{_option(name)}: says how to read a {kind}, and {missing[setting.of]}")
+        kind = setting.of
+        if kind is not None and kind in missing and getattr(options, name) is not None:
+            parser.error(f"{_option(name)}: says how to read a {KIND_NAMES[kind]}, and {missing[kind]}")
 
 
 def camera_settings(options: argparse.Namespace, metadata: Mapping[str, str]) -> CameraSettings:

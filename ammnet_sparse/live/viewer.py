@@ -68,7 +68,7 @@ class LiveViewer:
                 f"**{scene.name}**" + ("" if rate is None else f", {rate:.1f} frames per second"),
                 stages,
                 f"up: {placement.up_confidence}; floor: {placement.floor.confidence}, camera "
-                f"{placement.floor.camera_height:.2f} m above it",
+                f"{placement.floor.below:.2f} m above it",
             ]
         )
         if color is not None:

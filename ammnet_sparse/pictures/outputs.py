@@ -169,7 +169,7 @@ class CompletedScene:
         frame, position = self.frame, None
         if isinstance(frame, CameraFrame):
             floor = frame.placement.floor
-            note = f"camera {floor.camera_height:.2f} m above the floor ({floor.confidence})"
+            note = f"camera {floor.below:.2f} m above the floor ({floor.confidence})"
             x, y = ((frame.placement.pose[:2, 3] - frame.origin[:2]) / frame.info.voxel_size).tolist()
             position = (x, y)
         return Scene(

@@ -33,7 +33,7 @@ class RoomView:
         return self.pose[2, :3]
 
     @property
-    def camera_height(self) -> float:
+    def height(self) -> float:
         return float(self.pose[2, 3])
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
 from ammnet_sparse.camera.files.poses import read_trajectory
 from ammnet_sparse.camera.frames import CameraFrame, make_frame, read_frame
-from ammnet_sparse.camera.geometry.floor import ASSUMED_CAMERA_HEIGHT
-from ammnet_sparse.camera.geometry.given_pose import axis_direction
+from ammnet_sparse.camera.geometry.given_pose import axis_direction, nearest_axis
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
+from ammnet_sparse.camera.geometry.room import ASSUMED_CAMERA_HEIGHT
 from ammnet_sparse.camera.geometry.surface import surface_from_depth
 from ammnet_sparse.camera.images import CameraImages, to_network_images
 from ammnet_sparse.camera.resizing import MEAN_COLOR
@@ -77,12 +77,12 @@ def test_gravity_in_generated_rooms(kind: str) -> None:
         turned = (heading_of(p.pose) - heading_of(view.pose) + 45) % 90 - 45
         assert p.heading.is_room_axis and abs(turned) < 5
         if kind == "floor" and p.floor.is_seen:
-            assert abs(p.floor.camera_height - view.camera_height) < 0.05
+            assert abs(p.floor.below - view.height) < 0.05
     if kind == "floor":
         assert sum(p.floor.is_seen for p in found) >= 4
     else:
         assert {(p.floor.is_seen, p.floor.confidence) for p in found} == {(False, "guess")}
-        assert all(p.floor.camera_height >= ASSUMED_CAMERA_HEIGHT for p in found)
+        assert all(p.floor.below >= ASSUMED_CAMERA_HEIGHT for p in found)
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_error_statistics(capsys: pytest.CaptureFixture[str]) -> None:
         views = [room_view(seed, kind) for seed in range(100, 125)]  # type: ignore[arg-type]
         found = [place_camera(view.depth, camera=NYU_CAMERA) for view in views]
         up = np.array([angle(p.up, view.up) for p, view in zip(found, views, strict=True)])
-        height = np.array([p.floor.camera_height - view.camera_height for p, view in zip(found, views, strict=True)])
+        height = np.array([p.floor.below - view.height for p, view in zip(found, views, strict=True)])
         is_seen = np.array([p.floor.is_seen for p in found])
         report.append(f"{kind}: up, degrees: {_percentiles(up)}")
         for name, mask in (("seen", is_seen), ("assumed", ~is_seen)):
@@ -130,8 +130,8 @@ def test_ordinary_rgbd_frame(shared_data: Path) -> None:
     np.testing.assert_allclose(own.placement.pose, alone.placement.pose, atol=1e-12)
     placed, given = own.placement, read_trajectory(folder / "frame-000000.pose.txt").pose_of(None)
     assert placed.up_confidence == "sure" and placed.floor.is_seen and placed.floor.confidence == "sure"
-    assert placed.nearest_pose_axis is not None and placed.nearest_pose_axis[0] == "-y"
-    assert 20 < placed.nearest_pose_axis[1] < 30
+    axis, off = nearest_axis(given, placed.up)
+    assert axis == "-y" and 20 < off < 30
 
     # Three surfaces cut out by hand (rows, columns): the carpet, the table top, the front of the cabinet on the left.
     floor, table, front = (
@@ -143,7 +143,7 @@ def test_ordinary_rgbd_frame(shared_data: Path) -> None:
     up_in_given = rotation @ placed.up
     assert angle(up_in_given, rotation @ floor[0]) < 3 and angle(up_in_given, rotation @ table[0]) < 3
     assert abs(angle(up_in_given, rotation @ front[0]) - 90) < 3
-    assert placed.floor.camera_height == pytest.approx(-floor[1], abs=0.04)
+    assert placed.floor.below == pytest.approx(-floor[1], abs=0.04)
 
     # The carpet lies at height 0, the table top 0.7 m higher, and left stays left.
     def heights(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -189,7 +189,7 @@ def test_published_frame_from_its_depth(shared_data: Path) -> None:
     alone = place_camera(depth, camera=NYU_CAMERA)
     assert angle(alone.up, pose[2, :3]) < 1.0
     assert alone.floor.confidence == "guess"
-    assert alone.floor.camera_height == pytest.approx(pose[2, 3], abs=0.06)
+    assert alone.floor.below == pytest.approx(pose[2, 3], abs=0.06)
     assert abs(heading_of(alone.pose) - heading_of(pose)) < 1.0
 
 
@@ -225,9 +225,8 @@ def test_upright_worlds(view: RoomView, world: str, axis: str) -> None:
     given[:3, :3] = _WORLDS[world] @ view.pose[:3, :3]
     given[:3, 3] = _WORLDS[world] @ (view.pose[:3, 3] + (3.0, -2.0, 0.0))
     found = place_camera(view.depth, camera=NYU_CAMERA, pose=given)
-    assert found.nearest_pose_axis is not None and found.nearest_pose_axis[0] == axis
-    assert found.nearest_pose_axis[1] == pytest.approx(0, abs=1e-5)
-    assert found.pose[2, 3] == pytest.approx(view.camera_height, abs=1e-9)
+    assert nearest_axis(given, found.up) == (axis, pytest.approx(0, abs=1e-5))
+    assert found.pose[2, 3] == pytest.approx(view.height, abs=1e-9)
     np.testing.assert_allclose(found.pose[:3, :3] @ view.pose[:3, :3].T, np.eye(3), atol=1e-9)
 
 
@@ -236,7 +235,7 @@ def test_pose_with_its_origin_at_the_camera(view: RoomView, placement: Placement
     given = view.pose.copy()
     given[:3, 3] = 0
     found = place_camera(view.depth, camera=NYU_CAMERA, pose=given)
-    assert found.floor.is_seen and found.pose[2, 3] == pytest.approx(view.camera_height, abs=0.05)
+    assert found.floor.is_seen and found.pose[2, 3] == pytest.approx(view.height, abs=0.05)
     assert angle(found.up, view.up) < 1e-5
 
 

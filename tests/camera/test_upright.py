@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from ammnet_sparse.camera.frames import make_frame
-from ammnet_sparse.camera.geometry.directions import describe_direction, upright_turn
-from ammnet_sparse.camera.geometry.floor import find_floor
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
+from ammnet_sparse.camera.geometry.room import find_floor
 from ammnet_sparse.camera.geometry.surface import surface_from_depth
+from ammnet_sparse.camera.geometry.vertical import describe_direction, upright_turn
 from ammnet_sparse.camera.images import CameraImages, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.raycast import camera_pose
@@ -78,7 +78,7 @@ def test_straight_down(roll: float) -> None:
         is_right = angle(found.up, pose[2, :3]) < 3
         right += is_right
         if is_right:
-            assert found.floor.camera_height == pytest.approx(1.6, abs=0.05)
+            assert found.floor.below == pytest.approx(1.6, abs=0.05)
         else:
             assert found.up_confidence != "sure"
     assert right >= 3
@@ -92,7 +92,7 @@ def test_one_plane_is_a_guess() -> None:
         assert angle(found.up, np.array([0.0, -1.0, 0.0])) < 3 and found.up_confidence == "guess"
         assert "straight down" in "\n".join(found.describe())
         above = place_camera(depth, camera=NYU_CAMERA, pose=np.eye(4), pose_up="-z")
-        assert above.floor.camera_height == pytest.approx(meters, abs=0.01) and above.up_confidence == "sure"
+        assert above.floor.below == pytest.approx(meters, abs=0.01) and above.up_confidence == "sure"
 
 
 def test_pose_tells_what_is_up() -> None:
@@ -113,7 +113,7 @@ def test_floor_just_below_a_robot() -> None:
         floor = find_floor(surface_from_depth(depth, camera=NYU_CAMERA), pose[2, :3])
         if floor.is_seen:
             assert floor.area > 2
-            heights.append(floor.camera_height)
+            heights.append(floor.below)
     assert len(heights) >= 5
     np.testing.assert_allclose(heights, 0.4, atol=0.02)
     table = box_room(0, height=0.4, pitch=-10.0)[0]

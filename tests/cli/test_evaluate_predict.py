@@ -309,7 +309,7 @@ def test_a_broken_frame_does_not_take_the_others(
 def test_an_interruption_leaves_the_page_of_what_is_done(
     predict: Tool, checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(out: Path, completed: Any) -> None:
+    def interrupt(scene: Any, folder: Path) -> None:
         if checkpoint.model.calls[-1][0] == ("0005",):
             raise KeyboardInterrupt
 

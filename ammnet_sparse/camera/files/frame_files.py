@@ -22,7 +22,7 @@ _WORDS = {
     "label_map": "label[_-]?maps?|labels?|seg|seg2d",
 }
 """Words in file names that say what a file is; frames are matched by what is left of their names."""
-_NAMES = {"color": "color image", "depth": "depth image", "pose": "pose", "label_map": "label map"}
+KIND_NAMES = {"color": "color image", "depth": "depth image", "pose": "pose", "label_map": "label map"}
 _LISTS = {"color": "rgb.txt", "depth": "depth.txt", "pose": "groundtruth.txt"}
 """TUM's lists of files, or of poses, by time stamp."""
 _PUBLISHED = re.compile(r"(NYU\d{4})_0000", re.ASCII)
@@ -240,7 +240,7 @@ def _check_kinds(files: Mapping[str, Files], folders: Mapping[str, Path]) -> Non
     for kind, found in files.items():
         if not found:
             raise DataError(
-                f"{folders[kind]}: expected {_NAMES[kind]}s ({', '.join(_TYPES[kind])}), found none; check the path"
+                f"{folders[kind]}: expected {KIND_NAMES[kind]}s ({', '.join(_TYPES[kind])}), found none; check the path"
             )
 
 
@@ -256,12 +256,12 @@ def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataEr
     for kind in ("label_map", "pose"):
         if kind in files and not common & set(files[kind]):
             return DataError(
-                f"{folders[kind]}: expected {_NAMES[kind]}s of the frames {abbreviated(sorted(common), 3)}, found "
+                f"{folders[kind]}: expected {KIND_NAMES[kind]}s of the frames {abbreviated(sorted(common), 3)}, found "
                 f"{abbreviated(sorted(files[kind]), 3)} with no match; rename them, or give one file for all frames"
             )
         common &= set(files.get(kind, common))
     return DataError(
-        f"{folders['depth']}: expected frames with all of {', '.join(_NAMES[kind] for kind in files)}, found none"
+        f"{folders['depth']}: expected frames with all of {', '.join(KIND_NAMES[kind] for kind in files)}, found none"
     )
 
 
@@ -272,7 +272,7 @@ def _unmatched(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[
         for key, path in files.get(kind, {}).items():
             lacking = [other for other in files if key not in files[other]]
             if lacking and (kind == "color" or "color" in lacking or "color" not in files):
-                names = " and ".join(f"no {_NAMES[other]} of that name in {folders[other]}" for other in lacking)
+                names = " and ".join(f"no {KIND_NAMES[other]} of that name in {folders[other]}" for other in lacking)
                 messages.append(f"{path}: has no partner: {names}")
     return sorted(messages)
 

@@ -6,11 +6,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.geometry.directions import describe_direction
-from ammnet_sparse.camera.geometry.floor import Floor
-from ammnet_sparse.camera.geometry.gravity import CAMERA_UP, Confidence, Heading, Vector, angle_between
-from ammnet_sparse.camera.geometry.surface import Surface
-from ammnet_sparse.camera.geometry.upright import Candidate, Upright
+from ammnet_sparse.camera.geometry.room import Floor, Heading
+from ammnet_sparse.camera.geometry.surface import CAMERA_UP, Confidence, Surface, Vector, angle_between
+from ammnet_sparse.camera.geometry.vertical import Candidate, Vertical
 
 POSE_AXES = ("x", "y", "z", "-x", "-y", "-z")
 """Names of the directions of a given pose's world that may be up."""
@@ -42,54 +40,41 @@ def nearest_axis(pose: NDArray[np.float64], up: Vector) -> tuple[str, float]:
     return nearest, angles[nearest]
 
 
-def gravity_reason(upright: Upright) -> str:
-    """What the depth says of the vertical, for people."""
-    gravity, other = upright.gravity, upright.alternative
-    if gravity.agreement == 0:
-        return "too little smooth surface is seen, so the camera is assumed to be level"
-    reason = f"found in the depth: {gravity.agreement:.0%} of the surface lies along it or across it"
-    if other is None:
-        return f"{reason}, and no other direction comes near"
-    share = f"{other.score:.0%}" if other.score >= 0.01 else "less than 1%"
-    return f"{reason}, and the next best of all directions ({describe_direction(other.up)}) has {share} of its score"
-
-
 def upright_axis(
-    upright: Upright, pose: NDArray[np.float64], pose_up: str | None
+    vertical: Vertical, pose: NDArray[np.float64], pose_up: str | None
 ) -> tuple[str | None, Vector, Confidence, str]:
     """The axis of the pose's world that is vertical (None: none is), the vertical, how sure that is, and why."""
-    gravity = upright.gravity
     if pose_up is not None:
         up = axis_direction(pose, pose_up)
-        off = angle_between(up, gravity.up)
+        off = angle_between(up, vertical.up)
         reason = f"the pose's {pose_up}, as given; {off:.1f} degrees off what the depth shows"
-        if off <= _AXIS_LIKELY or gravity.confidence == "guess":
+        if off <= _AXIS_LIKELY or vertical.confidence == "guess":
             return pose_up, up, "sure", reason
-        return pose_up, up, "likely", f"{reason}, where the pose's {nearest_axis(pose, gravity.up)[0]} is up"
-    if not upright.candidates or (gravity.confidence == "guess" and not _agreeing(upright, pose)):
+        return pose_up, up, "likely", f"{reason}, where the pose's {nearest_axis(pose, vertical.up)[0]} is up"
+    if not vertical.candidates or (vertical.confidence == "guess" and not _agreeing(vertical, pose)):
         axis, off = nearest_axis(pose, CAMERA_UP)
         reason = f"the pose's {axis}, the nearest to the camera's upright; the depth does not show it"
         return axis, axis_direction(pose, axis), "guess", reason
-    best = max(upright.candidates, key=lambda candidate: candidate.score * _pose_weight(candidate, pose))
+    best = max(vertical.candidates, key=lambda candidate: candidate.score * _pose_weight(candidate, pose))
     axis, off = nearest_axis(pose, best.up)
-    if off <= (_AXIS_AGREES if gravity.confidence == "sure" else _AXIS_LIKELY):
+    if off <= (_AXIS_AGREES if vertical.confidence == "sure" else _AXIS_LIKELY):
         return (
             axis,
             axis_direction(pose, axis),
             "sure",
             f"the pose's {axis}, {off:.1f} degrees off what the depth shows",
         )
-    axis, off = nearest_axis(pose, gravity.up)
+    axis, off = nearest_axis(pose, vertical.up)
     reason = (
-        f"{gravity_reason(upright)}; the pose's world is not upright: its nearest axis {axis} is {off:.0f} degrees "
+        f"{vertical.reason}; the pose's world is not upright: its nearest axis {axis} is {off:.0f} degrees "
         "off (--pose-up would insist on an axis)"
     )
-    return None, gravity.up, gravity.confidence, reason
+    return None, vertical.up, vertical.confidence, reason
 
 
-def _agreeing(upright: Upright, pose: NDArray[np.float64]) -> bool:
+def _agreeing(vertical: Vertical, pose: NDArray[np.float64]) -> bool:
     """Whether an axis of the pose's world that usually is up agrees with a direction that the depth allows."""
-    found = [nearest_axis(pose, candidate.up) for candidate in upright.candidates if candidate.score > 0.05]
+    found = [nearest_axis(pose, candidate.up) for candidate in vertical.candidates if candidate.score > 0.05]
     return any(off <= _AXIS_AGREES and axis in _AXIS_WEIGHTS for axis, off in found)
 
 
@@ -100,7 +85,7 @@ def _pose_weight(candidate: Candidate, pose: NDArray[np.float64]) -> float:
         return 1.0
     weight = _AXIS_WEIGHTS.get(axis, _OTHER_AXIS_WEIGHT)
     height = _height_in_pose(pose, axis)
-    if candidate.floor.is_seen and abs(candidate.floor.camera_height - height) <= _FLOOR_AGREES:
+    if candidate.floor.is_seen and abs(candidate.floor.below - height) <= _FLOOR_AGREES:
         weight *= _HEIGHT_WEIGHT
     return weight
 
@@ -114,11 +99,11 @@ def floor_with_pose(floor: Floor, surface: Surface, up: Vector, pose: NDArray[np
     """The pose's height 0 as the floor, where what is seen allows it."""
     height = _height_in_pose(pose, axis)
     if floor.is_seen:
-        off = abs(floor.camera_height - height)
+        off = abs(floor.below - height)
         if off > _FLOOR_AGREES:
             return floor
         reason = f"the pose's height 0, {100 * off:.0f} cm off the floor seen"
-        return dataclasses.replace(floor, camera_height=height, reason=reason)
+        return dataclasses.replace(floor, below=height, reason=reason)
     lowest = -float(np.percentile(surface.points @ up, 1)) if len(surface) else 0.0
     if _POSE_HEIGHTS[0] <= height <= _POSE_HEIGHTS[1] and lowest <= height + _FLOOR_AGREES:
         return Floor(height, False, 0.0, "likely", f"the pose's height 0; {floor.reason}")

@@ -9,27 +9,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.geometry.directions import describe_direction, upright_turn
-from ammnet_sparse.camera.geometry.floor import Floor, find_floor, level_to_floor
-from ammnet_sparse.camera.geometry.given_pose import (
-    floor_with_pose,
-    gravity_reason,
-    heading_with_pose,
-    nearest_axis,
-    upright_axis,
+from ammnet_sparse.camera.geometry.given_pose import floor_with_pose, heading_with_pose, upright_axis
+from ammnet_sparse.camera.geometry.room import Floor, Heading, find_floor, find_heading, level_to_floor, world_pose
+from ammnet_sparse.camera.geometry.surface import Confidence, Surface, Vector, angle_between, surface_from_depth
+from ammnet_sparse.camera.geometry.tracking import kept_up, smoothed_floor, smoothed_heading, smoothed_up
+from ammnet_sparse.camera.geometry.vertical import (
+    Candidate,
+    Vertical,
+    describe_direction,
+    find_vertical,
+    upright_turn,
 )
-from ammnet_sparse.camera.geometry.gravity import (
-    Confidence,
-    Gravity,
-    Heading,
-    Vector,
-    angle_between,
-    find_heading,
-    world_pose,
-)
-from ammnet_sparse.camera.geometry.surface import Surface, surface_from_depth
-from ammnet_sparse.camera.geometry.tracking import Kept, keep
-from ammnet_sparse.camera.geometry.upright import Candidate, Upright, find_upright
 from ammnet_sparse.data.volumes.camera import Camera
 
 _SAME_VERTICAL = 4.0
@@ -43,14 +33,12 @@ class Placement:
 
     Attributes:
         pose: [4, 4] float64, camera to world.
-        gravity: the vertical found in the depth.
+        agreement: share of the surface along or across the vertical found in the depth (``Vertical``).
         floor: the floor, which gives the camera's height.
         heading: the direction of the world's Y.
         up: [3] float64, the vertical that was used, in camera coordinates.
         up_confidence: sure, likely or guess.
         up_reason: where it comes from, for people.
-        nearest_pose_axis: the axis of the given pose's world nearest to ``up``, and degrees between them; None without
-            a pose.
         world_from_given: [4, 4] from the given pose's world to the project's; None without a pose.
         alternative: the next best vertical, if there is a close one; None if the vertical was given or kept.
         is_continued: vertical, floor and room are those of the frame before, corrected by this one's depth.
@@ -58,13 +46,12 @@ class Placement:
     """
 
     pose: NDArray[np.float64]
-    gravity: Gravity
+    agreement: float
     floor: Floor
     heading: Heading
     up: Vector
     up_confidence: Confidence
     up_reason: str
-    nearest_pose_axis: tuple[str, float] | None = None
     world_from_given: NDArray[np.float64] | None = None
     alternative: Candidate | None = None
     is_continued: bool = False
@@ -144,90 +131,87 @@ def place_camera(
         is_told_upright: the images are known to be upright.
     """
     surface = surface_from_depth(depth, camera=camera)
-    kept = None
+    told = None
+    if camera_height is not None:
+        told = Floor(camera_height, False, 0.0, "sure", f"the camera is {camera_height:.2f} m above it, as given")
+    up = None
     if previous is not None and pose is None:
-        agreement = previous.gravity.agreement
-        kept = keep(previous.up, surface, confidence=previous.up_confidence, agreement=agreement)
-    if previous is None or kept is None:
-        upright = find_upright(surface, is_told=is_told_upright)
-        return _found(upright, depth, surface, camera=camera, pose=pose, pose_up=pose_up, camera_height=camera_height)
-    placed = _continued(previous, kept, depth, surface, camera=camera, camera_height=camera_height)
+        up = kept_up(previous.up, surface, confidence=previous.up_confidence, agreement=previous.agreement)
+    if previous is None or up is None:
+        vertical = find_vertical(surface, is_told=is_told_upright)
+        return _found(vertical, depth, surface, camera=camera, pose=pose, pose_up=pose_up, told=told)
+    placed = _continued(previous, up, depth, surface, camera=camera, told=told)
     if previous.up_confidence != "sure":
-        upright = find_upright(surface, is_told=is_told_upright)
-        if _RANK[upright.gravity.confidence] > _RANK[previous.up_confidence]:  # surer than the frames before
-            if angle_between(upright.gravity.up, placed.up) > _SAME_VERTICAL:
-                return _found(
-                    upright, depth, surface, camera=camera, pose=None, pose_up=None, camera_height=camera_height
-                )
+        vertical = find_vertical(surface, is_told=is_told_upright)
+        if _RANK[vertical.confidence] > _RANK[previous.up_confidence]:  # surer than the frames before
+            if angle_between(vertical.up, placed.up) > _SAME_VERTICAL:
+                return _found(vertical, depth, surface, camera=camera, told=told)
             placed = dataclasses.replace(
                 placed,
-                gravity=upright.gravity,
-                up_confidence=upright.gravity.confidence,
-                up_reason=f"{placed.up_reason}; {gravity_reason(upright)}",
+                agreement=vertical.agreement,
+                up_confidence=vertical.confidence,
+                up_reason=f"{placed.up_reason}; {vertical.reason}",
             )
     return dataclasses.replace(placed, floor=_capped(placed.floor, placed.up_confidence))
 
 
 def _found(
-    upright: Upright,
+    vertical: Vertical,
     depth: NDArray[np.floating],
     surface: Surface,
     *,
     camera: Camera,
-    pose: NDArray[np.float64] | None,
-    pose_up: str | None,
-    camera_height: float | None,
+    pose: NDArray[np.float64] | None = None,
+    pose_up: str | None = None,
+    told: Floor | None,
 ) -> Placement:
     """The placement that the depth of this frame shows, and a given pose."""
-    gravity = upright.gravity
     axis: str | None = None
-    up, confidence, reason = gravity.up, gravity.confidence, gravity_reason(upright)
+    up, confidence, reason = vertical.up, vertical.confidence, vertical.reason
     if pose is not None:
-        axis, up, confidence, reason = upright_axis(upright, pose, pose_up)
-    up, floor = _find_floor(depth, up, surface, camera=camera, may_tilt=axis is None, camera_height=camera_height)
-    if pose is not None and axis is not None and camera_height is None:
-        floor = floor_with_pose(floor, surface, up, pose, axis)
+        axis, up, confidence, reason = upright_axis(vertical, pose, pose_up)
+    up, floor = _find_floor(depth, up, surface, camera=camera, may_tilt=axis is None, told=told)
     heading = find_heading(surface, up)
     if pose is not None and axis is not None:
         heading = heading_with_pose(heading, pose, up)
-    placed = world_pose(up, forward=heading.forward, camera_height=floor.camera_height)
+        if told is None:
+            floor = floor_with_pose(floor, surface, up, pose, axis)
+    placed = world_pose(up, forward=heading.forward, height=floor.below)
     return Placement(
         pose=placed,
-        gravity=gravity,
+        agreement=vertical.agreement,
         floor=_capped(floor, confidence),
         heading=heading,
         up=up,
         up_confidence=confidence,
         up_reason=reason,
-        nearest_pose_axis=None if pose is None else nearest_axis(pose, up),
         world_from_given=None if pose is None else placed @ np.linalg.inv(pose),
-        alternative=upright.alternative if axis is None else None,
+        alternative=vertical.alternative if axis is None else None,
         contradicts_depth=pose is not None and pose_up is not None and confidence != "sure",
     )
 
 
 def _continued(
     previous: Placement,
-    kept: Kept,
+    kept: Vector,
     depth: NDArray[np.floating],
     surface: Surface,
     *,
     camera: Camera,
-    camera_height: float | None,
+    told: Floor | None,
 ) -> Placement:
     """The placement of the previous frame, corrected with this frame's depth."""
-    seen, floor = _find_floor(depth, kept.up, surface, camera=camera, may_tilt=True, camera_height=camera_height)
-    up = kept.smoothed_up(previous.up, seen)
-    floor = kept.smoothed_floor(previous.floor, floor, surface)
-    heading = kept.smoothed_heading(previous.heading, find_heading(surface, up), up)
+    seen, floor = _find_floor(depth, kept, surface, camera=camera, may_tilt=True, told=told)
+    up = smoothed_up(previous.up, seen)
+    floor = smoothed_floor(previous.floor, floor, surface, kept)
+    heading = smoothed_heading(previous.heading, find_heading(surface, up), up)
     return dataclasses.replace(
         previous,
-        pose=world_pose(up, forward=heading.forward, camera_height=floor.camera_height),
+        pose=world_pose(up, forward=heading.forward, height=floor.below),
         floor=floor,
         heading=heading,
         up=up,
         up_reason=f"kept from the frame before; this one's is {angle_between(seen, previous.up):.1f} degrees off it",
-        nearest_pose_axis=None,
         world_from_given=None,
         alternative=None,
         is_continued=True,
@@ -249,12 +233,13 @@ def _find_floor(
     *,
     camera: Camera,
     may_tilt: bool,
-    camera_height: float | None,
+    told: Floor | None,
 ) -> tuple[Vector, Floor]:
-    if camera_height is not None:
-        return up, Floor(camera_height, False, 0.0, "sure", f"the camera is {camera_height:.2f} m above it, as given")
+    """The vertical and the floor; the floor as told, or else as the depth shows it."""
+    if told is not None:
+        return up, told
     floor = find_floor(surface, up)
     if floor.is_seen:
-        up, height = level_to_floor(depth, up, camera=camera, camera_height=floor.camera_height, may_tilt=may_tilt)
-        floor = dataclasses.replace(floor, camera_height=height)
+        up, height = level_to_floor(depth, up, camera=camera, below=floor.below, may_tilt=may_tilt)
+        floor = dataclasses.replace(floor, below=height)
     return up, floor

@@ -4,12 +4,19 @@ Camera coordinates are x to the right, y down, z forward, in meters.
 """
 
 import dataclasses
+import math
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.data.volumes.camera import Camera
 
+Confidence = Literal["sure", "likely", "guess"]
+Vector = NDArray[np.float64]
+
+CAMERA_UP: Vector = np.array([0.0, -1.0, 0.0])
+"""The camera's own upright: towards the upper edge of the image."""
 SAMPLE_STEP = 4
 """Pixels between samples."""
 WINDOW_RADIUS = 8
@@ -42,6 +49,11 @@ class Surface:
     def select(self, mask: NDArray[np.bool_]) -> "Surface":
         """The samples where ``mask`` [N] is True."""
         return Surface(self.points[mask], self.normals[mask], self.areas[mask])
+
+
+def angle_between(first: ArrayLike, second: ArrayLike) -> float:
+    """Degrees between two directions of length 1."""
+    return math.degrees(math.acos(float(np.clip(np.dot(first, second), -1.0, 1.0))))
 
 
 def pixel_rays(shape: tuple[int, int], camera: Camera) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

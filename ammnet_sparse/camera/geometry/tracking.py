@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from ammnet_sparse.camera.geometry.floor import Floor
-from ammnet_sparse.camera.geometry.gravity import Confidence, Heading, Vector, angle_between, refined
-from ammnet_sparse.camera.geometry.surface import Surface
+from ammnet_sparse.camera.geometry.room import Floor, Heading
+from ammnet_sparse.camera.geometry.surface import Confidence, Surface, Vector, angle_between
+from ammnet_sparse.camera.geometry.vertical import agreement_with, refined
 
 _MAX_TURN = 12.0
 """Largest rotation in degrees of a camera against the vertical, or the room, between two frames."""
@@ -26,60 +26,7 @@ _BELOW, _MAX_SHARE_BELOW = 0.15, 0.01
 _MIN_SAMPLES = 200
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Kept:
-    """The vertical of the previous frame, as the new depth shows it.
-
-    Attributes:
-        up: [3] float64 of length 1.
-    """
-
-    up: Vector
-
-    def smoothed_up(self, before: Vector, now: Vector) -> Vector:
-        """The vertical: the new one if the camera was rotated, otherwise one in between."""
-        return now if angle_between(now, before) > _STANDS_STILL else _between(before, now)
-
-    def smoothed_floor(self, before: Floor, now: Floor, surface: Surface) -> Floor:
-        """The floor: the new one, smoothed, if both agree; the old one if none is seen and nothing lies below it."""
-        if now.confidence == "sure" and not now.is_seen:
-            return now  # told
-        if now.is_seen:
-            off = now.camera_height - before.camera_height
-            if before.is_seen and abs(off) <= _SAME_FLOOR:
-                return dataclasses.replace(now, camera_height=before.camera_height + _SHARE_OF_NEW * off)
-            return now
-        if len(surface) == 0:
-            return dataclasses.replace(before, reason=_kept_reason(before))
-        heights = surface.points @ self.up
-        is_contradicted = (heights < -before.camera_height - _BELOW).mean() > _MAX_SHARE_BELOW
-        if is_contradicted:
-            return now
-        return dataclasses.replace(before, reason=_kept_reason(before))
-
-    def smoothed_heading(self, before: Heading, now: Heading, up: Vector) -> Heading:
-        """The room axis that was the world's Y before, smoothed; a new one if the camera was rotated too far."""
-        old = before.forward - (before.forward @ up) * up
-        old /= np.linalg.norm(old)
-        if not now.is_room_axis:
-            return dataclasses.replace(before, forward=old) if before.is_room_axis else now
-        right = np.cross(now.forward, up)
-        axes = [now.forward, right, -now.forward, -right]
-        nearest = max(axes, key=lambda axis: float(axis @ old))
-        off = angle_between(nearest, old)
-        ahead = np.array([0.0, 0.0, 1.0])
-        if not before.is_room_axis or off > _MAX_TURN or nearest @ ahead < 0.5 * math.sqrt(1 - (up @ ahead) ** 2):
-            return now
-        forward = nearest if off > _STANDS_STILL else _between(old, nearest)
-        forward = forward - (forward @ up) * up
-        forward /= np.linalg.norm(forward)
-        turn = now.turn + math.degrees(
-            math.atan2(float(np.cross(forward, now.forward) @ up), float(forward @ now.forward))
-        )
-        return dataclasses.replace(now, forward=forward, turn=turn)
-
-
-def keep(up: Vector, surface: Surface, *, confidence: Confidence, agreement: float) -> Kept | None:
+def kept_up(up: Vector, surface: Surface, *, confidence: Confidence, agreement: float) -> Vector | None:
     """The vertical of the previous frame, corrected with this frame's depth; None if the depth contradicts it.
 
     Args:
@@ -89,18 +36,56 @@ def keep(up: Vector, surface: Surface, *, confidence: Confidence, agreement: flo
         agreement: share of the previous surface along or across it.
     """
     if len(surface) < _MIN_SAMPLES:
-        return Kept(up)
+        return up
     if confidence == "guess":
         return None
     found = refined(up, surface.normals)
-    correction = angle_between(found, up)
-    along = np.abs(surface.normals @ found)
-    tolerance = math.radians(10.0)
-    found_agreement = float(((along > math.cos(tolerance)) | (along < math.sin(tolerance))).mean())
     least = max(_MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT * agreement)
-    if correction > _MAX_TURN or found_agreement < least:
-        return None
-    return Kept(found)
+    is_contradicted = angle_between(found, up) > _MAX_TURN or agreement_with(found, surface.normals) < least
+    return None if is_contradicted else found
+
+
+def smoothed_up(before: Vector, now: Vector) -> Vector:
+    """The vertical: the new one if the camera was rotated, otherwise one in between."""
+    return now if angle_between(now, before) > _STANDS_STILL else _between(before, now)
+
+
+def smoothed_floor(before: Floor, now: Floor, surface: Surface, up: Vector) -> Floor:
+    """The floor: the new one, smoothed, if both agree; the old one if none is seen and nothing lies below it."""
+    if now.confidence == "sure" and not now.is_seen:
+        return now  # told
+    if now.is_seen:
+        off = now.below - before.below
+        if before.is_seen and abs(off) <= _SAME_FLOOR:
+            return dataclasses.replace(now, below=before.below + _SHARE_OF_NEW * off)
+        return now
+    if len(surface) == 0:
+        return dataclasses.replace(before, reason=_kept_reason(before))
+    heights = surface.points @ up
+    is_contradicted = (heights < -before.below - _BELOW).mean() > _MAX_SHARE_BELOW
+    if is_contradicted:
+        return now
+    return dataclasses.replace(before, reason=_kept_reason(before))
+
+
+def smoothed_heading(before: Heading, now: Heading, up: Vector) -> Heading:
+    """The room axis that was the world's Y before, smoothed; a new one if the camera was rotated too far."""
+    old = before.forward - (before.forward @ up) * up
+    old /= np.linalg.norm(old)
+    if not now.is_room_axis:
+        return dataclasses.replace(before, forward=old) if before.is_room_axis else now
+    right = np.cross(now.forward, up)
+    axes = [now.forward, right, -now.forward, -right]
+    nearest = max(axes, key=lambda axis: float(axis @ old))
+    off = angle_between(nearest, old)
+    ahead = np.array([0.0, 0.0, 1.0])
+    if not before.is_room_axis or off > _MAX_TURN or nearest @ ahead < 0.5 * math.sqrt(1 - (up @ ahead) ** 2):
+        return now
+    forward = nearest if off > _STANDS_STILL else _between(old, nearest)
+    forward = forward - (forward @ up) * up
+    forward /= np.linalg.norm(forward)
+    turn = now.turn + math.degrees(math.atan2(float(np.cross(forward, now.forward) @ up), float(forward @ now.forward)))
+    return dataclasses.replace(now, forward=forward, turn=turn)
 
 
 def _kept_reason(floor: Floor) -> str:

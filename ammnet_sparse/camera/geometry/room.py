@@ -1,4 +1,7 @@
-"""Where the floor is: the lowest large level surface below the camera, or an assumption where none is seen."""
+"""The room around the camera: its floor, the direction of its walls, and the pose of the camera in it.
+
+The floor is the lowest large level surface below the camera, or an assumption where none is seen.
+"""
 
 import dataclasses
 import math
@@ -6,8 +9,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ammnet_sparse.camera.geometry.gravity import Confidence, angle_between
-from ammnet_sparse.camera.geometry.surface import Surface, pixel_rays
+from ammnet_sparse.camera.geometry.surface import CAMERA_UP, Confidence, Surface, Vector, angle_between, pixel_rays
 from ammnet_sparse.data.volumes.camera import Camera
 
 ASSUMED_CAMERA_HEIGHT = 1.36
@@ -37,6 +39,11 @@ _PLANE_AREA, _PLANE_WIDTH = 0.8, 0.7
 """Square meters, and meters across its narrower direction, of floor that correct the vertical."""
 _MAX_CORRECTION = 5.0
 """Degrees."""
+_AXIS_TOLERANCES = (5.0, 4.0, 3.0)
+"""Degrees within which a wall lies along an axis of the room, round by round of its refinement."""
+_MIN_ROOM_SHARE = 0.35
+"""Of the upright surface that must lie along the room's axes. By chance it would be 0.11."""
+_MIN_WALL_SAMPLES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +51,36 @@ class Floor:
     """The floor below the camera.
 
     Attributes:
-        camera_height: meters of the camera above it.
+        below: meters that it is below the camera.
         is_seen: found in the depth; otherwise assumed.
         area: square meters seen of it, 0 where it is assumed.
         confidence: sure, likely or guess.
         reason: what speaks for it, for people.
     """
 
-    camera_height: float
+    below: float
     is_seen: bool
     area: float
     confidence: Confidence
     reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Heading:
+    """The horizontal direction that becomes the world's Y.
+
+    Attributes:
+        forward: [3] float64 of length 1, across ``up``.
+        is_room_axis: an axis of the room, at most 45 degrees from the camera's direction, as in the published data;
+            otherwise the camera's direction itself.
+        room_share: share of the upright surface that lies along the room's axes.
+        turn: degrees from the camera's direction to ``forward``, to the right positive.
+    """
+
+    forward: Vector
+    is_room_axis: bool
+    room_share: float
+    turn: float
 
 
 def find_floor(surface: Surface, up: ArrayLike) -> Floor:
@@ -91,7 +116,7 @@ def find_floor(surface: Surface, up: ArrayLike) -> Floor:
 
 
 def level_to_floor(
-    depth: NDArray[np.floating], up: ArrayLike, *, camera: Camera, camera_height: float, may_tilt: bool = True
+    depth: NDArray[np.floating], up: ArrayLike, *, camera: Camera, below: float, may_tilt: bool = True
 ) -> tuple[NDArray[np.float64], float]:
     """The vertical and the camera's height corrected by a plane through every pixel of the floor.
 
@@ -103,7 +128,7 @@ def level_to_floor(
         depth: [rows, columns] float, meters, 0 where missing.
         up: [3] the vertical in camera coordinates, as found before.
         camera: intrinsics of the depth image.
-        camera_height: meters above the floor, as found before.
+        below: meters that the floor is below the camera, as found before.
         may_tilt: False keeps ``up``.
 
     Returns:
@@ -112,14 +137,14 @@ def level_to_floor(
     up = np.asarray(up, dtype=np.float64)
     x, y = pixel_rays(depth.shape, camera)  # type: ignore[arg-type]
     z = depth.astype(np.float64)
-    normal, height = up, camera_height
+    normal, height = up, below
     for thickness in (0.06, 0.04, 0.03):
         # Along a ray of slope s a plane at height -h is met at depth h / s: one height image serves every round.
         slope = normal[0] * x[None] + normal[1] * y[:, None] + normal[2]
         is_floor = (depth > 0) & (np.abs(slope * z + height) < thickness * np.maximum(1.0, z / 2.5))
         rows, columns = np.nonzero(is_floor)
         if len(rows) < 500:
-            return up, camera_height
+            return up, below
         points = np.stack([x[columns], y[rows], np.ones(len(rows))], axis=1) * z[rows, columns][:, None]
         # Errors of depth grow with its square, so inverse depth is what is fitted: (a, b, c) . (x, y, 1) = 1 / z.
         rays = points / points[:, 2:]
@@ -132,6 +157,42 @@ def level_to_floor(
             return up, float(-np.median(points @ up))
         normal, height = fitted, 1.0 / length
     return normal, height
+
+
+def find_heading(surface: Surface, up: ArrayLike) -> Heading:
+    """The room axis nearest to the camera's horizontal direction; that direction itself where walls do not say.
+
+    The published frames are turned so: in all 795 NYU training frames the camera's direction is within 47 degrees of
+    the world's Y, evenly spread, and the walls lie along X and Y.
+    """
+    up = np.asarray(up, dtype=np.float64)
+    forward = _horizontal_forward(up)
+    right = np.cross(forward, up)
+    upright = surface.select(np.abs(surface.normals @ up) < math.sin(math.radians(12.0)))
+    turn, share = _room_axis(upright, forward, right) if len(upright) >= _MIN_WALL_SAMPLES else (0.0, 0.0)
+    if share < _MIN_ROOM_SHARE:
+        return Heading(forward, False, share, 0.0)
+    axis = math.cos(turn) * forward + math.sin(turn) * right
+    return Heading(axis, True, share, math.degrees(turn))
+
+
+def world_pose(up: ArrayLike, *, forward: ArrayLike, height: float) -> NDArray[np.float64]:
+    """Camera-to-world [4, 4] of the project's world: Z up, floor at 0, camera at X = Y = 0.
+
+    Args:
+        up: [3] the vertical in camera coordinates.
+        forward: [3] the world's Y in camera coordinates; what it has along ``up`` is taken out.
+        height: meters of the camera above the floor.
+    """
+    z = np.asarray(up, dtype=np.float64)
+    z = z / np.linalg.norm(z)
+    y = np.asarray(forward, dtype=np.float64)
+    y = y - (y @ z) * z
+    y /= np.linalg.norm(y)
+    pose = np.eye(4)
+    pose[:3, :3] = np.cross(y, z), y, z
+    pose[2, 3] = height
+    return pose
 
 
 def _lowest_level(
@@ -177,3 +238,31 @@ def _assumed(heights: NDArray[np.float64], reason: str) -> Floor:
     lowest = -float(np.percentile(heights, 1)) if len(heights) else 0.0
     height = max(ASSUMED_CAMERA_HEIGHT, lowest)
     return Floor(height, False, 0.0, "guess", f"{reason}; assumed {height:.2f} m below the camera")
+
+
+def _horizontal_forward(up: Vector) -> Vector:
+    """The camera's direction without what it has along ``up``; the image's upward direction where it looks down."""
+    ahead = np.array([0.0, 0.0, 1.0])
+    if abs(ahead @ up) > math.cos(math.radians(20.0)):
+        ahead = CAMERA_UP * -np.sign(ahead @ up)
+    forward = ahead - (ahead @ up) * up
+    return np.asarray(forward / np.linalg.norm(forward), dtype=np.float64)
+
+
+def _room_axis(upright: Surface, forward: Vector, right: Vector) -> tuple[float, float]:
+    """Radians from ``forward`` to the right of the room axis that is at most 45 degrees off, and the share along it.
+
+    Surfaces count by their area: something turned, near the camera, fills more of the picture than the walls.
+    """
+    degrees = np.degrees(np.arctan2(upright.normals @ right, upright.normals @ forward)) % 90.0
+    area = np.bincount(np.minimum(degrees.astype(np.int64), 89), weights=upright.areas, minlength=90)
+    smooth = sum(np.roll(area, shift) for shift in range(-2, 3))
+    turn = float(np.argmax(smooth)) + 0.5
+    for tolerance in _AXIS_TOLERANCES:
+        off = (degrees - turn + 45.0) % 90.0 - 45.0
+        is_along = np.abs(off) < tolerance
+        turn += float(np.average(off[is_along], weights=upright.areas[is_along])) if is_along.any() else 0.0
+    is_along = np.abs((degrees - turn + 45.0) % 90.0 - 45.0) < _AXIS_TOLERANCES[0]
+    share = float(upright.areas[is_along].sum() / upright.areas.sum())
+    turn = (turn + 45.0) % 90.0 - 45.0
+    return math.radians(turn), share
