@@ -9,6 +9,7 @@ import yaml
 from plyfile import PlyData
 
 from ammnet_sparse.cli import data_check, data_pack, evaluate, predict, report, train
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.set_info import NYU, SetInfo
@@ -16,6 +17,8 @@ from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_frame
+from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.files import read_weights, set_info_in
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.pictures.test_page import read_data
 
@@ -113,6 +116,14 @@ def test_a_network_of_other_classes_is_refused(root: Path, run: Path, capsys: py
     keys = [f"data.root={root}", "model.grid_shape=[24,12,24]", "model.inputs=tsdf", "training.batch_size=2"]
     assert train.main(["--device", "cpu", "--output", str(run.parent / "other"), *keys]) == 2
     assert "model.num_classes" in capsys.readouterr().err
+
+
+def test_weights_know_the_set_that_they_were_trained_on(root: Path, run: Path) -> None:
+    _, config, metadata = read_weights(run / "best.safetensors")
+    assert set_info_in(metadata, config) == FrameFolder(root).info
+    with pytest.raises(WeightsError, match="set_info"):
+        set_info_in(metadata, ModelConfig())
+    assert set_info_in({}, ModelConfig()) == NYU
 
 
 def test_labels_are_checked_against_the_set(root: Path, tmp_path: Path) -> None:
