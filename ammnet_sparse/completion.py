@@ -25,7 +25,7 @@ from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.evaluation.selection import check_grid, check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.weights.files import UNOBSERVED, data_section
+from ammnet_sparse.models.weights.files import UNOBSERVED, data_section, set_info_in
 from ammnet_sparse.models.weights.loading import load_model
 from ammnet_sparse.pictures.outputs import CompletedScene
 
@@ -55,8 +55,9 @@ class SceneCompleter:
         self.settings = CameraSettings(**camera)
         self.keeps_camera = keeps_camera
         self.model: AMMNet = load_model(weights, device=device)
-        check_grid(self.model.config)
         metadata = self.model.metadata
+        self.info = set_info_in(metadata, self.model.config)
+        check_grid(self.model.config, self.info)
         self.settings = dataclasses.replace(
             self.settings,
             tsdf_is_flipped=data_section(metadata).get("dataset") == "nyucad",
@@ -117,6 +118,7 @@ class SceneCompleter:
         images = dataclasses.replace(images, notes=(*unread, *images.notes))
         times.append(time.perf_counter())
         frame = make_frame(images, self.settings, name=stored.name, previous=self._previous)
+        frame = dataclasses.replace(frame, info=self.info)
         self._previous = frame.placement if self.keeps_camera else None
         times.append(time.perf_counter())
         labels, logits = self._predict(frame)

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_viewer:
         from ammnet_sparse.live.viewer import LiveViewer
 
-        viewer = LiveViewer(host=options.host, port=options.port)
+        viewer = LiveViewer(host=options.host, port=options.port, info=completer.info)
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
     try:

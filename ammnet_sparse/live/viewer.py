@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import CLASS_NAMES, EMPTY_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import EMPTY_LABEL
+from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.errors import DataError, reason
-from ammnet_sparse.pictures.comparison import class_colors
 from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.ply import voxel_surface
 
@@ -24,12 +24,14 @@ class LiveViewer:
     Args:
         host: address to listen at; 127.0.0.1 can only be reached from this machine.
         port: of the page; if it is in use, the next free one.
+        info: the set that the network was trained on, which names the classes.
 
     Raises:
         DataError: viser is not installed, or nothing can listen at that address.
     """
 
-    def __init__(self, *, host: str = LOCAL_HOST, port: int = 8080) -> None:
+    def __init__(self, *, host: str = LOCAL_HOST, port: int = 8080, info: SetInfo = NYU) -> None:
+        self.info = info
         viser = _viser()
         _check_address(host, port)
         self.server: Any = viser.ViserServer(host=host, port=port, label="AMMNet-sparse", verbose=False)
@@ -40,9 +42,9 @@ class LiveViewer:
         self.meshes: dict[int, Any] = {}
         self.boxes: dict[int, Any] = {}
         with self.server.gui.add_folder("Classes"):
-            for label, name in enumerate(CLASS_NAMES):
+            for label, name in enumerate(info.class_names):
                 if label != EMPTY_LABEL:
-                    self.boxes[label] = self.server.gui.add_checkbox(name, initial_value=label != 1)
+                    self.boxes[label] = self.server.gui.add_checkbox(name, initial_value=label != info.ceiling)
                     self.boxes[label].on_update(lambda _, label=label: self._toggle(label))
             self.everything = self.server.gui.add_checkbox("doubtful voxels too", initial_value=False)
         self.everything.on_update(lambda _: self._draw())
@@ -92,7 +94,7 @@ class LiveViewer:
         if not self.everything.value:
             drawn &= scene.reliable_mask
         corners, classes, faces = voxel_surface(scene.labels, drawn)
-        vertices = scene.origin + VOXEL_SIZE * corners[:, [0, 2, 1]]
+        vertices = scene.origin + self.info.voxel_size * corners[:, [0, 2, 1]]
         triangles = np.concatenate([faces[:, [0, 1, 2]], faces[:, [0, 2, 3]]])
         of_class = classes[triangles[:, 0]] if len(triangles) else np.zeros(0, dtype=np.uint8)
         with self.server.atomic():
@@ -100,12 +102,12 @@ class LiveViewer:
                 self.meshes.pop(label).remove()
             for label in np.unique(of_class).tolist():
                 used, index = np.unique(triangles[of_class == label], return_inverse=True)
-                red, green, blue = class_colors(np.array([label], dtype=np.uint8))[0].tolist()
+                name = self.info.class_names[label]
                 self.meshes[label] = self.server.scene.add_mesh_simple(
-                    f"/scene/{CLASS_NAMES[label]}",
+                    f"/scene/{name}",
                     vertices[used].astype(np.float32),
                     index.reshape(-1, 3).astype(np.uint32),
-                    color=(red, green, blue),
+                    color=self.info.classes[name],
                     flat_shading=True,
                     visible=self.boxes[label].value,
                 )
