@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
+from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames, is_image_file
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.poses import natural_order
 from ammnet_sparse.camera.files.stored import StoredImages, read_stored
 from ammnet_sparse.files.errors import DataError
 
@@ -110,7 +111,8 @@ class FolderSource:
         new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
         there = {paths.name for paths, _ in new}
         self._unreadable = {name: value for name, value in self._unreadable.items() if name in there}
-        for paths, state in sorted(new, key=lambda found: (found[1].written_at, found[0].name), reverse=True):
+        by_time = sorted(new, key=lambda found: (found[1].written_at, natural_order(found[0].name)), reverse=True)
+        for paths, state in by_time:
             try:
                 frame = read_stored(paths)
             except (DataError, OSError, ValueError) as error:
@@ -153,7 +155,7 @@ class FolderSource:
                 )
                 return frames
             places = {place for place in (color, depth, label_map) if place is not None}
-            is_empty = not any(file.is_file() for place in places if place.is_dir() for file in place.iterdir())
+            is_empty = not any(is_image_file(file) for place in places if place.is_dir() for file in place.iterdir())
             # An empty folder is waited for. What an error says may change with every file that arrives.
             self._say_lasting({} if is_empty else {"no frame": str(error)})
         else:

@@ -1,14 +1,17 @@
 """Poses and trajectories, and which files of folders make a frame."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.files.frame_files import find_frames
+from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
 from ammnet_sparse.camera.files.poses import Pose, associate, read_trajectory, time_stamp
+from ammnet_sparse.camera.files.stored import read_pose as pose_of_frame
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.files.errors import DataError
 
@@ -218,6 +221,90 @@ def test_what_lacks_is_blamed(tmp_path: Path) -> None:
         find_frames(rgb, empty)
 
 
+def moved(place: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = place
+    return pose
+
+
+def places_of(frames: list[FrameFiles]) -> dict[str, float]:
+    """x of the pose of every frame, by its name."""
+    return {frame.name: float(pose_of_frame(frame, frame.pose)[0][0, 3]) for frame in frames if frame.pose}
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2", "9", "10", "11"), ("f9_a", "f10_a", "f100_a")])
+@pytest.mark.parametrize("is_log", [False, True])
+def test_frames_are_in_natural_order(tmp_path: Path, names: tuple[str, ...], is_log: bool) -> None:
+    """A trajectory without time stamps belongs to the frames as people count them."""
+    depth = touch(tmp_path / "depth", *(f"{name}.png" for name in names))
+    poses = [moved(int(re.sub(r"\D", "", name))) for name in names]
+    path = tmp_path / "poses.txt"
+    if is_log:  # its numbers count, not its order
+        blocks = [f"{int(pose[0, 3])} 0 0\n" + "\n".join(" ".join(map(str, row)) for row in pose) for pose in poses]
+        path.write_text("\n".join(reversed(blocks)), encoding="utf-8")
+    else:
+        path.write_text("\n".join(" ".join(map(str, pose[:3].ravel())) for pose in poses), encoding="utf-8")
+    frames, _ = find_frames(None, depth, pose=path)
+    assert [frame.name for frame in frames] == list(names)
+    assert places_of(frames) == {name: pose[0, 3] for name, pose in zip(names, poses, strict=True)}
+
+
+def test_numbers_of_a_log_name_frames(tmp_path: Path) -> None:
+    """A gap in the frames moves none; frames that count from 1 have the poses from 0 on."""
+    path = tmp_path / "poses.log"
+    path.write_text(
+        "\n".join(f"{n} {n} {n + 1}\n" + "\n".join(" ".join(map(str, row)) for row in moved(n)) for n in range(4)),
+        encoding="utf-8",
+    )
+    holey = touch(tmp_path / "holey", "0.png", "3.png")
+    assert places_of(find_frames(None, holey, pose=path)[0]) == {"0": 0.0, "3": 3.0}
+    from_one = touch(tmp_path / "one", *(f"{n:03d}.png" for n in range(1, 5)))
+    assert list(places_of(find_frames(None, from_one, pose=path)[0]).values()) == [0.0, 1.0, 2.0, 3.0]
+    other = touch(tmp_path / "other", "1.png", "7.png")
+    with pytest.raises(DataError, match="frame 7"):
+        places_of(find_frames(None, other, pose=path)[0])
+
+
+@pytest.mark.parametrize("form", ["with ending", "without", "no names", "list", "key"])
+def test_json_trajectories(tmp_path: Path, form: str) -> None:
+    depth = touch(tmp_path / "depth", "2.png", "10.png")
+    two, ten = moved(2).tolist(), moved(10).tolist()
+    document = {
+        "with ending": {
+            "frames": [{"file_path": f"./rgb/{n}.png", "transform_matrix": p} for n, p in ((10, ten), (2, two))]
+        },
+        "without": {"frames": [{"file_path": f"rgb/{n}", "transform_matrix": p} for n, p in ((10, ten), (2, two))]},
+        "no names": {"frames": [{"transform_matrix": pose} for pose in (two, ten)]},
+        "list": [two[:3], ten[:3]],
+        "key": {"camera_to_world": [moved(n).ravel().tolist() for n in (2, 10)]},
+    }[form]
+    (tmp_path / "transforms.json").write_text(json.dumps(document), encoding="utf-8")
+    assert places_of(find_frames(None, depth, pose=tmp_path)[0]) == {"2": 2.0, "10": 10.0}
+
+
+def test_json_of_one_pose(tmp_path: Path) -> None:
+    path = tmp_path / "pose.json"
+    for document, convention in (
+        (moved(3).tolist(), None),
+        (moved(3).ravel().tolist(), None),
+        ({"c2w": moved(3)[:3].tolist()}, None),
+        ({"cameraPoseARFrame": moved(3).ravel().tolist(), "intrinsics": [1, 2]}, "opengl"),
+    ):
+        path.write_text(json.dumps(document), encoding="utf-8")
+        np.testing.assert_array_equal(read_pose(path), moved(3))
+        assert read_trajectory(path).convention == convention
+    for wrong in ("{", '{"fx": 3}', "[1, 2, 3]", '{"frames": [{}]}', '{"pose": "x"}', "[]"):
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(DataError, match=r"pose\.json"):
+            read_pose(path)
+
+
+def test_files_of_systems_are_no_frames(tmp_path: Path) -> None:
+    names = ("0001.png", "._0001.png", "._0002.png", ".tmp_0003.png", "Thumbs.db", "desktop.ini", ".DS_Store")
+    frames, unmatched = find_frames(touch(tmp_path / "color", *names), touch(tmp_path / "depth", *names))
+    assert [frame.name for frame in frames] == ["0001"] and not unmatched
+
+
 @pytest.mark.parametrize("given", ["folders", "lists", "files of lists"])
 def test_tum_folders(tmp_path: Path, given: str) -> None:
     """Color and depth have time stamps of their own; the trajectory has others again."""
@@ -241,8 +328,7 @@ def test_tum_folders(tmp_path: Path, given: str) -> None:
         ("1305031102.211214.png", "1305031102.226738.png"),
     ]
     assert len(unmatched) == 2 and "1305031109.000000.png: has no partner: no depth image" in unmatched[1]
-    found = [read_trajectory(f.pose).pose_of(f.time, index=f.index, count=f.count)[0, 3] for f in frames if f.pose]
-    assert found == [1.0, 2.0]
+    assert list(places_of(frames).values()) == [1.0, 2.0]
 
 
 def test_color_and_depth_of_one_name_are_told_apart_by_their_types(tmp_path: Path) -> None:

@@ -2,17 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ammnet_sparse.camera.files.poses import associate, time_stamp
+from ammnet_sparse.camera.files.poses import associate, natural_order, time_stamp
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated
 
 _TYPES: Mapping[str, Sequence[str]] = {
     "color": (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"),
     "depth": (".png", ".tif", ".tiff", ".pgm", ".exr", ".npy", ".npz"),
-    "pose": (".txt", ".npy"),
+    "pose": (".txt", ".npy", ".json"),
     "label_map": (".png", ".tif", ".tiff", ".bmp", ".npy", ".npz"),
 }
 _WORDS = {
@@ -23,8 +23,11 @@ _WORDS = {
 }
 """Words in file names that say what a file is; frames are matched by what is left of their names."""
 KIND_NAMES = {"color": "color image", "depth": "depth image", "pose": "pose", "label_map": "label map"}
-_LISTS = {"color": "rgb.txt", "depth": "depth.txt", "pose": "groundtruth.txt"}
-"""TUM's lists of files, or of poses, by time stamp."""
+_LISTS = {"color": "rgb.txt", "depth": "depth.txt"}
+"""TUM's lists of files by time stamp."""
+_TRAJECTORIES = ("groundtruth.txt", "transforms.json")
+"""Names of the files of all poses in a folder: TUM's, nerfstudio's."""
+_INDEX_FILES = ("thumbs.db", "desktop.ini")
 _PUBLISHED = re.compile(r"(NYU\d{4})_0000", re.ASCII)
 
 Files = dict[str, Path]
@@ -39,7 +42,9 @@ class FrameFiles:
         color: None where the depth image is all there is.
         pose: a file of one pose, or of a trajectory, which ``time`` or ``index`` then looks up.
         time: seconds, where the file names are time stamps.
-        index, count: the frame's place among all frames found.
+        index: the frame's place among all frames found, which are in natural order: 2 before 10.
+        count: how many they are.
+        numbers: the numbers in the names of all of them, if each has exactly one.
     """
 
     name: str
@@ -50,6 +55,7 @@ class FrameFiles:
     time: float | None = None
     index: int = 0
     count: int = 1
+    numbers: tuple[int, ...] | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -80,7 +86,8 @@ def find_frames(
             frame is left out, with a message.
 
     Returns:
-        The frames by name, and a message for each file in these folders that lacks a partner.
+        The frames in natural order of their names, or by time, and a message for each file in these folders that lacks
+        a partner.
 
     Raises:
         DataError: a missing file or folder, a file beside a folder, two files of one frame, or no frame at all.
@@ -90,8 +97,8 @@ def find_frames(
     is_list = depth.suffix.lower() == ".txt" and (color is None or color.suffix.lower() == ".txt")
     if depth.is_file() and not is_list:
         return [_single(color, depth, pose, label_map)], []
-    if pose is not None and (pose / _LISTS["pose"]).is_file():
-        given["pose"] = pose / _LISTS["pose"]
+    if pose is not None:
+        given["pose"] = next((pose / name for name in _TRAJECTORIES if (pose / name).is_file()), pose)
     folders = {
         kind: path
         for kind, path in given.items()
@@ -101,6 +108,8 @@ def find_frames(
     found = {}
     for kind, folder in folders.items():
         gives_way = _TYPES["depth"] if kind == "color" and folder == folders["depth"] else ()
+        if kind == "pose":
+            gives_way = (".json",)  # annotations come as json, too
         found[kind] = _files_of(folder, kind, preferably_not=gives_way, doubles=doubles)
     if doubles and not leaves_out_doubles:
         raise DataError(doubles[0])
@@ -109,9 +118,12 @@ def find_frames(
         # A name without a word for its kind matches both; one file is never both images of a frame.
         files["color"] = {key: path for key, path in files["color"].items() if files["depth"].get(key) != path}
     _check_kinds(files, folders)
-    complete = sorted(set.intersection(*(set(kind) for kind in files.values())))
+    complete = sorted(set.intersection(*(set(kind) for kind in files.values())), key=natural_order)
     if not complete:
         raise _no_frame(files, folders)
+    if all(time_stamp(key) is not None for key in complete):
+        complete.sort(key=lambda key: time_stamp(key) or 0.0)
+    numbers = _by_number(complete)
     frames = [
         FrameFiles(
             key or (color or depth).resolve().name,
@@ -119,10 +131,16 @@ def find_frames(
             time=time_stamp(key),
             index=index,
             count=len(complete),
+            numbers=None if numbers is None else tuple(numbers),
         )
         for index, key in enumerate(complete)
     ]
-    return frames, sorted([*doubles, *_unmatched(files, folders)])
+    return frames, sorted([*doubles, *_unmatched(files, folders)], key=natural_order)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether it is a file, and none that systems and programs put beside images: hidden (``._0001.png``), an index."""
+    return path.is_file() and not path.name.startswith(".") and path.name.lower() not in _INDEX_FILES
 
 
 def _check_paths(given: Mapping[str, Path | None]) -> None:
@@ -164,9 +182,9 @@ def _files_of(folder: Path, kind: str, *, preferably_not: Sequence[str], doubles
     found: Files = {}
     left_out: set[str] = set()
     others = "|".join(word for other, word in _WORDS.items() if other != kind)
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: natural_order(path.name)):
         is_other = _has_word(path, others) and not _has_word(path, _WORDS[kind])
-        if is_other or path.suffix.lower() not in _TYPES[kind] or not path.is_file():
+        if is_other or path.suffix.lower() not in _TYPES[kind] or not is_image_file(path):
             continue
         key = _key(path, kind)
         if key in found and _has_word(path, _WORDS[kind]) != _has_word(found[key], _WORDS[kind]):
@@ -224,10 +242,10 @@ def _matched(files: dict[str, Files]) -> dict[str, Files]:
     return files
 
 
-def _by_number(files: Files) -> dict[int, str] | None:
+def _by_number(keys: Iterable[str]) -> dict[int, str] | None:
     """Keys by the only number in each; None where one has none or several, or two have the same."""
     numbers: dict[int, str] = {}
-    for key in files:
+    for key in keys:
         found = re.findall(r"\d+", key)
         if len(found) != 1 or int(found[0]) in numbers:
             return None
@@ -250,19 +268,23 @@ def _no_frame(files: Mapping[str, Files], folders: Mapping[str, Path]) -> DataEr
     if not common:
         return DataError(
             f"{folders['color']} and {folders['depth']}: expected frames whose files share a name, found "
-            f"color images {abbreviated(sorted(files['color']), 3)} and depth images "
-            f"{abbreviated(sorted(files['depth']), 3)} with no match; rename the files"
+            f"color images {_first_of(files['color'])} and depth images "
+            f"{_first_of(files['depth'])} with no match; rename the files"
         )
     for kind in ("label_map", "pose"):
         if kind in files and not common & set(files[kind]):
             return DataError(
-                f"{folders[kind]}: expected {KIND_NAMES[kind]}s of the frames {abbreviated(sorted(common), 3)}, found "
-                f"{abbreviated(sorted(files[kind]), 3)} with no match; rename them, or give one file for all frames"
+                f"{folders[kind]}: expected {KIND_NAMES[kind]}s of the frames {_first_of(common)}, found "
+                f"{_first_of(files[kind])} with no match; rename them, or give one file for all frames"
             )
         common &= set(files.get(kind, common))
     return DataError(
         f"{folders['depth']}: expected frames with all of {', '.join(KIND_NAMES[kind] for kind in files)}, found none"
     )
+
+
+def _first_of(keys: Iterable[str]) -> str:
+    return abbreviated(sorted(keys, key=natural_order), 3)
 
 
 def _unmatched(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[str]:
@@ -274,7 +296,7 @@ def _unmatched(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[
             if lacking and (kind == "color" or "color" in lacking or "color" not in files):
                 names = " and ".join(f"no {KIND_NAMES[other]} of that name in {folders[other]}" for other in lacking)
                 messages.append(f"{path}: has no partner: {names}")
-    return sorted(messages)
+    return messages
 
 
 def _has_word(path: Path, words: str) -> bool:

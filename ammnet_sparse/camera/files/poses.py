@@ -1,29 +1,40 @@
 """Poses of a user's camera: matrices, quaternions, and trajectory files of many frames.
 
-A pose maps camera coordinates (x right, y down, z forward, meters) to those of some world.
+A pose maps camera coordinates (meters) to those of some world. The camera's axes are x right, y down, z forward
+(OpenCV's), or x right, y up, z back (OpenGL's, also ARKit's, nerfstudio's and Blender's).
 """
 
 import bisect
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.files.arrays import read_array
 from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.errors import DataError, abbreviated, reason
 
 Pose = NDArray[np.float64]
+PoseConvention = Literal["opencv", "opengl"]
+"""The camera's axes: x right, y down, z forward; or x right, y up, z back."""
+POSE_CONVENTIONS: tuple[PoseConvention, ...] = ("opencv", "opengl")
 
+_IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".exr", ".npy", ".JPG", ".PNG")
 MAX_TIME_DIFFERENCE = 0.02
 """Largest difference in seconds between two files of a frame, or a frame and its pose, as in TUM's association."""
 _WHAT = "a 4x4 camera-to-world matrix"
 _EXPECTED = f"{_WHAT}, or tx ty tz qx qy qz qw"
 _MOST_BYTES = 64 << 20
 _ROTATION_TOLERANCE = 0.02
+_MATRIX_KEYS = ("transform_matrix", "camera_to_world", "cam2world", "c2w", "pose", "cameraPoseARFrame", "matrix")
+"""Keys of a camera-to-world matrix in JSON: nerfstudio's and NeRF's, and of apps of phones."""
+_OPENGL_KEYS = ("transform_matrix", "cameraPoseARFrame")
+"""Of those the ones whose cameras have y up and z back, as their formats say."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,25 +45,43 @@ class Trajectory:
         path: of the file.
         poses: [4, 4] each, in the order of the file; not checked yet, so that one bad pose does not affect the others.
         times: seconds, ascending, one per pose; None if the file has no time stamps.
+        numbers: of the frames, ascending, one per pose, as a ``.log`` or names like ``frame_00001.png`` say them.
+        names: of the frames' images, without folder and ending.
+        convention: of the cameras' axes, where the file's format has one.
     """
 
     path: Path
     poses: tuple[Pose, ...]
-    times: tuple[float, ...] | None
+    times: tuple[float, ...] | None = None
+    numbers: tuple[int, ...] | None = None
+    names: tuple[str, ...] | None = None
+    convention: PoseConvention | None = None
 
-    def pose_of(self, time: float | None, *, index: int | None = None, count: int = 1) -> Pose:
+    def pose_of(
+        self,
+        time: float | None,
+        *,
+        names: Sequence[str] = (),
+        index: int | None = None,
+        count: int = 1,
+        numbers: Sequence[int] | None = None,
+    ) -> Pose:
         """The pose of a frame.
 
         Args:
             time: the frame's time stamp in seconds, if it has one.
-            index, count: place among all frames; a file without time stamps and with as many poses as there are
-                frames is read in order.
+            names: of the frame and its files, without endings.
+            index, count: place among all frames; a file that names neither times nor frames and with as many poses as
+                there are frames is read in order.
+            numbers: of all frames.
 
         Raises:
-            DataError: no pose at that time, or poses that cannot be assigned to frames.
+            DataError: no pose of that time, name or number, or poses that cannot be assigned to frames.
         """
         if len(self.poses) == 1:
             return checked(self.poses[0], self.path)
+        if self.names is not None and (found := [name for name in names if name in self.names]):
+            return checked(self.poses[self.names.index(found[0])], self.path)
         if self.times is not None and time is not None:
             after = bisect.bisect_left(self.times, time)
             nearest = min(
@@ -65,6 +94,19 @@ class Trajectory:
                     f"{self.times[nearest]:.4f}; leave the frame out, or give its pose in a file of its own"
                 )
             return checked(self.poses[nearest], self.path)
+        if (
+            index is not None
+            and self.numbers is not None
+            and numbers is not None
+            # Frames may count from 1 and poses from 0, but only where neither has a gap.
+            and not (len(numbers) == len(self.numbers) and _has_no_gap(numbers) and _has_no_gap(self.numbers))
+        ):
+            if numbers[index] not in self.numbers:
+                raise DataError(
+                    f"{self.path}: expected a pose of frame {numbers[index]}, found those of "
+                    f"{abbreviated([str(number) for number in self.numbers], 5)}; leave the frame out"
+                )
+            return checked(self.poses[self.numbers.index(numbers[index])], self.path)
         if index is not None and count == len(self.poses):
             return checked(self.poses[index], self.path)
         stamps = "without time stamps" if self.times is None else "with time stamps, which the frame's name lacks"
@@ -84,15 +126,18 @@ def read_pose(path: Path) -> Pose:
 
 
 def read_trajectory(path: Path) -> Trajectory:
-    """The poses of a text file, with comments behind ``#``, or of an npy array.
+    """The poses of a text file, with comments behind ``#``, of an npy array, or of JSON.
 
     Either one 3x4 or 4x4 matrix (any line breaks); or one pose per line: ``tx ty tz qx qy qz qw`` with or without a
-    time stamp before it (TUM), or the 12 or 16 numbers of a matrix (KITTI); or a line of three whole numbers before
-    every 4x4 matrix (Redwood).
+    time stamp before it (TUM), or the 12 or 16 numbers of a matrix (KITTI); or a line of three whole numbers, the first
+    of which is the frame's, before every 4x4 matrix (Redwood). In JSON: one matrix or a list of them, as rows or as 12
+    or 16 numbers, alone or as one of ``_MATRIX_KEYS``; or ``frames`` with ``file_path`` and such a key (nerfstudio).
 
     Raises:
         DataError: unreadable, or none of these.
     """
+    if path.suffix.lower() == ".json":
+        return _of_json(path)
     if path.suffix.lower() == ".npy":
         array = read_array(path, what=_WHAT, most_values=1 << 24).astype(np.float64)
         if array.ndim >= 2 and array.shape[-2:] in ((4, 4), (3, 4)):
@@ -105,7 +150,11 @@ def read_trajectory(path: Path) -> Trajectory:
     if lengths <= {3, 4} and lengths != {3} and len(lines) % 5 == 0 and all(len(line) == 3 for line in lines[::5]):
         blocks = [np.array(lines[start + 1 : start + 5]) for start in range(0, len(lines), 5)]
         if all(block.shape == (4, 4) for block in blocks):
-            return Trajectory(path, tuple(blocks), None)
+            order = np.argsort([line[0] for line in lines[::5]], kind="stable")
+            numbers_of_frames = tuple(int(lines[5 * place][0]) for place in order)
+            is_numbered = len(set(numbers_of_frames)) == len(blocks)
+            poses = tuple(blocks[place] for place in order)
+            return Trajectory(path, poses, numbers=numbers_of_frames if is_numbered else None)
     if lengths in ({7}, {8}):
         return _of_quaternions(path, np.array(lines))
     if len(numbers) in (12, 16):
@@ -114,6 +163,60 @@ def read_trajectory(path: Path) -> Trajectory:
         return Trajectory(path, tuple(matrix_of_rows(np.array(line).reshape(-1, 4)) for line in lines), None)
     found = f"lines of {sorted(lengths)[:4]} numbers" if len(lines) > 4 else f"{len(numbers)} numbers"
     raise DataError(f"{path}: expected {_EXPECTED}, found {found}")
+
+
+def _has_no_gap(numbers: Sequence[int]) -> bool:
+    return max(numbers) - min(numbers) + 1 == len(numbers)
+
+
+def _of_json(path: Path) -> Trajectory:
+    """The poses of a JSON file (``read_trajectory``)."""
+    content = read_text(path, what=_WHAT, most=_MOST_BYTES, advice="check the path")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected JSON with {_WHAT}, found {reason(error)}") from error
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if isinstance(frames, list) and frames and all(isinstance(frame, dict) for frame in frames):
+        found = [(frame, _matrices(frame, path)) for frame in frames]
+        if any(len(matrices) != 1 for _, (matrices, _) in found):
+            raise DataError(f"{path}: expected one matrix as {' or '.join(_MATRIX_KEYS)} in every frame")
+        names = [PurePosixPath(str(frame.get("file_path", ""))).name for frame, _ in found]
+        stems = [PurePosixPath(name).stem if PurePosixPath(name).suffix in _IMAGE_TYPES else name for name in names]
+        order = sorted(range(len(found)), key=lambda place: natural_order(stems[place]))
+        named = tuple(stems[place] for place in order)
+        numbers = [int(digits[-1]) for name in named if (digits := re.findall(r"\d+", name))]
+        return Trajectory(
+            path,
+            tuple(found[place][1][0][0] for place in order),
+            numbers=tuple(numbers) if len(set(numbers)) == len(found) else None,
+            names=named if all(named) and len(set(named)) == len(named) else None,
+            convention=found[0][1][1],
+        )
+    matrices, convention = _matrices(document, path)
+    return Trajectory(path, matrices, convention=convention)
+
+
+def _matrices(document: Any, path: Path) -> tuple[tuple[Pose, ...], PoseConvention | None]:
+    """The matrices of a value in JSON, and the convention that their key has."""
+    convention: PoseConvention | None = None
+    if isinstance(document, dict):
+        key = next((key for key in _MATRIX_KEYS if key in document), None)
+        if key is None:
+            raise DataError(
+                f"{path}: expected {_WHAT} as {' or '.join(_MATRIX_KEYS)}, found the keys "
+                f"{abbreviated([str(key) for key in document], 5)}"
+            )
+        document, convention = document[key], "opengl" if key in _OPENGL_KEYS else None
+    try:
+        array = np.asarray(document, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: expected {_WHAT} of numbers, found {reason(error)}") from error
+    if array.shape and array.shape[-1] in (12, 16):
+        array = array.reshape(*array.shape[:-1], -1, 4)
+    if array.ndim not in (2, 3) or array.shape[-2:] not in ((3, 4), (4, 4)) or not len(array):
+        raise DataError(f"{path}: expected {_WHAT}, found JSON of shape {list(array.shape)}")
+    return tuple(matrix_of_rows(rows) for rows in array.reshape(-1, *array.shape[-2:])), convention
 
 
 def _lines(path: Path) -> list[list[float]]:
@@ -184,6 +287,12 @@ def checked(pose: Pose, path: Path) -> Pose:
     exact = pose.copy()
     exact[:3, :3] = left @ right
     return exact
+
+
+def natural_order(name: str) -> tuple[tuple[str | int, ...], str]:
+    """A key that sorts names by the numbers in them: 2 before 10, whether they are padded or not."""
+    parts = re.split(r"(\d+)", name, flags=re.ASCII)
+    return tuple(int(part) if place % 2 else part for place, part in enumerate(parts)), name
 
 
 def time_stamp(name: str) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.camera.files.frame_files import FrameFiles
-from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.camera.files.poses import Pose, PoseConvention, read_trajectory
 from ammnet_sparse.files.arrays import array_names, read_array
 from ammnet_sparse.files.content import open_file, read_head
 from ammnet_sparse.files.errors import DataError, reason
@@ -38,6 +38,7 @@ class StoredImages:
         depth: [rows, columns] numbers as the sensor gives them, registered to the color image as that is stored.
         label_map: [rows, columns] numbers of classes, or None.
         pose: [4, 4] camera to world, or None.
+        pose_convention: the pose's camera axes, where its file says so.
         exif_turn: degrees clockwise by which EXIF turns the color image: 0, 90, 180 or 270.
         files: where they come from, for messages.
     """
@@ -48,6 +49,7 @@ class StoredImages:
     label_map: NDArray[Any] | None = None
     pose: NDArray[np.float64] | None = None
     exif_turn: int = 0
+    pose_convention: PoseConvention | None = None
     files: FrameFiles | None = None
 
 
@@ -58,17 +60,25 @@ def read_stored(files: FrameFiles) -> StoredImages:
         DataError: a file that cannot be read.
     """
     color, exif_turn = (None, 0) if files.color is None else read_color(files.color)
+    pose, convention = (None, None) if files.pose is None else read_pose(files, files.pose)
     return StoredImages(
         files.name,
         color,
         image_array(files.depth, "a depth image"),
         None if files.label_map is None else image_array(files.label_map, "a label map"),
-        None
-        if files.pose is None
-        else read_trajectory(files.pose).pose_of(files.time, index=files.index, count=files.count),
+        pose,
         exif_turn,
+        convention,
         files,
     )
+
+
+def read_pose(files: FrameFiles, path: Path) -> tuple[Pose, PoseConvention | None]:
+    """The pose of a frame in a file of one or many, and its convention, where the file has one. Raises DataError."""
+    trajectory = read_trajectory(path)
+    names = [files.name, *(image.stem for image in (files.color, files.depth) if image is not None)]
+    pose = trajectory.pose_of(files.time, names=names, index=files.index, count=files.count, numbers=files.numbers)
+    return pose, trajectory.convention
 
 
 def image_array(path: Path, what: str) -> NDArray[Any]:
