@@ -10,7 +10,7 @@ stamp := $(VENV)/.installed
 kernel_sources = $(shell find csrc tests/ops -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 export AMMNET_SPARSE_SPCONV ?=
 
-.PHONY: help setup train test fuzz lint format docs asan emulate oldest clean FORCE
+.PHONY: help setup train test fuzz lint format docs asan emulate oldest wheel clean FORCE
 
 help:
 	@echo 'make train    set up, then train with the default configuration (tools/train.py)'
@@ -22,13 +22,14 @@ help:
 	@echo 'make asan     test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make emulate  test the CUDA kernels on the CPU, under the same (neither CUDA nor a GPU is needed)'
 	@echo 'make oldest   compile the kernels with the headers of the oldest PyTorch that is supported (0.5 GB once)'
+	@echo 'make wheel    build dist/*.whl with all kernels, for any Python, and complete a frame with it in an empty environment'
 	@echo 'make setup    make $(VENV) and install the package and its dependencies there (7 GB)'
 	@echo 'make clean    delete $(VENV), build folders and caches of the tools'
 	@echo
 	@echo 'Added to the command:'
 	@echo '  ARGS="..."         passed on, for example: make train ARGS="training.epochs=5"'
 	@echo '                                             make test ARGS="-x tests/test_package.py"'
-	@echo '  PYTHON=python3.12  the Python to use: 3.11, 3.12 or 3.13'
+	@echo '  PYTHON=python3.12  the Python to use: 3.11 to 3.14'
 	@echo '  TEST_WORKERS=4     processes that the tests run in (each needs 1 GB); 0: none, for a debugger'
 	@echo '  CXX=clang++        the C++ compiler to use'
 	@echo '  AMMNET_SPARSE_SPCONV=spconv-cu126'
@@ -79,6 +80,13 @@ emulate: $(stamp)
 oldest: $(stamp)
 	@echo '== kernels with the oldest headers'
 	$(python) tools/setup/oldest_headers.py
+
+wheel: $(stamp)
+	@echo '== wheel'
+	rm -rf build/lib* build/bdist*
+	AMMNET_SPARSE_CUDA_ARCHITECTURES=$${AMMNET_SPARSE_CUDA_ARCHITECTURES:-all} \
+		$(python) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(python) tools/setup/check_wheel.py dist/*.whl
 
 clean:
 	@echo '== deleting $(VENV), build folders and caches'

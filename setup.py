@@ -1,7 +1,7 @@
 """The compiled operators (tools/setup/build_kernels.py) and the requirements; all else is in pyproject.toml.
 
-``make`` installs PyTorch first and then this with ``pip install --no-build-isolation``, so that a build here
-sees the PyTorch it will run with. ``python setup.py`` alone does nothing useful: use ``pip install .``.
+``make`` installs PyTorch first and then this with ``pip install --no-build-isolation``, which spares a second download.
+``pip install .`` and ``pip wheel .`` build with a PyTorch of their own; the kernels run with any from 2.11 on.
 """
 
 import os
@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -23,6 +24,8 @@ REQUIREMENTS: list[str] = _OURS["requirements"]
 
 SPCONV_VARIABLE = "AMMNET_SPARSE_SPCONV"
 SPCONV_VERSIONS = ">=2.3.6,<2.4"
+SPCONV_PLATFORMS = 'sys_platform == "linux" and platform_machine == "x86_64" and python_version < "3.14"'
+"""Where spconv has wheels; elsewhere our own convolutions serve (``gather``)."""
 SPCONV_PATTERN = re.compile(r"(?P<name>spconv[-_.]cu\d{2,3})\s*(?P<rest>([<>=!~][^;@]*|@\s*\S.*)?)", re.IGNORECASE)
 
 
@@ -32,8 +35,8 @@ def spconv_requirements(choice: str = "") -> list[str]:
     Args:
         choice: what the environment variable AMMNET_SPARSE_SPCONV says: a CUDA wheel of spconv by name
             (``spconv-cu126``), optionally with versions (``spconv-cu126==2.3.8``) or a place
-            (``spconv-cu126 @ file:///...``). Empty: spconv-cu120 up to Python 3.11, spconv-cu126 from 3.12,
-            decided where the package is installed, not where it is built.
+            (``spconv-cu126 @ file:///...``). Empty: spconv-cu120 up to Python 3.11, spconv-cu126 from 3.12, where it
+            has wheels, decided where the package is installed, not where it is built.
 
     Raises:
         SystemExit: for anything else, the plain ``spconv`` wheel included.
@@ -41,8 +44,8 @@ def spconv_requirements(choice: str = "") -> list[str]:
     choice = choice.strip()
     if not choice:
         return [
-            f'spconv-cu120{SPCONV_VERSIONS}; python_version < "3.12"',
-            f'spconv-cu126{SPCONV_VERSIONS}; python_version >= "3.12"',
+            f'spconv-cu120{SPCONV_VERSIONS}; {SPCONV_PLATFORMS} and python_version < "3.12"',
+            f'spconv-cu126{SPCONV_VERSIONS}; {SPCONV_PLATFORMS} and python_version >= "3.12"',
         ]
     if re.fullmatch(r"spconv\b(?![-_.]).*", choice, re.IGNORECASE):
         raise SystemExit(
@@ -72,6 +75,13 @@ class BuildPython(build_py):
             self.copy_file(str(source), str(target), preserve_mode=False)
 
 
+class BuildWheel(bdist_wheel):
+    """One wheel for every Python: the kernels use libtorch's stable ABI and nothing of Python's."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 if __name__ == "__main__":
     setup(
         install_requires=[
@@ -79,7 +89,6 @@ if __name__ == "__main__":
             *spconv_requirements(os.environ.get(SPCONV_VARIABLE, "")),
             *REQUIREMENTS,
         ],
-        # PyTorch is importable by now, as it must be for these.
         ext_modules=kernel_extensions(),
-        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
+        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "bdist_wheel": BuildWheel},
     )

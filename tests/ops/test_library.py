@@ -67,3 +67,15 @@ def test_the_library_says_what_it_was_built_with() -> None:
 def test_a_driver_is_asked_without_starting_cuda() -> None:
     version = _library._driver_version()
     assert version is None or version >= 11000
+
+
+@pytest.mark.parametrize(
+    ("note", "is_loaded", "is_warned"),
+    [("not built: no compiler", False, True), ("AMMNET_SPARSE_KERNELS=0", False, False), ("/kernels.so", True, False)],
+)
+def test_missing_kernels_are_reported(note: str, is_loaded: bool, is_warned: bool) -> None:
+    libraries = {device: _library.KernelLibrary(is_loaded, note) for device in ("cpu", "cuda")}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _library._warn_of_missing(libraries)
+    assert any(note in str(warning.message) for warning in caught) == is_warned

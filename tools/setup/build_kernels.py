@@ -8,7 +8,8 @@ By default each library is built where its compiler is found, and a compiler tha
 
     AMMNET_SPARSE_CPU=1, AMMNET_SPARSE_CUDA=1     demand it: without it the build fails
     AMMNET_SPARSE_CPU=0, AMMNET_SPARSE_CUDA=0     leave it out
-    AMMNET_SPARSE_CUDA_ARCHITECTURES="9.0"        compute capabilities, with +PTX for code that later cards compile
+    AMMNET_SPARSE_CUDA_ARCHITECTURES="9.0"        compute capabilities, with +PTX for code that later cards compile;
+                                                  all: those of a wheel, 7.5 to 12.0, as far as nvcc knows them
     CUDA_HOME, CXX, CXXFLAGS, LDFLAGS, MAX_JOBS   as usual
 """
 
@@ -28,6 +29,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("csrc")
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0+PTX"
+ALL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0"
 TORCH_TARGET_VERSION = "0x020b000000000000"
 """PyTorch 2.11: the version of the stable ABI that the libraries use."""
 REPORT = "_kernels_build.json"
@@ -196,6 +198,8 @@ def cuda_toolchain(torch_folder: Path, environment: Mapping[str, str]) -> Toolch
     cuda_home = find_cuda_home(environment)
     nvcc = cuda_home / "bin" / "nvcc"
     architectures = environment.get("AMMNET_SPARSE_CUDA_ARCHITECTURES") or DEFAULT_ARCHITECTURES
+    if architectures == "all":
+        architectures = known_architectures(nvcc)
     return Toolchain(
         description=f"nvcc, {version_line([str(nvcc)], containing='release')}, for {architectures}",
         compile=[
@@ -267,6 +271,15 @@ def architecture_flags(architectures: str) -> list[str]:
         if match[4]:
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
     return flags
+
+
+def known_architectures(nvcc: Path) -> str:
+    """Those of ALL_ARCHITECTURES that nvcc compiles for, with PTX of the newest for cards to come."""
+    listing = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True, check=False).stdout.split()
+    known = [number for number in ALL_ARCHITECTURES.split(";") if f"sm_{number.replace('.', '')}" in listing]
+    if not known:
+        raise BuildSkipped(f"left out: {nvcc} --list-gpu-code names none of {ALL_ARCHITECTURES}")
+    return ";".join(known) + "+PTX"
 
 
 def compile_all(extension: Extension, folder: Path, *, toolchain: Toolchain) -> list[Path]:
