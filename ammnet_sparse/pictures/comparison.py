@@ -1,6 +1,6 @@
 """Pictures of a prediction beside the truth, seen from the camera's side and from above."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,9 @@ def render_comparison(
 ) -> NDArray[np.uint8]:
     """One picture: the input, the prediction, the truth and the errors, each from the camera's side and from above.
 
-    Both views show X growing to the right. From the camera's side height points up; from above, Y (away from the
-    camera) does. Cubes are colored by class, with a legend below, and errors by ``ERROR_COLORS``. The pale plane is
-    the bottom of the grid.
+    Without truth and with one input image, all views are in one row. Both views show X growing to the right. From the
+    camera's side height points up; from above, Y (away from the camera) does. Cubes are colored by class, with a legend
+    of the classes that occur, and errors by ``ERROR_COLORS``. The pale plane is the bottom of the grid.
 
     Args:
         prediction: [X, H, Y] uint8, a class; 255 is not drawn.
@@ -70,21 +70,25 @@ def render_comparison(
     check_volume("prediction", prediction, prediction.shape, info=info)
     visible = np.ones(prediction.shape, dtype=np.bool_) if visible_mask is None else visible_mask.astype(np.bool_)
     check_shape("visible_mask", visible, prediction.shape)
-    columns = []
-    if inputs := _input_panels(image, label_map, panel_size):
-        columns.append(_column("Input", inputs, panel_size))
+    inputs = _input_panels(image, label_map, panel_size)
     hidden = info.ceiling if hide_ceiling else None
-    columns.append(_column("Prediction", _views(prediction, visible, hidden, panel_size, info), panel_size))
+    views = _views(prediction, visible, hidden, panel_size, info)
+    shown = np.bincount(prediction[visible], minlength=IGNORE_LABEL + 1)
     if truth is not None:
         check_volume("truth", truth, prediction.shape, info=info)
-        columns.append(_column("Ground truth", _views(truth, visible, hidden, panel_size, info), panel_size))
+        shown = shown + np.bincount(truth[visible], minlength=IGNORE_LABEL + 1)
         errors = _error_views(prediction, truth, visible, hidden, panel_size)
-        columns.append(_column("Errors", errors, panel_size))
-    body = _beside(columns)
+        truth_views = _views(truth, visible, hidden, panel_size, info)
+        columns = {"Input": inputs, "Prediction": views, "Ground truth": truth_views, "Errors": errors}
+    elif len(inputs) == 1:  # all in one row
+        columns = {"Input": inputs, "Prediction": views[:1], "From above": views[1:]}
+    else:
+        columns = {"Input": inputs, "Prediction": views}
+    body = _table({name: panels for name, panels in columns.items() if panels}, panel_size)
     classes = [
         (f"{name} (left out of the views)" if label == hidden else name, color)
         for label, (name, color) in enumerate(info.classes.items())
-        if label != EMPTY_LABEL
+        if label != EMPTY_LABEL and shown[label]
     ]
     legends = [_legend(classes, body.shape[1])]
     if truth is not None:
@@ -187,17 +191,23 @@ def _fit(image: NDArray[np.uint8], size: int, resampling: Image.Resampling) -> N
     return np.asarray(square)
 
 
-def _column(name: str, panels: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
-    """A headed column of two panels; a single one is followed by white."""
+def _table(columns: Mapping[str, Sequence[NDArray[np.uint8]]], size: int) -> NDArray[np.uint8]:
+    """Columns of panels under their names. White above and below a single row is cut off."""
     blank = np.full((size, size, 3), 255, dtype=np.uint8)
-    first, second = (*panels, blank)[:2]
-    gap = np.full((_GAP, size, 3), 255, dtype=np.uint8)
-    return np.concatenate([_text_line(name, size), first, gap, second, gap])
+    num_rows = max(map(len, columns.values()))
+    rows = [_beside([_text_line(name, size) for name in columns])]
+    for index in range(num_rows):
+        row = _beside([panels[index] if index < len(panels) else blank for panels in columns.values()])
+        inked = np.flatnonzero((row < 255).any(axis=(1, 2)))
+        if num_rows == 1 and inked.size:
+            row = row[inked[0] : inked[-1] + 1]
+        rows += [row, np.full((_GAP, row.shape[1], 3), 255, dtype=np.uint8)]
+    return np.concatenate(rows)
 
 
-def _beside(columns: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    gap = np.full((columns[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
-    parts = [part for column in columns for part in (column, gap)]
+def _beside(panels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    gap = np.full((panels[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
+    parts = [part for panel in panels for part in (panel, gap)]
     return np.concatenate(parts[:-1], axis=1)
 
 

@@ -195,13 +195,22 @@ def test_input_stands_on_the_left() -> None:
     assert shows(panel(picture, 1, 1), CLASSES[BED].color)
 
 
-def test_legend_names_every_class_below_the_views() -> None:
+def test_legend_names_the_classes_that_occur_below_the_views() -> None:
     picture = compare(room(), room())
     below = picture[12 + 24 + 2 * (SIZE + 12) :]
-    for entry in CLASSES[1:]:
-        assert (below == entry.color).all(-1).sum() > 50, entry.name
+    present = {*np.unique(room()).tolist()} - {0}
+    for label, entry in enumerate(CLASSES[1:], start=1):
+        assert ((below == entry.color).all(-1).sum() > 50) == (label in present), entry.name
     for name, color in ERROR_COLORS.items():
         assert (below == color).all(-1).sum() > 50, name
+
+
+def test_one_image_without_truth_takes_one_row() -> None:
+    image = np.full((*IMAGE_SHAPE, 3), (250, 10, 10), dtype=np.uint8)
+    picture = compare(room(), image=image)
+    assert picture.shape[1] == 2 * 12 + 3 * SIZE + 2 * 12
+    assert picture.shape[0] < compare(room()).shape[0]
+    assert shows(picture[:, : 12 + SIZE], (250, 10, 10)) and shows(picture[:, 2 * (12 + SIZE) :], CLASSES[BED].color)
 
 
 def test_title_adds_a_line() -> None:
