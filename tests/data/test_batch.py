@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -61,50 +60,51 @@ def test_collate_keeps_the_order() -> None:
 
 
 def test_collate_errors() -> None:
-    with pytest.raises(ValueError, match="expected at least one batch, found none"):
+    with pytest.raises(ValueError, match=r"Batch\.collate"):
         Batch.collate([])
-    with pytest.raises(ValueError, match=r"label_map is given for some frames but not for \[\('0002',\)\]"):
+    with pytest.raises(ValueError, match="label_map.*0002"):
         Batch.collate([_batch(1, has_label_map=True), _batch(2)])
-    with pytest.raises(ValueError, match="flipped and unflipped TSDF cannot be mixed"):
+    with pytest.raises(ValueError, match="TSDF"):
         Batch.collate([_batch(1), dataclasses.replace(_batch(2), tsdf_is_flipped=True)])
     smaller = Batch.from_frame(random_frame(2, grid_shape=(2, 3, 2)))
-    with pytest.raises(
-        ValueError, match=r"Batch\.collate: tsdf has shapes \[1, 4, 3, 4\] .* \[1, 2, 3, 2\] .*\('0002',\)"
-    ):
+    with pytest.raises(ValueError, match=r"Batch\.collate"):
         Batch.collate([_batch(1), smaller])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "shape"),
     [
-        ({"tsdf": torch.zeros(1, 4, 3, 4)}, r"Batch\.tsdf: expected \[B, 1, X, H, Y\], found \[1, 4, 3, 4\]"),
-        ({"mapping": torch.zeros(1, 47)}, r"Batch\.mapping: expected \[1, 48\] .* found \[1, 47\]"),
-        ({"label": torch.zeros(2, 48)}, r"Batch\.label: expected \[1, 48\] .* found \[2, 48\]"),
-        ({"label_weight": torch.zeros(48)}, r"Batch\.label_weight: expected \[1, 48\] .* found \[48\]"),
-        ({"image": torch.zeros(3, 480, 640)}, r"Batch\.image: expected 4 axes with 1 frames first"),
-        ({"label_map": torch.zeros(2, 480, 640)}, r"Batch\.label_map: expected 3 axes with 1 frames first"),
+        ("tsdf", (1, 4, 3, 4)),
+        ("mapping", (1, 47)),
+        ("label", (2, 48)),
+        ("label_weight", (48,)),
+        ("image", (3, 480, 640)),
+        ("label_map", (2, 480, 640)),
     ],
 )
-def test_shapes_are_checked(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(_batch(1), **changes)
+def test_shapes_are_checked(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"Batch\.{name}"):
+        dataclasses.replace(_batch(1), **{name: torch.zeros(shape)})
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value"),
     [
-        ("mapping", 480 * 640, r"mapping: pixels of image, frames 0001: expected values in -1 .. 307199"),
-        ("mapping", -2, r"mapping: pixels, frames 0001: expected values at least -1, found -2"),
-        ("label", 12, r"label: classes but 255, frames 0001: expected values in 0 .. 11, found 0 .. 12"),
-        ("label_map", 14, r"label_map: classes, frames 0001: expected values in 0 .. 13"),
+        ("mapping", 480 * 640),
+        ("mapping", -2),
+        ("label", 12),
+        ("label_map", 14),
+        ("tsdf", float("nan")),
+        ("tsdf", float("inf")),
+        ("tsdf", 1.1),
     ],
 )
-def test_values_out_of_range_are_refused_where_the_batch_is_built(name: str, value: int, message: str) -> None:
+def test_values_out_of_range_are_refused_when_the_batch_is_built(name: str, value: float) -> None:
     """On a GPU nobody looks at them again."""
     batch = _batch(1, has_image=True, has_label_map=True)
     changed = getattr(batch, name).clone()
     changed.view(-1)[7] = value
-    with pytest.raises(ValueError, match=rf"Batch\.{message}"):
+    with pytest.raises(ValueError, match=rf"Batch\.{name}.*frames 0001"):
         dataclasses.replace(batch, **{name: changed})
 
 
@@ -127,47 +127,38 @@ def test_pinned_memory() -> None:
     ("name", "shape"), [("mapping", (3, 4, 4)), ("label", (48,)), ("image", (3, 480, 640)), ("label_map", (640, 480))]
 )
 def test_frames_check_their_shapes(name: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"Frame\.{name} of 0001: expected \[.*\], found \["):
+    with pytest.raises(ValueError, match=rf"Frame\.{name} of 0001"):
         dataclasses.replace(random_frame(1), **{name: np.zeros(shape, dtype=np.uint8)})
 
 
 def test_from_frames_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected the folders TSDF and Mapping"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         Batch.from_frames(tmp_path, ["0001"])
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "expected"),
+    ("name", "dtype"),
     [
-        ("tsdf", torch.float16, "float32"),
-        ("tsdf", torch.int32, "float32"),
-        ("mapping", torch.float32, "int32 or int64"),
-        ("mapping", torch.int16, "int32 or int64"),
-        ("label_weight", torch.uint8, "bool"),
-        ("label_weight", torch.float32, "bool"),
-        ("label", torch.float32, "integers"),
-        ("label", torch.bool, "integers"),
-        ("label_map", torch.float32, "integers"),
-        ("image", torch.uint8, "normalized floats"),
+        ("tsdf", torch.float16),
+        ("tsdf", torch.int32),
+        ("mapping", torch.float32),
+        ("mapping", torch.int16),
+        ("label_weight", torch.uint8),
+        ("label", torch.float32),
+        ("label", torch.bool),
+        ("label_map", torch.float32),
+        ("image", torch.uint8),
     ],
 )
-def test_types_are_checked(name: str, dtype: torch.dtype, expected: str) -> None:
+def test_types_are_checked(name: str, dtype: torch.dtype) -> None:
     batch = _batch(1, has_image=True, has_label_map=True)
-    with pytest.raises(ValueError, match=rf"Batch\.{name}: expected {expected}.*found {dtype}"):
+    with pytest.raises(ValueError, match=rf"Batch\.{name}"):
         dataclasses.replace(batch, **{name: getattr(batch, name).to(dtype)})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.1])
-def test_a_tsdf_out_of_range_is_refused(value: float) -> None:
-    tsdf = _batch(1).tsdf.clone()
-    tsdf[0, 0, 1, 2, 3] = value
-    with pytest.raises(ValueError, match=r"Batch\.tsdf, frames 0001: expected finite values in -1 .. 1, found 1"):
-        dataclasses.replace(_batch(1), tsdf=tsdf)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:999", ""])
 def test_devices_that_are_not_there_are_refused(device: str) -> None:
-    with pytest.raises(ValueError, match="device: expected "):
+    with pytest.raises(ValueError, match="device"):
         _batch(1).to(device)
 
 

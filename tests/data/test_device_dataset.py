@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ammnet_sparse.data.augmentation import augmentation_generator, draw_symmetry
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
@@ -99,16 +98,6 @@ def test_shifted_flipped_frames_are_filled_as_their_unobserved_space(
         assert any(bool((edge == value).all()) for edge in edges)
 
 
-def test_every_move_is_drawn_and_undone(packed: PackedFrames) -> None:
-    """The epochs compared above hold each of the eight moves."""
-    moves = {
-        draw_symmetry(augmentation_generator(seed=5, epoch=epoch, frame_id=frame_id))
-        for epoch in range(3)
-        for frame_id in IDS
-    }
-    assert len(moves) == 8
-
-
 def test_resumes_within_an_epoch_and_ignores_workers(packed: PackedFrames) -> None:
     dataset = DeviceDataset(packed, IDS, device=CPU, augment_3d=True, seed=5)
 
@@ -176,15 +165,15 @@ def test_images_with_dense_truth_are_augmented_alike(tmp_path: Path) -> None:
 
 def test_what_cannot_live_on_the_device(tmp_path: Path, packed: PackedFrames) -> None:
     write_set(tmp_path, ["0001"], has_image=True, has_label_map=True)
-    with pytest.raises(ValueError, match="images without 2D label maps for 2D augmentation"):
+    with pytest.raises(ValueError, match="label map"):
         DeviceDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"], device=CPU, augment_2d=True)
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match="frame"):
         DeviceDataset(packed, [], device=CPU)
-    with pytest.raises(DataError, match="found unknown id 0042"):
+    with pytest.raises(DataError, match="0042"):
         DeviceDataset(packed, ["0042"], device=CPU)
     write_frame(tmp_path / "long", random_frame(1, grid_shape=(4, 3, 2)))
     long = FrameFolder(tmp_path / "long", grid_shape=(4, 3, 2))
-    with pytest.raises(ValueError, match="found a grid of 4 x 3 x 2; switch 3D augmentation off"):
+    with pytest.raises(ValueError, match="4 x 3 x 2"):
         DeviceDataset(long, ["0001"], device=CPU, augment_3d=True)
     assert DeviceDataset(long, ["0001"], device=CPU)[0].grid_shape == (4, 3, 2)
 

@@ -62,7 +62,7 @@ def test_batches_have_the_features_of_their_frames(root: Path, on_device: bool) 
 
 def test_features_beyond_float16_are_refused(root: Path) -> None:
     plain, source = FrameFolder(root, grid_shape=GRID, read_image=False), FrameFolder(root, grid_shape=GRID)
-    with pytest.raises(ValueError, match="frame 0001: expected image features that float16 holds"):
+    with pytest.raises(ValueError, match="frame 0001"):
         StageDataset(FrameDataset(plain, IDS), source, extract=lambda image: [image[..., :2, :2] * 1e6] * 4, device=CPU)
 
 
@@ -75,7 +75,7 @@ def test_images_of_a_folder_join_a_set_without(root: Path, tmp_path: Path) -> No
     frame, problems = joined.read_with_problems("0002")
     assert frame is not None and not problems and (frame.image == whole.read("0002").image).all()
     assert joined.missing_files("0002") == [] and joined.missing_files("0042")
-    with pytest.raises(DataError, match=r"data\.images .*nowhere: expected a folder of color images"):
+    with pytest.raises(DataError, match=r"data\.images .*nowhere"):
         FramesWithImages(plain, tmp_path / "nowhere")
     empty = FramesWithImages(plain, tmp_path)
     assert [path.name for path in empty.missing_files("0002")] == ["NYU0002_colors.jpg"]

@@ -86,7 +86,7 @@ def test_unlike_axes_cannot_be_exchanged() -> None:
     batch = some_batch(grid_shape=(4, 3, 5))
     mean = mean_over_flips(lambda turned: turned.tsdf, batch, count=4)
     torch.testing.assert_close(mean, batch.tsdf)
-    with pytest.raises(ValueError, match=r"found a grid of 4 x 3 x 5; use 4 flips"):
+    with pytest.raises(ValueError, match="4 x 3 x 5"):
         mean_over_flips(lambda turned: turned.tsdf, batch, count=8)
 
 

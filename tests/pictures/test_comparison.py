@@ -1,12 +1,11 @@
 """Pictures: up is up, left is left, near hides far, colors and errors are what they say, bad input is refused."""
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, IGNORE_LABEL, IMAGE_SHAPE
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, class_colors, label_map_colors, render_comparison
 from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
@@ -90,7 +89,7 @@ def test_nothing_to_draw_leaves_the_pale_plane() -> None:
 
 
 def test_voxels_must_fit_their_colors() -> None:
-    with pytest.raises(ValueError, match="colors: expected"):
+    with pytest.raises(ValueError, match="colors"):
         render_voxels(
             np.zeros((2, 2, 2, 3), dtype=np.uint8), np.ones((2, 2, 3), dtype=np.bool_), view=top_view(SHAPE), size=8
         )
@@ -213,34 +212,22 @@ def test_one_image_without_truth_takes_one_row() -> None:
     assert shows(picture[:, : 12 + SIZE], (250, 10, 10)) and shows(picture[:, 2 * (12 + SIZE) :], CLASSES[BED].color)
 
 
-def test_title_adds_a_line() -> None:
-    assert compare(room(), title="Frame 0003").shape[0] == compare(room()).shape[0] + 24
+GRID = np.zeros((4, 4, 4), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("prediction", "options", "message"),
+    ("name", "values"),
     [
-        (np.zeros((4, 4), dtype=np.uint8), {}, r"prediction: expected \[X, H, Y\], found \[4, 4\]"),
-        (np.full((4, 4, 4), 12, dtype=np.uint8), {}, "prediction: expected .* or 255, found uint8 with"),
-        (np.zeros((4, 4, 4), dtype=np.int64), {}, "prediction: .*found int64"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), {"truth": np.zeros((4, 4, 5), dtype=np.uint8)}, "truth: expected"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), {"visible_mask": np.ones(64, dtype=np.bool_)}, "visible_mask: expected"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), {"image": np.zeros((8, 8), dtype=np.uint8)}, "image: expected"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), {"label_map": np.full((8, 8), 14, dtype=np.uint8)}, "label_map: "),
+        ("prediction", np.zeros((4, 4), dtype=np.uint8)),
+        ("prediction", GRID + 12),
+        ("prediction", GRID.astype(np.int64)),
+        ("truth", np.zeros((4, 4, 5), dtype=np.uint8)),
+        ("visible_mask", np.ones(64, dtype=np.bool_)),
+        ("image", np.zeros((8, 8), dtype=np.uint8)),
+        ("label_map", np.full((8, 8), 14, dtype=np.uint8)),
     ],
-)  # fmt: skip
-def test_bad_input_is_refused(prediction: NDArray, options: dict[str, NDArray], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        render_comparison(prediction, panel_size=16, **options)  # type: ignore[arg-type]
-
-
-def test_image_columns_grow_with_x_in_real_frames(nyu_folder: Path) -> None:
-    """What the views take for right and up is right and up in the color image."""
-    ids = (nyu_folder / "train.txt").read_text(encoding="utf-8").split()[:4]
-    batch = Batch.from_frames(nyu_folder, ids)
-    for frame in range(len(ids)):
-        pixel = batch.mapping[frame].view(batch.grid_shape).numpy()
-        x, height, _ = np.nonzero(pixel >= 0)
-        row, column = np.divmod(pixel[pixel >= 0], IMAGE_SHAPE[1])
-        assert np.corrcoef(x, column)[0, 1] > 0.7
-        assert np.corrcoef(height, row)[0, 1] < -0.7
+)
+def test_bad_input_is_refused(name: str, values: NDArray) -> None:
+    arguments: dict[str, Any] = {"prediction": GRID, name: values}
+    with pytest.raises(ValueError, match=name):
+        render_comparison(panel_size=16, **arguments)

@@ -122,19 +122,19 @@ def test_page_without_scenes_has_no_viewer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "change"),
     [
-        ({"prediction": np.full(SHAPE, 12, dtype=np.uint8)}, "prediction: expected uint8 classes"),
-        ({"truth": np.zeros((2, 2, 2), dtype=np.uint8)}, "truth: expected"),
-        ({"mask": np.ones((2, 2, 2), dtype=np.bool_)}, "mask: expected"),
-        ({"hit": np.zeros(SHAPE, dtype=np.float32)}, "hit: expected bool"),
-        ({"hit": np.full(SHAPE, 6), "image": np.zeros((2, 3, 3), dtype=np.uint8)}, "hit: expected pixels below 6"),
-        ({"image": np.zeros((2, 3, 4), dtype=np.uint8)}, "image: expected"),
+        ("prediction", {"prediction": np.full(SHAPE, 12, dtype=np.uint8)}),
+        ("truth", {"truth": np.zeros((2, 2, 2), dtype=np.uint8)}),
+        ("mask", {"mask": np.ones((2, 2, 2), dtype=np.bool_)}),
+        ("hit", {"hit": np.zeros(SHAPE, dtype=np.float32)}),
+        ("hit", {"hit": np.full(SHAPE, 6), "image": np.zeros((2, 3, 3), dtype=np.uint8)}),
+        ("image", {"image": np.zeros((2, 3, 4), dtype=np.uint8)}),
     ],
 )
-def test_bad_scenes_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+def test_bad_scenes_are_refused_by_name(name: str, change: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"name": "kitchen", "prediction": lopsided(), **change}
-    with pytest.raises(ValueError, match=f"scene 'kitchen': {message}"):
+    with pytest.raises(ValueError, match=f"scene 'kitchen': {name}"):
         Scene(**arguments)
 
 

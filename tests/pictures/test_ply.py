@@ -118,8 +118,8 @@ def test_a_full_grid_has_only_its_hull(tmp_path: Path) -> None:
 
 
 def test_bad_volumes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="labels: expected uint8 classes"):
+    with pytest.raises(ValueError, match="labels"):
         write_ply(tmp_path / "x.ply", np.full(SHAPE, 12, dtype=np.uint8))
-    with pytest.raises(ValueError, match="mask: expected"):
+    with pytest.raises(ValueError, match="mask"):
         write_ply(tmp_path / "x.ply", one_voxel(), mask=np.ones((2, 2, 2), dtype=np.bool_))
     assert not (tmp_path / "x.ply").exists()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.textpath import TextPath
 from PIL import Image
 
 from ammnet_sparse.config import Config, load_config
@@ -52,23 +51,6 @@ def test_names_are_text_of_the_page(tmp_path: Path) -> None:
     assert "<b>" not in page and "&lt;b&gt;" in page
 
 
-@pytest.mark.parametrize("num_runs", [2, 13])
-@pytest.mark.parametrize("name", ["run {}", "{}: a name that is too long for two columns", "{} is " + "long " * 40])
-def test_the_legend_stays_within_the_picture(tmp_path: Path, name: str, num_runs: int) -> None:
-    history = read_history(write_run(tmp_path / "run", mious=(0.2, 0.3), has_training=True))
-    names = [name.format(number) for number in range(num_runs)]
-    page = comparison_html(dict.fromkeys(names, history), dict.fromkeys(names, config_with()))
-    picture = page[: page.index("</svg>")]
-    width, height = (float(number) for number in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)[0])
-    entries = re.findall(r'<text style="font-size: 8.5px[^>]* x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)<', picture)
-    assert [text[:5] for *_, text in entries] == [name[:5] for name in names]
-    for left, bottom, text in entries:
-        assert float(left) >= 0 and 0 <= float(bottom) <= height
-        assert float(left) + TextPath((0, 0), text, size=8.5).get_extents().width <= width
-    (axes,) = re.findall(r'id="patch_2">\s*<path d="M [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nL [\d.]+ ([\d.]+)', picture)
-    assert float(axes[0]) - float(axes[1]) > 150  # however long the legend is, the curves keep their height
-
-
 @pytest.mark.parametrize("name", ["scores.png", "scores.svg", "scores.pdf"])
 def test_scores_are_plotted(histories: dict[str, History], tmp_path: Path, name: str) -> None:
     plot_scores(histories, tmp_path / name)
@@ -77,23 +59,3 @@ def test_scores_are_plotted(histories: dict[str, History], tmp_path: Path, name:
         picture = np.asarray(Image.open(tmp_path / name).convert("RGB")).reshape(-1, 3)
         for color in ((0x1D, 0x5F, 0xBF), (0xC2, 0x41, 0x0C)):  # of the first two runs
             assert (picture == color).all(axis=1).sum() > 20
-
-
-def legend_of_plot(histories: dict[str, History], path: Path) -> list[str]:
-    """The last texts that ``plot_scores`` draws; in its SVG letters are outlines, and comments say what they spell."""
-    plot_scores(histories, path)
-    texts = re.findall("<!-- (.*) -->", path.read_text("utf-8"))
-    return texts[texts.index("SSC mIoU, percent") + 1 :]
-
-
-def test_the_plot_says_which_curves_are_of_training(histories: dict[str, History], tmp_path: Path) -> None:
-    everything = ["game", "none", "young", "validation", "training"]
-    assert legend_of_plot(histories, tmp_path / "all.svg") == everything
-    no_training = {"none": histories["none"]}
-    assert legend_of_plot(no_training, tmp_path / "none.svg") == ["none", "validation"]
-
-
-def test_long_names_fit_the_plot(tmp_path: Path) -> None:
-    history = read_history(write_run(tmp_path / "run", mious=(0.2, 0.3), has_training=True))
-    name, *_ = legend_of_plot({"a long " * 40 + "name": history}, tmp_path / "long.svg")
-    assert name.startswith("a long a long") and name.endswith("a long name") and 50 < len(name) < 180

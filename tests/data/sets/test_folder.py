@@ -29,18 +29,12 @@ from tests.data.frames import (
 VOXELS = int(np.prod(GRID))
 
 
-@pytest.mark.parametrize("label_type", [np.uint8, np.int16, np.uint16, np.int64, np.float32, np.float64])
-@pytest.mark.parametrize("mapping_type", [np.int32, np.uint32, np.int64, np.float32, np.float64])
-def test_any_number_type(tmp_path: Path, label_type: type, mapping_type: type) -> None:
+@pytest.mark.parametrize("label_type", [np.uint8, np.int16, np.int64, np.float64])
+@pytest.mark.parametrize("mapping_type", [np.int32, np.uint32, np.int64, np.float32])
+@pytest.mark.parametrize("tsdf_type", [np.float16, np.float64])
+def test_any_number_type(tmp_path: Path, label_type: type, mapping_type: type, tsdf_type: type) -> None:
     frame = random_frame(3)
-    write_frame(tmp_path, frame, label_type=label_type, mapping_type=mapping_type)
-    assert_same_frame(FrameFolder(tmp_path, grid_shape=GRID).read("0003"), frame)
-
-
-@pytest.mark.parametrize("tsdf_type", [np.float16, np.float32, np.float64])
-def test_any_float_type(tmp_path: Path, tsdf_type: type) -> None:
-    frame = random_frame(3)
-    write_frame(tmp_path, frame, tsdf_type=tsdf_type)
+    write_frame(tmp_path, frame, label_type=label_type, mapping_type=mapping_type, tsdf_type=tsdf_type)
     assert_same_frame(FrameFolder(tmp_path, grid_shape=GRID).read("0003"), frame)
 
 
@@ -80,7 +74,7 @@ def test_palette_label_map_keeps_its_classes(tmp_path: Path) -> None:
 def test_images_are_read_on_request_only(tmp_path: Path) -> None:
     write_set(tmp_path, ["0000"], has_image=True)
     assert FrameFolder(tmp_path, grid_shape=GRID, read_image=False).read("0000").image is None
-    with pytest.raises(DataError, match=r"read_label_map: expected one of the folders .*Seg2D.*found none"):
+    with pytest.raises(DataError, match="read_label_map"):
         FrameFolder(tmp_path, grid_shape=GRID, read_label_map=True)
 
 
@@ -118,21 +112,17 @@ def test_nyucad(tmp_path: Path, half: str, base: str, root: str) -> None:
 
 def test_nyucad_names_the_folder_it_needs(tmp_path: Path) -> None:
     write_set(tmp_path, ["0000"])
-    with pytest.raises(DataError, match=r"expected NYUCAD/train/TSDF_lr .* found Label, Mapping, TSDF, train\.txt"):
+    with pytest.raises(DataError, match="NYUCAD/train/TSDF_lr"):
         FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
 
 
 def test_roots_that_are_no_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected the folders TSDF and Mapping there or in NYU, found nothing"):
+    with pytest.raises(DataError, match=f"{tmp_path}: "):
         FrameFolder(tmp_path)
-    with pytest.raises(DataError, match="expected the folder of a set, found nothing; check the path"):
+    with pytest.raises(DataError, match=f"{tmp_path}/absent: "):
         FrameFolder(tmp_path / "absent")
-    with pytest.raises(DataError, match="dataset: expected 'nyu' or 'nyucad', found 'kitti'"):
+    with pytest.raises(DataError, match="dataset"):
         FrameFolder(tmp_path, dataset="kitti")  # type: ignore[arg-type]
-
-
-def _array(name: str, values: np.ndarray) -> Callable[[Path], None]:
-    return lambda root: write_npz(root / name, arr_0=values, arr_1=np.zeros(VOXELS, dtype=np.uint8))
 
 
 def _with(value: float, dtype: type) -> np.ndarray:
@@ -141,88 +131,71 @@ def _with(value: float, dtype: type) -> np.ndarray:
     return values
 
 
-BROKEN = [
-    (lambda root: (root / "Label/0000.npz").unlink(), r"Label/0000\.npz: expected a file, found none"),
-    (lambda root: (root / "TSDF/0000.npz").unlink(), r"TSDF/0000\.npz: expected a file, found none"),
-    (lambda root: (root / "Mapping/0000.npz").unlink(), r"Mapping/0000\.npz: expected a file, found none"),
-    (lambda root: (root / "RGB/NYU0000_colors.png").unlink(), r"RGB/NYU0000_colors\.png: expected a file, found none"),
-    (lambda root: (root / "Seg2D/0000.png").unlink(), r"Seg2D/0000\.png: expected a file, found none"),
-    (lambda root: (root / "Label/0000.npz").write_bytes(b""), r"Label/0000\.npz: expected a readable npz file"),
-    (lambda root: (root / "TSDF/0000.npz").write_bytes(b"PK\3\4 broken"), r"TSDF/0000\.npz: expected a readable npz"),
-    (lambda root: _truncate(root / "Mapping/0000.npz"), r"Mapping/0000\.npz: expected a readable npz file"),
-    (lambda root: _truncate(root / "RGB/NYU0000_colors.png"), r"NYU0000_colors\.png: expected a readable png or jpg"),
-    (lambda root: (root / "Seg2D/0000.png").write_text("no image"), r"Seg2D/0000\.png: expected a readable png"),
-    (
-        lambda root: write_npz(root / "Label/0000.npz", arr_1=np.zeros(VOXELS)),
-        r"an array named 'arr_0', found \['arr_1'\]",
-    ),
-    (
-        _array("Mapping/0000.npz", np.full(VOXELS, np.inf, np.float16)),
-        r"mapping: expected a type that holds 307200 exactly, such as int32, found float16",
-    ),
-    (
-        lambda root: (root / "TSDF/0000.npz").write_text("<!DOCTYPE html><title>Log in</title>"),
-        r"expected a readable npz file, found an HTML page .* download the file itself, or remove",
-    ),
-    (_array("Label/0000.npz", np.zeros(VOXELS + 1)), r"Label/0000\.npz: arr_0: expected 48 voxels .* shape \[49\]"),
-    (_array("TSDF/0000.npz", np.zeros((3, 4, 4))), r"TSDF/0000\.npz: arr_0: expected 48 voxels .* \[3, 4, 4\]"),
-    (
-        _array("Label/0000.npz", _with(12, np.uint8)),
-        r"label: expected classes 0\.\.11 or 255, found 1 other values \(12\)",
-    ),
-    (_array("Label/0000.npz", _with(-1, np.int8)), r"label: expected classes 0\.\.11 or 255, found 1 .*\(-1\)"),
-    (_array("Label/0000.npz", _with(1.5, np.float32)), r"label: expected whole numbers, found 1 other values \(1\.5\)"),
-    (_array("Label/0000.npz", _with(np.nan, np.float32)), r"Label/0000\.npz: label: expected whole numbers, .*\(nan\)"),
-    (
-        _array("Mapping/0000.npz", _with(NUM_PIXELS + 1, np.int64)),
-        r"mapping: expected pixels 0\.\.307199, .*\(307201\)",
-    ),
-    (_array("Mapping/0000.npz", _with(-1, np.int32)), r"Mapping/0000\.npz: mapping: expected pixels .*\(-1\)"),
-    (_array("Mapping/0000.npz", _with(0.25, np.float64)), r"mapping: expected whole numbers, .*\(0\.25\)"),
-    (
-        _array("TSDF/0000.npz", _with(np.nan, np.float32)),
-        r"TSDF/0000\.npz: TSDF: expected finite floats in -1\.\.1, .*nan",
-    ),
-    (_array("TSDF/0000.npz", _with(np.inf, np.float32)), r"TSDF: expected finite floats in -1\.\.1, .*inf"),
-    (_array("TSDF/0000.npz", _with(-1.01, np.float64)), r"TSDF: expected finite floats in -1\.\.1, .*-1\.0"),
-    (_array("TSDF/0000.npz", _with(1, np.uint8)), r"TSDF: expected floats in -1\.\.1, found uint8"),
-    (
-        lambda root: write_npz(root / "TSDF/0000.npz", arr_0=np.zeros(VOXELS), arr_1=_with(2, np.uint8)),
-        r"TSDF/0000\.npz: label weight: expected 0 or 1, found 1 other values \(2\)",
-    ),
-    (
-        lambda root: write_image(root / "RGB/NYU0000_colors.png", np.zeros((240, 320, 3), np.uint8)),
-        r"NYU0000_colors\.png: expected 480 rows and 640 columns, found shape \[240, 320, 3\]",
-    ),
-    (
-        lambda root: write_image(root / "RGB/NYU0000_colors.png", np.zeros((480, 640), np.uint16)),
-        r"NYU0000_colors\.png: expected an 8-bit color image, found Pillow mode 'I;16'",
-    ),
-    (
-        lambda root: write_image(root / "Seg2D/0000.png", np.zeros((480, 640, 3), np.uint8)),
-        r"Seg2D/0000\.png: expected .* one channel of class numbers, found shape \[480, 640, 3\]",
-    ),
-    (
-        lambda root: write_image(root / "Seg2D/0000.png", np.full((480, 640), 14, np.uint8)),
-        r"Seg2D/0000\.png: label map: expected classes 0\.\.13, found 307200 other values \(14\)",
-    ),
-]
-
-
 def _truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize(("break_it", "message"), BROKEN, ids=[message[:40] for _, message in BROKEN])
-def test_broken_files_are_named(tmp_path: Path, break_it: Callable[[Path], object], message: str) -> None:
-    write_set(tmp_path, ["0000"], has_image=True, has_label_map=True)
-    folder = FrameFolder(tmp_path, grid_shape=GRID)
+FILES = ("Label/0000.npz", "TSDF/0000.npz", "Mapping/0000.npz", "RGB/NYU0000_colors.png", "Seg2D/0000.png")
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": _truncate,
+    "start of an archive": lambda path: path.write_bytes(b"PK\3\4 broken"),
+    "web page": lambda path: path.write_text("<!DOCTYPE html><title>Log in</title>"),
+}
+ONES = np.ones(VOXELS, dtype=np.uint8)
+BAD_ARRAYS: list[tuple[str, dict[str, np.ndarray]]] = [
+    ("Mapping", {"arr_0": np.full(VOXELS, np.inf, np.float16), "arr_1": ONES}),  # a type that does not hold 307200
+    ("Label", {"arr_0": np.zeros(VOXELS + 1), "arr_1": ONES}),
+    ("TSDF", {"arr_0": np.zeros((3, 4, 4)), "arr_1": ONES}),
+    ("Label", {"arr_0": _with(12, np.uint8), "arr_1": ONES}),
+    ("Label", {"arr_0": _with(-1, np.int8), "arr_1": ONES}),
+    ("Label", {"arr_0": _with(1.5, np.float32), "arr_1": ONES}),
+    ("Label", {"arr_0": _with(np.nan, np.float32), "arr_1": ONES}),
+    ("Mapping", {"arr_0": _with(NUM_PIXELS + 1, np.int64), "arr_1": ONES}),
+    ("Mapping", {"arr_0": _with(-1, np.int32), "arr_1": ONES}),
+    ("Mapping", {"arr_0": _with(0.25, np.float64), "arr_1": ONES}),
+    ("TSDF", {"arr_0": _with(np.nan, np.float32), "arr_1": ONES}),
+    ("TSDF", {"arr_0": _with(np.inf, np.float32), "arr_1": ONES}),
+    ("TSDF", {"arr_0": _with(-1.01, np.float64), "arr_1": ONES}),
+    ("TSDF", {"arr_0": _with(1, np.uint8), "arr_1": ONES}),
+    ("Label", {"arr_1": np.zeros(VOXELS)}),
+    ("TSDF", {"arr_0": np.zeros(VOXELS), "arr_1": _with(2, np.uint8)}),
+]
+BAD_IMAGES = [
+    ("RGB/NYU0000_colors.png", np.zeros((240, 320, 3), np.uint8)),
+    ("RGB/NYU0000_colors.png", np.zeros((480, 640), np.uint16)),
+    ("Seg2D/0000.png", np.zeros((480, 640, 3), np.uint8)),
+    ("Seg2D/0000.png", np.full((480, 640), 14, np.uint8)),
+]
+
+
+def _assert_refused(root: Path, name: str, change: Callable[[Path], object]) -> None:
+    """A frame that can be read is refused after ``change``, with the file's name and what to do."""
+    write_set(root, ["0000"], has_image=True, has_label_map=True)
+    folder = FrameFolder(root, grid_shape=GRID)
     folder.read("0000")
-    break_it(tmp_path)
-    with pytest.raises(DataError, match=message) as caught:
+    change(root / name)
+    with pytest.raises(DataError, match=re.escape(str(root / name))) as caught:
         folder.read("0000")
-    assert "0000" in str(caught.value) and str(caught.value).endswith("from the list")
+    assert str(caught.value).endswith("from the list")
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_are_named(tmp_path: Path, name: str, kind: str) -> None:
+    _assert_refused(tmp_path, name, DAMAGE[kind])
+
+
+@pytest.mark.parametrize(("folder", "arrays"), BAD_ARRAYS)
+def test_arrays_that_no_frame_has_are_named(tmp_path: Path, folder: str, arrays: dict[str, np.ndarray]) -> None:
+    _assert_refused(tmp_path, f"{folder}/0000.npz", lambda path: write_npz(path, **arrays))
+
+
+@pytest.mark.parametrize(("name", "pixels"), BAD_IMAGES)
+def test_images_that_no_frame_has_are_named(tmp_path: Path, name: str, pixels: np.ndarray) -> None:
+    _assert_refused(tmp_path, name, lambda path: write_image(path, pixels))
 
 
 def test_real_grid_is_the_default(tmp_path: Path) -> None:
@@ -241,28 +214,20 @@ def test_lists(tmp_path: Path) -> None:
     assert folder.has_split("train") and not folder.has_split("test")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("0003\n0004\nNYU0003\n", "expected every frame once, found 0003 more than once"),
-        ("\n\n", "expected frame ids, one per line, found an empty list"),
-        ("0003\nRGB/NYU0003.png\n", r"train\.txt, line 2: expected a frame id .* found 'RGB/NYU0003\.png'"),
-        ("../0003\n", r"line 1: expected a frame id .* found '\.\./0003'"),
-    ],
-)
-def test_broken_lists_are_named(tmp_path: Path, content: str, message: str) -> None:
+@pytest.mark.parametrize("content", ["0003\n0004\nNYU0003\n", "\n\n", "0003\nRGB/NYU0003.png\n", "../0003\n"])
+def test_broken_lists_are_named(tmp_path: Path, content: str) -> None:
     write_set(tmp_path, ["0003"])
     (tmp_path / "train.txt").write_text(content)
-    with pytest.raises(DataError, match=re.escape(str(tmp_path)) + ".*" + message):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "train.txt"))):
         FrameFolder(tmp_path, grid_shape=GRID).frame_ids("train")
 
 
 def test_absent_lists_are_named(tmp_path: Path) -> None:
     write_set(tmp_path, ["0003"])
     folder = FrameFolder(tmp_path, grid_shape=GRID)
-    with pytest.raises(DataError, match=r"expected a list of frame ids test\.txt, found lists \['train'\]"):
+    with pytest.raises(DataError, match=r"test\.txt"):
         folder.frame_ids("test")
-    with pytest.raises(DataError, match="split: expected the name of a list"):
+    with pytest.raises(DataError, match="split"):
         folder.has_split("../train")
 
 
@@ -296,21 +261,14 @@ def test_validation_list_of_the_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, -1, 3, 100])
 def test_validation_draw_must_leave_frames(tmp_path: Path, count: int) -> None:
     folder = _folder_of(tmp_path, ["0001", "0002", "0003"])
-    with pytest.raises(DataError, match=rf"expected 1\.\.2 of the 3 frames of .*train\.txt, found {count}; "):
+    with pytest.raises(DataError, match=r"train\.txt"):
         validation_ids(folder, split="train", count=count, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("validation", "message"),
-    [
-        (["0001", "0009"], r"val\.txt: expected frames of train\.txt, found 0009 that are not in it"),
-        (["0001", "0002", "0003"], r"val\.txt: expected fewer frames than train\.txt, found all 3"),
-        (["0001", "0001"], r"val\.txt: expected every frame once, found 0001 more than once"),
-    ],
-)
-def test_broken_validation_lists(tmp_path: Path, validation: list[str], message: str) -> None:
+@pytest.mark.parametrize("validation", [["0001", "0009"], ["0001", "0002", "0003"], ["0001", "0001"]])
+def test_broken_validation_lists(tmp_path: Path, validation: list[str]) -> None:
     folder = _folder_of(tmp_path, ["0001", "0002", "0003"], validation)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"val\.txt"):
         training_ids(folder, split="train", count=1, seed=0)
 
 
@@ -338,5 +296,5 @@ def test_color_images_are_turned_as_exif_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, frame.image)
     exif[0x0112] = 6
     Image.fromarray(frame.image).save(path, exif=exif)
-    with pytest.raises(DataError, match=r"found shape \[640, 480, 3\], turned as its EXIF orientation says"):
+    with pytest.raises(DataError, match="EXIF"):
         FrameFolder(tmp_path, grid_shape=GRID).read("0000")

@@ -43,7 +43,7 @@ def test_a_missing_label_weight_is_computed_and_said_once(tmp_path: Path) -> Non
     for frame in frames:
         write_npz(tmp_path / "TSDF" / f"{frame.frame_id}.npz", arr_0=frame.tsdf)
     folder = FrameFolder(tmp_path, grid_shape=GRID)
-    with pytest.warns(UserWarning, match="frames without a label weight") as caught:
+    with pytest.warns(UserWarning, match="label weight") as caught:
         found = [folder.read(frame.frame_id) for frame in frames]
     assert len(caught) == 1
     for read, frame in zip(found, frames, strict=True):

