@@ -18,8 +18,7 @@ from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, IMAGE_SHAPE, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.volumes.camera import Camera, CameraView
-from ammnet_sparse.data.volumes.mapping import mapping_from_depth
-from ammnet_sparse.data.volumes.tsdf import flip_tsdf, tsdf_from_depth
+from ammnet_sparse.data.volumes.tsdf import flip_tsdf, mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.errors import DataError
 
 LITTLE = 0.1

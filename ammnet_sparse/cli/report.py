@@ -40,9 +40,8 @@ from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.sets.files import DataError
-from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.frame_source import FrameSource, validation_ids
 from ammnet_sparse.data.sets.source import check_labels
-from ammnet_sparse.data.sets.splits import validation_ids
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set
 from ammnet_sparse.models.ammnet import AMMNet

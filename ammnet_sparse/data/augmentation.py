@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image_functional
 
+from ammnet_sparse.data.batch import IMAGE_MEAN, color_planes
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
-from ammnet_sparse.data.image_normalization import IMAGE_MEAN, color_planes
 from ammnet_sparse.data.sets.ids import hash_of
-from ammnet_sparse.data.shift import Shift, fill_of
-from ammnet_sparse.data.symmetry import Symmetry
+from ammnet_sparse.data.symmetry import Shift, Symmetry, fill_of
 
 _PROBABILITY = 0.5
 _RESIZE = (0.8, 1.2)

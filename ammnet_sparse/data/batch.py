@@ -1,6 +1,7 @@
 """A batch of frames as tensors: what the network reads and what the losses compare with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from ammnet_sparse.data.grid import (
     TSDF_TOLERANCE,
     UNMAPPED,
 )
-from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.devices import checked_device
@@ -26,6 +26,21 @@ from ammnet_sparse.devices import checked_device
 NO_HIT = "no pixel hits a voxel"
 NO_SCORED_VOXEL = "no voxel is scored (label weight set, label not 255)"
 """Why a frame cannot be trained on."""
+IMAGE_MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean of (red, green, blue), on the scale 0..255; image backbones expect its normalization."""
+IMAGE_DEVIATION = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation, likewise."""
+
+
+@functools.lru_cache(maxsize=16)
+def color_planes(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """[3, 1, 1] float32 of (red, green, blue). Cached, because creating it makes the host wait for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
+def normalize_planes(planes: Tensor) -> Tensor:
+    """[..., 3, rows, columns] float32 RGB on the scale 0..255, on any device, normalized in place."""
+    return planes.sub_(color_planes(IMAGE_MEAN, planes.device)).div_(color_planes(IMAGE_DEVIATION, planes.device))
 
 
 @dataclasses.dataclass(frozen=True)

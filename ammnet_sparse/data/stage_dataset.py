@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.batch import Batch, normalize_planes
 from ammnet_sparse.data.dataset import EpochDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
-from ammnet_sparse.data.image_normalization import normalize_planes
 from ammnet_sparse.data.sets.frame_source import FrameSource
 
 _FRAMES_AT_ONCE = 8

@@ -12,8 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.image_normalization import IMAGE_DEVIATION, IMAGE_MEAN
+from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN, Batch
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.writing import write_text

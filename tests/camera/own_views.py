@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
 from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.grid import IMAGE_SHAPE
-from ammnet_sparse.data.synthetic.noise import kinect_depth
+from ammnet_sparse.data.synthetic.label_map import kinect_depth
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth, cast_view
 from ammnet_sparse.data.synthetic.rooms import make_room
 from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ammnet_sparse.camera.files.depth import meters_from_values
 from ammnet_sparse.camera.files.stored import image_array
-from ammnet_sparse.data.volumes.depth import depth_in_meters
+from ammnet_sparse.data.volumes.camera import depth_in_meters
 from ammnet_sparse.files.errors import DataError
 
 

@@ -24,7 +24,7 @@ from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
-from ammnet_sparse.data.volumes import mapping, tsdf
+from ammnet_sparse.data.volumes import tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from tests.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera, settings_of
 
@@ -181,7 +181,7 @@ def test_published_frame_from_its_depth(shared_data: Path) -> None:
     pose = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin").pose
     reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
     own = frame_of(depth, pose)
-    np.testing.assert_array_equal(mapping.mapping_to_disk(own.mapping).reshape(-1), reference["mapping"])
+    np.testing.assert_array_equal(tsdf.mapping_to_disk(own.mapping).reshape(-1), reference["mapping"])
     off = np.abs(own.tsdf.reshape(-1) - reference["tsdf"])
     assert (off > 1e-6).sum() < 20 and off.max() < 1.01 / 64  # ties between pixels: the origin differs by 1e-7
     assert own.placement.floor.confidence == "likely"

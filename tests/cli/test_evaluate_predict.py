@@ -20,8 +20,8 @@ from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
 from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.frame_source import validation_ids
 from ammnet_sparse.data.sets.packing import pack_set
-from ammnet_sparse.data.sets.splits import validation_ids
 
 GRID = (12, 12, 12)
 IDS = [f"{number:04d}" for number in range(1, 9)]

@@ -21,13 +21,11 @@ from ammnet_sparse.data.augmentation import (
     pad_image,
     shift_voxels,
 )
-from ammnet_sparse.data.batch import Batch, normalize_image
+from ammnet_sparse.data.batch import IMAGE_MEAN, Batch, normalize_image
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_PIXELS, UNMAPPED
-from ammnet_sparse.data.image_normalization import IMAGE_MEAN
 from ammnet_sparse.data.sets.compact import CompactFrame
-from ammnet_sparse.data.shift import Shift
-from ammnet_sparse.data.symmetry import Symmetry
+from ammnet_sparse.data.symmetry import Shift, Symmetry
 from tests.data.frames import assert_same_frame, random_frame
 
 FLIP_X, FLIP_Y = Symmetry(flips_x=True), Symmetry(flips_y=True)

@@ -13,9 +13,8 @@ from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_VOXELS, UNMAP
 from ammnet_sparse.data.synthetic import generate
 from ammnet_sparse.data.synthetic.frame import SyntheticFrame, generate_frame
 from ammnet_sparse.data.synthetic.generate import RoomsError, ensure_rooms, generate_rooms
-from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
+from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth, fill_voxels
 from ammnet_sparse.data.synthetic.scene import MAP_LABEL_OF, Kind, MapLabel, Material, Place, SceneBuilder, SceneLabel
-from ammnet_sparse.data.synthetic.voxelize import fill_voxels
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.data.volumes.labels import label_weight_of
 

@@ -127,7 +127,7 @@ NAMED = {"empty", "zeros", "pickle", "png", "git-lfs", "git-annex", "folder"}
 def test_other_content_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     path = write_zip(tmp_path / "a.npz", {"arr_0.npy": npy_of(np.zeros(3))})
     BROKEN[kind](path)
-    with pytest.raises(OtherError, match=kind if kind in NAMED else "") as caught:
+    with pytest.raises(OtherError, match=kind if kind in NAMED else None) as caught:
         read_array(path, "arr_0", raises=OtherError)
     assert str(caught.value).startswith(f"{path}: ") and "pickled data" not in str(caught.value)
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.raw.depth_encoding import decode_rotated, guess_depth_encoding
-from ammnet_sparse.data.volumes.depth import FARTHEST, LARGEST_CODE, depth_in_meters
+from ammnet_sparse.data.raw.files import decode_rotated, guess_depth_encoding
+from ammnet_sparse.data.volumes.camera import FARTHEST, LARGEST_CODE, depth_in_meters
 from ammnet_sparse.files.errors import DataError
 
 DepthEncoding = Literal["auto", "millimeters", "rotated", "meters", "plain"]

@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
-from ammnet_sparse.data.raw.files import RawFileError, depth_encoding_of, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.raw.files import DepthEncoding, RawFileError, depth_encoding_of, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
-from ammnet_sparse.data.volumes.mapping import mapping_from_depth
-from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
+from ammnet_sparse.data.volumes.tsdf import mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.content import read_bytes
 from ammnet_sparse.files.errors import abbreviated
 

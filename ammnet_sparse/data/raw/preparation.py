@@ -30,8 +30,7 @@ from tqdm import tqdm
 
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
-from ammnet_sparse.data.raw.depth_encoding import DepthEncoding
-from ammnet_sparse.data.raw.files import RawFileError
+from ammnet_sparse.data.raw.files import DepthEncoding, RawFileError
 from ammnet_sparse.data.raw.frames import (
     CAMERAS,
     RAW_TYPES,
@@ -44,8 +43,7 @@ from ammnet_sparse.data.sets import files
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.ids import read_id_list
 from ammnet_sparse.data.volumes.labels import label_weight_of
-from ammnet_sparse.data.volumes.mapping import mapping_to_disk
-from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, unflip_tsdf
+from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, mapping_to_disk, unflip_tsdf
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import abbreviated, reason
 

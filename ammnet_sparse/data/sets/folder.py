@@ -39,8 +39,7 @@ from ammnet_sparse.data.sets.files import (
     read_npz_array,
 )
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.ids import parse_frame_id, read_id_list
-from ammnet_sparse.data.sets.layout import (
+from ammnet_sparse.data.sets.ids import (
     HALF_FOLDERS,
     IMAGE_FOLDERS,
     LABEL_FOLDERS,
@@ -52,6 +51,8 @@ from ammnet_sparse.data.sets.layout import (
     first_existing,
     ids_of_folder,
     image_paths,
+    parse_frame_id,
+    read_id_list,
 )
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import unflip_tsdf

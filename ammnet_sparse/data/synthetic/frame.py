@@ -8,16 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import IGNORE_LABEL
-from ammnet_sparse.data.synthetic.label_map import predicted_label_map
-from ammnet_sparse.data.synthetic.noise import camera_image, kinect_depth
-from ammnet_sparse.data.synthetic.raycast import View, camera_pose, cast_depth, cast_view
+from ammnet_sparse.data.synthetic.label_map import camera_image, kinect_depth, predicted_label_map
+from ammnet_sparse.data.synthetic.raycast import View, camera_pose, cast_depth, cast_view, fill_voxels
 from ammnet_sparse.data.synthetic.rooms import make_room
 from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
-from ammnet_sparse.data.synthetic.voxelize import fill_voxels
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import FINE_VOXEL_SIZE, downsample_labels, label_weight_of
-from ammnet_sparse.data.volumes.mapping import mapping_from_depth
-from ammnet_sparse.data.volumes.tsdf import tsdf_from_depth
+from ammnet_sparse.data.volumes.tsdf import mapping_from_depth, tsdf_from_depth
 
 Rng = np.random.Generator
 Noise = Literal["none", "kinect"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ammnet_sparse.config import DataConfig
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
-from ammnet_sparse.data.volumes.mapping import mapping_to_disk
+from ammnet_sparse.data.volumes.tsdf import mapping_to_disk
 from ammnet_sparse.files.content import read_text
 
 GENERATOR_VERSION = 1

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ammnet_sparse.data.grid import CLASS_NAMES, UNMAPPED
-from ammnet_sparse.data.raw.depth_encoding import decode_rotated, guess_depth_encoding
+from ammnet_sparse.data.raw.files import decode_rotated, guess_depth_encoding
 from ammnet_sparse.data.raw.preparation import PreparationPlan, PreparationReport, prepare_set
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.conventions import unobserved_of

@@ -12,7 +12,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, NUM_PIXELS
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
-from ammnet_sparse.data.sets.splits import training_ids, validation_ids
+from ammnet_sparse.data.sets.frame_source import training_ids, validation_ids
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf
 from tests.data.frames import (
     GRID,

@@ -13,8 +13,14 @@ from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
-from ammnet_sparse.data.volumes.mapping import mapping_from_depth, mapping_to_disk
-from ammnet_sparse.data.volumes.tsdf import flip_tsdf, truncated_squared_distance, tsdf_from_depth, unflip_tsdf
+from ammnet_sparse.data.volumes.tsdf import (
+    flip_tsdf,
+    mapping_from_depth,
+    mapping_to_disk,
+    truncated_squared_distance,
+    tsdf_from_depth,
+    unflip_tsdf,
+)
 
 SMALL_GRID = (5, 4, 6)
 SMALL_CAMERA = Camera(30.0, 31.0, 15.7, 11.2)
