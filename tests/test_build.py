@@ -93,7 +93,7 @@ def test_architectures(build: SimpleNamespace) -> None:
     ]  # fmt: skip
     default = build.architecture_flags(build.DEFAULT_ARCHITECTURES)
     assert re.findall(r"code=(\S+)", " ".join(default)) == ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_90"]
-    with pytest.raises(SystemExit, match="AMMNET_SPARSE_CUDA_ARCHITECTURES: expected for example .* found 'hopper'"):
+    with pytest.raises(SystemExit, match="AMMNET_SPARSE_CUDA_ARCHITECTURES"):
         build.architecture_flags("hopper")
 
 

@@ -75,13 +75,13 @@ def test_variable_picks_spconv(
 
 @pytest.mark.parametrize("choice", ["spconv", "spconv==2.3.8", "SpConv >= 2.3"])
 def test_plain_spconv_is_refused(spconv_requirements: Callable[[str], list[str]], choice: str) -> None:
-    with pytest.raises(SystemExit, match=r"AMMNET_SPARSE_SPCONV: the plain spconv wheel .* backward .* spconv-cu126"):
+    with pytest.raises(SystemExit, match="AMMNET_SPARSE_SPCONV"):
         spconv_requirements(choice)
 
 
 @pytest.mark.parametrize("choice", ["torch", "cu126", "spconv-gpu", "spconv-cu126; os_name", "spconv-cu126 --pre"])
 def test_other_choices_are_refused(spconv_requirements: Callable[[str], list[str]], choice: str) -> None:
-    with pytest.raises(SystemExit, match=rf"AMMNET_SPARSE_SPCONV: expected .* found '{re.escape(choice)}'"):
+    with pytest.raises(SystemExit, match="AMMNET_SPARSE_SPCONV"):
         spconv_requirements(choice)
 
 

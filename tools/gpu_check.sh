@@ -8,7 +8,7 @@ usage() {
     cat <<USAGE
 usage: tools/gpu_check.sh [options]
   --only A,B       these parts only        parts: ${parts// /, }
-  --out DIR        logs, JSON and pictures (default: \$OUT if set, else build/gpu_check)
+  --out DIR        logs and JSON (default: \$OUT if set, else build/gpu_check)
   --packages DIR   first unpack and install what tools/setup/carry_packages.py brought, apart from the machine's own
   --total S        seconds that all parts together may take (default: 580 each); the last one is stopped
   --data DIR       set to measure on (default: generated rooms)
@@ -84,7 +84,7 @@ part_kernels() {
         run "${tool[@]}" --seconds 0.01 --operator modulate --json "$out/kernels.json"
         return
     fi
-    run "${tool[@]}" --json "$out/kernels.json" --plot "$out/kernels.png" || return
+    run "${tool[@]}" --json "$out/kernels.json" || return
     [ "$device" = cpu ] || run "${tool[@]}" --dtype float16 --json "$out/kernels_fp16.json"
 }
 part_model() {
@@ -94,7 +94,7 @@ part_model() {
         return
     fi
     # Multiplications do not depend on the device: docs/results.md has them.
-    run "${tool[@]}" --width 256 --batch 4 --measure saved time --frames 8 --card-gb 6 --plot "$out/model.png"
+    run "${tool[@]}" --width 256 --batch 4 --measure saved time --frames 8 --card-gb 6
 }
 part_devices() {
     local tool=("$python" tools/compare_devices.py "${data[@]}" --second "$device")

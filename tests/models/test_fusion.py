@@ -227,5 +227,5 @@ def test_gradients_are_exact_on_some_sites_and_none(kind: str) -> None:
 def test_unknown_kinds_and_meaningless_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match="expected modulation, add.*found 'transformer'"):
         build_fusion("transformer", width=WIDTH)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="modulation_gradient: 'detached'.*fusion: add"):
+    with pytest.raises(ValueError, match="modulation_gradient"):
         build_fusion("add", width=WIDTH, gradient="detached")

@@ -332,7 +332,7 @@ def test_published_sizes_build_and_load(kind: str, tmp_path: Path) -> None:
 
 
 def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"stage_widths: expected 4 channel counts, found \[1, 2\]"):
+    with pytest.raises(ValueError, match="stage_widths"):
         ImageHead((1, 2), width=8, num_classes=12, dropout=0.5)
     with pytest.raises(WeightsError, match=r"absent\.pth"):
         load_backbone_weights(small_encoder(), tmp_path / "absent.pth")

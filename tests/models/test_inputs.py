@@ -146,5 +146,5 @@ def test_label_maps_that_do_not_fit_are_refused() -> None:
     batch.mapping[0, 0] = 5
     with pytest.raises(ValueError, match=r"batch.label_map, frames \(unnamed\): .* below num_label_map_classes 5 "):
         label_map_features(batch, sites, num_classes=5)
-    with pytest.raises(ValueError, match=r"batch.label_map: .* found none"):
+    with pytest.raises(ValueError, match="batch.label_map"):
         label_map_features(dataclasses.replace(batch, label_map=None), sites, num_classes=14)

@@ -201,7 +201,7 @@ def test_a_layer_in_half_precision_keeps_its_buffers() -> None:
 def test_cumulative_averages_are_refused() -> None:
     norm = SiteBatchNorm(3)
     norm.momentum = None
-    with pytest.raises(ValueError, match="momentum: expected a number, found None"):
+    with pytest.raises(ValueError, match="momentum"):
         norm(torch.randn(4, 3))
 
 

@@ -13,7 +13,6 @@ from bench.measurement import (
     Stopwatch,
     counted_layers,
     held_mebibytes,
-    summed,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -74,11 +73,6 @@ def test_dense_multiplications_are_those_that_torch_counts() -> None:
     with torch.no_grad(), counted_layers(network) as counts, FlopCounterMode(display=False) as flops:
         network(batch)
     assert 2 * sum(counts.multiplications(network).values()) == flops.get_total_flops()
-
-
-def test_sums_by_group_keep_the_order() -> None:
-    values = {"b.x": 1, "a.x": 2, "b.y": 4}
-    assert list(summed(values, group_of=lambda name: name[0]).items()) == [("b", 5), ("a", 2)]
 
 
 @pytest.mark.parametrize("build", [AMMNet, DenseAMMNet])
@@ -192,17 +186,3 @@ def test_stopwatch_sums_a_part_over_a_step() -> None:
     sleep, forward = watch.column("sleep"), watch.column("forward")
     assert len(sleep) == 3 and min(sleep[:2]) >= 0.004 and sleep[2] == 0
     assert forward[:2] == [0, 0] and forward[2] > 0
-
-
-def test_stopwatch_times_one_part_alone() -> None:
-    watch = Stopwatch(CPU)
-    watch.only = "step"
-    with watch.part("step"), watch.part("forward"):
-        time.sleep(0.002)
-    watch.end_lap()
-    watch.only = None
-    with watch.part("step"), watch.part("forward"):
-        time.sleep(0.002)
-    watch.end_lap()
-    assert min(watch.column("step")) >= 0.002
-    assert watch.column("forward")[0] == 0 and watch.column("forward")[1] >= 0.002

@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from bench.timing import Step
 from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
+from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_rooms
+from ammnet_sparse.evaluation.selection import split_ids
 from ammnet_sparse.ops import (
     draw_shuffle,
     erase_voxels,
@@ -64,21 +65,35 @@ class Case:
     arguments: tuple[Any, ...]
 
 
-def load_frames(folder: Path | None) -> Batch:
-    """Four frames of a set on disk, or of generated rooms. Raises ValueError if there are fewer."""
-    if folder is not None:
-        frames = open_frames(folder, read_image=False, read_label_map=False)
-        ids = frames.frame_ids("train")[:BATCH_SIZE]
-        if len(ids) < BATCH_SIZE:
-            raise ValueError(f"{folder}: expected {BATCH_SIZE} training frames, found {len(ids)}")
-        return Batch.collate([Batch.from_frame(frames.read(frame_id)) for frame_id in ids])
+def load_frames(
+    folder: Path | None,
+    *,
+    split: Literal["train", "val"] = "train",
+    count: int = BATCH_SIZE,
+    read_image: bool = False,
+    read_label_map: bool = False,
+    grid_shape: tuple[int, int, int] = GRID_SHAPE,
+) -> list[Batch]:
+    """Frames of a set on disk, or of at most 4 generated rooms, each a batch of its own."""
     with tempfile.TemporaryDirectory() as temporary:
-        rooms = Path(temporary) / "rooms"
-        generate_rooms(
-            rooms, frames=BATCH_SIZE + 1, validation_frames=1, seed=8332, noise="kinect", workers=1, progress=False
-        )
-        ids = sorted({name for path in rooms.glob("*.txt") for name in path.read_text(encoding="utf-8").split()})
-        return Batch.from_frames(rooms, ids[:BATCH_SIZE])
+        if folder is None:
+            count = min(count, BATCH_SIZE)
+            folder = Path(temporary) / "rooms"
+            frames = {"train": count, "val": 1} | {split: count}
+            generate_rooms(
+                folder, frames=sum(frames.values()), validation_frames=frames["val"], seed=8332, noise="kinect",
+                workers=1, progress=False,
+            )  # fmt: skip
+        source = open_frames(folder, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)
+        return [Batch.from_frame(source.read(frame_id)) for frame_id in split_ids(source, split, limit=count)]
+
+
+def load_batch(folder: Path | None) -> Batch:
+    """Four training frames of a set on disk, or of generated rooms. Raises ValueError if there are fewer."""
+    frames = load_frames(folder)
+    if len(frames) < BATCH_SIZE:
+        raise ValueError(f"{folder}: expected {BATCH_SIZE} training frames, found {len(frames)}")
+    return Batch.collate(frames)
 
 
 def make_cases(batch: Batch, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

@@ -18,16 +18,14 @@ import argparse
 import collections
 import dataclasses
 import json
-import statistics
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.cases import load_frames
-from bench.timing import Step, measure
+from bench.cases import load_batch
+from bench.timing import Step, host_seconds, measure
 from torch import Tensor
 
 from ammnet_sparse.cli.options import parse_device, parse_positive
@@ -113,18 +111,6 @@ def make_step(case: Case, way: Backend, *, dtype: torch.dtype) -> Step:
     return step
 
 
-def host_seconds(step: Step, device: torch.device, *, repeats: int = 5) -> float:
-    """Median time until the calls return, on an idle device."""
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def measure_case(
     case: Case, ways: Iterable[Backend], device: torch.device, *, dtype: torch.dtype, seconds: float
 ) -> dict[str, Any]:
@@ -187,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(8332)
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     try:
-        batch = load_frames(options.data)
+        batch = load_batch(options.data)
     except (ValueError, OSError) as error:
         print(f"bench_convolutions.py: {error}", file=sys.stderr)
         return 2

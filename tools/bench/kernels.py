@@ -1,8 +1,7 @@
 """Measures the operators against plain PyTorch, torch.compile and the bandwidth of a copy.
 
     python tools/bench_kernels.py                              every device found, float32, generated rooms
-    python tools/bench_kernels.py --data data/nyu --dtype float16 --device cuda
-    python tools/bench_kernels.py --json bench.json --plot bench.png
+    python tools/bench_kernels.py --data data/nyu --dtype float16 --device cuda --json bench.json
 
 Sizes are those of real frames (2900 mapped voxels a frame, batch 4) and 64k rows. ``ours`` is the operator as users
 call it, ``naive`` the plain PyTorch of the dense original, ``compile`` torch.compile of the operator's reference and
@@ -22,7 +21,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler, which measures memory, writes to the screen
 
 import torch
-from bench.cases import Case, load_frames, make_cases
+from bench.cases import Case, load_batch, make_cases
 from bench.timing import Step, measure
 
 from ammnet_sparse.cli.options import parse_device
@@ -134,34 +133,6 @@ def print_header(device: torch.device, bandwidth: float) -> None:
     )
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Bars of the medians on a logarithmic axis, a panel for each device."""
-    from matplotlib.figure import Figure
-
-    devices = list(dict.fromkeys(row["device"] for row in rows))
-    names = list(dict.fromkeys(row["impl"] for row in rows))
-    colors = dict(zip(("ours", "naive", "compile", "copy"), ("tab:blue", "tab:red", "tab:orange", "0.7"), strict=True))
-    cases = list(dict.fromkeys((row["op"], row["direction"], row["size"], row["dtype"]) for row in rows))
-    figure = Figure(figsize=(8 * len(devices), 0.55 * len(cases) + 1.5), layout="constrained")
-    for place, device in enumerate(devices):
-        axes = figure.add_subplot(1, len(devices), place + 1)
-        for number, name in enumerate(names):
-            found = {
-                (row["op"], row["direction"], row["size"], row["dtype"]): row["median_us"]
-                for row in rows
-                if row["device"] == device and row["impl"] == name
-            }
-            heights = [index + 0.2 * number - 0.3 for index, case in enumerate(cases) if case in found]
-            axes.barh(heights, [found[case] for case in cases if case in found], 0.2, color=colors[name], label=name)
-        axes.set_yticks(range(len(cases)), [" ".join(case[:3]) for case in cases])
-        axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlabel("median time in microseconds")
-        axes.set_title(device)
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -173,14 +144,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--plot", type=Path, help="file for a picture")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(8332)
     try:
         devices = [parse_device(name) for name in arguments.device or found]
-        batch = load_frames(arguments.data)
+        batch = load_batch(arguments.data)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     implementations = [
@@ -205,5 +175,3 @@ def main() -> None:
                 arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
         if unknown := [name for name in arguments.operator or [] if name not in names]:
             parser.error(f"--operator: expected some of {', '.join(names)}, found {', '.join(unknown)}")
-    if arguments.plot:
-        plot(rows, arguments.plot)

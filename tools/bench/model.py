@@ -1,7 +1,7 @@
 """What a training step costs in multiplications, memory and seconds: the sparse network against the dense reference.
 
     python tools/bench_model.py                                      generated rooms, width 256, batch 1
-    python tools/bench_model.py --data NYU --json bench.json --plot bench.png
+    python tools/bench_model.py --data NYU --json bench.json
     python tools/bench_model.py --data NYU --measure macs saved      counts only: no step is run
     python tools/bench_model.py --device cuda --batch 4 --card-gb 6  does it fit my card?
 
@@ -29,16 +29,25 @@ import itertools
 import json
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.memory import MemoryLine, basis_text, card_answer, memory_line, plot
-from bench.operations import measure_operations, print_operations
-from bench.steps import measure_predictions, measure_steps
-from bench.tables import print_groups, print_header, print_largest_batches, print_predictions, print_row
+from bench.cases import load_frames
+from bench.steps import measure_operations, measure_predictions, measure_steps
+from bench.tables import (
+    MemoryLine,
+    basis_text,
+    card_answer,
+    memory_line,
+    print_groups,
+    print_header,
+    print_largest_batches,
+    print_operations,
+    print_predictions,
+    print_row,
+)
 from bench.variants import (
     APART,
     VARIANTS,
@@ -55,11 +64,7 @@ from bench.variants import (
 from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.sets.source import open_frames
-from ammnet_sparse.data.synthetic.generate import generate_rooms
-from ammnet_sparse.evaluation.selection import split_ids
 
-GENERATED_FRAMES = 4
 MEASURES = ("macs", "saved", "operations", "time", "predict")
 
 
@@ -68,7 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = parse_device(options.device)
         variants = _variants(options, device)
-        frames = _read_frames(options)
+        needs_image = options.input == "segformer"
+        frames = load_frames(
+            options.data,
+            split="val",
+            count=options.frames,
+            read_image=needs_image,
+            read_label_map=not needs_image,
+            grid_shape=tuple(options.grid),
+        )
     except (OSError, ValueError) as error:
         print(f"bench_model.py: {error}", file=sys.stderr)
         return 2
@@ -88,8 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.card_gb is not None and timed:
         card = card_answer(timed, lines, card_gb=options.card_gb, width=options.width, wanted=options.wanted_batch)
         print("\n" + card)
-    if options.plot and timed:
-        plot(timed, lines, options.plot, basis=basis)
     return 0
 
 
@@ -107,26 +118,6 @@ def _variants(options: argparse.Namespace, device: torch.device) -> list[Variant
     if not found:
         raise ValueError(f"--variants: none of {', '.join(options.variants)} is one of --nets {' '.join(options.nets)}")
     return found
-
-
-def _read_frames(options: argparse.Namespace) -> list[Batch]:
-    """Validation frames, each a batch of its own."""
-    if options.data is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            count = min(options.frames, GENERATED_FRAMES)
-            rooms = Path(temporary) / "rooms"
-            generate_rooms(
-                rooms, frames=count + 1, validation_frames=count, seed=8332, noise="kinect", workers=1, progress=False
-            )
-            return _read_set(rooms, options)
-    return _read_set(options.data, options)
-
-
-def _read_set(root: Path, options: argparse.Namespace) -> list[Batch]:
-    needs_image = options.input == "segformer"
-    grid = tuple(options.grid)
-    folder = open_frames(root, read_image=needs_image, read_label_map=not needs_image, grid_shape=grid)
-    return [Batch.from_frame(folder.read(frame_id)) for frame_id in split_ids(folder, "val", limit=options.frames)]
 
 
 def _measure(
@@ -272,8 +263,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--quick", action="store_true", help="a trial: width 16, two frames, one step, where not given")
     add("--json", type=Path, metavar="FILE", help="file for the rows")
-    add("--plot", type=Path, metavar="FILE", help="file for a picture of memory and time against batch")
-    add("--card-gb", type=float, metavar="GB", help="say what fits a card of so many GB, and with which keys")
+    add("--card-gb", type=float, metavar="GB", help="print what fits a card of this many GB, and the keys for it")
     add(
         "--wanted-batch",
         type=parse_positive,
@@ -287,6 +277,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.steps = options.steps or (1 if options.quick else 10 if is_cuda else 3)
     if options.fit_batches is None:
         options.fit_batches = [1, 2, 4] if is_cuda else []
-    if (options.card_gb is not None or options.plot) and "time" not in options.measure:
-        parser.error("--card-gb and --plot need the peak memory of a step: add time to --measure")
+    if options.card_gb is not None and "time" not in options.measure:
+        parser.error("--card-gb needs the peak memory of a step: add time to --measure")
     return options

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of training steps and of predictions, for tools/bench_model.py."""
+"""Seconds, peak memory and operations of training steps and of predictions, for tools/bench_model.py."""
 
 import itertools
 import statistics
@@ -9,6 +9,7 @@ import torch
 from bench.dense_reference.game import DenseGame
 from bench.dense_reference.network import DenseAMMNet
 from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
+from bench.operation_counter import Operations
 from bench.variants import Pair, Variant, build
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.sites import full_sites
-from ammnet_sparse.training.game import AdversarialGame
+from ammnet_sparse.training.game import AdversarialGame, StepReport
 from ammnet_sparse.training.networks import Networks
 from ammnet_sparse.training.optimization import Optimization
 
@@ -124,4 +125,27 @@ def measure_predictions(
     return {
         "predict_seconds": round(statistics.median(stopwatch.column("predict")[1:]), 4),
         "predict_peak_mib": None if most is None or held is None else round(most - held, 1),
+    }
+
+
+def measure_operations(
+    variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, batch_size: int
+) -> dict[str, Any]:
+    """Operations of the second step of ``batch_size`` frames, as keys of a row: the first step fills caches."""
+    game = make_game(build(variant, config, device), config, Stopwatch(device))
+    endless = itertools.cycle(frames)
+    counted = Operations()
+    for step in range(2):
+        batch = Batch.collate([next(endless) for _ in range(batch_size)]).to(device)
+        counted = Operations()
+        with counted:
+            report = game.step([batch], seed=step)
+            if isinstance(report, StepReport):
+                report.as_floats()  # what the loop does with it
+    return {
+        "operations": counted.num_launching,
+        "views": counted.views,
+        "host_waits": counted.num_waits,
+        "waits_by_name": dict(counted.waits),
+        "operations_by_name": dict(counted.launching.most_common(30)),
     }

@@ -1,10 +1,92 @@
-"""The tables that tools/bench_model.py prints."""
+"""The tables that tools/bench_model.py prints, and which batch fits a card."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from bench.memory import CARDS_GB, MemoryLine
+import numpy as np
 from bench.steps import PARTS
+
+RESERVED_MIB = 700
+"""MiB of a card for CUDA itself: its context, the kernels' code, and fragmentation."""
+CARDS_GB = (4, 8, 12, 24)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryLine:
+    """Peak memory of a step against its batch, in MiB, and how that is known."""
+
+    fixed: float
+    per_sample: float
+    basis: str
+
+    def at(self, batch_size: float) -> float:
+        return self.fixed + self.per_sample * batch_size
+
+    def largest_batch(self, card_gb: float) -> int:
+        """The largest batch that fits a card of so many GB (of 1024 MiB); 0 for none."""
+        return max(int((card_gb * 1024 - RESERVED_MIB - self.fixed) // self.per_sample), 0)
+
+
+def memory_line(points: Sequence[tuple[int, float]], *, static_mib: float) -> MemoryLine:
+    """From measured (batch, peak MiB).
+
+    Two batches or more: a straight line through them. One: weights, gradients and optimizer do not grow with the
+    batch, everything else does.
+    """
+    if len({batch for batch, _ in points}) > 1:
+        batches, peaks = np.array(points, dtype=np.float64).T
+        slope, fixed = np.polyfit(batches, peaks, 1)
+        sizes = ", ".join(str(batch) for batch, _ in points)
+        return MemoryLine(float(fixed), max(float(slope), 1.0), f"a straight line through the peaks of batches {sizes}")
+    batch, peak = points[0]
+    basis = (
+        f"weights, gradients and AdamW's moments ({static_mib:.0f} MiB), and of the rest of the peak of batch {batch} "
+        "(saved activations and working memory) as much for each sample"
+    )
+    return MemoryLine(static_mib, max(peak - static_mib, 1.0) / batch, basis)
+
+
+def settings(row: dict[str, Any], *, width: int, wanted: int, largest: int) -> list[str]:
+    """The configuration keys that train a row's variant with ``wanted`` frames per step if ``largest`` fit at once."""
+    keys = [f"model.width={width}", "model.image_encoder=" + ("seg2d" if row["input"] == "seg2d" else "segformer_b2")]
+    if row["dtype"] == "float16":
+        keys.append("training.mixed_precision=true")
+    if row["variant"].startswith("recompute_"):
+        keys.append("training.recompute=" + row["variant"].removeprefix("recompute_"))
+    batch = max(size for size in range(1, wanted + 1) if wanted % size == 0 and (size <= largest or size == 1))
+    keys.append(f"training.batch_size={batch}")
+    if batch < wanted:
+        keys.append(f"training.accumulate={wanted // batch}")
+    return keys
+
+
+def card_answer(
+    rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], *, card_gb: float, width: int, wanted: int
+) -> str:
+    """Text: for each row whether ``wanted`` frames per step fit, the largest batch, and the keys to set."""
+    text = [f"A card of {card_gb:g} GB, {wanted} frames per step (training.batch_size={wanted}):"]
+    for row, line in zip(rows, lines, strict=True):
+        largest = line.largest_batch(card_gb)
+        label = f"  {row['net']:7}{row['variant']:22}{row['dtype']:9}"
+        verdict = "yes" if largest >= wanted else "no"
+        advice = f"{verdict:4}needs {(line.at(wanted) + RESERVED_MIB) / 1024:5.1f} GB, largest batch {largest:3}"
+        if row["net"] == "sparse" and largest:
+            advice += "   " + " ".join(settings(row, width=width, wanted=wanted, largest=largest))
+        text.append(label + advice)
+    text.append("  Accumulated batches equal one large batch but for batch normalization. The dense reference is not")
+    text.append("  trainable from a configuration; it stands here for comparison.")
+    return "\n".join(text)
+
+
+def basis_text(rows: Sequence[dict[str, Any]], lines: Sequence[MemoryLine], *, is_cuda: bool) -> str:
+    """How the largest batches were determined, in words."""
+    source = (
+        "CUDA's allocator" if is_cuda else "the resident set of a run on the CPU (a GPU's kernels need other buffers)"
+    )
+    bases = list(dict.fromkeys(line.basis for line in lines))
+    known = bases[0] if len(bases) == 1 else f"as for {rows[0]['net']} {rows[0]['variant']}: {bases[0]}"
+    return f"Known from {source}: {known}. Kept free on a card: {RESERVED_MIB} MiB for CUDA itself."
 
 
 def print_header() -> None:
@@ -81,3 +163,14 @@ def print_largest_batches(rows: Sequence[dict[str, Any]], lines: Sequence[Memory
         fitting = "".join(f"{line.largest_batch(card):9}" for card in CARDS_GB)
         print(f"{row['net']:7}{row['variant']:22}{row['dtype']:9}{fitting}")
     print(basis)
+
+
+def print_operations(rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each variant that was counted."""
+    shown = [row for row in rows if "operations" in row]
+    if not shown:
+        return
+    print(f"\n{'a training step dispatches':38}{'operations':>12}{'views':>8}{'waits':>8}")
+    for row in shown:
+        name = f"{row['net']:7}{row['variant']:22}{row['dtype']}"
+        print(f"  {name:36}{row['operations']:12,}{row['views']:8,}{row['host_waits']:8}")

@@ -64,14 +64,16 @@ def _ballast(index: int) -> Tensor:
     return torch.zeros(size // 4, dtype=torch.float32, device=f"cuda:{index}")
 
 
-def _launch_seconds(step: Step, device: torch.device) -> float:
-    """What the host takes to launch ``step`` on an idle device."""
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - start
-    torch.cuda.synchronize(device)
-    return seconds
+def host_seconds(step: Step, device: torch.device, *, repeats: int = 5) -> float:
+    """Median time until the call returns, on an idle device: on CUDA the time of the launches."""
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def measure(step: Step, device: torch.device, *, seconds: float) -> Timing:
@@ -79,7 +81,7 @@ def measure(step: Step, device: torch.device, *, seconds: float) -> Timing:
     step()
     time_once: Callable[[Step], float] = time_on_cpu
     if device.type == "cuda":
-        time_once = functools.partial(time_on_cuda, device=device, launch_seconds=_launch_seconds(step, device))
+        time_once = functools.partial(time_on_cuda, device=device, launch_seconds=host_seconds(step, device, repeats=1))
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < end and len(times) < 200):

@@ -105,7 +105,7 @@ def without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
 
 def test_published_names_of_samples() -> None:
     assert {name: published_name(name) for name in KNOWN_NAMES} == KNOWN_NAMES
-    with pytest.raises(ConversionError, match="label_map_stem.conv1.weight: the published dense AMMNet has no such"):
+    with pytest.raises(ConversionError, match="label_map_stem.conv1.weight"):
         published_name("label_map_stem.conv1.weight")
 
 
@@ -207,7 +207,7 @@ def test_wrong_weights_are_named(published: dict[str, Tensor]) -> None:
         "TSDFNet.oper1.1.bias": torch.zeros(2, dtype=torch.int64),
     }
     del wrong["TSDFNet.oper1.0.weight"], wrong["head.linear_pred.bias"]
-    with pytest.raises(ConversionError, match=r"TSDFNet.oper1.0.weight: missing; the widths"):
+    with pytest.raises(ConversionError, match="TSDFNet.oper1.0.weight"):
         convert_dense_state_dict(wrong, grid_shape=GRID)
     wrong["TSDFNet.oper1.0.weight"] = published["TSDFNet.oper1.0.weight"]
     with pytest.raises(ConversionError) as caught:
@@ -222,7 +222,7 @@ def test_wrong_weights_are_named(published: dict[str, Tensor]) -> None:
 
 
 def test_what_is_no_state_dict_is_refused(published: dict[str, Tensor]) -> None:
-    with pytest.raises(ConversionError, match="epoch: expected a tensor, found int; pass the network's state_dict"):
+    with pytest.raises(ConversionError, match="epoch"):
         convert_dense_state_dict({**published, "epoch": 3}, grid_shape=GRID)
     with pytest.raises(ConversionError, match="found an empty dict"):
         convert_dense_state_dict({"model": {}})

@@ -27,21 +27,11 @@ class DDRBlock(Recomputable):
     ``stride`` divides all three axes, each in the convolution along that axis; ``dilation`` dilates each of the
     three along its own axis. It has ``planes * expansion`` output channels; with stride 1 the input is added
     unchanged, so these must be ``in_channels``.
-
-    Raises:
-        ValueError: a stride with a dilation, or stride 1 between different numbers of channels.
     """
 
     def __init__(self, in_channels: int, planes: int, *, expansion: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         out_channels = planes * expansion
-        if stride > 1 and dilation > 1:
-            raise ValueError(f"DDRBlock: expected stride 1 or dilation 1, found stride {stride}, dilation {dilation}")
-        if stride == 1 and in_channels != out_channels:
-            raise ValueError(
-                f"DDRBlock: with stride 1 the input is added to the output, so in_channels must equal "
-                f"planes * expansion; found {in_channels} and {planes} * {expansion}"
-            )
         self.stride = stride
         self.conv1 = nn.Conv3d(in_channels, planes, kernel_size=1, bias=False)
         self.norm1 = nn.BatchNorm3d(planes, momentum=BATCH_NORM_MOMENTUM)

@@ -9,12 +9,12 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from bench.dense_reference.blocks import DDRBlock, Stage, Stem, Up
-from bench.dense_reference.inputs import gather_label_map, project_densely
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Fusion as FusionKind
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.models.ammnet import freeze_encoders
 from ammnet_sparse.models.fusion import (
     Addition,
@@ -181,16 +181,7 @@ class DenseAMMNet(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> DensePrediction:
-        """Predicts every voxel of a batch.
-
-        Raises:
-            ValueError: a batch of another grid than the configuration's, or without the 2D input that it names.
-        """
-        if batch.grid_shape != tuple(self.config.grid_shape):
-            raise ValueError(
-                f"batch.tsdf: expected grid_shape {tuple(self.config.grid_shape)} of the configuration, "
-                f"found {batch.grid_shape}"
-            )
+        """Predicts every voxel of a batch."""
         dtype = self.decoder.classifier.weight.dtype
         features = tsdf_features = logits_2d = None
         if self.label_map_stem is not None:
@@ -204,6 +195,31 @@ class DenseAMMNet(nn.Module):
         if self.tsdf_encoder is not None:
             tsdf_features = self.tsdf_encoder(batch.tsdf.to(dtype))
         return DensePrediction(logits=self.decoder(features, tsdf_features), logits_2d=logits_2d)
+
+
+def project_densely(features: Tensor, batch: Batch) -> Tensor:
+    """Features [B, C, h, w] brought to image size, taken at the mapped pixels, filled where 0 -> [B, C, X, H, Y].
+
+    The plain way: the full-size map exists. Zeros where no pixel maps; then a
+    channel that is exactly 0 gets the sum over its 3x3x3 neighborhood divided by 27.
+    """
+    full = F.interpolate(features, size=batch.image_shape, mode="bilinear", align_corners=False)
+    is_mapped = (batch.mapping != UNMAPPED)[:, None]
+    pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()[:, None].expand(-1, features.shape[1], -1)
+    taken = torch.where(is_mapped, full.flatten(2).gather(2, pixel), 0.0)
+    volume = taken.view(*taken.shape[:2], *batch.grid_shape)
+    neighborhood = F.avg_pool3d(volume, kernel_size=3, stride=1, padding=1, count_include_pad=True)
+    return volume + torch.where(volume == 0, neighborhood, 0.0)
+
+
+def gather_label_map(batch: Batch, *, num_classes: int) -> Tensor:
+    """The 2D class of each voxel's mapped pixel, one-hot [B, num_classes, X, H, Y] int64; zeros where unmapped."""
+    assert batch.label_map is not None
+    pixel = batch.mapping.clamp(min=UNMAPPED + 1).long()
+    category = batch.label_map.flatten(1).gather(1, pixel).long()
+    one_hot = F.one_hot(category, num_classes) * (batch.mapping != UNMAPPED)[..., None]
+    # Contiguous: on a CPU torch normalizes channels-last volumes with four digits less precision.
+    return one_hot.transpose(1, 2).reshape(batch.batch_size, num_classes, *batch.grid_shape).contiguous()
 
 
 def set_dense_recompute(network: nn.Module, is_recomputed: bool) -> None:
