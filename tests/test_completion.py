@@ -14,7 +14,7 @@ from ammnet_sparse import SceneCompleter
 from ammnet_sparse.camera.geometry import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from tests.completion import INTRINSICS, room_depth, small_weights
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,18 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, either
 from ammnet_sparse.models.image_encoders import SegFormerB2
 from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
-from ammnet_sparse.models.weights.conversion import (
-    Conversion,
-    ConversionError,
-    convert_dense_state_dict,
-    publish_dense_state_dict,
-)
+from ammnet_sparse.models.weights.checks import WeightsError
+from ammnet_sparse.models.weights.conversion import Conversion, convert_dense_state_dict, publish_dense_state_dict
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.shipped import find_weights
 
@@ -37,17 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_output_file(out)
     if options.to_dense:
         return _to_dense(options.checkpoint, out)
+    state = read_weights_file(options.checkpoint)
     try:
-        conversion = convert_dense_state_dict(
-            read_weights_file(options.checkpoint), grid_shape=tuple(options.grid_shape)
-        )
-        weights, missing = dict(conversion.weights), list(conversion.missing_parts)
-        if options.image_encoder_weights is not None:
-            weights |= _read_backbone(options.image_encoder_weights, conversion)
-            missing.remove(_BACKBONE)
-    except ConversionError as error:
-        # Errors about the file as a whole name it already.
-        raise ConversionError(f"{options.checkpoint}: {error}") from error
+        conversion = convert_dense_state_dict(state, grid_shape=tuple(options.grid_shape))
+    except WeightsError as error:
+        raise WeightsError(f"{options.checkpoint}: {error}") from error
+    weights, missing = dict(conversion.weights), list(conversion.missing_parts)
+    if options.image_encoder_weights is not None:
+        if _BACKBONE not in missing:
+            raise WeightsError(f"{options.checkpoint}: holds an image backbone; omit --image-encoder-weights")
+        loaded = read_backbone_weights(SegFormerB2(conversion.model_config), options.image_encoder_weights)
+        weights |= {f"{_BACKBONE}.{name}": value for name, value in loaded.state_dict.items()}
+        missing.remove(_BACKBONE)
     # A name may hold bytes that are not text; metadata cannot.
     name = options.checkpoint.name.encode("utf-8", "replace").decode()
     metadata = {"converted_from": name, "missing_parts": ",".join(missing)}
@@ -64,8 +60,8 @@ def _to_dense(source: Path, out: Path) -> int:
     weights, config, _ = read_weights(find_weights(source))
     try:
         state = publish_dense_state_dict(weights, config)
-    except ConversionError as error:
-        raise ConversionError(f"{source}: {error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
     with writing_to(out):
         torch.save({"model": state}, out)
     print(f"{len(state)} weights under the published names, of which {len(weights)} are used, written to {out}")
@@ -99,13 +95,6 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
     )
     options = parser.parse(arguments)
     return options, either(parser, "--out", (options.out, options.output))
-
-
-def _read_backbone(path: Path, conversion: Conversion) -> dict[str, Tensor]:
-    if _BACKBONE not in conversion.missing_parts:
-        raise ConversionError("holds an image backbone of its own; omit --image-encoder-weights")
-    loaded = read_backbone_weights(SegFormerB2(conversion.model_config), path)
-    return {f"{_BACKBONE}.{name}": value for name, value in loaded.state_dict.items()}
 
 
 def _report(conversion: Conversion, *, weights: int, missing: Sequence[str], output: Path) -> None:

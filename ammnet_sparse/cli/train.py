@@ -52,7 +52,7 @@ from ammnet_sparse.config import (
     with_overrides,
 )
 from ammnet_sparse.data.dataset import WorkerError
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.processes import (
     ProcessError,

@@ -25,7 +25,7 @@ from ammnet_sparse.models.weights.files import (
     lists_trained_on,
     save_weights,
 )
-from ammnet_sparse.models.weights.parts import join_states
+from ammnet_sparse.models.weights.loading import join_states
 
 CONFIG = "config.yaml"
 LAST_WEIGHTS = "last.safetensors"

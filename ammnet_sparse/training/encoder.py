@@ -26,7 +26,7 @@ from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.writing import replacing
 from ammnet_sparse.models.image_encoders import ImageEncoder
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 
 _WARMUP = 0.03
 """Fraction of the training over which the learning rate rises."""

@@ -23,7 +23,7 @@ from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
-from ammnet_sparse.models.weights.parts import split_state
+from ammnet_sparse.models.weights.loading import split_state
 from ammnet_sparse.processes import any_process, num_processes, rank
 from ammnet_sparse.sparse.convolutions import Backend, use_backend
 from ammnet_sparse.sparse.shared_statistics import share_batch_statistics

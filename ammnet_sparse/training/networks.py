@@ -14,9 +14,9 @@ from ammnet_sparse.models.ammnet import ENCODER_NAMES, AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import load_into, read_weights
-from ammnet_sparse.models.weights.parts import (
+from ammnet_sparse.models.weights.loading import (
     DISCRIMINATOR,
     OPTIONAL_PARTS,
     fit_state_projections,

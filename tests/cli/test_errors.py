@@ -13,7 +13,7 @@ from ammnet_sparse.cli import errors
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, command, writing_to
 from ammnet_sparse.config import ConfigError
 from ammnet_sparse.data.parallel import WorkerLostError
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.training.interruption import RunInterrupted
 
 

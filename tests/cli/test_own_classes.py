@@ -17,7 +17,7 @@ from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_frame
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, set_info_in
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.pictures.test_page import read_data

@@ -76,18 +76,6 @@ def test_the_order_of_groups_is_that_of_the_running_statistics() -> None:
     assert float((states[0] - states[1]).mean()) > 0
 
 
-@pytest.mark.parametrize("density", [0.2, 1.1])
-def test_repeated_sites_are_the_same_in_every_scene(density: float) -> None:
-    sites = make_sites(2, density=density)
-    repeated = repeated_sites(sites, 3)
-    assert repeated.batch_size == 6 and len(repeated) == 3 * len(sites) and repeated.is_full == sites.is_full
-    mask = torch.zeros(3, 2 * sites.num_cells)
-    mask.view(-1)[repeated.linear] = 1
-    assert torch.equal(mask[0].nonzero().squeeze(1), sites.linear)
-    assert torch.equal(mask[1], mask[0]) and torch.equal(mask[2], mask[0])
-    assert bool((repeated.linear.diff() > 0).all())
-
-
 def test_scenes_that_make_no_equal_groups_are_refused() -> None:
     discriminator = make_discriminator()
     sites = full_sites(3, GRID, torch.device("cpu"))

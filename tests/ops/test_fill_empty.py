@@ -132,7 +132,7 @@ def test_half_is_summed_in_float32() -> None:
     assert fill_empty(features, neighbors)[13].item() == torch.tensor(4096 * 26 / 27).half().item()
 
 
-def test_keeps_only_its_inputs() -> None:
+def test_saves_only_its_inputs() -> None:
     neighbors = neighbors_of(random_sites(0.3))
     features = half_empty(len(neighbors), 2).requires_grad_()
     with saved_tensors() as kept:

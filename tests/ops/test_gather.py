@@ -127,7 +127,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(OPS.sum_rows.default, (features, torch.tensor([[4, 0], [1, -1]]), owner, 0.5))
 
 
-def test_keeps_the_inverse_alone() -> None:
+def test_saves_only_the_inverse() -> None:
     table, inverse = random_table(6, 5, 3)
     with saved_tensors() as kept:
         gather_taps(random_values(5, 4).requires_grad_(), table, inverse)

@@ -1,6 +1,6 @@
-"""The compiled kernels: there, taken, equal to the references on what users have, and switched off by a variable.
+"""The compiled kernels: they are there, run, equal the references, and are switched off by a variable.
 
-Under ``make emulate`` it is the CUDA kernels on the CPU that are compared with the references.
+Under ``make emulate`` the CUDA kernels on the CPU are compared with the references.
 """
 
 import math
@@ -27,7 +27,16 @@ from ammnet_sparse.ops import (
 )
 from tests.generated import given, settings, st
 from tests.ops.emulation.kernels import Emulated, has_kernel
-from tests.ops.support import DEVICE_KERNELS, EMULATION, FLOAT_TYPES, INTEGER_TYPES, OPS, REFERENCES, References
+from tests.ops.support import (
+    DEVICE_KERNELS,
+    DEVICES,
+    EMULATION,
+    FLOAT_TYPES,
+    INTEGER_TYPES,
+    OPS,
+    REFERENCES,
+    References,
+)
 from tests.tolerances import tolerances
 
 IMAGE_SIZE = (480, 640)
@@ -71,7 +80,7 @@ def test_every_cuda_kernel_is_emulated() -> None:
 
 
 @pytest.mark.no_emulation
-def test_compiled_kernels_are_taken(compiled: None) -> None:
+def test_compiled_kernels_run(compiled: None) -> None:
     """The references make more than one step of PyTorch's, the kernels none."""
     labels, features = torch.ones(1, 64, dtype=torch.uint8), torch.ones(2, 4)
     with torch.profiler.profile() as profile:
@@ -103,11 +112,11 @@ def test_the_switch_leaves_only_references(tmp_path: Path) -> None:
     refused = subprocess.run(
         command, env=environment | {"AMMNET_SPARSE_KERNELS": "no"}, capture_output=True, text=True, check=False
     )
-    assert "AMMNET_SPARSE_KERNELS: expected 0 or 1, found 'no'" in refused.stderr
+    assert "AMMNET_SPARSE_KERNELS" in refused.stderr
     refused = subprocess.run(
         command, env=environment | {"AMMNET_SPARSE_CHECK_INDICES": "2"}, capture_output=True, text=True, check=False
     )
-    assert "AMMNET_SPARSE_CHECK_INDICES: expected 0 or 1, found '2'" in refused.stderr
+    assert "AMMNET_SPARSE_CHECK_INDICES" in refused.stderr
 
 
 def sites_of_frames(num_sites: int, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -117,18 +126,19 @@ def sites_of_frames(num_sites: int, batch_size: int) -> tuple[Tensor, Tensor]:
     return pixel, torch.arange(num_sites) * batch_size // num_sites
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [256, 100, 12, 3])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 def test_projection_equals_the_reference(
-    dtype: torch.dtype, layout: torch.memory_format, channels: int, compiled: None
+    dtype: torch.dtype, layout: torch.memory_format, channels: int, device: str, compiled: None
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn((2, channels, 30, 40), generator=generator).to(dtype).to(memory_format=layout)
+    features = torch.randn((2, channels, 30, 40), generator=generator).to(device, dtype).to(memory_format=layout)
     features.requires_grad_()
-    pixel, batch = sites_of_frames(500, 2)
+    pixel, batch = (indices.to(device) for indices in sites_of_frames(500, 2))
     result = project_features(features, pixel, batch, image_size=IMAGE_SIZE)
-    grad = torch.randn((500, channels), generator=generator).to(dtype)
+    grad = torch.randn((500, channels), generator=generator).to(device, dtype)
     (found,) = torch.autograd.grad(result, features, grad)
     sizes = (2, 30, 40, *IMAGE_SIZE, False)
     in_order = OPS.project_features_backward(grad, pixel, batch, *sizes, True)
@@ -166,24 +176,33 @@ def test_projection_at_the_largest_sides(compiled: None) -> None:
         project_features(features, pixel, torch.zeros(3, dtype=torch.int8), image_size=(1, 65536))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=40)
 @given(
     num_sites=st.integers(1, 40),
-    channels=st.sampled_from([1, 3, 16, 63, 64, 65, 130]),
+    channels=st.sampled_from([1, 3, 16, 63, 64, 65, 130, 256]),
     share=st.sampled_from([0.0, 0.5, 1.0]),
     dtype=st.sampled_from(FLOAT_TYPES),
     index_type=st.sampled_from([torch.int8, torch.int16, torch.int32, torch.int64]),
     seed=st.integers(0, 1000),
 )
 def test_filling_equals_the_reference(
-    num_sites: int, channels: int, share: float, dtype: torch.dtype, index_type: torch.dtype, seed: int, compiled: None
+    num_sites: int,
+    channels: int,
+    share: float,
+    dtype: torch.dtype,
+    index_type: torch.dtype,
+    seed: int,
+    device: str,
+    compiled: None,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn((num_sites, channels), generator=generator).to(dtype)
     features[torch.rand((num_sites, channels), generator=generator) < share] = 0
     features[torch.rand(num_sites, generator=generator) < 0.3] = 0
-    neighbors = torch.randint(-1, num_sites, (num_sites, 27), generator=generator).to(index_type)
-    grad = torch.randn((num_sites, channels), generator=generator).to(dtype)
+    features = features.to(device)
+    neighbors = torch.randint(-1, num_sites, (num_sites, 27), generator=generator).to(device, index_type)
+    grad = torch.randn((num_sites, channels), generator=generator).to(device, dtype)
     result = OPS.fill_empty(features, neighbors)
     found = OPS.fill_empty_backward(grad, features, neighbors)
     with References():
@@ -192,15 +211,16 @@ def test_filling_equals_the_reference(
     torch.testing.assert_close(found, expected, **tolerances(dtype))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=40)
 @given(
     batch_size=st.integers(1, 3),
-    num_voxels=st.sampled_from([1, 3, 127, 128, 129, 1000]),
+    num_voxels=st.sampled_from([1, 3, 16, 17, 127, 128, 129, 1000, 4002]),
     dtype=st.sampled_from(INTEGER_TYPES),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
 def test_perturbations_have_the_bits_of_the_reference(
-    batch_size: int, num_voxels: int, dtype: torch.dtype, seed: int, compiled: None
+    batch_size: int, num_voxels: int, dtype: torch.dtype, seed: int, device: str, compiled: None
 ) -> None:
     generator = torch.Generator().manual_seed(seed % 1000)
     labels = torch.randint(0, 12, (batch_size, num_voxels), generator=generator)
@@ -208,17 +228,18 @@ def test_perturbations_have_the_bits_of_the_reference(
     labels[:, num_voxels // 3 : num_voxels // 2] = 0
     if dtype == torch.int8:
         labels[labels == 255] = 0
-    labels = labels.to(dtype)
-    probability = torch.rand(batch_size, generator=generator)
+    labels = labels.to(device, dtype)
+    probability = torch.rand(batch_size, generator=generator).to(device)
     class_map, chances = draw_shuffle(labels, num_classes=12, probability_range=(0.1, 0.9), seed=seed)
-    linear = torch.randint(-1, labels.numel(), (50,), generator=generator)
+    linear = torch.randint(-1, labels.numel(), (50,), generator=generator).to(device)
     erased = erase_voxels(labels, probability, seed)
     shuffled = shuffle_categories(labels, class_map, chances, seed)
-    one_hot = one_hot_sites(labels, linear, 12)
+    one_hot = [one_hot_sites(labels, linear, 12, float_type) for float_type in FLOAT_TYPES]
     with References():
         assert torch.equal(erased, erase_voxels(labels, probability, seed))
         assert torch.equal(shuffled, shuffle_categories(labels, class_map, chances, seed))
-        assert torch.equal(one_hot, one_hot_sites(labels, linear, 12))
+        for found, float_type in zip(one_hot, FLOAT_TYPES, strict=True):
+            assert torch.equal(found, one_hot_sites(labels, linear, 12, float_type))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
@@ -236,7 +257,7 @@ def test_modulation_equals_the_reference_for_scales_of_any_size(dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_tensors_that_begin_anywhere_and_have_any_stride(dtype: torch.dtype, compiled: None) -> None:
+def test_tensors_of_any_offset_and_stride(dtype: torch.dtype, compiled: None) -> None:
     """16-byte accesses need an alignment that views do not have."""
     base = torch.randn(3, 41, 9).to(dtype)
     features, scale, bias = base[0, 1:, 1:], base[1, :-1, :-1], base[2, 1:, :-1]
@@ -250,17 +271,17 @@ def test_tensors_that_begin_anywhere_and_have_any_stride(dtype: torch.dtype, com
 
 
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_whole_rows_that_begin_beside_a_vector(dtype: torch.dtype, compiled: None) -> None:
+def test_contiguous_rows_at_an_odd_address(dtype: torch.dtype, compiled: None) -> None:
     """Contiguous, so that nothing is copied, and of a size that vectors divide: only the address is odd."""
 
-    def beside(*shape: int) -> Tensor:
+    def misaligned(*shape: int) -> Tensor:
         return torch.randn(1 + math.prod(shape)).to(dtype)[1:].view(shape)
 
-    features, scale, bias = beside(40, 16), beside(40, 16), beside(40, 16)
+    features, scale, bias = (misaligned(40, 16) for _ in range(3))
     features[::2, ::3] = 0
     neighbors = torch.full((40, 27), -1)
     neighbors[:, 13], neighbors[:-1, 14], neighbors[1:, 12] = torch.arange(40), torch.arange(1, 40), torch.arange(39)
-    channels_last = beside(2, 5, 6, 16).permute(0, 3, 1, 2)
+    channels_last = misaligned(2, 5, 6, 16).permute(0, 3, 1, 2)
     pixel, batch = torch.arange(-1, 39), torch.arange(40) // 20
     labels = torch.randint(0, 12, (1 + 2 * 64,)).to(torch.uint8)[1:].view(2, 64)
 
@@ -331,58 +352,3 @@ def test_kernels_run_on_the_current_stream(compiled: None) -> None:
         copied = features.clone()
     stream.synchronize()
     assert torch.equal(copied, features)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("channels", [256, 100, 12, 3])
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_cuda_projection_equals_the_cpu(
-    dtype: torch.dtype, layout: torch.memory_format, channels: int, compiled: None
-) -> None:
-    features = torch.randn(2, channels, 30, 40).to(dtype).to(memory_format=layout)
-    pixel, batch = sites_of_frames(500, 2)
-    grad = torch.randn(500, channels).to(dtype)
-    sizes = (2, 30, 40, *IMAGE_SIZE, False)
-    expected = OPS.project_features(features, pixel, batch, *IMAGE_SIZE, False)
-    wanted = OPS.project_features_backward(grad, pixel, batch, *sizes, False)
-    on_device = [tensor.cuda() for tensor in (features, pixel, batch, grad)]
-    found = OPS.project_features(*on_device[:3], *IMAGE_SIZE, False)
-    torch.testing.assert_close(found.cpu(), expected, **tolerances(dtype))
-    for deterministic in (False, True):
-        gradient = OPS.project_features_backward(on_device[3], *on_device[1:3], *sizes, deterministic)
-        assert gradient.stride() == wanted.stride()
-        torch.testing.assert_close(gradient.cpu(), wanted, **tolerances(dtype))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("num_voxels", [1, 16, 17, 4000, 4002])
-@pytest.mark.parametrize("dtype", INTEGER_TYPES)
-def test_cuda_perturbations_have_the_bits_of_the_cpu(dtype: torch.dtype, num_voxels: int, compiled: None) -> None:
-    labels = torch.randint(0, 12, (3, num_voxels)).to(dtype)
-    probability, chances = torch.tensor([0.1, 0.5, 0.9]), torch.full((3, 12), 0.5)
-    class_map = torch.arange(12).roll(1).expand(3, -1)
-    linear = torch.randint(-1, labels.numel(), (101,))
-    on_device = labels.cuda()
-    erased = erase_voxels(on_device, probability.cuda(), 5)
-    shuffled = shuffle_categories(on_device, class_map.cuda(), chances.cuda(), 5)
-    assert torch.equal(erased.cpu(), erase_voxels(labels, probability, 5))
-    assert torch.equal(shuffled.cpu(), shuffle_categories(labels, class_map, chances, 5))
-    for float_type in FLOAT_TYPES:
-        found = one_hot_sites(on_device, linear.cuda(), 13, float_type)
-        assert torch.equal(found.cpu(), one_hot_sites(labels, linear, 13, float_type))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("channels", [256, 100, 3])
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_cuda_filling_equals_the_cpu(dtype: torch.dtype, channels: int, compiled: None) -> None:
-    features = torch.randn(200, channels).to(dtype)
-    features[torch.rand(200) < 0.6] = 0
-    features[torch.rand(200, channels) < 0.2] = 0
-    neighbors = torch.randint(-1, 200, (200, 27))
-    grad = torch.randn(200, channels).to(dtype)
-    found = OPS.fill_empty(features.cuda(), neighbors.cuda().int())
-    torch.testing.assert_close(found.cpu(), OPS.fill_empty(features, neighbors), **tolerances(dtype))
-    found = OPS.fill_empty_backward(grad.cuda(), features.cuda(), neighbors.cuda())
-    torch.testing.assert_close(found.cpu(), OPS.fill_empty_backward(grad, features, neighbors), **tolerances(dtype))

@@ -29,10 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_old_driver_leaves_the_references_with_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_driver_version", lambda: 12080)
-    expected = r"built with CUDA 13\.0, which the driver here, for CUDA 12\.8, is too old for: update the driver"
-    with pytest.warns(UserWarning, match=expected):
+    with pytest.warns(UserWarning, match=r"13\.0.*12\.8"):
         library = _library._load_library("cuda")
-    assert not library.is_loaded and "build the kernels with an older CUDA" in library.note
+    assert not library.is_loaded
 
 
 def test_no_warning_where_pytorch_cannot_use_the_device_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +39,7 @@ def test_no_warning_where_pytorch_cannot_use_the_device_either(folder: Path, mon
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "is too old for" in _library._load_library("cuda").note
+        assert not _library._load_library("cuda").is_loaded
 
 
 @pytest.mark.parametrize("driver", [13000, 13010, 14000, None])
@@ -50,13 +49,13 @@ def test_other_drivers_load_it(folder: Path, monkeypatch: pytest.MonkeyPatch, dr
     assert not library.is_loaded and library.note.startswith(f"{folder / '_kernels_cuda.so'}: ")
 
 
-def test_a_library_that_does_not_say_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_without_a_version_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_driver_version", lambda: 11080)
     (folder / "_kernels_cuda.so").write_bytes(b"\x7fELF, and no more")
     assert str(folder) in _library._load_library("cuda").note
 
 
-def test_the_library_says_what_it_was_built_with() -> None:
+def test_the_library_holds_the_version_of_its_cuda() -> None:
     path = Path(_library.__file__).parents[1] / "_kernels_cuda.so"
     if not path.is_file():
         pytest.skip(f"no CUDA kernels: {_library.kernel_libraries()['cuda'].note}")

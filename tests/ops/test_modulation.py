@@ -1,4 +1,4 @@
-"""modulate: equation 2, its gradient, and what it keeps in memory."""
+"""modulate: equation 2, its gradient, and its saved tensors."""
 
 import math
 
@@ -81,14 +81,14 @@ def test_layout_of_the_features_is_kept() -> None:
     torch.testing.assert_close(result, formula(features, scale, bias), **tolerances(torch.float32))
 
 
-def test_keeps_only_features_and_scale() -> None:
+def test_saves_only_features_and_scale() -> None:
     features, scale, bias = inputs(8, 4, grad=True)
     with saved_tensors() as kept:
         modulate(features, scale, bias)
     assert {tensor.data_ptr() for tensor in kept} == {features.data_ptr(), scale.data_ptr()}
 
 
-def test_keeps_nothing_for_the_bias_alone() -> None:
+def test_saves_nothing_for_the_bias_alone() -> None:
     features, scale, bias = inputs(8, 4)
     bias.requires_grad_()
     with saved_tensors() as kept:

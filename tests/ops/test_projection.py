@@ -37,7 +37,7 @@ def feature_map(
 def upsample_and_index(
     features: Tensor, pixel: Tensor, batch: Tensor, *, image_size: tuple[int, int], align_corners: bool
 ) -> Tensor:
-    """What the dense original does."""
+    """The dense original's way."""
     image = F.interpolate(features, image_size, mode="bilinear", align_corners=align_corners)
     taken = image.flatten(2)[batch, :, pixel.clamp_min(0).long()]
     return taken * (pixel >= 0)[:, None]
@@ -146,14 +146,14 @@ def test_opcheck(align_corners: bool) -> None:
     torch.library.opcheck(OPS.project_features_backward.default, arguments)
 
 
-def test_gradient_lies_channels_last() -> None:
+def test_gradient_is_channels_last() -> None:
     features = feature_map(2, 3, 4, 5, requires_grad=True)
     result = project_features(features, *sites(7, 2), image_size=IMAGE_SIZE)
     (grad,) = torch.autograd.grad(result.sum(), features)
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_keeps_indices_but_no_features() -> None:
+def test_saves_indices_but_no_features() -> None:
     features = feature_map(2, 3, 4, 5, requires_grad=True)
     pixel, batch = sites(7, 2)
     with saved_tensors() as kept:

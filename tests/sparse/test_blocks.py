@@ -1,4 +1,4 @@
-"""Blocks on sites against dense ones: on every cell, and on some with everything else masked."""
+"""Blocks on sites against dense ones: on every cell, and on some cells with the others masked."""
 
 from collections.abc import Callable
 
@@ -163,7 +163,7 @@ def test_a_step_up_at_some_sites_is_the_dense_one_there(density: float) -> None:
     assert_near(found, expected, tolerance=1e-12, name="from the cells that are read")
 
 
-def test_dropout_draws_as_torch_does_one_value_a_sample_and_channel() -> None:
+def test_dropout_draws_one_value_per_sample_and_channel_as_torch() -> None:
     sites = random_sites(0.2)
     features = torch.randn(len(sites), 16)
     dropout = ChannelDropout(0.3).train()
@@ -179,7 +179,9 @@ def test_dropout_draws_as_torch_does_one_value_a_sample_and_channel() -> None:
     ("probability", "is_training", "change"),
     [(0.0, True, torch.clone), (0.5, False, torch.clone), (1.0, True, torch.zeros_like)],
 )
-def test_dropout_at_its_ends(probability: float, is_training: bool, change: Callable[[Tensor], Tensor]) -> None:
+def test_dropout_with_probability_0_and_1(
+    probability: float, is_training: bool, change: Callable[[Tensor], Tensor]
+) -> None:
     sites = random_sites(0.2)
     features = torch.randn(len(sites), 4)
     found = ChannelDropout(probability).train(is_training)(features, sites)
@@ -187,7 +189,7 @@ def test_dropout_at_its_ends(probability: float, is_training: bool, change: Call
 
 
 def test_blocks_that_cannot_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match="a strided block has dilation 1, found stride 2, dilation 3"):
+    with pytest.raises(ValueError, match="dilation"):
         DDRBlock(8, 4, expansion=2, stride=2, dilation=3)
-    with pytest.raises(ValueError, match="stride 1 keeps the channels, found 8 -> 16"):
+    with pytest.raises(ValueError, match="channels"):
         DDRBlock(8, 4, expansion=4)

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
@@ -42,24 +42,7 @@ def test_values_gradients_and_statistics_are_those_of_torch(with_relu: bool) -> 
     assert norm.num_batches_tracked == 3
 
 
-@pytest.mark.parametrize("with_relu", [False, True])
-@pytest.mark.parametrize("is_training", [False, True])
-def test_gradients_are_exact(with_relu: bool, is_training: bool) -> None:
-    norm, *_ = build_pair(3, with_relu=with_relu)
-    norm.train(is_training)
-    features = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
-    inputs = (features, norm.weight, norm.bias)
-
-    def normalize(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        out = torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (features,))
-        assert isinstance(out, Tensor)
-        return out
-
-    with unchanged_statistics(norm):
-        assert torch.autograd.gradcheck(normalize, inputs)
-
-
-def test_gradients_stop_where_none_are_wanted() -> None:
+def test_frozen_parameters_get_no_gradient() -> None:
     norm, *_ = build_pair(3, with_relu=True)
     norm(torch.randn(9, 3, dtype=torch.float64)).sum().backward()
     assert norm.weight.grad is not None
@@ -71,33 +54,8 @@ def test_gradients_stop_where_none_are_wanted() -> None:
     torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), features)[0])
 
 
-def test_single_precision_holds_over_many_sites() -> None:
-    """torch's own, which adds up row by row, loses four digits here."""
-    torch.manual_seed(0)
-    features = torch.randn(100_000, 4) * 0.1 + 5
-    upstream = torch.randn(100_000, 4)
-    norm = SiteBatchNorm(4)
-    results = []
-    for module, dtype in ((norm, torch.float32), (nn.BatchNorm1d(4).double(), torch.float64)):
-        inputs = features.to(dtype, copy=True).requires_grad_()
-        out = module(inputs)
-        gradients = torch.autograd.grad(out, (inputs, *module.parameters()), upstream.to(dtype))
-        results.append([value.double() for value in (out, *gradients)])
-    for found, expected in zip(*results, strict=True):
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def test_constant_features_have_no_variance() -> None:
-    norm = SiteBatchNorm(2)
-    features = torch.tensor([0.1, 1e4]).expand(1000, 2)
-    out = norm(features)
-    torch.testing.assert_close(norm.running_var, torch.tensor([0.9, 0.9]))
-    torch.testing.assert_close(norm.running_mean, 0.1 * features[0])
-    assert out.isfinite().all()
-
-
 @pytest.mark.parametrize("has_gradient", [False, True])
-def test_statistics_can_be_left_alone(has_gradient: bool) -> None:
+def test_statistics_can_be_left_unchanged(has_gradient: bool) -> None:
     norm = SiteBatchNorm(3)
     plain = nn.BatchNorm1d(3)
     network = nn.Sequential(norm, plain)
@@ -124,7 +82,7 @@ def test_statistics_are_tracked_again_after_an_error() -> None:
     assert norm.num_batches_tracked == 1 and (norm.running_mean > 0.3).all()
 
 
-def test_torchs_own_layer_can_be_recomputed() -> None:
+def test_torchs_batch_norm_can_be_recomputed() -> None:
     """It saves its running statistics for the backward pass, and a checkpoint counts what is saved."""
     norm = nn.BatchNorm1d(3)
     features = torch.randn(20, 3, requires_grad=True)
@@ -137,29 +95,7 @@ def test_torchs_own_layer_can_be_recomputed() -> None:
     assert norm.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("has_residual", [False, True])
-def test_groups_are_forward_passes_one_after_another(has_residual: bool) -> None:
-    norm, reference, reference_norm = build_pair(5, with_relu=False)
-    features = (torch.randn(4 * 20, 5, dtype=torch.float64) * 2 + 3).requires_grad_()
-    residuals = (torch.randn(4 * 20, 5, dtype=torch.float64, requires_grad=True),) if has_residual else ()
-    upstream = torch.randn(80, 5, dtype=torch.float64)
-    expected = torch.cat([reference(group) for group in features.chunk(4)])
-    expected = sum(residuals, expected).relu()
-    found, total = norm(features, *residuals, with_relu=True, with_sum=True, num_groups=4)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(found, total.relu())
-    results = []
-    for out, module in ((found, norm), (expected, reference)):
-        results.append(torch.autograd.grad(out, (features, *residuals, *module.parameters()), upstream))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-10)
-    assert norm.num_batches_tracked == 4
-    torch.testing.assert_close(dict(norm.named_buffers()), dict(reference_norm.named_buffers()), rtol=1e-12, atol=1e-12)
-    # Out of training mode there is nothing to keep apart.
-    norm.eval(), reference.eval()
-    torch.testing.assert_close(norm(features, num_groups=4), reference(features))
-
-
-def test_types_that_autocast_mixes_meet_in_their_common_type() -> None:
+def test_mixed_types_are_promoted() -> None:
     norm = SiteBatchNorm(4)
     features, residual = torch.randn(20, 4).half(), torch.randn(20, 4, requires_grad=True)
     found, total = norm(features, residual, with_relu=True, with_sum=True)
@@ -208,8 +144,8 @@ def test_cumulative_averages_are_refused() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_site_has_no_statistics(count: int) -> None:
     norm = SiteBatchNorm(3)
-    with pytest.raises(ValueError, match=f"at least 2 sites, found {count}"):
+    with pytest.raises(ValueError, match="2 sites"):
         norm(torch.randn(count, 3))
-    with pytest.raises(ValueError, match=f"at least 2 sites, found {count}"):
+    with pytest.raises(ValueError, match="2 sites"):
         norm(torch.randn(3 * count, 3), num_groups=3)
     assert norm.eval()(torch.randn(count, 3)).shape == (count, 3)

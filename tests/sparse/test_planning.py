@@ -1,4 +1,4 @@
-"""Planned site sets are those that would be built one by one, and nothing derived of them waits any more."""
+"""Planned site sets equal those built one by one, and nothing derived from them waits for the device."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_planning_waits_once_and_what_follows_never() -> None:
     assert counted.num_waits == 0
 
 
-def test_repeated_sites_derive_what_the_sites_derive_as_often() -> None:
+def test_repeated_sites_derive_repeated_sites() -> None:
     (sites,) = planned_sites([random_mask(0.1, 0)])
     found = repeated_sites(sites, 3)
     expected = sites_from_mask(random_mask(0.1, 0).repeat(3, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Recipes: what autograd keeps shrinks, gradients stay, and nothing stale is ever used."""
+"""Recipes: autograd keeps less, gradients are the same, and no stale tensor is used."""
 
 import gc
 import threading
@@ -100,17 +100,17 @@ def made_and_kept(change: str) -> tuple[bool, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("change", ["none", "view", "in place"])
-def test_made_again_as_it_was(change: str) -> None:
+def test_recomputed_tensors_are_the_same(change: str) -> None:
     is_gone, found, expected = made_and_kept(change)
     assert is_gone
     torch.testing.assert_close(found, expected)
 
 
 def fail(*inputs: Tensor) -> Tensor:
-    raise AssertionError("made again")
+    raise AssertionError("recomputed")
 
 
-def test_memory_that_another_tensor_got_is_not_mistaken() -> None:
+def test_reused_memory_has_no_recipe() -> None:
     memory, start = torch.full((4,), 5.0), torch.ones(4, requires_grad=True)
     with recipes_kept(True):
         dead = recorded(memory.detach(), fail, start)
@@ -122,7 +122,7 @@ def test_memory_that_another_tensor_got_is_not_mistaken() -> None:
     assert start.grad.tolist() == [5.0] * 4
 
 
-def test_less_is_kept() -> None:
+def test_recipes_keep_less() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(*(Block() for _ in range(6)))
     features = torch.randn(3200, 8)
@@ -170,7 +170,7 @@ def gradient(is_enabled: bool, start: Tensor, compute: Callable[[Tensor], Tensor
     return found
 
 
-def test_inputs_reshaped_are_made_in_their_shape() -> None:
+def test_reshaped_inputs_are_recomputed_in_their_shape() -> None:
     start = torch.arange(1.0, 17.0).view(2, 8).requires_grad_()
 
     def compute(features: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def test_parts_of_memory_have_no_recipe() -> None:
     torch.testing.assert_close(gradient(True, start, compute), gradient(False, start, compute))
 
 
-def test_other_types_in_the_same_memory_are_not_mistaken() -> None:
+def test_another_type_in_the_same_memory_has_no_recipe() -> None:
     bits = []
 
     class KeepsBits(torch.autograd.Function):
@@ -226,7 +226,7 @@ def test_inputs_changed_before_the_backward_pass_are_refused() -> None:
         result = Counted.apply(recorded(hidden + 1, lambda features: features + 1, hidden)).sum()
     with torch.no_grad():
         hidden.mul_(10)
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="in place"):
         result.backward()
 
 
@@ -251,7 +251,7 @@ def test_inference_tensors_may_enter() -> None:
         assert relu(frozen).tolist() == frozen.tolist()
 
 
-def test_results_that_stay_do_not_hold_what_they_were_made_of() -> None:
+def test_results_that_stay_alive_do_not_hold_their_inputs() -> None:
     start = torch.ones(4, requires_grad=True)
     with recipes_kept(True):
         hidden = start * 2

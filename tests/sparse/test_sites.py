@@ -1,11 +1,10 @@
-"""Site sets and kernel maps against naive enumeration, and what is remembered where."""
+"""Site sets and kernel maps against naive enumeration, and their caches."""
 
 import itertools
 import weakref
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ammnet_sparse.sparse.convolutions import UP_KERNEL
@@ -69,7 +68,7 @@ def test_a_full_mask_gives_the_full_sites_of_the_process() -> None:
 
 
 @pytest.mark.parametrize("density", [0.2, 1.1])
-def test_volumes_are_gathered_and_made_again(density: float) -> None:
+def test_densify_and_gather_are_inverse(density: float) -> None:
     sites = random_sites(density)
     features = torch.randn(len(sites), 3)
     volume = sites.densify(features)
@@ -185,17 +184,7 @@ def test_frames_do_not_touch_each_other() -> None:
     assert KernelMap(sites, sites, KERNELS[0]).num_pairs == 2
 
 
-def test_strided_sites_of_few_sites_agree_with_pooling() -> None:
-    kernel = Kernel((1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 1))
-    sites = SiteSet(1, SHAPE, torch.tensor([1]))  # Y = 1: inside of cell 0, reached by cells 0 and 1
-    assert strided_sites(sites, kernel).linear.tolist() == [0, 1]
-    sites = SiteSet(1, SHAPE, torch.tensor([2]))  # Y = 2: the middle of cell 1 alone
-    assert strided_sites(sites, kernel).linear.tolist() == [1]
-    reached = F.max_pool3d(sites.densify(torch.ones(1, 1)), (1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 1))
-    assert reached.flatten().nonzero().flatten().tolist() == [1]
-
-
-def test_what_is_derived_is_shared_and_goes_with_the_finer_sites() -> None:
+def test_derived_tables_are_shared_and_freed_with_the_finer_sites() -> None:
     fine = random_sites(shape=(12, 8, 12))
     half = cells_read(fine, UP_KERNEL, SHAPE)
     every_cell = full_sites(2, SHAPE, CPU)

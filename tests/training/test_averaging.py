@@ -11,7 +11,7 @@ import torch
 from ammnet_sparse.config import Config
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights
-from ammnet_sparse.models.weights.parts import join_states
+from ammnet_sparse.models.weights.loading import join_states
 from ammnet_sparse.training.checkpoints import load_state
 from ammnet_sparse.training.interruption import RunInterrupted
 from ammnet_sparse.training.optimization import AveragedWeights

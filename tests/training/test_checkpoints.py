@@ -18,7 +18,7 @@ from ammnet_sparse.data.training_sets import unobserved_in
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
 from ammnet_sparse.evaluation.metrics import scores_from_counts
 from ammnet_sparse.files import writing
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import UNOBSERVED, read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_discriminator, load_model
 from ammnet_sparse.training.checkpoints import (

@@ -23,7 +23,7 @@ from ammnet_sparse.data.training_sets import open_encoder_datasets
 from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.training.encoder import (
     EncoderSettings,
     Scores2D,

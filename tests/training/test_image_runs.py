@@ -14,7 +14,7 @@ from ammnet_sparse.data import training_sets
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.training import networks
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import GRID, make_run, tiny_config

