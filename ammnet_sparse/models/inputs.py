@@ -10,9 +10,8 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import FREE_TSDF, UNMAPPED
 from ammnet_sparse.ops import fill_empty, one_hot_sites, project_features
-from ammnet_sparse.sparse.kernel_maps import neighbor_rows
+from ammnet_sparse.sparse.kernel_maps import neighbor_rows, planned_sites
 from ammnet_sparse.sparse.kernels import dilated
-from ammnet_sparse.sparse.planning import planned_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 
 STATE_CHANNELS = 4
@@ -21,7 +20,7 @@ STATE_CHANNELS = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SitePlan:
-    """The sites of a batch at full resolution, planned together (``sparse/planning.py``).
+    """The sites of a batch at full resolution, planned together (``kernel_maps.planned_sites``).
 
     Attributes:
         encoder: the sites of the encoders' inputs and outputs.

@@ -4,6 +4,7 @@
 gradients are computed likewise with the inverse table; only features and weight are kept for them.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -83,32 +84,35 @@ def _is_product_small(rows: Tensor, columns: int) -> bool:
     return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= CHUNK_ELEMENTS
 
 
-def _rows_of_chunk(width: int, device: torch.device) -> int:
-    return max((CHUNK_ELEMENTS_CPU if device.type == "cpu" else CHUNK_ELEMENTS) // width, 1)
+def _chunks(values: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a table [N, T], a chunk at a time, and the values [M, C] that they read, [rows, T * C]."""
+    chunk = CHUNK_ELEMENTS_CPU if values.device.type == "cpu" else CHUNK_ELEMENTS
+    rows = max(chunk // (table.shape[1] * values.shape[1]), 1)
+    for begin in range(0, table.shape[0], rows):
+        yield slice(begin, begin + rows), gather_taps(values, table[begin : begin + rows])
 
 
 def _gathered_product(features: Tensor, table: Tensor, matrix: Tensor, *, out: Tensor | None = None) -> Tensor:
     """[N, out] of features [M, C], table [N, T] and a matrix [T * C, out]."""
-    rows = _rows_of_chunk(matrix.shape[0], features.device)
-    num_rows = table.shape[0]
     if out is None:
-        if num_rows <= rows:
-            return gather_taps(features, table) @ matrix
-        out = features.new_empty(num_rows, matrix.shape[1])
-    for begin in range(0, num_rows, rows):
-        torch.mm(gather_taps(features, table[begin : begin + rows]), matrix, out=out[begin : begin + rows])
+        out = features.new_empty(table.shape[0], matrix.shape[1])
+    for here, gathered in _chunks(features, table):
+        torch.mm(gathered, matrix, out=out[here])
+        del gathered  # before the next chunk is made
     return out
 
 
 class _Sum:
-    """Sum of products ``first.T @ second``, over chunks in at least float32."""
+    """Sum of products ``first.T @ second`` over ``num_rows`` rows, of several chunks in at least float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
         self.total: Tensor | None = None
 
-    def add(self, first: Tensor, second: Tensor, *, is_only: bool) -> None:
+    def add(self, first: Tensor, second: Tensor) -> None:
         if self.total is None:
             product = first.t() @ second
+            is_only = len(first) == self.num_rows
             self.total = product if is_only else product.to(torch.promote_types(product.dtype, torch.float32))
         elif self.total.dtype == first.dtype:
             self.total.addmm_(first.t(), second)
@@ -136,16 +140,13 @@ def _gradients(
     elif needs_features:
         # The gathered gradient is used for the weight too, unless there are many more sources than targets.
         is_shared = needs_weight and num_sources <= num_targets
-        total = _Sum()
+        total = _Sum(num_sources)
         matrix = matrices.transpose(1, 2).reshape(-1, in_channels)
         features_gradient = torch.empty_like(features)
-        rows = _rows_of_chunk(num_taps * out_channels, features.device)
-        for begin in range(0, num_sources, rows):
-            here = slice(begin, begin + rows)
-            gathered = gather_taps(gradient, kernel_map.inverse[here])
+        for here, gathered in _chunks(gradient, kernel_map.inverse):
             torch.mm(gathered, matrix, out=features_gradient[here])
             if is_shared:
-                total.add(gathered, features[here], is_only=num_sources <= rows)
+                total.add(gathered, features[here])
         if total.total is not None:
             by_tap = total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
     if needs_weight and by_tap is None:
@@ -155,20 +156,13 @@ def _gradients(
 
 def _weight_gradient(features: Tensor, gradient: Tensor, kernel_map: KernelMap, *, num_taps: int) -> Tensor:
     """[taps, in, out], gathering the side with fewer values."""
-    total = _Sum()
-    in_channels, out_channels = features.shape[1], gradient.shape[1]
-    if len(kernel_map.source) * out_channels < len(kernel_map.target) * in_channels:
-        rows = _rows_of_chunk(num_taps * out_channels, features.device)
-        for begin in range(0, len(kernel_map.source), rows):
-            here = slice(begin, begin + rows)
-            gathered = gather_taps(gradient, kernel_map.inverse[here])
-            total.add(gathered, features[here], is_only=len(kernel_map.source) <= rows)
-        assert total.total is not None
-        return total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
-    rows = _rows_of_chunk(num_taps * in_channels, features.device)
-    for begin in range(0, len(kernel_map.target), rows):
-        here = slice(begin, begin + rows)
-        gathered = gather_taps(features, kernel_map.table[here])
-        total.add(gathered, gradient[here], is_only=len(kernel_map.target) <= rows)
+    gathers_gradient = len(kernel_map.source) * gradient.shape[1] < len(kernel_map.target) * features.shape[1]
+    read, other, table = features, gradient, kernel_map.table
+    if gathers_gradient:
+        read, other, table = gradient, features, kernel_map.inverse
+    total = _Sum(len(table))
+    for here, gathered in _chunks(read, table):
+        total.add(gathered, other[here])
     assert total.total is not None
-    return total.total.view(num_taps, in_channels, out_channels)
+    by_tap = total.total.view(num_taps, read.shape[1], other.shape[1])
+    return by_tap.transpose(1, 2) if gathers_gradient else by_tap

@@ -1,4 +1,4 @@
-"""Which sites a convolution connects.
+"""The sites that a convolution connects, and the plan of a batch's site sets.
 
 A *kernel map* is a table [targets, taps] of the rows that the taps of a convolution read. Everything that computing a
 convolution needs follows from it. It is built only here, once per pair of site sets and kernel.
@@ -8,17 +8,23 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ammnet_sparse.sparse.kernels import (
+    AXIS_HEIGHT,
+    AXIS_Y,
     NEIGHBORHOOD,
+    UP_KERNEL,
     Kernel,
     all_residues,
+    axis_kernel,
+    half_shape,
     read_mask,
+    residue_counts,
     shifts_of_residue,
     strided_mask,
     strided_shape,
@@ -33,9 +39,13 @@ from ammnet_sparse.sparse.sites import (
     full_sites,
     ravel,
     sites_from_mask,
+    sites_from_masks,
 )
 
 _Built = TypeVar("_Built")
+
+WAY_DOWN = (axis_kernel(AXIS_Y, stride=2), axis_kernel(AXIS_HEIGHT, stride=2))
+"""From a block's sites to its intermediate ones; after the third convolution every cell is a site."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,24 +140,14 @@ def strided_sites(sites: SiteSet, kernel: Kernel) -> SiteSet:
     if sites.is_full:
         shape = strided_shape(sites.spatial_shape, kernel)
         return full_sites(sites.batch_size, shape, sites.linear.device)
-    return sites.cached(strided_key(kernel), lambda: sites_from_mask(strided_mask(sites.mask, kernel)))
-
-
-def strided_key(kernel: Kernel) -> Hashable:
-    """Cache key of ``strided_sites``."""
-    return "strided", kernel
+    return sites.cached(("strided", kernel), lambda: sites_from_mask(strided_mask(sites.mask, kernel)))
 
 
 def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
     """Cells of a coarser grid of this ``shape`` that a transposed convolution onto ``sites`` reads, shared."""
     if sites.is_full:
         return full_sites(sites.batch_size, shape, sites.linear.device)
-    return sites.cached(read_key(kernel, shape), lambda: sites_from_mask(read_mask(sites.mask, kernel, shape)))
-
-
-def read_key(kernel: Kernel, shape: Triple) -> Hashable:
-    """Cache key of ``cells_read``."""
-    return "read", kernel, shape
+    return sites.cached(("read", kernel, shape), lambda: sites_from_mask(read_mask(sites.mask, kernel, shape)))
 
 
 def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
@@ -173,9 +173,56 @@ def neighbor_rows(sites: SiteSet) -> Tensor:
     return KernelMap(sites, sites, NEIGHBORHOOD).table
 
 
-def residue_key(stride: Triple) -> Hashable:
-    """Cache key of the numbers of sites by residue, in C order."""
-    return "residue counts", stride
+def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
+    """Sites of masks at full resolution and the sites that the network derives from them, in one wait for the device.
+
+    The cells at the coarser scales and the numbers of sites by residue follow from dense masks. Planned sets are cached
+    where ``strided_sites``, ``cells_read`` and ``KernelMap.groups`` would otherwise build them on first use.
+
+    Args:
+        masks: each [B, X, H, Y] bool, of one shape.
+    """
+    frames = masks[0].shape[0]
+    together = torch.cat(list(masks)) if len(masks) > 1 else masks[0]
+    shape = (together.shape[1], together.shape[2], together.shape[3])
+    steps: list[tuple[int, Hashable, Tensor]] = []  # the level it is derived from, its key there, masks of all
+    reached, parent = together, -1
+    for kernel in WAY_DOWN:
+        reached = strided_mask(reached, kernel)
+        steps.append((parent, ("strided", kernel), reached))
+        parent = len(steps) - 1
+    half = half_shape(shape)
+    read = read_mask(together, UP_KERNEL, half)
+    steps.append((-1, ("read", UP_KERNEL, half), read))
+    levels = [together, *(mask for _, _, mask in steps)]
+    parts = [part for level in levels for part in level.split(frames)]
+    numbers = [residue_counts(part, UP_KERNEL.stride) for part in (*together.split(frames), *read.split(frames))]
+    sites, counts = sites_from_masks(parts, counts=numbers)
+    num = len(masks)
+    for index in range(num):
+        for level, (parent, key, _) in enumerate(steps, start=1):
+            owner = sites[(parent + 1) * num + index]
+            if not owner.is_full:
+                owner.store(key, sites[level * num + index])
+        sites[index].store(("residue counts", UP_KERNEL.stride), counts[index])
+        sites[index - num].store(("residue counts", UP_KERNEL.stride), counts[num + index])
+    return sites[:num]
+
+
+def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
+    """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on; shared once built.
+
+    The sets that strided blocks derive from it are repetitions of those derived from ``sites``.
+    """
+    repeated = sites.repeated(times)
+    single, multiple = sites, repeated
+    for kernel in WAY_DOWN:
+        if multiple.is_full:
+            break
+        single = strided_sites(single, kernel)
+        multiple.store(("strided", kernel), single.repeated(times))
+        multiple = strided_sites(multiple, kernel)
+    return repeated
 
 
 def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
@@ -203,7 +250,7 @@ def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGr
         found: list[int] = (residues[:, None] == numbers).sum(0).tolist()
         return found
 
-    counts = target.cached(residue_key(kernel.stride), count)
+    counts = target.cached(("residue counts", kernel.stride), count)
     taps = taps_of_residues(kernel)
     order = residues.to(torch.uint8).argsort(stable=True)
     position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))

@@ -56,7 +56,7 @@ class SiteSet:
         return found
 
     def store(self, key: Hashable, value: object) -> None:
-        """Keeps what ``remembered`` would build; the same must hold of it."""
+        """Caches ``value`` where ``cached`` would build it, under the same conditions."""
         self._derived.setdefault(key, value)
 
     @property

@@ -20,8 +20,8 @@ from ammnet_sparse.models.inputs import plan_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.ops.philox import Stream, uniform, words_of_items
 from ammnet_sparse.processes import num_processes, rank, sum_over_processes
+from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.normalization import unchanged_statistics
-from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.training.losses import (
     Term,
     discriminator_loss,

@@ -14,8 +14,8 @@ from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_LABEL, UNMAPPED
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.ops import project_features
+from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.normalization import unchanged_statistics
-from ammnet_sparse.sparse.planning import repeated_sites
 from ammnet_sparse.sparse.sites import SiteSet
 
 _STEP = 0.01

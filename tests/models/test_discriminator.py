@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.sparse.planning import repeated_sites
+from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from tests.models.scenes import small_config
 

@@ -4,9 +4,15 @@ import pytest
 import torch
 from bench.operation_counter import Operations
 
-from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, strided_sites
+from ammnet_sparse.sparse.kernel_maps import (
+    WAY_DOWN,
+    KernelMap,
+    cells_read,
+    planned_sites,
+    repeated_sites,
+    strided_sites,
+)
 from ammnet_sparse.sparse.kernels import UP_KERNEL, half_shape
-from ammnet_sparse.sparse.planning import WAY_DOWN, planned_sites, repeated_sites
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 
 SHAPE = (12, 24, 12)
