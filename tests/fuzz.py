@@ -1,4 +1,4 @@
-"""Damaged files of every kind, and what the readers say about them: python -m tests.fuzz --count 20000
+"""Reads damaged files of every kind: python -m tests.fuzz --count 20000
 
 A valid file of each kind is changed at random, by a seed, and read. A reader may accept it or raise the project's own
 error (``FileError``); anything else is a raw error, and so is a reading that takes long or much memory. Both are
@@ -54,7 +54,7 @@ _VOXELS = int(np.prod(GRID))
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of file: where it lies, its valid content, and who reads it."""
+    """A kind of file: its path, its valid content, and its reader."""
 
     name: str
     path: Path
@@ -64,7 +64,7 @@ class Kind:
 
 @dataclasses.dataclass
 class Findings:
-    """What came of reading damaged files: how many were accepted and refused, and what should not have happened."""
+    """The results: how many damaged files were accepted and refused by kind, and the faults of readers."""
 
     accepted: Counter[str] = dataclasses.field(default_factory=Counter)
     refused: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -101,7 +101,7 @@ def run(count: int, *, seed: int = 0, folder: Path, only: str = "") -> Findings:
 
 
 def damaged(kind: Kind, kinds: Sequence[Kind], rng: np.random.Generator) -> bytes:
-    """The content of a kind, changed at random: cut, flipped, overwritten, joined with another, or made anew."""
+    """The content of a kind, changed at random: cut, flipped, overwritten, joined with another, or replaced."""
     content = kind.content
     if kind.name.startswith("npz") and rng.random() < 0.5:
         return _odd_archive(rng, content)
@@ -199,7 +199,7 @@ _MUTATIONS = (_cut, _flip, _flip, _overwrite, _overwrite, _insert, _move, _other
 
 
 def _odd_archive(rng: np.random.Generator, content: bytes) -> bytes:
-    """An archive that is one, but for its arrays: other types, shapes, values, headers, compression, names."""
+    """A valid archive of odd arrays: other types, shapes, values, headers, compression, names."""
     types = ("u1", "i8", "f2", "f4", "f8", "?", "c8", "U3", "S4", "M8[s]", ">i4", "O", "f4,i4")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

@@ -1,4 +1,4 @@
-"""Building the kernels: what is found, what the switches say, and what the libraries hold."""
+"""Building the kernels: compilers and toolkits, the switches, and the contents of the libraries."""
 
 import json
 import os
@@ -68,13 +68,11 @@ def test_sources_need_only_the_headers_that_are_asked_for(build: SimpleNamespace
             )
 
 
-def test_cuda_home_is_where_the_header_is(build: SimpleNamespace, tmp_path: Path) -> None:
+def test_cuda_home_contains_the_header(build: SimpleNamespace, tmp_path: Path) -> None:
     toolkit = make_toolkit(tmp_path / "toolkit")
     (tmp_path / "empty").mkdir()
     assert build.find_cuda_home({"CUDA_HOME": str(toolkit)}) == toolkit
-    with pytest.raises(
-        build.BuildSkipped, match=r"no CUDA toolkit, that is include/cuda_runtime.h .* \(set CUDA_HOME\)"
-    ):
+    with pytest.raises(build.BuildSkipped, match="CUDA_HOME"):
         build.find_cuda_home({"CUDA_HOME": str(tmp_path / "empty")})
 
 
@@ -82,7 +80,7 @@ def test_cuda_home_behind_a_script_on_the_path(build: SimpleNamespace, tmp_path:
     toolkit = make_toolkit(tmp_path / "toolkit")
     make_file(tmp_path / "commands" / "bin" / "nvcc", f"#!/bin/sh\necho '#$ TOP={toolkit}/bin/..' >&2\n")
     assert build.find_cuda_home({"PATH": str(tmp_path / "commands" / "bin")}) == toolkit
-    # One that tells nothing, but stands in its toolkit.
+    # One that prints nothing, but is inside its toolkit.
     assert build.find_cuda_home({"PATH": str(toolkit / "bin")}) == toolkit
 
 
@@ -99,13 +97,13 @@ def test_architectures(build: SimpleNamespace) -> None:
 
 def test_switches_and_missing_compilers_are_reasons(build: SimpleNamespace, tmp_path: Path) -> None:
     for device, variable in (("cpu", "AMMNET_SPARSE_CPU"), ("cuda", "AMMNET_SPARSE_CUDA")):
-        with pytest.raises(build.BuildSkipped, match=f"{variable}=0"):
+        with pytest.raises(build.BuildSkipped, match=variable):
             build.find_toolchain(device, {variable: "0"})
-        with pytest.raises(SystemExit, match=f"{variable}: expected 0, 1 or nothing, found 'yes'"):
+        with pytest.raises(SystemExit, match=variable):
             build.find_toolchain(device, {variable: "yes"})
-    with pytest.raises(build.BuildSkipped, match=r"no C\+\+ compiler 'no-such-compiler'"):
+    with pytest.raises(build.BuildSkipped, match="no-such-compiler"):
         build.find_toolchain("cpu", {"CXX": "no-such-compiler"})
-    with pytest.raises(build.BuildSkipped, match="no CUDA toolkit"):
+    with pytest.raises(build.BuildSkipped, match="CUDA"):
         build.find_toolchain("cuda", {"CUDA_HOME": str(tmp_path)})
 
 
@@ -124,20 +122,20 @@ def test_a_machine_without_a_compiler_still_installs(tmp_path: Path, monkeypatch
     result = build_with(tmp_path, CXX="no-such-compiler")
     assert result.returncode == 0, result.stdout
     report = json.loads((tmp_path / "lib" / "ammnet_sparse" / "_kernels_build.json").read_text(encoding="utf-8"))
-    assert report["cuda"] == "left out: AMMNET_SPARSE_CUDA=0" and "no-such-compiler" in report["cpu"]
-    for device, reason in report.items():
-        assert f"== {device} kernels: {reason}" in result.stdout
+    assert "AMMNET_SPARSE_CUDA=0" in report["cuda"] and "no-such-compiler" in report["cpu"]
     assert not list(tmp_path.rglob("*.so"))
 
 
-def test_a_compiler_that_fails_leaves_out_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_left_out_where_the_compiler_fails_unless_demanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AMMNET_SPARSE_CPU", "")
     broken = make_file(tmp_path / "broken", "#!/bin/sh\necho 'error: too old for this'\nexit 1\n")
     result = build_with(tmp_path, CXX=str(broken))
     assert result.returncode == 0, result.stdout
-    assert "== cpu kernels: left out: " in result.stdout and "error: too old for this" in result.stdout
+    assert "error: too old for this" in result.stdout
     demanded = build_with(tmp_path, CXX=str(broken), AMMNET_SPARSE_CPU="1")
-    assert demanded.returncode != 0 and "AMMNET_SPARSE_CPU=1 demands the cpu kernels" in demanded.stdout
+    assert demanded.returncode != 0 and "AMMNET_SPARSE_CPU" in demanded.stdout
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -168,7 +166,7 @@ def test_library_registers_every_operator(library: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
-def test_library_needs_nothing_of_pytorch_but_the_stable_abi(library: Path) -> None:
+def test_library_uses_only_the_stable_abi_of_pytorch(library: Path) -> None:
     listing = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"^\s+[Uw] (\S+)$", listing, re.MULTILINE))
     of_pytorch = {name for name in needed if "torch" in name or "c10" in name or re.match(r"_ZN?K?2at", name)}

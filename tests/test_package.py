@@ -73,14 +73,12 @@ def test_variable_picks_spconv(
     assert (requirement.name, str(requirement.specifier), requirement.marker) == (name, specifier, None)
 
 
-@pytest.mark.parametrize("choice", ["spconv", "spconv==2.3.8", "SpConv >= 2.3"])
-def test_plain_spconv_is_refused(spconv_requirements: Callable[[str], list[str]], choice: str) -> None:
-    with pytest.raises(SystemExit, match="AMMNET_SPARSE_SPCONV"):
-        spconv_requirements(choice)
-
-
-@pytest.mark.parametrize("choice", ["torch", "cu126", "spconv-gpu", "spconv-cu126; os_name", "spconv-cu126 --pre"])
-def test_other_choices_are_refused(spconv_requirements: Callable[[str], list[str]], choice: str) -> None:
+@pytest.mark.parametrize(
+    "choice",
+    ["spconv", "spconv==2.3.8", "SpConv >= 2.3", "torch", "cu126", "spconv-gpu", "spconv-cu126; os_name",
+     "spconv-cu126 --pre"],
+)  # fmt: skip
+def test_other_choices_of_spconv_are_refused(spconv_requirements: Callable[[str], list[str]], choice: str) -> None:
     with pytest.raises(SystemExit, match="AMMNET_SPARSE_SPCONV"):
         spconv_requirements(choice)
 
@@ -92,7 +90,7 @@ def test_every_folder_of_the_package_is_packaged() -> None:
     assert (REPOSITORY / "ammnet_sparse" / "py.typed").is_file()
 
 
-def test_what_is_no_python_is_packaged(tmp_path: Path) -> None:
+def test_files_that_are_not_python_are_packaged(tmp_path: Path) -> None:
     """Shipped weights and templates reach what is installed (build_py, as in the wheel) and the source package."""
     commands = ["egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path / "wheel")]
     commands += ["sdist", "--dist-dir", str(tmp_path / "sdist")]
@@ -131,17 +129,16 @@ def make(*arguments: str, folder: Path, **variables: str) -> subprocess.Complete
     )
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
+def test_make_does_not_delete_a_folder_that_is_not_an_environment(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept", encoding="utf-8")
     for target in ("test", "clean"):
         result = make(target, f"PYTHON={sys.executable}", folder=tmp_path)
         assert result.returncode != 0
-        assert "no virtual environment" in result.stderr
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
 
 
 def make_finished_environment(folder: Path, *, spconv: str) -> None:
-    """The files that `make setup` leaves, with a Python that does nothing."""
+    """The files that `make setup` makes, with a Python that does nothing."""
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     python.write_text("#!/bin/sh\n", encoding="utf-8")
@@ -158,7 +155,9 @@ def make_finished_environment(folder: Path, *, spconv: str) -> None:
         ("spconv-cu126", "", True),
     ],
 )
-def test_another_spconv_is_installed(tmp_path: Path, installed: str, chosen: str, is_installed_again: bool) -> None:
+def test_another_choice_of_spconv_installs_again(
+    tmp_path: Path, installed: str, chosen: str, is_installed_again: bool
+) -> None:
     make_finished_environment(tmp_path / "venv", spconv=installed)
     result = make("--dry-run", "setup", folder=tmp_path / "venv", AMMNET_SPARSE_SPCONV=chosen)
     assert result.returncode == 0, result.stderr
