@@ -135,7 +135,7 @@ def make_frame(
             f"{covered.describe()}; check depth scale, intrinsics and pose"
         )
     # Every fourth row and column is enough for the box around everything seen.
-    rows, columns = (4 * index for index in np.nonzero(images.depth[::4, ::4]))
+    rows, columns = _sampled(images.depth, step=4)
     seen = _voxel_positions(images, view, rows, columns)
     return CameraFrame(
         frame_id=name,
@@ -199,7 +199,7 @@ def reliable_voxels(
 def _coverage(images: CameraImages, view: CameraView) -> Coverage:
     """The coverage of the images at the network's size by the grid of a view."""
     # Every second row and column is enough for shares.
-    rows, columns = (2 * index for index in np.nonzero(images.depth[::2, ::2]))
+    rows, columns = _sampled(images.depth, step=2)
     positions = _voxel_positions(images, view, rows, columns)
     low, high = positions < 0, positions >= np.array(GRID_SHAPE)
     count = max(1, len(positions))
@@ -218,6 +218,15 @@ def _coverage(images: CameraImages, view: CameraView) -> Coverage:
         left &= ~mask
     ordered = tuple(sorted(shares.items(), key=lambda item: -item[1]))
     return Coverage(float(left.sum() / count) if len(positions) else 0.0, ordered, _reach(view))
+
+
+def _sampled(depth: NDArray[np.float32], *, step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of valid pixels in every ``step``-th row and column; where few are there, of as many others."""
+    rows, columns = (step * index for index in np.nonzero(depth[::step, ::step]))
+    if step**2 * len(rows) >= 0.5 * np.count_nonzero(depth):
+        return rows, columns
+    rows, columns = (index[:: step**2] for index in np.nonzero(depth))
+    return rows, columns
 
 
 def _voxel_positions(

@@ -16,6 +16,7 @@ from ammnet_sparse.camera.files.depth import meters_from_values
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
 from ammnet_sparse.camera.files.label_maps import label_map_from_values
 from ammnet_sparse.camera.files.stored import StoredImages
+from ammnet_sparse.camera.repairs import without_outliers, without_pattern
 from ammnet_sparse.camera.resizing import (
     MEAN_COLOR,
     are_alike,
@@ -105,7 +106,7 @@ def camera_images(stored: StoredImages, settings: CameraSettings) -> CameraImage
         intrinsics_size=size,
     )
     is_told_upright = is_told or stored.exif_turn != 0
-    return dataclasses.replace(images, pose=pose, is_told_upright=is_told_upright, notes=tuple(notes))
+    return dataclasses.replace(images, pose=pose, is_told_upright=is_told_upright, notes=(*notes, *images.notes))
 
 
 def _meters_and_classes(
@@ -138,7 +139,7 @@ def to_network_images(
     label_map: NDArray[np.uint8] | None = None,
     intrinsics_size: tuple[int, int] | None = None,
 ) -> CameraImages:
-    """Scales and pads the images of one view to 480x640 (the rule at the top of this module).
+    """Scales and pads the images of one view to 480x640 (the rule at the top of this module), and repairs the depth.
 
     Args:
         image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size. None: depth alone.
@@ -176,12 +177,26 @@ def to_network_images(
         picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS)
         framed_image[place] = np.asarray(picture) if image.shape[:2] != (rows, columns) else image
     framed_depth = np.zeros(IMAGE_SHAPE, dtype=np.float32)
-    framed_depth[place] = resized_depth(depth, rows, columns)
+    # Between the holes of a pattern an outlier has no neighbors, so it is looked for again without them.
+    depth, share_of_outliers = without_outliers(depth)
+    depth = resized_depth(depth, rows, columns)
+    if not share_of_outliers:
+        depth, share_of_outliers = without_outliers(depth)
+    framed_depth[place], share_filled = without_pattern(depth)
+    if share_filled and not share_of_outliers:
+        framed_depth, share_of_outliers = without_outliers(framed_depth)
+    notes = []
+    if share_of_outliers:
+        notes.append(f"depth: {share_of_outliers:.1%} of it are isolated outliers, replaced by the depth around them")
+    if share_filled:
+        notes.append(
+            f"depth: has small holes everywhere; they are filled from both sides ({share_filled:.0%} of the image)"
+        )
     if label_map is not None:
         framed_label_map = np.zeros(IMAGE_SHAPE, dtype=np.uint8)
         framed_label_map[place] = resized_label_map(label_map, rows, columns)
     framed_camera = scaled_camera(camera, rows / size[0], columns / size[1], top=top, left=left)
-    return CameraImages(framed_image, framed_depth, framed_camera, framed_label_map)
+    return CameraImages(framed_image, framed_depth, framed_camera, framed_label_map, notes=tuple(notes))
 
 
 def turned_image(image: NDArray[Kind], degrees: int) -> NDArray[Kind]:

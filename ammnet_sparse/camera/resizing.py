@@ -1,5 +1,7 @@
 """Intrinsics, depth, label maps and color of an image at another size."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -141,11 +143,13 @@ def resized_label_map(label_map: NDArray[np.uint8], rows: int, columns: int) -> 
 def resized_depth(depth: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
     """Depth of another size: the nearest pixel; on the way up interpolated where the surface is smooth.
 
-    Never across an edge: a mixed depth is a point in the air between two surfaces.
+    Never across an edge: a mixed depth is a point in the air between two surfaces. On the way down a pixel without
+    depth gives way to the nearest one with depth of those that the new pixel covers.
     """
-    nearest = depth[_nearest(depth.shape[0], rows)][:, _nearest(depth.shape[1], columns)]
+    row, column = _nearest(depth.shape[0], rows), _nearest(depth.shape[1], columns)
+    nearest = depth[row][:, column]
     if rows <= depth.shape[0] and columns <= depth.shape[1]:
-        return nearest
+        return _nearest_valid(depth, nearest, row, column)
     (top, bottom, down), (left, right, across) = (
         _neighbors(size, new_size) for size, new_size in zip(depth.shape, (rows, columns), strict=True)
     )
@@ -157,6 +161,30 @@ def resized_depth(depth: NDArray[np.float32], rows: int, columns: int) -> NDArra
         lower = inverse[2] * (1 - across) + inverse[3] * across
         smooth = 1.0 / (upper * (1 - down)[:, None] + lower * down[:, None])
     return np.where(is_smooth, smooth, nearest).astype(np.float32)
+
+
+def _nearest_valid(
+    depth: NDArray[np.float32], nearest: NDArray[np.float32], row: NDArray[np.int64], column: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """``nearest``, depth at ``row`` and ``column``, with its holes filled from the blocks of the new pixels."""
+    covered = [
+        _covered(size, new_size, places)
+        for size, new_size, places in zip(depth.shape, nearest.shape, (row, column), strict=True)
+    ]
+    offsets = [(down, across) for down in covered[0] for across in covered[1] if (down, across) != (0, 0)]
+    for down, across in sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
+        holes = np.nonzero((nearest == 0) & covered[0][down][:, None] & covered[1][across])
+        nearest[holes] = depth[row[holes[0]] + down, column[holes[1]] + across]
+    return nearest
+
+
+def _covered(size: int, new_size: int, places: NDArray[np.int64]) -> dict[int, NDArray[np.bool_]]:
+    """By the distance from the nearest source pixels: for which new ones it leads to a source pixel that they cover."""
+    ratio, index = size / new_size, np.arange(new_size)
+    first, last = np.floor(index * ratio), np.minimum(np.ceil((index + 1) * ratio), size) - 1
+    reach = math.ceil(ratio)
+    near = {step: (places + step >= first) & (places + step <= last) for step in range(-reach, reach + 1)}
+    return {step: mask for step, mask in near.items() if mask.any()}
 
 
 def _neighbors(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
