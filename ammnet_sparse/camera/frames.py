@@ -119,6 +119,8 @@ def make_frame(
         images.depth,
         camera=images.camera,
         pose=images.pose,
+        convention=images.convention,
+        other_pose=images.other_pose,
         pose_up=settings.pose_up,
         camera_height=settings.camera_height,
         previous=previous,

@@ -15,6 +15,7 @@ from PIL import Image
 from ammnet_sparse.camera.files.depth import meters_from_values
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
 from ammnet_sparse.camera.files.label_maps import label_map_from_values
+from ammnet_sparse.camera.files.poses import PoseConvention
 from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.repairs import without_outliers, without_pattern
 from ammnet_sparse.camera.resizing import (
@@ -32,6 +33,8 @@ from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 
+_OTHER_AXES = np.diag([1.0, -1.0, -1.0, 1.0])
+"""Camera coordinates with y up and z back to those with y down and z forward, and back."""
 Kind = TypeVar("Kind", bound=np.generic)
 
 
@@ -45,6 +48,8 @@ class CameraImages:
         camera: intrinsics of these images.
         label_map: [480, 640] uint8, 0..13; or None.
         pose: [4, 4] of this camera to the user's world, or None.
+        convention: of the camera axes that ``pose`` was read with.
+        other_pose: the same read with the other convention, where nobody said which it is.
         is_told_upright: the user or EXIF gave the orientation.
         notes: what was found out about the files, for people.
     """
@@ -54,6 +59,8 @@ class CameraImages:
     camera: Camera
     label_map: NDArray[np.uint8] | None = None
     pose: NDArray[np.float64] | None = None
+    convention: PoseConvention = "opencv"
+    other_pose: NDArray[np.float64] | None = None
     is_told_upright: bool = False
     notes: tuple[str, ...] = ()
 
@@ -67,7 +74,7 @@ def camera_images(stored: StoredImages, settings: CameraSettings) -> CameraImage
     Raises:
         DataError: arrays of another shape or type, or images that contradict each other or the intrinsics.
     """
-    color, pose = stored.color, stored.pose
+    color = stored.color
     depth, label_map, notes = _meters_and_classes(stored, settings)
     # Without a color image, the label map or else the depth image shows how large it would be.
     color_shape = next(image.shape[:2] for image in (color, label_map, depth) if image is not None)
@@ -83,6 +90,10 @@ def camera_images(stored: StoredImages, settings: CameraSettings) -> CameraImage
             f"color: EXIF turns it by {stored.exif_turn} degrees clockwise, and everything stored in the same "
             "orientation with it (--rotate 0 leaves the images as they are stored)"
         )
+    pose, other = stored.pose, None
+    convention = settings.pose_convention or stored.pose_convention or "opencv"
+    if pose is not None:
+        pose, other = (pose, pose @ _OTHER_AXES) if convention == "opencv" else (pose @ _OTHER_AXES, pose)
     is_told = settings.rotate is not None
     degrees = stored.exif_turn if settings.rotate is None else settings.rotate
     depth_turn = degrees if is_told or _lies_like(depth.shape, color_shape) else 0
@@ -91,7 +102,7 @@ def camera_images(stored: StoredImages, settings: CameraSettings) -> CameraImage
     shape = depth.shape if color_intrinsics is not None else color_shape
     if depth_turn and not _belongs_to_turned(camera, [depth.shape, shape], known=size):
         camera, size = turned_camera(camera, degrees, shape, depth.shape, known=size)
-        pose = None if pose is None else turned_pose(pose, degrees)
+        pose, other = (None if one is None else turned_pose(one, degrees) for one in (pose, other))
     color_camera = None
     if color_intrinsics is not None:
         color_camera = _turned_color_camera(color_intrinsics, degrees, color_shape)
@@ -106,7 +117,14 @@ def camera_images(stored: StoredImages, settings: CameraSettings) -> CameraImage
         intrinsics_size=size,
     )
     is_told_upright = is_told or stored.exif_turn != 0
-    return dataclasses.replace(images, pose=pose, is_told_upright=is_told_upright, notes=(*notes, *images.notes))
+    return dataclasses.replace(
+        images,
+        pose=pose,
+        convention=convention,
+        other_pose=None if settings.pose_convention is not None else other,
+        is_told_upright=is_told_upright,
+        notes=(*notes, *images.notes),
+    )
 
 
 def _meters_and_classes(

@@ -10,9 +10,12 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from ammnet_sparse.camera.files.depth import DEPTH_ENCODINGS, DepthEncoding
 from ammnet_sparse.camera.files.intrinsics import Intrinsics, intrinsics_of
 from ammnet_sparse.camera.files.label_maps import LABEL_MAP_CLASSES, LabelMapClasses
+from ammnet_sparse.camera.files.poses import POSE_CONVENTIONS, PoseConvention
 from ammnet_sparse.camera.geometry.given_pose import POSE_AXES
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.files.errors import DataError
@@ -47,6 +50,8 @@ class Setting:
         if not self.choices and not self.number:
             return intrinsics_of(value)
         if self.choices:
+            if isinstance(value, np.integer):
+                value = int(value)
             # Of equal values only one of the same type is meant: 90.0 and True are no angles.
             is_valid = any(type(value) is type(choice) and value == choice for choice in self.choices)
             expected = f"one of {', '.join(map(str, self.choices))}"
@@ -120,6 +125,15 @@ class CameraSettings:
         default=None,
         metadata=_setting(
             "axis of the pose's world that is up, as --pose-up=-y (default: detected)", of="pose", choices=POSE_AXES
+        ),
+    )
+    pose_convention: PoseConvention | None = dataclasses.field(
+        default=None,
+        metadata=_setting(
+            "camera axes of the pose: opencv has y down and z forward, opengl y up and z back, as ARKit, nerfstudio "
+            "and Blender (default: by the depth)",
+            of="pose",
+            choices=POSE_CONVENTIONS,
         ),
     )
     camera_height: float | None = dataclasses.field(

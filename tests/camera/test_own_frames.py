@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
 from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.frames import CameraFrame, make_frame, read_frame
 from ammnet_sparse.camera.geometry.given_pose import axis_direction, nearest_axis
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
 from ammnet_sparse.camera.geometry.room import ASSUMED_CAMERA_HEIGHT
 from ammnet_sparse.camera.geometry.surface import surface_from_depth
-from ammnet_sparse.camera.images import CameraImages, to_network_images
+from ammnet_sparse.camera.images import CameraImages, camera_images, to_network_images, turned_camera, turned_pose
 from ammnet_sparse.camera.resizing import MEAN_COLOR
 from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.batch import Batch
@@ -26,7 +27,16 @@ from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
-from tests.camera.own_views import RoomView, angle, gray_image, heading_of, room_view, scaled_camera, settings_of
+from tests.camera.own_views import (
+    RoomView,
+    angle,
+    box_room,
+    gray_image,
+    heading_of,
+    room_view,
+    scaled_camera,
+    settings_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +374,38 @@ def test_label_maps_of_another_size() -> None:
     assert not found[:, :320].any() and (found[:, 320:] == 12).all()
     with pytest.raises(DataError, match="label map: expected the proportions of the color image 1280x960, found 320x"):
         to_network_images(*given, camera=NYU_CAMERA, label_map=label_map[:180])
+
+
+@pytest.mark.parametrize("roll", [-8.0, 0.0, 6.0])
+@pytest.mark.parametrize("world", ["z", "y"])
+def test_poses_with_y_up_and_z_back_are_noticed(roll: float, world: str) -> None:
+    """Where they fit the depth better: by the tilt, or by the floor's height; nobody else's word is needed."""
+    depth, pose = box_room(3, roll=roll)
+    turn = np.eye(4) if world == "z" else np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    opencv = turn @ pose
+    opengl = opencv @ np.diag([1.0, -1, -1, 1])
+    stored = StoredImages("x", None, depth, pose=opengl)
+    found = make_frame(camera_images(stored, settings_of()), settings_of(), name="x").placement
+    assert angle(found.up, pose[2, :3]) < 0.1 and abs(found.pose[2, 3] - pose[2, 3]) < 0.05
+    assert found.world_from_given is not None and "opengl" in found.up_reason
+    np.testing.assert_allclose(found.world_from_given @ opencv, found.pose, atol=1e-6)
+    told = settings_of(pose_convention="opencv")
+    insisted = make_frame(camera_images(stored, told), told, name="x").placement
+    assert "opengl" not in insisted.up_reason
+    kept = make_frame(
+        camera_images(dataclasses.replace(stored, pose=opencv), settings_of()), settings_of(), name="x"
+    ).placement
+    assert kept.world_from_given is not None and "opengl" not in kept.up_reason
+    np.testing.assert_allclose(kept.world_from_given, found.world_from_given, atol=1e-6)
+
+
+def test_a_turned_image_turns_poses_of_either_convention() -> None:
+    depth, pose = box_room(3, roll=6.0)
+    turned = StoredImages(
+        "x", None, np.ascontiguousarray(np.rot90(depth)), pose=turned_pose(pose, 270) @ np.diag([1.0, -1, -1, 1])
+    )
+    lying = turned_camera(NYU_CAMERA, 270, IMAGE_SHAPE, IMAGE_SHAPE)[0]
+    settings = settings_of(lying, rotate=90, pose_convention="opengl")
+    np.testing.assert_allclose(camera_images(turned, settings).pose, pose, atol=1e-9)
+    other = camera_images(turned, settings_of(lying, rotate=90)).other_pose
+    np.testing.assert_allclose(other, pose, atol=1e-9)

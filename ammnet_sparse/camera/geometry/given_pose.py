@@ -6,6 +6,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ammnet_sparse.camera.files.poses import PoseConvention
 from ammnet_sparse.camera.geometry.room import Floor, Heading
 from ammnet_sparse.camera.geometry.surface import CAMERA_UP, Confidence, Surface, Vector, angle_between
 from ammnet_sparse.camera.geometry.vertical import Candidate, Vertical
@@ -40,6 +41,49 @@ def nearest_axis(pose: NDArray[np.float64], up: Vector) -> tuple[str, float]:
     return nearest, angles[nearest]
 
 
+def pose_by_depth(
+    vertical: Vertical,
+    pose: NDArray[np.float64],
+    other: NDArray[np.float64],
+    *,
+    convention: PoseConvention,
+    pose_up: str | None,
+) -> tuple[NDArray[np.float64], str]:
+    """The pose, or the same read with the other convention of camera axes where that fits the depth; and a note.
+
+    Cameras with y up look tilted to the other side if they are read as cameras with y down; those that are not tilted
+    have another sign of the axis that is up, and the floor at another height.
+
+    Args:
+        pose: read with ``convention``.
+        other: read with the other one.
+        pose_up: the axis of the pose's world that is up, if it is known.
+    """
+    if not vertical.candidates:
+        return pose, ""
+
+    def off(one: NDArray[np.float64]) -> float:
+        if pose_up is not None:
+            return angle_between(axis_direction(one, pose_up), vertical.up)
+        return nearest_axis(one, vertical.up)[1]
+
+    def has_floor(one: NDArray[np.float64]) -> bool:
+        floor, axis = vertical.candidates[0].floor, pose_up or nearest_axis(one, vertical.up)[0]
+        return floor.is_seen and abs(floor.below - _height_in_pose(one, axis)) <= _FLOOR_AGREES
+
+    names: dict[PoseConvention, str] = {"opencv": "y down and z forward", "opengl": "y up and z back"}
+    another: PoseConvention = "opengl" if convention == "opencv" else "opencv"
+    here, there = off(pose), off(other)
+    fits_better = there <= _AXIS_AGREES and here > _AXIS_AGREES and there < 0.5 * here
+    if fits_better or (max(here, there) <= _AXIS_AGREES and has_floor(other) and not has_floor(pose)):
+        why = f"{here:.1f} degrees off" if fits_better else "off the height of the floor"
+        return other, (
+            f"; its camera has {names[another]}, as {another}: read as {convention} it would be {why} "
+            f"(--pose-convention {convention} would insist)"
+        )
+    return pose, "" if convention == "opencv" else f"; its camera has {names[convention]}, as its file's format says"
+
+
 def upright_axis(
     vertical: Vertical, pose: NDArray[np.float64], pose_up: str | None
 ) -> tuple[str | None, Vector, Confidence, str]:
@@ -58,12 +102,9 @@ def upright_axis(
     best = max(vertical.candidates, key=lambda candidate: candidate.score * _pose_weight(candidate, pose))
     axis, off = nearest_axis(pose, best.up)
     if off <= (_AXIS_AGREES if vertical.confidence == "sure" else _AXIS_LIKELY):
-        return (
-            axis,
-            axis_direction(pose, axis),
-            "sure",
-            f"the pose's {axis}, {off:.1f} degrees off what the depth shows",
-        )
+        confidence: Confidence = "sure" if off <= _AXIS_AGREES else vertical.confidence
+        reason = f"the pose's {axis}, {off:.1f} degrees off what the depth shows"
+        return axis, axis_direction(pose, axis), confidence, reason
     axis, off = nearest_axis(pose, vertical.up)
     reason = (
         f"{vertical.reason}; the pose's world is not upright: its nearest axis {axis} is {off:.0f} degrees "

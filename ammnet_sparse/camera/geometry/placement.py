@@ -9,7 +9,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.camera.geometry.given_pose import floor_with_pose, heading_with_pose, upright_axis
+from ammnet_sparse.camera.files.poses import PoseConvention
+from ammnet_sparse.camera.geometry.given_pose import floor_with_pose, heading_with_pose, pose_by_depth, upright_axis
 from ammnet_sparse.camera.geometry.room import Floor, Heading, find_floor, find_heading, level_to_floor, world_pose
 from ammnet_sparse.camera.geometry.surface import Confidence, Surface, Vector, angle_between, surface_from_depth
 from ammnet_sparse.camera.geometry.tracking import kept_up, smoothed_floor, smoothed_heading, smoothed_up
@@ -108,6 +109,8 @@ def place_camera(
     *,
     camera: Camera,
     pose: NDArray[np.float64] | None = None,
+    convention: PoseConvention = "opencv",
+    other_pose: NDArray[np.float64] | None = None,
     pose_up: str | None = None,
     camera_height: float | None = None,
     previous: Placement | None = None,
@@ -124,6 +127,8 @@ def place_camera(
         depth: [rows, columns] float, meters, 0 where missing.
         camera: intrinsics of the depth image.
         pose: [4, 4] camera to some world, camera axes x right, y down, z forward; or None.
+        convention: the camera axes of the pose as it was given.
+        other_pose: what the pose is if it was given with those of the other convention; used where the depth shows it.
         pose_up: which axis of that world is up, of ``POSE_AXES``; None: detected. Without a pose it means nothing.
         camera_height: meters above the floor, if known; then the floor is not searched.
         previous: placement of the previous frame of the same camera, without a pose: vertical, floor and room are
@@ -139,7 +144,11 @@ def place_camera(
         up = kept_up(previous.up, surface, confidence=previous.up_confidence, agreement=previous.agreement)
     if previous is None or up is None:
         vertical = find_vertical(surface, is_told=is_told_upright)
-        return _found(vertical, depth, surface, camera=camera, pose=pose, pose_up=pose_up, told=told)
+        note = ""
+        if pose is not None and other_pose is not None:
+            pose, note = pose_by_depth(vertical, pose, other_pose, convention=convention, pose_up=pose_up)
+        placed = _found(vertical, depth, surface, camera=camera, pose=pose, pose_up=pose_up, told=told)
+        return dataclasses.replace(placed, up_reason=placed.up_reason + note)
     placed = _continued(previous, up, depth, surface, camera=camera, told=told)
     if previous.up_confidence != "sure":
         vertical = find_vertical(surface, is_told=is_told_upright)
