@@ -35,6 +35,12 @@ def rank() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
+def make_current(device: torch.device) -> None:
+    """Makes a numbered CUDA device the current one: spconv and NCCL compute on the stream of the current device."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 @contextlib.contextmanager
 def joined_processes(device: str | None) -> Iterator[str | None]:
     """Within the block this process trains together with the others started by torchrun, if any.
@@ -52,8 +58,7 @@ def joined_processes(device: str | None) -> Iterator[str | None]:
         yield device
         return
     own = _own_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    if own.startswith("cuda"):
-        torch.cuda.set_device(own)
+    make_current(torch.device(own))
     try:
         dist.init_process_group("nccl" if own.startswith("cuda") else "gloo", timeout=_TIMEOUT)
         yield own
@@ -96,15 +101,12 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
         return
     bucket: list[Tensor] = []
     for gradient in [parameter.grad for parameter in parameters if parameter.grad is not None]:
-        if bucket and (gradient.dtype != bucket[0].dtype or _num_bytes(bucket) > _BUCKET_BYTES):
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in bucket)
+        if bucket and (gradient.dtype != bucket[0].dtype or num_bytes > _BUCKET_BYTES):
             _sum_in_place(bucket)
             bucket = []
         bucket.append(gradient)
     _sum_in_place(bucket)
-
-
-def _num_bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _sum_in_place(tensors: Sequence[Tensor]) -> None:

@@ -1,7 +1,9 @@
-"""What all tests share: few threads, and where the real frames are."""
+"""What all tests share: few threads, where the real frames are, and what runs of training need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,3 +41,21 @@ def nyu_folder(shared_data: Path) -> Path:
     if not (folder / "train.txt").is_file():
         pytest.skip(f"needs the NYU frames, and {folder} holds no train.txt")
     return folder
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny set of four training frames and two for validation; not to be changed."""
+    from tests.training.support import tiny_set
+
+    return tiny_set(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(scope="module")
+def quick_pictures() -> Iterator[None]:
+    """The pictures of a training take no time."""
+    from ammnet_sparse.training import records
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+        yield

@@ -21,7 +21,7 @@ CAMERA_EXTRAS = ("color", "pose", "label_map", "unobserved", *(name for name in 
 def add_camera_options(group: argparse._ArgumentGroup) -> None:
     """``--color``, ``--depth``, ``--intrinsics`` and the other options of a camera."""
     group.add_argument(
-        "--color", type=Path, metavar="PATH", help="color image, or a folder of them (default: depth is all)"
+        "--color", type=Path, metavar="PATH", help="color image, or a folder of them (default: none, depth alone)"
     )
     group.add_argument(
         "--depth", type=Path, metavar="PATH", help="depth image (png, tiff, exr, npy, npz), or a folder of them"
@@ -41,8 +41,8 @@ def add_camera_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--unobserved",
         choices=("free", "surface"),
-        help="with --dataset nyucad: what a flipped TSDF holds in unobserved space, 0.001 as SSCNet's source (free) or "
-        "+1 (surface); default: as the weights say, else free",
+        help="with --dataset nyucad: value of unobserved space in the flipped TSDF, free (0.001, as in SSCNet's "
+        "source) or surface (+1); default: as the weights were trained, else free",
     )
     add_settings_options(group)
 
@@ -85,7 +85,7 @@ def camera_settings(options: argparse.Namespace, metadata: Mapping[str, str]) ->
     trained = metadata.get(UNOBSERVED)
     unobserved: Unobserved = options.unobserved or ("surface" if trained == "surface" else "free")
     if options.dataset == "nyucad":
-        reason = "as asked" if options.unobserved else "as the weights say" if trained else "as SSCNet's source has it"
+        reason = "as asked" if options.unobserved else "as in training" if trained else "as in SSCNet's source"
         print(f"Unobserved space in the flipped TSDF: {unobserved} ({reason}; --unobserved)", file=sys.stderr)
     return CameraSettings(**given_settings(options), tsdf_is_flipped=options.dataset == "nyucad", unobserved=unobserved)
 

@@ -25,8 +25,6 @@ _BELONG_TO = {
     "nyu": "a Kinect's depth: the published NYU files come from these",
     "nyucad": "rendered depth: NYUCAD, SSCNet, MonoScene",
 }
-
-
 _UNOBSERVED = {"free": "as free space, 0.001", "surface": "as a surface, +1"}
 
 
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"({_BELONG_TO[options.intrinsics]})"
     )
     if options.unobserved is not None and not options.flipped:
-        raise UsageError("--unobserved: says what a flipped TSDF holds; expected --flipped with it, found none")
+        raise UsageError("--unobserved: has an effect with --flipped only; add it")
     unobserved: Unobserved = options.unobserved or "free"
     convention = "flipped, in NYUCAD's layout" if options.flipped else "not flipped"
     if options.flipped:
@@ -75,17 +73,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="camera of the depth: nyu (Kinect) or nyucad (rendered); the wrong one makes half of the mapping wrong",
     )
-    parser.add_argument("--flipped", action="store_true", help="flipped TSDF, as SSCNet, DDRNet and NYUCAD have it")
+    parser.add_argument("--flipped", action="store_true", help="flipped TSDF, as in SSCNet, DDRNet and NYUCAD")
     parser.add_argument(
         "--unobserved",
         choices=tuple(_UNOBSERVED),
-        help="with --flipped: unobserved space as free, 0.001 as SSCNet's source has it (default), or as surface, +1",
+        help="with --flipped: value of unobserved space, free (0.001, as in SSCNet's source; default) or surface (+1)",
     )
     parser.add_argument(
         "--depth-encoding",
         choices=("auto", "rotated", "plain"),
         default="auto",
-        help="how the .png hold millimeters: bits rotated by 3 (SSCNet), plain, or told from the values (default)",
+        help="how the .png hold millimeters: bits rotated by 3 (SSCNet), plain, or detected from the values (default)",
     )
     parser.add_argument(
         "--split", choices=("train", "test"), help="list of the frames (default: from the folder's name)"

@@ -50,17 +50,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
         type=parse_positive,
         default=defaults.frames,
         metavar="N",
-        help="validation frames included (default: %(default)s)",
+        help="number of frames, including validation frames (default: %(default)s)",
     )
     add(
         "--validation-frames",
         type=parse_positive,
         default=defaults.validation_frames,
         metavar="N",
-        help="frames of val.txt (default: %(default)s)",
+        help="number of frames in val.txt (default: %(default)s)",
     )
-    add("--seed", type=parse_count, default=defaults.seed, metavar="N", help="same seed, same files (%(default)s)")
-    add("--noise", choices=("none", "kinect"), default=defaults.noise, help="of depth (default: %(default)s)")
+    add("--seed", type=parse_count, default=defaults.seed, metavar="N", help="seed of the rooms (default: %(default)s)")
+    add("--noise", choices=("none", "kinect"), default=defaults.noise, help="depth noise (default: %(default)s)")
     add("--workers", type=parse_positive, metavar="N", help="processes (default: one per core)")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse(arguments)

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"packages for development that are absent: {', '.join(missing_modules(_DEVELOPMENT)) or 'none'}")
     lacking = [f"package {name}" for name in absent]
     if not absent:
-        kind = _default_kind() if device is None else device.partition(":")[0]
+        import torch
+
+        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device.partition(":")[0]
         lacking += _lacking_of_torch(kind)
         lacking += _lacking_of_spconv(kind)
         _print_weights()
@@ -65,12 +67,6 @@ def required_packages() -> list[str]:
         requirements = [text for text in importlib.metadata.requires("ammnet-sparse") or () if "extra ==" not in text]
     names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in requirements]
     return [*(name for name in names if not name.startswith("spconv")), "spconv"]
-
-
-def _default_kind() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def missing_modules(packages: Sequence[str]) -> list[str]:

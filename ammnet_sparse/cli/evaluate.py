@@ -1,10 +1,10 @@
-"""Scores a checkpoint on a split: the paper's table, in percent.
+"""Scores a checkpoint on a split, as in the paper's table, in percent.
 
     ammnet evaluate [--checkpoint FILE] --data DIR [--split test] [--json FILE]
 
 Without --checkpoint the weights shipped with the package are scored (docs/models.md).
-With --lost also which occluded voxels are lost: by class, distance to a hit voxel, visibility, height and depth.
---json writes the same scores, those of --baselines and --lost included, and what they are of.
+With --lost it also lists which occluded voxels are lost, by class, distance to a hit voxel, visibility, height and
+depth. --json writes the same scores, including those of --baselines and --lost, with checkpoint, set and split.
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
 Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
 """
@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +27,6 @@ from ammnet_sparse.cli.options import (
     add_dataset_option,
     add_device_option,
     add_flips_option,
-    add_json_option,
     add_limit_option,
     add_sites_option,
     add_workers_option,
@@ -44,11 +42,7 @@ from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, p
 from ammnet_sparse.evaluation.flips import labels_over_flips
 from ammnet_sparse.evaluation.lost import LostVoxels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.selection import (
-    LABEL_MAP_NOTE,
-    open_set,
-    split_ids,
-)
+from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set, split_ids
 from ammnet_sparse.evaluation.tables import format_table
 from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
@@ -74,7 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lost is not None:
         print(f"\n{lost.describe()}")
     if options.json:  # after the table, which took minutes
-        values = scores.to_json() | _of_what(options, checkpoint)
+        values = scores.to_json() | {
+            "checkpoint": str(checkpoint.absolute()),
+            "data": str(options.data.absolute()),
+            "dataset": options.dataset,
+            "split": options.split,
+            "limit": options.limit,
+            "flips": options.flips,
+        }
         if baselines:
             values["baselines"] = {name: baseline.to_json() for name, baseline in baselines.items()}
         if lost is not None:
@@ -85,18 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with writing_to(options.json):
             options.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _of_what(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
-    """What the scores are of: weights, frames, and the flips that predictions are a mean over."""
-    return {
-        "checkpoint": str(checkpoint.absolute()),
-        "data": str(options.data.absolute()),
-        "dataset": options.dataset,
-        "split": options.split,
-        "limit": options.limit,
-        "flips": options.flips,
-    }
 
 
 def _score(
@@ -172,7 +161,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="test",
         help="frames to score; train: without the validation frames, val: val.txt or the drawn ones (default: test)",
     )
-    add_json_option(parser, "write the scores there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
     add_dataset_option(parser)
     add_sites_option(parser)
     add_flips_option(parser)
@@ -192,6 +181,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--baselines", action="store_true", help="score the best constant class and the class prior too"
     )
     parser.add_argument(
-        "--lost", action="store_true", help="say which occupied voxels are predicted to be empty, and which are filled"
+        "--lost", action="store_true", help="count the occluded voxels that are lost, and those wrongly filled"
     )
     return parser.parse(arguments)

@@ -1,19 +1,19 @@
 """Trains the rows of a table of the paper, and prints the table beside the paper's figures.
 
 Examples:
-  ammnet experiments                                       the tables and figures there are
+  ammnet experiments                                       list the tables and figures
   ammnet experiments table3 --data NYU --base seg2d --width 64 --epochs 20 --seeds 1 2 3
   ammnet experiments table4 m1 m1_m2 --data NYU model.image_encoder_weights=mit_b2.pth
-  ammnet experiments table3 --base seg2d --only-table      what has been trained so far
+  ammnet experiments table3 --base seg2d --only-table      print what has been trained so far
 
 A row (in configs/experiments/TABLE.yaml; ammnet train --config TABLE/ROW) changes the keys of the base that the paper's
 row names. Keys given as key.sub=value apply to every row. Rows of several tables that are the same in the paper are
 trained once. OUT/BASE/TABLE.json has the figures of all its rows and seeds.
 
-Run it again to continue: finished runs are kept, others resumed. A folder of runs is of one width, set and so on: other
-settings need another --out. Without --epochs runs that are there keep theirs. With more they are prolonged; as their
-learning rate follows the longer schedule only from there on, they are not what a run of that length would have been.
-With --seconds the current run is stopped in time, as by Ctrl-C and SIGTERM, with its state saved.
+Run it again to continue: finished runs are kept, others resumed. All runs of a folder have the same width, set and so
+on: other settings need another --out. Without --epochs existing runs keep their number of epochs. With more epochs they
+are prolonged; their learning rate follows the longer schedule only from there on, so the result differs from that of a
+run started with that length. With --seconds, and on Ctrl-C or SIGTERM, the current run is stopped and its state saved.
 
 Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 time is up and something is left to train,
 130 interrupted.
@@ -139,13 +139,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=parse_count,
         nargs="+",
         metavar="N",
-        help=f"a run of each row for each (default: {_DEFAULT_SEED}; with --only-table those that are there)",
+        help=f"one run of each row per seed (default: {_DEFAULT_SEED}; with --only-table all that were trained)",
     )
     parser.add_argument("--width", type=parse_positive, metavar="C", help="feature channels (default: 256)")
     parser.add_argument("--epochs", type=parse_positive, metavar="N", help="epochs (default: 150)")
-    parser.add_argument(
-        "--seconds", type=parse_positive, metavar="S", help="stop in so many seconds, with states saved"
-    )
+    parser.add_argument("--seconds", type=parse_positive, metavar="S", help="stop after S seconds, with states saved")
     parser.add_argument("--only-table", action="store_true", help="train nothing, print what has been trained")
     add_device_option(parser)
     options = parser.parse_with_keys(arguments)

@@ -139,9 +139,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_checkpoint_option(parser)
     add_out_option(parser, "file to write, ending in .safetensors", metavar="FILE", required=True)
     add("--dtype", choices=tuple(DTYPES), default="float16", help="of tensors with several axes (default: float16)")
-    add("--keep-discriminator", action="store_true", help="store the discriminator, too")
+    add("--keep-discriminator", action="store_true", help="also store the discriminator")
     add("--max-mb", type=float, default=50.0, metavar="N", help="largest file, in 10^6 bytes (default: 50)")
-    add_data_option(parser, note=", whose frames predictions are compared on")
+    add_data_option(parser, note="; predictions are compared on its frames")
     add("--ids", nargs="+", metavar="ID", help=f"frames to compare on (default: {_FRAMES} of the validation frames)")
     add_dataset_option(parser)
     add_device_option(parser)
@@ -150,7 +150,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=0.999,
         metavar="P",
-        help="least fraction of voxels that must keep their class (default: 0.999)",
+        help="smallest fraction of voxels that must keep their class (default: 0.999)",
     )
     options = parser.parse(arguments)
     if options.ids and not options.data:

@@ -157,7 +157,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FOLDER|realsense|FILE.bag",
         help="folder that frames are written to, a connected RealSense camera, or its recording",
     )
-    add_checkpoint_option(parser, default="shipped weights for what the frames have")
+    add_checkpoint_option(parser, default="shipped weights for the input")
     add_settings_options(parser.add_argument_group("camera"))
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--depth-only", action="store_true", help="a folder of depth images alone")
@@ -166,15 +166,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ply", action="store_true", help="with --out: PLY files too")
     parser.add_argument("--no-viewer", action="store_true", help="serve no page")
     parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at (default: %(default)s)")
-    parser.add_argument("--port", type=_parse_port, default=8080, help="of the page (default: %(default)s)")
-    parser.add_argument("--frames", type=parse_positive, metavar="N", help="end after so many completed frames")
+    parser.add_argument("--port", type=_parse_port, default=8080, help="port of the page (default: %(default)s)")
+    parser.add_argument("--frames", type=parse_positive, metavar="N", help="end after N completed frames")
     parser.add_argument(
-        "--idle", type=parse_positive_number, metavar="S", help="end when a folder had no new frame for S seconds"
+        "--idle", type=parse_positive_number, metavar="S", help="end when a folder has had no new frame for S seconds"
     )
     add_device_option(parser)
     options = parser.parse(arguments)
     if options.ply and options.out is None:
-        parser.error("--ply: writes into the folder of --out, and there is no --out")
+        parser.error("--ply: writes into the folder of --out; add --out")
     missing: dict[FileKind, str] = {} if options.label_maps else {"label_map": "there is no --label-maps"}
     if options.depth_only:
         missing["color"] = "--depth-only has none"

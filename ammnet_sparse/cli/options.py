@@ -1,6 +1,7 @@
 """Options that commands share: one name, one meaning, one default."""
 
 import argparse
+import contextlib
 import difflib
 import math
 from collections.abc import Iterable, Sequence
@@ -108,11 +109,6 @@ def add_out_option(
     parser.add_argument("--out", *aliases, dest="out", type=Path, required=required, metavar=metavar, help=meaning)
 
 
-def add_json_option(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """``--json FILE``."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help=meaning)
-
-
 def add_limit_option(parser: argparse.ArgumentParser, what: str) -> None:
     """``--limit N``: only the first N of ``what``."""
     parser.add_argument("--limit", type=parse_positive, metavar="N", help=f"only the first N {what}")
@@ -181,7 +177,7 @@ def parse_positive_number(text: str) -> float:
 
 
 def either(parser: CommandParser, name: str, values: Iterable[Any]) -> Any:
-    """The value of an option or of the older positional argument for the same thing, whichever is given.
+    """The value of an option, or of the older positional argument for the same thing.
 
     Ends the process with exit code 2 if none or both are given.
     """
@@ -207,23 +203,23 @@ def choose_device(name: str | None) -> "torch.device":
 
 
 def parse_device(text: str) -> "torch.device":
-    """A device by name. A CUDA device becomes the current one, because spconv computes on the current stream.
+    """A device by name; a numbered CUDA device becomes the current one.
 
     Raises:
         UsageError: not a device, or a device that this machine does not have.
     """
     import torch
 
-    try:
+    from ammnet_sparse.processes import make_current
+
+    device: torch.device | None = None
+    with contextlib.suppress(RuntimeError):
         device = torch.device(text)
-    except RuntimeError as error:
-        raise UsageError(f"--device: expected cpu, cuda or cuda:0, found {text!r}") from error
-    if device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device: expected cpu, cuda or cuda:0, found {text!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"--device: expected one of {torch.cuda.device_count()} CUDA devices, found {text!r}; use --device cpu"
         )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    make_current(device)
     return device

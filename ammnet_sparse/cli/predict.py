@@ -15,7 +15,7 @@ Own frames: --color and --depth are two files, or two folders whose files match 
 image is registered to the color image. Sizes other than 480x640 are scaled and padded. Without --pose the vertical and
 the floor are found in the depth, with a confidence. docs/own_camera.md has more.
 
-Exit code: 0 done, 1 some frames were skipped or lie almost outside the grid (each is named), 2 wrong usage or no frame
+Exit code: 0 done, 1 some frames were skipped or are almost outside the grid (each is named), 2 wrong usage or no frame
 that can be used, 130 interrupted.
 """
 
@@ -199,7 +199,7 @@ def _own_frames(
             continue
         tqdm.write("\n  ".join([f"{paths.name}:", *frame.describe()]))
         if frame.coverage.share < LITTLE:
-            outside.append(f"frame {paths.name}: {frame.coverage.share:.1%} of its depth lies in the grid")
+            outside.append(f"frame {paths.name}: {frame.coverage.share:.1%} of its depth is inside the grid")
         yield CompletedScene(frame, _labels(model, Batch.from_frame(frame).to(device), options))
 
 
@@ -236,12 +236,12 @@ def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("predict", __doc__)
-    add_checkpoint_option(parser, default="by what the frames have, see below")
+    add_checkpoint_option(parser, default="depends on the input, see below")
     add_out_option(parser, "folder to write to, made if missing", metavar="DIR", required=True)
-    add_dataset_option(parser, note="; for own frames: what the checkpoint was trained on, as NYUCAD's TSDF is flipped")
+    add_dataset_option(parser, note="; for own frames: of the checkpoint's training set, as NYUCAD's TSDF is flipped")
     add_sites_option(parser)
     add_device_option(parser)
-    parser.add_argument("--everywhere", action="store_true", help="predict in space observed to be free, too")
+    parser.add_argument("--everywhere", action="store_true", help="also predict voxels observed to be free")
     add_flips_option(parser)
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
     parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to view the scenes in a browser")
@@ -266,7 +266,7 @@ def _check_source(parser: CommandParser, options: argparse.Namespace) -> None:
         what = "frames of a camera" if from_camera else "frames of a set (own frames: --color, --depth, --intrinsics)"
         parser.error(f"the following arguments are required: {', '.join(lacking)}, for {what}")
     if options.unobserved is not None and options.dataset != "nyucad":
-        parser.error("--unobserved: says what a flipped TSDF holds, and --dataset is not nyucad")
+        parser.error("--unobserved: has an effect with --dataset nyucad only; omit it")
     kinds: tuple[FileKind, ...] = ("color", "label_map", "pose")
     check_settings(
         parser,

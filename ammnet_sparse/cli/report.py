@@ -4,7 +4,7 @@
     ammnet report RUN RUN ... [--plot scores.png]
 
 Writes RUN/report.html, one file that works offline. Scenes are predicted with RUN/best.safetensors for the validation
-frames of RUN/config.yaml and ranked by SSC mIoU. Works while the run is still training, too.
+frames of RUN/config.yaml and ranked by SSC mIoU. The run may still be training.
 
 Several runs are compared, in comparison.html: curves over each other, the best epoch of each, the keys that differ,
 and the same scenes from each run. --plot also writes the scores over the epochs as a picture, of one run or several.
@@ -262,10 +262,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=parse_count,
         default=3,
         metavar="N",
-        help="N best and N worst; N of each of several runs (default: 3)",
+        help="N best and N worst scenes; N scenes if several runs are compared (default: 3)",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="picture of scores over epochs (png, pdf or svg), too"
+        "--plot", type=Path, metavar="FILE", help="also write a picture of the scores over the epochs (png, pdf or svg)"
     )
     add_data_option(parser, note=" (default: as trained)")
     add_out_option(parser, "page to write (default: RUN/report.html, or comparison.html)", metavar="FILE")

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _warn_of_keys_without_effect(config: Config, overrides: Sequence[str]) -> None:
     for key, reason in keys_without_effect(config, overridden_keys(overrides)).items():
-        warnings.warn(f"{key}: changes nothing, as {reason}", stacklevel=2)
+        warnings.warn(f"{key}: has no effect: {reason}", stacklevel=2)
 
 
 def _begin(options: argparse.Namespace, config: Config, *, device: torch.device) -> Run:
@@ -120,9 +120,8 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     begun = f"{done.epoch} epochs and {done.step} steps are done, " if done.step else ""
     if rank() > 0:
         return run
-    each = (
-        f" in {num_processes()} processes with {config.training.batch_size} frames each" if num_processes() > 1 else ""
-    )
+    several = num_processes() > 1
+    each = f" in {num_processes()} processes with {config.training.batch_size} frames each" if several else ""
     among = " (among those)" if config.data.train_on_all else ""
     print(
         f"Training in {folder}: {begun}{len(run.training_set)} training and {len(run.validation_set)} validation "

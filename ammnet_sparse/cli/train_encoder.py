@@ -118,13 +118,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seconds",
         type=parse_positive_number,
         metavar="N",
-        help="seconds to train, without the validation; with --epochs whichever comes first (default: no limit)",
+        help="train for at most N seconds, not counting the validation (default: no limit)",
     )
     add(
         "--epochs",
         type=parse_positive,
         metavar="N",
-        help=f"passes over the training frames (default: {defaults.epochs}, with --seconds as many as fit)",
+        help=f"train for at most N epochs (default: {defaults.epochs}; with --seconds as many as fit)",
     )
     add("--batch-size", type=parse_positive, default=defaults.batch_size, metavar="N", help="(default: %(default)s)")
     add(
@@ -146,7 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=defaults.balance,
         metavar="E",
-        help="exponent of inverse class frequency in the loss; 0: pixels count alike (default: %(default)s)",
+        help="exponent of the inverse class frequency in the loss; 0: equal weights (default: %(default)s)",
     )
     add("--dtype", choices=tuple(DTYPES), default="float16", help="of stored weights (default: %(default)s)")
     add_device_option(parser)

@@ -102,7 +102,7 @@ class SyntheticConfig(_Section):
     """Generated rooms, the data of a run that names no set."""
 
     frames: Positive = Field(240, description="frames to generate, validation frames included")
-    validation_frames: Positive = Field(40, description="frames of them kept for validation (val.txt)")
+    validation_frames: Positive = Field(40, description="frames held out for validation (val.txt)")
     seed: int = Field(8332, ge=0, description="seed of the rooms; the same seed gives the same files")
     noise: Literal["none", "kinect"] = Field("kinect", description="depth noise: none, or like a Kinect's")
 
@@ -130,23 +130,23 @@ class DataConfig(_Section):
     validation_seed: Annotated[int, KEPT] = Field(8332, description="seed of that draw")
     train_on_all: Annotated[bool, KEPT] = Field(
         False,
-        description="train on the validation frames too, for a last run: their scores, and the best weights that they "
-        "choose, then mean nothing; use last.safetensors",
+        description="train on the validation frames too, for a last run; their scores and best.safetensors then mean "
+        "nothing: use last.safetensors",
     )
     workers: Annotated[int, FREE] = Field(
         0, ge=0, description="processes that load frames; 0 loads in the training process"
     )
     on_device: Annotated[bool, FREE] = Field(
         False,
-        description="keep all frames on the training device, images included (0.9 MB each), and make the batches there",
+        description="keep all frames with their images (0.9 MB each) on the training device, where batches are made",
     )
     augment_3d: bool = Field(True, description="flip X, flip Y and exchange X and Y, each with probability 0.5")
     largest_shift: int = Field(
         0,
         ge=0,
         le=12,
-        description="voxels by which the content of the grid is shifted at most along X and along Y in training, drawn "
-        "per frame; 0: none",
+        description="largest shift in training of the content of the grid along X and along Y, in voxels, drawn per "
+        "frame; 0: none",
     )
     augment_2d: Annotated[bool, OF_IMAGES] = Field(
         True, description="resize, crop, flip and photometric changes of images (not of label maps)"
@@ -161,8 +161,8 @@ class DataConfig(_Section):
     )
     cache_features: Annotated[bool, FREE] = Field(
         False,
-        description="compute what a frozen image backbone makes of each frame once, and keep it in float16 (2 MB a "
-        "frame with efficientnet_lite2); needs augment_2d=false",
+        description="compute the features of a frozen image backbone once per frame, and keep them in float16 (2 MB "
+        "per frame with efficientnet_lite2); needs augment_2d=false",
     )
     synthetic: Annotated[SyntheticConfig, FREE, OF_ROOMS] = SyntheticConfig()
 
@@ -207,7 +207,7 @@ class ModelConfig(_Section):
     encoder_dropout: Probability = Field(0.3, description="dropout in the upsampling of the TSDF encoder")
     head_dropout: Annotated[Probability, OF_IMAGES] = Field(0.5, description="dropout in the image head")
     dropout_kind: Literal["element", "channel"] = Field(
-        "element", description="what these two drop: single elements, or whole channels of a frame"
+        "element", description="encoder_dropout and head_dropout drop single elements, or whole channels of a frame"
     )
     head_width: Annotated[Positive | None, OF_IMAGES] = Field(
         None, description="channels in the image head, reduced to width at its end; empty: width"
@@ -246,9 +246,7 @@ class LossConfig(_Section):
     """Weights and smoothing of the losses."""
 
     label_smoothing: Probability = Field(0.2, description="of both cross-entropies")
-    weight_2d: Annotated[float, OF_IMAGES] = Field(
-        0.25, ge=0, description="weight of the 2D cross-entropy (image models only)"
-    )
+    weight_2d: Annotated[float, OF_IMAGES] = Field(0.25, ge=0, description="weight of the 2D cross-entropy")
     weight_lovasz: float = Field(
         0.0, ge=0, description="weight of the Lovász-softmax loss of the scene, a surrogate of the scores; 0: none"
     )
@@ -256,7 +254,7 @@ class LossConfig(_Section):
         0.005, ge=0, description="weight of the adversarial loss of the generator"
     )
     class_weights: tuple[Weight, ...] = Field(
-        (), description="of the 3D cross-entropy, one number above 0 a class, empty first; []: every voxel counts alike"
+        (), description="of the 3D cross-entropy: a number above 0 per class, empty first; []: equal weights"
     )
 
 
@@ -276,8 +274,7 @@ class AdversarialConfig(_Section):
         1.0,
         gt=0.5,
         le=1,
-        description="what the discriminator's scores of the truth are trained towards; below 1: one-sided label "
-        "smoothing",
+        description="target of the discriminator's scores of the truth; below 1: one-sided label smoothing",
     )
     label_noise: float = Field(
         0.0,
@@ -286,7 +283,7 @@ class AdversarialConfig(_Section):
         description="probability that a target in the discriminator's loss, real or fake, is flipped; drawn for each "
         "scene of each of its inputs in each step",
     )
-    discriminator_every: Positive = Field(1, description="steps of the generator for one step of the discriminator")
+    discriminator_every: Positive = Field(1, description="steps of the generator per step of the discriminator")
     gradient_penalty: float = Field(
         0.0,
         ge=0,
@@ -333,10 +330,10 @@ class TrainingConfig(_Section):
 
     epochs: Annotated[Positive, FREE] = Field(150, description="passes over the training frames")
     batch_size: Annotated[Positive, KEPT] = Field(
-        4, description="frames a forward pass; an incomplete last batch is dropped"
+        4, description="frames per forward pass; an incomplete last batch is dropped"
     )
     accumulate: Annotated[Positive, KEPT] = Field(
-        1, description="batches whose gradients make a step, as of one larger batch"
+        1, description="batches per step; their gradients are summed, as for one larger batch"
     )
     seed: Annotated[Seed, KEPT] = Field(8332, description="of initialization, order, augmentation, dropout and fakes")
     mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")

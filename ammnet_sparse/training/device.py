@@ -5,6 +5,7 @@ import os
 import torch
 
 from ammnet_sparse.config import Config, ConfigError
+from ammnet_sparse.processes import make_current
 from ammnet_sparse.sparse.convolutions import Backend
 
 _KEPT_MIB = {"off": 985.0, "elementwise": 517.0, "blocks": 233.0, "full": 112.0}
@@ -21,8 +22,7 @@ def prepare_device(config: Config, device: torch.device) -> Backend:
     """
     if config.training.mixed_precision and device.type != "cuda":
         raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # spconv uses the current device's stream
+    make_current(device)
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -39,7 +39,7 @@ _REDUCTION = "head.reduce"
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
-    """How an encoder is fine-tuned: for ``epochs`` or ``seconds``, whichever comes first; the schedule follows it.
+    """How an encoder is fine-tuned. The training, and its schedule, end after ``epochs`` or after ``seconds``.
 
     Attributes:
         epochs: passes over the training frames; infinite: as many as fit in ``seconds``.

@@ -39,7 +39,7 @@ from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.networks import Networks, build_networks
 from ammnet_sparse.training.optimization import AveragedWeights, steps_per_epoch
-from ammnet_sparse.training.records import NoRecords, Progress, Records, RunResult, StepBar, epoch_line
+from ammnet_sparse.training.records import Progress, Records, RunResult, StepBar, epoch_line
 from ammnet_sparse.training.run_folder import FolderLock, RunFolder, RunParts
 from ammnet_sparse.training.validation import Validation, Validator
 
@@ -108,7 +108,7 @@ class Run:
         self.validator = Validator(self.validation_set, config, device=device, show_progress=self.show_progress)
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
-        self._records: Records = NoRecords()
+        self._records = Records(None)
         self._stop = StopRequest()
         self._is_suspect = False
         if num_processes() > 1:
@@ -415,9 +415,8 @@ class Run:
         return any_process(flag, device=self.device)
 
     def _open_records(self) -> Records:
-        if rank() > 0:
-            return NoRecords()
-        return Records(self.folder, resumed_at=(self.progress.epoch, self.progress.step) if self.is_resumed else None)
+        resumed_at = (self.progress.epoch, self.progress.step) if self.is_resumed else None
+        return Records(self.folder if rank() == 0 else None, resumed_at=resumed_at)
 
     def _say(self, line: str) -> None:
         if self.show_progress:

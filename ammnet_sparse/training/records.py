@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -127,11 +127,16 @@ class Records:
     """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a run folder; a context manager.
 
     Args:
+        folder: None: nothing is written, as in all processes but the first.
         resumed_at: (epochs, steps) done by the resumed run; records written after them are dropped.
             None: start from scratch.
     """
 
-    def __init__(self, folder: Path, *, resumed_at: tuple[int, int] | None = None) -> None:
+    def __init__(self, folder: Path | None, *, resumed_at: tuple[int, int] | None = None) -> None:
+        self._file: TextIO | None = None
+        self._writer: SummaryWriter | None = None
+        if folder is None:
+            return
         path = folder / "metrics.jsonl"
         if resumed_at is not None:
             _drop_later_lines(path, *resumed_at)
@@ -144,8 +149,10 @@ class Records:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def change(self, step: int, change: dict[str, Any]) -> None:
         """Records a key that a resumed run has changed after ``step`` updates: key, before, now."""
@@ -155,7 +162,7 @@ class Records:
         """Records the values of a step; ``step`` counts updates from 1, including skipped ones."""
         self._write({"kind": "step", "step": step, **values, **({"skipped": True} if is_skipped else {})})
         for name, value in values.items():
-            self._writer.add_scalar(f"step/{name}", value, step)
+            self._scalar(f"step/{name}", value, step)
 
     def epoch(
         self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None, *, training: Scores | None = None
@@ -167,25 +174,33 @@ class Records:
             self._totals("validation", scores, step)
             for name, iou in scores.ssc_iou.items():
                 if not math.isnan(iou):
-                    self._writer.add_scalar(f"validation_classes/{name}", 100 * iou, step)
+                    self._scalar(f"validation_classes/{name}", 100 * iou, step)
         if training is not None:
             line["training"] = training.to_json()
             self._totals("training", training, step)
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(f"epoch/{name}", value, step)
+                self._scalar(f"epoch/{name}", value, step)
         self._write(line)
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def _totals(self, name: str, scores: Scores, step: int) -> None:
-        self._writer.add_scalar(f"{name}/sc_iou", 100 * scores.sc_iou, step)
-        self._writer.add_scalar(f"{name}/ssc_miou", 100 * scores.ssc_miou, step)
+        self._scalar(f"{name}/sc_iou", 100 * scores.sc_iou, step)
+        self._scalar(f"{name}/ssc_miou", 100 * scores.ssc_miou, step)
 
     def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
         """Records prediction beside truth of the first frame of a batch on the network's device, in evaluation mode."""
-        self._writer.add_image("validation/scene", picture_of(network, batch), step, dataformats="HWC")
+        if self._writer is not None:
+            self._writer.add_image("validation/scene", picture_of(network, batch), step, dataformats="HWC")
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        if self._writer is not None:
+            self._writer.add_scalar(name, value, step)
 
     def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         # JSON has no NaN and infinity (overflowed fp16 gradients): null.
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -193,30 +208,6 @@ class Records:
         }
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
-
-
-class NoRecords(Records):
-    """Replaces ``Records`` in all processes but the first; writes nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def change(self, step: int, change: dict[str, Any]) -> None:
-        pass
-
-    def step(self, step: int, values: dict[str, float], *, is_skipped: bool = False) -> None:
-        pass
-
-    def epoch(
-        self, epoch: int, step: int, values: dict[str, Any], scores: Scores | None, *, training: Scores | None = None
-    ) -> None:
-        pass
-
-    def picture(self, step: int, network: AMMNet, batch: Batch) -> None:
-        pass
 
 
 def picture_of(network: AMMNet, batch: Batch) -> np.ndarray[Any, np.dtype[np.uint8]]:

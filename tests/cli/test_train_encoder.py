@@ -3,38 +3,23 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ammnet_sparse.cli import evaluate, train
 from ammnet_sparse.cli import train_encoder as command
 from ammnet_sparse.cli.train_encoder import main
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.files.tensors import read_tensors_header
-from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.files import lists_trained_on
-from ammnet_sparse.training import records
-from ammnet_sparse.training.encoder import EncoderSettings
-from tests.data.frames import random_frame, write_frame, write_list
-from tests.training.support import GRID
+from tests.training.support import TINY_KEYS, tiny_image_set
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("set")
-    (root / "Label2D").mkdir()
-    for seed, frame_id in enumerate(["0001", "0002", "0003"]):
-        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True))
-        truth = np.random.default_rng(seed).integers(1, 12, (480, 640), dtype=np.uint8)
-        Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
-    write_list(root / "train.txt", ["0001", "0002", "0003"])
-    write_list(root / "val.txt", ["0003"])
-    torch.save(EfficientNetLite0.build_backbone().state_dict(), root / "imagenet.pth")
-    return root
+    return tiny_image_set(tmp_path_factory.mktemp("set"))
 
 
 def keys(root: Path) -> list[str]:
@@ -42,7 +27,7 @@ def keys(root: Path) -> list[str]:
         f"data.root={root}",
         f"data.label_2d={root / 'Label2D'}",
         "model.image_encoder=efficientnet_lite0",
-        f"model.image_encoder_weights={root / 'imagenet.pth'}",
+        f"model.image_encoder_weights={root / 'backbone.pth'}",
         "model.head_width=12",
         "model.grid_shape=[12, 12, 12]",
     ]
@@ -65,7 +50,7 @@ def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, caps
     assert "1 steps of 2 images, 1 epochs" in said and "1 validation frames: 2D mIoU" in said
     encoder = EfficientNetLite0(ModelConfig(width=8, head_width=12))
     assert load_encoder_weights(encoder, out)
-    given = torch.load(root / "imagenet.pth", weights_only=True)
+    given = torch.load(root / "backbone.pth", weights_only=True)
     assert not encoder.backbone.state_dict()["conv_stem.weight"].equal(given["conv_stem.weight"])
 
 
@@ -73,8 +58,7 @@ def test_a_diverged_encoder_is_not_written(root: Path, tmp_path: Path, capsys: p
     out = tmp_path / "encoder.safetensors"
     assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--epochs", "2") == 1
     said = capsys.readouterr()
-    assert "must be finite" in said.err and "lower the learning rate (--learning-rate)" in said.err
-    assert "mIoU" not in said.out
+    assert "--learning-rate" in said.err and "mIoU" not in said.out
     assert not list(tmp_path.iterdir())
 
 
@@ -86,23 +70,22 @@ def test_an_encoder_names_the_lists_that_it_and_its_start_were_trained_on(
     assert lists_trained_on(usual) == {"train"}
     assert metadata_of(usual)["validation"].startswith("2D mIoU")
     assert train_quickly(all_frames, *keys(root), "data.train_on_all=true") == 0
-    assert "1 validation frames, trained on too: 2D mIoU" in capsys.readouterr().out
+    assert "trained on too" in capsys.readouterr().out
     assert lists_trained_on(all_frames) == {"train", "val"}
     assert "validation" not in metadata_of(all_frames)
-    with pytest.warns(UserWarning, match=r"all\.safetensors: was trained on the validation frames"):
+    with pytest.warns(UserWarning, match=r"all\.safetensors"):
         assert train_quickly(tuned, *keys(root), f"model.image_encoder_weights={all_frames}") == 0
     assert lists_trained_on(tuned) == {"train", "val"}
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_networks_on_an_encoder_trained_on_val_say_so(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(records, "picture_of", lambda network, batch: np.zeros((4, 4, 3), dtype=np.uint8))
     encoder, run = tmp_path / "encoder.safetensors", tmp_path / "run"
     assert train_quickly(encoder, *keys(root), "data.train_on_all=true") == 0
-    network = ["model.width=8", "model.stem_widths=[3,8]", "model.discriminator_width=8", "training.batch_size=2"]
-    network += ["adversarial.enabled=false", "training.epochs=1", f"model.image_encoder_weights={encoder}"]
-    with pytest.warns(UserWarning, match=r"encoder\.safetensors: was trained on the validation frames"):
+    network = [*TINY_KEYS, "adversarial.enabled=false", "training.epochs=1", f"model.image_encoder_weights={encoder}"]
+    with pytest.warns(UserWarning, match=r"encoder\.safetensors"):
         assert train.main(["--out", str(run), "--device", "cpu", *keys(root), *network]) == 0
     assert lists_trained_on(run / "best.safetensors") == {"train", "val"}
     encoder.unlink()  # the state has its weights
@@ -111,7 +94,7 @@ def test_networks_on_an_encoder_trained_on_val_say_so(
     scored = ["--checkpoint", str(run / "last.safetensors"), "--data", str(root), "--device", "cpu"]
     capsys.readouterr()
     assert evaluate.main([*scored, "--split", "val"]) == 0
-    assert "these weights were trained on the frames of 'val'" in capsys.readouterr().err
+    assert "'val'" in capsys.readouterr().err
 
 
 def test_an_existing_file_is_replaced_only_on_request(
@@ -122,7 +105,7 @@ def test_an_existing_file_is_replaced_only_on_request(
     monkeypatch.setattr(command, "open_encoder_datasets", lambda *_, **__: pytest.fail("work was done"))
     assert train_quickly(out, *keys(root)) == 2
     said = capsys.readouterr().err
-    assert f"--out {out}: expected no file yet, found one; choose another name, or add --overwrite" in said
+    assert f"--out {out}: " in said and "--overwrite" in said
     assert out.read_bytes() == b"weights of a run"
     monkeypatch.undo()
     assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--overwrite") == 1
@@ -135,33 +118,24 @@ def test_an_existing_file_is_replaced_only_on_request(
 @pytest.mark.parametrize(
     ("options", "epochs", "seconds"),
     [
-        ([], 20, math.inf),
-        (["--epochs", "3"], 3, math.inf),
+        ([], 20, None),
+        (["--epochs", "3"], 3, None),
         (["--seconds", "5"], math.inf, 5),
         (["--seconds", "5", "--epochs", "20"], 20, 5),
     ],
 )
-def test_the_training_ends_after_epochs_or_seconds(
-    root: Path, tmp_path: Path, options: list[str], epochs: float, seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[EncoderSettings] = []
-
-    def train_nothing(encoder: ImageEncoder, training: object, settings: EncoderSettings, **_: object) -> ImageEncoder:
-        given.append(settings)
-        return encoder
-
-    monkeypatch.setattr(command, "train_encoder", train_nothing)
-    assert main(["--out", str(tmp_path / "encoder.safetensors"), "--device", "cpu", *options, *keys(root)]) == 0
-    assert (given[0].epochs, given[0].seconds) == (epochs, seconds)
+def test_the_training_ends_after_epochs_or_seconds(options: list[str], epochs: float, seconds: float | None) -> None:
+    found = command._parse(["--out", "encoder.safetensors", *options])
+    assert (found.epochs, found.seconds) == (epochs, seconds)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["data.label_2d="], "data.label_2d: expected the folder of dense 2D truth"),
-        (["model.image_encoder=seg2d"], "model.image_encoder: expected a network for images, found seg2d"),
-        (["--out", "encoder.pth"], "expected a name ending in .safetensors"),
-        (["model.image_encoder=resnet50", "model.image_encoder_weights="], "starts from ImageNet weights, found none"),
+        (["data.label_2d="], "data.label_2d: "),
+        (["model.image_encoder=seg2d"], "model.image_encoder: "),
+        (["--out", "encoder.pth"], "--out encoder.pth: "),
+        (["model.image_encoder=resnet50", "model.image_encoder_weights="], "model.image_encoder_weights: "),
     ],
 )
 def test_wrong_usage(

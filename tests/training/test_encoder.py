@@ -114,7 +114,7 @@ def test_a_network_takes_backbone_and_head(trained: ImageEncoder, tmp_path: Path
     with torch.no_grad():
         torch.testing.assert_close(wider(image).class_logits, encoder(image).class_logits, rtol=0.05, atol=0.05)
     assert all(wider.head.state_dict()[name].equal(value) for name, value in reduction.items())
-    with pytest.warns(UserWarning, match="its head has other widths"):
+    with pytest.warns(UserWarning, match=str(path)):
         assert not load_encoder_weights(small_encoder(width=12), path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -126,13 +126,13 @@ def test_weights_that_are_not_finite_are_neither_returned_nor_written(frames: Tw
     diverging = small_encoder()
     with torch.no_grad():
         diverging.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] = math.nan
-    with pytest.raises(FloatingPointError, match=r"conv_stem\.weight, .* more: must be finite after 1 steps; lower"):
+    with pytest.raises(FloatingPointError, match=r"conv_stem\.weight"):
         train_encoder(diverging, frames, EncoderSettings(epochs=1, batch_size=4), device=CPU)
     large = small_encoder()
     with torch.no_grad():
         large.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] = 1e5
     path = tmp_path / "encoder.safetensors"
-    with pytest.raises(FloatingPointError, match=r"backbone\.conv_stem\.weight: must be finite as float16; .*float32"):
+    with pytest.raises(FloatingPointError, match=r"backbone\.conv_stem\.weight"):
         save_encoder(path, large, metadata={}, dtype=torch.float16)
     assert not list(tmp_path.iterdir())
     save_encoder(path, large, metadata={}, dtype=torch.float32)
@@ -149,7 +149,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(WeightsError, match=r"encoder\.safetensors: cannot write .*space"),
+        pytest.raises(WeightsError, match=r"encoder\.safetensors"),
     ):
         patch.setattr(safetensors.torch, "save_file", fill_the_disk)
         save_encoder(path, small_encoder(), metadata={}, dtype=torch.float16)
@@ -179,37 +179,29 @@ def test_scores_count_labeled_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "seconds", "done"),
+    ("epochs", "seconds", "done", "begun"),
     [
-        (1, math.inf, "2 steps of 2 images, 1 epochs"),
-        (2, math.inf, "4 steps of 2 images, 2 epochs"),
-        (2, 1e6, "4 steps of 2 images, 2 epochs"),
-        (10**6, 1e-3, "1 steps of 2 images, 1 epochs"),
-        (math.inf, 1e-3, "1 steps of 2 images, 1 epochs"),
+        (2, 1e6, "4 steps of 2 images, 2 epochs", [0, 1]),
+        (math.inf, 1e-3, "1 steps of 2 images, 1 epochs", [0]),
     ],
 )
-def test_epochs_and_time_bound_the_training(frames: TwoColors, epochs: float, seconds: float, done: str) -> None:
+def test_epochs_and_time_bound_the_training(
+    frames: TwoColors, epochs: float, seconds: float, done: str, begun: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no frame is loaded after the last step."""
     lines: list[str] = []
+    loaded: list[int] = []
+    monkeypatch.setattr(TwoColors, "set_epoch", lambda self, epoch: loaded.append(epoch))
     settings = EncoderSettings(epochs=epochs, seconds=seconds, batch_size=2)
     train_encoder(small_encoder(), frames, settings, device=CPU, report=lines.append)
-    assert lines[-1].startswith(done)
+    assert lines[-1].startswith(done) and loaded == begun
 
 
-def test_no_frame_is_loaded_after_the_last_step(frames: TwoColors, monkeypatch: pytest.MonkeyPatch) -> None:
-    epochs: list[int] = []
-    monkeypatch.setattr(TwoColors, "set_epoch", lambda self, epoch: epochs.append(epoch))
-    train_encoder(small_encoder(), frames, EncoderSettings(epochs=2, batch_size=2), device=CPU)
-    assert epochs == [0, 1]
-
-
-@pytest.mark.parametrize(("crop", "size"), [((32, 64), (32, 64)), ((32, 2000), (32, 96)), (None, (64, 96))])
-def test_a_step_sees_a_window_of_the_images(
-    frames: TwoColors, crop: tuple[int, int] | None, size: tuple[int, int]
-) -> None:
+def test_a_step_sees_a_window_of_the_images(frames: TwoColors) -> None:
     encoder, seen = small_encoder(), set[tuple[int, ...]]()
     encoder.register_forward_pre_hook(lambda module, arguments: seen.add(tuple(arguments[0].shape[2:])))
-    train_encoder(encoder, frames, EncoderSettings(epochs=1, batch_size=2, crop=crop), device=CPU)
-    assert seen == {size}
+    train_encoder(encoder, frames, EncoderSettings(epochs=1, batch_size=2, crop=(32, 2000)), device=CPU)
+    assert seen == {(32, 96)}
 
 
 def test_windows_of_image_and_truth_are_the_same() -> None:
@@ -225,33 +217,30 @@ def test_windows_of_image_and_truth_are_the_same() -> None:
 
 
 def test_what_cannot_be_trained_is_refused(frames: TwoColors, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="found a frozen one"):
+    with pytest.raises(ValueError, match="encoder"):
         train_encoder(small_encoder(is_frozen=True), frames, EncoderSettings(), device=CPU)
     without = FrameDataset(FrameFolder(root, grid_shape=GRID), ["0001", "0002"])
     with pytest.raises(ValueError, match=r"data\.label_2d"):
         train_encoder(small_encoder(), without, EncoderSettings(), device=CPU)
-    with pytest.raises(ConfigError, match=r"data\.label_2d: expected the folder"):
+    with pytest.raises(ConfigError, match=r"data\.label_2d"):
         open_encoder_datasets(_config(root, {"data.label_2d": ""}), device=CPU, limit=None)
-    with pytest.raises(DataError, match=r"nowhere: expected a folder of 2D labels"):
+    with pytest.raises(DataError, match="nowhere"):
         open_encoder_datasets(_config(root, {"data.label_2d": tmp_path / "nowhere"}), device=CPU, limit=None)
     (tmp_path / "some").mkdir()
-    with pytest.raises(DataError, match=r"expected 000.\.png and so on .*found none for 000"):
+    with pytest.raises(DataError, match="some"):
         open_encoder_datasets(_config(root, {"data.label_2d": tmp_path / "some"}), device=CPU, limit=None)
-    for values, message in (
-        (np.full((480, 640), 12, dtype=np.uint8), "expected classes 0..11 or 255, found 12"),
-        (np.zeros((48, 64), dtype=np.uint8), r"expected 480 rows and 640 columns, found shape \[48, 64\]"),
-    ):
-        Image.fromarray(values).save(tmp_path / "some" / "0001.png")
-        with pytest.raises(DataError, match=message):
+    for values in (np.full((480, 640), 12, dtype=np.uint8), np.zeros((48, 64), dtype=np.uint8), None):
+        if values is None:
+            (tmp_path / "some" / "0001.png").write_bytes(b"no png")
+        else:
+            Image.fromarray(values).save(tmp_path / "some" / "0001.png")
+        with pytest.raises(DataError, match=r"0001\.png"):
             Truth2D(tmp_path / "some").read("0001")
-    (tmp_path / "some" / "0001.png").write_bytes(b"no png")
-    with pytest.raises(DataError, match="expected a readable png with 2D labels"):
-        Truth2D(tmp_path / "some").read("0001")
 
 
 def test_images_and_truth_of_a_batch_must_both_be_there(frames: TwoColors) -> None:
     batch: Batch = dataclasses.replace(frames[0], label_2d=None)
-    with pytest.raises(ValueError, match="frames 0001: expected images and dense 2D truth"):
+    with pytest.raises(ValueError, match="0001"):
         score_encoder(small_encoder(), [batch], device=CPU)
 
 

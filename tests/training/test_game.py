@@ -550,10 +550,10 @@ def test_batch_without_scored_voxel_is_named(batch: Batch, sites: str) -> None:
     empty = dataclasses.replace(batch, label_weight=torch.zeros_like(batch.label_weight), frame_ids=("0007", "0008"))
     game = make_game(tiny_config(model={"sites": sites}))
     start = state_of(both(game))
-    with pytest.raises(ValueError, match="frames 0007, 0008: expected scored voxels .* found 0"):
+    with pytest.raises(ValueError, match="0007, 0008"):
         game.step([batch, empty], seed=1)
     assert not differing(start, state_of(both(game)))
-    with pytest.raises(ValueError, match="0001, 0002: training needs labels"):
+    with pytest.raises(ValueError, match="0001, 0002"):
         game.step([dataclasses.replace(batch, label=None)], seed=1)
 
 
@@ -653,19 +653,15 @@ def test_without_the_game_the_discriminator_is_not_used(batch: Batch) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [{"fusion": kind} for kind in ("modulation", "add", "concat", "senet", "cbam", "highway")]
-    + [{"inputs": "tsdf"}, {"modulation1": False, "modulation2": False, "modulation3": False}, {"encoder_band": True}]
-    + [{"modulation_gradient": "detached"}],
+    [{"inputs": "tsdf"}, {"encoder_band": True}, {"modulation_gradient": "detached"}],
     ids=str,
 )
-def test_every_fusion_trains(batch: Batch, model: dict[str, Any]) -> None:
+def test_networks_that_no_table_of_the_paper_has_train_as_a_whole(batch: Batch, model: dict[str, Any]) -> None:
     game = make_game(tiny_config(model=model))
     start = state_of(both(game))
     values = game.step([batch], seed=1).as_floats()
     assert all(torch.isfinite(torch.tensor(list(values.values()))))
-    # The one hidden channel of SENet's and CBAM's squeeze may be dead.
-    trained = {name for name, _ in both(game).named_parameters() if ".squeeze." not in name}
-    assert trained <= differing(start, state_of(both(game)))
+    assert {name for name, _ in both(game).named_parameters()} <= differing(start, state_of(both(game)))
 
 
 def test_learns_one_batch(batch: Batch) -> None:

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import ammnet_sparse
 from ammnet_sparse.config import Config
@@ -16,27 +14,12 @@ from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.training import networks
-from tests.data.frames import random_frame, write_frame, write_list
-from tests.training.support import GRID, make_run, tiny_config
-
-CPU = torch.device("cpu")
-IDS = ["0001", "0002", "0003"]
+from tests.training.support import make_run, tiny_config, tiny_image_set
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training frames and one for validation, with images and dense 2D truth, and random backbone weights."""
-    root = tmp_path_factory.mktemp("set")
-    (root / "Label2D").mkdir()
-    for seed, frame_id in enumerate(IDS):
-        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True))
-        truth = np.random.default_rng(seed).integers(1, 12, (480, 640), dtype=np.uint8)
-        Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
-    write_list(root / "train.txt", IDS)
-    write_list(root / "val.txt", IDS[-1:])
-    torch.manual_seed(0)
-    torch.save(EfficientNetLite0.build_backbone().state_dict(), root / "backbone.pth")
-    return root
+    return tiny_image_set(tmp_path_factory.mktemp("set"))
 
 
 def config_of(root: Path, data: dict[str, Any], **model: Any) -> Config:
@@ -111,5 +94,5 @@ def test_packaged_weights_are_asked_for_where_none_are_named(root: Path, monkeyp
     networks.build_networks(config, is_resumed=True)
     assert asked == [1]
     monkeypatch.setattr(EfficientNetLite0, "installed_weights", missing)
-    with pytest.raises(WeightsError, match="expected the package"):
+    with pytest.raises(WeightsError, match="efficientnet_lite0"):
         networks.build_networks(config)

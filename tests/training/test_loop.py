@@ -173,7 +173,7 @@ def test_run_on_a_gpu_is_stopped_and_goes_on(root: Path, tmp_path: Path, mixed_p
     options: dict[str, Any] = {"device": torch.device("cuda"), "show_progress": False}
     run = Run.new(with_keys(run_config(root), changes), tmp_path, **options)
     before_call(run, 3, interrupt)
-    with pytest.raises(RunInterrupted, match="stopped after step 3"):
+    with pytest.raises(RunInterrupted, match="step 3"):
         run.train()
     run = Run.resume(load_config(tmp_path / "config.yaml"), tmp_path, **options)
     assert run.progress.step == 3 and run.game.networks.generator.training
@@ -199,28 +199,12 @@ def test_run_stopped_within_an_epoch_goes_on_exactly(
     folder = tmp_path / "run"
     run = make_run(run_config(root), folder)
     before_call(run, step, interrupt)
-    with pytest.raises(RunInterrupted, match=f"stopped after step {step}"):
+    with pytest.raises(RunInterrupted, match=f"step {step}"):
         run.train()
     assert lines_of(folder) == [entry for entry in lines_of(whole) if entry["step"] <= step][: len(lines_of(folder))]
     resumed = make_run(load_config(folder / "config.yaml"), folder, resume=True).train()
     assert_same_run(folder, whole)
     assert format_result(resumed) == format_result(result)
-
-
-def test_seconds_of_an_epoch_are_those_before_an_interruption_too(root: Path, tmp_path: Path) -> None:
-    run = make_run(run_config(root), tmp_path)
-    before_call(run, 1, interrupt)
-    with pytest.raises(RunInterrupted):
-        run.train()
-    state = load_state(tmp_path)
-    assert 0 < state["progress"]["seconds"] < 1000
-    state["progress"]["seconds"] += 1000
-    save_state(tmp_path, state)
-    make_run(run_config(root), tmp_path, resume=True).train()
-    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    first, second = (entry["seconds"] for entry in entries if entry["kind"] == "epoch")
-    assert 1000 < first < 2000 and second < 1000
-    assert load_state(tmp_path)["progress"]["seconds"] == 0
 
 
 def test_run_stopped_between_epochs_goes_on_exactly(
@@ -235,7 +219,7 @@ def test_run_stopped_between_epochs_goes_on_exactly(
         return score(description)
 
     monkeypatch.setattr(run, "_score", interrupted_score)
-    with pytest.raises(RunInterrupted, match="stopped in the validation of epoch 1"):
+    with pytest.raises(RunInterrupted, match="epoch 1"):
         run.train()
     torch.manual_seed(99)
     make_run(load_config(tmp_path / "config.yaml"), tmp_path, resume=True).train()
@@ -265,20 +249,28 @@ def test_run_that_died_goes_on_from_its_last_state(
     assert_same_run(tmp_path, whole)
 
 
-def test_state_of_an_older_version_counts_what_is_left_of_its_epoch(root: Path, tmp_path: Path) -> None:
-    run = make_run(run_config(root, epochs=1), tmp_path)
+def test_seconds_are_those_before_an_interruption_too_and_an_older_state_counts_what_is_left(
+    root: Path, tmp_path: Path
+) -> None:
+    config = run_config(root)
+    run = make_run(config, tmp_path)
     before_call(run, 1, interrupt)
     with pytest.raises(RunInterrupted):
         run.train()
     state = load_state(tmp_path)
-    assert state["progress"].pop("counts")["frames"] == 2
+    assert state["progress"].pop("counts")["frames"] == 2  # an older version did not count
+    assert 0 < state["progress"]["seconds"] < 1000
+    state["progress"]["seconds"] += 1000
     save_state(tmp_path, state)
-    make_run(run_config(root, epochs=1), tmp_path, resume=True).train()
-    assert lines_of(tmp_path)[-1]["training"]["frames"] == 2
+    make_run(config, tmp_path, resume=True).train()
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, second = (entry for entry in entries if entry["kind"] == "epoch")
+    assert 1000 < first["seconds"] < 2000 and second["seconds"] < 1000
+    assert first["training"]["frames"] == 2 and load_state(tmp_path)["progress"]["seconds"] == 0
     state["progress"]["counts"] = {"unknown": 1}
     save_state(tmp_path, state)
-    with pytest.raises(CheckpointError, match="the state does not fit this configuration"):
-        make_run(run_config(root, epochs=1), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        make_run(config, tmp_path, resume=True)
 
 
 def test_a_line_an_epoch_says_how_it_goes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,7 +310,7 @@ def test_finished_run_says_its_result_again_and_can_be_prolonged(
     longer = make_run(run_config(root, epochs=3), folder, resume=True).train()
     assert lines_of(folder)[:6] == lines_of(whole) and lines_of(folder)[-1]["epoch"] == 3
     assert longer.best.ssc_miou >= result.best.ssc_miou
-    with pytest.raises(ConfigError, match="training.epochs: the run has begun epoch 3, found 2"):
+    with pytest.raises(ConfigError, match="training.epochs"):
         make_run(run_config(root), folder, resume=True)
 
 
@@ -394,9 +386,9 @@ def test_limit_is_remembered(root: Path, tmp_path: Path) -> None:
     assert (run.training_set.ids, run.validation_set.ids) == (["0001", "0002"], ["0005", "0006"])
     run.train()
     assert len(make_run(config, tmp_path, resume=True).training_set) == 2
-    with pytest.raises(CheckpointError, match=r"expected \[2, 2\] training and validation frames .* found \[4, 2\]"):
+    with pytest.raises(CheckpointError, match=r"\[2, 2\] .*\[4, 2\]"):
         make_run(config, tmp_path, resume=True, limit=100)
-    with pytest.raises(ConfigError, match="training.batch_size: a step needs 2 frames .*, found 1 training frames"):
+    with pytest.raises(ConfigError, match="training.batch_size"):
         make_run(config, tmp_path, limit=1)
 
 
@@ -478,7 +470,7 @@ def test_state_is_not_saved_after_every_short_epoch(
 
 def test_diverged_run_says_so_and_keeps_its_last_state(root: Path, tmp_path: Path) -> None:
     config = with_keys(run_config(root), {"optimizer.learning_rate": 1e30})
-    with pytest.raises(DivergenceError, match="step 3 .*3 steps in a row were skipped.*optimizer.learning_rate"):
+    with pytest.raises(DivergenceError, match="step 3 .*optimizer.learning_rate"):
         make_run(config, tmp_path).train()
     assert not (tmp_path / "state.pt").exists()
     steps = [entry for entry in lines_of(tmp_path) if entry["kind"] == "step"]
@@ -498,7 +490,7 @@ def test_half_precision_forgives_gradients_that_overflow_but_not_losses(root: Pa
         return report
 
     run.game.step = overflow  # type: ignore[method-assign]
-    with pytest.raises(DivergenceError, match=r"step 3 .*: scene.* must be finite.* training.mixed_precision=false"):
+    with pytest.raises(DivergenceError, match=r"step 3 .*: scene.*training.mixed_precision"):
         run.train()
     assert lines_of(tmp_path)[0]["generator_gradient_norm"] is None and load_state(tmp_path)["progress"]["step"] == 2
 
@@ -525,27 +517,21 @@ def test_broken_frames_are_all_named_before_training(root: Path, tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_other_lists_of_the_set_do_not_matter(root: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "set"
-    shutil.copytree(root, copied)
-    write_list(copied / "test.txt", ["0654"])  # never downloaded
-    assert len(make_run(run_config(copied), tmp_path / "run").training_set) == 4
-
-
 def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: Path) -> None:
     copied = tmp_path / "set"
     shutil.copytree(root, copied)
+    write_list(copied / "test.txt", ["0654"])  # never downloaded, and not needed
     shutil.rmtree(copied / "Seg2D")
-    with pytest.raises(DataError, match="model.image_encoder seg2d: .*Seg2D"):
+    with pytest.raises(DataError, match="model.image_encoder"):
         make_run(run_config(copied), tmp_path / "run")
     tsdf_only = with_keys(run_config(copied), {"model.inputs": "tsdf"})
     assert make_run(tsdf_only, tmp_path / "run").training_set[0].label_map is None
     shutil.rmtree(copied / "Label")
-    with pytest.raises(DataError, match="expected ground truth"):
+    with pytest.raises(DataError, match="Label"):
         make_run(tsdf_only, tmp_path / "run")
     with pytest.raises(DataError, match="nowhere"):
         make_run(with_keys(tsdf_only, {"data.root": str(tmp_path / "nowhere")}), tmp_path / "run")
-    with pytest.raises(DataError, match="12"):
+    with pytest.raises(DataError, match="TSDF"):
         make_run(with_keys(run_config(root), {"model.grid_shape": [24, 12, 24]}), tmp_path / "run")
     with pytest.raises(DataError, match="model.num_classes"):
         make_run(with_keys(run_config(root), {"model.num_classes": 13}), tmp_path / "run")

@@ -238,9 +238,9 @@ def test_flipped_scenes_have_the_other_target() -> None:
 def test_missing_labels_are_named(batch: Batch) -> None:
     prediction, _ = prediction_of(batch, is_dense=False)
     without = dataclasses.replace(batch, label=None)
-    with pytest.raises(ValueError, match="frames a, b, c: training needs labels"):
+    with pytest.raises(ValueError, match="a, b, c"):
         scene_cross_entropy(prediction, without, label_smoothing=0.2)
-    with pytest.raises(ValueError, match="expected 2D logits and labels"):
+    with pytest.raises(ValueError, match="a, b, c"):
         image_cross_entropy(prediction, without, label_smoothing=0.2)
     with pytest.raises(ValueError, match="label"):
         num_labeled_pixels(without)

@@ -55,7 +55,7 @@ def test_frozen_parameters_are_left_out() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[0].requires_grad_(False)
     assert len(optimization_of(network).parameters) == 2
-    with pytest.raises(ValueError, match="Sequential: expected trainable parameters"):
+    with pytest.raises(ValueError, match="Sequential"):
         optimization_of(network.requires_grad_(False))
 
 

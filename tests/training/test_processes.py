@@ -14,20 +14,12 @@ import torch
 
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.processes import any_process, from_first_process, joined_processes, num_processes, of_all_processes
-from tests.training.support import GRID, tiny_set
+from tests.training.support import TINY_KEYS, tiny_set
 
 REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TRAIN = ["-m", "ammnet_sparse", "train", "--device", "cpu"]
-KEYS = [
-    "model.width=8",
-    "model.stem_widths=[3,8]",
-    f"model.grid_shape={list(GRID)}".replace(" ", ""),
-    "model.discriminator_width=8",
-    "data.workers=0",
-    "training.validate_every=1",
-    "training.ema_decay=0.9",
-]
+KEYS = [*TINY_KEYS, "data.workers=0", "training.validate_every=1", "training.ema_decay=0.9"]
 WITHOUT_CHANCE = [
     "model.encoder_dropout=0",
     "model.decoder_dropout=0",
@@ -109,7 +101,7 @@ def test_a_stopped_run_goes_on_to_the_bit_with_as_many_processes(root: Path, tmp
     _, output = finish(cut)
     assert "stopped after" in output and (tmp_path / "cut" / "state.pt").is_file(), output
     code, output = finish(start([sys.executable, *TRAIN, "--resume", str(tmp_path / "cut")]))
-    assert code == 2 and "expected 2 processes as before (torchrun --nproc_per_node), found 1" in output, output
+    assert code == 2 and "--nproc_per_node" in output, output
     code, output = finish(start([*TORCHRUN, *TRAIN, "--resume", str(tmp_path / "cut")]))
     assert code == 0, output
     code, output = finish(whole)
@@ -135,10 +127,9 @@ def test_a_process_that_is_killed_ends_all(root: Path, tmp_path: Path) -> None:
 def test_cards_and_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
-    with pytest.raises(RuntimeError, match="--device cuda:1: expected cuda or cpu"), joined_processes("cuda:1"):
+    with pytest.raises(RuntimeError, match="--device"), joined_processes("cuda:1"):
         pass
-    message = r"expected a card for each process, found \d+; lower --nproc_per_node"
-    with pytest.raises(RuntimeError, match=message), joined_processes("cuda"):
+    with pytest.raises(RuntimeError, match="--nproc_per_node"), joined_processes("cuda"):
         pass
 
 
