@@ -28,6 +28,7 @@ from ammnet_sparse.training.losses import (
     gradient_penalty,
     image_cross_entropy,
     labels_at,
+    labels_of,
     num_labeled_pixels,
     real_loss,
     scene_cross_entropy,
@@ -323,14 +324,12 @@ class _Scene:
     """A batch as the discriminator sees it: truth, 255 for voxels that are not scored, and its sites."""
 
     def __init__(self, batch: Batch, index: int, *, config: ModelConfig, dtype: torch.dtype) -> None:
-        if batch.label is None:
-            raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
         self.batch = batch
         self.index = index
         self.num_classes = config.num_classes
         self.dtype = dtype
         scored = batch.scored_mask
-        self.truth = batch.label.masked_fill(~scored, IGNORE_LABEL)
+        self.truth = labels_of(batch).masked_fill(~scored, IGNORE_LABEL)
         self.plan = plan_sites(batch, scored, config)
         self.sites = self.plan.voxels
         num_scored = int(scored.sum()) if self.sites.is_full else len(self.sites)

@@ -37,15 +37,20 @@ def weighted_sum(terms: Mapping[str, Term]) -> Tensor:
     return functools.reduce(operator.add, (term.weight * term.value for term in terms.values()))
 
 
+def labels_of(batch: Batch) -> Tensor:
+    """[B, V] labels of a batch. Raises ValueError for a batch without labels; names its frames."""
+    if batch.label is None:
+        raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
+    return batch.label
+
+
 def labels_at(batch: Batch, sites: SiteSet) -> Tensor:
     """[N] int64 labels of sites of the full resolution, 255 where the voxel is not scored.
 
     Raises:
         ValueError: a batch without labels.
     """
-    if batch.label is None:
-        raise ValueError(f"frames {', '.join(batch.frame_ids)}: training needs labels, found none")
-    masked = batch.label.long().masked_fill(~batch.scored_mask, IGNORE_LABEL).flatten()
+    masked = labels_of(batch).long().masked_fill(~batch.scored_mask, IGNORE_LABEL).flatten()
     return masked if sites.is_full else masked.index_select(0, sites.linear)
 
 
@@ -114,8 +119,9 @@ def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing
     Raises:
         ValueError: a prediction without 2D logits, or a batch without labels.
     """
-    if prediction.class_logits_2d is None or prediction.image_size is None or batch.label is None:
-        raise ValueError("image_cross_entropy: expected 2D logits and labels, found a model or batch without them")
+    labels = labels_of(batch)
+    if prediction.class_logits_2d is None or prediction.image_size is None:
+        raise ValueError("image_cross_entropy: expected a prediction with 2D logits, found none")
     if batch.label_2d is not None:
         dense_logits = prediction.logits_2d
         assert dense_logits is not None
@@ -137,7 +143,7 @@ def image_cross_entropy(prediction: Prediction, batch: Batch, *, label_smoothing
     )
     return F.cross_entropy(
         at_least_float32(logits),
-        batch.label.flatten()[mapped].long(),
+        labels.flatten()[mapped].long(),
         ignore_index=IGNORE_LABEL,
         label_smoothing=label_smoothing,
         reduction="sum",
@@ -151,10 +157,8 @@ def scored_weight(batch: Batch, class_weights: Tensor | None = None) -> Tensor:
     """
     if class_weights is None:
         return batch.scored_mask.sum()
-    if batch.label is None:
-        raise ValueError("batch.label: training needs labels, found none")
     # An ignored voxel is not scored: its placeholder class is multiplied by 0.
-    weights = class_weights[batch.label.long().clamp(max=len(class_weights) - 1)]
+    weights = class_weights[labels_of(batch).long().clamp(max=len(class_weights) - 1)]
     return (weights * batch.scored_mask).sum()
 
 
@@ -165,9 +169,7 @@ def num_labeled_pixels(batch: Batch) -> Tensor:
     """
     if batch.label_2d is not None:
         return (batch.label_2d != IGNORE_LABEL).sum()
-    if batch.label is None:
-        raise ValueError("batch.label: training needs labels, found none")
-    return ((batch.mapping != UNMAPPED) & (batch.label != IGNORE_LABEL)).sum()
+    return ((batch.mapping != UNMAPPED) & (labels_of(batch) != IGNORE_LABEL)).sum()
 
 
 def real_loss(scores: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def test_folder_with_broken_frames(
         (("--intrinsics", "1,2"), "intrinsics 1,2"),
         (("--depth-scale", "1"), "depth scale"),
         (("--depth", "no.png"), "no.png"),
-        (("--color", str(EXAMPLE)), "--color"),
+        (("--color", str(EXAMPLE)), str(EXAMPLE)),
     ],
 )
 def test_wrong_inputs(
