@@ -1,5 +1,8 @@
 """Opens the frames of a training: a set or generated rooms, checked, with the 2D input that the network reads."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from ammnet_sparse.config import Config, ConfigError
@@ -72,23 +75,11 @@ def open_datasets(
     if data.cache_features:
         frames = open_source(config, with_image=False)
     augment_2d = data.augment_2d and frames.reads_image
+    make: Callable[..., FrameDataset | DeviceDataset] = FrameDataset
     if data.on_device:
-        return (
-            DeviceDataset(
-                frames,
-                training,
-                device=device,
-                augment_3d=data.augment_3d,
-                augment_2d=augment_2d,
-                largest_shift=data.largest_shift,
-                truth_2d=truth_2d,
-                seed=config.training.seed,
-                progress=show_progress,
-            ),
-            DeviceDataset(frames, validation, device=device, truth_2d=truth_2d, progress=show_progress),
-        )
+        make = partial(DeviceDataset, device=device, progress=show_progress)
     return (
-        FrameDataset(
+        make(
             frames,
             training,
             augment_3d=data.augment_3d,
@@ -97,7 +88,7 @@ def open_datasets(
             truth_2d=truth_2d,
             seed=config.training.seed,
         ),
-        FrameDataset(frames, validation, truth_2d=truth_2d),
+        make(frames, validation, truth_2d=truth_2d),
     )
 
 

@@ -157,7 +157,7 @@ def test_types_are_checked(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:999", ""])
-def test_devices_that_are_not_there_are_refused(device: str) -> None:
+def test_absent_devices_are_refused(device: str) -> None:
     with pytest.raises(ValueError, match="device"):
         _batch(1).to(device)
 

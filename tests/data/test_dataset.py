@@ -70,7 +70,7 @@ def test_images_are_augmented(tmp_path: Path) -> None:
     assert torch.equal(plain.tsdf, changed.tsdf)
 
 
-def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+def test_frames_are_read_on_access(tmp_path: Path) -> None:
     write_set(tmp_path, ["0001"])
     dataset = FrameDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"])
     (tmp_path / "TSDF" / "0001.npz").unlink()
@@ -84,7 +84,7 @@ def test_empty_and_repeating_lists_are_refused(folder: FrameFolder, ids: list[st
         FrameDataset(folder, ids)
 
 
-def test_order_is_fixed_for_ever() -> None:
+def test_order_of_an_epoch_never_changes() -> None:
     assert epoch_order(7, shuffle_seed=8332, epoch=0) == [3, 1, 6, 4, 0, 2, 5]
     assert epoch_order(7, shuffle_seed=8332, epoch=1) == [2, 0, 6, 1, 3, 5, 4]
     assert epoch_order(7, shuffle_seed=None, epoch=1) == list(range(7))

@@ -163,7 +163,7 @@ def test_images_with_dense_truth_are_augmented_alike(tmp_path: Path) -> None:
     assert on_device.num_bytes >= 4 * 4 * 480 * 640  # colors and truth, one byte each
 
 
-def test_what_cannot_live_on_the_device(tmp_path: Path, packed: PackedFrames) -> None:
+def test_sets_that_the_device_cannot_keep_are_refused(tmp_path: Path, packed: PackedFrames) -> None:
     write_set(tmp_path, ["0001"], has_image=True, has_label_map=True)
     with pytest.raises(ValueError, match="label map"):
         DeviceDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"], device=CPU, augment_2d=True)

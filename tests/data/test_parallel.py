@@ -21,7 +21,7 @@ def test_a_worker_that_is_ended_is_reported() -> None:
         list(map_in_processes(os._exit, [3, 3], workers=2))
 
 
-def test_threads_keep_the_order_and_drop_what_nobody_waits_for() -> None:
+def test_threads_keep_the_order_and_drop_unneeded_work() -> None:
     assert list(map_in_threads(math.factorial, [5, 0, 3], workers=2)) == [120, 1, 6]
     begun, may_go_on = [], threading.Event()
 

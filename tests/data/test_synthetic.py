@@ -230,7 +230,7 @@ def test_rooms_are_generated_once_per_parameters(tmp_path: Path, monkeypatch: py
     assert ensure_rooms(other, progress=False) != folder
 
 
-def test_folders_with_something_else_are_refused(tmp_path: Path) -> None:
+def test_folders_of_other_content_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rooms.json").write_text('{"frames": 7}')
     with pytest.raises(RoomsError, match=str(tmp_path)):
         rooms(tmp_path)

@@ -75,7 +75,7 @@ def test_batches_add_up(batch: Batch) -> None:
         once.update(predicted, dataclasses.replace(batch, label=None))
 
 
-def test_parts_are_named_by_where_they_lie(batch: Batch) -> None:
+def test_slices_are_named_by_their_position(batch: Batch) -> None:
     assert batch.label is not None
     label = batch.label.view(GRID)
     label[5, 0, 3] = 5  # lowest of six parts of two voxels, second from the near edge

@@ -132,7 +132,7 @@ def test_other_content_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     assert str(caught.value).startswith(f"{path}: ") and "pickled data" not in str(caught.value)
 
 
-def test_a_single_array_has_no_names(tmp_path: Path) -> None:
+def test_npy_files_have_no_names_of_arrays(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.zeros(3))
     with pytest.raises(DataError, match=str(path)):

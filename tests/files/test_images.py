@@ -79,7 +79,7 @@ def test_other_formats_are_named(tmp_path: Path, kind: str, found: str) -> None:
         (np.array([[True, False]]), "PNG"),
     ],
 )
-def test_values_stay_what_they_are(tmp_path: Path, values: np.ndarray, kind: str) -> None:
+def test_pixel_values_are_unchanged(tmp_path: Path, values: np.ndarray, kind: str) -> None:
     path = tmp_path / "a"
     Image.fromarray(values).save(path, kind)
     found = read_image(path, formats=DEPTH_FORMATS).pixels

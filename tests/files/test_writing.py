@@ -28,7 +28,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_what_stops_the_writing_leaves_the_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+def test_interrupted_writing_leaves_only_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     write_text(path, "before")
     with pytest.raises(type(error)) as caught, replacing(path) as temporary:
@@ -45,7 +45,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "absent" / "file")
 
 
-def test_a_second_name_is_kept_of_what_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_as_gives_the_replaced_file_a_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, kept = tmp_path / "file", tmp_path / "kept"
     for number in range(3):
         write_text(path, str(number))

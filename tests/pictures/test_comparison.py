@@ -67,27 +67,6 @@ def test_near_hides_far_and_high_hides_low() -> None:
         center_of(lid, RED)
 
 
-def test_far_is_smaller_in_perspective() -> None:
-    picture = render({RED: np.s_[10:14, 0:4, 19:23], GREEN: np.s_[10:14, 0:4, 1:5]})
-    areas = [np.count_nonzero((picture[..., channel] > 90) & (picture[..., 2] < 20)) for channel in (0, 1)]
-    assert 0 < areas[0] < areas[1]
-
-
-def test_top_view_is_to_scale() -> None:
-    picture = render({RED: np.s_[0:24, 0:1, 0:24]}, from_above=True)
-    red = picture[..., 1] < 20
-    covered = red.any(0).sum() / SIZE
-    assert covered == pytest.approx(24 / (1.04 * 24), abs=0.03)
-    assert red.any(1).sum() / SIZE == pytest.approx(covered, abs=0.03)
-
-
-def test_nothing_to_draw_leaves_the_pale_plane() -> None:
-    picture = render({})
-    assert picture.min() == 241
-    assert (picture == 255).any()
-    assert (picture == picture[..., :1]).all()
-
-
 def test_voxels_must_fit_their_colors() -> None:
     with pytest.raises(ValueError, match="colors"):
         render_voxels(

@@ -106,7 +106,7 @@ def test_a_step_with_values_of_any_kind_is_drawn(tmp_path: Path) -> None:
     assert "<script" not in page and "generator, weighted sum (training)" in text_of(page)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="nowhere"):
         read_history(tmp_path / "nowhere")
     with pytest.raises(HistoryError, match=r"metrics\.jsonl"):
@@ -131,18 +131,6 @@ def test_curves_name_what_they_draw(tmp_path: Path) -> None:
         assert expected in words
     assert not any("image" in word or "IoU (training)" in word for word in words)
     assert len(page) < 200_000
-
-
-def test_curves_leave_out_what_a_run_does_not_have(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", mious=(None,), has_game=False)
-    page = curves_html(read_history(run))
-    assert page.count("<svg") == 1
-    assert text_of(page).count("Loss") == 1
-
-
-def test_curves_of_training_scores_where_they_were_recorded(tmp_path: Path) -> None:
-    words = text_of(curves_html(read_history(write_run(tmp_path / "run", mious=(0.2, 0.4), has_training=True))))
-    assert {"SC IoU (training)", "SSC mIoU (training)", "scene cross-entropy (validation)"} <= set(words)
 
 
 def test_curves_survive_losses_that_are_no_numbers() -> None:

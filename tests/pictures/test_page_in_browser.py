@@ -130,7 +130,7 @@ def test_the_camera_stands_where_it_is_known_to(page: Page) -> None:
     assert place() == ("camera's side", pytest.approx(0, abs=2))
 
 
-def test_a_click_on_a_class_makes_it_vanish_and_come_back(page: Page) -> None:
+def test_a_click_on_a_class_hides_and_shows_it(page: Page) -> None:
     box, pair = f"#classes-{LEFT}", (color_of(LEFT), color_of(RIGHT))
     assert shown(page, *pair) == [True, True]
     page.click(box)
@@ -237,7 +237,7 @@ def test_pointing_at_a_voxel_says_what_it_is(compared: Page) -> None:
     assert re.fullmatch(r"Voxel [123], [0-7], (8|9|10|11): predicted chair, truly furniture, wrong class, .*", words)
 
 
-def test_on_a_phone_fingers_turn_and_nothing_sticks_out(browser: Browser, address: str) -> None:
+def test_on_a_phone_fingers_turn_the_view_and_nothing_overflows(browser: Browser, address: str) -> None:
     page = browser.open(address, size=(390, 800), touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.box_of("#canvas")[2] > 340

@@ -151,7 +151,7 @@ def test_restart_repairs(
     assert not list(out.rglob(".unfinished*"))
 
 
-def test_what_is_written_is_read_back(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_files_are_read_back_and_compared(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that keeps other bits: the frame is not there, and the message says why."""
     save = np.savez_compressed
 
@@ -240,7 +240,7 @@ def test_files_that_belong_to_no_frame(raw: Path, tmp_path: Path) -> None:
     assert "note: " in text and "NYU0001_reference.npz: not a raw file; ignored" in text
 
 
-def test_list_grows_and_loses_what_broke(raw: Path, tmp_path: Path) -> None:
+def test_the_list_follows_the_readable_frames(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(raw, out)
     later = tmp_path / "more"
@@ -280,7 +280,7 @@ def test_folders_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
         prepare(raw, tmp_path / "out", workers=0)
 
 
-def test_the_list_goes_with_its_last_frame(raw: Path, tmp_path: Path) -> None:
+def test_an_empty_list_is_removed(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (raw / "NYU0002_0000.bin").unlink()
     (raw / "NYU0002_0000.png").unlink()
@@ -293,7 +293,7 @@ def test_the_list_goes_with_its_last_frame(raw: Path, tmp_path: Path) -> None:
     assert report.num_listed == 0 and not (out / "train.txt").exists()
 
 
-def test_plain_millimeters_are_noticed_and_said_once(raw: Path, tmp_path: Path) -> None:
+def test_plain_millimeters_are_detected_and_reported_once(raw: Path, tmp_path: Path) -> None:
     expected = tmp_path / "expected"
     prepare(raw, expected)
     for path in raw.glob("*.png"):
@@ -333,7 +333,7 @@ def test_unobserved_space_of_a_flipped_tsdf(raw: Path, tmp_path: Path, unobserve
         prepare_set(PreparationPlan(raw, out, "nyu", "train", True, other), workers=1, progress=False)
 
 
-def test_encodings_are_told_apart(raw: Path) -> None:
+def test_depth_encodings_are_detected(raw: Path) -> None:
     rotated = np.array(Image.open(raw / "NYU0001_0000.png"))
     plain = decode_rotated(rotated)
     assert guess_depth_encoding(rotated) == "rotated" and guess_depth_encoding(rotated.astype(np.int32)) == "rotated"

@@ -94,7 +94,7 @@ def test_broken_list_is_a_problem_and_a_missing_one_an_error(tmp_path: Path) -> 
         check_set(folder, progress=False)
 
 
-def test_what_can_be_read_does_not_stop_a_training(tmp_path: Path) -> None:
+def test_frames_without_hits_do_not_stop_a_training(tmp_path: Path) -> None:
     frames = write_set(tmp_path, ["0001", "0002"])
     empty = dataclasses.replace(frames[1], mapping=np.full(GRID, -1, dtype=np.int32))
     write_frame(tmp_path, dataclasses.replace(empty, label_weight=np.zeros(GRID, dtype=np.bool_)))
@@ -105,7 +105,7 @@ def test_what_can_be_read_does_not_stop_a_training(tmp_path: Path) -> None:
     report.raise_if_broken()
 
 
-def test_another_convention_is_warned_of(tmp_path: Path) -> None:
+def test_another_convention_produces_a_warning(tmp_path: Path) -> None:
     frame = random_frame(1, grid_shape=(60, 36, 60))
     write_frame(tmp_path, dataclasses.replace(frame, tsdf=np.full((60, 36, 60), 0.9, dtype=np.float32)))
     write_list(tmp_path / "train.txt", ["0001"])

@@ -133,7 +133,7 @@ def test_right_conventions_are_left_alone(rooms: list[Frame]) -> None:
     assert "an unflipped TSDF in this layout" in _problems(unflipped, is_flipped=True)[0]
 
 
-def test_frames_that_say_nothing(rooms: list[Frame]) -> None:
+def test_frames_without_evidence_are_not_judged(rooms: list[Frame]) -> None:
     nothing = dataclasses.replace(rooms[0], mapping=np.full_like(rooms[0].mapping, -1))
     assert conventions_of(nothing) is None
     assert convention_problems({}, info=NYU) == []

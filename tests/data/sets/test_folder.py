@@ -116,7 +116,7 @@ def test_nyucad_names_the_folder_it_needs(tmp_path: Path) -> None:
         FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
 
 
-def test_roots_that_are_no_set(tmp_path: Path) -> None:
+def test_folders_without_a_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{tmp_path}: "):
         FrameFolder(tmp_path)
     with pytest.raises(DataError, match=f"{tmp_path}/absent: "):
@@ -240,7 +240,7 @@ def _folder_of(tmp_path: Path, ids: list[str], validation: list[str] | None = No
     return FrameFolder(tmp_path)
 
 
-def test_validation_draw_is_the_same_for_ever(tmp_path: Path) -> None:
+def test_validation_draw_never_changes(tmp_path: Path) -> None:
     ids = [f"{number:04d}" for number in range(20)]
     folder = _folder_of(tmp_path, ids)
     drawn = validation_ids(folder, split="train", count=5, seed=8332)

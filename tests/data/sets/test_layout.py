@@ -38,7 +38,7 @@ def test_splits_of_ammnets_repository_come_from_its_folders(tmp_path: Path, halv
     assert FrameFolder(root, grid_shape=GRID).frame_ids("train") == ["0003"]
 
 
-def test_a_missing_label_weight_is_computed_and_said_once(tmp_path: Path) -> None:
+def test_a_missing_label_weight_is_computed_and_reported_once(tmp_path: Path) -> None:
     frames = write_set(tmp_path, ["0001", "0002"])
     for frame in frames:
         write_npz(tmp_path / "TSDF" / f"{frame.frame_id}.npz", arr_0=frame.tsdf)

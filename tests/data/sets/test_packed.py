@@ -187,7 +187,7 @@ def test_broken_frames_are_all_named_and_nothing_is_written(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_what_the_disk_did_not_take_is_noticed(
+def test_a_file_that_differs_from_the_written_frames_is_refused(
     folder: FrameFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = packing._write
@@ -202,7 +202,7 @@ def test_what_the_disk_did_not_take_is_noticed(
     assert not list(tmp_path.iterdir())
 
 
-def test_unlike_bytes_are_found_by_the_check(packed: PackedFrames, tmp_path: Path) -> None:
+def test_changed_bytes_are_found_by_the_check(packed: PackedFrames, tmp_path: Path) -> None:
     path = tmp_path / "packed"
     path.write_bytes(packed.root.read_bytes())
     start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
@@ -272,7 +272,7 @@ def test_damaged_files_are_named(packed: PackedFrames, tmp_path: Path, damage: C
         open_frames(path, grid_shape=GRID)
 
 
-def test_what_a_file_lacks(folder: FrameFolder, packed: PackedFrames, tmp_path: Path) -> None:
+def test_missing_parts_of_a_packed_set_are_named(folder: FrameFolder, packed: PackedFrames, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="color images"):
         open_frames(packed.root, read_image=True, grid_shape=GRID)
     with pytest.raises(DataError, match=r"\(60, 36, 60\)"):
@@ -311,7 +311,7 @@ def test_a_file_that_is_cut_while_it_is_open(packed: PackedFrames, tmp_path: Pat
         ("tsdf", lambda values: values.fill(np.nan)),
     ],
 )
-def test_values_that_no_frame_has_although_the_checksums_fit(
+def test_impossible_values_with_valid_checksums_are_refused(
     packed: PackedFrames, tmp_path: Path, name: str, change: Callable[[np.ndarray], None]
 ) -> None:
     path = tmp_path / "made_up.safetensors"

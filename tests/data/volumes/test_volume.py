@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK
+from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView, own_frame_origin
@@ -116,17 +116,6 @@ def test_mapping_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArr
     np.testing.assert_array_equal(found, expected.reshape(-1))
 
 
-def test_largest_pixel_wins_and_missing_ones_are_dropped() -> None:
-    depth = np.full((2, 3), 1.0, dtype=np.float32)
-    depth[1, 2] = 0.0
-    camera = Camera(1000.0, 1000.0, 1.0, 0.5)
-    mapping = mapping_from_depth(
-        depth, view=CameraView(camera, np.eye(4), np.array([-0.5, -0.5, 0.5])), grid_shape=(1, 1, 1), voxel_size=1.0
-    )
-    assert mapping.tolist() == [4]
-    assert mapping_to_disk(np.array([4, UNMAPPED], dtype=np.int32)).tolist() == [4, UNMAPPED_ON_DISK]
-
-
 def test_tsdf_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[np.float64]) -> None:
     found = tsdf_from_depth(small_depth, view=CameraView(SMALL_CAMERA, small_pose, ORIGIN), grid_shape=SMALL_GRID)
     expected = tsdf_reference(small_depth, small_pose).reshape(-1)
@@ -148,19 +137,6 @@ def test_truncated_distance_equals_brute_force(density: float) -> None:
         grids = np.ogrid[tuple(slice(size) for size in surface.shape)]
         expected = np.minimum(expected, sum((grid - at) ** 2 for grid, at in zip(grids, point, strict=True)))
     np.testing.assert_array_equal(truncated_squared_distance(surface), expected)
-
-
-def test_larger_world_x_is_right_in_the_image_and_higher_is_up(small_pose: NDArray[np.float64]) -> None:
-    depth = np.full((24, 32), 1.0, dtype=np.float32)
-    pose = camera_pose(1.2, yaw=0.0, pitch=0.0, roll=0.0)
-    mapping = mapping_from_depth(
-        depth, view=CameraView(SMALL_CAMERA, pose, np.array([-0.48, 0.6, 0.9])), grid_shape=(12, 8, 12)
-    )
-    x, height, _ = np.unravel_index(np.flatnonzero(mapping != UNMAPPED), (12, 8, 12))
-    row, column = np.divmod(mapping[mapping != UNMAPPED], 32)
-    assert np.corrcoef(x, column)[0, 1] > 0.9
-    assert np.corrcoef(height, row)[0, 1] < -0.9
-    assert np.linalg.det(small_pose[:3, :3]) == pytest.approx(1.0)
 
 
 def test_downsampling_equals_loop() -> None:
