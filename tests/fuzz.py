@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from ammnet_sparse.config import Config, ModelConfig, load_config
-from ammnet_sparse.data.raw.files import depth_encoding_of, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.raw.files import guess_depth_encoding, read_depth_values, read_raw_labels
 from ammnet_sparse.data.sets.files import read_color_image, read_label_map
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.ids import read_id_list
@@ -133,7 +133,7 @@ def make_kinds(folder: Path) -> list[Kind]:
         "color.png": ((root / "RGB" / "NYU0001_colors.png").read_bytes(), read_color_image),
         "color.jpg": (_image(frame.image, "JPEG"), read_color_image),
         "label_map.png": ((root / "Seg2D" / "0001.png").read_bytes(), read_label_map),
-        "depth.png": (_image(_depth(), "PNG"), lambda path: (read_raw_depth(path), depth_encoding_of(path))),
+        "depth.png": (_image(_depth(), "PNG"), lambda path: guess_depth_encoding(read_depth_values(path))),
         "depth.tiff": (_image(_depth(), "TIFF"), lambda path: read_image(path, formats=DEPTH_FORMATS)),
         "list.txt": (b"0001\nNYU0002\n0003_0000\n\n", read_id_list),
         "labels.bin": (_raw_labels(), read_raw_labels),

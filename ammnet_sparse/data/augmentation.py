@@ -33,12 +33,12 @@ def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: b
 
     Args:
         generator: source of all random draws; their number does not depend on what is drawn.
-        use_3d: ``augment_3d``.
+        use_3d: moves the voxels by a symmetry (``draw_symmetry``).
         largest_shift: along X and along Y, in voxels (``draw_shift``); 0: none is drawn.
         use_2d: ``augment_2d``; has no effect on a frame without image.
     """
     if use_3d:
-        frame = augment_3d(frame, generator=generator)
+        frame = move_voxels(frame, draw_symmetry(generator))
     if largest_shift:
         frame = shift_voxels(frame, draw_shift(generator, largest=largest_shift))
     if use_2d and frame.image is not None:
@@ -49,15 +49,6 @@ def augment(frame: Frame, *, generator: torch.Generator, use_3d: bool, use_2d: b
 def augmentation_generator(*, seed: int, epoch: int, frame_id: str) -> torch.Generator:
     """The generator of a frame's augmentation; its draws depend only on the three arguments."""
     return torch.Generator().manual_seed(hash_of(f"{seed}:{epoch}:{frame_id}") % 2**63)
-
-
-def augment_3d(frame: Frame, *, generator: torch.Generator) -> Frame:
-    """Moves the voxels by the symmetry from ``draw_symmetry``.
-
-    Raises:
-        ValueError: exchanging X and Y of different size, after which frames would not fit into one batch.
-    """
-    return move_voxels(frame, draw_symmetry(generator))
 
 
 def draw_symmetry(generator: torch.Generator) -> Symmetry:
@@ -85,7 +76,7 @@ def move_voxels(frame: Frame, symmetry: Symmetry) -> Frame:
     """A frame with moved voxels; image and label map are unchanged, and the mapping moves with the voxels.
 
     Raises:
-        ValueError: exchanging X and Y of different size.
+        ValueError: exchanging X and Y of different size, after which frames would not fit into one batch.
     """
     symmetry.check_grid(frame.grid_shape, source=f"frame {frame.frame_id}", advice="switch 3D augmentation off")
     return frame.map_volumes(lambda _, volume: np.ascontiguousarray(symmetry.apply(volume)))
@@ -109,6 +100,7 @@ def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
     geometry = draw_geometry(generator)
     colors = draw_colors(generator)
     image = torch.from_numpy(np.array(frame.image)).permute(2, 0, 1).to(torch.float32)
+    truth = None if frame.label_2d is None else torch.from_numpy(np.array(frame.label_2d))
     # Colors before padding, so that contrast refers to the mean of the picture only and the padding stays exact.
     image = pad_image(colors.apply(geometry.apply(image)))
     return dataclasses.replace(
@@ -116,13 +108,8 @@ def augment_2d(frame: Frame, *, generator: torch.Generator) -> Frame:
         image=image.permute(1, 2, 0).contiguous().numpy(),
         mapping=geometry.apply_to_mapping(frame.mapping),
         depth_hit=frame.hit_mask,
-        label_2d=None if frame.label_2d is None else _changed_truth(frame.label_2d, geometry),
+        label_2d=None if truth is None else geometry.apply_to_classes(truth).numpy(),
     )
-
-
-def _changed_truth(label_2d: NDArray[np.uint8], geometry: "Geometry") -> NDArray[np.uint8]:
-    changed: NDArray[np.uint8] = geometry.apply_to_classes(torch.from_numpy(np.array(label_2d))).numpy()
-    return changed
 
 
 @dataclasses.dataclass(frozen=True)

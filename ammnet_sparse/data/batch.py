@@ -207,10 +207,6 @@ class Batch:
         """
         return self._map_tensors(lambda tensor: tensor.share_memory_())
 
-    def with_stages(self, stages: tuple[Tensor, ...]) -> "Batch":
-        """The same batch with ``image_stages`` in place of images."""
-        return dataclasses.replace(self, image=None, image_stages=stages)
-
     def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {
             field.name: function(value)

@@ -27,7 +27,7 @@ class FrameDataset(Dataset[Batch]):
 
     Args:
         ids: frames, each once.
-        augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
+        augment_3d: flips and exchange of the horizontal axes (``augmentation.draw_symmetry``).
         augment_2d: changes of the color image (``augmentation.augment_2d``); frames without one are unchanged.
         largest_shift: of the voxels along X and Y (``augmentation.draw_shift``); 0: none.
         truth_2d: dense 2D truth of the frames, or None.

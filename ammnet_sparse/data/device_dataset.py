@@ -43,7 +43,7 @@ class DeviceDataset(Dataset[Batch]):
     Args:
         ids: frames, each once; they are read now.
         device: holds the frames and makes the batches.
-        augment_3d: flips and exchange of the horizontal axes (``augmentation.augment_3d``).
+        augment_3d: flips and exchange of the horizontal axes (``augmentation.draw_symmetry``).
         augment_2d: changes of the color image (``augmentation.augment_2d``).
         largest_shift: of the voxels along X and Y (``augmentation.draw_shift``); 0: none.
         truth_2d: dense 2D truth of the frames, or None.

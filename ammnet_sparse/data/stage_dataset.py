@@ -1,5 +1,6 @@
 """Frames with the features of a frozen image backbone, computed once and kept in float16."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,7 +75,8 @@ class StageDataset(Dataset[Batch]):
         rows = torch.tensor([range(len(self))[index] for index in indices])
         if self._stages[0].device.type == "cuda":
             rows = rows.pin_memory().to(self._stages[0].device, non_blocking=True)
-        return batch.with_stages(tuple(stage.index_select(0, rows) for stage in self._stages))
+        stages = tuple(stage.index_select(0, rows) for stage in self._stages)
+        return dataclasses.replace(batch, image=None, image_stages=stages)
 
 
 def _image(source: FrameSource, frame_id: str) -> Tensor:

@@ -56,15 +56,10 @@ def replacing_open(path: str | Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Replaces a file by ``content``; errors as ``replacing``."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Replaces a file by ``text`` in UTF-8; errors as ``replacing``."""
-    write_bytes(path, text.encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def keep_as(path: str | Path, kept: str | Path) -> None:

@@ -13,7 +13,6 @@ from ammnet_sparse.data.augmentation import (
     Geometry,
     augment,
     augment_2d,
-    augment_3d,
     draw_colors,
     draw_geometry,
     draw_shift,
@@ -121,7 +120,7 @@ def test_3d_draws_each_of_the_eight_poses_equally() -> None:
     poses: dict[bytes, int] = {}
     generator = _generator(0)
     for _ in range(800):
-        key = augment_3d(frame, generator=generator).tsdf.tobytes()
+        key = augment(frame, generator=generator, use_3d=True, use_2d=False).tsdf.tobytes()
         poses[key] = poses.get(key, 0) + 1
     assert len(poses) == 8
     assert min(poses.values()) > 60 and max(poses.values()) < 145  # 4 deviations of a binomial around 100

@@ -111,29 +111,23 @@ class RawLabels:
     pose: NDArray[np.float64]
 
 
-def read_raw_depth(path: str | os.PathLike[str], *, encoding: DepthEncoding | None = "rotated") -> NDArray[np.float32]:
-    """Depth of a raw SSCNet png: [480, 640] float32 in meters, 0 where missing.
-
-    Args:
-        encoding: how it stores millimeters: ``rotated`` as published by SSCNet, ``plain``, or None: detected
-            (``depth_encoding_of``).
+def read_raw_depth(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Depth of a raw SSCNet png, with rotated bits: [480, 640] float32 in meters, 0 where missing.
 
     Raises:
         RawFileError: not a readable 480x640 single-channel 16-bit image.
     """
-    values = _depth_values(path)
-    if encoding is None:
-        encoding = guess_depth_encoding(values) or "rotated"
+    return decoded_meters(read_depth_values(path), "rotated")
+
+
+def decoded_meters(values: NDArray[Any], encoding: DepthEncoding) -> NDArray[np.float32]:
+    """Meters, float32, of the stored values of a depth image, any shape."""
     millimeters = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
     return (millimeters / 1000.0).astype(np.float32)
 
 
-def depth_encoding_of(path: str | os.PathLike[str]) -> DepthEncoding | None:
-    """How a depth image stores millimeters, judged by its values; None if they do not show it. Errors as above."""
-    return guess_depth_encoding(_depth_values(path))
-
-
-def _depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
+def read_depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The stored values [480, 640] of a 16-bit depth image; errors as ``read_raw_depth``."""
     loaded = read_image(
         Path(path), formats=("PNG",), what="a 16-bit depth image", upright=False, size=IMAGE_SHAPE, raises=RawFileError
     )

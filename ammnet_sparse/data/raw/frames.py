@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.data.raw.files import DepthEncoding, RawFileError, depth_encoding_of, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.raw.files import (
+    DepthEncoding,
+    RawFileError,
+    decoded_meters,
+    guess_depth_encoding,
+    read_depth_values,
+    read_raw_labels,
+)
 from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
@@ -105,8 +112,9 @@ def read_raw_frame(
         RawFileError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
     """
     _check_whole_png(depth_path)
-    encoding = depth_encoding or depth_encoding_of(depth_path) or "rotated"
-    depth = read_raw_depth(depth_path, encoding=encoding)
+    values = read_depth_values(depth_path)
+    encoding = depth_encoding or guess_depth_encoding(values) or "rotated"
+    depth = decoded_meters(values, encoding)
     if not depth.any():
         raise RawFileError(f"{depth_path}: expected depth, found no valid pixel")
     with warnings.catch_warnings(record=True) as caught:
