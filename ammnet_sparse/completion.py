@@ -95,7 +95,7 @@ class SceneCompleter:
         """
         name = f"{self._count:06d}" if name is None else name
         _check_name(name)
-        if exif_turn not in TURNS:
+        if not isinstance(exif_turn, int | np.integer) or exif_turn not in TURNS:
             raise DataError(f"exif_turn: expected one of {', '.join(map(str, TURNS))} degrees, found {exif_turn}")
         return self.complete(
             StoredImages(
@@ -104,7 +104,7 @@ class SceneCompleter:
                 squeezed(as_array(depth, "depth", "[rows, columns]")),
                 None if label_map is None else squeezed(as_array(label_map, "label map", "[rows, columns]")),
                 None if pose is None else _as_pose(pose),
-                exif_turn,
+                int(exif_turn),
             )
         )
 

@@ -16,6 +16,8 @@ POLL_SECONDS = 0.05
 """Seconds between two looks at a folder."""
 SETTLE_SECONDS = 2.0
 """Seconds without a change for which an unreadable or lonely file is assumed to be still being written."""
+_LONGEST_SPREAD, _MARGIN = 500_000_000, 5_000_000
+"""Nanoseconds between the files of a frame that are waited for at most, and what is waited beyond them."""
 _COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
 _DEPTH_FOLDERS = ("depth", "depths")
 _LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
@@ -76,6 +78,7 @@ class FolderSource:
         self._messages: dict[str, float] = {}
         self._said: set[str] = set()
         self._last_change = 0.0
+        self._is_rewritten = False
 
     def reads_from(self, folder: Path) -> bool:
         """Whether what is written into this folder would be taken for a frame."""
@@ -97,7 +100,7 @@ class FolderSource:
             elif self._is_idle():
                 return
             else:
-                self._stopped.wait(POLL_SECONDS)
+                self._stopped.wait(POLL_SECONDS / 10 if self._is_rewritten else POLL_SECONDS)
 
     def _is_idle(self) -> bool:
         """Whether the source ends: nothing new for long enough, and nothing that may still be told about."""
@@ -107,6 +110,7 @@ class FolderSource:
 
     def _newest(self) -> StoredImages | None:
         """The last of the new frames that can be read; earlier ones count as seen."""
+        self._is_rewritten = False
         states = [(paths, state) for paths in self._paths() if (state := _State.of(paths)) is not None]
         new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
         there = {paths.name for paths, _ in new}
@@ -118,12 +122,27 @@ class FolderSource:
             except (DataError, OSError, ValueError) as error:
                 self._wait_for(paths.name, state, error)
                 continue
+            if not self._is_of_one_moment(paths, state):
+                self._is_rewritten = True
+                self._last_change = time.monotonic()
+                continue
             # Older ones are late; newer ones are still being written.
             late = {other.name: seen for other, seen in new if seen.written_at <= state.written_at}
             self.passed_over += len(late) - 1
             self._done |= late
             return frame
         return None
+
+    def _is_of_one_moment(self, paths: FrameFiles, state: "_State") -> bool:
+        """Whether the files that were just read are one frame: they have not changed, and do not change soon.
+
+        If the newest file is the first of the next frame, the others follow sooner than they did between the two
+        frames; so twice that long is waited.
+        """
+        remaining = state.written_at + min(2 * state.spread, _LONGEST_SPREAD) + _MARGIN - time.time_ns()
+        if 0 < remaining <= _LONGEST_SPREAD + _MARGIN:  # the clock of a file server may be another one
+            self._stopped.wait(remaining / 1e9)
+        return _State.of(paths) == state
 
     def _wait_for(self, name: str, state: "_State", error: Exception) -> None:
         """Gives an unreadable frame up, and says so, if its files have not changed for long enough."""
@@ -196,6 +215,11 @@ class _State:
     def written_at(self) -> int:
         """When the last of the files was written, in nanoseconds."""
         return max(changed for _, changed, _ in self.files)
+
+    @property
+    def spread(self) -> int:
+        """Nanoseconds between the first and the last of the files."""
+        return self.written_at - min(changed for _, changed, _ in self.files)
 
     def is_newer_than(self, other: "_State | None") -> bool:
         """Whether every file was written since; until then a frame would be of two moments."""

@@ -1,16 +1,21 @@
 """A generated frame brought into the forms that cameras give: each makes the same volumes as the plain one."""
 
 import dataclasses
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ammnet_sparse.camera.files.depth import meters_from_values
 from ammnet_sparse.camera.files.frame_files import FrameFiles
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
-from ammnet_sparse.camera.files.stored import StoredImages
+from ammnet_sparse.camera.files.stored import StoredImages, as_array, read_color
 from ammnet_sparse.camera.frames import CameraFrame, read_frame
 from ammnet_sparse.camera.images import camera_images, turned_camera, turned_image, turned_pose
 from ammnet_sparse.camera.settings import CameraSettings
@@ -223,3 +228,43 @@ def test_intrinsics_of_the_turned_images_are_named(tmp_path: Path, native: NDArr
         read_frame(paths, CameraSettings(intrinsics="520,520,239.5,319.5"))
     with pytest.raises(DataError, match="found those of 480x640 by what their file says"):
         read_frame(paths, CameraSettings(intrinsics=Intrinsics(Camera(520, 520, 239.5, 319.5), size=(640, 480))))
+
+
+@pytest.mark.parametrize(("bits", "alpha"), [(8, False), (10, False), (12, True), (16, False)])
+def test_color_of_16_bits_that_uses_few(tmp_path: Path, bits: int, alpha: bool) -> None:
+    """Shown as if it were of 8 bits: Pillow alone would leave the upper ones, and make it black."""
+    rows, columns = 12, 16
+    colors = np.random.default_rng(0).integers(0, 2**bits, (rows, columns, 4 if alpha else 3)).astype(">u2")
+    colors[0, 0] = 2**bits - 1
+    lines = b"".join(b"\0" + line.tobytes() for line in colors)
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", columns, rows, 16, 6 if alpha else 2, 0, 0, 0)]
+    parts += [b"IDAT" + zlib.compress(lines), b"IEND"]
+    png = b"".join(struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    (tmp_path / "color.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    found, _ = read_color(tmp_path / "color.png")
+    expected = colors[..., :3].astype(np.float64) * 255 / (2**bits - 1)
+    assert found.dtype == np.uint8 and np.abs(found - expected).max() <= 1
+
+
+def test_what_is_masked_is_no_depth() -> None:
+    depth = np.ma.masked_less(np.array([[1.0, 2.0]]), 1.5)
+    np.testing.assert_array_equal(as_array(depth, "depth", "an image"), [[0.0, 2.0]])
+    whole = np.ma.masked_array(np.array([[1, 2]], np.uint16))
+    np.testing.assert_array_equal(as_array(whole, "depth", "an image"), [[1, 2]])
+
+
+def test_numbers_of_numpy_and_tensors_in_settings() -> None:
+    given = {"fx": torch.tensor(500.0), "fy": np.float32(500), "cx": torch.tensor(320), "cy": np.int64(240)}
+    settings = CameraSettings(intrinsics=given, rotate=np.int64(90))  # type: ignore[arg-type]
+    assert settings.rotate == 90 and type(settings.rotate) is int
+    assert settings.intrinsics.camera == Camera(500, 500, 320, 240)
+
+
+@pytest.mark.parametrize(("median", "fitting"), [(12.0, "5000"), (0.4, "100 for centimeters")])
+def test_an_unusual_depth_scale_is_questioned(median: float, fitting: str) -> None:
+    values = np.linspace(500 * median, 1500 * median, 48 * 64).reshape(48, 64).astype(np.uint16)
+    told: dict[str, Any]
+    for told in ({}, {"scale": 1000.0}, {"usual_scale": 1000.0}):
+        _, notes = meters_from_values(values, **told)
+        assert any(fitting.split(" ")[0] in note for note in notes), notes
+    assert not meters_from_values(np.full((48, 64), 2001, np.uint16))[1]

@@ -1,5 +1,6 @@
 """Folders that are written to while they are watched."""
 
+import os
 import shutil
 import threading
 import time
@@ -10,7 +11,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from ammnet_sparse.camera.files.frame_files import FrameFiles
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.stored import StoredImages, read_stored
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live import folder as watched
 from ammnet_sparse.live.folder import FolderSource
@@ -246,3 +249,37 @@ def test_what_would_be_taken_for_a_frame(tmp_path: Path) -> None:
     source = watch(tmp_path, [])
     assert all(source.reads_from(place) for place in (tmp_path, tmp_path / "depth", tmp_path / "x" / ".." / "rgb"))
     assert not source.reads_from(tmp_path / "out") and not source.reads_from(tmp_path.parent)
+
+
+def test_files_that_change_while_they_are_read_make_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the first file of the next frame with the last of this one: what follows makes one."""
+    write_pair(tmp_path, "latest", 1)
+    reads: list[int] = []
+
+    def read(paths: FrameFiles) -> StoredImages:
+        stored = read_stored(paths)
+        reads.append(int(stored.depth[0, 0]) - 1000)
+        if reads[-1] == 1:
+            write_pair(tmp_path, "latest", 2)
+        return stored
+
+    monkeypatch.setattr(watched, "read_stored", read)
+    frames = list(watch(tmp_path, []).frames())
+    assert [int(frame.depth[0, 0]) - 1000 for frame in frames] == [2] and reads == [1, 2]
+    assert frames[0].color is not None and int(frames[0].color[0, 0, 0]) == 2
+
+
+def test_half_of_the_next_frame_is_waited_for(tmp_path: Path) -> None:
+    write_pair(tmp_path, "latest", 1)
+    now = time.time()
+    os.utime(tmp_path / "latest.depth.png", (now - 0.2, now - 0.2))
+    (tmp_path / "next").mkdir()
+    write_pair(tmp_path / "next", "latest", 2)
+    os.replace(tmp_path / "next" / "latest.color.png", tmp_path / "latest.color.png")
+    frames: list[StoredImages] = []
+    thread = threading.Thread(target=lambda: frames.extend(watch(tmp_path, []).frames()))
+    thread.start()
+    time.sleep(0.1)
+    os.replace(tmp_path / "next" / "latest.depth.png", tmp_path / "latest.depth.png")
+    thread.join()
+    assert [int(frame.depth[0, 0]) for frame in frames] == [1002]

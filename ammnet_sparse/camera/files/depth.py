@@ -20,6 +20,8 @@ DEPTH_SCALE = 1000.0
 """Units of a depth image a meter, where nothing else is known: millimeters."""
 _PLAUSIBLE_DEPTH = (0.15, 20.0)
 """Meters of the median depth of a room."""
+_USUAL_DEPTH = (0.5, 8.0)
+"""Meters of the median depth beyond which the scale is questioned."""
 _NEAREST_USUAL = 0.6
 """Meters of the median depth below which depth taken as millimeters may be in centimeters."""
 _SCALES = (
@@ -78,6 +80,12 @@ def meters_from_values(
         scale = _found_scale(values, usual_scale, notes)
     meters = depth_in_meters(values, scale=scale)
     _check_plausible(values, meters, name=name, scale=scale, is_rotated=is_rotated)
+    median = float(np.median(meters[meters > 0])) if meters.any() else math.nan
+    if not is_rotated and not notes and not _USUAL_DEPTH[0] <= median <= _USUAL_DEPTH[1]:
+        notes.append(
+            f"depth: a median of {median:.2g} m at {scale:g} units per meter is unusual for a room; is that scale "
+            f"right?{_advice(values, median * scale, scale)}"
+        )
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
         notes.append(
             "depth: nearly all values are multiples of 8, but read as they are they form a room; if the bits are "

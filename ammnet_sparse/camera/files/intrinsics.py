@@ -110,7 +110,8 @@ def intrinsics_of(value: GivenIntrinsics) -> Intrinsics:
     if isinstance(value, Intrinsics):
         return value
     if isinstance(value, Mapping):
-        return _of_document(value, "given")
+        plain = {key: one.tolist() if hasattr(one, "tolist") else one for key, one in value.items()}  # tensors, arrays
+        return _of_document(plain, "given")
     if isinstance(value, str | Path):
         return read_intrinsics(str(value))
     numbers = as_array(value, "intrinsics", "(fx, fy, cx, cy), a matrix or a file").astype(np.float64)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from ammnet_sparse.camera.files.frame_files import FrameFiles
 from ammnet_sparse.camera.files.poses import Pose, PoseConvention, read_trajectory
@@ -23,6 +24,8 @@ _EXR_NAMES = ("Z", "depth.Z", "Depth.Z", "depth.V", "Depth.V", "ViewLayer.Depth.
 """Channels of depth in an exr file of several, as renderers name them."""
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of more than 8 bits, which it would cut off instead of scaling."""
+_MOST_OF_FEW_BITS = 4095
+"""Largest value of a 12-bit camera in a 16-bit file; a picture that uses all bits would be black with no more."""
 _CLOCKWISE = {1: 0, 3: 180, 6: 90, 8: 270}
 """EXIF's orientation to the degrees by which a viewer turns the stored image clockwise; others are mirrored."""
 _ADVICE = "replace the file"
@@ -107,6 +110,8 @@ def as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:
     """An array of numbers; a tensor without its gradient. Raises DataError for anything else."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
+    if isinstance(values, np.ma.MaskedArray):
+        values = values.filled(0)  # no depth, void, black
     try:
         array = np.asarray(values)
     except ValueError as error:  # lists of unequal lengths
@@ -162,7 +167,8 @@ def _exr_array(path: Path, what: str) -> NDArray[Any]:
 def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
     """An RGB image [rows, columns, 3] uint8 as it is stored, and the degrees clockwise that EXIF turns it by.
 
-    Gray images of 16 bits are scaled from their whole range, those of floats from 0..1 or 0..255.
+    Images of 16 bits are scaled from their whole range, or from the 8, 10 or 12 bits that they use; gray images of
+    floats from 0..1 or 0..255.
 
     Raises:
         DataError: it cannot be read, is mirrored, or holds values that are not colors.
@@ -177,9 +183,37 @@ def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
     if loaded.mode in _WIDE_MODES:
         gray = _eight_bits(loaded.pixels, path)
         return np.repeat(gray[..., None], 3, axis=2), turn
-    if loaded.mode == "RGB":
-        return loaded.pixels, turn
-    return read_image(path, formats=FORMATS, what="a color image", mode="RGB", upright=False).pixels, turn
+    pixels = loaded.pixels
+    if loaded.mode != "RGB":
+        pixels = read_image(path, formats=FORMATS, what="a color image", mode="RGB", upright=False).pixels
+    if loaded.mode in ("RGB", "RGBA") and pixels.max(initial=0) <= _MOST_OF_FEW_BITS >> 8:
+        low = _low_bytes(path)
+        if low is not None and low.shape == pixels.shape:
+            values = pixels.astype(np.uint16) << 8 | low
+            return np.rint(values / _divisor(int(values.max()))).astype(np.uint8), turn
+    return pixels, turn
+
+
+def _low_bytes(path: Path) -> NDArray[np.uint8] | None:
+    """The lower bytes of the colors of a 16-bit png or tiff, of which Pillow keeps the upper ones; None of others."""
+    swapped = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+    with Image.open(path, formats=FORMATS) as image:
+        tiles = []
+        for codec, extents, offset, args in image.tile:
+            mode = args if isinstance(args, str) else (args or ("",))[0]
+            if mode not in swapped:
+                return None
+            other = swapped[mode]
+            tiles.append((codec, extents, offset, other if isinstance(args, str) else (other, *(args or ())[1:])))
+        if not tiles:
+            return None
+        image.tile = tiles  # type: ignore[assignment]
+        return np.asarray(image.convert("RGB"))
+
+
+def _divisor(largest: int) -> float:
+    """What values of 16 bits that use 8, 10, 12 or all of them are divided by for 8 bits."""
+    return next(most for most in (255, 1023, _MOST_OF_FEW_BITS, 65535) if largest <= most) / 255
 
 
 def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
@@ -197,6 +231,6 @@ def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
                 f"{path}: expected gray floats in 0..1 or 0..255, found values {low:g}..{high:g}; rescale them"
             )
         numbers *= 255.0 if high <= 1.0 else 1.0
-    elif high > 255:
-        numbers /= 257.0
+    else:
+        numbers /= _divisor(int(high))
     return np.rint(numbers).astype(np.uint8)

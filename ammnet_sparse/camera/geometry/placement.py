@@ -78,7 +78,9 @@ class Placement:
         else:
             lines.append("room: no direction of walls found; the grid points where the camera does")
         if self.floor.confidence == "guess":
-            lines.append("advice: the floor is a guess; give --camera-height in meters if you know it")
+            may_be = self.floor.may_be
+            seen = "" if may_be is None else f"; --camera-height {may_be:.2f} if that level surface is the floor"
+            lines.append(f"advice: the floor is a guess; give --camera-height in meters if you know it{seen}")
         return [*lines, *self._advice_on_up()]
 
     def _advice_on_up(self) -> list[str]:

@@ -56,6 +56,7 @@ class Floor:
         area: square meters seen of it, 0 where it is assumed.
         confidence: sure, likely or guess.
         reason: what speaks for it, for people.
+        may_be: meters below the camera of a level surface that is seen and could be the floor of an assumed one.
     """
 
     below: float
@@ -63,6 +64,7 @@ class Floor:
     area: float
     confidence: Confidence
     reason: str
+    may_be: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,11 +107,12 @@ def find_floor(surface: Surface, up: ArrayLike) -> Floor:
     area, below = float(surface.areas[members].sum()), -level
     is_small = below < _USUAL_HEIGHT[0] and area < _NEAR_FLOOR_AREA
     if is_small or (below < STANDING_HEIGHT and not _is_large(surface.select(members), area)):
-        return _assumed(
+        assumed = _assumed(
             heights,
             f"the lowest level surface is only {below:.2f} m below the camera and has only {area:.1f} m2, "
             "so it may be a table, bed or seat",
         )
+        return dataclasses.replace(assumed, may_be=below)
     reason = f"a level surface of {area:.1f} m2 is seen, with nothing beneath it"
     is_usual = _USUAL_HEIGHT[0] <= below <= _USUAL_HEIGHT[1] and area >= _SURE_AREA
     return Floor(below, True, area, "sure" if is_usual else "likely", reason)
