@@ -91,9 +91,9 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def make_game(
     config: Config, *, dtype: torch.dtype = torch.float32, device: str = "cpu", num_steps: int = 10
 ) -> AdversarialGame:
-    """Networks and their optimizations, as a run makes them, from seed 0."""
+    """Networks and their optimizations, as a run makes them, from seed 0; no weights are read."""
     config = config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
-    networks = build_networks(config).to(device, dtype)
+    networks = build_networks(config, is_resumed=True).to(device, dtype)
     return AdversarialGame(networks, config, num_steps=num_steps, device=torch.device(device))
 
 
