@@ -145,10 +145,10 @@ def _reason_not_built(device: str) -> str:
 
 def _warn_of_missing(libraries: Mapping[str, KernelLibrary]) -> None:
     """Warns of kernels that were not built for a device that is here: results are the same, only slower."""
-    devices = ["cpu", *(["cuda"] if torch.version.cuda is not None and _driver_version() is not None else [])]
-    for device in devices:
-        library = libraries[device]
-        if not library.is_loaded and library.note.startswith(_NOT_BUILT):
+    for device, library in libraries.items():
+        if library.is_loaded or not library.note.startswith(_NOT_BUILT):
+            continue
+        if device == "cpu" or (torch.version.cuda is not None and _driver_version() is not None):
             warnings.warn(
                 f"the {device.upper()} kernels of ammnet_sparse are {library.note}. Slower references run instead: on "
                 f"a CPU a frame takes 1.3 to 1.8 times as long ({KERNELS_VARIABLE}=0 accepts that without a warning)",
