@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 import ammnet_sparse
 from ammnet_sparse.cli.errors import check_output_file, command, writing_to
@@ -46,6 +45,7 @@ from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set, split_i
 from ammnet_sparse.evaluation.tables import format_table
 from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
+from ammnet_sparse.progress import ProgressBar
 
 
 @command("evaluate")
@@ -148,7 +148,7 @@ def _loader(source: FrameSource, ids: Sequence[str], options: argparse.Namespace
 
 
 def _progress(batches: Iterable[Batch], title: str) -> Iterable[Batch]:
-    return tqdm(batches, desc=title, unit="batch", file=sys.stderr, leave=False, disable=None)
+    return ProgressBar(batches, title=title, unit="batch")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

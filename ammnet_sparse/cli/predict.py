@@ -29,7 +29,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import ammnet_sparse
 from ammnet_sparse.camera.files.frame_files import find_frames
@@ -76,6 +75,7 @@ from ammnet_sparse.models.weights.files import set_info_in
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedScene, foreign_output, output_paths
 from ammnet_sparse.pictures.page import Scene, is_page, write_page
+from ammnet_sparse.progress import ProgressBar
 
 _PAGE, _TITLE = "page.html", "Completed scenes"
 _OF_SETS = ("data", "ids")
@@ -159,7 +159,7 @@ def _set_frames(
         raise UsageError(f"--ids: expected each frame once, found {' '.join(options.ids)}")
     _check_replaced(options, ids, inputs=[path for frame_id in ids for path in source.files(frame_id)])
     options.out.mkdir(parents=True, exist_ok=True)
-    for frame_id in tqdm(options.ids, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
+    for frame_id in ProgressBar(options.ids, title="predicting", unit="frame"):
         try:
             frame = source.read(frame_id)
             if (frame.mapping == UNMAPPED).all():
@@ -189,7 +189,7 @@ def _own_frames(
     inputs += [Path(text) for text in (options.intrinsics, options.color_intrinsics) if text is not None]
     _check_replaced(options, [paths.name for paths in found], inputs=inputs)
     options.out.mkdir(parents=True, exist_ok=True)
-    for paths in tqdm(found, desc="predicting", unit="frame", file=sys.stderr, leave=False, disable=None):
+    for paths in ProgressBar(found, title="predicting", unit="frame"):
         try:
             frame = dataclasses.replace(read_frame(paths, settings), info=info)
         except DataError as error:
@@ -197,7 +197,7 @@ def _own_frames(
                 raise
             skipped.append(f"frame {paths.name}: {error}")
             continue
-        tqdm.write("\n  ".join([f"{paths.name}:", *frame.describe()]))
+        ProgressBar.write("\n  ".join([f"{paths.name}:", *frame.describe()]))
         if frame.coverage.share < LITTLE:
             outside.append(f"frame {paths.name}: {frame.coverage.share:.1%} of its depth is inside the grid")
         yield CompletedScene(frame, _labels(model, Batch.from_frame(frame).to(device), options))

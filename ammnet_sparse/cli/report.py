@@ -17,13 +17,11 @@ import dataclasses
 import html
 import itertools
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import ammnet_sparse
 from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
@@ -49,6 +47,7 @@ from ammnet_sparse.pictures.history import History, curves_html, read_history, t
 from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.page import Scene, write_page
 from ammnet_sparse.pictures.run_comparison import comparison_html, plot_scores
+from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
@@ -242,7 +241,7 @@ def _validation_frames(
 def _rank(model: AMMNet, source: FrameSource, ids: Sequence[str], device: torch.device) -> list[tuple[str, Scores]]:
     """Frames with their scores, the highest SSC mIoU first; frames without any class are left out."""
     scored = []
-    for frame_id in tqdm(ids, desc="scoring", unit="frame", file=sys.stderr, leave=False, disable=None):
+    for frame_id in ProgressBar(ids, title="scoring", unit="frame"):
         batch = Batch.from_frame(source.read(frame_id))
         scores = evaluate(_labels_of(model), [batch], device=device, info=source.info)
         if not math.isnan(scores.ssc_miou):

@@ -235,7 +235,13 @@ def _new_config(options: argparse.Namespace) -> Config:
             )
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"--out {folder}: expected a new or empty folder, found files in it; choose another")
-    return named_config(options.config or DEFAULT_CONFIG, options.overrides)
+    config = named_config(options.config or DEFAULT_CONFIG, options.overrides)
+    if config.data.root is None and not any(key.startswith("data.synthetic") for key in given_keys(config)):
+        raise UsageError(
+            f"data.root: expected the set that --config {options.config} trains on, found none; add data.root=PATH, or "
+            f"train on generated rooms with --config {DEFAULT_CONFIG}"
+        )
+    return config
 
 
 def _how_to_go_on(folder: Path) -> str:

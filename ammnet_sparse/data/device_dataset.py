@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ammnet_sparse.data.augmentation import (
     Colors,
@@ -33,6 +32,7 @@ from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import check_unique
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.symmetry import SYMMETRIES, Shift, Symmetry, shift_volumes, source_voxels
+from ammnet_sparse.progress import ProgressBar
 
 
 class DeviceDataset(Dataset[Batch]):
@@ -210,7 +210,7 @@ def _load(
     """
     tensors: dict[str, Tensor] = {}
     hits = []
-    for index, frame_id in enumerate(tqdm(ids, desc=f"frames to {device}", unit="frame", disable=not progress)):
+    for index, frame_id in enumerate(ProgressBar(ids, title=f"frames to {device}", unit="frame", is_shown=progress)):
         frame = source.read_compact(frame_id)
         grid_shape = source.info.grid_shape
         if frame.tsdf.shape != grid_shape:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ammnet_sparse.data.batch import Batch, normalize_planes
 from ammnet_sparse.data.dataset import EpochDataset
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.progress import ProgressBar
 
 _FRAMES_AT_ONCE = 8
 
@@ -98,7 +98,7 @@ def _compute(
 ) -> list[Tensor]:
     """The stages of all frames, each [F, channels, rows, columns] float16."""
     kept: list[Tensor] = []
-    with tqdm(total=len(ids), desc="image features", unit="frame", disable=not progress) as bar:
+    with ProgressBar(total=len(ids), title="image features", unit="frame", is_shown=progress) as bar:
         for start in range(0, len(ids), _FRAMES_AT_ONCE):
             names = ids[start : start + _FRAMES_AT_ONCE]
             images = torch.stack([_image(source, name) for name in names]).to(device)

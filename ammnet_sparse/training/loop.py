@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
@@ -25,6 +24,7 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.loading import split_state
 from ammnet_sparse.processes import any_process, num_processes, rank
+from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.sparse.convolutions import Backend, use_backend
 from ammnet_sparse.sparse.shared_statistics import share_batch_statistics
 from ammnet_sparse.training.checkpoints import (
@@ -278,9 +278,9 @@ class Run:
         with StepBar(
             total=self.steps_per_epoch,
             initial=progress.batches_done // self.config.training.accumulate,
-            desc=f"epoch {progress.epoch + 1}/{self.config.training.epochs}",
+            title=f"epoch {progress.epoch + 1}/{self.config.training.epochs}",
             unit="step",
-            disable=not self.show_progress,
+            is_shown=self.show_progress,
         ) as bar:
             for loaded, wait_seconds in self._loaded_batches():
                 batches = [usable for batch in loaded if (usable := self._usable(batch)) is not None]
@@ -420,7 +420,7 @@ class Run:
 
     def _say(self, line: str) -> None:
         if self.show_progress:
-            tqdm.write(line)
+            ProgressBar.write(line)
 
     def _is_validated(self, epoch: int) -> bool:
         """Whether an epoch, counted from 1, ends with a validation."""

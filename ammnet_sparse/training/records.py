@@ -10,7 +10,6 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN, Batch
 from ammnet_sparse.data.set_info import NYU, SetInfo
@@ -19,6 +18,7 @@ from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.inputs import not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
+from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.training.checkpoints import summary
 
 
@@ -111,7 +111,7 @@ def epoch_line(epoch: int, values: dict[str, float], training: Scores | None, *,
     return f"epoch {epoch}: {'; '.join(parts) or 'done'}"
 
 
-class StepBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
+class StepBar(ProgressBar):
     """Progress of an epoch's steps on standard error, with losses and the mean wait for data."""
 
     _SHOWN = ("loss", "scene", "adversarial", "discriminator")

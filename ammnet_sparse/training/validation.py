@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch, usable_mask
@@ -16,6 +15,7 @@ from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.processes import num_processes, rank, sum_over_processes
+from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.losses import scene_cross_entropy, scored_weight
 
@@ -101,7 +101,7 @@ class Validator:
         Raises:
             RunInterrupted: the run was asked to stop.
         """
-        bar = tqdm(self.loader(), desc=description, unit="batch", leave=False, disable=not self.show_progress)
+        bar = ProgressBar(self.loader(), title=description, unit="batch", is_shown=self.show_progress)
 
         def batches() -> Iterator[Batch]:
             for batch in bar:

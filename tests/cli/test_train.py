@@ -135,6 +135,9 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
     monkeypatch.setattr(training_sets, "ensure_rooms", ensure)
     assert "training.mixed_precision: " in refuse("training.mixed_precision=true")
     assert "--init-from absent.safetensors: " in refuse("--init-from", "absent.safetensors")
+    for name in ("nyu_seg2d", "table3/baseline"):  # they are for a real set
+        message = refuse("--config", name)
+        assert "data.root=PATH" in message and "--config default" in message and name in message
     assert "model.image_encoder_weights: " in refuse("model.image_encoder=segformer_b2")
 
     def fail(config: Any) -> Path:

@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
@@ -46,6 +45,7 @@ from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, mapping_to_disk, unflip_tsdf
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import abbreviated, reason
+from ammnet_sparse.progress import ProgressBar
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]
 
@@ -169,7 +169,7 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
     frame_ids, problems, notes = find_raw_frames(plan.raw)
     _claim_folder(plan)
     results: list[FrameResult] = []
-    with tqdm(total=len(frame_ids), desc="preparing", unit="frame", disable=not progress) as bar:
+    with ProgressBar(total=len(frame_ids), title="preparing", unit="frame", is_shown=progress) as bar:
         for result in map_in_processes(partial(prepare_frame, plan), frame_ids, workers=workers or available_cores()):
             results.append(result)
             bar.update()

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
@@ -20,6 +19,7 @@ from ammnet_sparse.data.sets.files import DataError, missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import repeated_ids
 from ammnet_sparse.files.errors import abbreviated, reason
+from ammnet_sparse.progress import ProgressBar
 
 PUBLISHED_LISTS = ("train", "test", "val")
 """The lists that are checked by default, if the set has them."""
@@ -152,7 +152,7 @@ def check_set(
     )
     with warnings.catch_warnings(), contextlib.closing(results):
         warnings.simplefilter("ignore")  # warnings of frames become notes below
-        bar = tqdm(results, total=len(frame_ids), desc="frames", unit="frame", disable=not progress)
+        bar = ProgressBar(results, total=len(frame_ids), title="frames", unit="frame", is_shown=progress)
         for frame_id, (frame, found) in zip(frame_ids, bar, strict=True):
             problems += [Problem(frame_id, str(problem), is_broken=frame is None) for problem in found]
             if frame is not None:

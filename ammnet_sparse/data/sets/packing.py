@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.parallel import available_cores, map_in_threads
@@ -30,6 +29,7 @@ from ammnet_sparse.data.sets.packed import (
     checksums,
     file_arrays,
 )
+from ammnet_sparse.progress import ProgressBar
 
 TsdfStorage = Literal["exact", "float16"]
 """``exact``: float16 if that represents every value of every frame, otherwise float32. ``float16``: rounded."""
@@ -115,12 +115,12 @@ def _write(
     tsdf_error = 0.0
     with path.open("wb") as file:
         writer = _Writer(file, header, _present_arrays(source), tsdf_type=tsdf_type)
-        bar = tqdm(
+        bar = ProgressBar(
             map_in_threads(pack, ids, workers=workers),
             total=len(ids),
-            desc="packing",
+            title="packing",
             unit="frame",
-            disable=not progress,
+            is_shown=progress,
         )
         for frame_id, packed in zip(ids, bar, strict=True):
             if isinstance(packed, list):
@@ -151,7 +151,7 @@ def _verify(packed: PackedFrames, *, workers: int, progress: bool) -> None:
     """Reads every frame back and compares its arrays with the checksums. Raises OSError if they differ."""
     ids = packed.header.frame_ids
     results = map_in_threads(lambda frame_id: packed.read_with_problems(frame_id)[1], ids, workers=workers)
-    for problems in tqdm(results, total=len(ids), desc="verifying", unit="frame", disable=not progress):
+    for problems in ProgressBar(results, total=len(ids), title="verifying", unit="frame", is_shown=progress):
         if problems:
             raise OSError(f"{problems[0]}\nthe file differs from what was written to it; check the disk")
 

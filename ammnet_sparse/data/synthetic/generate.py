@@ -15,13 +15,13 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from tqdm import tqdm
 
 from ammnet_sparse.config import DataConfig
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
 from ammnet_sparse.data.volumes.tsdf import mapping_to_disk
 from ammnet_sparse.files.content import read_text
+from ammnet_sparse.progress import ProgressBar
 
 GENERATOR_VERSION = 1
 """Incremented whenever the same parameters give different files."""
@@ -162,7 +162,7 @@ def _write_frames(folder: Path, parameters: dict[str, Any], *, workers: int | No
     make = partial(_make_frame, folder, parameters["seed"], parameters["noise"])
     results = map_in_processes(make, todo, workers=workers or available_cores())
     with contextlib.closing(results):
-        for _ in tqdm(results, total=len(todo), desc="generating rooms", unit="frame", disable=not progress):
+        for _ in ProgressBar(results, total=len(todo), title="generating rooms", unit="frame", is_shown=progress):
             pass
 
 
