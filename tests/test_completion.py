@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from ammnet_sparse import SceneCompleter
 from ammnet_sparse.camera.geometry import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.checks import WeightsError
+from ammnet_sparse.pictures import outputs
 from tests.completion import INTRINSICS, room_depth, small_weights
 
 REPOSITORY = Path(__file__).parents[1]
@@ -52,6 +54,25 @@ def test_a_scene_lies_where_the_camera_saw_it(completer: SceneCompleter, tmp_pat
     scene.write_page(tmp_path / "out" / "page.html")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"room_points.ply", "room_cubes.ply", "room.npz", "room.png", "page.html"}
+
+
+def test_picture_and_page_call_a_guessed_floor_a_guess(
+    completer: SceneCompleter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completer.forget()
+    titles = []
+
+    def render(*_: Any, title: str, **__: Any) -> NDArray[np.uint8]:
+        titles.append(title)
+        return np.zeros((2, 2, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(outputs, "render_comparison", render)
+    for depth, word in ((room_depth(), "likely"), (np.full((480, 640), 2.0, dtype=np.float32), "a guess")):
+        scene = completer(None, depth, name="0")
+        scene.write_picture(tmp_path)
+        level = f"camera {scene.own.placement.floor.below:.2f} m above the floor ({word})"
+        assert titles.pop() == f"0: reliable voxels; {level}" and scene.to_scene().note == level
+    completer.forget()
 
 
 @pytest.mark.parametrize("training", ["null", "[]", "{", '{"data": null}', '{"data": []}'])

@@ -30,6 +30,7 @@ from ammnet_sparse.cli.options import (
     add_checkpoint_option,
     add_device_option,
     add_out_option,
+    add_palette_option,
     choose_device,
     parse_positive,
     parse_positive_number,
@@ -42,6 +43,7 @@ from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.realsense import RealSenseSource
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedScene
+from ammnet_sparse.pictures.palettes import painted
 
 if TYPE_CHECKING:
     from ammnet_sparse.live.viewer import LiveViewer
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_viewer:
         from ammnet_sparse.live.viewer import LiveViewer
 
-        viewer = LiveViewer(host=options.host, port=options.port, info=completer.info)
+        viewer = LiveViewer(host=options.host, port=options.port, info=painted(completer.info, options.palette))
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
     try:
@@ -101,7 +103,7 @@ def _complete(
     with Newest(source.frames(), stop=source.stop) as newest:
         for stored in newest:
             try:
-                scene = completer.complete(stored)
+                scene = completer.complete(stored).painted(options.palette)
             except DataError as error:
                 skipped += 1
                 print(f"skipped: frame {stored.name}: {error}", file=sys.stderr, flush=True)
@@ -164,6 +166,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     kinds.add_argument("--label-maps", action="store_true", help="the folder has 2D label maps too")
     add_out_option(parser, "folder for NAME.npz of every completed frame", metavar="DIR")
     parser.add_argument("--ply", action="store_true", help="with --out: PLY files too")
+    add_palette_option(parser)
     parser.add_argument("--no-viewer", action="store_true", help="serve no page")
     parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at (default: %(default)s)")
     parser.add_argument("--port", type=_parse_port, default=8080, help="port of the page (default: %(default)s)")

@@ -149,6 +149,17 @@ def add_flips_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_palette_option(parser: argparse.ArgumentParser) -> None:
+    """``--palette set|distinct``."""
+    parser.add_argument(
+        "--palette",
+        choices=("set", "distinct"),
+        default="set",
+        help="colors of the classes: the set's own (for NYU those of the papers), or distinct ones, also for the color "
+        "blind (default: set)",
+    )
+
+
 def _parse_whole(text: str, least: int) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) < least:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")

@@ -59,6 +59,7 @@ from ammnet_sparse.cli.options import (
     add_device_option,
     add_flips_option,
     add_out_option,
+    add_palette_option,
     add_sites_option,
     choose_device,
 )
@@ -123,7 +124,8 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
     scenes: list[Scene] = []
     count = 0
     try:
-        for completed in completed_frames:
+        for scene in completed_frames:
+            completed = scene.painted(options.palette)
             completed.write_volume(options.out)
             completed.write_picture(options.out)
             if options.ply:
@@ -245,6 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_flips_option(parser)
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")
     parser.add_argument("--page", action="store_true", help=f"write {_PAGE}, to view the scenes in a browser")
+    add_palette_option(parser)
     group = parser.add_argument_group("frames of a set")
     add_data_option(group)
     group.add_argument("--ids", nargs="+", metavar="ID", help="frames, such as 0003")

@@ -31,6 +31,7 @@ from ammnet_sparse.cli.options import (
     add_device_option,
     add_limit_option,
     add_out_option,
+    add_palette_option,
     choose_device,
     parse_count,
 )
@@ -46,6 +47,7 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html
 from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.page import Scene, write_page
+from ammnet_sparse.pictures.palettes import Palette
 from ammnet_sparse.pictures.run_comparison import comparison_html, plot_scores
 from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
@@ -139,7 +141,7 @@ def _same_scenes(
         for name, model in models.items():
             frame = sources[name][0].read(frame_id)
             scores = evaluate(_labels_of(model), [Batch.from_frame(frame)], device=device, info=frame.info)
-            scenes.append(dataclasses.replace(_scene_of(model, frame, device, scores), name=f"{frame_id}, {name}"))
+            scenes.append(_scene_of(model, frame, device, scores, palette=options.palette, name=f"{frame_id}, {name}"))
     return scenes, f"{len(chosen)} of {len(shared)} shared validation frames, each from {', '.join(trained)}"
 
 
@@ -154,13 +156,13 @@ def _report(run: Path, options: argparse.Namespace, out: Path) -> str:
     config = load_config(run / "config.yaml")
     check_output_file(out)
     scenes, remark = _scenes(run, options, config)
-    name = run.resolve().name
+    introduction = _introduction(history, config, options, remark)
     with writing_to(out):
-        write_page(out, scenes, title=f"Training run {name}", introduction=_introduction(history, config, remark))
+        write_page(out, scenes, title=f"Training run {run.resolve().name}", introduction=introduction)
     return remark
 
 
-def _introduction(history: History, config: Config, remark: str) -> str:
+def _introduction(history: History, config: Config, options: argparse.Namespace, remark: str) -> str:
     """The part of the page above the scenes."""
     last = history.epochs[-1] if history.epochs else None
     done = f"{last['epoch']} of {config.training.epochs} epochs" if last else "no epoch finished yet"
@@ -169,7 +171,7 @@ def _introduction(history: History, config: Config, remark: str) -> str:
     parts = [
         f"<p>{html.escape(done)}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"
     ]
-    parts.append(f"<h2>Training and validation</h2>\n{curves_html(history)}")
+    parts.append(f"<h2>Training and validation</h2>\n{curves_html(history, palette=options.palette)}")
     if any("training" in line for line in history.epochs):
         parts.append(f"<p>{_TRAINING_NOTE}</p>")
     if history.num_malformed:
@@ -208,18 +210,20 @@ def _scenes(run: Path, options: argparse.Namespace, config: Config) -> tuple[lis
     chosen += [("worst", place, *ranked[-place]) for place in range(1, num_worst + 1)]
     scenes = []
     for kind, place, frame_id, scores in chosen:
-        scene = _scene_of(model, source.read(frame_id), device, scores)
         name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
-        scenes.append(dataclasses.replace(scene, name=name))
+        scenes.append(_scene_of(model, source.read(frame_id), device, scores, palette=options.palette, name=name))
     remark = f"{num_best} best and {num_worst} worst of {len(ids)} validation frames by SSC mIoU, with {BEST_WEIGHTS}"
     return scenes, remark
 
 
-def _scene_of(model: AMMNet, frame: Frame, device: torch.device, scores: Scores) -> Scene:
+def _scene_of(
+    model: AMMNet, frame: Frame, device: torch.device, scores: Scores, *, palette: Palette, name: str
+) -> Scene:
     with torch.inference_mode():
         labels = model(Batch.from_frame(frame).to(device), voxels="not_free").labels[0].cpu().numpy()
     note = f"Frame {frame.frame_id}\nSSC mIoU {_percent(scores.ssc_miou)}, SC IoU {_percent(scores.sc_iou)}"
-    return CompletedScene(frame, labels).to_scene(note=note)
+    scene = CompletedScene(frame, labels).painted(palette).to_scene(note=note)
+    return dataclasses.replace(scene, name=name)
 
 
 def _validation_frames(
@@ -269,5 +273,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_data_option(parser, note=" (default: as trained)")
     add_out_option(parser, "page to write (default: RUN/report.html, or comparison.html)", metavar="FILE")
     add_limit_option(parser, "validation frames")
+    add_palette_option(parser)
     add_device_option(parser)
     return parser.parse(arguments)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ammnet_sparse.data.grid import EMPTY_LABEL, IGNORE_COLOR, IGNORE_LABEL, NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.set_info import NYU, SetInfo
-from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
+from ammnet_sparse.pictures.rendering import camera_side_view, framed, render_voxels, top_view
 
 Rgb = tuple[int, int, int]
 
@@ -46,9 +46,10 @@ def render_comparison(
 ) -> NDArray[np.uint8]:
     """One picture: the input, the prediction, the truth and the errors, each from the camera's side and from above.
 
-    Without truth and with one input image, all views are in one row. Both views show X growing to the right. From the
-    camera's side height points up; from above, Y (away from the camera) does. Cubes are colored by class, with a legend
-    of the classes that occur, and errors by ``ERROR_COLORS``. The pale plane is the bottom of the grid.
+    Without truth and with one input image, all views are in one row. Both views show X growing to the right and what is
+    drawn as large as it fits. From the camera's side height points up; from above, Y (away from the camera) does. Cubes
+    are colored by class, with a legend of the classes that occur, and errors by ``ERROR_COLORS``. The pale plane is the
+    bottom of the grid.
 
     Args:
         prediction: [X, H, Y] uint8, a class; 255 is not drawn.
@@ -70,31 +71,38 @@ def render_comparison(
     check_volume("prediction", prediction, prediction.shape, info=info)
     visible = np.ones(prediction.shape, dtype=np.bool_) if visible_mask is None else visible_mask.astype(np.bool_)
     check_shape("visible_mask", visible, prediction.shape)
-    inputs = _input_panels(image, label_map, panel_size)
     hidden = info.ceiling if hide_ceiling else None
-    views = _views(prediction, visible, hidden, panel_size, info)
     shown = np.bincount(prediction[visible], minlength=IGNORE_LABEL + 1)
+    volumes = {"Prediction": _by_class(prediction, visible, hidden, info)}
     if truth is not None:
         check_volume("truth", truth, prediction.shape, info=info)
         shown = shown + np.bincount(truth[visible], minlength=IGNORE_LABEL + 1)
-        errors = _error_views(prediction, truth, visible, hidden, panel_size)
-        truth_views = _views(truth, visible, hidden, panel_size, info)
-        columns = {"Input": inputs, "Prediction": views, "Ground truth": truth_views, "Errors": errors}
-    elif len(inputs) == 1:  # all in one row
-        columns = {"Input": inputs, "Prediction": views[:1], "From above": views[1:]}
-    else:
-        columns = {"Input": inputs, "Prediction": views}
-    body = _table({name: panels for name, panels in columns.items() if panels}, panel_size)
+        volumes["Ground truth"] = _by_class(truth, visible, hidden, info)
+        volumes["Errors"] = _by_error(prediction, truth, visible, hidden)
+    columns = _columns(volumes, panel_size)
+    inputs = _input_panels(image, label_map, panel_size, info)
+    if len(inputs) == 1 and truth is None:  # all in one row
+        from_side, from_above = columns["Prediction"]
+        columns = {"Prediction": [from_side], "From above": [from_above]}
     classes = [
         (f"{name} (left out of the views)" if label == hidden else name, color)
         for label, (name, color) in enumerate(info.classes.items())
         if label != EMPTY_LABEL and shown[label]
     ]
-    legends = [_legend(classes, body.shape[1])]
-    if truth is not None:
-        legends.append(_legend(list(ERROR_COLORS.items()), body.shape[1], heading="Errors:"))
+
+    def legends(width: int) -> NDArray[np.uint8]:
+        errors = [_legend(list(ERROR_COLORS.items()), width, heading="Errors:")] if truth is not None else []
+        return np.concatenate([_legend(classes, width), *errors])
+
+    is_below = True
+    if (
+        len(inputs) == 1 and truth is not None and len(legends(panel_size)) <= panel_size
+    ):  # in the place below the input
+        inputs.append(_top_of_square(legends(panel_size)))
+        is_below = False
+    body = _table({"Input": inputs, **columns} if inputs else columns, panel_size)
     heading = [_text_line(title, body.shape[1])] if title else []
-    stacked = np.concatenate([*heading, body, *legends])
+    stacked = np.concatenate([*heading, body, *([legends(body.shape[1])] if is_below else [])])
     return np.pad(stacked, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
 
 
@@ -105,8 +113,10 @@ def class_colors(labels: NDArray[np.uint8], info: SetInfo = NYU) -> NDArray[np.u
     return palette[labels]
 
 
-def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13, in the colors of NYU's classes; void pale.
+def label_map_colors(label_map: NDArray[np.uint8], info: SetInfo = NYU) -> NDArray[np.uint8]:
+    """[rows, columns, 3] uint8 RGB of a 2D label map [rows, columns], 0..13; void pale.
+
+    The classes have the colors of the set, or NYU's where the set has no class of the name.
 
     Raises:
         ValueError: another number of axes, or other values.
@@ -116,7 +126,8 @@ def label_map_colors(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"label_map: expected [rows, columns] of 0..{NUM_LABEL_MAP_CLASSES - 1}, "
             f"found {list(label_map.shape)} up to {label_map.max(initial=0)}"
         )
-    palette = np.array([_VOID_COLOR, *(NYU.classes[name] for name in _LABEL_MAP_CLASSES)], dtype=np.uint8)
+    colors = NYU.classes | info.classes
+    palette = np.array([_VOID_COLOR, *(colors[name] for name in _LABEL_MAP_CLASSES)], dtype=np.uint8)
     return palette[label_map]
 
 
@@ -129,22 +140,20 @@ def depth_shades(depth: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.repeat(shades[..., None], 3, axis=2)
 
 
-def _views(
-    labels: NDArray[np.uint8], visible: NDArray[np.bool_], hidden: int | None, size: int, info: SetInfo
-) -> list[NDArray[np.uint8]]:
+def _by_class(
+    labels: NDArray[np.uint8], visible: NDArray[np.bool_], hidden: int | None, info: SetInfo
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Colors [X, H, Y, 3] of a volume's voxels, and which are drawn."""
     drawn = visible & is_occupied(labels)
     if hidden is not None:
         drawn &= labels != hidden
-    return _both_views(class_colors(labels, info), drawn, size)
+    return class_colors(labels, info), drawn
 
 
-def _error_views(
-    prediction: NDArray[np.uint8],
-    truth: NDArray[np.uint8],
-    visible: NDArray[np.bool_],
-    hidden: int | None,
-    size: int,
-) -> list[NDArray[np.uint8]]:
+def _by_error(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], visible: NDArray[np.bool_], hidden: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """As ``_by_class``, of the errors."""
     is_predicted, is_true = is_occupied(prediction), is_occupied(truth)
     kinds = {
         "right class": is_predicted & is_true & (prediction == truth),
@@ -158,17 +167,24 @@ def _error_views(
     drawn = visible & (is_predicted | is_true) & (truth != IGNORE_LABEL)
     if hidden is not None:
         drawn &= (truth != hidden) & ~(~is_true & (prediction == hidden))
-    return _both_views(colors, drawn, size)
+    return colors, drawn
 
 
-def _both_views(colors: NDArray[np.uint8], drawn: NDArray[np.bool_], size: int) -> list[NDArray[np.uint8]]:
-    x, height, y = drawn.shape
-    views = (camera_side_view((x, height, y)), top_view((x, height, y)))
-    return [render_voxels(colors, drawn, view=view, size=size) for view in views]
+def _columns(
+    volumes: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.bool_]]], size: int
+) -> dict[str, Sequence[NDArray[np.uint8]]]:
+    """Each volume from the camera's side and from above, all in the same place of their views."""
+    anywhere = np.logical_or.reduce([drawn for _, drawn in volumes.values()])
+    x, height, y = anywhere.shape
+    views = [framed(view((x, height, y)), anywhere) for view in (camera_side_view, top_view)]
+    return {
+        name: [render_voxels(colors, drawn, view=view, size=size) for view in views]
+        for name, (colors, drawn) in volumes.items()
+    }
 
 
 def _input_panels(
-    image: NDArray[np.uint8] | None, label_map: NDArray[np.uint8] | None, size: int
+    image: NDArray[np.uint8] | None, label_map: NDArray[np.uint8] | None, size: int, info: SetInfo
 ) -> list[NDArray[np.uint8]]:
     panels = []
     if image is not None:
@@ -176,7 +192,7 @@ def _input_panels(
             raise ValueError(f"image: expected [rows, columns, 3] uint8, found {list(image.shape)} {image.dtype}")
         panels.append(_fit(image, size, Image.Resampling.LANCZOS))
     if label_map is not None:
-        panels.append(_fit(label_map_colors(label_map), size, Image.Resampling.NEAREST))
+        panels.append(_fit(label_map_colors(label_map, info), size, Image.Resampling.NEAREST))
     return panels
 
 
@@ -189,6 +205,12 @@ def _fit(image: NDArray[np.uint8], size: int, resampling: Image.Resampling) -> N
     square = Image.new("RGB", (size, size), _WHITE)
     square.paste(resized, ((size - new_columns) // 2, (size - new_rows) // 2))
     return np.asarray(square)
+
+
+def _top_of_square(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A panel [rows, size, 3] with white below it, [size, size, 3]."""
+    rows, size = panel.shape[:2]
+    return np.pad(panel, ((0, size - rows), (0, 0), (0, 0)), constant_values=255)
 
 
 def _table(columns: Mapping[str, Sequence[NDArray[np.uint8]]], size: int) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ammnet_sparse.data.set_info import CLASS_NAME, MOST_CLASSES, NYU
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import FileError
+from ammnet_sparse.pictures.palettes import Palette, painted
 
 METRICS = "metrics.jsonl"
 _MOST_POINTS, _COURSE_POINTS = 300, 30
@@ -119,13 +120,13 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LARGEST_COUNT
 
 
-def curves_html(history: History) -> str:
+def curves_html(history: History, *, palette: Palette = "set") -> str:
     """Figures of losses and scores over the steps, as SVG within HTML."""
     figures = [_loss_figure(history)]
     if any("discriminator" in line for line in history.steps):
         figures.append(_game_figure(history))
     if history.validated:
-        figures += [_score_figure(history), _class_figure(history)]
+        figures += [_score_figure(history), _class_figure(history, palette)]
     return '<div class="curves">' + "\n".join(figures) + "</div>"
 
 
@@ -200,11 +201,12 @@ def _score_figure(history: History) -> str:
     return svg(figure, axes, "Scores over the steps")
 
 
-def _class_figure(history: History) -> str:
+def _class_figure(history: History, palette: Palette) -> str:
+    colors = painted(NYU, palette).classes
     figure, axes = new_figure("IoU of each class in percent (validation)")
     for index, name in enumerate(_class_names(line["validation"] for line in history.validated)):
         keys = ("validation", "ssc", "iou", name)
-        color = "#{:02x}{:02x}{:02x}".format(*NYU.classes[name]) if name in NYU.classes else f"C{index % 10}"
+        color = "#{:02x}{:02x}{:02x}".format(*colors[name]) if name in colors else f"C{index % 10}"
         draw_epochs(axes, history.epochs, keys, label=name, color=color, marker="o")
     axes.set(xlim=(0, None), ylim=(0, None))
     return svg(figure, axes, "Scores of each class over the steps", legend_columns=4)

@@ -17,6 +17,7 @@ from ammnet_sparse.data.grid import EMPTY_LABEL, FLOOR_OFFSET
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene, write_page
+from ammnet_sparse.pictures.palettes import Palette, painted
 from ammnet_sparse.pictures.ply import write_ply
 
 if TYPE_CHECKING:
@@ -101,6 +102,25 @@ class CompletedScene:
         x, height, y = (indices + 0.5 for indices in np.nonzero(mask))
         return self.origin + self.frame.info.voxel_size * np.stack([x, y, height], axis=1), self.labels[mask]
 
+    @property
+    def shown_voxels(self) -> str:
+        """The word for the voxels of ``reliable_mask``, which pictures and pages show: scored or reliable."""
+        return "reliable" if self.frame.label is None else "scored"
+
+    @property
+    def level(self) -> str:
+        """How high a user's camera is above the floor, and how sure that is; empty for a frame of a set."""
+        if not isinstance(self.frame, CameraFrame):
+            return ""
+        floor = self.frame.placement.floor
+        sure = "a guess" if floor.confidence == "guess" else floor.confidence
+        return f"camera {floor.below:.2f} m above the floor ({sure})"
+
+    def painted(self, palette: Palette) -> "CompletedScene":
+        """The scene with other colors of its classes in everything that is written of it."""
+        frame = dataclasses.replace(self.frame, info=painted(self.frame.info, palette))
+        return dataclasses.replace(self, frame=frame)
+
     def describe(self) -> list[str]:
         """Lines that say how camera, floor and room were found, and how sure that is."""
         return self.own.describe()
@@ -128,20 +148,13 @@ class CompletedScene:
     def write_picture(self, folder: str | Path) -> None:
         """``<name>.png``: prediction and, if known, truth, from the camera's side and from above."""
         frame = self.frame
-        shown_as = (
-            "reliable voxels"
-            if isinstance(frame, CameraFrame)
-            else "scored voxels"
-            if frame.label is not None
-            else "voxels with label weight"
-        )
         picture = render_comparison(
             self.labels,
             frame.label,
             image=self._shown_image(),
             label_map=frame.label_map,
             visible_mask=self.reliable_mask,
-            title=f"{self.name}: {shown_as}",
+            title="; ".join(filter(None, [f"{self.name}: {self.shown_voxels} voxels", self.level])),
             info=frame.info,
         )
         iio.imwrite(_made(folder) / f"{self.name}.png", picture)
@@ -168,8 +181,7 @@ class CompletedScene:
         """The frame as a scene of the page, with a note; of a frame of a camera it says how high the camera is."""
         frame, position = self.frame, None
         if isinstance(frame, CameraFrame):
-            floor = frame.placement.floor
-            note = f"camera {floor.below:.2f} m above the floor ({floor.confidence})"
+            note = self.level
             x, y = ((frame.placement.pose[:2, 3] - frame.origin[:2]) / frame.info.voxel_size).tolist()
             position = (x, y)
         return Scene(

@@ -25,7 +25,7 @@ from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
 
-PART_COLORS: dict[str, Rgb] = {"observed surface": (122, 128, 140), "completed": (0, 158, 143)}
+PART_COLORS: dict[str, Rgb] = {"observed surface": (122, 128, 140), "completed": (240, 160, 40)}
 """Colors of voxels that a pixel hits, and of all others."""
 
 _SCRIPTS = ("volume.js", "camera.js", "renderer.js", "page.js")

@@ -4,6 +4,7 @@ World coordinates are in voxels along (X, height, Y) with the origin at the oute
 X points to the right of the camera, height up, Y forward.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ _BACKGROUND = (255, 255, 255)
 # The lower face of the grid, to show the position of the scene in it.
 _BASE = (241, 241, 241)
 _SUPERSAMPLING = 2
+_MARGIN = 1.06
+"""Height of a picture over that of its content."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,25 @@ def top_view(grid_shape: tuple[int, int, int]) -> View:
     )
 
 
+def framed(view: View, occupied: NDArray[np.bool_]) -> View:
+    """The view, moved across its line of sight and zoomed so that the occupied voxels [X, H, Y] fill the picture."""
+    filled = np.argwhere(occupied)
+    if not len(filled):
+        return view
+    points = np.concatenate([filled, filled + 1])
+    right, up, forward, distance = _basis(view)
+    shift = points.mean(0) - view.target
+    for _ in range(3):  # what a shift moves in perspective depends on the depth
+        offsets = points - np.array(view.eye) - shift
+        scale = distance / (offsets @ forward) if view.perspective else np.ones(len(points))
+        first, last = (
+            reduce(offsets @ np.stack([right, up], axis=1) * scale[:, None], axis=0) for reduce in (np.min, np.max)
+        )
+        shift = shift + (first + last) @ np.stack([right, up]) / 2
+    eye, target = (tuple((np.array(point) + shift).tolist()) for point in (view.eye, view.target))
+    return dataclasses.replace(view, eye=eye, target=target, height=_MARGIN * float((last - first).max()))
+
+
 def render_voxels(
     colors: NDArray[np.uint8], occupied: NDArray[np.bool_], *, view: View, size: int
 ) -> NDArray[np.uint8]:
@@ -100,13 +122,8 @@ def render_voxels(
 
 def _rays(view: View, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Origins and unit directions [size * size, 3] of the rays through the pixels, row by row from the top."""
-    eye, target = np.array(view.eye, dtype=np.float64), np.array(view.target, dtype=np.float64)
-    distance = float(np.linalg.norm(target - eye))
-    forward = (target - eye) / distance
-    # (X, height, Y) is a left-handed triple, hence up x forward and not forward x up.
-    right = np.cross(view.up, forward)
-    right /= np.linalg.norm(right)
-    up = np.cross(forward, right)
+    eye = np.array(view.eye, dtype=np.float64)
+    right, up, forward, distance = _basis(view)
     steps = (np.arange(size) + 0.5) / size - 0.5
     across = steps[None, :, None] * view.height * right
     along = -steps[:, None, None] * view.height * up
@@ -118,6 +135,17 @@ def _rays(view: View, size: int) -> tuple[NDArray[np.float64], NDArray[np.float6
         directions = np.broadcast_to(forward, offsets.shape).copy()
         origins = eye + offsets
     return origins, directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+def _basis(view: View) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
+    """Unit vectors that point right, up and forward in the picture, and the distance of the target."""
+    sight = np.array(view.target, dtype=np.float64) - view.eye
+    distance = float(np.linalg.norm(sight))
+    forward = sight / distance
+    # (X, height, Y) is a left-handed triple, hence up x forward and not forward x up.
+    right = np.cross(view.up, forward)
+    right /= np.linalg.norm(right)
+    return right, np.cross(forward, right), forward, distance
 
 
 def _meets_base(

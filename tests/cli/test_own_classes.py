@@ -19,6 +19,7 @@ from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_frame
 from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, set_info_in
+from ammnet_sparse.pictures.palettes import painted
 from tests.data.frames import random_frame, write_frame, write_list
 from tests.pictures.test_page import read_data
 
@@ -92,7 +93,11 @@ def test_a_set_is_trained_on_scored_and_shown_with_its_own_classes(
         assert all(name in printed for name in ("ceil.", *NAMES[2:])) and "sofa" not in printed
         assert "within 16 cm" in printed
     assert results[0]["ssc"] == results[1]["ssc"] and list(results[0]["ssc"]["iou"]) == NAMES[1:]
-    assert predict.main(["--data", str(packed), "--ids", "0001", "--out", str(out), "--ply", "--page", *options]) == 0
+    command = ["--data", str(packed), "--ids", "0001", "--out", str(out), "--page", *options]
+    assert predict.main([*command, "--palette", "distinct"]) == 0
+    distinct = painted(SetInfo(classes=CLASSES), "distinct").classes
+    assert [tuple(entry["color"]) for entry in read_data(out / "page.html")["classes"]] == list(distinct.values())
+    assert predict.main([*command, "--ply"]) == 0
     shown = read_data(out / "page.html")
     assert [entry["name"] for entry in shown["classes"]] == NAMES and shown["voxelSize"] == VOXEL_SIZE
     points = PlyData.read(str(out / "0001_points.ply"))

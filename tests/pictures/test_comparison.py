@@ -191,6 +191,28 @@ def test_one_image_without_truth_takes_one_row() -> None:
     assert shows(picture[:, : 12 + SIZE], (250, 10, 10)) and shows(picture[:, 2 * (12 + SIZE) :], CLASSES[BED].color)
 
 
+def test_what_is_drawn_fills_the_views() -> None:
+    """However small it is and wherever it lies, in every column alike."""
+    truth = np.zeros(SHAPE, dtype=np.uint8)
+    truth[15:19, 2:4, 4:9] = BED
+    prediction = np.where(truth == BED, SOFA, truth).astype(np.uint8)
+    prediction[15:17] = 0
+    picture = compare(prediction, truth)
+    for row in (0, 1):
+        inked = [np.argwhere((panel(picture, column, row) < 235).any(-1)) for column in (1, 2)]
+        low, high = inked[0].min(0), inked[0].max(0)
+        assert (high - low).max() > 0.9 * SIZE and np.abs(low + high - SIZE + 1).max() <= 4
+        np.testing.assert_allclose([inked[1].min(0), inked[1].max(0)], [low, high], atol=1)
+
+
+def test_the_legend_takes_the_place_below_a_single_input() -> None:
+    image = np.full((*IMAGE_SHAPE, 3), (250, 10, 10), dtype=np.uint8)
+    picture = render_comparison(room(), room(), image=image, panel_size=240)
+    assert picture.shape[0] == 2 * 12 + 24 + 2 * (240 + 12)
+    for color in (CLASSES[BED].color, *ERROR_COLORS.values()):
+        assert (panel(picture, 0, 1, size=240) == color).all(-1).sum() > 50
+
+
 GRID = np.zeros((4, 4, 4), dtype=np.uint8)
 
 
