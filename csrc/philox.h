@@ -1,5 +1,5 @@
 // Philox 4x32-10 (Salmon et al., 2011) and numbers made from its words. The assignment of counters is documented in
-// ammnet_sparse/ops/philox.py, whose reference gives the same bits.
+// ammnet_sparse/ops/perturbation.py, whose reference gives the same bits.
 #pragma once
 
 #include "common.h"

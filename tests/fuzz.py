@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from ammnet_sparse.config import Config, ModelConfig, load_config
-from ammnet_sparse.data.raw.files import guess_depth_encoding, read_depth_values, read_raw_labels
+from ammnet_sparse.data.raw.files import read_depth_values, read_raw_labels
 from ammnet_sparse.data.sets.files import read_color_image, read_label_map
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.ids import read_id_list
@@ -36,7 +36,7 @@ from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE
 from ammnet_sparse.files.arrays import read_array
 from ammnet_sparse.files.errors import FileError
-from ammnet_sparse.files.images import DEPTH_FORMATS, read_image
+from ammnet_sparse.files.images import DEPTH_FORMATS, guess_depth_encoding, read_image
 from ammnet_sparse.models.weights.backbones import read_weights_file
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.pictures.history import read_history, table_html

@@ -10,20 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import EMPTY_LABEL
-from ammnet_sparse.models.decoder import Decoder
+from ammnet_sparse.data.batch import Batch, unflipped_tsdf
+from ammnet_sparse.data.grid import EMPTY_LABEL, FREE_TSDF
+from ammnet_sparse.models.encoder_decoder import STATE_CHANNELS, Decoder, TSDFEncoder
 from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, LabelMapStem
-from ammnet_sparse.models.inputs import (
-    SitePlan,
-    not_free_mask,
-    plan_sites,
-    pooled_state,
-)
-from ammnet_sparse.models.tsdf_encoder import TSDFEncoder
 from ammnet_sparse.sparse.blocks import RecomputeLevel, set_recompute
+from ammnet_sparse.sparse.kernel_maps import planned_sites
 from ammnet_sparse.sparse.recipes import recipes_kept
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.sites import SiteSet, dilated, full_sites, sites_from_mask
 
 Voxels = Literal["scored", "not_free", "all"]
 EMPTY_LOGIT = 20.0
@@ -32,6 +26,19 @@ CHUNK_SIZE = 16384
 """Voxels decoded at a time outside training."""
 ENCODER_NAMES = (LabelMapStem.name, ImageEncoder.name, "tsdf_encoder")
 """Names of the encoders in the network's state dict; it has at most two of them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SitePlan:
+    """The sites of a batch at full resolution, planned together (``kernel_maps.planned_sites``).
+
+    Attributes:
+        encoder: the sites of the encoders' inputs and outputs.
+        voxels: the decoded voxels.
+    """
+
+    encoder: SiteSet
+    voxels: SiteSet
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,3 +217,49 @@ def freeze_encoders(network: nn.Module) -> None:
     for name, encoder in network.named_children():
         if name in ENCODER_NAMES:
             encoder.requires_grad_(False).eval()
+
+
+def plan_sites(batch: Batch, voxels: Tensor | None, config: ModelConfig) -> SitePlan:
+    """Plans the encoder sites and the voxels to decode, with one wait for the device.
+
+    Args:
+        voxels: [B, V] bool, those to decode; None: every voxel.
+        config: with ``sites: dense`` every voxel is a site and decoded; ``encoder_band`` as in ``encoder_mask``.
+
+    Raises:
+        ValueError: no voxel of the batch is hit by a pixel.
+    """
+    shape = (batch.batch_size, *batch.grid_shape)
+    every = full_sites(batch.batch_size, batch.grid_shape, batch.tsdf.device)
+    if config.sites == "dense":
+        return SitePlan(every, every)
+    masks = [encoder_mask(batch, with_band=config.encoder_band)]
+    if voxels is not None:
+        masks.append(voxels.view(shape))
+    encoder, *decoded = planned_sites(masks)
+    if len(encoder) == 0:
+        names = ", ".join(batch.frame_ids) or "(unnamed)"
+        raise ValueError(f"frames {names}: expected voxels that a pixel hits, found none in the mapping")
+    return SitePlan(encoder, decoded[0] if decoded else every)
+
+
+def encoder_mask(batch: Batch, *, with_band: bool = False) -> Tensor:
+    """[B, X, H, Y] bool: hit voxels dilated by 3x3x3, with the band 0 < |t| < 0.999 on request."""
+    mask = dilated(batch.hit_mask.view(batch.batch_size, *batch.grid_shape))
+    if with_band:
+        distance = unflipped_tsdf(batch).abs().squeeze(1)
+        mask = mask | ((distance > 0) & (distance < FREE_TSDF))
+    return mask
+
+
+def not_free_mask(batch: Batch) -> Tensor:
+    """[B, V] bool: voxels that are not observed to be free (t < 0.999, or hit)."""
+    return (unflipped_tsdf(batch).flatten(1) < FREE_TSDF) | batch.hit_mask
+
+
+def pooled_state(batch: Batch) -> Tensor:
+    """[B * cells, 4] of every 1/2 cell: fractions free, occluded and unobserved, and mean TSDF."""
+    tsdf = unflipped_tsdf(batch)
+    state = torch.cat([(tsdf > 0).to(tsdf.dtype), (tsdf < 0).to(tsdf.dtype), (tsdf == 0).to(tsdf.dtype), tsdf], dim=1)
+    pooled = F.avg_pool3d(state, kernel_size=2)
+    return pooled.permute(0, 2, 3, 4, 1).reshape(-1, STATE_CHANNELS)

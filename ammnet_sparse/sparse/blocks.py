@@ -15,19 +15,21 @@ from ammnet_sparse.sparse.convolutions import (
     average_pool,
 )
 from ammnet_sparse.sparse.kernel_maps import cells_read, strided_sites
-from ammnet_sparse.sparse.kernels import (
+from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
+from ammnet_sparse.sparse.recipes import multiply, no_recipes, take_rows
+from ammnet_sparse.sparse.sites import (
     AXIS_HEIGHT,
     AXIS_X,
     AXIS_Y,
     NEIGHBORHOOD,
     UP_KERNEL,
+    SiteSet,
+    Triple,
     axis_kernel,
+    full_sites,
     half_shape,
     strided_shape,
 )
-from ammnet_sparse.sparse.normalization import SiteBatchNorm, unchanged_statistics
-from ammnet_sparse.sparse.recipes import multiply, no_recipes, take_rows
-from ammnet_sparse.sparse.sites import SiteSet, Triple, full_sites
 
 RecomputeLevel = Literal["off", "elementwise", "blocks", "full"]
 """Levels of ``training.recompute``; each adds to the one before."""

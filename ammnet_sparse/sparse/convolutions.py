@@ -3,7 +3,7 @@
 Weights have the shape and the initialization of torch's layers, so that a checkpoint does not depend on which of
 the two networks wrote it. Three backends compute the same sum over the same kernel map:
 
-* ``gather``: gathered rows and one matrix product, on any device and in any float type (``gather_product.py``);
+* ``gather``: gathered rows and one matrix product, on any device and in any float type;
 * ``spconv``: spconv's implicit GEMM on CUDA, its native algorithm elsewhere (``spconv_engine.py``);
 * ``dense``: a plain convolution of volumes, with zeros where there is no site.
 
@@ -14,23 +14,26 @@ Biases are added outside spconv, which rejects them on a CPU in evaluation mode.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ammnet_sparse.ops import sum_rows
+from ammnet_sparse.ops import gather_taps, sum_rows, sum_taps
 from ammnet_sparse.sparse import spconv_engine
-from ammnet_sparse.sparse.gather_product import GatherProduct
 from ammnet_sparse.sparse.kernel_maps import KernelMap, containing_cells
-from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
 from ammnet_sparse.sparse.recipes import recorded
-from ammnet_sparse.sparse.sites import SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet
 
 Backend = Literal["auto", "spconv", "gather", "dense"]
 FULL_GRID_BACKENDS: dict[str, Backend] = {"cpu": "dense", "cuda": "gather"}
 """The backend of ``auto`` between grids where every cell is a site, by type of device: the fastest."""
+
+CHUNK_ELEMENTS = 2**23
+"""Gathered values per chunk on a GPU, 32 MiB in float32: every chunk takes a few launches."""
+CHUNK_ELEMENTS_CPU = 2**20
+"""On a CPU, where 4 MiB fit into the cache and chunks cost nothing."""
 
 # Global, not context-local: on CUDA the backward pass recomputes in other threads.
 _backend: Backend = "auto"
@@ -171,3 +174,156 @@ def _convolve_dense(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> 
     else:
         out = F.conv3d(volume, weight, stride=kernel.stride, padding=kernel.padding, dilation=kernel.dilation)
     return kernel_map.target.gather(out)
+
+
+class GatherProduct(torch.autograd.Function):
+    """[N_source, in], a torch-shaped weight, a kernel map -> [N_target, out]; keeps only its inputs.
+
+    ``out = gather(features, table) @ weight``, in chunks of rows to bound the gathered memory. The gradients are
+    computed likewise with the inverse table.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.kernel_map = kernel_map
+        with torch.autocast(features.device.type, enabled=False):
+            return _product(features, _matrices(weight, kernel_map), kernel_map)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, weight = ctx.saved_tensors
+        needs_features, needs_weight, _ = ctx.needs_input_grad
+        with torch.autocast(features.device.type, enabled=False):
+            found = _gradients(
+                features,
+                weight,
+                gradients[0].contiguous(),
+                ctx.kernel_map,
+                needs_features=needs_features,
+                needs_weight=needs_weight,
+            )
+        return (*found, None)
+
+
+def _matrices(weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    """[taps, in, out], a copy."""
+    by_tap = weight.flatten(2)
+    return (by_tap.permute(2, 0, 1) if kernel_map.kernel.is_transposed else by_tap.permute(2, 1, 0)).contiguous()
+
+
+def _weight_shaped(by_tap: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    """[taps, in, out] -> the shape of the weight, a copy."""
+    order = (1, 2, 0) if kernel_map.kernel.is_transposed else (2, 1, 0)
+    return by_tap.to(weight.dtype).permute(order).contiguous().view(weight.shape)
+
+
+def _product(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:
+    num_taps, in_channels, out_channels = matrices.shape
+    if kernel_map.kernel.is_transposed and kernel_map.kernel.stride != (1, 1, 1):
+        return _product_by_groups(features, matrices, kernel_map)
+    if out_channels < in_channels and _is_product_small(features, num_taps * out_channels):
+        products = features @ matrices.permute(1, 0, 2).reshape(in_channels, -1)
+        return sum_taps(products, kernel_map.table)
+    return _gathered_product(features, kernel_map.table, matrices.flatten(0, 1))
+
+
+def _product_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:
+    """One product per residue of the targets, whose taps are the same; each target row is written once."""
+    groups = kernel_map.groups
+    matrices = matrices.index_select(0, groups.tap_order)
+    out = features.new_empty(len(kernel_map.target), matrices.shape[2])
+    for begin, end, first_tap, end_tap in groups.groups:
+        table = groups.table[begin:end, : end_tap - first_tap]
+        _gathered_product(features, table, matrices[first_tap:end_tap].flatten(0, 1), out=out[begin:end])
+    return out.index_select(0, groups.position)
+
+
+def _is_product_small(rows: Tensor, columns: int) -> bool:
+    """Whether to multiply before summing the taps: the products are rounded and must fit into a chunk."""
+    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= CHUNK_ELEMENTS
+
+
+def _chunks(values: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a table [N, T], a chunk at a time, and the values [M, C] that they read, [rows, T * C]."""
+    chunk = CHUNK_ELEMENTS_CPU if values.device.type == "cpu" else CHUNK_ELEMENTS
+    rows = max(chunk // (table.shape[1] * values.shape[1]), 1)
+    for begin in range(0, table.shape[0], rows):
+        yield slice(begin, begin + rows), gather_taps(values, table[begin : begin + rows])
+
+
+def _gathered_product(features: Tensor, table: Tensor, matrix: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """[N, out] of features [M, C], table [N, T] and a matrix [T * C, out]."""
+    if out is None:
+        out = features.new_empty(table.shape[0], matrix.shape[1])
+    for here, gathered in _chunks(features, table):
+        torch.mm(gathered, matrix, out=out[here])
+        del gathered  # before the next chunk is made
+    return out
+
+
+class _Sum:
+    """Sum of products ``first.T @ second`` over ``num_rows`` rows, of several chunks in at least float32."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.total: Tensor | None = None
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        if self.total is None:
+            product = first.t() @ second
+            is_only = len(first) == self.num_rows
+            self.total = product if is_only else product.to(torch.promote_types(product.dtype, torch.float32))
+        elif self.total.dtype == first.dtype:
+            self.total.addmm_(first.t(), second)
+        else:
+            self.total += first.t() @ second
+
+
+def _gradients(
+    features: Tensor,
+    weight: Tensor,
+    gradient: Tensor,
+    kernel_map: KernelMap,
+    *,
+    needs_features: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    matrices = _matrices(weight, kernel_map)
+    num_taps, in_channels, out_channels = matrices.shape
+    num_sources, num_targets = len(kernel_map.source), len(kernel_map.target)
+    features_gradient: Tensor | None = None
+    by_tap: Tensor | None = None
+    if needs_features and in_channels < out_channels and _is_product_small(gradient, num_taps * in_channels):
+        products = gradient @ matrices.permute(2, 0, 1).reshape(out_channels, -1)
+        features_gradient = sum_taps(products, kernel_map.inverse)
+    elif needs_features:
+        # The gathered gradient is used for the weight too, unless there are many more sources than targets.
+        is_shared = needs_weight and num_sources <= num_targets
+        total = _Sum(num_sources)
+        matrix = matrices.transpose(1, 2).reshape(-1, in_channels)
+        features_gradient = torch.empty_like(features)
+        for here, gathered in _chunks(gradient, kernel_map.inverse):
+            torch.mm(gathered, matrix, out=features_gradient[here])
+            if is_shared:
+                total.add(gathered, features[here])
+        if total.total is not None:
+            by_tap = total.total.view(num_taps, out_channels, in_channels).transpose(1, 2)
+    if needs_weight and by_tap is None:
+        by_tap = _weight_gradient(features, gradient, kernel_map, num_taps=num_taps)
+    return features_gradient, None if by_tap is None else _weight_shaped(by_tap, weight, kernel_map)
+
+
+def _weight_gradient(features: Tensor, gradient: Tensor, kernel_map: KernelMap, *, num_taps: int) -> Tensor:
+    """[taps, in, out], gathering the side with fewer values."""
+    gathers_gradient = len(kernel_map.source) * gradient.shape[1] < len(kernel_map.target) * features.shape[1]
+    read, other, table = features, gradient, kernel_map.table
+    if gathers_gradient:
+        read, other, table = gradient, features, kernel_map.inverse
+    total = _Sum(len(table))
+    for here, gathered in _chunks(read, table):
+        total.add(gathered, other[here])
+    assert total.total is not None
+    by_tap = total.total.view(num_taps, read.shape[1], other.shape[1])
+    return by_tap.transpose(1, 2) if gathers_gradient else by_tap

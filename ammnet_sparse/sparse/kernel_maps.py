@@ -12,37 +12,34 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ammnet_sparse.sparse.kernels import (
+from ammnet_sparse.sparse.sites import (
     AXIS_HEIGHT,
     AXIS_Y,
     NEIGHBORHOOD,
     UP_KERNEL,
     Kernel,
+    SiteSet,
+    Triple,
     all_residues,
     axis_kernel,
+    full_sites,
     half_shape,
     read_mask,
     residue_counts,
     shifts_of_residue,
+    sites_from_mask,
+    sites_from_masks,
     strided_mask,
     strided_shape,
     taps_of_residues,
 )
-from ammnet_sparse.sparse.sites import (
-    BORDER,
-    SiteSet,
-    Triple,
-    bordered_shape,
-    bordered_table,
-    full_sites,
-    ravel,
-    sites_from_mask,
-    sites_from_masks,
-)
 
 _Built = TypeVar("_Built")
+_BORDER = 3
+"""Border cells on each side of a grid, so that taps need no bounds test: the largest dilation."""
 
 WAY_DOWN = (axis_kernel(AXIS_Y, stride=2), axis_kernel(AXIS_HEIGHT, stride=2))
 """From a block's sites to its intermediate ones; after the third convolution every cell is a site."""
@@ -155,7 +152,7 @@ def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
 
     def cells(every: SiteSet) -> Tensor:
         coordinates = [axis // step for axis, step in zip(every.coordinates, stride, strict=True)]
-        return ravel(every.batch_index, coordinates, coarse.spatial_shape)
+        return _ravel(every.batch_index, coordinates, coarse.spatial_shape)
 
     def build() -> tuple[Tensor, SiteSet | None]:
         cell = sites.of_cells(("containing cell", coarse.spatial_shape, stride), cells)
@@ -233,12 +230,12 @@ def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
     """
     origins = _origins(sites, read.spatial_shape, kernel)
     # For taps that a residue does not use the sum is far below 0, and cell 0 is in the border.
-    constants = _tap_constants(kernel, bordered_shape(read.spatial_shape), sites.linear.device)
+    constants = _tap_constants(kernel, _bordered_shape(read.spatial_shape), sites.linear.device)
     if constants.shape[0] == 1:
         cells = origins[:, None] + constants
     else:
         cells = constants.index_select(0, _residues(sites, kernel.stride)).add_(origins[:, None]).clamp_(min=0)
-    return bordered_table(read).index_select(0, cells.flatten()).view(cells.shape)
+    return _bordered_table(read).index_select(0, cells.flatten()).view(cells.shape)
 
 
 def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGroups:
@@ -255,11 +252,11 @@ def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGr
     order = residues.to(torch.uint8).argsort(stable=True)
     position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
     most = max(len(served) for served in taps)
-    constants = _grouped_constants(kernel, bordered_shape(source.spatial_shape), most, device)
+    constants = _grouped_constants(kernel, _bordered_shape(source.spatial_shape), most, device)
     residues_in_order = residues.index_select(0, order)
     origins = _origins(target, source.spatial_shape, kernel).index_select(0, order)
     cells = constants.index_select(0, residues_in_order).add_(origins[:, None])
-    table = bordered_table(source).index_select(0, cells.flatten()).view(cells.shape)
+    table = _bordered_table(source).index_select(0, cells.flatten()).view(cells.shape)
     groups, first, first_tap = [], 0, 0
     for count_of_residue, served in zip(counts, taps, strict=True):
         end, end_tap = first + count_of_residue, first_tap + len(served)
@@ -278,10 +275,10 @@ def _origins(sites: SiteSet, shape: Triple, kernel: Kernel) -> Tensor:
 
     def build(every: SiteSet) -> Tensor:
         axes = [
-            (axis if step == 1 else axis // step if kernel.is_transposed else axis * step) + BORDER
+            (axis if step == 1 else axis // step if kernel.is_transposed else axis * step) + _BORDER
             for axis, step in zip(every.coordinates, kernel.stride, strict=True)
         ]
-        return ravel(every.batch_index, axes, bordered_shape(shape))
+        return _ravel(every.batch_index, axes, _bordered_shape(shape))
 
     return sites.of_cells(("origins", shape, kernel.stride, kernel.is_transposed), build)
 
@@ -321,3 +318,23 @@ def constant(values: tuple[int, ...], device: torch.device) -> Tensor:
     """[n] int64 on the device; copied once, because a copy makes the host wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
+
+
+def _bordered_shape(shape: Triple) -> Triple:
+    """A grid's extents with the border."""
+    return shape[0] + 2 * _BORDER, shape[1] + 2 * _BORDER, shape[2] + 2 * _BORDER
+
+
+def _bordered_table(sites: SiteSet) -> Tensor:
+    """Rows as in ``SiteSet.row_table``, int32, on the grid with an empty border, flat."""
+
+    def build() -> Tensor:
+        volume = sites.row_table.view(sites.batch_size, *sites.spatial_shape).int()
+        return F.pad(volume, (_BORDER,) * 6, value=-1).flatten()
+
+    return sites.cached("bordered table", build)
+
+
+def _ravel(batch_index: Tensor, axes: list[Tensor], shape: Triple) -> Tensor:
+    """[N] linear indices in a grid of this ``shape`` of frames [N] and coordinates ([N], [N], [N])."""
+    return ((batch_index * shape[0] + axes[0]) * shape[1] + axes[1]) * shape[2] + axes[2]

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, constant, strided_sites
-from ammnet_sparse.sparse.kernels import UP_KERNEL, Kernel
-from ammnet_sparse.sparse.sites import SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet
 
 CHANNEL_MULTIPLE = 8
 """Channels that spconv's tensor core kernels read at once in fp16; others are slow or unsupported."""

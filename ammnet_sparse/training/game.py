@@ -15,10 +15,9 @@ from ammnet_sparse.config import Config, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import VoxelCounts
-from ammnet_sparse.models.ammnet import Prediction
-from ammnet_sparse.models.inputs import plan_sites
+from ammnet_sparse.models.ammnet import Prediction, plan_sites
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
-from ammnet_sparse.ops.philox import Stream, uniform, words_of_items
+from ammnet_sparse.ops.perturbation import Stream, uniform, words_of_items
 from ammnet_sparse.processes import num_processes, rank, sum_over_processes
 from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.normalization import unchanged_statistics

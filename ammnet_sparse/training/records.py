@@ -15,8 +15,7 @@ from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN, Batch
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.writing import write_text
-from ammnet_sparse.models.ammnet import AMMNet
-from ammnet_sparse.models.inputs import not_free_mask
+from ammnet_sparse.models.ammnet import AMMNet, not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
 from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.training.checkpoints import summary

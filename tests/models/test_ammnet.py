@@ -14,10 +14,9 @@ import ammnet_sparse
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.models import ammnet
-from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction
+from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction, SitePlan, not_free_mask, plan_sites
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.inputs import SitePlan, not_free_mask, plan_sites
-from ammnet_sparse.models.tsdf_encoder import StateProjection
+from ammnet_sparse.models.encoder_decoder import StateProjection
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask

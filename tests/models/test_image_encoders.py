@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.image_encoders import ENCODERS
-from ammnet_sparse.models.image_encoders.head import ImageFeatures, ImageHead
+from ammnet_sparse.models.image_encoders.encoder import ImageFeatures, ImageHead
 from ammnet_sparse.models.image_encoders.segformer import published_to_timm, timm_to_published
 from ammnet_sparse.models.weights.backbones import load_backbone_weights
 from ammnet_sparse.models.weights.checks import WeightsError

@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.inputs import (
-    label_map_features,
-    not_free_mask,
-    plan_sites,
-    pooled_state,
-    unflipped_tsdf,
-)
+from ammnet_sparse.data.batch import Batch, unflipped_tsdf
+from ammnet_sparse.models.ammnet import not_free_mask, plan_sites, pooled_state
+from ammnet_sparse.models.image_encoders.label_map import label_map_features
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
 from tests.models.scenes import GRID, small_config, some_scene
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ammnet_sparse.ops.philox import Stream, integers_below, key_of_seed, philox, uniform, words_of_voxels
+from ammnet_sparse.ops.perturbation import Stream, integers_below, key_of_seed, philox, uniform, words_of_voxels
 from tests.ops.support import DEVICES
 
 # philox4x32 with 10 rounds, from Random123's tests/kat_vectors: counter, key, expected.

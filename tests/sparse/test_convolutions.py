@@ -5,17 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ammnet_sparse.sparse import gather_product, spconv_engine
+from ammnet_sparse.sparse import convolutions, spconv_engine
 from ammnet_sparse.sparse.convolutions import (
     UP_KERNEL,
     Backend,
+    GatherProduct,
     SiteConv3d,
     SiteConvTranspose3d,
     average_pool,
     convolve,
     use_backend,
 )
-from ammnet_sparse.sparse.gather_product import GatherProduct
 from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, cells_read, strided_sites
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 
@@ -195,7 +195,7 @@ def test_chunks_and_orders_of_products_change_nothing(
     weight = torch.randn(*channels, *kernel.size, dtype=torch.float64, requires_grad=True)
     whole = convolve(features, weight, kernel_map)
     for name in ("CHUNK_ELEMENTS", "CHUNK_ELEMENTS_CPU"):
-        monkeypatch.setattr(gather_product, name, 27 * 9 * 5)
+        monkeypatch.setattr(convolutions, name, 27 * 9 * 5)
     check(convolve(features, weight, kernel_map), whole, (features, weight), 1e-12)
 
 

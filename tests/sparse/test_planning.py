@@ -12,8 +12,7 @@ from ammnet_sparse.sparse.kernel_maps import (
     repeated_sites,
     strided_sites,
 )
-from ammnet_sparse.sparse.kernels import UP_KERNEL, half_shape
-from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
+from ammnet_sparse.sparse.sites import UP_KERNEL, SiteSet, half_shape, sites_from_mask
 
 SHAPE = (12, 24, 12)
 

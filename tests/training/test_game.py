@@ -15,10 +15,9 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import CompletionMetrics
-from ammnet_sparse.models.ammnet import Prediction
+from ammnet_sparse.models.ammnet import Prediction, SitePlan, plan_sites
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders import ENCODERS
-from ammnet_sparse.models.inputs import SitePlan, plan_sites
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.game import AdversarialGame

@@ -42,7 +42,7 @@ from ammnet_sparse.sparse.convolutions import (
     use_backend,
 )
 from ammnet_sparse.sparse.kernel_maps import KernelMap
-from ammnet_sparse.sparse.kernels import UP_KERNEL
+from ammnet_sparse.sparse.sites import UP_KERNEL
 
 WAYS: tuple[Backend, ...] = ("spconv", "gather", "dense")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -20,8 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d, SiteConv3d, SiteConvTranspose3d
 from ammnet_sparse.sparse.kernel_maps import KernelMap
-from ammnet_sparse.sparse.kernels import UP_KERNEL
-from ammnet_sparse.sparse.sites import SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL, SiteSet
 
 MIB = 2**20
 

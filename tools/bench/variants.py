@@ -24,7 +24,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
-from ammnet_sparse.models.image_encoders.head import ImageFeatures
+from ammnet_sparse.models.image_encoders.encoder import ImageFeatures
 
 Net = Literal["sparse", "dense"]
 Input = Literal["seg2d", "segformer"]

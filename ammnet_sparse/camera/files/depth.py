@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.raw.files import decode_rotated, guess_depth_encoding
 from ammnet_sparse.data.volumes.camera import FARTHEST, LARGEST_CODE, depth_in_meters
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.images import decode_rotated, guess_depth_encoding
 
 DepthEncoding = Literal["auto", "millimeters", "rotated", "meters", "plain"]
 DEPTH_ENCODINGS: tuple[DepthEncoding, ...] = ("auto", "millimeters", "rotated", "meters", "plain")

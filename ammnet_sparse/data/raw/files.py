@@ -1,15 +1,10 @@
-"""Reading the raw files that SSCNet publishes: bit-rotated depth and run-length coded labels.
-
-A depth image in 16 bits holds millimeters as they are, or, as SSCNet and SUN RGB-D do, with their bits rotated by 3.
-Read in the wrong way it still looks like a depth image: rotated values are eight times the millimeters, which passes
-for another scale. So the encoding is detected from the values and reported.
-"""
+"""Reading the raw files that SSCNet publishes: bit-rotated depth and run-length coded labels."""
 
 import dataclasses
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,74 +13,7 @@ from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, NUM_RAW_LABELS
 from ammnet_sparse.files.content import read_bytes
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.files.images import read_image
-
-DepthEncoding = Literal["plain", "rotated"]
-
-_INVALID = (0, 65535)
-_FEWEST_PIXELS, _FEWEST_VALUES = 100, 8
-_ROTATED_SHARE, _PLAIN_SHARE = 0.9, 0.5
-_PLAUSIBLE = (200, 12_000)
-"""Millimeters of the median depth of a room."""
-
-
-def decode_rotated(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """Millimeters of stored values whose bits are rotated by 3: ``(p >> 3) | (p << 13)``; integers, any shape."""
-    stored = values.astype(np.uint16)
-    decoded: NDArray[np.uint16] = (stored >> np.uint16(3)) | (stored << np.uint16(13))
-    return decoded
-
-
-def guess_depth_encoding(values: NDArray[Any]) -> DepthEncoding | None:
-    """Tells rotated bits from plain values; None if the image does not show it.
-
-    Rotated millimeters below 8192 are multiples of 8; of plain values an eighth are. In between (a camera that
-    rounds, a room with much beyond 8.19 m) the smoother of the two readings is the right one: the wrong one makes a
-    step of 1 mm one of 8 m.
-
-    Args:
-        values: [rows, columns] integers of 16 bits; 0 and 65535 are invalid.
-
-    Returns:
-        ``rotated``; ``plain``, meaning not rotated (the unit is not told); or None.
-    """
-    if values.ndim != 2 or values.dtype.kind not in "iu":
-        return None
-    is_valid = ~np.isin(values, _INVALID) & (values > 0) & (values < 65536)
-    valid = values[is_valid]
-    if valid.size < _FEWEST_PIXELS or np.unique(valid).size < _FEWEST_VALUES:
-        return None
-    share = float((valid % 8 == 0).mean())
-    decoded = decode_rotated(values)
-    if not _is_plausible(decoded[is_valid]):
-        return "plain" if share < _PLAIN_SHARE else None
-    if share >= _ROTATED_SHARE:
-        return "rotated"
-    as_it_is, turned = _roughness(values, is_valid), _roughness(decoded, is_valid)
-    if as_it_is < turned / 2:
-        return "plain"
-    # Decoding divides equal values by 8, which alone makes them smoother.
-    return "rotated" if turned < as_it_is / 4 and share > _PLAIN_SHARE else None
-
-
-def _is_plausible(millimeters: NDArray[Any]) -> bool:
-    return bool(_PLAUSIBLE[0] <= np.median(millimeters) <= _PLAUSIBLE[1])
-
-
-def _roughness(values: NDArray[Any], is_valid: NDArray[np.bool_]) -> float:
-    """Mean difference of neighbors in rows and columns; a tenth, the edges of things, is left out."""
-    wide = values.astype(np.int64)
-    steps = np.sort(
-        np.concatenate(
-            [
-                np.abs(np.diff(wide, axis=1))[is_valid[:, 1:] & is_valid[:, :-1]],
-                np.abs(np.diff(wide, axis=0))[is_valid[1:] & is_valid[:-1]],
-            ]
-        )
-    )
-    smooth = steps[: steps.size * 9 // 10]
-    return float(smooth.mean()) if smooth.size else 0.0
-
+from ammnet_sparse.files.images import DepthEncoding, decode_rotated, read_image
 
 _HEADER_BYTES = 4 * (3 + 16)
 _MOST_BYTES = _HEADER_BYTES + 8 * (int(np.prod(FINE_GRID_SHAPE)) + 1)

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.raw.files import (
-    DepthEncoding,
     RawFileError,
     decoded_meters,
-    guess_depth_encoding,
     read_depth_values,
     read_raw_labels,
 )
@@ -24,6 +22,7 @@ from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_label
 from ammnet_sparse.data.volumes.tsdf import mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.content import read_bytes
 from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.images import DepthEncoding, guess_depth_encoding
 
 IntrinsicsName = Literal["nyu", "nyucad"]
 

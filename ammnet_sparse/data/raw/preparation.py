@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
-from ammnet_sparse.data.raw.files import DepthEncoding, RawFileError
+from ammnet_sparse.data.raw.files import RawFileError
 from ammnet_sparse.data.raw.frames import (
     CAMERAS,
     RAW_TYPES,
@@ -45,6 +45,7 @@ from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, mapping_to_disk, unflip_tsdf
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import abbreviated, reason
+from ammnet_sparse.files.images import DepthEncoding
 from ammnet_sparse.progress import ProgressBar
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]

@@ -4,12 +4,13 @@ Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.0
 the grid.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
 from numpy.typing import NDArray
 
+from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, NUM_CLASSES, VOXEL_SIZE
-from ammnet_sparse.data.volumes import kernels
-from ammnet_sparse.data.volumes.kernels import FINE_PER_VOXEL
+from ammnet_sparse.data.volumes.tsdf import FINE_PER_VOXEL
 
 FINE_VOXEL_SIZE = VOXEL_SIZE / FINE_PER_VOXEL
 FINE_GRID_SHAPE = (GRID_SHAPE[0] * FINE_PER_VOXEL, GRID_SHAPE[1] * FINE_PER_VOXEL, GRID_SHAPE[2] * FINE_PER_VOXEL)
@@ -65,7 +66,7 @@ def downsample_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         )
     x, height, y = (size // FINE_PER_VOXEL for size in labels.shape)
     classes = np.empty((x, height, y), dtype=np.uint8)
-    if not kernels.vote(np.ascontiguousarray(labels), classes):
+    if not _vote(np.ascontiguousarray(labels), classes):
         raise ValueError(
             f"labels: expected classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}; raw labels go through classes_from_raw"
         )
@@ -80,3 +81,27 @@ def label_weight_of(label: NDArray[np.integer], tsdf: NDArray[np.floating]) -> N
         tsdf: not flipped, float32 (of a float16 file the mask differs in places), the same shape.
     """
     return (((label > 0) & (label < IGNORE_LABEL)) | (tsdf < -0.5)).astype(np.uint8)
+
+
+@compiled(nogil=True)
+def _vote(labels, classes):
+    """Downsampling by vote; False where a label is unknown."""
+    fine = FINE_PER_VOXEL
+    counts = np.zeros(NUM_CLASSES + 1, dtype=np.int64)  # the last one counts ignored voxels
+    for x in range(classes.shape[0]):
+        for h in range(classes.shape[1]):
+            for y in range(classes.shape[2]):
+                counts[:] = 0
+                for dx in range(fine):
+                    for dh in range(fine):
+                        for dy in range(fine):
+                            label = labels[fine * x + dx, fine * h + dh, fine * y + dy]
+                            if label >= NUM_CLASSES and label != IGNORE_LABEL:
+                                return False
+                            counts[NUM_CLASSES if label == IGNORE_LABEL else label] += 1
+                if counts[0] + counts[NUM_CLASSES] > 0.95 * fine**3:
+                    winner = np.argmax(counts)
+                else:
+                    winner = 1 + np.argmax(counts[1:NUM_CLASSES])
+                classes[x, h, y] = IGNORE_LABEL if winner == NUM_CLASSES else winner
+    return True

@@ -4,8 +4,7 @@ import re
 
 from torch import Tensor, nn
 
-from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
-from ammnet_sparse.models.image_encoders.head import NUM_STAGES
+from ammnet_sparse.models.image_encoders.encoder import NUM_STAGES, ImageEncoder
 
 
 class ResNet50(ImageEncoder):

@@ -11,8 +11,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ammnet_sparse.models.image_encoders.encoder import ImageEncoder
-from ammnet_sparse.models.image_encoders.head import NUM_STAGES
+from ammnet_sparse.models.image_encoders.encoder import NUM_STAGES, ImageEncoder
 from ammnet_sparse.models.weights.checks import WeightsError
 
 

@@ -1,19 +1,71 @@
-"""The decoder: joins the modalities, completes at 1/2 and 1/4, and classifies only the requested voxels."""
+"""The volumes' part of the network: the TSDF encoder, and the decoder that completes and classifies."""
 
 import torch
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.fusion import build_fusion, kinds_of_fusion
-from ammnet_sparse.models.tsdf_encoder import add_state, state_projection, take_sites
-from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stage, Up, cells_under
+from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, ElementDropout, Stage, Stem, Up, cells_under
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
-from ammnet_sparse.sparse.recipes import add
+from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import SiteSet
+
+STATE_CHANNELS = 4
+"""Fractions free, occluded, unobserved, and mean TSDF."""
+
+
+class StateProjection(nn.Linear):
+    """1x1x1 convolution without bias of the state channels of every 1/2 cell.
+
+    Weights start with standard deviation 1. With PyTorch's initialization, the state would have a sixth of the scale
+    of the features it is added to, and a short training predicts too little of what is occluded.
+    """
+
+    def __init__(self, state_channels: int, width: int) -> None:
+        super().__init__(state_channels, width, bias=False)
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # no values to initialize, and PyTorch would import its compiler
+            nn.init.normal_(self.weight)
+
+
+def _state_projection(config: ModelConfig) -> StateProjection | None:
+    """None where there is no state: on dense sites, and without the TSDF, where hit voxels are all of the input."""
+    has_state = config.sites == "sparse" and config.inputs != "image"
+    return StateProjection(STATE_CHANNELS, config.width) if has_state else None
+
+
+class TSDFEncoder(nn.Module):
+    """TSDF at the encoder sites -> features F_T at the encoder sites, with spatial context at 1/2 and 1/4."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.stem = Stem(1, config.stem_widths, out_channels=width)
+        self.stage_half = Stage(width, width)
+        self.state_projection = _state_projection(config)
+        self.stage_quarter = Stage(width, 2 * width)
+        self.up_half = Up(2 * width, width)
+        dropout = ChannelDropout if config.dropout_kind == "channel" else ElementDropout
+        self.dropout = dropout(config.encoder_dropout)
+        self.up_full = Up(width, width)
+
+    def forward(self, tsdf: Tensor, sites: SiteSet, *, state: Tensor | None) -> Tensor:
+        """TSDF [N, 1] at ``sites`` and the state [M, state_channels] of every 1/2 cell -> [N, C]."""
+        half, half_sites = self.stage_half(self.stem(tsdf, sites), sites)
+        half = _add_state(half, state, self.state_projection)
+        quarter, quarter_sites = self.stage_quarter(half, half_sites)
+        read = cells_under(sites)
+        raised = self.up_half(quarter, quarter_sites, read)
+        raised = add(self.dropout(raised, read), _take_sites(half, read))
+        features: Tensor = self.up_full(raised, read, sites)
+        return features
 
 
 class Decoder(nn.Module):
     """Features of the inputs at the encoder sites -> class logits at any voxels.
+
+    It joins the modalities, completes at 1/2 and 1/4, and classifies only the requested voxels.
 
     ``modulation_gradient`` concerns M1: Table 5 studies the network that has M1 only, and detaching all three would
     leave the TSDF encoder without any gradient.
@@ -26,7 +78,7 @@ class Decoder(nn.Module):
         gradient = config.modulation_gradient if config.modulation1 else "full"
         self.modulation1 = build_fusion(first, width=width, gradient=gradient) if first else None
         self.stage_half = Stage(width, width)
-        self.state_projection = state_projection(config)
+        self.state_projection = _state_projection(config)
         self.stage_quarter = Stage(width, 2 * width)
         self.up_half = Up(2 * width, width)
         self.up_full = Up(width, width)
@@ -74,10 +126,10 @@ class Decoder(nn.Module):
         """
         joined = self._join_inputs(features, tsdf_features, sites)
         half, half_sites = self.stage_half(joined, sites)
-        half = add_state(half, state, self.state_projection)
+        half = _add_state(half, state, self.state_projection)
         quarter, quarter_sites = self.stage_quarter(half, half_sites)
         read = cells_under(voxels)
-        raised = add(self.up_half(quarter, quarter_sites, read), take_sites(half, read))
+        raised = add(self.up_half(quarter, quarter_sites, read), _take_sites(half, read))
         tsdf_half = self._tsdf_half(tsdf_features, sites, read)
         if self.modulation2 is not None and tsdf_half is not None:
             raised = self.modulation2(raised, tsdf_half, sites=read)
@@ -112,3 +164,18 @@ class Decoder(nn.Module):
             features = self.modulation3(features, self.tsdf_up(tsdf_half, read, voxels), sites=voxels)
         logits: Tensor = self.classifier(self.dropout(features, voxels))
         return logits
+
+
+def _add_state(features: Tensor, state: Tensor | None, projection: StateProjection | None) -> Tensor:
+    """Features of every 1/2 cell plus the projected state; unchanged without a projection."""
+    if projection is None:
+        return features
+    if state is None:
+        raise ValueError("state: the network has a state projection, found no state channels")
+    projected: Tensor = projection(state.to(features.dtype))
+    return features + projected
+
+
+def _take_sites(features: Tensor, sites: SiteSet) -> Tensor:
+    """Rows of features of every cell [M, C] at some of the cells -> [N, C]."""
+    return features if sites.is_full else take_rows(features, sites.linear)
