@@ -1,1 +1,1 @@
-"""The networks, from built parts, and the dense reference."""
+"""The networks and their parts."""

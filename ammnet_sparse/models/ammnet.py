@@ -126,7 +126,7 @@ class AMMNet(nn.Module):
     def from_pretrained(
         cls, name: str | Path, *, sites: Literal["sparse", "dense"] | None = None, device: torch.device | str = "cpu"
     ) -> "AMMNet":
-        """A trained network in evaluation mode: shipped ones by name (``list_models``) or a file, as ``load_model``."""
+        """A trained network in evaluation mode, by the name of shipped weights (``list_models``) or from a file."""
         from ammnet_sparse.models.weights.loading import load_model
 
         return load_model(name, sites=sites, device=device)
@@ -154,8 +154,8 @@ class AMMNet(nn.Module):
             batch: frames on the configuration's grid, with the 2D input that it names.
             voxels: which to compute: the scored voxels (default in training mode; without labels, those with label
                 weight), all that are not observed to be free (default in evaluation mode), all, or sites planned
-                before. ``sites: dense``, SENet and CBAM compute all and predict all, whatever is given, but
-                with "not_free", which leaves out those observed to be free; it is not their default.
+                before. With ``sites: dense``, SENet or CBAM all voxels are computed and predicted, whatever is given;
+                only "not_free", which is not the default there, leaves out those observed to be free.
 
         Raises:
             ValueError: another grid, a missing 2D input, one that contradicts the mapping, no voxel to compute,

@@ -32,14 +32,14 @@ class Discriminator(nn.Module):
         self.score = nn.Linear(2 * width, 1)
 
     def set_recompute(self, level: RecomputeLevel) -> None:
-        """Which activations the backward pass recomputes; levels as of ``AMMNet.set_recompute``."""
+        """Which activations the backward pass recomputes; levels as in ``AMMNet.set_recompute``."""
         self.keeps_recipes = level != "off"
         set_recompute(self, level)
 
     def forward(self, features: Tensor, sites: SiteSet, *, num_groups: int = 1) -> Tensor:
         """Logits [B, 1] that scenes are real, differentiable in the features.
 
-        Of a prediction: ``discriminator(prediction.voxel_logits, prediction.sites)``, predicted with
+        For a prediction: ``discriminator(prediction.voxel_logits, prediction.sites)``, predicted with
         ``voxels="scored"``. The discriminator was trained on the scored voxels alone, so it has to be given the same
         for truth, prediction and fakes; ``Prediction.logits`` holds voxels that were never computed.
 

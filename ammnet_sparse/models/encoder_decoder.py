@@ -1,4 +1,4 @@
-"""The volumes' part of the network: the TSDF encoder, and the decoder that completes and classifies."""
+"""The 3D part of the network: the TSDF encoder, and the decoder that completes and classifies."""
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class StateProjection(nn.Linear):
 
 
 def _state_projection(config: ModelConfig) -> StateProjection | None:
-    """None where there is no state: on dense sites, and without the TSDF, where hit voxels are all of the input."""
+    """None without state channels: on dense sites, and in networks that read images alone."""
     has_state = config.sites == "sparse" and config.inputs != "image"
     return StateProjection(STATE_CHANNELS, config.width) if has_state else None
 

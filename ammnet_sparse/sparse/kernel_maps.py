@@ -207,7 +207,7 @@ def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
 
 
 def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
-    """A batch of ``times`` as many scenes: those of ``sites``, then the same once more, and so on; shared once built.
+    """The scenes of ``sites`` ``times`` times, one copy after another; shared once built.
 
     The sets that strided blocks derive from it are repetitions of those derived from ``sites``.
     """
@@ -225,8 +225,8 @@ def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
 def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
     """[N, taps] int32: rows of ``read`` that the taps read for ``sites``, -1 for none.
 
-    A convolution reads cell ``o * stride - padding + tap * dilation``; a transposed one the cell of which that
-    expression is the site, so each tap is used by the sites of one residue modulo the stride.
+    For site o a convolution reads cell ``o * stride - padding + tap * dilation``. A transposed convolution reads the
+    cell o for which that expression is the site, so each tap is used by the sites of one residue modulo the stride.
     """
     origins = _origins(sites, read.spatial_shape, kernel)
     # For taps that a residue does not use the sum is far below 0, and cell 0 is in the border.

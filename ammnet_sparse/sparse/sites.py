@@ -125,7 +125,7 @@ class SiteSet:
         return flat.contiguous() if self.is_full else flat.index_select(0, self.linear)
 
     def repeated(self, times: int) -> "SiteSet":
-        """A batch of ``times`` as many frames: these, then the same once more, and so on; shared once built."""
+        """These frames ``times`` times, one copy after another; shared once built."""
         if times == 1:
             return self
         batch_size = self.batch_size * times
@@ -196,7 +196,7 @@ def sites_from_masks(
 
 @functools.lru_cache(maxsize=64)
 def _segment_bounds(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    """For concatenated tensors of these sizes: [n] the index of each one's last element, and all first ones."""
+    """For concatenated tensors of these sizes: [n] the indices of their last elements, and those of their first."""
     ends = tuple(itertools.accumulate(sizes))
     with torch.inference_mode(False):
         last = torch.tensor(ends, device=device) - 1
@@ -294,7 +294,7 @@ def dilated(mask: Tensor) -> Tensor:
 
 
 def strided_mask(mask: Tensor, kernel: Kernel) -> Tensor:
-    """[B, X, H, Y] bool mask of a grid -> that of the cells of ``strided_sites``."""
+    """[B, X, H, Y] bool mask of a grid -> mask of the cells of ``strided_sites``."""
     shape = strided_shape((mask.shape[1], mask.shape[2], mask.shape[3]), kernel)
     reached = _offsets(kernel)
     contained = [list(range(stride)) for stride in kernel.stride]
@@ -306,7 +306,7 @@ def strided_mask(mask: Tensor, kernel: Kernel) -> Tensor:
 
 
 def read_mask(mask: Tensor, kernel: Kernel, shape: Triple) -> Tensor:
-    """[B, X, H, Y] bool mask of a grid -> that of the cells of ``cells_read`` on the coarser grid of ``shape``."""
+    """[B, X, H, Y] bool mask of a grid -> mask of the cells of ``cells_read`` on the coarser grid of ``shape``."""
     return _any_within(mask, _offsets(kernel), kernel.stride, shape)
 
 

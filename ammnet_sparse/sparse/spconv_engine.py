@@ -200,10 +200,10 @@ _CHECKED_CHANNELS = (24, 40)
 
 @functools.lru_cache(maxsize=16)
 def is_sound(device: torch.device, dtype: torch.dtype, convolve: Convolve, expected: Convolve) -> bool:
-    """Whether ``convolve`` agrees with ``expected`` on a small convolution of every kind; checked once a process.
+    """Whether ``convolve`` agrees with ``expected`` on a small convolution of each kind; checked once per process.
 
     Warns:
-        UserWarning: it does not agree, or cannot run here; says what differed.
+        UserWarning: it does not agree, or cannot run here; the message names the difference.
     """
     fault = _find_fault(device, dtype, convolve, expected)
     if fault is None:

@@ -96,7 +96,7 @@ class ImageEncoder(nn.Module):
 
     @staticmethod
     def joined_weights(tensors: dict[str, Tensor], *, source: str | Path) -> dict[str, Tensor]:
-        """The tensors of a published file, with those joined that the backbone keeps in one."""
+        """The tensors of a published file; those that the backbone keeps as one tensor are joined."""
         return tensors
 
     def train(self, mode: bool = True) -> "ImageEncoder":

@@ -1,4 +1,4 @@
-"""ResNet-50, whose weights have one set of names, torchvision's and timm's."""
+"""ResNet-50, whose weights have the same names in torchvision and timm."""
 
 import re
 
@@ -16,7 +16,7 @@ class ResNet50(ImageEncoder):
 
     @classmethod
     def build_backbone(cls) -> nn.Module:
-        """Without classes and pooling; the weights are those of timm's ``features_only`` form, of the same names."""
+        """Without classifier and pooling: timm's ``features_only`` form, whose weights have the same names."""
         import timm
 
         return timm.create_model(cls.timm_name, pretrained=False, num_classes=0, global_pool="")

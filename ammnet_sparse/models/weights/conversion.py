@@ -193,7 +193,7 @@ def published_name(name: str) -> str:
     """The published name of one of our weights, for example ``complete.pre_layer_R11.weight``.
 
     Raises:
-        WeightsError: a name that the published network has no counterpart of.
+        WeightsError: a name without counterpart in the published network.
     """
     backbone = "image_encoder.backbone."
     if name.startswith(backbone):

@@ -22,7 +22,7 @@ UNOBSERVED = "tsdf_unobserved"
 SET_INFO = "set_info"
 """Metadata key: a ``SetInfo`` as JSON, of weights that were trained on a set of other classes than NYU's."""
 TRAINED_ON = "trained_on"
-"""Metadata key: lists of frames that weights were trained on, separated by blanks, those they started from included."""
+"""Metadata key: lists of frames that the weights, and those they started from, were trained on; blanks between."""
 FORMAT = "ammnet_sparse"
 """Value of the metadata key ``format`` in our files."""
 _RESERVED = ("config", "format")
@@ -101,7 +101,7 @@ def lists_in(metadata: Mapping[str, str]) -> set[str]:
 
 
 def set_info_in(metadata: Mapping[str, str], config: ModelConfig) -> SetInfo:
-    """What the set that weights were trained on says about itself, from the metadata of their file.
+    """The description of the set that weights were trained on, from the metadata of their file.
 
     Raises:
         WeightsError: another description, or one of other classes than the network's.

@@ -83,7 +83,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
 
 
 def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") -> Discriminator:
-    """The discriminator of a file of weights, in evaluation mode, float32; arguments as of ``load_model``.
+    """The discriminator of a file of weights, in evaluation mode, float32; arguments as for ``load_model``.
 
     Raises:
         WeightsError: a file that is missing, damaged, or holds no discriminator.

@@ -21,7 +21,7 @@ _BY_INPUT: dict[Input2D, tuple[str, ...]] = {
     "color image": ("nyu_rgb_w64", "nyu_depth_w64"),
     "depth alone": ("nyu_depth_w64",),
 }
-"""The default weights for each of them, best first; wider ones are taken by name alone."""
+"""The default weights for each input, best first; wider networks have to be named."""
 
 
 def list_models() -> list[str]:
