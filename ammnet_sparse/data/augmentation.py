@@ -155,12 +155,12 @@ class Geometry:
         return padded
 
     def apply_to_mapping(self, mapping: NDArray[np.int32]) -> NDArray[np.int32]:
-        """As ``apply_to_pixels``, of an array."""
+        """``apply_to_pixels`` for an array."""
         moved: NDArray[np.int32] = self.apply_to_pixels(torch.from_numpy(np.array(mapping))).numpy()
         return moved
 
     def apply_to_pixels(self, mapping: Tensor) -> Tensor:
-        """The pixels of the padded 480x640 image that show what ``mapping`` [any shape] pointed at, -1 where cropped.
+        """A mapping [any shape] to pixels of the image before these changes -> to those after them, -1 where cropped.
 
         Pixel centers: index c maps to ``(c + 0.5) s - 0.5``, with s the ratio of the sizes, and is rounded.
         """

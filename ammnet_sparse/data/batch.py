@@ -63,7 +63,7 @@ class Batch:
         label_2d: [B, rows, columns] uint8 or other integer type, dense 2D truth of the image, class 1 and above or 255
             for unlabeled; None without.
 
-        image_stages: what a frozen image backbone made of the images, in place of ``image``: four stages
+        image_stages: features of a frozen image backbone, in place of ``image``: four stages
             [B, channels, rows, columns], 1/4 to 1/32 of the image, of any float type; None: computed from ``image``.
         info: the set that the frames are of.
 
@@ -313,7 +313,7 @@ def usable_mask(batch: Batch) -> Tensor:
 
 
 def why_unusable(batch: Batch) -> dict[str, str]:
-    """The frames of a batch that nothing can be learned from, by name, each with the reason."""
+    """The frames of a batch that cannot be trained on, by name, each with the reason."""
     is_hit = batch.hit_mask.any(dim=1).tolist()
     is_usable = usable_mask(batch).tolist()
     frames = zip(batch.frame_ids, is_usable, is_hit, strict=True)

@@ -38,7 +38,7 @@ from ammnet_sparse.progress import ProgressBar
 class DeviceDataset(Dataset[Batch]):
     """Frames on a device. Its batches equal those of ``dataset.FrameDataset`` bit for bit, augmentation included.
 
-    Except images after 2D augmentation, whose resampling and colors are rounded by the device.
+    Images after 2D augmentation are the exception: the device rounds their resampling and colors.
 
     Args:
         ids: frames, each once; they are read now.
@@ -183,7 +183,7 @@ class DeviceDataset(Dataset[Batch]):
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """What augmentation does to a frame: a row of ``source_voxels``, a shift, and the changes of its image."""
+    """The augmentation of a frame: a row of ``source_voxels``, a shift, and the changes of its image."""
 
     symmetry: int = 0
     shift: Shift = dataclasses.field(default_factory=Shift)

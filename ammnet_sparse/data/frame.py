@@ -19,7 +19,7 @@ class Frame:
         frame_id: name of the frame, for messages and pictures.
         tsdf: [X, H, Y] float32, not flipped, or flipped where ``tsdf_is_flipped`` (see ``Batch.tsdf``).
         mapping: [X, H, Y] int32, pixel ``row * 640 + column`` that hit the voxel, -1 for none.
-        label_weight: [X, H, Y] bool, True where loss and evaluation look.
+        label_weight: [X, H, Y] bool, True for voxels of loss and evaluation.
         label: [X, H, Y] uint8, a class of ``info`` or 255 for ignore; None without ground truth.
         image: [480, 640, 3] uint8, upright RGB; float32 on the same scale 0..255 once augmented; or None.
         label_map: [480, 640] uint8, the 2D prediction, 0..13; or None.

@@ -21,7 +21,7 @@ class WorkerLostError(RuntimeError):
 def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
 ) -> Generator[Result, None, None]:
-    """``function`` of every item, in order: in this process, or spread over ``workers`` processes.
+    """The results of ``function`` for all items, in order: in this process, or spread over ``workers`` processes.
 
     An error, or closing the iterator, drops the items that no process has started. Ctrl-C, which a terminal sends to
     every process, is handled by this one: the workers finish their current items.
@@ -51,7 +51,7 @@ def map_in_processes(
 def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
 ) -> Generator[Result, None, None]:
-    """``function`` of every item, in order, by threads that are never far ahead of who reads the results.
+    """The results of ``function`` for all items, in order, from threads that run only a few items ahead of the reader.
 
     An error, or closing the iterator, drops the items that no thread has started.
     """

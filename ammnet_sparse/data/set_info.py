@@ -1,4 +1,4 @@
-"""What a set says about itself: its classes with their colors, its grid, and the size of its voxels."""
+"""The description of a set: its classes with their colors, its grid, and the size of its voxels."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,12 +20,12 @@ _Channel = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[_Channel, _Channel, _Channel]
 """Red, green, blue."""
 CLASS_NAME = r"^[^\W_][\w .,/()+-]{0,39}$"
-"""Names of classes: what pages, formulas of matplotlib and tables show as it is."""
+"""Names of classes that pages, tables and matplotlib's formulas show unchanged."""
 _Size = Annotated[int, Field(ge=1)]
 
 
 class SetInfo(pydantic.BaseModel):
-    """What a set says about itself; the defaults are NYU's.
+    """The description of a set; the defaults are NYU's.
 
     Attributes:
         dataset: published layout of its files; the TSDF of ``nyucad`` is flipped.

@@ -84,7 +84,7 @@ class Shift(NamedTuple):
 
 
 def fill_of(name: str, volume: NDArray[Any], *, tsdf_is_flipped: bool) -> float:
-    """What an array of a frame holds in voxels that nothing is known of: unobserved, not hit, not scored.
+    """The value of an array of a frame in voxels of unknown content: unobserved, not hit, not scored.
 
     A flipped TSDF is filled with the value that it gives to unobserved space itself (``conventions.unobserved_of``).
     """
@@ -137,7 +137,7 @@ def _fills(name: str, volumes: Tensor, *, tsdf_is_flipped: bool) -> Tensor:
 
 
 def _ranges(shift: int) -> tuple[slice, slice]:
-    """Where to, and where from."""
+    """Indices along an axis: of the target, and of the source."""
     if shift >= 0:
         return slice(shift, None), slice(None, -shift or None)
     return slice(None, shift), slice(-shift, None)

@@ -57,7 +57,7 @@ class PreparedFrame:
 
 
 def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """What a folder holds: the ids of the frames that have both files, sorted; problems; and notes.
+    """The content of a folder: the ids of the frames that have both files, sorted; problems; and notes.
 
     A problem is a file that belongs to no frame, or lacks its partner. A note is a file of another type with the
     name of an existing frame (``NYU0003_reference.npz``), which people keep beside the raw files.

@@ -1,11 +1,11 @@
 """From SSCNet's raw ``.png`` and ``.bin`` files to a set in the published layout, frame by frame, restartable.
 
-Written are, for ``NYU0003_0000.png`` and ``NYU0003_0000.bin``::
+The files of ``NYU0003_0000.png`` and ``NYU0003_0000.bin`` are::
 
     Label/0003.npz     arr_0: class of each voxel, uint8
     TSDF/0003.npz      arr_0: TSDF, float32, not flipped;  arr_1: label weight, uint8
     Mapping/0003.npz   arr_0: pixel of each voxel, int32, 307200 for none
-    <split>.txt        the frames, one id a line
+    <split>.txt        the frames, one id per line
     prepared.json      intrinsics and convention, so that a folder never mixes two of them
 
 and with the flipped convention, instead of ``TSDF`` and ``Mapping``, what NYUCAD's readers expect::
@@ -102,7 +102,7 @@ class FrameResult:
 
 @dataclasses.dataclass(frozen=True)
 class PreparationReport:
-    """What ``prepare_set`` did.
+    """The outcome of ``prepare_set``.
 
     Attributes:
         results: of every frame that has both raw files.

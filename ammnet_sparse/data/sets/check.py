@@ -68,7 +68,7 @@ class SplitStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class SetReport:
-    """What ``check_set`` found. ``statistics`` is empty after a quick check; ``notes`` are not problems."""
+    """The result of ``check_set``. ``statistics`` is empty after a quick check; ``notes`` are not problems."""
 
     problems: tuple[Problem, ...]
     num_frames: int
@@ -122,11 +122,15 @@ def check_set(
 ) -> SetReport:
     """Reads every frame of the lists once and reports what is missing, unreadable or wrong, by frame.
 
-    Reported are files that are missing, unreadable, of the wrong shape, type or values; frames without a hit pixel or
-    a scored voxel; files of another convention (``conventions.py``), judged over the set, and frames whose TSDF is of
-    another one than the others'; frames that are in a list twice; frames of ``val.txt`` that are not in ``train.txt``
-    where that is checked; frames of ``test.txt`` that are in another list; lists that are empty or contain lines that
-    are not ids.
+    It reports
+
+    * files that are missing, unreadable, of the wrong shape, type or values;
+    * frames without a hit pixel or a scored voxel;
+    * files of another convention (``conventions.py``), judged over the set, and single frames whose TSDF has another
+      convention than the rest;
+    * frames that are in a list twice, frames of ``val.txt`` that are not in ``train.txt`` where that is checked, and
+      frames of ``test.txt`` that are in another list;
+    * lists that are empty or contain lines that are not ids.
 
     Args:
         split_names: names of lists; none: those of train, test and val that the set has.

@@ -1,9 +1,9 @@
 """The conventions of a set, judged by its content: a file of another convention has the right shape and type.
 
 Each measure compares what must agree: pixels hit surfaces, so at a hit voxel the TSDF is near 0 and the labels
-are mostly occupied. Thresholds lie far from what published frames have (795 of NYU: median |TSDF| of hit voxels 0.055
-to 0.11 a frame, occupied share of hit voxels 0.26 to 0.88), and medians over a set are judged. Single frames are judged
-by their TSDF alone, which is far from that of the others where its convention is another one.
+are mostly occupied. Medians over a set are judged. Thresholds are far from the values of published frames (795 of NYU:
+median |TSDF| of hit voxels 0.055 to 0.11 per frame, occupied share of hit voxels 0.26 to 0.88). Single frames are
+judged by their TSDF alone, which is clearly unlike the others' if its convention is.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from ammnet_sparse.files.errors import abbreviated
 _FEWEST_HITS = 200
 """Least number of hit voxels of a frame that is judged."""
 _FLIPPED = 0.6
-"""Median |TSDF| of hit voxels above which the convention is the other one; in practice 0.1 and 0.9. A frame whose
-median is that far from the set's is of the other convention."""
+"""Median |TSDF| of hit voxels above which a set has the other convention; in practice it is 0.1 or 0.9. A frame whose
+median is that far from the set's has the other convention."""
 _SATURATED, _ALL = 0.3, 0.9
 _NEAR_SURFACE = 0.45
 """Share of hit voxels with 0 < |TSDF| < 0.5 below which TSDF and mapping do not match."""
@@ -47,7 +47,7 @@ _FLIPS = {"X mirrored": 0, "height upside down": 1, "Y mirrored": 2}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameConventions:
-    """What a frame shows about the conventions of its files; NaN if it shows nothing.
+    """The measures of a frame for the conventions of its files; NaN where it shows nothing.
 
     Attributes:
         distance: median |TSDF| of hit voxels, not flipped.

@@ -138,7 +138,7 @@ def read_color_image(path: Path) -> NDArray[np.uint8]:
     """An RGB image [480, 640, 3] uint8 from png or jpg, rotated according to its EXIF; gray and transparent ones, too.
 
     Raises:
-        DataError: missing, unreadable, another format or size, or more than 8 bits a channel.
+        DataError: missing, unreadable, another format or size, or more than 8 bits per channel.
     """
     if not os.path.exists(path):
         raise missing_file(path)

@@ -103,7 +103,7 @@ def find_half(base: Path, split: str, *, cad: Path | None) -> Path | None:
 
 
 def ids_of_folder(folder: Path) -> list[str]:
-    """The frames that a folder of images has, sorted."""
+    """The frames in a folder of images, sorted."""
     return sorted(set(_ids_in(folder)))
 
 

@@ -53,7 +53,7 @@ SAFETENSORS_TYPES = {
 _NUMPY_TYPES = {code: name for name, code in SAFETENSORS_TYPES.items()}
 
 _OWN = ("classes", "voxel_size")
-"""What the header holds only of a set whose own differ from NYU's."""
+"""Fields that the header holds only where they differ from NYU's."""
 _PACK_AGAIN = "make it again with `ammnet data pack`"
 
 
@@ -91,7 +91,7 @@ class PackedHeader(pydantic.BaseModel):
 
     @property
     def info(self) -> SetInfo:
-        """What the set says about itself."""
+        """The description of the set."""
         own = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
         return SetInfo(dataset=self.dataset, grid_shape=self.grid_shape, **own)
 

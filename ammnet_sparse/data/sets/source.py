@@ -23,7 +23,7 @@ def open_frames(
         dataset: layout of a folder; of a packed file, what it was made from.
         read_image: read color images; None: where the set has them.
         read_label_map: read 2D label maps; None: likewise.
-        grid_shape: voxels along (X, height, Y) that the set must have; None: NYU's, or what the set says.
+        grid_shape: voxels along (X, height, Y) that the set must have; None: that of the set's description, or NYU's.
 
     Raises:
         DataError: no set there, or one that lacks the parts asked for.

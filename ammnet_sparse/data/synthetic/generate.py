@@ -38,7 +38,7 @@ def ensure_rooms(config: DataConfig, *, progress: bool = True) -> Path:
     """The folder of the configured rooms, generated on first use.
 
     Every set of parameters has a folder of its own in ``config.synthetic_root``, so that a change of the
-    configuration neither reuses nor overwrites other rooms; its name says the parameters, for people who clean up.
+    configuration neither reuses nor overwrites other rooms; its name lists the parameters, for people who clean up.
 
     Raises:
         RoomsError: the folder exists and holds something else.
