@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -56,6 +56,7 @@ OF_ROOMS = OnlyIf(
     "data.root is empty",
     lambda config: None if config.data.root is None else "data.root names a set, so no rooms are generated",
 )
+OF_TEACHERS = OnlyIf("loss.teachers", lambda config: None if config.loss.teachers else "loss.teachers names no network")
 OF_SPARSE_SITES = OnlyIf(
     "model.sites=sparse",
     lambda config: None if config.model.sites == "sparse" else "with model.sites=dense every voxel is a site",
@@ -80,7 +81,8 @@ class _Section(BaseModel):
     @classmethod
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
         # Otherwise pydantic accepts true as 1.
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool and value not in get_args(kind):
             raise ValueError("expected a value that is not a boolean")
         return value
 
@@ -256,6 +258,14 @@ class LossConfig(_Section):
     class_weights: tuple[Weight, ...] = Field(
         (), description="of the 3D cross-entropy: a number above 0 per class, empty first; []: equal weights"
     )
+    teachers: tuple[str, ...] = Field(
+        (), description="trained networks to learn from (distillation): files or names of shipped weights"
+    )
+    weight_distillation: Annotated[float, OF_TEACHERS] = Field(
+        1.0,
+        ge=0,
+        description="weight of the divergence of the scene from the mean of the teachers' probabilities",
+    )
 
 
 class AdversarialConfig(_Section):
@@ -336,7 +346,11 @@ class TrainingConfig(_Section):
         1, description="batches per step; their gradients are summed, as for one larger batch"
     )
     seed: Annotated[Seed, KEPT] = Field(8332, description="of initialization, order, augmentation, dropout and fakes")
-    mixed_precision: bool = Field(False, description="fp16 with loss scaling (CUDA only)")
+    mixed_precision: Literal[False, True, "fp16", "bf16"] = Field(
+        False,
+        description="fp16, or true: float16 with loss scaling (CUDA only); bf16: bfloat16, which has float32's range "
+        "and needs no scaling",
+    )
     recompute: Annotated[Literal["off", "elementwise", "blocks", "full"], FREE] = Field(
         "off",
         description="what the backward pass recomputes instead of keeping it: normalization, ReLU and the like "
@@ -363,6 +377,11 @@ class TrainingConfig(_Section):
         description="decay per step of the exponential moving average of the generator's weights, which are validated "
         "and saved; 0: no average",
     )
+
+    @property
+    def uses_fp16(self) -> bool:
+        """Whether losses need scaling."""
+        return self.mixed_precision in (True, "fp16")
 
 
 class Config(_Section):

@@ -20,8 +20,10 @@ def prepare_device(config: Config, device: torch.device) -> Backend:
     Raises:
         ConfigError: a configuration that cannot run on this device.
     """
-    if config.training.mixed_precision and device.type != "cuda":
-        raise ConfigError(f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to false")
+    if config.training.uses_fp16 and device.type != "cuda":
+        raise ConfigError(
+            f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to bf16 or false"
+        )
     make_current(device)
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized

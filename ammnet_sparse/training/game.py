@@ -24,6 +24,7 @@ from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.training.losses import (
     Term,
     discriminator_loss,
+    distillation,
     gradient_penalty,
     image_cross_entropy,
     labels_at,
@@ -37,6 +38,7 @@ from ammnet_sparse.training.losses import (
 )
 from ammnet_sparse.training.networks import Networks
 from ammnet_sparse.training.optimization import build_optimizations
+from ammnet_sparse.training.teachers import Teachers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class AdversarialGame:
         )
         weights = config.loss.class_weights
         self.class_weights = torch.tensor(weights, device=device) if weights else None
+        self.teachers = Teachers(config, device=device) if config.loss.teachers else None
         self._device = device
         self._has_image_loss = config.model.reads_image
         self._buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
@@ -147,7 +150,9 @@ class AdversarialGame:
         return _Scene(batch, index, config=self.config.model, dtype=self.discriminator.embed.weight.dtype)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.float16, enabled=self.config.training.mixed_precision)
+        training = self.config.training
+        dtype = torch.float16 if training.uses_fp16 else torch.bfloat16
+        return torch.autocast(self._device.type, dtype, enabled=bool(training.mixed_precision))
 
     @contextlib.contextmanager
     def _without_a_trace(self) -> Iterator[None]:
@@ -178,6 +183,11 @@ class AdversarialGame:
         terms = {"scene": Term(1, scene_sum / totals.scored)}
         if config.weight_lovasz > 0:
             terms["lovasz"] = Term(config.weight_lovasz, totals.share(scene_lovasz(prediction, batch), scene.index))
+        if self.teachers is not None:
+            with self._autocast():
+                taught = self.teachers.probabilities(batch, scene.plan)
+            value = distillation(scene.at_sites(prediction), taught, labels_at(batch, scene.sites))
+            terms["distillation"] = Term(config.weight_distillation, totals.share(value, scene.index))
         if prediction.class_logits_2d is not None:
             image_sum = image_cross_entropy(prediction, batch, label_smoothing=smoothing)
             terms["image"] = Term(config.weight_2d, image_sum / totals.pixels)
@@ -255,14 +265,12 @@ class AdversarialGame:
 
     def _scored_features(self, scene: "_Scene", prediction: Prediction) -> Tensor:
         """The discriminator's input from a prediction: its scored voxels only."""
-        features = prediction.voxel_logits
+        features = scene.at_sites(prediction)
         kind = self.config.model.discriminator_input
         if kind != "logits":
             features = features.softmax(dim=1)
         if kind == "one_hot":
             features = _OneHotOfLikeliest.apply(features)
-        if prediction.sites is not scene.sites:  # a fusion that needs every voxel
-            return features.index_select(0, scene.sites.linear)
         if scene.sites.is_full:
             return features * scene.batch.scored_mask.flatten()[:, None]
         return features
@@ -347,6 +355,11 @@ class _Scene:
         """[N, num_classes] at the sites, for each of ``labels`` [B, V]; zeros where nothing is scored."""
         linear = repeated_sites(self.sites, len(labels)).linear
         return one_hot_sites(torch.cat(labels), linear, self.num_classes, self.dtype).chunk(len(labels))
+
+    def at_sites(self, prediction: Prediction) -> Tensor:
+        """[N, num_classes] logits at the sites; a fusion that needs every voxel predicts more."""
+        logits = prediction.voxel_logits
+        return logits if prediction.sites is self.sites else logits.index_select(0, self.sites.linear)
 
     def count(self, prediction: Prediction) -> VoxelCounts:
         """Scored voxels by truth and prediction."""

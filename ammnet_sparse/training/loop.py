@@ -370,7 +370,7 @@ class Run:
         """
         progress, mixed_precision = self.progress, self.config.training.mixed_precision
         # Gradients were too large for float16: loss scaling starts too high and halves the scale.
-        is_overflow = mixed_precision and all(name.endswith("_gradient_norm") for name in broken)
+        is_overflow = self.config.training.uses_fp16 and all(name.endswith("_gradient_norm") for name in broken)
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         self._is_suspect = not is_overflow

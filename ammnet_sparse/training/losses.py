@@ -73,6 +73,19 @@ def scene_cross_entropy(
     )
 
 
+def distillation(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of a network's probabilities from its teachers' over the scored voxels.
+
+    Args:
+        logits: [N, num_classes], of the network.
+        taught: [N, num_classes] float32, the teachers' probabilities.
+        labels: [N], 255 where the voxel is not scored.
+    """
+    scored = labels != IGNORE_LABEL
+    divergence = F.kl_div(at_least_float32(logits).log_softmax(dim=1), taught, reduction="none").sum(dim=1)
+    return (divergence * scored).sum() / scored.sum()
+
+
 def scene_lovasz(prediction: Prediction, batch: Batch) -> Tensor:
     """Lovász-softmax loss of a batch (Berman et al. 2018), a scalar in 0..2 that stands for 1 - mIoU plus 1 - SC IoU.
 

@@ -118,9 +118,7 @@ def build_optimizations(
         device: where the networks are.
     """
     optimizer, adversarial = config.optimizer, config.adversarial
-    build = functools.partial(
-        Optimization, config=optimizer, uses_scaling=config.training.mixed_precision, device=device
-    )
+    build = functools.partial(Optimization, config=optimizer, uses_scaling=config.training.uses_fp16, device=device)
     of_discriminator = None
     if adversarial.enabled:
         learning_rate = optimizer.discriminator_learning_rate or optimizer.learning_rate
