@@ -57,7 +57,8 @@ def describe_keys(
                 kind=_kind(field.annotation) + _range(field),
                 default=field.default,
                 meaning=field.description or "",
-                is_text=bool({field.annotation, *get_args(field.annotation)} & {Path, str}),
+                is_text=get_origin(field.annotation) is not tuple
+                and bool({field.annotation, *get_args(field.annotation)} & {Path, str}),
                 **of_key,
             )
 
@@ -129,7 +130,7 @@ def _kind(annotation: Any) -> str:
     if origin is Annotated:
         return _kind(arguments[0])
     if origin is Literal:
-        return " | ".join(map(str, arguments))
+        return " | ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in arguments)
     if origin is tuple and arguments[-1] is ...:
         return f"[{_kind(arguments[0])}, ...]"
     if origin is tuple:
