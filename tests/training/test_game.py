@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammnet_sparse.config import ModelConfig
+from ammnet_sparse.config import ConfigError, ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import CompletionMetrics
-from ammnet_sparse.models.ammnet import Prediction, SitePlan, plan_sites
+from ammnet_sparse.models.ammnet import AMMNet, Prediction, SitePlan, plan_sites
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.image_encoders import ENCODERS
+from ammnet_sparse.models.weights.files import save_weights
 from ammnet_sparse.sparse.normalization import SiteBatchNorm
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.game import AdversarialGame
@@ -526,6 +528,47 @@ def test_lovasz_is_a_part_of_the_loss_and_its_mean_over_batches(batch: Batch, si
         assert "lovasz" not in without.step(batches, seed=1).values
         weight = "decoder.classifier.weight"
         assert gradients.keys() == plain.keys() and not torch.allclose(gradients[weight], plain[weight])
+
+
+@pytest.mark.parametrize("changes", [{}, {"sites": "dense"}, {"fusion": "senet"}, {"encoder_band": True}])
+def test_distillation_is_the_divergence_from_the_mean_of_the_teachers(
+    batch: Batch, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Teachers differ from the trained network in what may differ: width, and the sites of the encoders."""
+    teachers = [AMMNet(tiny_config(model={"width": width}).model) for width in (8, 16)]
+    files = [tmp_path / f"{teacher.config.width}.safetensors" for teacher in teachers]
+    for teacher, file in zip(teachers, files, strict=True):
+        save_weights(file, teacher.state_dict(), model_config=teacher.config)
+    loss = {"teachers": [str(file) for file in files], "weight_distillation": 0.5}
+    game = make_game(tiny_config(model=changes, loss=loss, adversarial={"enabled": False}))
+    assert game.teachers is not None
+    before = [state_of(network) for network in game.teachers.networks]
+    with torch.no_grad():
+        student = copy.deepcopy(game.generator).train()(batch, voxels="scored").logits
+        taught = [teacher.eval()(batch, voxels="all").probabilities for teacher in game.teachers.networks]
+    divergence = F.kl_div(student.log_softmax(dim=1), torch.stack(taught).mean(dim=0), reduction="none").sum(dim=1)
+    report = game.step([batch], seed=1)
+    expected = divergence.flatten(1)[batch.scored_mask].mean().double()
+    torch.testing.assert_close(report.values["distillation"], expected)
+    torch.testing.assert_close(report.values["loss"], report.values["scene"] + 0.5 * report.values["distillation"])
+    for network, state in zip(game.teachers.networks, before, strict=True):
+        assert not differing(state, state_of(network))
+
+
+def test_teachers_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    teacher, file = AMMNet(tiny_config(model={"num_classes": 5}).model), tmp_path / "five.safetensors"
+    save_weights(file, teacher.state_dict(), model_config=teacher.config)
+    with pytest.raises(ConfigError, match=r"loss.teachers.*five.*num_classes"):
+        make_game(tiny_config(loss={"teachers": [str(file)]}))
+
+
+def test_bfloat16_on_a_cpu_takes_nearly_the_same_step(batch: Batch) -> None:
+    values = {
+        precision: make_game(tiny_config(training={"mixed_precision": precision})).step([batch], seed=1).as_floats()
+        for precision in (False, "bf16")
+    }
+    assert values["bf16"] != values[False]
+    assert values["bf16"]["scene"] == pytest.approx(values[False]["scene"], rel=2e-2)
 
 
 def test_scene_without_object_and_scene_without_scored_voxel(batch: Batch) -> None:
