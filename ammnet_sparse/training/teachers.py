@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ammnet_sparse.config import Config, ConfigError
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.models.inputs import SitePlan, plan_sites
+from ammnet_sparse.models.ammnet import SitePlan, plan_sites
 from ammnet_sparse.models.weights.loading import load_model
 
 
