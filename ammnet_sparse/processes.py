@@ -75,7 +75,7 @@ def _own_device(device: str | None, *, local_rank: int) -> str:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda:"):
-        raise ProcessError(f"--device {device}: expected cuda or cpu: each process takes a card of its own")
+        raise ProcessError(f"`device={device}`: expected cuda or cpu: each process takes a card of its own")
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ProcessError(

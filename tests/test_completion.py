@@ -242,14 +242,14 @@ def test_inputs_that_the_weights_do_not_read_are_said(completer: SceneCompleter)
 
 def test_invalid_arguments_are_refused(completer: SceneCompleter, weights: Path) -> None:
     for wrong, message in (
-        ({"depth_scale": 0}, "depth_scale: expected units per meter above 0, found 0"),
+        ({"depth_scale": 0}, "`depth_scale`: expected units per meter above 0, found 0"),
         ({"depth_scale": float("nan")}, "depth_scale"),
-        ({"depth_scale": "1000"}, "depth_scale: expected units per meter above 0, found '1000'"),
-        ({"pose_up": "up"}, "pose_up: expected one of x, y, z, -x, -y, -z, found 'up'"),
-        ({"label_map_classes": "coco"}, "label_map_classes: expected one of nyu13, .* found 'coco'"),
-        ({"camera_height": -1}, "camera_height: expected meters above 0 and below 100, found -1"),
-        ({"camera_height": 150}, "camera_height: expected meters above 0 and below 100, found 150"),
-        ({"depth_encoding": "inches"}, "depth_encoding: expected one of auto, .* found 'inches'"),
+        ({"depth_scale": "1000"}, "`depth_scale`: expected units per meter above 0, found '1000'"),
+        ({"pose_up": "up"}, "`pose_up`: expected one of x, y, z, -x, -y, -z, found 'up'"),
+        ({"label_map_classes": "coco"}, "`label_map_classes`: expected one of nyu13, .* found 'coco'"),
+        ({"camera_height": -1}, "`camera_height`: expected meters above 0 and below 100, found -1"),
+        ({"camera_height": 150}, "`camera_height`: expected meters above 0 and below 100, found 150"),
+        ({"depth_encoding": "inches"}, "`depth_encoding`: expected one of auto, .* found 'inches'"),
     ):
         with pytest.raises(ValueError, match=message):
             SceneCompleter(weights, intrinsics=INTRINSICS, **wrong)  # type: ignore[arg-type]
@@ -306,7 +306,8 @@ def test_what_cannot_be_completed_is_said(completer: SceneCompleter, weights: Pa
     seg2d.__dict__.update(completer.__dict__)
     seg2d.model = SceneCompleter("nyu_seg2d_w64", intrinsics=INTRINSICS).model
     with pytest.raises(
-        ValueError, match=r"label map: expected one[\s\S]*nyu_rgb_w64 reads the color image, nyu_depth_w64"
+        ValueError,
+        match=r"label map: expected one[\s\S]*weights='nyu_rgb_w64'` reads the color image, `weights='nyu_depth_w64'",
     ):
         seg2d(None, room_depth())
 

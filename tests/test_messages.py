@@ -81,18 +81,18 @@ def skip_a_third_step(folder: Path) -> None:
         ),
         (
             lambda folder: resume_with(folder, "model.width=16"),
-            "model.width: a resumed run keeps 256, found 16; to change it, start a new run with --init-from and this "
-            "run's weights",
+            "model.width: a resumed run keeps 256, found 16; to change it, start a new run with "
+            "`initial_weights` of this one",
         ),
         (
             lambda folder: resume_with(folder, "optimizer.learning_rate=1e-2"),
             "optimizer.learning_rate: a resumed run keeps 0.001, found 0.01; it decides what is trained: to change it "
-            "anyway, add --change",
+            "anyway, add `may_change=True`",
         ),
         (
             load_state,
-            "DIR/state.pt: expected the state of an interrupted run, found nothing; start a new run, or use "
-            "--init-from with its weights",
+            "DIR/state.pt: expected the state of an interrupted run, found nothing; start a new run, or one "
+            "with `initial_weights` of it",
         ),
         (
             lambda folder: read_intrinsics("1,2"),

@@ -27,8 +27,8 @@ _MOST = 0.5
 _ADVICE = {
     "farther": "the room is larger than the grid, or the depth scale is wrong",
     "nearer": "the camera is very near, or the depth scale is wrong",
-    "below the floor": "the detected floor is too high: give --camera-height",
-    "above": "the detected floor is too low, or the vertical is wrong: give --camera-height, --pose or --rotate",
+    "below the floor": "the detected floor is too high: give `camera_height`",
+    "above": "the detected floor is too low, or the vertical is wrong: give `camera_height`, `pose` or `rotate`",
     "to the sides": "the view is wide, or the intrinsics belong to another image size",
 }
 _BEHIND = -0.5

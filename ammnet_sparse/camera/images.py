@@ -88,7 +88,7 @@ def camera_images(stored: StoredImages, settings: CameraSettings) -> CameraImage
     if settings.rotate is None and stored.exif_turn:
         notes.append(
             f"color: EXIF turns it by {stored.exif_turn} degrees clockwise, and everything stored in the same "
-            "orientation with it (--rotate 0 leaves the images as they are stored)"
+            "orientation with it (`rotate=0` leaves the images as they are stored)"
         )
     pose, other = stored.pose, None
     convention = settings.pose_convention or stored.pose_convention or "opencv"

@@ -36,7 +36,7 @@ def owner_of_intrinsics(
         raise DataError(
             f"color and depth: expected one view in the same proportions, found {color_shape[1]}x{color_shape[0]} and "
             f"{depth_shape[1]}x{depth_shape[0]}; register the depth to the color image, crop them alike, or give both "
-            "cameras, --intrinsics of the depth image and --color-intrinsics"
+            "cameras, `intrinsics` of the depth image and `color_intrinsics`"
         )
     shapes = [(depth_shape[0], depth_shape[1]), (color_shape[0], color_shape[1])]
     if known is not None and known not in shapes:
@@ -58,7 +58,7 @@ def owner_of_intrinsics(
         raise DataError(
             f"intrinsics: cx {camera.cx:g}, cy {camera.cy:g} is the center of an image of "
             f"{nearest[0]}x{nearest[1]}, but the images are {nearest[1]}x{nearest[0]}: they lie on their side, or the "
-            "intrinsics do; exchange fx with fy and cx with cy, or turn the images with --rotate"
+            "intrinsics do; exchange fx with fy and cx with cy, or turn the images with `rotate`"
         )
     return nearest, camera
 

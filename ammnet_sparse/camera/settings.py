@@ -59,7 +59,7 @@ class Setting:
             is_valid = isinstance(value, numbers.Real) and 0 < float(value) < self.below
             expected = f"{self.number} above 0" + (f" and below {self.below:g}" if self.below < math.inf else "")
         if not is_valid:
-            raise DataError(f"{name}: expected {expected}, found {value!r}")
+            raise DataError(f"`{name}`: expected {expected}, found {value!r}")
         return value
 
 

@@ -6,7 +6,6 @@ Exit code: 0 the set is clean, 1 it has problems, 2 wrong usage (no such set or 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.splits,
         quick=options.quick,
         workers=options.workers,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     print(report.describe())
     return 0 if report.is_clean else 1

@@ -13,7 +13,6 @@ Exit code: 0 done, 1 some frames are broken (each is named; nothing is written),
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_file, command, writing_to
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tsdf=options.tsdf,
                 overwrite=options.overwrite,
                 workers=options.workers,
-                progress=sys.stderr.isatty(),
+                progress=True,
             )
     except BrokenFramesError as error:
         raise CommandFailed(str(error)) from error

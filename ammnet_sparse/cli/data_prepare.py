@@ -11,11 +11,10 @@ Exit code: 0 every frame is there, 1 some files were skipped (each is named), 2 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammnet_sparse.cli.errors import UsageError, check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import UsageError, check_output_folder, command, with_options, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, parse_positive
 from ammnet_sparse.data.raw.frames import CAMERAS
 from ammnet_sparse.data.raw.preparation import PreparationPlan, prepare_set
@@ -56,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         None if options.depth_encoding == "auto" else options.depth_encoding,
     )
     with writing_to(options.out):
-        report = prepare_set(plan, workers=options.workers, progress=sys.stderr.isatty())
-    print(report.describe())
+        report = prepare_set(plan, workers=options.workers, progress=True)
+    print(with_options(report.describe()))
     listed = f"{report.num_listed} frames" if report.num_listed else "no list, as no frame is complete"
     print(f"{options.out / split}.txt: {listed}")
     return 0 if report.is_clean else 1

@@ -9,7 +9,6 @@ Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             noise=options.noise,
             workers=options.workers,
-            progress=not options.quiet and sys.stderr.isatty(),
+            progress=not options.quiet,
         )
     print(f"{options.frames} frames in {folder}")
     return 0

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,9 @@ _ADVICE = {
     errno.EPERM: "check the permissions or choose another place",
     errno.EMFILE: "raise the limit (ulimit -n)",
 }
+_ARGUMENT = re.compile(r"`([a-z_0-9]+)(?:=([^`]*))?`")
+_OTHER_NAMES = {"weights": "checkpoint", "initial_weights": "init-from", "may_change": "change"}
+"""Arguments whose options have other names."""
 _ALLOCATION_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -84,7 +88,7 @@ def _plain_warnings(name: str) -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if category is UserWarning:
-            return f"ammnet {name}: warning: {message}\n"
+            return f"ammnet {name}: warning: {with_options(str(message))}\n"
         return before(message, category, filename, lineno, line)
 
     warnings.formatwarning = plain
@@ -100,7 +104,20 @@ def describe(error: BaseException) -> tuple[str, int] | None:
     if found is None:
         return None
     message, code = found
-    return "\n".join([message, *getattr(error, "__notes__", [])]), code
+    return with_options("\n".join([message, *getattr(error, "__notes__", [])])), code
+
+
+def with_options(text: str) -> str:
+    """A message of the package, with options in place of arguments in backquotes: ``--rotate 90`` of ``rotate=90``."""
+
+    def option(argument: re.Match[str]) -> str:
+        name = "--" + _OTHER_NAMES.get(argument[1], argument[1]).replace("_", "-")
+        value = (argument[2] or "").strip("'")
+        if value in ("", "True"):
+            return name
+        return f"{name}={value}" if value.startswith("-") else f"{name} {value}"
+
+    return _ARGUMENT.sub(option, text)
 
 
 def _describe(error: BaseException) -> tuple[str, int] | None:

@@ -24,7 +24,7 @@ from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.camera.images import turned_image
 from ammnet_sparse.camera.settings import FileKind
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_options, given_settings
-from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, writing_to
+from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, with_options, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings["depth_scale"] = settings["depth_scale"] or source.depth_scale
     completer = SceneCompleter(checkpoint, device=choose_device(options.device), **settings)
     for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {with_options(note)}", file=sys.stderr)
     viewer = None
     if not options.no_viewer:
         from ammnet_sparse.live.viewer import LiveViewer
@@ -106,7 +106,7 @@ def _complete(
                 scene = completer.complete(stored).painted(options.palette)
             except DataError as error:
                 skipped += 1
-                print(f"skipped: frame {stored.name}: {error}", file=sys.stderr, flush=True)
+                print(f"skipped: frame {stored.name}: {with_options(str(error))}", file=sys.stderr, flush=True)
                 continue
             now = time.monotonic()
             if last is not None:
@@ -140,7 +140,7 @@ def _source(options: argparse.Namespace) -> Source:
         intrinsics=read_intrinsics(options.intrinsics),
         has_color=not options.depth_only,
         has_label_map=options.label_maps,
-        report=lambda line: print(f"skipped: {line}", file=sys.stderr, flush=True),
+        report=lambda line: print(f"skipped: {with_options(line)}", file=sys.stderr, flush=True),
         ends_when_idle=options.idle,
     )
 

@@ -49,6 +49,7 @@ from ammnet_sparse.cli.errors import (
     check_keeps_inputs,
     check_output_folder,
     command,
+    with_options,
     writing_to,
 )
 from ammnet_sparse.cli.options import (
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with writing_to(options.out):
         count = _predict(options, skipped, outside)
     for message in skipped:
-        print(f"skipped: {message}", file=sys.stderr)
+        print(f"skipped: {with_options(message)}", file=sys.stderr)
     for message in outside:
         print(f"mostly outside the grid: {message}", file=sys.stderr)
     kinds = [".npz", ".png", *([".ply"] if options.ply else []), *([_PAGE] if options.page else [])]
@@ -183,7 +184,7 @@ def _own_frames(
     check_grid(model.config, info)
     has_color, has_label_map = options.color is not None, options.label_map is not None
     for note in check_inputs(model.config, has_color=has_color, has_label_map=has_label_map):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {with_options(note)}", file=sys.stderr)
     settings = camera_settings(options, getattr(model, "metadata", {}))
     found, unmatched = find_frames(options.color, options.depth, pose=options.pose, label_map=options.label_map)
     skipped += unmatched
@@ -199,7 +200,7 @@ def _own_frames(
                 raise
             skipped.append(f"frame {paths.name}: {error}")
             continue
-        ProgressBar.write("\n  ".join([f"{paths.name}:", *frame.describe()]))
+        ProgressBar.write(f"{paths.name}:\n  " + with_options("\n  ".join(frame.describe())))
         if frame.coverage.share < LITTLE:
             outside.append(f"frame {paths.name}: {frame.coverage.share:.1%} of its depth is inside the grid")
         yield CompletedScene(frame, _labels(model, Batch.from_frame(frame).to(device), options))

@@ -42,7 +42,7 @@ def map_in_processes(
     except BrokenProcessPool as error:
         raise WorkerLostError(
             "a worker process was ended from outside, perhaps because memory ran out; start again with fewer "
-            "--workers: complete frames are kept"
+            "`workers`: complete frames are kept"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

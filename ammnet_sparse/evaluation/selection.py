@@ -111,16 +111,16 @@ def check_inputs(config: ModelConfig, *, has_color: bool, has_label_map: bool) -
     if config.reads_label_map and not has_label_map:
         raise DataError(
             "label map: expected one, which these weights read (model.image_encoder: seg2d), found none. Either\n"
-            "  - use weights that read what you have: --checkpoint nyu_rgb_w64 reads the color image, nyu_depth_w64 "
-            "depth alone; both are shipped; or\n"
-            "  - give a label map of the color image (--label-map): a png with one channel of NYU's 13 classes, from "
+            "  - use weights that read what you have: `weights='nyu_rgb_w64'` reads the color image, "
+            "`weights='nyu_depth_w64'` depth alone; both are shipped; or\n"
+            "  - give a label map of the color image (`label_map`): a png with one channel of NYU's 13 classes, from "
             "any 2D segmentation network trained on them:\n    0 void, 1 bed, 2 books, 3 ceiling, 4 chair, 5 floor, "
             "6 furniture, 7 objects, 8 picture, 9 sofa, 10 table, 11 tv, 12 wall, 13 window.\n    "
             "Of zeros (void) it runs too, but then shape alone must tell the classes"
         )
     if config.reads_image and not has_color:
         raise DataError(
-            "color image: expected one, which these weights read, found none; give one (--color), or use weights that "
+            "color image: expected one, which these weights read, found none; give one (`color`), or use weights that "
             "read depth alone, such as the shipped nyu_depth_w64"
         )
     notes = []

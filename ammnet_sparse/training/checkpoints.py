@@ -65,16 +65,16 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
         ConfigError: a key that must stay differs.
     """
     if not isinstance(saved, dict):
-        raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with --init-from")
+        raise CheckpointError(f"{folder}: the state holds no configuration; start a new run with `initial_weights`")
     saved_config = config_from_dict(saved, source=f"{folder}: state")
     before, now = flat_values(saved_config), flat_values(config)
     changed = changed_keys(saved_config, config)
     for key in changed:
         kept = f"{key.name}: a resumed run keeps {before[key.name]}, found {now[key.name]}"
         if key.resume is Resume.KEPT:
-            raise ConfigError(f"{kept}; to change it, start a new run with --init-from and this run's weights")
+            raise ConfigError(f"{kept}; to change it, start a new run with `initial_weights` of this one")
         if not may_change:
-            raise ConfigError(f"{kept}; it decides what is trained: to change it anyway, add --change")
+            raise ConfigError(f"{kept}; it decides what is trained: to change it anyway, add `may_change=True`")
     plain = {"before": flat_plain(saved), "now": flat_plain(config.model_dump(mode="json"))}
     names = [key.name for key in changed]
     return [{"key": name, "before": plain["before"].get(name), "now": plain["now"].get(name)} for name in names]
@@ -185,18 +185,20 @@ def load_state(folder: Path) -> dict[str, Any]:
     path, previous = folder / STATE, folder / PREVIOUS_STATE
     if not path.is_file() and not previous.is_file():
         raise CheckpointError(
-            f"{path}: expected the state of an interrupted run, found nothing; start a new run, or use "
-            "--init-from with its weights"
+            f"{path}: expected the state of an interrupted run, found nothing; start a new run, or "
+            "one with `initial_weights` of it"
         )
     try:
         return _read_state(path)
     except CheckpointError as error:
         if not previous.is_file():
-            raise CheckpointError(f"{error}; use --init-from with {LAST_WEIGHTS}") from error
+            raise CheckpointError(f"{error}; use {LAST_WEIGHTS} as `initial_weights` of a new run") from error
         try:
             state = _read_state(previous)
         except CheckpointError as second:
-            raise CheckpointError(f"{error}; {second}; use --init-from with {LAST_WEIGHTS}") from second
+            raise CheckpointError(
+                f"{error}; {second}; use {LAST_WEIGHTS} as `initial_weights` of a new run"
+            ) from second
         warnings.warn(f"{error}; the run goes on from the state before it, {previous}", stacklevel=2)
         return state
 

@@ -66,7 +66,7 @@ def build_networks(
         WeightsError: weights that cannot be read or do not fit, or are not installed.
     """
     if config.model.freeze_encoders and not is_resumed and (initial_weights is None or only_shared):
-        raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights with --init-from")
+        raise ConfigError("model.freeze_encoders: expected trained encoders; give a run's weights as `initial_weights`")
     torch.manual_seed(config.training.seed)
     networks = Networks(AMMNet(config.model), Discriminator(config.model))
     encoder = networks.generator.image_encoder

@@ -213,13 +213,13 @@ class RunFolder:
         if len(random_states) != num_processes():
             raise CheckpointError(
                 f"{self.path}: expected {len(random_states)} processes as before (torchrun --nproc_per_node), found "
-                f"{num_processes()}; with another number start a new run with --init-from and its last weights"
+                f"{num_processes()}; with another number start a new run with `initial_weights` of its last epoch"
             )
         try:
             if state["frames"] != self.num_frames:
                 raise CheckpointError(
                     f"{self.path}: expected {state['frames']} training and validation frames as before, found "
-                    f"{self.num_frames}; give the same set and --limit"
+                    f"{self.num_frames}; give the same set and `limit`"
                 )
             parts.progress = Progress.from_state(state["progress"])
             self.changes = list(state.get("changes", []))

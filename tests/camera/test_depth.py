@@ -118,7 +118,7 @@ def test_rotated_bits_are_noticed(tmp_path: Path, high: float) -> None:
     told, _ = read_with_notes(tmp_path / "sun.png", encoding="rotated")
     np.testing.assert_array_equal(told, expected)
     for scale in (10000.0, 5000.0, 8000.0):
-        with pytest.raises(DataError, match="bits are rotated by 3.*Omit --depth-scale"):
+        with pytest.raises(DataError, match="bits are rotated by 3.*Omit `depth_scale`"):
             read_depth(tmp_path / "sun.png", scale=scale)
     plain = read_depth(tmp_path / "sun.png", scale=8000.0, encoding="plain")
     assert np.median(plain) == pytest.approx(float(np.median(expected)), rel=0.1)
@@ -131,7 +131,7 @@ def test_coarse_depth_is_not_rotated(step: int) -> None:
     values = (np.round(ramp(low=low, high=high) * 1000 / step) * step).astype(np.uint16)
     meters, notes = meters_from_values(values)
     np.testing.assert_allclose(meters, values / 1000.0, atol=1e-6)
-    assert len(notes) == 1 and "--depth-encoding rotated" in notes[0]
+    assert len(notes) == 1 and "depth_encoding='rotated'" in notes[0]
     np.testing.assert_allclose(meters_from_values(values, encoding="millimeters")[0], values / 1000.0, atol=1e-6)
 
 
@@ -163,7 +163,7 @@ def test_units_that_are_found_out(tmp_path: Path) -> None:
     found, notes = meters_from_values(tum, usual_scale=5000.0)
     np.testing.assert_allclose(found, meters, atol=1e-3)
     assert "intrinsics file" in notes[0]
-    with pytest.raises(DataError, match="has 1 units per meter, but --depth-scale says 1000"):
+    with pytest.raises(DataError, match="has 1 units per meter, but `depth_scale` says 1000"):
         meters_from_values(meters, scale=1000.0, encoding="meters")
 
 
@@ -171,7 +171,7 @@ def test_units_that_are_found_out(tmp_path: Path) -> None:
 def test_centimeters_are_noticed(dtype: type[Any]) -> None:
     meters = ramp()
     centimeters = np.round(meters * 100).astype(dtype)
-    assert any("--depth-scale 100" in note for note in meters_from_values(centimeters)[1])
+    assert any("`depth_scale=100`" in note for note in meters_from_values(centimeters)[1])
     np.testing.assert_allclose(meters_from_values(centimeters, scale=100.0)[0], meters, atol=0.006)
     assert not meters_from_values(centimeters, scale=100.0)[1]
     assert not meters_from_values((meters * 1000 + 1).astype(dtype))[1]

@@ -114,7 +114,7 @@ def test_color_of_other_proportions(
     found = read_frame(paths, settings_of(NYU_CAMERA, color_intrinsics=Intrinsics(color_camera)))
     np.testing.assert_array_equal(found.mapping, plain.mapping)
     assert_alike(found, plain)
-    with pytest.raises(DataError, match="--color-intrinsics"):
+    with pytest.raises(DataError, match="`color_intrinsics`"):
         read_frame(paths, settings_of(NYU_CAMERA))
 
 

@@ -210,7 +210,7 @@ def test_too_little_surface_is_a_guess() -> None:
     assert found.up_confidence == "guess" and found.floor.confidence == "guess" and not found.heading.is_room_axis
     np.testing.assert_allclose(found.pose, camera_pose(ASSUMED_CAMERA_HEIGHT, yaw=0, pitch=0, roll=0), atol=1e-12)
     text = "\n".join(found.describe())
-    assert "--camera-height" in text and "--pose" in text
+    assert "`camera_height`" in text and "`pose`" in text
 
 
 def test_known_height_is_used(view: RoomView, placement: Placement) -> None:
@@ -255,7 +255,7 @@ def test_world_of_the_first_camera(view: RoomView, placement: Placement) -> None
     found = place_camera(view.depth, camera=NYU_CAMERA, pose=tilted)
     assert angle(view.up, axis_direction(tilted, "-y")) > 4
     np.testing.assert_allclose(found.pose, placement.pose)
-    assert "not upright" in found.up_reason and "--pose-up" in found.up_reason
+    assert "not upright" in found.up_reason and "`pose_up`" in found.up_reason
     told = place_camera(view.depth, camera=NYU_CAMERA, pose=tilted, pose_up="-y")
     np.testing.assert_allclose(told.up, [0, -1, 0])
 
@@ -265,7 +265,7 @@ def test_a_wrong_axis_given_as_up_is_not_called_sure(view: RoomView) -> None:
     assert found.up_confidence == "likely" and found.contradicts_depth
     assert "where the pose's z is up" in found.up_reason
     advice = [line for line in found.describe() if line.startswith("advice")]
-    assert any("check which axis is up" in line for line in advice) and not any("--rotate" in line for line in advice)
+    assert any("check which axis is up" in line for line in advice) and not any("`rotate" in line for line in advice)
     right = place_camera(view.depth, camera=NYU_CAMERA, pose=view.pose, pose_up="z")
     assert right.up_confidence == "sure" and not right.contradicts_depth
     assert not any("check which axis" in line for line in right.describe())

@@ -149,5 +149,5 @@ def test_label_maps_as_other_types(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 6), 41, dtype=np.uint8)).save(tmp_path / "more.png")
     with pytest.raises(DataError, match=r"more\.png"):
         read_label_map(tmp_path / "more.png", classes="nyu40")
-    with pytest.raises(DataError, match="--label-map-classes nyu40 or ade20k"):
+    with pytest.raises(DataError, match="`label_map_classes='nyu40'` or ade20k"):
         read_label_map(tmp_path / "more.png")

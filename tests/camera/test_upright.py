@@ -41,7 +41,7 @@ def test_sure_is_right_of_images_on_their_side(degrees: int) -> None:
         right += is_right
         if not is_right:
             assert found.up_confidence != "sure" and found.floor.confidence != "sure"
-            assert found.alternative is not None and "--rotate" in "\n".join(found.describe())
+            assert found.alternative is not None and "`rotate=" in "\n".join(found.describe())
     assert right >= 1
 
 
@@ -55,7 +55,7 @@ def test_the_turn_that_is_advised_is_right() -> None:
             found = place_camera(turned, camera=camera)
             if angle(found.up, up) < 5:
                 assert upright_turn(found.up) == 360 - degrees
-                assert f"--rotate {360 - degrees}" in "\n".join(found.describe())
+                assert f"`rotate={360 - degrees}`" in "\n".join(found.describe())
                 advised += 1
     assert advised >= 3
 

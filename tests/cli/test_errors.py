@@ -37,6 +37,11 @@ def outcome(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[i
         (UsageError("--out: no"), 2, "--out: no"),
         (ConfigError("a.yaml: no"), 2, "a.yaml: no"),
         (WeightsError("w: no"), 2, "w: no"),
+        (
+            ConfigError("give `camera_height=1.2`, `pose_up='-z'` or `may_change=True` (`ammnet train`)"),
+            2,
+            "give --camera-height 1.2, --pose-up=-z or --change (`ammnet train`)",
+        ),
         (CommandFailed("too large"), 1, "too large"),
         (WorkerLostError("a worker is gone"), 1, "a worker is gone"),
         (KeyboardInterrupt(), 130, "interrupted"),

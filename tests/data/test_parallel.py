@@ -17,7 +17,7 @@ def test_processes_keep_the_order(workers: int) -> None:
 
 
 def test_a_worker_that_is_ended_is_reported() -> None:
-    with pytest.raises(WorkerLostError, match="--workers"):
+    with pytest.raises(WorkerLostError, match="`workers`"):
         list(map_in_processes(os._exit, [3, 3], workers=2))
 
 

@@ -341,7 +341,7 @@ def test_resumed_run_keeps_what_decides_what_is_trained(
         (change,) = check_same_run(config, saved, folder=tmp_path, may_change=True)
         assert (change["key"], change["now"]) == (key, value)
         return
-    with pytest.raises(ConfigError, match=f"{key}: .*{'--init-from' if is_kept else '--change'}"):
+    with pytest.raises(ConfigError, match=f"{key}: .*{'initial_weights' if is_kept else 'may_change'}"):
         check_same_run(config, saved, folder=tmp_path, may_change=may_change)
 
 
@@ -542,7 +542,7 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
     [
         ({"training.mixed_precision": True}, "training.mixed_precision: .*CUDA"),
         ({"model.num_label_map_classes": 13}, "model.num_label_map_classes"),
-        ({"model.freeze_encoders": True}, "model.freeze_encoders: .*--init-from"),
+        ({"model.freeze_encoders": True}, "model.freeze_encoders: .*initial_weights"),
         ({"model.image_encoder": "segformer_b2"}, "model.image_encoder_weights"),
         ({"data.cache_features": True}, "data.cache_features: .*model.image_encoder"),
         ({"data.cache_features": True, "model.image_encoder": "resnet50"}, "data.cache_features: .*data.augment_2d"),

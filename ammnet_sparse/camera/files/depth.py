@@ -63,7 +63,7 @@ def meters_from_values(
     told = _ENCODED_SCALES.get(encoding)
     if told is not None and scale is not None and scale != told:
         raise DataError(
-            f"depth encoding {encoding}: has {told:g} units per meter, but --depth-scale says {scale:g}; omit one"
+            f"depth encoding {encoding}: has {told:g} units per meter, but `depth_scale` says {scale:g}; omit one"
         )
     if values.ndim != 2 or values.dtype.kind not in "iuf" or values.dtype.itemsize < 2:
         raise DataError(
@@ -89,12 +89,12 @@ def meters_from_values(
     if encoding == "auto" and not is_rotated and values.dtype.kind in "iu" and _multiples_share(values, 8) > 0.9:
         notes.append(
             "depth: nearly all values are multiples of 8, but read as they are they form a room; if the bits are "
-            "rotated (SUN RGB-D, SSCNet), give --depth-encoding rotated"
+            "rotated (SUN RGB-D, SSCNet), give `depth_encoding='rotated'`"
         )
     if encoding == "auto" and not is_rotated and scale == DEPTH_SCALE and _looks_like_tum(values, meters):
         notes.append(
             "depth: taken as millimeters, but all values are multiples of 5, as in TUM's files of 5000 units per "
-            "meter; give --depth-scale 5000 if they are"
+            "meter; give `depth_scale=5000` if they are"
         )
     return meters, notes
 
@@ -124,13 +124,13 @@ def _decoded(
     if scale is not None and scale != DEPTH_SCALE:
         raise DataError(
             f"{name}: {said}, so these look like millimeters whose bits are rotated by 3 (SUN RGB-D, SSCNet); at "
-            f"{scale:g} units per meter, distant surfaces would appear in front of the camera. Omit --depth-scale, "
-            "or give --depth-encoding plain if the scale is right"
+            f"{scale:g} units per meter, distant surfaces would appear in front of the camera. Omit `depth_scale`, "
+            "or give `depth_encoding='plain'` if the scale is right"
         )
     if encoding == "auto":
         notes.append(
             f"depth: {said}: taken as millimeters whose bits are rotated by 3, as SUN RGB-D and SSCNet store them "
-            "(--depth-encoding plain would take them as they are)"
+            "(`depth_encoding='plain'` would take them as they are)"
         )
     return decode_rotated(values), DEPTH_SCALE
 
@@ -142,12 +142,12 @@ def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[st
             notes.append(f"depth: {usual_scale:g} units per meter, as the intrinsics file says")
         return usual_scale
     if values.dtype.kind == "f" and _is_plausible(_median(values, 1.0)):
-        notes.append("depth: floats, taken as meters (--depth-scale 1000 would take them as millimeters)")
+        notes.append("depth: floats, taken as meters (`depth_scale=1000` would take them as millimeters)")
         return 1.0
     median = _median(values, DEPTH_SCALE)
     if usual_scale is None and median < _NEAREST_USUAL:
         notes.append(
-            f"depth: taken as millimeters, a median of {median:.2f} m; if it is in centimeters, give --depth-scale 100"
+            f"depth: taken as millimeters, a median of {median:.2f} m; if it is in centimeters, give `depth_scale=100`"
         )
     return DEPTH_SCALE
 

@@ -127,7 +127,7 @@ def label_map_from_values(
     labels = values.astype(np.int64)
     known = labels[labels != _IGNORED] if classes != "nyu13" else labels
     if low < 0 or int(known.max(initial=0)) > most:
-        hint = "; --label-map-classes nyu40 or ade20k reads other lists" if classes == "nyu13" and low >= 0 else ""
+        hint = "; `label_map_classes='nyu40'` or ade20k reads other lists" if classes == "nyu13" and low >= 0 else ""
         found = f"{low}" if low < 0 else f"up to {high}"
         raise DataError(f"{name}: expected one channel of classes 0..{most} (0 void), found {found}{hint}")
     if classes == "nyu13":

@@ -79,7 +79,7 @@ def pose_by_depth(
         why = f"{here:.1f} degrees off" if fits_better else "off the height of the floor"
         return other, (
             f"; its camera has {names[another]}, as {another}: read as {convention} it would be {why} "
-            f"(--pose-convention {convention} would insist)"
+            f"(`pose_convention={convention!r}` would insist)"
         )
     return pose, "" if convention == "opencv" else f"; its camera has {names[convention]}, as its file's format says"
 
@@ -108,7 +108,7 @@ def upright_axis(
     axis, off = nearest_axis(pose, vertical.up)
     reason = (
         f"{vertical.reason}; the pose's world is not upright: its nearest axis {axis} is {off:.0f} degrees "
-        "off (--pose-up would insist on an axis)"
+        "off (`pose_up` would insist on an axis)"
     )
     return None, vertical.up, vertical.confidence, reason
 

@@ -79,8 +79,8 @@ class Placement:
             lines.append("room: no direction of walls found; the grid points where the camera does")
         if self.floor.confidence == "guess":
             may_be = self.floor.may_be
-            seen = "" if may_be is None else f"; --camera-height {may_be:.2f} if that level surface is the floor"
-            lines.append(f"advice: the floor is a guess; give --camera-height in meters if you know it{seen}")
+            seen = "" if may_be is None else f"; `camera_height={may_be:.2f}` if that level surface is the floor"
+            lines.append(f"advice: the floor is a guess; give `camera_height` in meters if you know it{seen}")
         return [*lines, *self._advice_on_up()]
 
     def _advice_on_up(self) -> list[str]:
@@ -88,21 +88,21 @@ class Placement:
         lines = []
         turn = upright_turn(self.up)
         if self.contradicts_depth:
-            return ["advice: the depth shows another vertical than --pose-up gives; check which axis is up"]
+            return ["advice: the depth shows another vertical than `pose_up` gives; check which axis is up"]
         if self.up_confidence == "guess":
-            lines.append("advice: the vertical is a guess; give --pose with an upright world if you have one")
+            lines.append("advice: the vertical is a guess; give a `pose` with an upright world if you have one")
         if self.up_confidence != "sure" and self.alternative is not None:
             other = describe_direction(self.alternative.up)
             other_turn = upright_turn(self.alternative.up)
-            how = f" (--rotate {other_turn} would turn it upright)" if other_turn else ""
+            how = f" (`rotate={other_turn}` would turn it upright)" if other_turn else ""
             if self.alternative.up[2] < -0.8:
-                how = " (a --pose of 1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1 with --pose-up=-z says so)"
+                how = " (a `pose` of 1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1 with `pose_up='-z'` says so)"
             upright = (
-                "--rotate 0 says that the images are upright" if not turn else f"--rotate {turn} turns them upright"
+                "`rotate=0` says that the images are upright" if not turn else f"`rotate={turn}` turns them upright"
             )
             lines.append(f"advice: the vertical could also be {other}{how}; {upright}")
         elif turn:
-            lines.append(f"advice: the images are not upright; --rotate {turn} turns them")
+            lines.append(f"advice: the images are not upright; `rotate={turn}` turns them")
         return lines
 
 

@@ -146,7 +146,7 @@ class PreparationReport:
             return []
         return [
             f"depth of {len(plain)} of {len(made)} frames ({abbreviated(plain)}) holds plain millimeters, not bits "
-            "rotated by 3 as SSCNet publishes them: read as such (--depth-encoding says otherwise)"
+            "rotated by 3 as SSCNet publishes them: read as such (`depth_encoding` says otherwise)"
         ]
 
 

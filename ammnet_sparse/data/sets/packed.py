@@ -139,7 +139,7 @@ class PackedFrames(FrameSource):
             )
         check_grid_shape(self.info, grid_shape, source=self.root)
         self.has_labels = "label" in self._entries
-        self.reads_image = self._decide(read_image, "image", "color images, which `ammnet data pack` adds on --images")
+        self.reads_image = self._decide(read_image, "image", "color images, which `ammnet data pack --images` adds")
         self.reads_label_map = self._decide(read_label_map, "label_map", "2D label maps")
 
     def __getstate__(self) -> dict[str, Any]:

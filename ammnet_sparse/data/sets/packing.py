@@ -64,7 +64,7 @@ def pack_set(
         OSError: the file cannot be written.
     """
     if out.exists() and not (overwrite and out.is_file()):
-        raise DataError(f"{out}: expected no file yet, found one; choose another name, or overwrite=True (--overwrite)")
+        raise DataError(f"{out}: expected no file yet, found one; choose another name, or `overwrite=True`")
     # With val, so that the choice of validation frames is the same as for the folder.
     lists = {name: source.frame_ids(name) for name in with_validation(source, chosen_lists(source, splits))}
     header = PackedHeader.of(source.info, lists)
