@@ -24,6 +24,7 @@ from PIL import Image
 from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
+from ammnet_sparse.pictures.palettes import painted
 
 PART_COLORS: dict[str, Rgb] = {"observed surface": (122, 128, 140), "completed": (240, 160, 40)}
 """Colors of voxels that a pixel hits, and of all others."""
@@ -169,8 +170,15 @@ def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
     if any((scene.info.classes, scene.info.voxel_size) != (info.classes, info.voxel_size) for scene in scenes):
         raise ValueError("scenes: expected scenes of the same classes and voxel size, found several")
     # The ceiling would hide the room in the initial view from above.
+    distinct = painted(info, "distinct").classes
     classes = [
-        {"name": name, "color": color, "hidden": label == info.ceiling, "skipped": label == EMPTY_LABEL}
+        {
+            "name": name,
+            "color": color,
+            "distinct": distinct[name],
+            "hidden": label == info.ceiling,
+            "skipped": label == EMPTY_LABEL,
+        }
         for label, (name, color) in enumerate(info.classes.items())
     ]
     return {

@@ -1,15 +1,20 @@
 """The page in a real browser: what a person sees of it, and what clicks, keys, mouse and fingers do."""
 
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, IMAGE_SHAPE
+from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb
 from ammnet_sparse.pictures.page import PART_COLORS, Scene, write_page
+from ammnet_sparse.pictures.palettes import painted
 from tests.pictures.browser import Browser, Page, find_chromium
 from tests.pictures.test_page import FAR, HIGH, LEFT, LOW, NEAR, RIGHT, SHAPE, lopsided
 
@@ -138,7 +143,7 @@ def test_a_click_on_a_class_hides_and_shows_it(page: Page) -> None:
     page.evaluate(f"document.querySelector('{box}').focus()")
     page.press("Space")
     assert shown(page, *pair) == [True, True]
-    page.click("#classes .pair button:last-child")
+    page.click("#classes .pair button:last-of-type")
     assert not any(shown(page, *map(color_of, (LEFT, RIGHT, HIGH, LOW))))
 
 
@@ -166,7 +171,47 @@ def test_truth_stands_to_the_right_of_the_prediction(compared: Page) -> None:
 def test_voxels_outside_the_mask_are_hidden_until_asked_for(compared: Page) -> None:
     assert shown(compared, color_of(FAR)) == [False]
     compared.click("#outside")
-    assert shown(compared, color_of(FAR)) == [True]
+    ((row, column),) = place_of(compared, color_of(FAR))
+    left, top, _, _ = compared.box_of("#canvas")
+    compared.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + column, y=top + row)
+    assert compared.evaluate("document.querySelector('#readout').textContent").endswith(", unscored")
+
+
+def test_distinct_colors_are_a_click_away(page: Page) -> None:
+    usual, distinct = color_of(LOW), painted(NYU, "distinct").classes[CLASS_NAMES[LOW]]
+    page.click("#distinct")
+    assert shown(page, usual, distinct) == [False, True]
+    page.click("#distinct")
+    assert shown(page, usual, distinct) == [True, False]
+
+
+def test_a_picture_is_saved_as_it_is_seen(browser: Browser, page: Page, tmp_path: Path) -> None:
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    seen = page.screenshot("#canvas")
+    page.click("#save")
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "plain.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    saved = np.asarray(Image.open(tmp_path / "plain.png").convert("RGB"))
+    assert abs(saved.shape[0] - seen.shape[0]) <= 1 and abs(saved.shape[1] - seen.shape[1]) <= 1
+    for label in (LEFT, RIGHT, HIGH, LOW):
+        assert pixels_of(saved, color_of(label)).sum() == pytest.approx(pixels_of(seen, color_of(label)).sum(), rel=0.1)
+
+
+def test_axes_say_how_long_they_are(page: Page) -> None:
+    """At the ends of the grid's edges: X before the camera, Y left of it, height beside both."""
+    words = page.evaluate("[...document.querySelectorAll('.caption b')].map(label => label.textContent)")
+    assert words == ["X 1.9 m", "height 1.0 m", "Y 1.9 m"]
+    x, height, y = (page.middle_of(f".caption b:nth-of-type({place})") for place in (1, 2, 3))
+    assert y[0] < height[0] < x[0] and height[1] < y[1] < x[1]
+
+
+def test_controls_and_help_are_in_view_on_a_laptop(browser: Browser, address: str) -> None:
+    page = browser.open(address, size=(1400, 757))
+    controls = "document.querySelector('.controls')"
+    assert page.evaluate(f"{controls}.scrollHeight <= {controls}.clientHeight")
+    assert page.evaluate("document.querySelector('#help').getBoundingClientRect().bottom") <= 757
+    page.close()
 
 
 def test_input_surface_has_the_colors_of_the_image(compared: Page) -> None:

@@ -32,7 +32,7 @@ function make(tag, properties, ...children) {
 
 function swatch(color) {
   const square = make("span", { className: "swatch" });
-  square.style.background = `rgb(${color.join(",")})`;
+  square.style.background = `rgb(${color})`;
   return square;
 }
 
@@ -52,7 +52,7 @@ function buildLegend(id, entries, states) {
   });
 }
 
-function buildAllAndNone(id, states) {
+function buildAllAndNone(id, states, ...others) {
   const set = (value) => {
     states.fill(value);
     for (const box of element(id).querySelectorAll("input[type=checkbox]")) box.checked = value;
@@ -60,7 +60,23 @@ function buildAllAndNone(id, states) {
   };
   element(id).append(make("div", { className: "pair" },
     make("button", { type: "button", textContent: "All", onclick: () => set(true) }),
-    make("button", { type: "button", textContent: "None", onclick: () => set(false) })));
+    make("button", { type: "button", textContent: "None", onclick: () => set(false) }), ...others));
+}
+
+// The switch between the colors of the classes and distinct ones, where these are others.
+function buildPaletteChoice() {
+  const box = make("input", { type: "checkbox", id: "distinct" });
+  box.addEventListener("change", () => {
+    data.classes.forEach((entry, index) => {
+      const color = box.checked ? entry.distinct : entry.color;
+      palette.classes[index] = packColor(color);
+      element(`classes-${index}`)?.closest("label").querySelector(".swatch").replaceWith(swatch(color));
+    });
+    repaint();
+  });
+  const label = make("label", { className: "row", title: "Also for the color blind" }, box, "Distinct colors");
+  label.hidden = data.classes.every((entry) => `${entry.color}` === `${entry.distinct}`);
+  return label;
 }
 
 function buildColorChoice() {
@@ -101,6 +117,9 @@ function buildViews() {
   }));
 }
 
+// The word for voxels that are hidden at first.
+const unshown = () => (scene.truth ? "unscored" : "unreliable");
+
 // --- from choices to a picture ---
 
 async function showScene(index) {
@@ -113,6 +132,7 @@ async function showScene(index) {
   Object.assign(element("cut"), { max: scene.shape[1], value: scene.shape[1] });
   element("parts").hidden = !scene.hasHit;
   element("outside-row").hidden = !scene.hasMask;
+  element("outside-words").textContent = `Show ${unshown()} voxels, too`;
   element("input").hidden = !scene.image;
   if (scene.image) element("image").src = scene.image;
   element("note").hidden = !scene.note;
@@ -153,7 +173,8 @@ function arrange() {
   }));
   element("captions").replaceChildren(...panes.map((pane) => {
     const box = make("div", { className: "caption" }, make("span", { textContent: VIEW_NAMES[pane.view] }),
-      make("i", {}));
+      make("i", {}), ...scene.shape.map((length, axis) =>
+        make("b", { textContent: `${["X", "height", "Y"][axis]} ${(length * data.voxelSize).toFixed(1)} m` })));
     for (const side of ["left", "top", "width", "height"]) box.style[side] = `${100 * pane[side]}%`;
     return box;
   }));
@@ -181,23 +202,46 @@ function redraw() {
     isWaiting = false;
     if (!renderer || !scene) return;
     renderer.draw(panes, camera, { shape: scene.shape, voxelSize: data.voxelSize });
-    placeCameraLabels();
+    placeLabels();
   });
 }
 
-// The word "camera" where it stood, or "camera's side" before the face of the grid that it looked in through.
-function placeCameraLabels() {
-  const [x, , y] = scene.shape;
+// The lengths of the grid at its axes, and the word "camera" where it stood, or "camera's side" before the face of the
+// grid that it looked in through.
+function placeLabels() {
+  const [x, height, y] = scene.shape;
   panes.forEach((pane, index) => {
     const aspect = (pane.width * element("panes").clientWidth) / (pane.height * element("panes").clientHeight);
     const m = camera.matrix(aspect);
     const [right, far] = scene.camera || [x / 2, -0.06 * y];
-    const at = (row) => m[row] * right - m[8 + row] * far + m[12 + row];
-    const label = element("captions").children[index].querySelector("i");
-    label.textContent = scene.camera ? "camera" : "camera's side";
-    label.hidden = at(3) <= 0;
-    label.style.left = `${50 + (50 * at(0)) / at(3)}%`;
-    label.style.top = `${50 - (50 * at(1)) / at(3)}%`;
+    const place = (label, point) => {
+      const at = (row) => m[row] * point[0] + m[4 + row] * point[1] - m[8 + row] * point[2] + m[12 + row];
+      label.hidden = at(3) <= 0;
+      label.style.left = `${50 + (50 * at(0)) / at(3)}%`;
+      label.style.top = `${50 - (50 * at(1)) / at(3)}%`;
+    };
+    const box = element("captions").children[index];
+    box.querySelector("i").textContent = scene.camera ? "camera" : "camera's side";
+    place(box.querySelector("i"), [right, 0, far]);
+    const ends = [[0.8 * x, 0, -0.04 * y], [0, 1.04 * height, y], [-0.06 * x, 0, 0.5 * y]];
+    box.querySelectorAll("b").forEach((label, axis) => place(label, ends[axis]));
+  });
+}
+
+// The 3D view as it is, with the names of its panes, as a file.
+function savePicture() {
+  renderer.draw(panes, camera, { shape: scene.shape, voxelSize: data.voxelSize });
+  const { width, height } = element("canvas");
+  const picture = make("canvas", { width, height });
+  const context = picture.getContext("2d");
+  context.drawImage(element("canvas"), 0, 0);
+  const size = (16 * width) / element("canvas").clientWidth;
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  for (const pane of panes) context.fillText(VIEW_NAMES[pane.view], pane.left * width + size, pane.top * height + 2 * size);
+  picture.toBlob((blob) => {
+    const address = URL.createObjectURL(blob);
+    make("a", { href: address, download: `${scene.name}.png` }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
   });
 }
 
@@ -220,12 +264,14 @@ function describeVoxel(left, top) {
     if (kind >= 0) words.push(data.errors[kind].name);
   }
   if (scene.hasHit) words.push(scene.flags[voxel] & HIT ? data.parts[0].name : data.parts[1].name);
+  if (!(scene.flags[voxel] & IN_MASK)) words.push(unshown());
   return `Voxel ${place.join(", ")}: ${words.join(", ")}`;
 }
 
 // --- start ---
 
 function complain(text) {
+  element("save").hidden = true;
   element("message").hidden = false;
   element("message").textContent = text;
   element("canvas").hidden = true;
@@ -240,7 +286,7 @@ function connect() {
   element("previous").addEventListener("click", () => step(-1));
   element("next").addEventListener("click", () => step(1));
   buildLegend("classes", data.classes, settings.classes);
-  buildAllAndNone("classes", settings.classes);
+  buildAllAndNone("classes", settings.classes, buildPaletteChoice());
   buildLegend("errors", data.errors, settings.errors);
   buildLegend("parts", data.parts, settings.parts);
   buildColorChoice();
@@ -264,6 +310,7 @@ function connect() {
       element("readout").textContent = describeVoxel(left, top) || "No voxel there.";
     },
   });
+  element("save").addEventListener("click", savePicture);
   new ResizeObserver(() => scene && arrange()).observe(element("panes"));
   element("canvas").addEventListener("webglcontextlost", (event) => event.preventDefault());
   element("canvas").addEventListener("webglcontextrestored", () => {

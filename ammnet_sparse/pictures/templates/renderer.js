@@ -55,6 +55,23 @@ void main() {
   pixel = vec4(vec3(mix(0.86, 0.94, smoothstep(0.4, 1.2, min(line.x, line.y)))), 1.0);
 }`;
 
+const AXES_VERTEX = `#version 300 es
+uniform mat4 camera;
+uniform vec3 extent; // of the grid along X, height and Y, in voxels
+void main() { // a line along three edges: X before the camera, the others left of it, height at the far end
+  int axis = gl_VertexID >> 1;
+  vec3 position = vec3(-0.05, -0.05, axis == 1 ? extent.z : -0.05);
+  position[axis] = float(gl_VertexID & 1) * extent[axis];
+  gl_Position = camera * vec4(position.xy, -position.z, 1.0);
+}`;
+
+const AXES_FRAGMENT = `#version 300 es
+precision highp float;
+out vec4 pixel;
+void main() {
+  pixel = vec4(0.42, 0.45, 0.5, 1.0);
+}`;
+
 function buildProgram(gl, vertexSource, fragmentSource) {
   const program = gl.createProgram();
   for (const [type, source] of [[gl.VERTEX_SHADER, vertexSource], [gl.FRAGMENT_SHADER, fragmentSource]]) {
@@ -81,6 +98,7 @@ class Renderer {
   prepare() {
     this.faces = buildProgram(this.gl, FACE_VERTEX, FACE_FRAGMENT);
     this.ground = buildProgram(this.gl, GROUND_VERTEX, GROUND_FRAGMENT);
+    this.axes = buildProgram(this.gl, AXES_VERTEX, AXES_FRAGMENT);
     this.meshes = new Map();
     this.nothing = this.gl.createVertexArray();
     this.gl.enable(this.gl.DEPTH_TEST);
@@ -121,6 +139,7 @@ class Renderer {
       gl.scissor(...box);
       const matrix = camera.matrix(box[2] / box[3]);
       if (camera.basis().eye[1] > 0) this.drawGround(matrix, shape, voxelSize);
+      this.drawAxes(matrix, shape);
       const mesh = this.meshes.get(pane.view);
       if (!mesh || !mesh.count) continue;
       gl.useProgram(this.faces);
@@ -138,5 +157,14 @@ class Renderer {
     gl.uniform1f(gl.getUniformLocation(this.ground, "meter"), 1 / voxelSize);
     gl.bindVertexArray(this.nothing);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
+  }
+
+  drawAxes(matrix, shape) {
+    const gl = this.gl;
+    gl.useProgram(this.axes);
+    gl.uniformMatrix4fv(gl.getUniformLocation(this.axes, "camera"), false, matrix);
+    gl.uniform3fv(gl.getUniformLocation(this.axes, "extent"), shape);
+    gl.bindVertexArray(this.nothing);
+    gl.drawArrays(gl.LINES, 0, 6);
   }
 }
