@@ -1,1 +1,1 @@
-"""Frames of a user's own depth camera: images, the vertical, the floor, the place of the grid."""
+"""Frames of a user's own depth camera: images, the vertical, the floor, the position of the grid."""

@@ -22,7 +22,7 @@ from ammnet_sparse.data.volumes.tsdf import flip_tsdf, mapping_from_depth, tsdf_
 from ammnet_sparse.files.errors import DataError
 
 LITTLE = 0.1
-"""Share of the depth in the grid below which a frame's completion says almost nothing about what the camera saw."""
+"""Share of the depth in the grid below which a frame's completion says almost nothing about the view."""
 _MOST = 0.5
 _ADVICE = {
     "farther": "the room is larger than the grid, or the depth scale is wrong",
@@ -41,12 +41,12 @@ _LEAST_FIELD_OF_VIEW = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """Where the depth of a view lies against the grid.
+    """The position of a view's depth relative to the grid.
 
     Attributes:
         share: of the pixels with depth that fall into the grid; 0 where no pixel has depth.
         outside: share of the pixels with depth in every direction outside, largest first; a pixel counts once.
-        reach: words for what the grid covers, seen from the camera.
+        reach: the extent of the grid in words, seen from the camera.
     """
 
     share: float
@@ -71,7 +71,7 @@ class CameraFrame(Frame):
     """A frame of a user's camera, without label; its label weight is set wherever space is not observed free.
 
     Attributes:
-        images: what it was made of, and their intrinsics.
+        images: those that it was made of, with their intrinsics.
         placement: camera, floor and room in the world, and how sure that is.
         origin: [3] float64, world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0).
         reliable_mask: [60, 36, 60] bool, the kind of voxels that networks are trained on (``reliable_voxels``).
@@ -171,7 +171,7 @@ def reliable_voxels(
 ) -> NDArray[np.bool_]:
     """The voxels of a prediction that are worth showing if there is no ground truth.
 
-    Networks are trained on what is occupied and what lies well behind a surface (TSDF below -0.5), within the box
+    Networks are trained on occupied voxels and those well behind a surface (TSDF below -0.5), within the box
     around everything seen (beyond it labels are 255). Accordingly these are hit voxels, their neighbors behind the
     surface, and TSDF below -0.5, within that box enlarged by 0.1 m. Predictions elsewhere (beyond the walls, just in
     front of a surface, along the edges of the image) were never compared with the truth.
@@ -205,7 +205,7 @@ def _coverage(images: CameraImages, view: CameraView) -> Coverage:
     positions = _voxel_positions(images, view, rows, columns)
     low, high = positions < 0, positions >= np.array(GRID_SHAPE)
     count = max(1, len(positions))
-    # In this order, so that what is beyond the far wall is not called high up.
+    # In this order, so that points beyond the far wall are not reported as above.
     masks = {
         "farther": high[:, 2],
         "nearer": low[:, 2],
@@ -223,7 +223,7 @@ def _coverage(images: CameraImages, view: CameraView) -> Coverage:
 
 
 def _sampled(depth: NDArray[np.float32], *, step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of valid pixels in every ``step``-th row and column; where few are there, of as many others."""
+    """Rows and columns of valid pixels in every ``step``-th row and column; if those are few, of as many others."""
     rows, columns = (step * index for index in np.nonzero(depth[::step, ::step]))
     if step**2 * len(rows) >= 0.5 * np.count_nonzero(depth):
         return rows, columns
@@ -243,7 +243,7 @@ def _voxel_positions(
 
 
 def _reach(view: CameraView) -> str:
-    """What the grid covers along the world's axes, from the camera: depends on where it looks."""
+    """The extent of the grid along the world's axes, seen from the camera, whose direction it depends on."""
     low = view.origin - view.pose[:3, 3]
     high = low + np.array(GRID_SHAPE)[[0, 2, 1]] * VOXEL_SIZE
     from_to = f"{-low[1]:.1f} m behind the camera to" if low[1] < 0 else f"{low[1]:.1f} to"

@@ -1,7 +1,7 @@
 """The images of a frame in one camera's geometry: turned upright, scaled and padded to 480x640.
 
 The rule for other sizes: the whole image is scaled, keeping its proportions, until it just fits into 480x640, and put
-into the middle; what stays free on two sides has no depth, label void and the mean color. Nothing is cropped. The
+into the middle; the margins on two sides have no depth, label void and the mean color. Nothing is cropped. The
 intrinsics are scaled and shifted alike.
 """
 
@@ -49,9 +49,9 @@ class CameraImages:
         label_map: [480, 640] uint8, 0..13; or None.
         pose: [4, 4] of this camera to the user's world, or None.
         convention: of the camera axes that ``pose`` was read with.
-        other_pose: the same read with the other convention, where nobody said which it is.
+        other_pose: the same pose read with the other convention, if none was given.
         is_told_upright: the user or EXIF gave the orientation.
-        notes: what was found out about the files, for people.
+        notes: what was detected in the files, for people.
     """
 
     image: NDArray[np.uint8] | None
@@ -160,13 +160,13 @@ def to_network_images(
     """Scales and pads the images of one view to 480x640 (the rule at the top of this module), and repairs the depth.
 
     Args:
-        image: [rows, columns, 3] uint8; depth is registered to it: one view, if not one size. None: depth alone.
-        depth: [rows, columns] float32, meters; without ``color_camera`` other than the image only in size, not in
+        image: [rows, columns, 3] uint8; depth is registered to it: the same view in any size. None: depth alone.
+        depth: [rows, columns] float32, meters; without ``color_camera`` it may differ from the image in size, not in
             proportions.
         camera: intrinsics of the color image or of the depth image: of the one whose middle (cx, cy) is nearer.
-        color_camera: intrinsics of the color image, where it has its own: same place and direction, other field of
-            view. Then ``camera`` is the depth image's, and color and label map are resampled to its view.
-        label_map: [rows, columns] uint8, of the color image; other than it only in size, not in proportions.
+        color_camera: intrinsics of the color image, if it has its own: same position and direction, another field
+            of view. Then ``camera`` is the depth image's, and color and label map are resampled to its view.
+        label_map: [rows, columns] uint8, of the color image; it may differ from that in size, not in proportions.
         intrinsics_size: (rows, columns) of the image that ``camera`` belongs to, where that is known.
 
     Raises:

@@ -11,7 +11,7 @@ _AGREES = 0.1
 _LEAST_OUTLIERS = 0.005
 """Share of the valid pixels that must be outliers: fewer do no harm."""
 _PASSES = 3
-"""Of the search for outliers: where they are many, the neighbors of one are others."""
+"""Rounds of the search for outliers: if there are many, some are each other's neighbors."""
 _REACH = 3
 """Pixels from a hole to the depth on either side of it that fills it."""
 _SMOOTH = 0.03
@@ -23,7 +23,7 @@ Depth = NDArray[np.float32]
 
 
 def without_outliers(depth: Depth) -> tuple[Depth, float]:
-    """Depth whose isolated outliers have their neighbors' median, and the share of valid pixels that were such.
+    """Depth with isolated outliers replaced by their neighbors' median, and the share of valid pixels replaced.
 
     An outlier differs by 10 % and more from its neighbors, most of which agree with each other. Where there are some,
     other pixels without a neighbor that agrees are no depth.
@@ -78,7 +78,7 @@ def _may_have_outliers(depth: Depth) -> bool:
     left, middle, right = depth[::4, :-2], depth[::4, 1:-1], depth[::4, 2:]
     is_between = (left > 0) & (middle > 0) & (right > 0)
     if is_between.sum() < 0.5 * np.count_nonzero(middle):
-        return True  # it does not say
+        return True  # unknown
     is_between &= np.abs(left - right) < _AGREES * left
     is_apart = is_between & (np.abs(middle - left) > _AGREES * left)
     return bool(is_apart.sum() >= 0.5 * _LEAST_OUTLIERS * is_between.sum())

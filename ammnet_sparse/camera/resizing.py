@@ -10,7 +10,7 @@ from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 
 MEAN_COLOR = (124, 116, 104)
-"""ImageNet's mean, which the network reads as 0: what padding looks like in training too."""
+"""ImageNet's mean, which the network reads as 0: the color of padding in training too."""
 _SMOOTH = 0.03
 """Relative difference of neighboring depths below which they are interpolated."""
 _MAX_OFF_CENTER = 0.2
@@ -26,8 +26,8 @@ def owner_of_intrinsics(
 ) -> tuple[tuple[int, int], Camera]:
     """Rows and columns of the image that the intrinsics belong to, and the intrinsics in its pixels.
 
-    It is the one whose middle the principal point is nearest to. ``known`` is the size that the intrinsics are said to
-    belong to; where no image has it, they are scaled to the depth image.
+    It is the one whose middle the principal point is nearest to. ``known`` is the size that the intrinsics were given
+    for; if no image has it, they are scaled to the depth image.
 
     Raises:
         DataError: images of different proportions, or a principal point far from the middle of either.
@@ -102,7 +102,7 @@ def as_seen_by_depth(
 ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
     """Color and label map as the depth image's camera would see them, at a size that keeps the color's detail.
 
-    Both look from one place in one direction, so a pixel's place in the other image does not depend on its depth.
+    Both have the same position and direction, so a pixel's position in the other image does not depend on its depth.
     """
     _, color_camera = owner_of_intrinsics(color_camera, color_shape, color_shape)
     detail = max(1, round(min(color_camera.fx / camera.fx, color_camera.fy / camera.fy)))
@@ -179,7 +179,7 @@ def _nearest_valid(
 
 
 def _covered(size: int, new_size: int, places: NDArray[np.int64]) -> dict[int, NDArray[np.bool_]]:
-    """By the distance from the nearest source pixels: for which new ones it leads to a source pixel that they cover."""
+    """By the offset from the nearest source pixel: which new pixels cover the source pixel at that offset."""
     ratio, index = size / new_size, np.arange(new_size)
     first, last = np.floor(index * ratio), np.minimum(np.ceil((index + 1) * ratio), size) - 1
     reach = math.ceil(ratio)

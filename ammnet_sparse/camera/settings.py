@@ -31,7 +31,7 @@ class Setting:
 
     Attributes:
         meaning: the help of its option.
-        of: the kind of files that it describes; without such files it means nothing.
+        of: the kind of files that it describes; without such files it has no effect.
         metavar: stands for its value in the help.
         choices: the values allowed.
         number: what a number counts, such as "meters".
@@ -46,7 +46,7 @@ class Setting:
     below: float = math.inf
 
     def checked(self, name: str, value: Any) -> Any:
-        """The field's value for what is given. Raises DataError, with the field's name, for what makes no sense."""
+        """The field's value from a given one. Raises DataError, with the field's name, for an impossible one."""
         if not self.choices and not self.number:
             return intrinsics_of(value)
         if self.choices:

@@ -1,1 +1,1 @@
-"""The files of a frame: which belong together, and what they say: color, depth, label map, pose, intrinsics."""
+"""The files of a frame: finding those that belong together, and reading images, label map, pose and intrinsics."""

@@ -1,4 +1,4 @@
-"""Cameras in the files that other programs write: JSON, TOML, YAML and XML documents, sections of key and value."""
+"""Cameras in files of other programs: JSON, TOML, YAML and XML documents, and sections of keys and values."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ _DISTORTION = ("distortion_coefficients", "distcoeffs", "coeffs", "d", "distorti
 
 @dataclasses.dataclass(frozen=True)
 class CameraEntry:
-    """One camera found in a file: its place there, numbers, size and distortion."""
+    """One camera found in a file: its position there, numbers, size and distortion."""
 
     place: str
     numbers: tuple[float, float, float, float]
@@ -190,7 +190,7 @@ def camera_entries(value: Any, place: str, depth: int = 0) -> Iterator[CameraEnt
                 break
     matrices = [name for name in _MATRICES if _matrix_numbers(keys.get(name)) is not None]
     if is_distorted and {"projection_matrix", "camera_matrix"} <= set(matrices):
-        # ROS: P is the camera of the rectified image, K that of the distorted one.
+        # ROS: P is the camera of the rectified image, K the camera of the distorted one.
         matrices.insert(0, "projection_matrix")
     elif is_distorted and {"k", "p"} <= set(matrices):
         matrices.insert(0, "p")

@@ -1,7 +1,7 @@
-"""Depth of a user's camera in meters, of the integers or floats that its files hold.
+"""Depth of a user's camera in meters, from the integers or floats in its files.
 
-What the numbers mean is found out where it is not told (unit of floats, rotated bits), and said in notes. Nothing is
-guessed between two readings that both make a room: then an error names them.
+The meaning of the numbers (unit of floats, rotated bits) is detected if it is not given, and reported in notes. If two
+readings both give a plausible room, nothing is guessed: an error names them.
 """
 
 import math
@@ -17,7 +17,7 @@ from ammnet_sparse.files.images import decode_rotated, guess_depth_encoding
 DepthEncoding = Literal["auto", "millimeters", "rotated", "meters", "plain"]
 DEPTH_ENCODINGS: tuple[DepthEncoding, ...] = ("auto", "millimeters", "rotated", "meters", "plain")
 DEPTH_SCALE = 1000.0
-"""Units of a depth image a meter, where nothing else is known: millimeters."""
+"""Units per meter of a depth image of which nothing else is known: millimeters."""
 _PLAUSIBLE_DEPTH = (0.15, 20.0)
 """Meters of the median depth of a room."""
 _USUAL_DEPTH = (0.5, 8.0)
@@ -32,7 +32,7 @@ _SCALES = (
     (100.0, "centimeters"),
 )
 _MIN_ROTATED_MEDIAN = 750
-"""Millimeters of the median of decoded depth below which the room is smaller than the plain reading has it: coarse."""
+"""Median of decoded depth, in millimeters, below which plain depth with coarse steps is the more likely reading."""
 _MAX_COARSE = 0.8
 """Share of multiples of 16 up to which multiples of 8 are taken for rotated bits; of those it is about half."""
 _ENCODED_SCALES = {"millimeters": 1000.0, "rotated": 1000.0, "meters": 1.0}
@@ -46,7 +46,7 @@ def meters_from_values(
     encoding: DepthEncoding = "auto",
     usual_scale: float | None = None,
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Depth in meters, [rows, columns] float32, 0 where missing (``depth_in_meters``), and what was found out about it.
+    """Depth in meters, [rows, columns] float32, 0 where missing (``depth_in_meters``), and notes on what was detected.
 
     Args:
         values: [rows, columns] integers of 16 bits or more, or floats.
@@ -136,7 +136,7 @@ def _decoded(
 
 
 def _found_scale(values: NDArray[Any], usual_scale: float | None, notes: list[str]) -> float:
-    """Units a meter where no one told them."""
+    """Units per meter if none are given."""
     if usual_scale is not None and _is_plausible(_median(values, usual_scale)):
         if usual_scale != DEPTH_SCALE:
             notes.append(f"depth: {usual_scale:g} units per meter, as the intrinsics file says")
@@ -172,7 +172,7 @@ def _check_plausible(
     if math.isnan(raw_median) or (not measured.size and _is_plausible(raw_median)):
         raise DataError(f"{name}: expected depth, found no valid pixel")
     median = float(np.median(measured)) if measured.size else raw_median
-    # What was thrown away as too far counts here: with a wrong scale it is nearly everything.
+    # Pixels discarded as too far count here: with a wrong scale they are almost all.
     if measured.size < 0.5 * np.isfinite(values).sum() and raw_median > FARTHEST:
         median = raw_median
     if _is_plausible(median):
@@ -186,7 +186,7 @@ def _check_plausible(
 
 
 def _advice(values: NDArray[Any], raw_median: float, scale: float) -> str:
-    """The scales with which a room comes out; none is recommended where pixels would be where none can be."""
+    """The scales that give a plausible room, without those that put pixels at impossible distances."""
     measured = values[(values > 0) & np.isfinite(values)]
     nearest = float(measured.min()) if measured.size else 0.0
     fitting = [

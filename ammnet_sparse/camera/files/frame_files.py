@@ -39,11 +39,11 @@ class FrameFiles:
     """The files of one frame; its name is what their names have in common.
 
     Attributes:
-        color: None where the depth image is all there is.
+        color: None for a depth image alone.
         pose: a file of one pose, or of a trajectory, which ``time`` or ``index`` then looks up.
         time: seconds, where the file names are time stamps.
         index: the frame's place among all frames found, which are in natural order: 2 before 10.
-        count: how many they are.
+        count: the number of all frames found.
         numbers: the numbers in the names of all of them, if each has exactly one.
     """
 
@@ -59,7 +59,7 @@ class FrameFiles:
 
     @property
     def files(self) -> list[Path]:
-        """The files that there are."""
+        """The files that the frame has."""
         return [path for path in (self.color, self.depth, self.pose, self.label_map) if path is not None]
 
 
@@ -77,8 +77,8 @@ def find_frames(
     ...) and without ending: ``frame-000000.color.jpg``, ``frame-000000.depth.png`` and ``frame-000000.pose.txt`` are
     one frame, as are ``rgb/0007.jpg`` and ``depth/0007.png``, ``NYU0003_colors.jpg`` and ``NYU0003_0000.png``, or
     ``color.jpg`` and ``depth.png``. Where no names agree, the numbers in them are compared. Names that are time stamps,
-    and TUM's folders with ``rgb.txt`` and ``depth.txt``, are associated by time. All kinds may stand in one folder.
-    One pose (or trajectory) and one label map for a folder of frames may be files. Without ``color`` depth is all.
+    and TUM's folders with ``rgb.txt`` and ``depth.txt``, are associated by time. All kinds may be in one folder.
+    One pose (or trajectory) and one label map for a folder of frames may be files. Without ``color`` it is depth alone.
     In one folder ``7.jpg`` beside ``7.png`` is the color image, because no depth comes as jpg.
 
     Args:
@@ -139,12 +139,12 @@ def find_frames(
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether it is a file, and none that systems and programs put beside images: hidden (``._0001.png``), an index."""
+    """Whether it is a file of the user: neither hidden (``._0001.png``) nor an index, which programs put beside images."""
     return path.is_file() and not path.name.startswith(".") and path.name.lower() not in _INDEX_FILES
 
 
 def _check_paths(given: Mapping[str, Path | None]) -> None:
-    """Raises DataError for what does not exist or is no file or folder, and for a file beside a folder."""
+    """Raises DataError for a path without file or folder, and for a file beside a folder."""
     for kind, path in given.items():
         name = kind.replace("_", " ")
         if path is not None and not path.exists():
@@ -171,7 +171,7 @@ def _files_of(folder: Path, kind: str, *, preferably_not: Sequence[str], doubles
     """Files of a folder, or of TUM's list in it, by the name of their frame; without other kinds.
 
     Args:
-        preferably_not: types of which a file gives way to one of another type.
+        preferably_not: types of files that are used only where a frame has none of another type.
         doubles: receives a message for each frame of several files, which is left out.
     """
     if folder.is_file():
@@ -188,7 +188,7 @@ def _files_of(folder: Path, kind: str, *, preferably_not: Sequence[str], doubles
             continue
         key = _key(path, kind)
         if key in found and _has_word(path, _WORDS[kind]) != _has_word(found[key], _WORDS[kind]):
-            # Of NYU0003_colors.png and NYU0003_0000.png the one is named after its kind.
+            # Of NYU0003_colors.png and NYU0003_0000.png, the first is named after its kind.
             found[key] = path if _has_word(path, _WORDS[kind]) else found[key]
             continue
         if key in found:

@@ -1,6 +1,6 @@
-"""Intrinsics as people have them: numbers, matrices, and the files that cameras and other projects write.
+"""Intrinsics in the forms that people have: numbers, matrices, and files of cameras and other projects.
 
-Read are: ``fx,fy,cx,cy``; matrices of 3x3, 3x4 and 4x4, row by row or column by column; text files of these with
+Accepted are: ``fx,fy,cx,cy``; matrices of 3x3, 3x4 and 4x4, row by row or column by column; text files of these with
 comments (TUM's with distortion, ScanNet's, ROS's P, COLMAP's cameras); key and value (``fx = 520``, ScanNet's
 ``fx_depth``), also in sections (ini, ZED); JSON (Open3D, RealSense, Azure Kinect, ARKit, and others with fx, fy, cx, cy
 or a named matrix); TOML; YAML (ROS ``camera_info``, ORB-SLAM, OpenCV); OpenCV's XML; npy.
@@ -102,7 +102,7 @@ GivenIntrinsics = Sequence[float] | Mapping[str, Any] | NDArray[Any] | str | Pat
 
 
 def intrinsics_of(value: GivenIntrinsics) -> Intrinsics:
-    """Intrinsics as an argument gives them: numbers, numbers by name, a matrix or a file (``read_intrinsics``).
+    """Intrinsics from an argument: numbers, numbers by name, a matrix or a file (``read_intrinsics``).
 
     Raises:
         DataError: anything else.

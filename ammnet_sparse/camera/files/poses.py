@@ -34,7 +34,7 @@ _ROTATION_TOLERANCE = 0.02
 _MATRIX_KEYS = ("transform_matrix", "camera_to_world", "cam2world", "c2w", "pose", "cameraPoseARFrame", "matrix")
 """Keys of a camera-to-world matrix in JSON: nerfstudio's and NeRF's, and of apps of phones."""
 _OPENGL_KEYS = ("transform_matrix", "cameraPoseARFrame")
-"""Of those the ones whose cameras have y up and z back, as their formats say."""
+"""Those of them whose formats define camera axes with y up and z back."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Trajectory:
         times: seconds, ascending, one per pose; None if the file has no time stamps.
         numbers: of the frames, ascending, one per pose, as a ``.log`` or names like ``frame_00001.png`` say them.
         names: of the frames' images, without folder and ending.
-        convention: of the cameras' axes, where the file's format has one.
+        convention: of the cameras' axes, if the file's format defines it.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""The images of a frame as their files hold them: numbers of depth, color, classes of label maps, and the pose."""
+"""The images of a frame as stored in their files: depth, color and label map; and the pose."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ _EXR_NAMES = ("Z", "depth.Z", "Depth.Z", "depth.V", "Depth.V", "ViewLayer.Depth.
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of more than 8 bits, which it would cut off instead of scaling."""
 _MOST_OF_FEW_BITS = 4095
-"""Largest value of a 12-bit camera in a 16-bit file; a picture that uses all bits would be black with no more."""
+"""Largest value of a 12-bit camera in a 16-bit file; a picture of 16 bits without larger values would be black."""
 _CLOCKWISE = {1: 0, 3: 180, 6: 90, 8: 270}
 """EXIF's orientation to the degrees by which a viewer turns the stored image clockwise; others are mirrored."""
 _ADVICE = "replace the file"
@@ -212,7 +212,7 @@ def _low_bytes(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _divisor(largest: int) -> float:
-    """What values of 16 bits that use 8, 10, 12 or all of them are divided by for 8 bits."""
+    """The divisor that brings 16-bit values, which use 8, 10, 12 or all of their bits, to 8 bits."""
     return next(most for most in (255, 1023, _MOST_OF_FEW_BITS, 65535) if largest <= most) / 255
 
 

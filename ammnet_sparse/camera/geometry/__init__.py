@@ -1,1 +1,1 @@
-"""Where the camera is in its room: the vertical, the floor, the walls, and the poses that say so."""
+"""The camera's position in its room: the vertical, the floor, the walls, and given poses."""

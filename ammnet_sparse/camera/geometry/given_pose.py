@@ -1,4 +1,4 @@
-"""What a given pose says of the vertical, the floor and the room, as far as the depth does not speak against it."""
+"""The vertical, the floor and the room by a given pose, as far as the depth does not contradict it."""
 
 import dataclasses
 import math
@@ -14,17 +14,17 @@ from ammnet_sparse.camera.geometry.vertical import Candidate, Vertical
 POSE_AXES = ("x", "y", "z", "-x", "-y", "-z")
 """Names of the directions of a given pose's world that may be up."""
 _AXIS_AGREES, _AXIS_LIKELY = 4.0, 15.0
-"""Degrees from the vertical found in the depth up to which an axis of the pose's world is taken for the vertical: where
-that finding is sure, and where it is not."""
+"""Largest angle in degrees from the vertical found in the depth to an axis of the pose's world that is then taken for
+the vertical: if the one found is sure, and if it is not."""
 _AXIS_WEIGHTS = {"z": 3.0, "y": 2.0, "-y": 2.0}
-"""How much more likely a direction is up if it is an axis of the pose's world that usually is."""
+"""Factor of a direction's score if it is an axis of the pose's world that usually points up."""
 _OTHER_AXIS_WEIGHT, _HEIGHT_WEIGHT = 0.3, 5.0
-"""The same for the other axes, and where the pose's height above its 0 is that above the floor seen."""
+"""The same for the other axes, and if the pose's height above its 0 is the height above the floor seen."""
 _FLOOR_AGREES = 0.10
-"""Meters between the floor seen and the pose's height 0 up to which the pose is believed."""
+"""Largest distance in meters between the floor seen and the pose's height 0 at which the pose is trusted."""
 _POSE_HEIGHTS = (0.3, 2.5)
 _ROOM_AGREES = 3.0
-"""Degrees between an axis of the pose's world and the walls up to which the pose is believed."""
+"""Largest angle in degrees between an axis of the pose's world and the walls at which the pose is trusted."""
 
 
 def axis_direction(pose: NDArray[np.float64], axis: str) -> Vector:
@@ -49,10 +49,10 @@ def pose_by_depth(
     convention: PoseConvention,
     pose_up: str | None,
 ) -> tuple[NDArray[np.float64], str]:
-    """The pose, or the same read with the other convention of camera axes where that fits the depth; and a note.
+    """The pose, read with the other convention of camera axes if only that fits the depth; and a note.
 
-    Cameras with y up look tilted to the other side if they are read as cameras with y down; those that are not tilted
-    have another sign of the axis that is up, and the floor at another height.
+    A camera with y up seems tilted to the other side if it is read as one with y down. Without a tilt, the axis that is
+    up has the other sign, and the floor another height.
 
     Args:
         pose: read with ``convention``.
@@ -87,7 +87,7 @@ def pose_by_depth(
 def upright_axis(
     vertical: Vertical, pose: NDArray[np.float64], pose_up: str | None
 ) -> tuple[str | None, Vector, Confidence, str]:
-    """The axis of the pose's world that is vertical (None: none is), the vertical, how sure that is, and why."""
+    """The axis of the pose's world that is vertical (None: none is), the vertical, its confidence, and the reason."""
     if pose_up is not None:
         up = axis_direction(pose, pose_up)
         off = angle_between(up, vertical.up)
@@ -120,7 +120,7 @@ def _agreeing(vertical: Vertical, pose: NDArray[np.float64]) -> bool:
 
 
 def _pose_weight(candidate: Candidate, pose: NDArray[np.float64]) -> float:
-    """How much a pose speaks for a direction being up: by the axis that it is, and by the pose's height."""
+    """The evidence of a pose for a direction being up: by the axis that it is, and by the pose's height."""
     axis, off = nearest_axis(pose, candidate.up)
     if off > _AXIS_AGREES:
         return 1.0
@@ -137,7 +137,7 @@ def _height_in_pose(pose: NDArray[np.float64], axis: str) -> float:
 
 
 def floor_with_pose(floor: Floor, surface: Surface, up: Vector, pose: NDArray[np.float64], axis: str) -> Floor:
-    """The pose's height 0 as the floor, where what is seen allows it."""
+    """The pose's height 0 as the floor, if the surface seen allows it."""
     height = _height_in_pose(pose, axis)
     if floor.is_seen:
         off = abs(floor.below - height)

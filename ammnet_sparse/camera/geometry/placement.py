@@ -24,7 +24,7 @@ from ammnet_sparse.camera.geometry.vertical import (
 from ammnet_sparse.data.volumes.camera import Camera
 
 _SAME_VERTICAL = 4.0
-"""Degrees between the vertical kept and the one of this frame up to which they are one."""
+"""Largest angle in degrees at which the vertical kept and this frame's count as the same."""
 _RANK: dict[Confidence, int] = {"guess": 0, "likely": 1, "sure": 2}
 
 
@@ -34,7 +34,7 @@ class Placement:
 
     Attributes:
         pose: [4, 4] float64, camera to world.
-        agreement: share of the surface along or across the vertical found in the depth (``Vertical``).
+        agreement: share of the surface parallel or perpendicular to the vertical found in the depth (``Vertical``).
         floor: the floor, which gives the camera's height.
         heading: the direction of the world's Y.
         up: [3] float64, the vertical that was used, in camera coordinates.
@@ -130,8 +130,8 @@ def place_camera(
         camera: intrinsics of the depth image.
         pose: [4, 4] camera to some world, camera axes x right, y down, z forward; or None.
         convention: the camera axes of the pose as it was given.
-        other_pose: what the pose is if it was given with those of the other convention; used where the depth shows it.
-        pose_up: which axis of that world is up, of ``POSE_AXES``; None: detected. Without a pose it means nothing.
+        other_pose: the pose read with the other convention of camera axes; used if only that fits the depth.
+        pose_up: which axis of that world is up, of ``POSE_AXES``; None: detected. Without a pose it has no effect.
         camera_height: meters above the floor, if known; then the floor is not searched.
         previous: placement of the previous frame of the same camera, without a pose: vertical, floor and room are
             kept and smoothed as long as the depth agrees, and found again if it does not.
@@ -231,7 +231,7 @@ def _continued(
 
 
 def _capped(floor: Floor, confidence: Confidence) -> Floor:
-    """A floor that is seen is no more certain than the vertical."""
+    """The floor; one that is seen is at most as certain as the vertical."""
     if floor.is_seen and _RANK[floor.confidence] > _RANK[confidence]:
         return dataclasses.replace(floor, confidence=confidence)
     return floor
@@ -246,7 +246,7 @@ def _find_floor(
     may_tilt: bool,
     told: Floor | None,
 ) -> tuple[Vector, Floor]:
-    """The vertical and the floor; the floor as told, or else as the depth shows it."""
+    """The vertical and the floor: the floor given, or else the one found in the depth."""
     if told is not None:
         return up, told
     floor = find_floor(surface, up)

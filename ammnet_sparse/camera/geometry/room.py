@@ -26,23 +26,23 @@ _MIN_AREA = 0.12
 """Square meters."""
 _SURE_AREA = 0.4
 _LARGEST_SAMPLE = 0.02
-"""Square meters that one sample counts for at most: what is seen at a slant is uncertain."""
+"""Largest area of one sample in square meters: areas seen at a slant are uncertain."""
 _BELOW = 0.15
 _MAX_SHARE_BELOW = 0.01
-"""Of all samples that may lie 0.15 m and more below the floor: reflections and outliers."""
+"""Largest share of all samples 0.15 m and more below the floor: reflections and outliers."""
 _NEAR_FLOOR_AREA, _FLOOR_EXTENT = 1.0, 2.8
-"""Square meters that a floor nearer than the usual height must have, and meters of length one nearer still."""
+"""Least area in square meters of a floor nearer than the usual height, and least length in meters of one nearer yet."""
 _LOW_FLOOR_AREA, _LOW_FLOOR_EXTENTS = 2.4, (1.6, 1.2)
-"""Square meters, and meters of length and width, of a floor just below the camera of a robot. A bed that large is seen
-with the floor around it, which lies beneath."""
+"""Least area in square meters, and length and width in meters, of a floor just below the camera of a robot. A bed of
+that size is seen together with the floor around it."""
 _PLANE_AREA, _PLANE_WIDTH = 0.8, 0.7
-"""Square meters, and meters across its narrower direction, of floor that correct the vertical."""
+"""Least area in square meters, and least width in meters, of a floor that corrects the vertical."""
 _MAX_CORRECTION = 5.0
 """Degrees."""
 _AXIS_TOLERANCES = (5.0, 4.0, 3.0)
 """Degrees within which a wall lies along an axis of the room, round by round of its refinement."""
 _MIN_ROOM_SHARE = 0.35
-"""Of the upright surface that must lie along the room's axes. By chance it would be 0.11."""
+"""Least share of the upright surface that is parallel to the room's axes. By chance it would be 0.11."""
 _MIN_WALL_SAMPLES = 200
 
 
@@ -55,7 +55,7 @@ class Floor:
         is_seen: found in the depth; otherwise assumed.
         area: square meters seen of it, 0 where it is assumed.
         confidence: sure, likely or guess.
-        reason: what speaks for it, for people.
+        reason: the evidence for it, for people.
         may_be: meters below the camera of a level surface that is seen and could be the floor of an assumed one.
     """
 
@@ -72,7 +72,7 @@ class Heading:
     """The horizontal direction that becomes the world's Y.
 
     Attributes:
-        forward: [3] float64 of length 1, across ``up``.
+        forward: [3] float64 of length 1, perpendicular to ``up``.
         is_room_axis: an axis of the room, at most 45 degrees from the camera's direction, as in the published data;
             otherwise the camera's direction itself.
         room_share: share of the upright surface that lies along the room's axes.
@@ -88,10 +88,9 @@ class Heading:
 def find_floor(surface: Surface, up: ArrayLike) -> Floor:
     """The floor, given the vertical.
 
-    It is the lowest level surface of some size with nothing beneath it. One that is less than 1.1 m below the camera
-    is taken for a floor only where it is large, and nearer than 0.9 m only where it is longer than furniture, or of
-    several square meters and wide; otherwise, as where nothing level is seen, the camera is assumed at the height at
-    which people hold one, or higher where something is seen lower than that.
+    It is the lowest level surface of some size with nothing beneath it. Nearer than 1.1 m below the camera it must be
+    large, and nearer than 0.9 m longer than furniture, or wide and of several square meters. Without such a surface the
+    camera is assumed at the height at which people hold one, or higher if something lower is seen.
 
     Args:
         surface: what the camera sees.
@@ -125,7 +124,7 @@ def level_to_floor(
 
     Where enough floor is seen (0.8 square meters, 0.7 m wide) and its plane is within 5 degrees of ``up``, its normal
     becomes the vertical: what matters to the grid is that the floor fills one layer. Otherwise only the height
-    changes: less floor says less than walls and furniture do.
+    changes: a smaller floor is less reliable than walls and furniture.
 
     Args:
         depth: [rows, columns] float, meters, 0 where missing.
@@ -149,7 +148,7 @@ def level_to_floor(
         if len(rows) < 500:
             return up, below
         points = np.stack([x[columns], y[rows], np.ones(len(rows))], axis=1) * z[rows, columns][:, None]
-        # Errors of depth grow with its square, so inverse depth is what is fitted: (a, b, c) . (x, y, 1) = 1 / z.
+        # Errors of depth grow with its square, so inverse depth is fitted: (a, b, c) . (x, y, 1) = 1 / z.
         rays = points / points[:, 2:]
         plane = np.linalg.lstsq(rays.T @ rays, rays.T @ (1.0 / points[:, 2]), rcond=None)[0]
         length = float(np.linalg.norm(plane))
@@ -163,10 +162,10 @@ def level_to_floor(
 
 
 def find_heading(surface: Surface, up: ArrayLike) -> Heading:
-    """The room axis nearest to the camera's horizontal direction; that direction itself where walls do not say.
+    """The room axis nearest to the camera's horizontal direction; that direction itself if no walls show one.
 
-    The published frames are turned so: in all 795 NYU training frames the camera's direction is within 47 degrees of
-    the world's Y, evenly spread, and the walls lie along X and Y.
+    The published frames are oriented like this: in all 795 NYU training frames the camera's direction is within 47
+    degrees of the world's Y, evenly spread, and the walls lie along X and Y.
     """
     up = np.asarray(up, dtype=np.float64)
     forward = _horizontal_forward(up)
@@ -184,7 +183,7 @@ def world_pose(up: ArrayLike, *, forward: ArrayLike, height: float) -> NDArray[n
 
     Args:
         up: [3] the vertical in camera coordinates.
-        forward: [3] the world's Y in camera coordinates; what it has along ``up`` is taken out.
+        forward: [3] the world's Y in camera coordinates; its component along ``up`` is removed.
         height: meters of the camera above the floor.
     """
     z = np.asarray(up, dtype=np.float64)
@@ -244,7 +243,7 @@ def _assumed(heights: NDArray[np.float64], reason: str) -> Floor:
 
 
 def _horizontal_forward(up: Vector) -> Vector:
-    """The camera's direction without what it has along ``up``; the image's upward direction where it looks down."""
+    """The camera's direction without its component along ``up``; the image's upward direction if it looks down."""
     ahead = np.array([0.0, 0.0, 1.0])
     if abs(ahead @ up) > math.cos(math.radians(20.0)):
         ahead = CAMERA_UP * -np.sign(ahead @ up)
@@ -255,7 +254,7 @@ def _horizontal_forward(up: Vector) -> Vector:
 def _room_axis(upright: Surface, forward: Vector, right: Vector) -> tuple[float, float]:
     """Radians from ``forward`` to the right of the room axis that is at most 45 degrees off, and the share along it.
 
-    Surfaces count by their area: something turned, near the camera, fills more of the picture than the walls.
+    Surfaces count by their area: something near the camera, at another angle, fills more of the picture than walls.
     """
     degrees = np.degrees(np.arctan2(upright.normals @ right, upright.normals @ forward)) % 90.0
     area = np.bincount(np.minimum(degrees.astype(np.int64), 89), weights=upright.areas, minlength=90)

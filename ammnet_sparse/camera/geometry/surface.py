@@ -78,7 +78,7 @@ def surface_from_depth(depth: NDArray[np.floating], *, camera: Camera) -> Surfac
     inverse[valid] = 1.0 / depth[valid]
     v, u = np.arange(depth.shape[0], dtype=np.float64)[:, None], np.arange(depth.shape[1], dtype=np.float64)[None]
     weight = valid.astype(np.float64)
-    # Over the rows of each window first; what u is a factor of needs no sums of its own there.
+    # Over the rows of each window first, where terms with the factor u need no sums of their own.
     of_1, of_v, of_vv, of_r, of_vr, of_rr = (
         _window_sums(image, axis=0)
         for image in (weight, weight * v, weight * v * v, inverse, inverse * v, inverse * inverse)
@@ -127,7 +127,7 @@ def _samples(
     cosine = -(normals * rays).sum(1) / np.linalg.norm(rays, axis=1)
     good = (inverse > 1e-3) & (cosine > _MIN_COSINE)
     points = rays[good] / inverse[good, None]
-    # A pixel of depth z covers (z/f)^2 across the optical axis, and more of an inclined surface.
+    # A pixel of depth z covers (z/f)^2 perpendicular to the optical axis, and more of an inclined surface.
     slant = -(normals[good] * rays[good]).sum(1)
     areas = SAMPLE_STEP**2 * points[:, 2] ** 2 / (camera.fx * camera.fy * slant)
     return Surface(points, normals[good], areas)

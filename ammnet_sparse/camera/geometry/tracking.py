@@ -19,7 +19,7 @@ _STANDS_STILL = 2.0
 """Degrees of correction below which it is noise and smoothed, and above which the camera was rotated."""
 _SHARE_OF_NEW = 0.3
 _MIN_AGREEMENT, _MIN_SHARE_OF_AGREEMENT = 0.35, 0.75
-"""Least share of the surface along or across the vertical, absolute and relative to the previous frame."""
+"""Least share of the surface parallel or perpendicular to the vertical, absolute and relative to the previous frame."""
 _SAME_FLOOR = 0.10
 """Meters."""
 _BELOW, _MAX_SHARE_BELOW = 0.15, 0.01
@@ -33,7 +33,7 @@ def kept_up(up: Vector, surface: Surface, *, confidence: Confidence, agreement: 
         up: [3] float64 of length 1, the vertical of the previous frame in camera coordinates.
         surface: of the new depth.
         confidence: of that vertical.
-        agreement: share of the previous surface along or across it.
+        agreement: share of the previous surface parallel or perpendicular to it.
     """
     if len(surface) < _MIN_SAMPLES:
         return up

@@ -1,13 +1,13 @@
 """Which way is up, from the observed surface alone, searched over the whole sphere.
 
-Floors, ceilings, table tops and walls make most of an indoor surface: their normals lie along the vertical, or across
-it. So every direction is scored by how many normals do so (a vote), and the best ones are refined with the normals that
-agree with them, as in Gupta, Arbelaez and Malik (CVPR 2013).
+Floors, ceilings, table tops and walls make most of an indoor surface: their normals are parallel or perpendicular to
+the vertical. So every direction is scored by the share of such normals (a vote), and the best ones are refined with the
+normals that agree with them, as in Gupta, Arbelaez and Malik (CVPR 2013).
 
-Normals name the axes of a room, but not which of them is vertical, nor which way it points: turned by 90 degrees, a
-wall looks like a floor. So every axis, both ways, is a candidate, judged by its votes, by how people and robots hold
-cameras (the prior), and by what it would imply about the room: how high the camera would stand, how far everything
-seen would reach upwards, and whether level surfaces above the floor face up, as those of things on a floor do.
+Normals give the axes of a room, but not which axis is vertical, nor which way it points: turned by 90 degrees, a wall
+looks like a floor. So every axis, both ways, is a candidate. It is judged by its votes, by how people and robots hold
+cameras (the prior), and by the room that it implies: the height of the camera, the upward reach of everything seen, and
+whether level surfaces above the floor face up, like those of things on a floor.
 
 All directions are in camera coordinates: x to the right, y down, z forward.
 """
@@ -31,22 +31,22 @@ _DIRECTION_STEP = 3.0
 _ALONG, _ACROSS = 12.0, 8.0
 """Degrees from the vertical, and from the horizontal, within which a normal votes."""
 _ACROSS_SHARE = 0.5
-"""A normal across a direction says less about it than one along it."""
+"""A perpendicular normal says less about a direction than a parallel one."""
 _REFINING = (15.0, 10.0, 6.0, 4.0)
 _RIVAL_DISTANCE = 25.0
 _MIN_SAMPLES = 200
 _LEAST_VOTE, _MAX_AXES = 0.4, 3
-"""Share of the largest vote that another axis must have, and how many are looked at."""
+"""Least vote of a further axis, relative to the largest, and the number of axes examined."""
 _LOOKING_DOWN, _ON_ITS_SIDE, _UPSIDE_DOWN = 0.28, 0.1, 0.05
 """Priors of a camera that looks steeply down, lies on its side or hangs, relative to 1 for one held upright."""
 _UNTOLD_PRIOR = 3.0
-"""The least prior when judging the confidence if the images are not known to be upright: one
-camera in three lying on its side must not make an error that is called sure."""
+"""Lower bound of the priors that confidence is judged by if the images are not known to be upright: even if one camera
+in three lay on its side, no error may be called sure."""
 _TOLD_PRIOR = 0.1
 """The same if they are known to be upright."""
 _MAX_RIVAL, _LIKELY_RIVAL = 0.3, 1.2
-"""Score of the next best candidate by the raised priors, as a share of the best one's, up to which that is sure, and
-likely."""
+"""Largest score of the next best candidate with bounded priors, relative to the best, at which the best is sure, and at
+which it is likely."""
 _LARGEST_SAMPLE = 0.02
 _LEVEL = math.cos(math.radians(15.0))
 _ABOVE = 0.15
@@ -110,7 +110,7 @@ class Vertical:
 
     @property
     def reason(self) -> str:
-        """What the depth says of the vertical, for people."""
+        """The evidence of the depth for the vertical, for people."""
         other = self.alternative
         if self.agreement == 0:
             return "too little smooth surface is seen, so the camera is assumed to be level"
@@ -157,7 +157,7 @@ def agreement_with(up: Vector, normals: NDArray[np.float64]) -> float:
 
 
 def refined(up: Vector, normals: NDArray[np.float64]) -> Vector:
-    """The direction nearest to ``up`` that is most along the normals along it, and most across those across it."""
+    """The direction near ``up`` that the normals almost parallel and almost perpendicular to it fit best."""
     for tolerance in _REFINING:
         along = normals @ up
         is_along = np.abs(along) > math.cos(math.radians(tolerance))
@@ -190,7 +190,7 @@ def describe_direction(up: Vector) -> str:
 
 
 def _nearest_vertical(surface: Surface) -> tuple[Vertical, float]:
-    """The vertical that the normals speak for, of the directions near the image's upright, and its vote, 0..1."""
+    """The direction with the largest vote of those near the image's upright, and that vote, 0..1."""
     # Every k-th sample: they come row by row, so these are spread over the image.
     normals = surface.normals[:: max(1, len(surface) // _SAMPLES_VOTING)]
     directions = _directions_around(CAMERA_UP, _MAX_TILT, step=_DIRECTION_STEP)
@@ -213,7 +213,7 @@ def _distant_vertical(surface: Surface, up: Vector) -> Vertical:
 
 
 def _room_axes(surface: Surface, *, apart_from: Vector) -> list[tuple[Vector, float]]:
-    """Axes that many normals lie along or across, of the whole sphere, and their votes; each stands for both ways.
+    """Axes of the whole sphere with many parallel or perpendicular normals, and their votes; each stands for both ways.
 
     Args:
         surface: with enough samples.
