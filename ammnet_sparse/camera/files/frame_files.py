@@ -139,7 +139,7 @@ def find_frames(
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether it is a file of the user: neither hidden (``._0001.png``) nor an index, which programs put beside images."""
+    """Whether it is a file, but neither hidden (``._0001.png``) nor an index, which programs put beside images."""
     return path.is_file() and not path.name.startswith(".") and path.name.lower() not in _INDEX_FILES
 
 
