@@ -48,11 +48,11 @@ def test_a_scene_lies_where_the_camera_saw_it(completer: SceneCompleter, tmp_pat
     np.testing.assert_allclose(points[0], scene.origin + 0.08 * (np.array([x, y, height]) + 0.5))
     assert len(scene.points()[0]) <= len(points)
     assert {"images", "frame", "network", "all"} == scene.seconds.keys() and scene.seconds["all"] > 0
-    scene.write_ply(tmp_path / "out")
-    scene.write_volume(tmp_path / "out")
-    scene.write_picture(tmp_path / "out")
-    scene.write_page(tmp_path / "out" / "page.html")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    out = tmp_path / "out"
+    written = [*scene.write_ply(out), scene.write_volume(out), scene.write_picture(out)]
+    written.append(scene.write_page(out / "page.html"))
+    names = {path.name for path in out.iterdir()}
+    assert {path.name for path in written} == names and {path.parent for path in written} == {out}
     assert names == {"room_points.ply", "room_cubes.ply", "room.npz", "room.png", "page.html"}
 
 

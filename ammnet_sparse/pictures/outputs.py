@@ -125,8 +125,8 @@ class CompletedScene:
         """Lines that say how camera, floor and room were found, and how sure that is."""
         return self.own.describe()
 
-    def write_volume(self, folder: str | Path) -> None:
-        """``<name>.npz``, which replaces an existing file atomically; the folder is made.
+    def write_volume(self, folder: str | Path) -> Path:
+        """Writes ``<name>.npz``, which replaces an existing file atomically; the folder is made. Returns its path.
 
         ``labels``; of a frame of a camera also ``pose``: camera to world; ``origin``: of the grid in that world;
         ``voxel_size`` in meters; ``reliable``: the voxels shown; with a given pose ``world_from_given``, from its world
@@ -142,11 +142,13 @@ class CompletedScene:
             }
             if self.world_from_given is not None:
                 arrays["world_from_given"] = self.world_from_given
-        with replacing_open(_made(folder) / f"{self.name}.npz") as file:
+        path = _made(folder) / f"{self.name}.npz"
+        with replacing_open(path) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return path
 
-    def write_picture(self, folder: str | Path) -> None:
-        """``<name>.png``: prediction and, if known, truth, from the camera's side and from above."""
+    def write_picture(self, folder: str | Path) -> Path:
+        """Writes ``<name>.png``: prediction and, if known, truth, from the camera's side and from above."""
         frame = self.frame
         picture = render_comparison(
             self.labels,
@@ -157,12 +159,14 @@ class CompletedScene:
             title="; ".join(filter(None, [f"{self.name}: {self.shown_voxels} voxels", self.level])),
             info=frame.info,
         )
-        iio.imwrite(_made(folder) / f"{self.name}.png", picture)
+        path = _made(folder) / f"{self.name}.png"
+        iio.imwrite(path, picture)
+        return path
 
-    def write_ply(self, folder: str | Path) -> None:
-        """``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up; the folder is made."""
+    def write_ply(self, folder: str | Path) -> list[Path]:
+        """Writes ``<name>_points.ply`` and ``<name>_cubes.ply``, in meters, Z up; the folder is made."""
         x, y, z = self.origin.tolist()
-        for form in _FORMS:
+        return [
             write_ply(
                 _made(folder) / f"{self.name}_{form}.ply",
                 self.labels,
@@ -171,11 +175,13 @@ class CompletedScene:
                 origin=(x, y, z),
                 info=self.frame.info,
             )
+            for form in _FORMS
+        ]
 
-    def write_page(self, path: str | Path) -> None:
-        """The scene in 3D, for any browser, offline."""
+    def write_page(self, path: str | Path) -> Path:
+        """Writes the scene in 3D, for any browser, offline."""
         _made(Path(path).parent)
-        write_page(path, [self.to_scene()], title=self.name)
+        return write_page(path, [self.to_scene()], title=self.name)
 
     def to_scene(self, *, note: str = "") -> Scene:
         """The frame as a scene of the page, with a note; of a frame of a camera it says how high the camera is."""

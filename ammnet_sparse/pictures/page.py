@@ -111,8 +111,8 @@ class Scene:
                 raise ValueError(f"hit: expected pixels below {num_pixels}, those of image, found {hit.max()}")
 
 
-def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introduction: str = "") -> None:
-    """Writes the page: one file that any browser with WebGL2 opens.
+def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introduction: str = "") -> Path:
+    """Writes the page, one file that any browser with WebGL2 opens, and returns its path.
 
     Args:
         path: file to write.
@@ -138,6 +138,7 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
         script_source=_script_source(viewer),
     )
     Path(path).write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 def is_page(path: str | Path, *, title: str) -> bool:

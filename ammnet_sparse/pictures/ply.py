@@ -23,8 +23,10 @@ def write_ply(
     as_cubes: bool = False,
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
     info: SetInfo = NYU,
-) -> None:
+) -> Path:
     """Writes the occupied voxels in meters, in world axes: x lateral, y forward, z up (a right-handed triple).
+
+    Returns the file's path.
 
     Points are the centers of their voxels. Cubes have only the faces towards empty space or towards a voxel
     that is not drawn; the faces of one class share their corners. Both carry the color of the class and, as property
@@ -60,6 +62,7 @@ def write_ply(
     if info.classes != NYU.classes:
         comments.append("labels: " + ", ".join(f"{label} {name}" for label, name in enumerate(info.classes)))
     PlyData(elements, byte_order="<", comments=comments).write(str(path))
+    return Path(path)
 
 
 def _vertices(
