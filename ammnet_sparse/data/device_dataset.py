@@ -27,11 +27,11 @@ from ammnet_sparse.data.augmentation import (
 from ammnet_sparse.data.batch import NO_HIT, NO_SCORED_VOXEL, Batch, normalize_planes
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import check_unique
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.symmetry import SYMMETRIES, Shift, Symmetry, shift_volumes, source_voxels
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.progress import ProgressBar
 
 

@@ -11,12 +11,12 @@ from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.conventions import unobserved_of
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource, training_ids, validation_ids
 from ammnet_sparse.data.sets.image_folder import FramesWithImages, Truth2D
 from ammnet_sparse.data.sets.source import check_classes, check_labels, open_frames
 from ammnet_sparse.data.synthetic.generate import ensure_rooms
 from ammnet_sparse.data.volumes.tsdf import Unobserved
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.processes import rank, wait_for_all
 
 

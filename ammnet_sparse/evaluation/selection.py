@@ -7,10 +7,9 @@ from typing import Literal
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, DatasetName
 from ammnet_sparse.data.set_info import NYU, SetInfo
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource, training_ids, validation_ids
 from ammnet_sparse.data.sets.source import check_classes, open_frames
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 
 Split = Literal["train", "val", "test"]
 

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, WorkerError, build_loader
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.stage_dataset import StageDataset
 from ammnet_sparse.data.training_sets import open_datasets, open_source, unobserved_in, with_rooms
 from ammnet_sparse.evaluation.baselines import constant_baseline
 from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.loading import split_state

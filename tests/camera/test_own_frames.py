@@ -22,11 +22,11 @@ from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.files import read_raw_depth, read_raw_labels
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
+from ammnet_sparse.files.errors import DataError
 from tests.camera.own_views import (
     RoomView,
     angle,

@@ -13,10 +13,10 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.set_info import NYU, SetInfo
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.source import open_frames
 from ammnet_sparse.data.synthetic.generate import generate_frame
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import read_weights, set_info_in
 from ammnet_sparse.pictures.palettes import painted

@@ -8,8 +8,8 @@ import torch
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochSampler, FrameDataset, build_loader, epoch_order
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import GRID, random_frame, write_frame, write_set
 
 IDS = [f"{number:04d}" for number in range(7)]

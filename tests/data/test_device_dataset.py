@@ -12,13 +12,13 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import IMAGE_SHAPE
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.sets.packed import PackedFrames
 from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import GRID, assert_same_batch, random_frame, write_cad_frame, write_frame, write_set
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from torch import Tensor
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import EpochDataset, FrameDataset, build_loader
 from ammnet_sparse.data.device_dataset import DeviceDataset
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.image_folder import FramesWithImages
 from ammnet_sparse.data.stage_dataset import StageDataset
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import GRID, write_set
 
 CPU = torch.device("cpu")

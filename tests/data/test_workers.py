@@ -9,7 +9,7 @@ import pytest
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import WorkerError, build_loader
-from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import random_frame
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from ammnet_sparse.config import Config, ConfigError, ModelConfig, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.training_sets import open_encoder_datasets
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.image_encoders import ImageEncoder
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.backbones import load_encoder_weights

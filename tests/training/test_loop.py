@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from ammnet_sparse.config import Config, ConfigError, config_from_dict, load_config
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.training import run_folder
 from ammnet_sparse.training.checkpoints import CheckpointError, check_same_run, load_state, save_state

@@ -15,7 +15,7 @@ import torch
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import WorkerError
-from ammnet_sparse.data.sets.files import DataError
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.files import lists_trained_on, read_weights
 from ammnet_sparse.training.checkpoints import CheckpointError, load_state
 from ammnet_sparse.training.interruption import RunInterrupted

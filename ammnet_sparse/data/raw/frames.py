@@ -16,12 +16,11 @@ from ammnet_sparse.data.raw.files import (
     read_depth_values,
     read_raw_labels,
 )
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.tsdf import mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.content import read_bytes
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.files.images import DepthEncoding, guess_depth_encoding
 
 IntrinsicsName = Literal["nyu", "nyucad"]

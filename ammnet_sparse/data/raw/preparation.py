@@ -39,12 +39,11 @@ from ammnet_sparse.data.raw.frames import (
     read_raw_frame,
 )
 from ammnet_sparse.data.sets import files
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.ids import read_id_list
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, mapping_to_disk, unflip_tsdf
 from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import abbreviated, reason
+from ammnet_sparse.files.errors import DataError, abbreviated, reason
 from ammnet_sparse.files.images import DepthEncoding
 from ammnet_sparse.progress import ProgressBar
 

@@ -15,10 +15,10 @@ from ammnet_sparse.data.grid import IGNORE_LABEL, UNMAPPED
 from ammnet_sparse.data.parallel import available_cores, map_in_threads
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
-from ammnet_sparse.data.sets.files import DataError, missing_file
+from ammnet_sparse.data.sets.files import missing_file
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import repeated_ids
-from ammnet_sparse.files.errors import abbreviated, reason
+from ammnet_sparse.files.errors import DataError, abbreviated, reason
 from ammnet_sparse.progress import ProgressBar
 
 PUBLISHED_LISTS = ("train", "test", "val")

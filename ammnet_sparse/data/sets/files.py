@@ -21,20 +21,6 @@ from ammnet_sparse.files.arrays import ArrayHeader, read_array
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
 
-__all__ = [
-    "DataError",
-    "as_label",
-    "as_label_map",
-    "as_label_weight",
-    "as_mapping",
-    "as_tsdf",
-    "check_integral",
-    "missing_file",
-    "read_color_image",
-    "read_label_map",
-    "read_npz_array",
-]
-
 _COLOR_MODES = ("RGB", "RGBA", "L", "LA", "P")
 _PIXEL_BYTES = {"b": 2, "i": 4, "u": 4, "f": 4}
 """Bytes that a type of that kind needs to represent every pixel index exactly."""

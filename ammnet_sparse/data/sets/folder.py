@@ -29,7 +29,6 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import GRID_SHAPE, DatasetName, GridShape
 from ammnet_sparse.data.set_info import SET_FILE, SetInfo, check_grid_shape, read_set_info
 from ammnet_sparse.data.sets.files import (
-    DataError,
     as_label,
     as_label_weight,
     as_mapping,
@@ -57,7 +56,7 @@ from ammnet_sparse.data.sets.ids import (
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import unflip_tsdf
 from ammnet_sparse.files.arrays import array_names
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 
 _T = TypeVar("_T")
 

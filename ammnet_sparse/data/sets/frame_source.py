@@ -6,9 +6,8 @@ from pathlib import Path
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.compact import CompactFrame
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.ids import check_list_name, hash_of, repeated_ids
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 
 
 class FrameSource(abc.ABC):

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.files.yaml_text import short
 
 _FRAME_ID = re.compile(r"(?:NYU)?(\d{1,4})(?:_0000)?", re.IGNORECASE | re.ASCII)

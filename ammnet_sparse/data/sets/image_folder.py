@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
-from ammnet_sparse.data.sets.files import DataError, missing_file, read_color_image
+from ammnet_sparse.data.sets.files import missing_file, read_color_image
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import parse_frame_id
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
 
 _SUFFIXES = ("_colors", "_rgb")

@@ -26,11 +26,10 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import DatasetName, GridShape
 from ammnet_sparse.data.set_info import NYU, Color, SetInfo, check_grid_shape
 from ammnet_sparse.data.sets.compact import CompactFrame, compact_shapes, impossible_arrays
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import parse_frame_id, repeated_ids
 from ammnet_sparse.files.content import open_file
-from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.files.tensors import read_tensors_header
 
 PACKED_FORMAT = "ammnet_sparse packed set"

@@ -16,7 +16,6 @@ from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.parallel import available_cores, map_in_threads
 from ammnet_sparse.data.sets.check import Problem, SetReport, chosen_lists, with_validation
 from ammnet_sparse.data.sets.compact import CompactFrame
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.packed import (
     CHECKED_ARRAYS,
@@ -29,6 +28,7 @@ from ammnet_sparse.data.sets.packed import (
     checksums,
     file_arrays,
 )
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.progress import ProgressBar
 
 TsdfStorage = Literal["exact", "float16"]

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ammnet_sparse.data.grid import DatasetName, GridShape
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.packed import PackedFrames
+from ammnet_sparse.files.errors import DataError
 
 
 def open_frames(

@@ -13,9 +13,9 @@ from ammnet_sparse.data.grid import CLASS_NAMES, UNMAPPED
 from ammnet_sparse.data.raw.preparation import PreparationPlan, PreparationReport, prepare_set
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.conventions import unobserved_of
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.files.images import decode_rotated, guess_depth_encoding
 from tests.data.raw.raw_files import write_raw_frame
 

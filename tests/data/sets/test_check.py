@@ -8,8 +8,8 @@ import pytest
 
 from ammnet_sparse.cli.data_check import main
 from ammnet_sparse.data.sets.check import check_set
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import GRID, random_frame, write_frame, write_list, write_npz, write_set
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, NUM_PIXELS
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import training_ids, validation_ids
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import (
     GRID,
     assert_same_frame,

@@ -21,12 +21,12 @@ from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets import packing
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.compact import CompactFrame, pack_nibbles, unpack_nibbles
-from ammnet_sparse.data.sets.files import DataError
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import training_ids, validation_ids
 from ammnet_sparse.data.sets.packed import CHECKED_ARRAYS, PackedFrames
 from ammnet_sparse.data.sets.packing import BrokenFramesError, pack_set
 from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.files.errors import DataError
 from tests.data.frames import (
     GRID,
     assert_same_batch,
