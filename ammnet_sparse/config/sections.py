@@ -361,7 +361,7 @@ class TrainingConfig(_Section):
     )
     convolution_backend: Annotated[Literal["auto", "spconv", "gather", "dense"], FREE] = Field(
         "auto",
-        description="what computes 3D convolutions: spconv, gathered rows and one matrix product, or plain "
+        description="what computes 3D convolutions: spconv (CUDA), gathered rows and one matrix product, or plain "
         "convolutions of volumes; auto: on CUDA spconv between sparse sites",
     )
     validate_every: Annotated[Positive, FREE] = Field(

@@ -4,12 +4,11 @@ Weights have the shape and the initialization of torch's layers, so that a check
 the two networks wrote it. Three backends compute the same sum over the same kernel map:
 
 * ``gather``: gathered rows and one matrix product, on any device and in any float type;
-* ``spconv``: spconv's implicit GEMM on CUDA, its native algorithm elsewhere (``spconv_engine.py``);
+* ``spconv``: spconv's implicit GEMM on CUDA (``spconv_engine.py``), gather for what it does not support;
 * ``dense``: a plain convolution of volumes, with zeros where there is no site.
 
 ``auto`` uses spconv for sparse maps on CUDA if it supports type and channels and passes its check, otherwise gather;
 between full grids it uses ``FULL_GRID_BACKENDS``.
-Biases are added outside spconv, which rejects them on a CPU in evaluation mode.
 """
 
 import contextlib
@@ -127,9 +126,7 @@ def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     if backend == "dense":
         return _convolve_dense(features, weight, kernel_map)
     if backend == "spconv":
-        if spconv_engine.is_served(features, weight, kernel_map):
-            return spconv_engine.convolve_implicit(features, weight, kernel_map)
-        return spconv_engine.convolve_native(features, weight, kernel_map)
+        return spconv_engine.convolve_implicit(features, weight, kernel_map)
     return _convolve_gather(features, weight, kernel_map)
 
 
@@ -138,14 +135,12 @@ def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
     backend = _backend
     if backend == "auto" and kernel_map.is_dense:
         backend = FULL_GRID_BACKENDS.get(features.device.type, "gather")
-    if backend == "auto":
-        backend = "spconv" if features.is_cuda and spconv_engine.is_served(features, weight, kernel_map) else "gather"
-    if backend == "spconv" and features.is_cuda:
-        if not spconv_engine.is_served(features, weight, kernel_map):
-            return "gather"
-        checked = (spconv_engine.convolve_implicit, _convolve_gather)
-        return "spconv" if spconv_engine.is_sound(features.device, features.dtype, *checked) else "gather"
-    return backend
+    if backend in ("gather", "dense"):
+        return backend
+    if not spconv_engine.is_served(features, weight, kernel_map):
+        return "gather"
+    checked = (spconv_engine.convolve_implicit, _convolve_gather)
+    return "spconv" if spconv_engine.is_sound(features.device, features.dtype, *checked) else "gather"
 
 
 def _convolve_gather(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:

@@ -2,7 +2,7 @@
 
 On CUDA through its implicit GEMM, one call per convolution, with float32 accumulation. spconv's modules build
 pairs and masks for target sites of spconv's choice; ours are chosen by the network, so the same arrays are made
-from our tables (``masked_pairs``). Its native algorithm, which also runs on a CPU, handles the rest.
+from our tables (``masked_pairs``).
 """
 
 import dataclasses
@@ -58,28 +58,6 @@ def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return table.t().contiguous(), mask[:, None].contiguous(), order.int()
 
 
-def native_pairs(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
-    """The pairs of a map for the native algorithm: [2, taps, max] int32 padded with -1, [taps] int32.
-
-    The counts are on the host: spconv reads them there, and would wait for the device in every convolution.
-    """
-
-    def build() -> tuple[Tensor, Tensor]:
-        rows = kernel_map.table.t()
-        is_pair = rows >= 0
-        pairs_of_tap = is_pair.sum(1, dtype=torch.int32)
-        counts = pairs_of_tap.cpu()
-        tap, target = is_pair.nonzero().unbind(1)
-        begin = pairs_of_tap.cumsum(0) - pairs_of_tap
-        position = torch.arange(len(tap), device=rows.device) - begin[tap]
-        table = torch.full((2, len(counts), int(counts.max())), -1, dtype=torch.int32, device=rows.device)
-        table[0, tap, position] = rows[tap, target]  # Boolean indexing would make the host wait again
-        table[1, tap, position] = target.int()
-        return table, counts
-
-    return kernel_map.shared("native pairs", build)
-
-
 def is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
     """Whether the implicit GEMM supports device, type, channels and taps."""
     return (
@@ -89,23 +67,6 @@ def is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
         and weight.shape[1] % CHANNEL_MULTIPLE == 0
         and weight[0, 0].numel() <= MOST_MASKED_TAPS
     )
-
-
-def convolve_native(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """[N_source, in] -> [N_target, out] by the native algorithm, tap by tap."""
-    import spconv.pytorch.functional as spconv_functional
-    from spconv.core import ConvAlgo
-
-    indices, counts = native_pairs(kernel_map)
-    out: Tensor = spconv_functional.indice_conv(
-        features.contiguous(),
-        _spconv_weight(weight, kernel_map),
-        indices,
-        counts,
-        len(kernel_map.target),
-        ConvAlgo.Native,
-    )
-    return out
 
 
 def convolve_implicit(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:

@@ -20,7 +20,7 @@ from ammnet_sparse.models.encoder_decoder import StateProjection
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
-from tests.models.scenes import GRID, assert_near, both, small_config, some_scene, unsettle
+from tests.models.scenes import GRID, assert_near, small_config, some_scene, unsettle
 
 CPU = torch.device("cpu")
 
@@ -199,29 +199,6 @@ def test_frozen_encoders_keep_weights_and_statistics() -> None:
     assert changed == {"decoder"}
 
 
-@pytest.mark.parametrize("sites", ["sparse", "dense"])
-def test_spconv_computes_the_same_network(sites: str) -> None:
-    batch = some_scene(2)
-    # In evaluation mode: normalization over the few cells of a small grid would multiply rounding.
-    network = some_network(torch.float32, sites=sites).eval()
-    discriminator = some_discriminator(sites=sites).eval()
-    named = dict(both(network, discriminator).named_parameters())
-    results = []
-    for backend in ("gather", "spconv"):
-        network.zero_grad()
-        discriminator.zero_grad()
-        with use_backend(backend):
-            prediction = network(batch, voxels="scored")
-            scores = discriminator(prediction.voxel_logits, prediction.sites)
-            (prediction.voxel_logits.square().mean() + scores.mean()).backward()
-        gradients = {name: value.grad.clone() for name, value in named.items() if value.grad is not None}
-        results.append({"logits": prediction.voxel_logits, "scores": scores} | gradients)
-    expected, found = results
-    assert len(expected) > 200
-    for name, value in expected.items():
-        assert_near(found[name], value, tolerance=1e-4, name=name)
-
-
 def test_a_batch_frees_its_sites() -> None:
     """Site sets and everything derived from them are freed with their batch, without the garbage collector."""
     network, discriminator = some_network(torch.float32), some_discriminator()
@@ -237,7 +214,7 @@ def test_a_batch_frees_its_sites() -> None:
         return [weakref.ref(entry) for entry in (sites, *kept)]
 
     half, quarter = (full_sites(2, (GRID[0] // by, GRID[1] // by, GRID[2] // by), CPU) for by in (2, 4))
-    for backend in ("gather", "spconv"):
+    for backend in ("gather", "dense"):
         with use_backend(backend):
             step()
             cached = len(half._derived), len(quarter._derived)
@@ -254,7 +231,7 @@ def test_training_works_after_a_prediction_in_inference_mode() -> None:
     grid = (12, 12, 24)  # of this test alone, so that the full sites are made in inference mode
     network = some_network(torch.float32, grid_shape=grid, fusion="cbam", sites="dense")
     batch = some_scene(2, grid=grid)
-    for backend in ("gather", "spconv"):
+    for backend in ("gather", "dense"):
         with use_backend(backend):
             with torch.inference_mode():
                 network.eval()(batch)

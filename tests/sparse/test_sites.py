@@ -18,7 +18,6 @@ from ammnet_sparse.sparse.kernel_maps import (
     strided_sites,
 )
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
-from ammnet_sparse.sparse.spconv_engine import native_pairs
 
 SHAPE = (6, 4, 6)
 CPU = torch.device("cpu")
@@ -138,18 +137,6 @@ def test_pairs_of_a_transposed_kernel_are_those_of_the_definition() -> None:
             if voxel in row_of:
                 expected.add((row, row_of[voxel]))
         assert set(zip(*(rows.tolist() for rows in pairs), strict=True)) == expected
-
-
-def test_spconv_gets_the_same_pairs_padded() -> None:
-    sites = random_sites()
-    kernel_map = KernelMap(sites, sites, KERNELS[0])
-    table, counts = native_pairs(kernel_map)
-    assert table.dtype == counts.dtype == torch.int32 and table.is_contiguous()
-    assert table.shape == (2, 27, int(counts.max()))
-    for tap, (source, target) in enumerate(pairs_of(kernel_map)):
-        count = int(counts[tap])
-        assert torch.equal(table[0, tap, :count].long(), source) and torch.equal(table[1, tap, :count].long(), target)
-        assert (table[:, tap, count:] == -1).all()
 
 
 def test_neighbors_are_rows_in_c_order_of_offsets() -> None:

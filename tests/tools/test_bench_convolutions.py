@@ -39,7 +39,7 @@ def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) 
     assert {case.kernel_map.is_dense for case in cases} == {True, False}
     for case in cases:
         results = []
-        for way in ("spconv", "gather", "dense") if case.kernel_map.is_dense else ("spconv", "gather"):
+        for way in ("gather", "dense") if case.kernel_map.is_dense else ("gather",):
             torch.manual_seed(1)
             results.append(bench.make_step(case, way, dtype=torch.float32)())
         for found in results[1:]:
@@ -61,7 +61,7 @@ def test_rows_and_totals(bench: Any, tmp_path: Path) -> None:
     assert 0 < max(totals["best"].values()) <= max(totals["gather"].values()) + max(totals["dense"].values())
 
 
-@pytest.mark.parametrize("arguments", [["--dtype", "float16"], ["--device", "tpu0"], ["--ways", "dense"]])
+@pytest.mark.parametrize("arguments", [["--device", "tpu0"], ["--ways", "dense"]])
 def test_wrong_usage(bench: Any, arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(arguments)

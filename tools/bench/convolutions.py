@@ -3,9 +3,9 @@
     python tools/bench_convolutions.py --data NYU --device cuda --dtype float16 --json convolutions.json
     python tools/bench_convolutions.py --width 16 --seconds 0.2                   a trial on the CPU
 
-The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (on CUDA its implicit matrix product over our
-tables, or ``gather`` where it serves no such channels; elsewhere its native algorithm), ``gather`` (gathered rows and
-one matrix product) and, where every cell is a site, ``dense`` (a plain convolution of rows as they lie, channels last).
+The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (its implicit matrix product over our tables on
+CUDA; ``gather`` for channels and devices that it does not support), ``gather`` (gathered rows and one matrix product)
+and, where every cell is a site, ``dense`` (a plain convolution of rows as they lie, channels last).
 Shapes are recorded from a forward pass of generator and discriminator over four frames; layers of one kind, shape and
 site sets are one row. Times are medians over forward and backward pass together: ``device`` as the device saw them,
 ``host`` until the calls returned, which on CUDA is the time of the launches. The sum at the end says what each way, and
@@ -227,6 +227,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(str(error))
     if options.ways == ["dense"]:
         parser.error("--ways dense: it computes only where every cell is a site; add spconv or gather")
-    if options.dtype == "float16" and options.device.type == "cpu" and "spconv" in options.ways:
-        parser.error("--dtype float16: spconv computes it on CUDA only; add --ways gather dense")
     return options
