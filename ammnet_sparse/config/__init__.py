@@ -21,6 +21,7 @@ from ammnet_sparse.config.reading import (
     with_overrides,
 )
 from ammnet_sparse.config.sections import (
+    OF_TIMM,
     AdversarialConfig,
     Config,
     DataConfig,
@@ -34,6 +35,7 @@ from ammnet_sparse.config.sections import (
 )
 
 __all__ = [
+    "OF_TIMM",
     "AdversarialConfig",
     "Config",
     "ConfigError",

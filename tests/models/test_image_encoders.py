@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.image_encoders import ENCODERS
+from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN
+from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, encoder_class
 from ammnet_sparse.models.image_encoders.encoder import ImageFeatures, ImageHead
 from ammnet_sparse.models.image_encoders.segformer import published_to_timm, timm_to_published
+from ammnet_sparse.models.image_encoders.timm_models import TimmEncoder
 from ammnet_sparse.models.weights.backbones import load_backbone_weights
 from ammnet_sparse.models.weights.checks import WeightsError
 from tests.models.encoders import small_encoder
@@ -207,6 +210,51 @@ def test_published_sizes_build_and_load(kind: str, tmp_path: Path) -> None:
     assert load_backbone_weights(again, path) == ()
     for name, value in again.backbone.state_dict().items():
         assert torch.equal(value, encoder.backbone.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("resnet18", (64, 128, 256, 512)),
+        ("swin_tiny_patch4_window7_224", (96, 192, 384, 768)),  # for one size of image, channels last
+        ("mvitv2_tiny", (96, 192, 384, 768)),
+        ("mobilenetv3_small_050", (8, 16, 24, 288)),
+    ],
+)
+def test_backbones_of_timm(name: str, widths: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        encoder = encoder_class(ModelConfig(width=16, image_encoder=f"timm:{name}"))(ModelConfig(width=16))
+        assert isinstance(encoder, ImageEncoder) and encoder.stage_widths == widths
+        assert encoder(torch.zeros(1, 3, 480, 640)).features.shape == (1, 16, 120, 160)
+        published = timm.create_model(name).state_dict()
+    own = {key for key_in_file in published if (key := encoder.timm_key(key_in_file)) is not None}
+    assert own == encoder.backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("timm:vit_tiny_patch16_224", "1/4 and 1/8 and 1/32"),
+        ("timm:convnxt_tiny", "convnext_tiny"),
+        ("timm:hf-hub:some/model", "image_encoder"),
+        ("convnext_tiny", "timm:"),
+    ],
+)
+def test_what_is_no_backbone_is_named(name: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        encoder_class(ModelConfig(image_encoder=name))
+
+
+def test_images_are_normalized_as_a_backbone_of_timm_expects_them() -> None:
+    encoder = encoder_class(ModelConfig(image_encoder="timm:tf_efficientnet_lite0"))(ModelConfig(width=16))
+    assert isinstance(encoder, TimmEncoder) and encoder.mean == (0.5, 0.5, 0.5)
+    seen: list[Tensor] = []
+    encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.rand(1, 3, 64, 64)
+    shape = (3, 1, 1)
+    ours = (255 * pixels - torch.tensor(IMAGE_MEAN).view(shape)) / torch.tensor(IMAGE_DEVIATION).view(shape)
+    encoder.eval().extract_stages(ours)
+    torch.testing.assert_close(seen[0], 2 * pixels - 1)
 
 
 def test_unusable_arguments_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import safetensors.torch
+import timm
 import torch
 
 import ammnet_sparse
@@ -54,6 +57,26 @@ def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setattr(EfficientNetLite0, "installed_weights", lambda _=None: pytest.fail("looked for a package"))
     loaded = ammnet_sparse.load_model(tmp_path / "last.safetensors")
     assert all(loaded.state_dict()[name].equal(value) for name, value in after.items())
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_a_run_with_a_backbone_of_timm(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts from timm's weights of the whole model, and the file that it writes needs nothing else."""
+    given = timm.create_model("convnext_atto").state_dict()
+    safetensors.torch.save_file(given, tmp_path / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(tmp_path / "model.safetensors"))
+    config = config_of(root, {}, image_encoder="timm:convnext_atto", image_encoder_weights=None)
+    run = make_run(config, tmp_path / "run")
+    run.train()
+    trained = run.game.generator.eval()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("looked for weights"))
+    loaded = ammnet_sparse.load_model(tmp_path / "run" / "last.safetensors")
+    assert loaded.image_encoder is not None
+    backbone = loaded.image_encoder.backbone.state_dict()
+    assert backbone["stages_3.blocks.1.mlp.fc2.weight"].equal(given["stages.3.blocks.1.mlp.fc2.weight"])
+    batch = run.validation_set[0]
+    with torch.no_grad():
+        assert loaded(batch).voxel_logits.equal(trained(batch).voxel_logits)
 
 
 def test_features_kept_predict_as_images_do(root: Path, tmp_path: Path) -> None:

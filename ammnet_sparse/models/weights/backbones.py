@@ -155,7 +155,7 @@ def load_encoder_weights(encoder: ImageEncoder, path: str | Path) -> bool:
         UserWarning: the file's head does not fit.
     """
     unused = load_backbone_weights(encoder, path)
-    if not any(name.startswith(_HEAD_PREFIX) for name in unused):
+    if f"{_HEAD_PREFIX}fuse.weight" not in unused:  # timm's classifiers begin like our head
         return False
     expected = encoder.head.state_dict()
     found = {
