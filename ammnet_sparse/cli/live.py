@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
-from ammnet_sparse.camera.images import turned_image
 from ammnet_sparse.camera.settings import FileKind
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_options, given_settings
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, with_options, writing_to
@@ -114,8 +113,7 @@ def _complete(
                 rate = current if rate is None else (1 - _SMOOTHING) * rate + _SMOOTHING * current
             last = now
             if viewer is not None:
-                turn = stored.exif_turn if options.rotate is None else options.rotate
-                viewer.show(scene, None if stored.color is None else turned_image(stored.color, turn), rate=rate)
+                viewer.show(scene, rate=rate)
             if options.out is not None:
                 with writing_to(options.out):
                     scene.write_volume(options.out)

@@ -1,25 +1,28 @@
-"""The newest scene in a browser: a viser page that stays open while scenes are replaced."""
+"""The newest scene in a browser: a page that stays open while scenes are replaced."""
 
 import errno
+import http.server
+import json
+import re
 import socket
+import socketserver
+import sys
+import threading
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.pictures.outputs import CompletedScene
-from ammnet_sparse.pictures.ply import voxel_surface
+from ammnet_sparse.pictures.page import live_page, scene_data
 
 LOCAL_HOST = "127.0.0.1"
-_IMAGE_ROWS = 240
-"""Approximate number of rows of the color image shown."""
+_LAST_PORT = 65535
+_MOST_WAITING = 20.0
+"""Seconds until a browser that waits for a scene is told that there is none, and asks again."""
 
 
 class LiveViewer:
-    """Shows one scene at a time: a mesh per class, the color image and the time by stage.
+    """Serves the offline page, with one scene at a time: the newest.
 
     Args:
         host: address to listen at; 127.0.0.1 can only be reached from this machine.
@@ -27,112 +30,114 @@ class LiveViewer:
         info: the set that the network was trained on, which names the classes.
 
     Raises:
-        DataError: viser is not installed, or nothing can listen at that address.
+        DataError: nothing can listen at that address.
     """
 
     def __init__(self, *, host: str = LOCAL_HOST, port: int = 8080, info: SetInfo = NYU) -> None:
-        self.info = info
-        viser = _viser()
-        _check_address(host, port)
-        self.server: Any = viser.ViserServer(host=host, port=port, label="AMMNet-sparse", verbose=False)
-        self.server.scene.set_up_direction("+z")
         self.host = host
-        self.status = self.server.gui.add_markdown("waiting for a frame")
-        self.image = self.server.gui.add_image(np.zeros((3, 4, 3), dtype=np.uint8), label="Color", format="jpeg")
-        self.meshes: dict[int, Any] = {}
-        self.boxes: dict[int, Any] = {}
-        with self.server.gui.add_folder("Classes"):
-            for label, name in enumerate(info.class_names):
-                if label != EMPTY_LABEL:
-                    self.boxes[label] = self.server.gui.add_checkbox(name, initial_value=label != info.ceiling)
-                    self.boxes[label].on_update(lambda _, label=label: self._toggle(label))
-            self.everything = self.server.gui.add_checkbox("doubtful voxels too", initial_value=False)
-        self.everything.on_update(lambda _: self._draw())
-        self._shown: CompletedScene | None = None
+        self.page = live_page(info, title="ammnet live").encode()
+        self._newest = threading.Condition()
+        self._encoding = threading.Lock()
+        self._number = 0
+        self._scene: CompletedScene | None = None
+        self._note = ""
+        self._encoded: tuple[int, bytes] = (0, b"")
+        self._server = _listening(host, port, self)
+        threading.Thread(target=self._server.serve_forever, name="viewer", daemon=True).start()
 
     @property
     def address(self) -> str:
         """The address of the page."""
-        return f"http://{self.host}:{self.server.get_port()}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self._server.server_address[1]}"
 
-    def show(self, scene: CompletedScene, color: NDArray[np.uint8] | None, *, rate: float | None) -> None:
+    def show(self, scene: CompletedScene, *, rate: float | None) -> None:
         """Replaces the scene.
 
         Args:
-            color: [rows, columns, 3] uint8, upright, or None.
+            scene: of a camera.
             rate: recent frames per second, or None for the first frame.
         """
-        self._shown = scene
         stages = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in scene.seconds.items())
-        placement = scene.own.placement
-        self.status.content = "\n\n".join(
-            [
-                f"**{scene.name}**" + ("" if rate is None else f", {rate:.1f} frames per second"),
-                stages,
-                f"up: {placement.up_confidence}; floor: {placement.floor.confidence}, camera "
-                f"{placement.floor.below:.2f} m above it",
-            ]
-        )
-        if color is not None:
-            step = max(color.shape[0] // _IMAGE_ROWS, 1)
-            self.image.image = np.ascontiguousarray(color[::step, ::step])
-        self._draw()
+        speed = "" if rate is None else f", {rate:.1f} frames per second"
+        note = f"{scene.name}{speed}\n{stages}\nvertical: {scene.own.placement.up_confidence}"
+        with self._newest:
+            self._scene, self._note = scene, note
+            self._number += 1
+            self._newest.notify_all()
+
+    def answer(self, after: int) -> bytes | None:
+        """The newest scene for the page's script, once it is another than number ``after``; None if it takes long."""
+        with self._newest:
+            self._newest.wait_for(lambda: self._number not in (0, after), timeout=_MOST_WAITING)
+            number, scene, note = self._number, self._scene, self._note
+        if scene is None or number == after:
+            return None
+        with self._encoding:
+            if self._encoded[0] < number:  # by the first browser that asks, for all
+                data = {"number": number, "scene": scene_data(scene.to_scene(note=note))}
+                self._encoded = (number, json.dumps(data, separators=(",", ":")).encode())
+            return self._encoded[1]
 
     def stop(self) -> None:
         """Closes the page's server."""
-        self.server.stop()
-
-    def _toggle(self, label: int) -> None:
-        if label in self.meshes:
-            self.meshes[label].visible = self.boxes[label].value
-
-    def _draw(self) -> None:
-        if self._shown is None:
-            return
-        scene = self._shown
-        drawn = scene.labels != EMPTY_LABEL
-        if not self.everything.value:
-            drawn &= scene.reliable_mask
-        corners, classes, faces = voxel_surface(scene.labels, drawn)
-        vertices = scene.origin + self.info.voxel_size * corners[:, [0, 2, 1]]
-        triangles = np.concatenate([faces[:, [0, 1, 2]], faces[:, [0, 2, 3]]])
-        of_class = classes[triangles[:, 0]] if len(triangles) else np.zeros(0, dtype=np.uint8)
-        with self.server.atomic():
-            for label in [label for label in self.meshes if not (of_class == label).any()]:
-                self.meshes.pop(label).remove()
-            for label in np.unique(of_class).tolist():
-                used, index = np.unique(triangles[of_class == label], return_inverse=True)
-                name = self.info.class_names[label]
-                self.meshes[label] = self.server.scene.add_mesh_simple(
-                    f"/scene/{name}",
-                    vertices[used].astype(np.float32),
-                    index.reshape(-1, 3).astype(np.uint32),
-                    color=self.info.classes[name],
-                    flat_shading=True,
-                    visible=self.boxes[label].value,
-                )
+        self._server.shutdown()
+        self._server.server_close()
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raises DataError for what viser would wait for without an end, in a thread of its own."""
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int, viewer: LiveViewer) -> None:
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        self.viewer = viewer
+        super().__init__((host, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a browser that has gone
+            super().handle_error(request, client_address)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    timeout = 2 * _MOST_WAITING
+    server: _Server
+
+    def do_GET(self) -> None:
+        after = re.fullmatch(r"/newest\?after=([0-9]{1,9})", self.path)
+        if after:
+            body = self.server.viewer.answer(int(after[1]))
+            self._send(204 if body is None else 200, "application/json", body or b"")
+        elif self.path == "/":
+            self._send(200, "text/html; charset=utf-8", self.server.viewer.page)
+        else:
+            self._send(404, "text/plain", b"not found")
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Requests are not listed."""
+
+
+def _listening(host: str, port: int, viewer: LiveViewer) -> _Server:
+    """A server at the first free port. Raises DataError where nothing can listen."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as trial:
-            trial.bind(address)
+        while True:
+            try:
+                return _Server(host, port, viewer)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or port == _LAST_PORT:
+                    raise
+                port += 1
     except (OSError, OverflowError, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            return  # the next free port is taken
         raise DataError(
             f"--host {host} --port {port}: expected an address of this machine and a port that is allowed, found: "
             f"{reason(error)}"
         ) from error
-
-
-def _viser() -> Any:
-    try:
-        import viser
-    except ImportError as error:
-        raise DataError(
-            "the viewer: expected the package viser, found none; pip install ammnet-sparse[live], or give --no-viewer"
-        ) from error
-    return viser

@@ -184,10 +184,10 @@ class CompletedScene:
         return write_page(path, [self.to_scene()], title=self.name)
 
     def to_scene(self, *, note: str = "") -> Scene:
-        """The frame as a scene of the page, with a note; of a frame of a camera it says how high the camera is."""
+        """The frame as a scene of the page, with a note, to which a frame of a camera adds how high the camera is."""
         frame, position = self.frame, None
         if isinstance(frame, CameraFrame):
-            note = self.level
+            note = "\n".join(filter(None, [note, self.level]))
             x, y = ((frame.placement.pose[:2, 3] - frame.origin[:2]) / frame.info.voxel_size).tolist()
             position = (x, y)
         return Scene(

@@ -126,19 +126,36 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
     """
     if not scenes and not introduction:
         raise ValueError("scenes: expected at least one scene, found none")
-    viewer = ""
-    if scenes:
-        script = "\n".join(_template(name) for name in _SCRIPTS)
-        viewer = Template(_template("viewer.html")).substitute(data=_to_json(_page_data(scenes)), script=script)
-    page = Template(_template("page.html")).substitute(
+    viewer = _viewer(scenes[0].info, scenes) if scenes else ""
+    page = _page(viewer, title=title, introduction=introduction)
+    Path(path).write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def live_page(info: SetInfo, *, title: str) -> str:
+    """A page for scenes of a set that are made while it is open.
+
+    It asks for ``newest?after=NUMBER``, again and again, and expects ``{"number": N, "scene": ...}`` with the
+    ``scene_data`` of a scene with another number, or status 204 for none.
+    """
+    return _page(_viewer(info, [], live=True), title=title, connections="'self'")
+
+
+def _viewer(info: SetInfo, scenes: Sequence[Scene], *, live: bool = False) -> str:
+    data = {**_page_data(info, scenes), "live": live}
+    script = "\n".join(_template(name) for name in _SCRIPTS)
+    return Template(_template("viewer.html")).substitute(data=_to_json(data), script=script)
+
+
+def _page(viewer: str, *, title: str, introduction: str = "", connections: str = "'none'") -> str:
+    return Template(_template("page.html")).substitute(
         title=html.escape(title),
         style=_template("page.css"),
         introduction=introduction,
         viewer=viewer,
         script_source=_script_source(viewer),
+        connections=connections,
     )
-    Path(path).write_text(page, encoding="utf-8")
-    return Path(path)
 
 
 def is_page(path: str | Path, *, title: str) -> bool:
@@ -166,8 +183,7 @@ def _to_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
-    info = scenes[0].info
+def _page_data(info: SetInfo, scenes: Sequence[Scene]) -> dict[str, Any]:
     if any((scene.info.classes, scene.info.voxel_size) != (info.classes, info.voxel_size) for scene in scenes):
         raise ValueError("scenes: expected scenes of the same classes and voxel size, found several")
     # The ceiling would hide the room in the initial view from above.
@@ -187,12 +203,12 @@ def _page_data(scenes: Sequence[Scene]) -> dict[str, Any]:
         "classes": classes,
         "errors": [{"name": name, "color": color} for name, color in ERROR_COLORS.items()],
         "parts": [{"name": name, "color": color} for name, color in PART_COLORS.items()],
-        "scenes": [_scene_data(scene) for scene in scenes],
+        "scenes": [scene_data(scene) for scene in scenes],
     }
 
 
-def _scene_data(scene: Scene) -> dict[str, Any]:
-    """The format of ``decodeScene`` in volume.js: concatenated flat volumes, gzip, base64."""
+def scene_data(scene: Scene) -> dict[str, Any]:
+    """A scene as JSON for ``decodeScene`` in volume.js: concatenated flat volumes, gzip, base64."""
     flags = np.full(scene.prediction.shape, _IN_MASK, dtype=np.uint8)
     if scene.mask is not None:
         flags[~scene.mask.astype(np.bool_)] = 0

@@ -1,8 +1,11 @@
 """The page of the viewer, and the command that fills it."""
 
+import dataclasses
+import json
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +16,12 @@ import pytest
 
 from ammnet_sparse import SceneCompleter
 from ammnet_sparse.cli.main import main
-from tests.completion import INTRINSICS, room_depth, small_weights
-
-pytest.importorskip("viser", reason="needs the extra live")
-
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.live import viewer as module
 from ammnet_sparse.live.viewer import LiveViewer
+from tests.completion import INTRINSICS, room_depth, small_weights
+from tests.pictures.browser import Browser, find_chromium
+from tests.pictures.test_page import volumes_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,13 +31,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_weights(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="module")
+def completer(weights: Path) -> SceneCompleter:
+    return SceneCompleter(weights, intrinsics=INTRINSICS, keeps_camera=False)
+
+
 @pytest.fixture
 def viewer() -> Iterator[LiveViewer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    viewer = LiveViewer(port=port)
-    yield viewer
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        viewer = LiveViewer(port=port)
+        assert viewer.address.startswith("http://127.0.0.1:") and not viewer.address.endswith(f":{port}")
+        yield viewer
     viewer.stop()
 
 
@@ -50,24 +60,56 @@ def write_room(folder: Path, name: str) -> None:
     iio.imwrite(folder / f"{name}.depth.png", np.round(1000 * room_depth()).astype(np.uint16))
 
 
-def test_the_newest_scene_is_shown_by_class(viewer: LiveViewer, weights: Path) -> None:
-    with urllib.request.urlopen(viewer.address, timeout=10) as page:
-        assert page.status == 200 and b"<html" in page.read().lower()
-    assert viewer.address.startswith("http://127.0.0.1:")
-    scene = SceneCompleter(weights, intrinsics=INTRINSICS)(None, room_depth(), name="one")
-    viewer.show(scene, np.full((480, 640, 3), 7, np.uint8), rate=None)
-    shown = np.unique(scene.labels[scene.reliable_mask & (scene.labels != 0)]).tolist()
-    assert sorted(viewer.meshes) == shown
-    assert "one" in viewer.status.content and "network" in viewer.status.content
-    assert viewer.image.image.shape == (240, 320, 3)
-    label = shown[-1]
-    viewer.boxes[label].value = False
-    viewer._toggle(label)
-    assert not viewer.meshes[label].visible
-    viewer.show(scene, None, rate=2.0)
-    assert not viewer.meshes[label].visible and "2.0 frames per second" in viewer.status.content
-    low, high = viewer.meshes[shown[0]].vertices.min(0), viewer.meshes[shown[0]].vertices.max(0)
-    assert (low >= scene.origin - 1e-3).all() and (high <= scene.origin + [4.81, 4.81, 2.89]).all()
+def get(address: str) -> tuple[int, bytes]:
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return answer.status, answer.read()
+
+
+def test_the_newest_scene_is_served(
+    viewer: LiveViewer, completer: SceneCompleter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, page = get(viewer.address)
+    assert status == 200 and b"connect-src 'self'" in page and b'"live":true' in page
+    monkeypatch.setattr(module, "_MOST_WAITING", 0.05)
+    assert get(f"{viewer.address}/newest?after=0") == (204, b"")
+    for path in ("newest", "newest?after=-1", "newest?after=0&x", "../etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(f"{viewer.address}/{path}")
+    scene = completer(None, room_depth(), name="one")
+    viewer.show(scene, rate=None)
+    newest = json.loads(get(f"{viewer.address}/newest?after=0")[1])
+    assert newest["number"] == 1 and newest["scene"]["name"] == "one"
+    assert volumes_of(newest["scene"])[: scene.labels.size] == scene.labels.tobytes()
+    assert get(f"{viewer.address}/newest?after=1")[0] == 204
+    viewer.show(scene, rate=2.0)
+    newest = json.loads(get(f"{viewer.address}/newest?after=1")[1])
+    assert newest["number"] == 2 and "2.0 frames per second" in newest["scene"]["note"]
+    assert all(word in newest["scene"]["note"] for word in ("network", "vertical: likely", "(likely)"))
+
+
+def test_a_browser_shows_frames_as_they_come(viewer: LiveViewer, completer: SceneCompleter, tmp_path: Path) -> None:
+    """Names are text, whatever is in them."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("needs Chromium to look with (Debian: apt-get install chromium), and there is none")
+    with Browser(program, tmp_path / "profile") as browser:
+        page = browser.open(viewer.address)
+        assert page.evaluate("document.querySelector('#state').textContent") == "Waiting for the first frame."
+        names = ["<iframe srcdoc='<script>parent.document.body.remove()<\\/script>'>", "<img src=x onerror=stop()>"]
+        scene = completer(None, room_depth(), name="0")
+        for name in names:
+            frame = dataclasses.replace(scene.own, frame_id=name)
+            viewer.show(dataclasses.replace(scene, frame=frame), rate=1.0)
+            page.wait_for(f"document.querySelector('#note').textContent.startsWith({json.dumps(name)})")
+        assert page.evaluate("document.querySelectorAll('iframe, #note img').length") == 0
+        assert len(np.unique(page.screenshot("#canvas").reshape(-1, 3), axis=0)) > 20  # a scene is drawn
+        page.click("#follow")
+        viewer.show(scene, rate=1.0)
+        viewer.stop()
+        page.click("#follow")
+        page.wait_for("document.querySelector('#state').textContent.startsWith('No answer')")
+        assert page.evaluate("document.querySelector('#state').hidden") is False
+        assert page.evaluate("document.querySelector('#note').textContent").startswith(names[1])  # what was held
 
 
 def test_the_command_completes_what_arrives(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,11 +125,17 @@ const unshown = () => (scene.truth ? "unscored" : "unreliable");
 async function showScene(index) {
   element("scene").selectedIndex = index;
   const decoded = await decodeScene(data.scenes[index]);
-  if (element("scene").selectedIndex !== index) return; // another one has been chosen meanwhile
+  if (element("scene").selectedIndex === index) show(decoded); // else another one has been chosen meanwhile
+}
+
+function show(decoded) {
   scene = decoded;
-  if (!camera || camera.shape.join() !== scene.shape.join()) camera = new OrbitCamera(scene.shape);
-  settings.cut = scene.shape[1];
-  Object.assign(element("cut"), { max: scene.shape[1], value: scene.shape[1] });
+  element("viewer").hidden = false;
+  if (!camera || camera.shape.join() !== scene.shape.join()) {
+    camera = new OrbitCamera(scene.shape);
+    settings.cut = scene.shape[1];
+    Object.assign(element("cut"), { max: scene.shape[1], value: scene.shape[1] });
+  }
   element("parts").hidden = !scene.hasHit;
   element("outside-row").hidden = !scene.hasMask;
   element("outside-words").textContent = `Show ${unshown()} voxels, too`;
@@ -268,6 +274,31 @@ function describeVoxel(left, top) {
   return `Voxel ${place.join(", ")}: ${words.join(", ")}`;
 }
 
+// --- a live page: the newest scene of the program that serves it ---
+
+async function follow() {
+  const { viewer, state, follow: box } = Object.fromEntries(["viewer", "state", "follow"].map((id) => [id, element(id)]));
+  viewer.hidden = true;
+  element("follow-row").hidden = false;
+  const tell = (text) => Object.assign(state, { textContent: text, hidden: !text });
+  tell("Waiting for the first frame.");
+  for (let number = 0; ;) {
+    while (!box.checked) await new Promise((done) => box.addEventListener("change", done, { once: true }));
+    try {
+      const answer = await fetch(`newest?after=${number}`);
+      if (answer.status === 200 && box.checked) {
+        const newest = await answer.json();
+        number = newest.number;
+        show(await decodeScene(newest.scene));
+      }
+      if (scene) tell("");
+    } catch {
+      tell("No answer: the program that completes the frames has ended, or cannot be reached.");
+      await new Promise((done) => setTimeout(done, 2000));
+    }
+  }
+}
+
 // --- start ---
 
 function complain(text) {
@@ -332,7 +363,8 @@ async function start() {
     complain("The 3D view needs WebGL2, which this browser does not have or has switched off. Allow hardware "
       + "acceleration in its settings, or open the page in another browser.");
   }
-  await showScene(0);
+  if (data.live) follow();
+  else await showScene(0);
   document.body.dataset.state = "ready";
 }
 
