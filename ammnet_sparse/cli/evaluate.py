@@ -17,7 +17,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-import ammnet_sparse
 from ammnet_sparse.cli.errors import check_output_file, command, writing_to
 from ammnet_sparse.cli.options import (
     CommandParser,
@@ -38,11 +37,12 @@ from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.source import check_labels
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
-from ammnet_sparse.evaluation.flips import labels_over_flips
+from ammnet_sparse.evaluation.flips import predicted_labels
 from ammnet_sparse.evaluation.lost import LostVoxels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set, split_ids
 from ammnet_sparse.evaluation.tables import format_table
+from ammnet_sparse.models.ensemble import load_networks
 from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 from ammnet_sparse.progress import ProgressBar
@@ -55,10 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         check_output_file(options.json, option="--json")
     lost = LostVoxels() if options.lost else None
-    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset)
-    print(weights, file=sys.stderr)
-    scores, baselines, config = _score(options, checkpoint, lost)
-    name = checkpoint.stem if options.flips is None else f"{checkpoint.stem}, {options.flips} flips"
+    chosen = [chosen_weights(name, dataset=options.dataset) for name in options.checkpoint or [None]]
+    for _, weights in chosen:
+        print(weights, file=sys.stderr)
+    checkpoints = [path for path, _ in chosen]
+    scores, baselines, config = _score(options, checkpoints, lost)
+    name = " + ".join(path.stem for path in checkpoints)
+    if options.flips is not None:
+        name += f", {options.flips} flips"
     print(f"{options.data}, {options.split}: {scores.frames} frame{'s' * (scores.frames != 1)}, percent")
     print(format_table({name: scores, **baselines}))
     for remark in scores.remarks():
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{lost.describe()}")
     if options.json:  # after the table, which took minutes
         values = scores.to_json() | {
-            "checkpoint": str(checkpoint.absolute()),
+            "checkpoint": " + ".join(str(path.absolute()) for path in checkpoints),
             "data": str(options.data.absolute()),
             "dataset": options.dataset,
             "split": options.split,
@@ -89,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score(
-    options: argparse.Namespace, checkpoint: Path, lost: LostVoxels | None
+    options: argparse.Namespace, checkpoints: Sequence[Path], lost: LostVoxels | None
 ) -> tuple[Scores, dict[str, Scores], ModelConfig]:
-    """The scores of the checkpoint; those of the baselines, on request; and the configuration of its network."""
+    """The scores of the checkpoints' mean; those of the baselines, on request; and the configuration of its network."""
     device = choose_device(options.device)
     sites = {} if options.sites is None else {"sites": options.sites}
-    model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
+    model = load_networks(checkpoints, device=device, **sites)
     if options.split in lists_in(getattr(model, "metadata", {})):
         print(
             f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
@@ -107,12 +111,7 @@ def _score(
     batches = _progress(_loader(source, ids, options), "evaluating")
 
     def predict(batch: Batch) -> Tensor:
-        if options.flips is None:
-            labels = model(batch, voxels="scored").labels
-        else:
-            labels = labels_over_flips(
-                lambda turned: model(turned, voxels="scored").probabilities, batch, count=options.flips
-            )
+        labels = predicted_labels(model, batch, voxels="scored", flips=options.flips)
         if lost is not None:
             lost.update(labels, batch)
         return labels
@@ -153,7 +152,7 @@ def _progress(batches: Iterable[Batch], title: str) -> Iterable[Batch]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("evaluate", __doc__)
-    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS)
+    add_checkpoint_option(parser, default=DEFAULT_WEIGHTS, is_repeated=True)
     add_data_option(parser, required=True)
     parser.add_argument(
         "--split",

@@ -62,14 +62,23 @@ class CommandParser(argparse.ArgumentParser):
         return f"unrecognized arguments: {' '.join(unknown)}{hint}"
 
 
-def add_checkpoint_option(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """``--checkpoint FILE``, a path or the name of shipped weights; required without a default."""
+def add_checkpoint_option(
+    parser: argparse.ArgumentParser, *, default: str | None = None, is_repeated: bool = False
+) -> None:
+    """``--checkpoint FILE``, a path or the name of shipped weights; required without a default.
+
+    Args:
+        is_repeated: it may be given several times, and is a list, for the mean of the networks.
+    """
     said = f" (default: {default})" if default else ""
     parser.add_argument(
         "--checkpoint",
         required=default is None,
         metavar="FILE",
-        help=f"weights: a file, or the name of shipped ones{said}",
+        action="append" if is_repeated else "store",
+        help="weights: a file, or the name of shipped ones"
+        + (", several times for the mean of their probabilities" if is_repeated else "")
+        + said,
     )
 
 

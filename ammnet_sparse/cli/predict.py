@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import ammnet_sparse
 from ammnet_sparse.camera.files.frame_files import find_frames
 from ammnet_sparse.camera.frames import LITTLE, read_frame
 from ammnet_sparse.camera.settings import FileKind
@@ -68,10 +67,11 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.ids import parse_frame_id
 from ammnet_sparse.data.sets.source import open_frames
-from ammnet_sparse.evaluation.flips import labels_over_flips
+from ammnet_sparse.evaluation.flips import predicted_labels
 from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
 from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.models.ammnet import AMMNet
+from ammnet_sparse.models.ensemble import Ensemble, load_networks
 from ammnet_sparse.models.weights.files import set_info_in
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedScene, foreign_output, output_paths
@@ -112,10 +112,11 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
     """
     device = choose_device(options.device)
     given = None if options.checkpoint is not None else _given_input(options)
-    checkpoint, weights = chosen_weights(options.checkpoint, dataset=options.dataset, given=given)
+    chosen = [chosen_weights(name, dataset=options.dataset, given=given) for name in options.checkpoint or [None]]
     sites = {} if options.sites is None else {"sites": options.sites}
-    model = ammnet_sparse.load_model(checkpoint, device=device, **sites)
-    print(weights, file=sys.stderr)
+    model = load_networks([path for path, _ in chosen], device=device, **sites)
+    for _, weights in chosen:
+        print(weights, file=sys.stderr)
     completed_frames = (
         _set_frames(options, model, device, skipped)
         if options.data
@@ -152,7 +153,7 @@ def _given_input(options: argparse.Namespace) -> Input2D:
 
 
 def _set_frames(
-    options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str]
+    options: argparse.Namespace, model: AMMNet | Ensemble, device: torch.device, skipped: list[str]
 ) -> Iterator[CompletedScene]:
     source = open_set(options.data, dataset=options.dataset, config=model.config, for_pictures=True)
     check_ids(source, options.ids)
@@ -177,7 +178,7 @@ def _set_frames(
 
 
 def _own_frames(
-    options: argparse.Namespace, model: AMMNet, device: torch.device, skipped: list[str], outside: list[str]
+    options: argparse.Namespace, model: AMMNet | Ensemble, device: torch.device, skipped: list[str], outside: list[str]
 ) -> Iterator[CompletedScene]:
     info = set_info_in(getattr(model, "metadata", {}), model.config)
     check_grid(model.config, info)
@@ -223,22 +224,17 @@ def _check_replaced(options: argparse.Namespace, names: Sequence[str], *, inputs
         )
 
 
-def _labels(model: AMMNet, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:
+def _labels(model: AMMNet | Ensemble, batch: Batch, options: argparse.Namespace) -> NDArray[np.uint8]:
     voxels: Literal["all", "not_free"] = "all" if options.everywhere else "not_free"
     with torch.inference_mode():
-        if options.flips is None:
-            found = model(batch, voxels=voxels).labels
-        else:
-            found = labels_over_flips(
-                lambda turned: model(turned, voxels=voxels).probabilities, batch, count=options.flips
-            )
+        found = predicted_labels(model, batch, voxels=voxels, flips=options.flips)
     labels: NDArray[np.uint8] = found[0].cpu().numpy()
     return labels
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("predict", __doc__)
-    add_checkpoint_option(parser, default="depends on the input, see below")
+    add_checkpoint_option(parser, default="depends on the input, see below", is_repeated=True)
     add_out_option(parser, "folder to write to, made if missing", metavar="DIR", required=True)
     add_dataset_option(parser, note="; for own frames: of the checkpoint's training set, as NYUCAD's TSDF is flipped")
     add_sites_option(parser)

@@ -56,6 +56,16 @@ def mean_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: Nu
     return total / count
 
 
-def labels_over_flips(score: Callable[[Batch], Tensor], batch: Batch, *, count: NumFlips) -> Tensor:
-    """[B, X, H, Y] uint8: the class with the largest mean; arguments and errors as ``mean_over_flips``."""
-    return mean_over_flips(score, batch, count=count).argmax(dim=1).to(torch.uint8)
+def predicted_labels(
+    network: Callable[..., Any], batch: Batch, *, voxels: Literal["scored", "not_free", "all"], flips: NumFlips | None
+) -> Tensor:
+    """[B, X, H, Y] uint8: the likeliest class; with ``flips`` of the mean probabilities, and errors as there.
+
+    Args:
+        network: called with a batch and ``voxels``; returns a ``Prediction``.
+    """
+    if flips is None:
+        labels: Tensor = network(batch, voxels=voxels).labels
+        return labels
+    mean = mean_over_flips(lambda turned: network(turned, voxels=voxels).probabilities, batch, count=flips)
+    return mean.argmax(dim=1).to(torch.uint8)

@@ -83,6 +83,7 @@ def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool
 _OF_THE_MACHINE = {
     "data": ("root", "synthetic_root", "label_2d", "workers", "on_device", "cache_features"),
     "model": ("image_encoder_weights",),
+    "loss": ("teachers",),
 }
 """Keys that concern the location and reading of files and do not affect what is trained."""
 

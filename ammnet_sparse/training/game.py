@@ -16,6 +16,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import VoxelCounts
 from ammnet_sparse.models.ammnet import Prediction, plan_sites
+from ammnet_sparse.models.ensemble import check_goes_with, load_networks
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.ops.perturbation import Stream, uniform, words_of_items
 from ammnet_sparse.processes import num_processes, rank, sum_over_processes
@@ -38,7 +39,6 @@ from ammnet_sparse.training.losses import (
 )
 from ammnet_sparse.training.networks import Networks
 from ammnet_sparse.training.optimization import build_optimizations
-from ammnet_sparse.training.teachers import Teachers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,10 @@ class AdversarialGame:
         )
         weights = config.loss.class_weights
         self.class_weights = torch.tensor(weights, device=device) if weights else None
-        self.teachers = Teachers(config, device=device) if config.loss.teachers else None
+        self.teachers = None
+        if config.loss.teachers:
+            self.teachers = load_networks(config.loss.teachers, device=device).requires_grad_(False)
+            check_goes_with(self.teachers.config, config.model, source="loss.teachers")
         self._device = device
         self._has_image_loss = config.model.reads_image
         self._buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
@@ -184,9 +187,9 @@ class AdversarialGame:
         if config.weight_lovasz > 0:
             terms["lovasz"] = Term(config.weight_lovasz, totals.share(scene_lovasz(prediction, batch), scene.index))
         if self.teachers is not None:
-            with self._autocast():
-                taught = self.teachers.probabilities(batch, scene.plan)
-            value = distillation(scene.at_sites(prediction), taught, labels_at(batch, scene.sites))
+            with torch.no_grad(), self._autocast():
+                taught = self.teachers(batch, voxels="scored")
+            value = distillation(prediction, taught, batch)
             terms["distillation"] = Term(config.weight_distillation, totals.share(value, scene.index))
         if prediction.class_logits_2d is not None:
             image_sum = image_cross_entropy(prediction, batch, label_smoothing=smoothing)
@@ -265,12 +268,14 @@ class AdversarialGame:
 
     def _scored_features(self, scene: "_Scene", prediction: Prediction) -> Tensor:
         """The discriminator's input from a prediction: its scored voxels only."""
-        features = scene.at_sites(prediction)
+        features = prediction.voxel_logits
         kind = self.config.model.discriminator_input
         if kind != "logits":
             features = features.softmax(dim=1)
         if kind == "one_hot":
             features = _OneHotOfLikeliest.apply(features)
+        if prediction.sites is not scene.sites:  # a fusion that needs every voxel
+            return features.index_select(0, scene.sites.linear)
         if scene.sites.is_full:
             return features * scene.batch.scored_mask.flatten()[:, None]
         return features
@@ -355,11 +360,6 @@ class _Scene:
         """[N, num_classes] at the sites, for each of ``labels`` [B, V]; zeros where nothing is scored."""
         linear = repeated_sites(self.sites, len(labels)).linear
         return one_hot_sites(torch.cat(labels), linear, self.num_classes, self.dtype).chunk(len(labels))
-
-    def at_sites(self, prediction: Prediction) -> Tensor:
-        """[N, num_classes] logits at the sites; a fusion that needs every voxel predicts more."""
-        logits = prediction.voxel_logits
-        return logits if prediction.sites is self.sites else logits.index_select(0, self.sites.linear)
 
     def count(self, prediction: Prediction) -> VoxelCounts:
         """Scored voxels by truth and prediction."""

@@ -23,6 +23,7 @@ from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import load_into, read_weights
 from ammnet_sparse.models.weights.loading import split_state
+from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.processes import any_process, num_processes, rank
 from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.sparse.convolutions import Backend, use_backend
@@ -152,7 +153,9 @@ class Run:
         )
         is_encoder_read = config.model.reads_image and (initial_weights is None or only_shared)
         encoder_weights = config.model.image_encoder_weights if is_encoder_read else None
-        run.saves.trained_before = sorted(lists_before([initial_weights, encoder_weights], config))
+        run.saves.trained_before = sorted(
+            lists_before([initial_weights, encoder_weights, *map(find_weights, config.loss.teachers)], config)
+        )
         run._keep_features()
         return run
 

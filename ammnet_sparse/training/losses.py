@@ -73,17 +73,14 @@ def scene_cross_entropy(
     )
 
 
-def distillation(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence of a network's probabilities from its teachers' over the scored voxels.
+def distillation(prediction: Prediction, taught: Prediction, batch: Batch) -> Tensor:
+    """Mean over the scored voxels of the Kullback-Leibler divergence of ``prediction`` from ``taught``, a scalar."""
 
-    Args:
-        logits: [N, num_classes], of the network.
-        taught: [N, num_classes] float32, the teachers' probabilities.
-        labels: [N], 255 where the voxel is not scored.
-    """
-    scored = labels != IGNORE_LABEL
-    divergence = F.kl_div(at_least_float32(logits).log_softmax(dim=1), taught, reduction="none").sum(dim=1)
-    return (divergence * scored).sum() / scored.sum()
+    def at_scored(of: Prediction) -> Tensor:
+        logits = at_least_float32(of.voxel_logits)
+        return (logits[batch.scored_mask.flatten()] if of.sites.is_full else logits).log_softmax(dim=1)
+
+    return F.kl_div(at_scored(prediction), at_scored(taught), reduction="batchmean", log_target=True)
 
 
 def scene_lovasz(prediction: Prediction, batch: Batch) -> Tensor:
