@@ -97,8 +97,7 @@ def _score(
 ) -> tuple[Scores, dict[str, Scores], ModelConfig]:
     """The scores of the checkpoints' mean; those of the baselines, on request; and the configuration of its network."""
     device = choose_device(options.device)
-    sites = {} if options.sites is None else {"sites": options.sites}
-    model = load_networks(checkpoints, device=device, **sites)
+    model = load_networks(checkpoints, device=device, sites=options.sites)
     if options.split in lists_in(getattr(model, "metadata", {})):
         print(
             f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
@@ -156,9 +155,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_data_option(parser, required=True)
     parser.add_argument(
         "--split",
-        choices=("test", "train", "val"),
         default="test",
-        help="frames to score; train: without the validation frames, val: val.txt or the drawn ones (default: test)",
+        metavar="NAME",
+        help="list of frames to score, such as test or val_rooms; train: without those held out, val: val.txt or the "
+        "drawn ones (default: test)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
     add_dataset_option(parser)

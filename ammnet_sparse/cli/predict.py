@@ -113,8 +113,7 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
     device = choose_device(options.device)
     given = None if options.checkpoint is not None else _given_input(options)
     chosen = [chosen_weights(name, dataset=options.dataset, given=given) for name in options.checkpoint or [None]]
-    sites = {} if options.sites is None else {"sites": options.sites}
-    model = load_networks([path for path, _ in chosen], device=device, **sites)
+    model = load_networks([path for path, _ in chosen], device=device, sites=options.sites)
     for _, weights in chosen:
         print(weights, file=sys.stderr)
     completed_frames = (

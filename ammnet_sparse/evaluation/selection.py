@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, DatasetName
@@ -10,8 +9,6 @@ from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.frame_source import FrameSource, training_ids, validation_ids
 from ammnet_sparse.data.sets.source import check_classes, open_frames
 from ammnet_sparse.files.errors import DataError, abbreviated
-
-Split = Literal["train", "val", "test"]
 
 LABEL_MAP_NOTE = (
     "Note: the network reads 2D label maps. Those published for NYU agree with the truth of the test images as well "
@@ -50,9 +47,9 @@ def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for
 
 
 def split_ids(
-    source: FrameSource, split: Split, *, limit: int | None = None, validation_frames: int | None = None
+    source: FrameSource, split: str, *, limit: int | None = None, validation_frames: int | None = None
 ) -> list[str]:
-    """The ids of a split; ``train`` excludes the validation frames, ``val`` is ``val.txt`` or the frames drawn.
+    """The ids of a list; ``train`` excludes the frames held out, ``val`` is ``val.txt`` or the frames drawn.
 
     Args:
         limit: only so many of the first frames.
@@ -64,12 +61,12 @@ def split_ids(
     """
     defaults = DataConfig()
     count = defaults.validation_frames if validation_frames is None else validation_frames
-    if split == "test":
-        ids = source.frame_ids("test")
-    elif split == "val":
+    if split == "val":
         ids = validation_ids(source, split=defaults.split, count=count, seed=defaults.validation_seed)
-    else:
+    elif split == "train":
         ids = training_ids(source, split=defaults.split, count=count, seed=defaults.validation_seed)
+    else:
+        ids = source.frame_ids(split)
     return ids[:limit]
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ammnet_sparse
 from ammnet_sparse.cli import evaluate as evaluate_command
 from ammnet_sparse.cli import predict as predict_command
 from ammnet_sparse.config import DataConfig, ModelConfig
@@ -118,7 +117,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
         found.loaded_with.append(options)
         return found.model
 
-    monkeypatch.setattr(ammnet_sparse, "load_model", load_model, raising=False)
+    monkeypatch.setattr("ammnet_sparse.models.ensemble.load_model", load_model)
     return found
 
 
@@ -132,7 +131,7 @@ def test_evaluate_prints_and_writes(
     file = tmp_path / "scores.json"
     assert evaluate(arguments(checkpoint, set_folder, "--json", str(file), "--batch-size", "3")) == 0
     assert checkpoint.model.calls == [(tuple(IDS[4:7]), "scored"), ((IDS[7],), "scored")]
-    assert checkpoint.loaded_with == [{"device": torch.device("cpu")}]
+    assert checkpoint.loaded_with == [{"device": torch.device("cpu"), "sites": None}]
     scores = json.loads(file.read_text(encoding="utf-8"))
     assert {key: scores[key] for key in scores if key not in ("frames", "sc", "ssc")} == {
         "checkpoint": str(checkpoint.path),
@@ -349,6 +348,7 @@ def test_set_without_truth_cannot_be_scored(
     ("more", "message"),
     [
         (("--split", "val"), "val.txt"),
+        (("--split", "dev"), "dev.txt"),
         (("--data", "no/such/set"), "no/such/set"),
     ],
 )
@@ -358,7 +358,7 @@ def test_wrong_usage(
     assert message in refused(evaluate, arguments(checkpoint, set_folder, *more), capsys)
 
 
-@pytest.mark.parametrize("more", [("--batch-size", "0"), ("--limit", "-1"), ("--workers", "-1"), ("--split", "dev")])
+@pytest.mark.parametrize("more", [("--batch-size", "0"), ("--limit", "-1"), ("--workers", "-1")])
 def test_options_out_of_range(
     checkpoint: Checkpoint, set_folder: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,6 @@ from PIL import Image
 from plyfile import PlyData
 from torch import nn
 
-import ammnet_sparse
 from ammnet_sparse.camera.files.poses import read_trajectory
 from ammnet_sparse.cli import predict as command
 from ammnet_sparse.config import ModelConfig
@@ -62,7 +61,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     def load_model(path: Path, **options: Any) -> nn.Module:
         return model
 
-    monkeypatch.setattr(ammnet_sparse, "load_model", load_model, raising=False)
+    monkeypatch.setattr("ammnet_sparse.models.ensemble.load_model", load_model)
     return model
 
 

@@ -124,6 +124,24 @@ def test_flips_at_test_time(trained: Path, root: Path, tmp_path: Path, capsys: p
     assert all((found[one] != found[other]).any() for one, other in ((0, 1), (0, 2), (1, 2)))
 
 
+def test_a_mean_of_networks(trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.safetensors"
+    networks = build_networks(tiny_config(model={"width": 16}))
+    unsettle(networks.generator)
+    save_weights(other, networks.state_dict(), model_config=networks.generator.config)
+    found = {}
+    for name, files in {"first": [trained], "second": [other], "mean": [trained, other]}.items():
+        given = [text for file in files for text in ("--checkpoint", str(file))]
+        assert tool("predict")([*given, "--data", str(root), "--ids", "0001", "--out", str(tmp_path / name)]) == 0
+        with np.load(tmp_path / name / "0001.npz") as archive:
+            found[name] = archive["labels"]
+    assert (found["mean"] != found["first"]).any() and (found["mean"] != found["second"]).any()
+    same = found["first"] == found["second"]
+    assert same.any() and (found["mean"] == found["first"])[same].mean() > 0.9
+    assert tool("evaluate")([*given, "--data", str(root), "--split", "val"]) == 0
+    assert "best + other |" in capsys.readouterr().out
+
+
 def test_nyu_weights_are_no_default_for_nyucad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool("evaluate")(["--data", str(tmp_path), "--dataset", "nyucad"]) == 2
     assert "--checkpoint: " in capsys.readouterr().err

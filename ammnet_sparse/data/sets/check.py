@@ -16,7 +16,7 @@ from ammnet_sparse.data.parallel import available_cores, map_in_threads
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.sets.conventions import FrameConventions, convention_problems, conventions_of, unobserved_of
 from ammnet_sparse.data.sets.files import missing_file
-from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.frame_source import FrameSource, held_out_lists
 from ammnet_sparse.data.sets.ids import repeated_ids
 from ammnet_sparse.files.errors import DataError, abbreviated, reason
 from ammnet_sparse.progress import ProgressBar
@@ -177,9 +177,8 @@ def chosen_lists(source: FrameSource, names: Sequence[str]) -> list[str]:
 
 
 def with_validation(source: FrameSource, names: Sequence[str]) -> list[str]:
-    """The same with ``val`` beside ``train``, if the set has it."""
-    is_added = "train" in names and "val" not in names and source.has_split("val")
-    return [*names, *(["val"] if is_added else [])]
+    """The same with the lists held out beside ``train``."""
+    return [*names, *(name for name in held_out_lists(source) if "train" in names and name not in names)]
 
 
 def _notes(source: FrameSource, checked: dict[str, "_CheckedFrame"]) -> Iterator[str]:
@@ -212,9 +211,10 @@ def _list_problems(source: FrameSource, listed: dict[str, list[str]]) -> Iterato
     for name, ids in listed.items():
         for frame_id in repeated_ids(ids):
             yield Problem(frame_id, f"{source.list_path(name)}: is listed {ids.count(frame_id)} times; keep one")
-    if "train" in listed and "val" in listed:
-        for frame_id in sorted(set(listed["val"]) - set(listed["train"])):
-            yield Problem(frame_id, f"{source.list_path('val')}: is not in train.txt; correct one of the lists")
+    for name in held_out_lists(source):
+        if "train" in listed and name in listed:
+            for frame_id in sorted(set(listed[name]) - set(listed["train"])):
+                yield Problem(frame_id, f"{source.list_path(name)}: is not in train.txt; correct one of the lists")
     for name in listed:
         if "test" in listed and name != "test":
             for frame_id in sorted(set(listed["test"]) & set(listed[name])):

@@ -125,7 +125,24 @@ def validation_ids(source: FrameSource, *, split: str, count: int, seed: int) ->
     return sorted(sorted(ids, key=lambda frame_id: hash_of(f"{seed}:{frame_id}"))[:count])
 
 
+def held_out_lists(source: FrameSource) -> list[str]:
+    """Names of the lists that no training uses: ``val``, and those that begin with ``val_``."""
+    return [name for name in source.list_names() if name == "val" or name.startswith("val_")]
+
+
 def training_ids(source: FrameSource, *, split: str, count: int, seed: int) -> list[str]:
-    """The frames of ``split`` without ``validation_ids``, in the order of the list; the same errors."""
-    validation = set(validation_ids(source, split=split, count=count, seed=seed))
-    return [frame_id for frame_id in source.frame_ids(split) if frame_id not in validation]
+    """The frames of ``split`` without ``validation_ids`` and ``held_out_lists``, in the order of the list.
+
+    Raises:
+        DataError: as ``validation_ids``, or no frame is left.
+    """
+    held_out = set(validation_ids(source, split=split, count=count, seed=seed))
+    names = held_out_lists(source)
+    held_out |= {frame_id for name in names for frame_id in source.frame_ids(name)}
+    ids = [frame_id for frame_id in source.frame_ids(split) if frame_id not in held_out]
+    if not ids:
+        raise DataError(
+            f"{source.list_path(split)}: expected frames that are not held out (in {', '.join(names)}), "
+            "found none; leave some for training"
+        )
+    return ids

@@ -13,6 +13,7 @@ from ammnet_sparse.data.grid import GRID_SHAPE, NUM_PIXELS
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import training_ids, validation_ids
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf
+from ammnet_sparse.evaluation.selection import split_ids
 from ammnet_sparse.files.errors import DataError
 from tests.data.frames import (
     GRID,
@@ -256,6 +257,18 @@ def test_validation_list_of_the_set(tmp_path: Path) -> None:
     folder = _folder_of(tmp_path, ["0001", "0002", "0003"], ["0003", "NYU0001"])
     assert validation_ids(folder, split="train", count=99, seed=0) == ["0003", "0001"]
     assert training_ids(folder, split="train", count=99, seed=0) == ["0002"]
+
+
+def test_lists_named_val_something_are_held_out_too(tmp_path: Path) -> None:
+    folder = _folder_of(tmp_path, ["0001", "0002", "0003", "0004"], ["0003"])
+    write_list(tmp_path / "val_rooms.txt", ["0001", "0003"])
+    write_list(tmp_path / "values.txt", ["0002"])
+    assert training_ids(folder, split="train", count=99, seed=0) == ["0002", "0004"]
+    assert validation_ids(folder, split="train", count=99, seed=0) == ["0003"]
+    assert split_ids(folder, "val_rooms") == ["0001", "0003"]
+    write_list(tmp_path / "val_rest.txt", ["0002", "0004"])
+    with pytest.raises(DataError, match=r"train\.txt.*val_rest"):
+        training_ids(folder, split="train", count=99, seed=0)
 
 
 @pytest.mark.parametrize("count", [0, -1, 3, 100])
