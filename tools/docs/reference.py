@@ -44,9 +44,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages, which mkdocstrings fills from the docstrings."""
+    """Adds the pages, which mkdocstrings fills from the docstrings. The search ranks them below those of the manual."""
     for name in modules():
-        files.append(File.generated(config, _page(name), content=f"---\ntitle: {name}\n---\n\n::: {name}\n"))
+        header = f"---\ntitle: {name}\nsearch:\n  boost: 0.2\n---\n\n"
+        files.append(File.generated(config, _page(name), content=f"{header}::: {name}\n"))
     return files
 
 
