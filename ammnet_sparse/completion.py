@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
-from ammnet_sparse.camera.files.poses import checked, matrix_of_rows
+from ammnet_sparse.camera.files.poses import checked, matrices_of_rows
 from ammnet_sparse.camera.files.stored import StoredImages, as_array, squeezed
 from ammnet_sparse.camera.frames import CameraFrame, make_frame
 from ammnet_sparse.camera.geometry.placement import Placement
@@ -164,7 +164,7 @@ def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:
     matrix = as_array(pose, "pose", "a matrix [4, 4] or [3, 4] from camera to world").astype(np.float64)
     if matrix.shape not in ((3, 4), (4, 4)):
         raise DataError(f"pose: expected a matrix [4, 4] or [3, 4] from camera to world, found {list(matrix.shape)}")
-    return checked(matrix_of_rows(matrix), Path("pose"))
+    return checked(matrices_of_rows(matrix[None])[0], Path("pose"))
 
 
 def _check_name(name: str) -> None:

@@ -6,6 +6,7 @@ counted; the exit code is 1 unless there are none.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -26,6 +27,8 @@ import torch
 import yaml
 from PIL import Image
 
+from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.poses import read_trajectory
 from ammnet_sparse.config import Config, ModelConfig, load_config
 from ammnet_sparse.data.raw.files import read_depth_values, read_raw_labels
 from ammnet_sparse.data.sets.files import read_color_image, read_label_map
@@ -48,6 +51,16 @@ MOST_GROWTH_BYTES = 2**30
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _WORDS = (b"NaN", b"-inf", b"1e999", b"99999999999999999999", b"-1", b"\x00", b"[" * 200, b"{", b'"', b"\xff\xfe", b"#")
+_LONG_WORDS = (
+    b"9" * 400,
+    b" " * 200_000,
+    b"1:" * 50_000,
+    b"[" * 100_000,
+    b"- " * 5_000,
+    b"<a>" * 5_000,
+    b"a." * 20_000,
+)
+"""What the text of calibrations and trajectories gets too: it has taken readers quadratic time, or raised raw errors."""
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**40, 2**63 - 1, 2**64 - 1)
 _VOXELS = int(np.prod(GRID))
 
@@ -105,6 +118,9 @@ def damaged(kind: Kind, kinds: Sequence[Kind], rng: np.random.Generator) -> byte
     content = kind.content
     if kind.name.startswith("npz") and rng.random() < 0.5:
         return _odd_archive(rng, content)
+    if kind.name.startswith(_CAMERA) and rng.random() < 0.3:
+        place = int(rng.integers(len(content) + 1))
+        return content[:place] + _LONG_WORDS[int(rng.integers(len(_LONG_WORDS)))] + content[place:]
     for _ in range(int(rng.integers(1, 4))):
         content = _MUTATIONS[int(rng.integers(len(_MUTATIONS)))](content, rng, kinds)
     return content
@@ -143,6 +159,8 @@ def make_kinds(folder: Path) -> list[Kind]:
         "legacy.pth": (_torch(zipped=False), read_weights_file),
         "packed.safetensors": (_packed(frames, folder), _read_packed),
         "metrics.jsonl": (_metrics(), _read_metrics),
+        **{f"{_CAMERA} {name}": (content, _read_intrinsics) for name, content in _INTRINSICS.items()},
+        **{f"{_CAMERA} {name}": (content, _read_poses) for name, content in _POSES.items()},
     }
     for name, (content, read) in files.items():
         path = folder / name
@@ -296,6 +314,40 @@ def _metrics() -> bytes:
         json.dumps(line).encode() + b"\n"
         for line in [*lines, {"kind": "epoch", "epoch": 1, "step": 3, "validation": scores}]
     )
+
+
+_CAMERA = "camera"
+_INTRINSICS = {
+    "matrix.txt": b"520 0 320\n0 520 240\n0 0 1\n",
+    "named.json": b'{"color": {"width": 640, "height": 480, "fx": 520, "fy": 521, "ppx": 320, "ppy": 240}, "scale": 1}',
+    "matrix.json": b'{"K": [[520, 0, 320], [0, 520, 240], [0, 0, 1]], "dist_coeffs": [0.1, 0, 0, 0, 0]}',
+    "azure.json": b'{"SensorWidth": 640, "SensorHeight": 480, "Intrinsics": {"ModelParameters": [0.5, 0.5, 0.8, 1.0]}}',
+    "ros.yaml": b"image_width: 640\nimage_height: 480\ncamera_matrix:\n  data: [520, 0, 320, 0, 520, 240, 0, 0, 1]\n",
+    "sections.ini": b"[LEFT_HD]\nfx = 520\nfy = 520\ncx = 320\ncy = 240\n[RIGHT_HD]\nfx=521\nfy=521\ncx=320\ncy=240\n",
+    "named.toml": b"[camera]\nfx = 520\nfy = 520.5\ncx = 320\ncy = 240\n",
+    "opencv.xml": b"<?xml version='1.0'?><camera><fx>520</fx><fy>520</fy><cx>320</cx><cy>240</cy></camera>",
+    "colmap.txt": b"# cameras\n1 PINHOLE 640 480 520 520 320 240\n2 OPENCV 1280 960 1040 1040 640 480 0.1 0 0 0\n",
+}
+_POSES = {
+    "tum.txt": b"# stamp\n10.5 0 0 1 0 0 0 1\n11.5 0 1 1 0 0 0.6 0.8\n",
+    "kitti.txt": b"1 0 0 0 0 1 0 0 0 0 1 0\n1 0 0 1 0 1 0 0 0 0 1 0\n",
+    "redwood.log": b"0 0 1\n1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n1 1 2\n1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n",
+    "poses.npy": _npy(np.tile(np.eye(4), (2, 1, 1))),
+    "transforms.json": b'{"frames": [{"file_path": "images/frame_00001.png", "transform_matrix": '
+    b"[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}]}",
+}
+"""Small valid calibrations and trajectories, by the names of their files."""
+
+
+def _read_intrinsics(path: Path) -> None:
+    read_intrinsics(str(path)).fitting([(480, 640)])
+
+
+def _read_poses(path: Path) -> None:
+    trajectory = read_trajectory(path)
+    for time_stamp in (None, 10.5):
+        with contextlib.suppress(FileError):
+            trajectory.pose_of(time_stamp, names=["frame_00001"], index=1, count=2, numbers=(0, 1))
 
 
 def _read_metrics(path: Path) -> None:

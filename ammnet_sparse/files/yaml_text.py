@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 MOST_NODES = 10_000
-"""Largest number of values and keys of a document, with every alias expanded."""
+"""Largest number of values and keys of a document, with every alias expanded, if the caller gives none."""
 DEEPEST = 50
+_LONGEST_PLAIN = 1_000
 
 
 class YamlProblem(ValueError):
@@ -21,7 +22,17 @@ class YamlProblem(ValueError):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """As ``yaml.safe_load``, but a repeated key is an error instead of replacing the first."""
+    """As ``yaml.safe_load``, but a repeated key is an error instead of replacing the first, and values are counted."""
+
+    def __init__(self, text: str, most_nodes: int) -> None:
+        super().__init__(text)
+        self._most_nodes = self._nodes_left = most_nodes
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._nodes_left -= 1
+        if self._nodes_left < 0:
+            raise YamlProblem(f"more than {self._most_nodes:,} values")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -33,20 +44,26 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, most_nodes: int = MOST_NODES, is_stream: bool = False) -> Any:
     """The values of one YAML document.
+
+    Args:
+        most_nodes: largest number of values and keys, with every alias expanded.
+        is_stream: the first of several documents is read, as of recorded messages; otherwise several are an error.
 
     Raises:
         YamlProblem: not YAML, a repeated key, an invalid value of its type (``2001-99-99``,
-            ``!!bool abc``), nesting deeper than 50, or more than 10,000 values with aliases expanded.
+            ``!!bool abc``), nesting deeper than 50, more values, or a plain one of more than 1,000 characters.
     """
     try:
-        loader = _UniqueKeyLoader(text)
+        loader = _UniqueKeyLoader(text, most_nodes)
         try:
-            node = loader.get_single_node()
+            if is_stream:
+                loader.check_node()  # leaves the start of the stream behind
+            node = loader.get_node() if is_stream else loader.get_single_node()
             if node is None:
                 return None
-            _check_size(node)
+            _check_size(node, most_nodes)
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -70,7 +87,7 @@ def short(value: object) -> str:
         return f"<{type(value).__name__} too long to show>"
 
 
-def _check_size(root: yaml.Node) -> None:
+def _check_size(root: yaml.Node, most_nodes: int) -> None:
     sizes: dict[int, int] = {}
     path: set[int] = set()
 
@@ -81,6 +98,9 @@ def _check_size(root: yaml.Node) -> None:
             raise YamlProblem("an alias that contains itself")
         if id(node) not in sizes:
             path.add(id(node))
+            # Numbers of base 60, 1:1:1:..., take quadratic time.
+            if isinstance(node, yaml.ScalarNode) and node.style is None and len(node.value) > _LONGEST_PLAIN:
+                raise YamlProblem(f"a value of more than {_LONGEST_PLAIN:,} characters without quotes")
             if isinstance(node, yaml.MappingNode):
                 inner = [part for pair in node.value for part in pair]
             else:
@@ -90,8 +110,8 @@ def _check_size(root: yaml.Node) -> None:
         return sizes[id(node)]
 
     total = size_of(root, 0)
-    if total > MOST_NODES:
-        raise YamlProblem(f"more than {MOST_NODES:,} values once aliases are written out")
+    if total > most_nodes:
+        raise YamlProblem(f"more than {most_nodes:,} values once aliases are written out")
 
 
 def _cut(text: str, length: int = 200) -> str:

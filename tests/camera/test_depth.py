@@ -212,6 +212,8 @@ def test_exr_of_several_channels(tmp_path: Path) -> None:
     write_exr(tmp_path / "color.exr", R=meters, G=meters, B=2 * meters)
     with pytest.raises(DataError, match=r"color\.exr"):
         read_depth(tmp_path / "color.exr")
+    write_exr(tmp_path / "many.exr", Z=meters, **{f"a{number}": 2 * meters for number in range(60)})
+    np.testing.assert_allclose(read_depth(tmp_path / "many.exr"), meters, atol=1e-6)
     (tmp_path / "broken.exr").write_bytes((tmp_path / "gray.exr").read_bytes()[:300])
     with pytest.raises(DataError, match=r"broken\.exr"):
         read_depth(tmp_path / "broken.exr")

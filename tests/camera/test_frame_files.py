@@ -1,5 +1,6 @@
 """Poses and trajectories, and which files of folders make a frame."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ammnet_sparse.camera.files import stored
 from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames
 from ammnet_sparse.camera.files.poses import Pose, associate, read_trajectory, time_stamp
 from ammnet_sparse.camera.files.stored import read_pose as pose_of_frame
@@ -71,7 +73,7 @@ def test_trajectories(tmp_path: Path) -> None:
     rows = [[i + 10.0, *pose[:3, 3], *quaternion(pose[:3, :3])] for i, pose in enumerate(poses)]
     np.savetxt(tmp_path / "tum.txt", rows[::-1])
     tum = read_trajectory(tmp_path / "tum.txt")
-    assert tum.times == (10.0, 11.0, 12.0)
+    assert tum.times == [10.0, 11.0, 12.0]
     np.testing.assert_allclose(tum.pose_of(11.01), poses[1], atol=1e-7)
     with pytest.raises(DataError, match=r"within 0.02 s of 11.5000, found the nearest at 1[12].0000"):
         tum.pose_of(11.5)
@@ -88,6 +90,36 @@ def test_trajectories(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.pose_of(None, index=1, count=3), poses[1], atol=1e-12)
     np.savetxt(tmp_path / "two.txt", rows[:2])  # 16 numbers, but no matrix
     np.testing.assert_allclose(read_trajectory(tmp_path / "two.txt").pose_of(10.0), poses[0], atol=1e-7)
+
+
+@pytest.mark.parametrize("stamps", [[np.nan] * 3, [np.nan, np.inf, -np.inf], [np.nan, 5.0, np.nan]])
+def test_a_time_stamp_that_is_not_finite_fits_no_frame(tmp_path: Path, stamps: list[float]) -> None:
+    np.savetxt(tmp_path / "tum.txt", [[stamp, 0, 0, 1, 0, 0, 0, 1] for stamp in stamps])
+    trajectory = read_trajectory(tmp_path / "tum.txt")
+    with pytest.raises(DataError, match=r"tum\.txt"):
+        trajectory.pose_of(10.0)
+    for time in filter(np.isfinite, stamps):
+        trajectory.pose_of(time)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 7), (0, 4, 4), (3, 0), (5, 0, 4, 4), ()])
+def test_arrays_without_a_pose_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "poses.npy", np.zeros(shape))
+    with pytest.raises(DataError, match=r"poses\.npy"):
+        read_trajectory(tmp_path / "poses.npy")
+
+
+def test_a_trajectory_is_parsed_once_for_all_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Path] = []
+    monkeypatch.setattr(stored, "read_trajectory", lambda path: (parsed.append(path), read_trajectory(path))[1])
+    path = tmp_path / "tum.txt"
+    for content, num_poses in (("10 0 0 1 0 0 0 1\n11 0 0 1 0 0 0 1\n", 2), ("nothing", 0)):
+        path.write_text(content)
+        for index in range(3):
+            files = FrameFiles(f"{10 + index}", None, tmp_path, time=10.0 + index)
+            with contextlib.nullcontext() if index < num_poses else pytest.raises(DataError, match=r"tum\.txt"):
+                stored.read_pose(files, path)
+    assert parsed == [path, path]
 
 
 def test_association() -> None:

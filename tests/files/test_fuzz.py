@@ -6,6 +6,6 @@ from tests.fuzz import run
 
 
 def test_damaged_files_raise_the_projects_own_errors_only(tmp_path: Path) -> None:
-    findings = run(340, seed=8332, folder=tmp_path)
+    findings = run(460, seed=8332, folder=tmp_path)
     assert findings.faults == []
     assert findings.refused.total() > 200 and findings.accepted.total() > 10

@@ -6,20 +6,24 @@ import math
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml, short
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 """A regular expression of a number in text."""
 _ADVICE = "give fx,fy,cx,cy in pixels, or a text file with the 3x3 matrix of the camera"
 _MOST_DEPTH = 12
+_LONGEST_LINE = 1_000
+"""Characters of a line of TOML."""
+_MOST_NODES = 30_000
+"""Values and keys of a YAML file; OpenCV's hold the points of the pictures of a calibration too."""
 _NAMES = (
     ("fx", "fy", "cx", "cy"),
     ("fx", "fy", "ppx", "ppy"),
@@ -84,10 +88,13 @@ def read_document(content: str, text: str) -> Any:
     """The content of a JSON, TOML, YAML or XML file, or of lines ``key = value``; ``text`` names the file in messages.
 
     Raises:
-        DataError: none of these, a key given twice, or YAML with aliases.
+        DataError: none of these, a key given twice, or YAML that is nested deeply or larger than any calibration.
     """
     found = f"intrinsics {text}: expected numbers, JSON, TOML, YAML, XML or lines like 'fx = 520'"
-    for parse in (json.loads, tomllib.loads):
+    parsers: list[Callable[[str], Any]] = [json.loads]
+    if max(map(len, content.splitlines()), default=0) <= _LONGEST_LINE:  # dotted keys take tomllib quadratic time
+        parsers.append(tomllib.loads)
+    for parse in parsers:
         try:
             return parse(content)
         except (ValueError, RecursionError):
@@ -100,15 +107,9 @@ def read_document(content: str, text: str) -> Any:
     lines = [line for line in content.splitlines() if not line.startswith("%YAML")]
     cleaned = re.sub(r"!![\w-]+", "", "\n".join(lines))
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(cleaned, Loader=yaml.SafeLoader)):
-            raise DataError(f"{found}, found YAML with aliases; write the values out")
-        documents = [part for part in yaml.safe_load_all(cleaned) if part is not None]
-    except DataError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{found}, found {reason}; {_ADVICE}") from error
-    return documents[0] if documents else None
+        return parse_yaml(cleaned, most_nodes=_MOST_NODES, is_stream=True)
+    except YamlProblem as error:
+        raise DataError(f"{found}, found {error}; {_ADVICE}") from error
 
 
 def _read_sections(content: str, text: str) -> dict[str, Any]:
@@ -119,10 +120,13 @@ def _read_sections(content: str, text: str) -> dict[str, Any]:
         line = re.split(r"[#;]|//", line)[0].strip()
         if header := re.fullmatch(r"\[([^\[\]]+)\]", line):
             section = document.setdefault(header[1].strip(), {})
-        elif pair := re.fullmatch(rf"([A-Za-z][\w. ]*?)\s*=\s*({NUMBER})", line):
-            if pair[1] in section:
-                raise DataError(f"intrinsics {text}: expected every key once, found {pair[1]} twice; {_ADVICE}")
-            section[pair[1]] = float(pair[2])
+            continue
+        # One pattern for both sides would take quadratic time over a run of blanks.
+        key, _, value = (part.strip() for part in line.partition("="))
+        if re.fullmatch(r"[A-Za-z][\w. ]*", key) and re.fullmatch(NUMBER, value):
+            if key in section:
+                raise DataError(f"intrinsics {text}: expected every key once, found {short(key)} twice; {_ADVICE}")
+            section[key] = float(value)
     return {key: value for key, value in document.items() if value != {}}
 
 
@@ -155,7 +159,7 @@ def colmap_entries(content: str) -> list[CameraEntry]:
             continue
         width, height, *values = (float(word) for word in words[2:])
         num_focal_lengths = _COLMAP_MODELS[words[1]]
-        if len(values) < num_focal_lengths + 2:
+        if len(values) < num_focal_lengths + 2 or not 1 <= min(width, height) <= max(width, height) < math.inf:
             continue
         fx, fy = values[0], values[num_focal_lengths - 1]
         cx, cy, *distortion = values[num_focal_lengths:]
@@ -219,7 +223,7 @@ def what_is_wrong(value: Any, depth: int = 0) -> str | None:
         given = [name + suffix for name in names if name + suffix in keys]
         if len(given) < 2:
             continue
-        wrong = [f"{name} = {keys[name]!r}" for name in given if not _is_number(keys[name])]
+        wrong = [f"{name} = {short(keys[name])}" for name in given if not _is_number(keys[name])]
         lacking = [name + suffix for name in names if name + suffix not in keys]
         parts = [*wrong, *([f"no {' and no '.join(lacking)}"] if lacking else [])]
         return ", ".join(parts)[:120]
@@ -232,10 +236,10 @@ def what_is_wrong(value: Any, depth: int = 0) -> str | None:
             values = [item for row in matrix for item in (row if isinstance(row, Sequence) else [row])]
             if values and not any(isinstance(item, Mapping) for item in values):
                 if not all(map(_is_number, values)):
-                    return f"{name} = {matrix!r}"[:120]
+                    return f"{name} = {short(matrix)}"[:120]
                 if len(values) not in (9, 12, 16):
                     return f"{name} with {len(values)} numbers"
-                return f"{name} = {matrix!r}"[:120] + ", which is no camera matrix"
+                return f"{name} = {short(matrix)}"[:120] + ", which is no camera matrix"
     return next((found for item in value.values() if (found := what_is_wrong(item, depth + 1))), None)
 
 
@@ -245,7 +249,11 @@ def _plain_key(key: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a float can hold, which whole numbers of hundreds of digits are not."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _matrix_numbers(value: Any) -> tuple[float, float, float, float] | None:
@@ -299,12 +307,12 @@ def _azure_camera(value: Mapping[Any, Any], place: str) -> CameraEntry | None:
     return CameraEntry(where, numbers, (int(height), int(width)), is_distorted)
 
 
-def depth_scale_of(document: Any, text: str) -> float | None:
+def depth_scale_of(document: Any, text: str, depth: int = 0) -> float | None:
     """Units per meter as a file names them: ORB-SLAM's DepthMapFactor, Open3D's 1000, RealSense's 0.001 m per unit.
 
     Plain ``scale`` (Replica) counts only beside the numbers of a camera.
     """
-    if not isinstance(document, Mapping):
+    if not isinstance(document, Mapping) or depth > _MOST_DEPTH:
         return None
     names = _SCALES | ({"scale"} if any(_plain_key(str(key)) in ("fx", "fl_x") for key in document) else set())
     for key, value in document.items():
@@ -312,7 +320,7 @@ def depth_scale_of(document: Any, text: str) -> float | None:
             if value <= 0:
                 raise DataError(f"intrinsics {text}: expected {key} above 0, found {value:g}; correct or remove it")
             return float(value) if value >= 1 else 1.0 / float(value)
-        if isinstance(value, Mapping) and (nested := depth_scale_of(value, text)) is not None:
+        if isinstance(value, Mapping) and (nested := depth_scale_of(value, text, depth + 1)) is not None:
             return nested
     return None
 

@@ -4,6 +4,7 @@ A pose maps camera coordinates (meters) to those of some world. The camera's axe
 (OpenCV's), or x right, y up, z back (OpenGL's, also ARKit's, nerfstudio's and Blender's).
 """
 
+import array
 import bisect
 import dataclasses
 import json
@@ -30,6 +31,11 @@ MAX_TIME_DIFFERENCE = 0.02
 _WHAT = "a 4x4 camera-to-world matrix"
 _EXPECTED = f"{_WHAT}, or tx ty tz qx qy qz qw"
 _MOST_BYTES = 64 << 20
+_MOST_LINES = 2_000_000
+_LONGEST_LINE = 10_000
+_SEPARATORS = str.maketrans(",;[]", "    ")
+_MOST_DIGITS, _LARGEST_NUMBER = 15, 1e15
+"""Numbers of frames are smaller."""
 _ROTATION_TOLERANCE = 0.02
 _MATRIX_KEYS = ("transform_matrix", "camera_to_world", "cam2world", "c2w", "pose", "cameraPoseARFrame", "matrix")
 """Keys of a camera-to-world matrix in JSON: nerfstudio's and NeRF's, and of apps of phones."""
@@ -43,16 +49,16 @@ class Trajectory:
 
     Attributes:
         path: of the file.
-        poses: [4, 4] each, in the order of the file; not checked yet, so that one bad pose does not affect the others.
-        times: seconds, ascending, one per pose; None if the file has no time stamps.
+        poses: [N, 4, 4], in the order of the file; not checked yet, so that one bad pose does not affect the others.
+        times: seconds, ascending, one per pose, infinite where the file's is not finite; None without time stamps.
         numbers: of the frames, ascending, one per pose, as a ``.log`` or names like ``frame_00001.png`` say them.
         names: of the frames' images, without folder and ending.
         convention: of the cameras' axes, if the file's format defines it.
     """
 
     path: Path
-    poses: tuple[Pose, ...]
-    times: tuple[float, ...] | None = None
+    poses: NDArray[np.float64]
+    times: Sequence[float] | None = None
     numbers: tuple[int, ...] | None = None
     names: tuple[str, ...] | None = None
     convention: PoseConvention | None = None
@@ -139,29 +145,35 @@ def read_trajectory(path: Path) -> Trajectory:
     if path.suffix.lower() == ".json":
         return _of_json(path)
     if path.suffix.lower() == ".npy":
-        array = read_array(path, what=_WHAT, most_values=1 << 24).astype(np.float64)
-        if array.ndim >= 2 and array.shape[-2:] in ((4, 4), (3, 4)):
-            return Trajectory(path, tuple(matrix_of_rows(rows) for rows in array.reshape(-1, *array.shape[-2:])), None)
-        lines = [list(map(float, row)) for row in array.reshape(-1, array.shape[-1] if array.ndim else 1)]
+        stored = read_array(path, what=_WHAT, most_values=1 << 24).astype(np.float64)
+        if not stored.size:
+            raise DataError(f"{path}: expected {_EXPECTED}, found an empty array of shape {list(stored.shape)}")
+        if stored.ndim >= 2 and stored.shape[-2:] in ((4, 4), (3, 4)):
+            return Trajectory(path, matrices_of_rows(stored.reshape(-1, *stored.shape[-2:])))
+        values = stored.reshape(-1)
+        counts = (
+            np.full(stored.size // stored.shape[-1], stored.shape[-1]) if stored.ndim else np.ones(1, dtype=np.int64)
+        )
     else:
-        lines = _lines(path)
-    lengths = {len(line) for line in lines}
-    numbers = [number for line in lines for number in line]
-    if lengths <= {3, 4} and lengths != {3} and len(lines) % 5 == 0 and all(len(line) == 3 for line in lines[::5]):
-        blocks = [np.array(lines[start + 1 : start + 5]) for start in range(0, len(lines), 5)]
-        if all(block.shape == (4, 4) for block in blocks):
-            order = np.argsort([line[0] for line in lines[::5]], kind="stable")
-            numbers_of_frames = tuple(int(lines[5 * place][0]) for place in order)
-            is_numbered = len(set(numbers_of_frames)) == len(blocks)
-            poses = tuple(blocks[place] for place in order)
-            return Trajectory(path, poses, numbers=numbers_of_frames if is_numbered else None)
-    if lengths in ({7}, {8}):
-        return _of_quaternions(path, np.array(lines))
-    if len(numbers) in (12, 16):
-        return Trajectory(path, (matrix_of_rows(np.array(numbers).reshape(-1, 4)),), None)
-    if lengths in ({12}, {16}):
-        return Trajectory(path, tuple(matrix_of_rows(np.array(line).reshape(-1, 4)) for line in lines), None)
-    found = f"lines of {sorted(lengths)[:4]} numbers" if len(lines) > 4 else f"{len(numbers)} numbers"
+        values, counts = _numbers_of_lines(path)
+    if len(counts) % 5 == 0 and (counts.reshape(-1, 5) == (3, 4, 4, 4, 4)).all():
+        blocks = values.reshape(-1, 19)
+        numbers = blocks[:, 0]
+        if (np.abs(numbers) < _LARGEST_NUMBER).all() and (numbers == np.round(numbers)).all():
+            order = np.argsort(numbers, kind="stable")
+            is_numbered = len(np.unique(numbers)) == len(blocks)
+            return Trajectory(
+                path,
+                blocks[order, 3:].reshape(-1, 4, 4),
+                numbers=tuple(map(int, numbers[order].tolist())) if is_numbered else None,
+            )
+    lengths = np.unique(counts).tolist()
+    if lengths in ([7], [8]):
+        return _of_quaternions(path, values.reshape(-1, lengths[0]))
+    if len(values) in (12, 16) or lengths in ([12], [16]):
+        size = len(values) if len(values) in (12, 16) else lengths[0]
+        return Trajectory(path, matrices_of_rows(values.reshape(-1, size // 4, 4)))
+    found = f"lines of {lengths[:4]} numbers" if len(counts) > 4 else f"{len(values)} numbers"
     raise DataError(f"{path}: expected {_EXPECTED}, found {found}")
 
 
@@ -185,10 +197,11 @@ def _of_json(path: Path) -> Trajectory:
         stems = [PurePosixPath(name).stem if PurePosixPath(name).suffix in _IMAGE_TYPES else name for name in names]
         order = sorted(range(len(found)), key=lambda place: natural_order(stems[place]))
         named = tuple(stems[place] for place in order)
-        numbers = [int(digits[-1]) for name in named if (digits := re.findall(r"\d+", name))]
+        digits = [re.findall(r"\d+", name)[-1:] for name in named]
+        numbers = [int(last) for one in digits for last in one if len(last) <= _MOST_DIGITS]
         return Trajectory(
             path,
-            tuple(found[place][1][0][0] for place in order),
+            np.concatenate([found[place][1][0] for place in order]),
             numbers=tuple(numbers) if len(set(numbers)) == len(found) else None,
             names=named if all(named) and len(set(named)) == len(named) else None,
             convention=found[0][1][1],
@@ -197,8 +210,8 @@ def _of_json(path: Path) -> Trajectory:
     return Trajectory(path, matrices, convention=convention)
 
 
-def _matrices(document: Any, path: Path) -> tuple[tuple[Pose, ...], PoseConvention | None]:
-    """The matrices of a value in JSON, and the convention that their key has."""
+def _matrices(document: Any, path: Path) -> tuple[NDArray[np.float64], PoseConvention | None]:
+    """The matrices [N, 4, 4] of a value in JSON, and the convention that their key has."""
     convention: PoseConvention | None = None
     if isinstance(document, dict):
         key = next((key for key in _MATRIX_KEYS if key in document), None)
@@ -209,61 +222,76 @@ def _matrices(document: Any, path: Path) -> tuple[tuple[Pose, ...], PoseConventi
             )
         document, convention = document[key], "opengl" if key in _OPENGL_KEYS else None
     try:
-        array = np.asarray(document, dtype=np.float64)
+        matrices = np.asarray(document, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: expected {_WHAT} of numbers, found {reason(error)}") from error
-    if array.shape and array.shape[-1] in (12, 16):
-        array = array.reshape(*array.shape[:-1], -1, 4)
-    if array.ndim not in (2, 3) or array.shape[-2:] not in ((3, 4), (4, 4)) or not len(array):
-        raise DataError(f"{path}: expected {_WHAT}, found JSON of shape {list(array.shape)}")
-    return tuple(matrix_of_rows(rows) for rows in array.reshape(-1, *array.shape[-2:])), convention
+    if matrices.shape and matrices.shape[-1] in (12, 16):
+        matrices = matrices.reshape(*matrices.shape[:-1], -1, 4)
+    if matrices.ndim not in (2, 3) or matrices.shape[-2:] not in ((3, 4), (4, 4)) or not len(matrices):
+        raise DataError(f"{path}: expected {_WHAT}, found JSON of shape {list(matrices.shape)}")
+    return matrices_of_rows(matrices.reshape(-1, *matrices.shape[-2:])), convention
 
 
-def _lines(path: Path) -> list[list[float]]:
-    """The numbers of every line that has any."""
+def _numbers_of_lines(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The numbers of a text file in order, and how many there are in each line that has any."""
     content = read_text(path, what=_WHAT, most=_MOST_BYTES, advice="check the path")
-    try:
-        parts = [re.split(r"[\s,;\[\]]+", line.split("#")[0].strip(" \t\r\n,;[]")) for line in content.splitlines()]
-        return [[float(part) for part in line] for line in parts if line != [""]]
-    except ValueError as error:
-        raise DataError(f"{path}: expected {_EXPECTED}, found {error}") from error
+    content = content.replace("\r\n", "\n").replace("\r", "\n")
+    if content.count("\n") > _MOST_LINES:
+        raise DataError(
+            f"{path}: expected at most {_MOST_LINES:,} lines, found {content.count(chr(10)):,}; cut the file"
+        )
+    values, counts = array.array("d"), array.array("q")
+    for line in content.split("\n"):
+        if len(line) > _LONGEST_LINE:
+            raise DataError(f"{path}: expected {_EXPECTED}, found a line of {len(line):,} characters")
+        words = line.partition("#")[0].translate(_SEPARATORS).split()
+        try:
+            values.extend(map(float, words))
+        except ValueError as error:
+            raise DataError(f"{path}: expected {_EXPECTED}, found {error}") from error
+        if words:
+            counts.append(len(words))
+    if not counts:
+        raise DataError(f"{path}: expected {_EXPECTED}, found no numbers")
+    return np.array(values), np.array(counts)
 
 
-def matrix_of_rows(rows: NDArray[np.float64]) -> Pose:
-    """[4, 4] of a matrix whose last row, 0 0 0 1, may be missing: [3, 4] or [4, 4]."""
-    pose = np.eye(4)
-    pose[: len(rows)] = rows
-    return pose
+def matrices_of_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N, 4, 4] of matrices [N, 3, 4] or [N, 4, 4], whose last row, 0 0 0 1, may be missing."""
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    poses[:, : rows.shape[1]] = rows
+    return poses
 
 
 def _of_quaternions(path: Path, values: NDArray[np.float64]) -> Trajectory:
     """Poses of rows [N, 7] or, with time stamps, [N, 8]."""
-    times = values[:, 0] if values.shape[1] == 8 else None
-    if times is not None:
-        values = values[np.argsort(times, kind="stable"), 1:]
-        times = np.sort(times)
-    poses = []
-    for row in values:
-        pose = np.eye(4)
-        pose[:3, 3], quaternion = row[:3], row[3:]
-        length = float(np.linalg.norm(quaternion))
+    times = None
+    if values.shape[1] == 8:
+        stamps = np.where(np.isfinite(values[:, 0]), values[:, 0], np.inf)  # fits no frame
+        order = np.argsort(stamps, kind="stable")
+        times, values = stamps[order].tolist(), values[order, 1:]
+    quaternions = values[:, 3:]
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(quaternions, axis=1, keepdims=True)
         # A matrix that is not a rotation stays so, and is refused where it is used.
-        is_rotation = np.isfinite(row).all() and abs(length - 1) <= _ROTATION_TOLERANCE
-        pose[:3, :3] = _rotation(quaternion / length) if is_rotation else np.nan
-        poses.append(pose)
-    return Trajectory(path, tuple(poses), None if times is None else tuple(times.tolist()))
+        is_rotation = np.isfinite(values).all(axis=1) & (np.abs(lengths[:, 0] - 1) <= _ROTATION_TOLERANCE)
+        rotations = _rotations(quaternions / lengths)
+    poses = matrices_of_rows(np.concatenate([rotations, values[:, :3, None]], axis=2))
+    poses[~is_rotation, :3, :3] = np.nan
+    return Trajectory(path, poses, times)
 
 
-def _rotation(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[3, 3] of a quaternion (x, y, z, w) of length 1."""
-    x, y, z, w = quaternion
-    return np.array(
+def _rotations(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N, 3, 3] of quaternions [N, 4] (x, y, z, w) of length 1."""
+    x, y, z, w = quaternions.T
+    rows = np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
             [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
             [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
     )
+    return np.moveaxis(rows, 2, 0)
 
 
 def checked(pose: Pose, path: Path) -> Pose:
@@ -289,10 +317,11 @@ def checked(pose: Pose, path: Path) -> Pose:
     return exact
 
 
-def natural_order(name: str) -> tuple[tuple[str | int, ...], str]:
+def natural_order(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
     """A key that sorts names by the numbers in them: 2 before 10, whether they are padded or not."""
     parts = re.split(r"(\d+)", name, flags=re.ASCII)
-    return tuple(int(part) if place % 2 else part for place, part in enumerate(parts)), name
+    digits = [part.lstrip("0") for part in parts]
+    return tuple((len(digits[place]), digits[place]) if place % 2 else part for place, part in enumerate(parts)), name
 
 
 def time_stamp(name: str) -> float | None:

@@ -1,6 +1,8 @@
 """The images of a frame as stored in their files: depth, color and label map; and the pose."""
 
 import dataclasses
+import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ammnet_sparse.camera.files.frame_files import FrameFiles
-from ammnet_sparse.camera.files.poses import Pose, PoseConvention, read_trajectory
+from ammnet_sparse.camera.files.poses import Pose, PoseConvention, Trajectory, read_trajectory
 from ammnet_sparse.files.arrays import array_names, read_array
 from ammnet_sparse.files.content import open_file, read_head
-from ammnet_sparse.files.errors import DataError, reason
+from ammnet_sparse.files.errors import DataError, abbreviated, reason
 from ammnet_sparse.files.images import MOST_PIXELS, read_image
 
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "WEBP", "PPM")
@@ -78,10 +80,25 @@ def read_stored(files: FrameFiles) -> StoredImages:
 
 def read_pose(files: FrameFiles, path: Path) -> tuple[Pose, PoseConvention | None]:
     """The pose of a frame in a file of one or many, and its convention, where the file has one. Raises DataError."""
-    trajectory = read_trajectory(path)
+    try:
+        status = path.stat()
+        trajectory = _trajectory(path, status.st_mtime_ns, status.st_size)
+    except OSError:
+        trajectory = read_trajectory(path)  # which says what is wrong
+    if isinstance(trajectory, DataError):
+        raise trajectory
     names = [files.name, *(image.stem for image in (files.color, files.depth) if image is not None)]
     pose = trajectory.pose_of(files.time, names=names, index=files.index, count=files.count, numbers=files.numbers)
     return pose, trajectory.convention
+
+
+@functools.lru_cache(maxsize=1)
+def _trajectory(path: Path, changed: int, size: int) -> Trajectory | DataError:
+    """The poses of a file in its present state, read once for all frames; or why it cannot be read."""
+    try:
+        return read_trajectory(path)
+    except DataError as error:
+        return error
 
 
 def image_array(path: Path, what: str) -> NDArray[Any]:
@@ -142,26 +159,31 @@ def _exr_array(path: Path, what: str) -> NDArray[Any]:
         if not head.startswith(b"\x76\x2f\x31\x01"):
             raise ValueError("not an exr file by its first bytes")
         low, high = OpenEXR.File(str(path), header_only=True).header()["dataWindow"]
-        if np.prod(np.maximum(high.astype(np.float64) - low + 1, 1)) > MOST_PIXELS:
+        shape = np.maximum(high.astype(np.int64) - low + 1, 1)[::-1]
+        if math.prod(shape.tolist()) > MOST_PIXELS:
             raise ValueError(f"a picture of more than {MOST_PIXELS} pixels")
-        with OpenEXR.File(str(path), separate_channels=True) as image:
-            channels = {name: np.array(channel.pixels) for name, channel in image.channels().items()}
+        image = OpenEXR.InputFile(str(path))  # reads single channels, where File decodes all of them
+        channels = image.header()["channels"]
+        colors = [name for name in ("R", "G", "B") if name in channels]
+        chosen = [*channels] if len(channels) == 1 else [name for name in _EXR_NAMES if name in channels][:1]
+        found = [_exr_channel(image, name, shape) for name in chosen or (colors if len(colors) == 3 else [])]
     except Exception as error:  # of the library: RuntimeError, ValueError and others
         raise DataError.about(path, expected=f"a readable exr with {what}", found=reason(error)) from error
-    if len(channels) == 1:
-        return next(iter(channels.values()))
-    for name in _EXR_NAMES:
-        if name in channels:
-            return channels[name]
-    colors = [channels[name] for name in ("R", "G", "B") if name in channels]
-    if len(colors) == 3 and all(np.array_equal(colors[0], other, equal_nan=True) for other in colors[1:]):
-        return colors[0]
+    if found and all(np.array_equal(found[0], other, equal_nan=True) for other in found[1:]):
+        return found[0]
     raise DataError.about(
         path,
         expected=f"{what} as one channel, or one named Z",
-        found=f"channels {sorted(channels)[:8]}",
+        found=f"channels {abbreviated(sorted(channels))}",
         advice="write depth alone",
     )
+
+
+def _exr_channel(image: Any, name: str, shape: NDArray[np.int64]) -> NDArray[Any]:
+    """One channel of an open exr file, [rows, columns]."""
+    content, kind = image.channel(name), str(image.header()["channels"][name].type)
+    dtype = np.float16 if "HALF" in kind else np.uint32 if "UINT" in kind else np.float32
+    return np.frombuffer(content, dtype=dtype).reshape(shape)
 
 
 def read_color(path: Path) -> tuple[NDArray[np.uint8], int]:
