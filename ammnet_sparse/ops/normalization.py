@@ -168,53 +168,6 @@ def apply_normalization(
     return Normalized(out[0] if with_sum else None, out[1] if with_relu else None, mean, variance)
 
 
-def constant_normalization_gradients(
-    grad_sum: Tensor | None,
-    grad_activated: Tensor | None,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual1: Tensor | None,
-    residual2: Tensor | None,
-    *,
-    activated: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-    needs_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of features [N, C], of a residual [N, C], of weight [C] and bias [C], the statistics being constants.
-
-    The backward pass of ``apply_normalization``, for statistics whose own gradients are added elsewhere.
-
-    Args:
-        grad_sum: gradient of the sum [N, C], or None.
-        grad_activated: gradient of its ReLU [N, C], or None.
-        features: [N, C] as they were normalized, and likewise the parameters and residuals.
-        activated: the ReLU's result, or None: then it is computed again from the rest.
-        mean: [C].
-        variance: [C].
-        eps: added to the variance.
-        needs_residual: else the residual's gradient is empty: it is that of the sum.
-    """
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = _normalize_sites_backward(
-        grad_sum,
-        grad_activated,
-        features,
-        weight,
-        bias,
-        residual1,
-        residual2,
-        activated,
-        mean,
-        variance,
-        eps,
-        False,
-        needs_residual,
-    )
-    return found
-
-
 def _checked(
     name: str, features: Tensor, weight: Tensor, bias: Tensor, residuals: Sequence[Tensor], has_result: bool
 ) -> tuple[Tensor | None, Tensor | None]:

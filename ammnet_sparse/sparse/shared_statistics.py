@@ -1,22 +1,13 @@
 """Batch normalization with statistics over the rows of all processes that train together."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ammnet_sparse.ops import Normalized, RunningStatistics, apply_normalization
-from ammnet_sparse.ops.normalization import constant_normalization_gradients
 from ammnet_sparse.processes import num_processes, sum_over_processes
-
-
-class _Statistics(NamedTuple):
-    """Over the rows of all processes: mean [C], variance [C] without Bessel's correction, and their number []."""
-
-    mean: Tensor
-    variance: Tensor
-    rows: Tensor
 
 
 def normalize_over_processes(
@@ -40,124 +31,67 @@ def normalize_over_processes(
         features: [N, C] of this process; the others may have more or fewer rows, but the same number of groups.
         weight: as the other arguments, see ``ops.normalize_sites``.
     """
-    residual1, residual2 = (*residuals, None, None)[:2]
     parts = []
     for index, rows in enumerate(features.chunk(num_groups)):
-        of_group = [None if part is None else part.chunk(num_groups)[index] for part in (residual1, residual2)]
+        mean, variance, num_rows = _SharedStatistics.apply(rows, weight.dtype)
+        constant_mean, constant_variance = mean.detach(), variance.detach()
+        if running is not None:
+            running.mean.lerp_(constant_mean, running.momentum)
+            running.variance.lerp_(constant_variance * num_rows / (num_rows - 1), running.momentum)
+            running.num_batches.add_(1)
+        # The operator takes statistics as constants. Their gradients go through parameters that have the same values.
+        inverse_std = (constant_variance + eps).rsqrt()
         parts.append(
-            _Normalization.apply(rows, weight, bias, *of_group, running, eps, with_sum, with_relu, keep_residuals)
+            apply_normalization(
+                rows,
+                weight * (1 - 0.5 * (variance - constant_variance) * inverse_std.square()),
+                bias - (mean - constant_mean) * inverse_std * weight,
+                mean=constant_mean,
+                variance=constant_variance,
+                residuals=[residual.chunk(num_groups)[index] for residual in residuals],
+                eps=eps,
+                with_sum=with_sum,
+                with_relu=with_relu,
+                keep_residuals=keep_residuals,
+            )
         )
-    total, activated, mean, variance = zip(*parts, strict=True)
     return Normalized(
-        torch.cat(total) if with_sum else None,
-        torch.cat(activated) if with_relu else None,
-        torch.stack(mean),
-        torch.stack(variance),
+        torch.cat([part.sum for part in parts if part.sum is not None]) if with_sum else None,
+        torch.cat([part.activated for part in parts if part.activated is not None]) if with_relu else None,
+        torch.stack([part.mean for part in parts]),
+        torch.stack([part.variance for part in parts]),
     )
 
 
-def _statistics(features: Tensor, dtype: torch.dtype) -> _Statistics:
-    """Mean and variance over the rows of all processes, from those of each (Chan, Golub and LeVeque 1979)."""
-    rows, channels = features.shape
-    mine = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=features.device)
-    if rows:
-        variance, mean = torch.var_mean(features.to(dtype), dim=0, correction=0)
-        mine = torch.cat([torch.full_like(mine[:1], rows), mean.double(), variance.double()])
-    of_all = [torch.empty_like(mine) for _ in range(num_processes())]
-    dist.all_gather(of_all, mine)
-    counts, means, variances = torch.stack(of_all).split([1, channels, channels], dim=1)
-    shares = counts / counts.sum()
-    mean = (shares * means).sum(0)
-    variance = (shares * (variances + (means - mean).square())).sum(0)
-    return _Statistics(mean.to(dtype), variance.to(dtype), counts.sum())
-
-
-class _Normalization(torch.autograd.Function):
-    """For one group of rows."""
+class _SharedStatistics(torch.autograd.Function):
+    """[N, C] of this process -> over the rows of all: mean [C], variance [C] without Bessel's correction, number []."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual1: Tensor | None,
-        residual2: Tensor | None,
-        running: RunningStatistics | None,
-        eps: float,
-        with_sum: bool,
-        with_relu: bool,
-        keep_residuals: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, variance, rows = _statistics(features, weight.dtype)
-        if running is not None:
-            running.mean.lerp_(mean, running.momentum)
-            running.variance.lerp_(variance * (rows / (rows - 1)).to(variance.dtype), running.momentum)
-            running.num_batches.add_(1)
-        out = apply_normalization(
-            features,
-            weight,
-            bias,
-            mean=mean,
-            variance=variance,
-            residuals=[residual for residual in (residual1, residual2) if residual is not None],
-            eps=eps,
-            with_sum=with_sum,
-            with_relu=with_relu,
-        )
-        # The result or the residuals show where the ReLU is active; without them, the features.
-        has_relu_and_residuals = with_relu and residual1 is not None
-        if not (has_relu_and_residuals and keep_residuals):
-            residual1 = residual2 = None
-        activated = out.activated if has_relu_and_residuals and not keep_residuals else None
-        ctx.save_for_backward(features, weight, bias, residual1, residual2, activated, mean, variance, rows)
-        ctx.eps, ctx.with_sum, ctx.with_relu = eps, with_sum, with_relu
-        ctx.needs_residual = has_relu_and_residuals
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        absent = features.new_empty(0)
-        total, result = (absent if value is None else value for value in (out.sum, out.activated))
-        return total, result, mean, variance
+    def forward(ctx: Any, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        rows, channels = features.shape
+        mine = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=features.device)
+        if rows:
+            own_variance, own_mean = torch.var_mean(features.to(dtype), dim=0, correction=0)
+            mine = torch.cat([torch.full_like(mine[:1], rows), own_mean.double(), own_variance.double()])
+        of_all = [torch.empty_like(mine) for _ in range(num_processes())]
+        dist.all_gather(of_all, mine)
+        # As Chan, Golub and LeVeque (1979) join the statistics of parts.
+        counts, means, variances = torch.stack(of_all).split([1, channels, channels], dim=1)
+        num_rows = counts.sum()
+        mean = (counts * means).sum(0) / num_rows
+        variance = (counts * (variances + (means - mean).square())).sum(0) / num_rows
+        mean, variance, num_rows = mean.to(dtype), variance.to(dtype), num_rows.to(dtype)
+        ctx.save_for_backward(features, mean, num_rows)
+        ctx.mark_non_differentiable(num_rows)
+        return mean, variance, num_rows
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, grad_sum: Tensor | None, grad_activated: Tensor | None, *_: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        features, weight, bias, residual1, residual2, activated, mean, variance, rows = ctx.saved_tensors
-        grad_sum = grad_sum if ctx.with_sum else None
-        grad_activated = grad_activated if ctx.with_relu else None
-        if grad_sum is None and grad_activated is None:  # the other processes wait for this one
-            grad_sum = torch.zeros_like(features)
-        needs_residual = ctx.needs_residual and grad_activated is not None
-        of_features, of_residual, of_weight, of_bias = constant_normalization_gradients(
-            grad_sum,
-            grad_activated,
-            features,
-            weight,
-            bias,
-            residual1,
-            residual2,
-            activated=activated,
-            mean=mean,
-            variance=variance,
-            eps=ctx.eps,
-            needs_residual=needs_residual,
-        )
-        # Through the statistics every row of every process receives gradient from all rows.
-        common = sum_over_processes(torch.stack([of_weight, of_bias])) / rows.to(weight.dtype)
-        inverse_std = (variance + ctx.eps).rsqrt()
-        slope = weight * inverse_std * inverse_std * common[0]
-        offset = weight * inverse_std * common[1] - slope * mean
-        of_features = (of_features.to(weight.dtype) - torch.addcmul(offset, features.to(weight.dtype), slope)).to(
-            features.dtype
-        )
-        shared = of_residual if needs_residual else grad_sum
-        gradients = (of_features, of_weight, of_bias, shared, shared)
-        wanted = [
-            gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)
-        ]
-        return (*wanted, *(None,) * (len(ctx.needs_input_grad) - len(wanted)))
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        # Every row of every process receives gradient from the results of all processes.
+        features, mean, num_rows = ctx.saved_tensors
+        of_mean, of_variance = sum_over_processes(torch.stack([of_mean, of_variance])) / num_rows
+        return (of_mean + 2 * of_variance * (features.to(mean.dtype) - mean)).to(features.dtype), None
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
