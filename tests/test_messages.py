@@ -13,8 +13,7 @@ from ammnet_sparse.cli.main import main
 from ammnet_sparse.cli.options import choose_device
 from ammnet_sparse.config import load_config
 from ammnet_sparse.data.sets.folder import FrameFolder
-from ammnet_sparse.data.sets.source import open_frames
-from ammnet_sparse.evaluation.selection import open_set
+from ammnet_sparse.data.sets.source import open_frames, open_set
 from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.training.checkpoints import check_same_run, load_state, save_run_weights
 from ammnet_sparse.training.loop import Run
@@ -67,8 +66,8 @@ def skip_a_third_step(folder: Path) -> None:
         ),
         (
             open_without_label_maps,
-            "DIR: the checkpoint was trained with model.image_encoder: seg2d and needs 2D label maps (folder Seg2D), "
-            "found none; add them, or use a checkpoint of a network that does not read them",
+            "DIR: model.image_encoder: seg2d needs 2D label maps (folder Seg2D), "
+            "found none; add them, or use a network that does not read them",
         ),
         (
             lambda folder: load_config(None, ["training.epoch=3"]),

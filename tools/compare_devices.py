@@ -34,8 +34,9 @@ from torch import Tensor
 from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.data.sets.source import open_set
 from ammnet_sparse.data.synthetic.generate import generate_rooms
-from ammnet_sparse.evaluation.selection import open_set, split_ids
+from ammnet_sparse.evaluation.selection import split_ids
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.training.game import AdversarialGame

@@ -35,12 +35,12 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.source import check_labels
+from ammnet_sparse.data.sets.source import check_labels, open_set
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
 from ammnet_sparse.evaluation.flips import predicted_labels
 from ammnet_sparse.evaluation.lost import LostVoxels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set, split_ids
+from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, split_ids
 from ammnet_sparse.evaluation.tables import format_table
 from ammnet_sparse.models.ensemble import load_networks
 from ammnet_sparse.models.weights.files import lists_in

@@ -37,7 +37,8 @@ from ammnet_sparse.cli.options import (
     choose_device,
 )
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.evaluation.selection import check_ids, open_set, split_ids
+from ammnet_sparse.data.sets.source import open_set
+from ammnet_sparse.evaluation.selection import check_ids, split_ids
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.models.weights.loading import load_model

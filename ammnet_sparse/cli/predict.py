@@ -66,9 +66,9 @@ from ammnet_sparse.cli.options import (
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import UNMAPPED
 from ammnet_sparse.data.sets.ids import parse_frame_id
-from ammnet_sparse.data.sets.source import open_frames
+from ammnet_sparse.data.sets.source import open_frames, open_set
 from ammnet_sparse.evaluation.flips import predicted_labels
-from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs, open_set
+from ammnet_sparse.evaluation.selection import check_grid, check_ids, check_inputs
 from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.ensemble import Ensemble, load_networks

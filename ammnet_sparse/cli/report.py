@@ -39,9 +39,9 @@ from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.sets.frame_source import FrameSource, validation_ids
-from ammnet_sparse.data.sets.source import check_labels
+from ammnet_sparse.data.sets.source import check_labels, open_set
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
-from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, open_set
+from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.pictures.history import History, curves_html, read_history, table_html

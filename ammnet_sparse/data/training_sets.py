@@ -13,10 +13,9 @@ from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.frame_source import FrameSource, training_ids, validation_ids
 from ammnet_sparse.data.sets.image_folder import FramesWithImages, Truth2D
-from ammnet_sparse.data.sets.source import check_classes, check_labels, open_frames
+from ammnet_sparse.data.sets.source import check_labels, open_set
 from ammnet_sparse.data.synthetic.generate import ensure_rooms
 from ammnet_sparse.data.volumes.tsdf import Unobserved
-from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.processes import rank, wait_for_all
 
 
@@ -124,28 +123,13 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
     data, model = config.data, config.model
     if data.root is None:
         raise ConfigError("data.root: expected the folder or packed file of a set, found none")
-    # First without 2D input, so that an error below can only concern it.
-    plain = open_frames(
-        data.root, dataset=data.dataset, read_image=False, read_label_map=False, grid_shape=model.grid_shape
-    )
+    plain = open_set(data.root, dataset=data.dataset, config=model.model_copy(update={"inputs": "tsdf"}))
     check_labels(plain)
-    check_classes(plain, model.num_classes)
-    if not model.reads_image and not model.reads_label_map:
-        return plain
     if model.reads_image and not with_image:
         return plain
     if model.reads_image and data.images is not None:
         return FramesWithImages(plain, data.images)
-    try:
-        return open_frames(
-            data.root,
-            dataset=data.dataset,
-            read_image=model.reads_image,
-            read_label_map=model.reads_label_map,
-            grid_shape=model.grid_shape,
-        )
-    except DataError as error:
-        raise DataError(f"model.image_encoder {model.image_encoder}: {error}") from error
+    return open_set(data.root, dataset=data.dataset, config=model)
 
 
 def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8) -> Unobserved | None:

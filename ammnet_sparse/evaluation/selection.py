@@ -1,13 +1,11 @@
 """Which frames of a set a trained network runs on, with the 2D input that it reads."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ammnet_sparse.config import DataConfig, ModelConfig
-from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE, DatasetName
+from ammnet_sparse.data.grid import GRID_SHAPE, VOXEL_SIZE
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.data.sets.frame_source import FrameSource, training_ids, validation_ids
-from ammnet_sparse.data.sets.source import check_classes, open_frames
 from ammnet_sparse.files.errors import DataError, abbreviated
 
 LABEL_MAP_NOTE = (
@@ -16,34 +14,6 @@ LABEL_MAP_NOTE = (
     "(the paper's DeepLabv3 rows, CVSformer)."
 )
 """Shown with every figure of a network that reads label maps."""
-
-
-def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for_pictures: bool = False) -> FrameSource:
-    """The set in ``root`` with the 2D input that the network needs, and others only if pictures show them.
-
-    Raises:
-        DataError: no set, or one without that input or with another number of classes.
-    """
-    # First without the input that is needed, so that an error below can only concern it.
-    others = None if for_pictures else False
-    check_classes(
-        open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape),
-        config.num_classes,
-    )
-    try:
-        return open_frames(
-            root,
-            dataset=dataset,
-            read_image=config.reads_image or others,
-            read_label_map=config.reads_label_map or others,
-            grid_shape=config.grid_shape,
-        )
-    except DataError as error:
-        kind = "2D label maps (folder Seg2D)" if config.reads_label_map else "color images (folder RGB)"
-        raise DataError(
-            f"{root}: the checkpoint was trained with model.image_encoder: {config.image_encoder} and needs {kind}, "
-            f"found none; add them, or use a checkpoint of a network that does not read them"
-        ) from error
 
 
 def split_ids(

@@ -1,7 +1,8 @@
-"""Opens a set of frames: a folder in the published layout, or a packed file."""
+"""Opens a set of frames, a folder in the published layout or a packed file, for any use or for a network."""
 
 from pathlib import Path
 
+from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.grid import DatasetName, GridShape
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import FrameSource
@@ -30,6 +31,34 @@ def open_frames(
     """
     kind: type[PackedFrames] | type[FrameFolder] = PackedFrames if Path(root).is_file() else FrameFolder
     return kind(root, dataset=dataset, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)
+
+
+def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for_pictures: bool = False) -> FrameSource:
+    """The set in ``root`` with the 2D input that the network needs, and others only if pictures show them.
+
+    Raises:
+        DataError: no set, or one without that input or with another number of classes.
+    """
+    # First without the input that is needed, so that an error below can only concern it.
+    others = None if for_pictures else False
+    source = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
+    check_classes(source, config.num_classes)
+    if not config.reads_image and not config.reads_label_map:
+        return source
+    try:
+        return open_frames(
+            root,
+            dataset=dataset,
+            read_image=config.reads_image or others,
+            read_label_map=config.reads_label_map or others,
+            grid_shape=config.grid_shape,
+        )
+    except DataError as error:
+        kind = "2D label maps (folder Seg2D)" if config.reads_label_map else "color images (folder RGB)"
+        raise DataError(
+            f"{root}: model.image_encoder: {config.image_encoder} needs {kind}, found none; add them, or use a network "
+            "that does not read them"
+        ) from error
 
 
 def check_classes(source: FrameSource, num_classes: int) -> None:
