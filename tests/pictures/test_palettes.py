@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from ammnet_sparse.data.set_info import MOST_CLASSES, NYU, Color, SetInfo
 from ammnet_sparse.pictures.comparison import ERROR_COLORS
@@ -12,7 +13,7 @@ from ammnet_sparse.pictures.palettes import painted
 
 # Of linear RGB: Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision
 # deficiency", IEEE TVCG 2009, severity 1.
-VISION = {
+VISION: dict[str, ArrayLike] = {
     "normal": np.eye(3),
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -29,7 +30,7 @@ def least_distance(colors: list[Color], vision: str) -> float:
     """Between any two of the colors in CIELAB (CIE 1976), as seen with this vision."""
     values = np.array(colors) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(linear @ np.transpose(VISION[vision]), 0, 1) @ XYZ.T / WHITE
+    seen = np.clip(linear @ np.array(VISION[vision]).T, 0, 1) @ XYZ.T / WHITE
     roots = np.where(seen > (6 / 29) ** 3, np.cbrt(seen), seen / (3 * (6 / 29) ** 2) + 4 / 29)
     lab = roots @ [[0, 500, 0], [116, -500, 200], [0, 0, -200]]
     return min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(lab, 2))
