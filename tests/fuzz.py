@@ -60,7 +60,7 @@ _LONG_WORDS = (
     b"<a>" * 5_000,
     b"a." * 20_000,
 )
-"""What the text of calibrations and trajectories gets too: it has taken readers quadratic time, or raised raw errors."""
+"""What calibrations and trajectories are tried with, too: readers have taken quadratic time, or raised raw errors."""
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**40, 2**63 - 1, 2**64 - 1)
 _VOXELS = int(np.prod(GRID))
 
