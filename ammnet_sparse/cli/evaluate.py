@@ -10,6 +10,7 @@ Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 in
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -63,14 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = " + ".join(path.stem for path in checkpoints)
     if options.flips is not None:
         name += f", {options.flips} flips"
-    print(f"{options.data}, {options.split}: {scores.frames} frame{'s' * (scores.frames != 1)}, percent")
+    frames = scores.subset or f"{scores.frames} frame{'s' * (scores.frames != 1)}"
+    print(f"{options.data}, {options.split}: {frames}, percent")
     print(format_table({name: scores, **baselines}))
     for remark in scores.remarks():
         print(remark)
     if config.reads_label_map:
         print(LABEL_MAP_NOTE)
     if lost is not None:
-        print(f"\n{lost.describe()}")
+        print(f"\n{scores.named(options.split)}: {lost.describe()}")
     if options.json:  # after the table, which took minutes
         values = scores.to_json() | {
             "checkpoint": " + ".join(str(path.absolute()) for path in checkpoints),
@@ -106,7 +108,9 @@ def _score(
         )
     source = open_set(options.data, dataset=options.dataset, config=model.config)
     check_labels(source)
-    ids = split_ids(source, options.split, limit=options.limit, validation_frames=options.validation_frames)
+    all_ids = split_ids(source, options.split, validation_frames=options.validation_frames)
+    ids = all_ids[: options.limit]
+    subset = f"first {len(ids)} of {len(all_ids)} frames" if len(ids) < len(all_ids) else ""
     batches = _progress(_loader(source, ids, options), "evaluating")
 
     def predict(batch: Batch) -> Tensor:
@@ -117,7 +121,8 @@ def _score(
 
     scores = evaluate(predict, batches, device=device, info=source.info)
     baselines = _baselines(options, model.config, ids) if options.baselines else {}
-    return scores, baselines, model.config
+    baselines = {name: dataclasses.replace(baseline, subset=subset) for name, baseline in baselines.items()}
+    return dataclasses.replace(scores, subset=subset), baselines, model.config
 
 
 def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:

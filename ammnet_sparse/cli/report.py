@@ -181,8 +181,8 @@ def _introduction(history: History, config: Config, options: argparse.Namespace,
         rows[f"best, epoch {history.best['epoch']}"] = history.best["validation"]
         latest = history.validated[-1]
         rows[f"last, epoch {latest['epoch']}"] = latest["validation"]
-        frames = html.escape(str(latest["validation"]["frames"]))
-        parts.append(f"<h2>Validation, {frames} frames, percent</h2>\n{table_html(rows)}")
+        frames = html.escape(latest["validation"].get("subset") or f"{latest['validation']['frames']} frames")
+        parts.append(f"<h2>Validation, {frames}, percent</h2>\n{table_html(rows)}")
         if config.model.reads_label_map:
             parts.append(f"<p>{html.escape(LABEL_MAP_NOTE)}</p>")
     else:
@@ -212,7 +212,8 @@ def _scenes(run: Path, options: argparse.Namespace, config: Config) -> tuple[lis
     for kind, place, frame_id, scores in chosen:
         name = f"{kind} {place}: {frame_id}, {_percent(scores.ssc_miou)}"
         scenes.append(_scene_of(model, source.read(frame_id), device, scores, palette=options.palette, name=name))
-    remark = f"{num_best} best and {num_worst} worst of {len(ids)} validation frames by SSC mIoU, with {BEST_WEIGHTS}"
+    frames = f"{'the first ' if len(ids) == options.limit else ''}{len(ids)} validation frames"
+    remark = f"{num_best} best and {num_worst} worst of {frames} by SSC mIoU, with {BEST_WEIGHTS}"
     return scenes, remark
 
 

@@ -123,10 +123,11 @@ def _begin(options: argparse.Namespace, config: Config, *, device: torch.device)
     several = num_processes() > 1
     each = f" in {num_processes()} processes with {config.training.batch_size} frames each" if several else ""
     among = " (among those)" if config.data.train_on_all else ""
+    limited = "" if run.saves.limit is None else f" (--limit {run.saves.limit})"
     print(
         f"Training in {folder}: {begun}{len(run.training_set)} training and {len(run.validation_set)} validation "
-        f"frames{among} of {run.config.data.root}, {config.training.epochs} epochs of {run.steps_per_epoch} steps"
-        f"{each} on {run.device}",
+        f"frames{among} of {run.config.data.root}{limited}, {config.training.epochs} epochs of {run.steps_per_epoch} "
+        f"steps{each} on {run.device}",
         flush=True,
     )
     return run

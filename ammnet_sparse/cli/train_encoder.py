@@ -96,7 +96,8 @@ def _train(options: argparse.Namespace) -> str:
         raise CommandFailed(f"{error} (--dtype, --learning-rate)") from error
     size = options.out.stat().st_size / 1e6
     remark = ", trained on too" if config.data.train_on_all else ""
-    return f"{options.out}: {size:.1f} MB; {len(validation)} validation frames{remark}: {scores.describe()}"
+    first = "the first " if len(validation) == options.limit else ""
+    return f"{options.out}: {size:.1f} MB; {first}{len(validation)} validation frames{remark}: {scores.describe()}"
 
 
 def _metadata(config: Config, scores: Scores2D, trained_before: set[str]) -> dict[str, str]:

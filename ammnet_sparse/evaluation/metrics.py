@@ -30,6 +30,7 @@ class Scores:
         occupancy: [2, 2] int64 on the CPU, occluded scored voxels by (truly occupied, predicted occupied).
         left_out: ids of frames without a scored voxel, which are not among ``frames``.
         without_hits: ids of frames without a hit voxel: nothing is seen, so empty space is predicted.
+        subset: which frames of their list were scored, such as "first 10 of 654 frames"; empty: all of them.
     """
 
     frames: int
@@ -42,6 +43,11 @@ class Scores:
     occupancy: Tensor = field(repr=False, compare=False)
     left_out: tuple[str, ...] = ()
     without_hits: tuple[str, ...] = ()
+    subset: str = ""
+
+    def named(self, name: str) -> str:
+        """The name of a line or row with these scores, which says so if they are of a part of the frames."""
+        return f"{name} ({self.subset})" if self.subset else name
 
     def remarks(self) -> list[str]:
         """Lines about frames that were scored differently; usually empty."""
@@ -67,6 +73,7 @@ class Scores:
                 "iou": {name: _percent(iou) for name, iou in self.ssc_iou.items()},
             },
             **{name: ids for name, ids in exceptions.items() if ids},
+            **({"subset": self.subset} if self.subset else {}),
         }
 
 

@@ -22,6 +22,7 @@ def format_table(rows: Mapping[str, Scores]) -> str:
     """
     if not rows:
         raise ValueError("rows: expected at least one method with its scores, found none")
+    rows = {scores.named(name): scores for name, scores in rows.items()}
     classes = list(next(iter(rows.values())).ssc_iou)
     ssc_headings = [*(_ABBREVIATIONS.get(name, name) for name in classes), "avg."]
     width = max(_COLUMN_WIDTH, *(len(heading) for heading in ssc_headings))

@@ -112,6 +112,8 @@ def _are_scores(value: Any) -> bool:
     sc, ssc = value.get("sc"), value.get("ssc")
     if not isinstance(sc, dict) or not isinstance(ssc, dict) or not isinstance(ssc.get("iou"), dict):
         return False
+    if not isinstance(value.get("subset", ""), str):
+        return False
     numbers = [*(sc.get(key, "") for _, key in _SC_COLUMNS), ssc.get("miou", ""), *ssc["iou"].values()]
     return all(number is None or _is_number(number) for number in numbers)
 
@@ -137,7 +139,8 @@ def table_html(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for name, scores in rows.items():
         values = [scores["sc"][key] for _, key in _SC_COLUMNS]
         values += [scores["ssc"]["iou"].get(class_name) for class_name in names]
-        cells[name] = [_percent(value) for value in (*values, scores["ssc"]["miou"])]
+        named = f"{name} ({scores['subset']})" if scores.get("subset") else name
+        cells[named] = [_percent(value) for value in (*values, scores["ssc"]["miou"])]
     return rows_html([*(f"SC {title}" for title, _ in _SC_COLUMNS), *names, "SSC mIoU"], cells)
 
 

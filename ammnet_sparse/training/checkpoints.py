@@ -49,7 +49,7 @@ def save_run_weights(
 
 def summary(scores: Scores) -> str:
     """The two main figures in words."""
-    return f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %"
+    return scores.named(f"SSC mIoU {100 * scores.ssc_miou:.1f} %, SC IoU {100 * scores.sc_iou:.1f} %")
 
 
 def check_same_run(config: Config, saved: Any, *, folder: Path, may_change: bool = False) -> list[dict[str, Any]]:

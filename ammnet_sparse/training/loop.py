@@ -1,6 +1,7 @@
 """A training run from its data to its last line, readable from top to bottom."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -106,7 +107,14 @@ class Run:
         self.saves = RunFolder(folder, config, num_frames=num_frames, limit=limit, device=device)
         self.saves.unobserved = unobserved_in(self.validation_set, config)
         self.saves.info = self.validation_set.info
-        self.validator = Validator(self.validation_set, config, device=device, show_progress=self.show_progress)
+        self._training_subset, subset = (f"first {count} frames" if count == limit else "" for count in num_frames)
+        self.validator = Validator(
+            self.validation_set,
+            config,
+            device=device,
+            show_progress=self.show_progress,
+            subset=subset,
+        )
         self._left_out: set[str] = set()
         self._remarks: set[str] = set()
         self._records = Records(None)
@@ -255,6 +263,7 @@ class Run:
             self.saves.save_state(self.parts)
         with self._saving_state_on_error():
             baseline = constant_baseline(self.validator.loader(is_shared=False), info=self.validation_set.info)
+        baseline = dataclasses.replace(baseline, subset=self.validator.subset)
         best: Scores | None = None
         while progress.epoch < num_epochs:
             started = time.monotonic() - progress.seconds
@@ -345,6 +354,8 @@ class Run:
         """Records the epoch, and saves the last weights."""
         progress = self.progress
         values, training = progress.means(), progress.scores(self.validation_set.info)
+        if training is not None:
+            training = dataclasses.replace(training, subset=self._training_subset)
         progress.end_epoch()
         values["seconds"] = time.monotonic() - started
         scores = None

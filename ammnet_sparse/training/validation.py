@@ -70,14 +70,18 @@ class Validator:
 
     Attributes:
         frames: the frames.
+        subset: which frames of their list these are, if not all (``Scores.subset``).
         first_seen: the first of them that has hits and scored voxels, for pictures; None before the first scores.
     """
 
-    def __init__(self, frames: EpochDataset, config: Config, *, device: torch.device, show_progress: bool) -> None:
+    def __init__(
+        self, frames: EpochDataset, config: Config, *, device: torch.device, show_progress: bool, subset: str = ""
+    ) -> None:
         self.frames = frames
         self.config = config
         self.device = device
         self.show_progress = show_progress
+        self.subset = subset
         self.first_seen: Batch | None = None
 
     def loader(self, *, is_shared: bool = True) -> "DataLoader[Batch]":
@@ -111,7 +115,7 @@ class Validator:
                     self.first_seen = batch.select(mask)
                 yield batch
 
-        return validate(
+        validation = validate(
             network,
             batches(),
             label_smoothing=self.config.loss.label_smoothing,
@@ -119,3 +123,4 @@ class Validator:
             class_weights=class_weights,
             info=self.frames.info,
         )
+        return dataclasses.replace(validation, scores=dataclasses.replace(validation.scores, subset=self.subset))

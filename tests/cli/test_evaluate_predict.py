@@ -162,11 +162,14 @@ def test_evaluate_adds_baselines(
     file = tmp_path / "scores.json"
     options = ("--split", "val", "--validation-frames", "2", "--limit", "1", "--baselines", "--json", str(file))
     assert evaluate(arguments(checkpoint, set_folder, *options)) == 0
-    rows = {line.split("|")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines() if "|" in line}
-    assert rows["class prior"][-1] == "100.0"  # but for the chair, all frames are alike
-    assert rows["best constant class"][-1] == f"{50 * 264 / (144 + 264 + 252):.1f}"
+    printed = capsys.readouterr().out
+    rows = {line.split("|")[0].strip(): line.split() for line in printed.splitlines() if "|" in line}
+    part = "first 1 of 2 frames"
+    assert f"val: {part}, percent" in printed
+    assert rows[f"class prior ({part})"][-1] == "100.0"  # but for the chair, all frames are alike
+    assert rows[f"best constant class ({part})"][-1] == f"{50 * 264 / (144 + 264 + 252):.1f}"
     written = json.loads(file.read_text(encoding="utf-8"))
-    assert (written["split"], written["limit"]) == ("val", 1)
+    assert (written["split"], written["limit"], written["subset"]) == ("val", 1, part)
     baselines = written["baselines"]
     assert list(baselines) == ["best constant class", "class prior"]
     assert baselines["class prior"]["ssc"]["miou"] == 100 != written["ssc"]["miou"]

@@ -89,6 +89,7 @@ def test_page_has_curves_table_and_the_best_and_worst_scenes(run: Path, capsys: 
 @pytest.mark.parametrize(("limit", "kinds"), [(1, ["best 1"]), (3, ["best 1", "best 2", "worst 1"])])
 def test_no_scene_is_shown_twice(run: Path, limit: int, kinds: list[str]) -> None:
     assert report([str(run), "--scenes", "3", "--limit", str(limit)]) == 0
+    assert f"of the first {limit} validation frames" in (run / "report.html").read_text("utf-8")
     entries = read_data(run / "report.html")["scenes"]
     assert [entry["name"].partition(":")[0] for entry in entries] == kinds
     assert len({entry["note"] for entry in entries}) == limit

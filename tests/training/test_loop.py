@@ -19,6 +19,7 @@ from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.evaluation.metrics import Scores, scores_from_counts
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.files import read_weights
+from ammnet_sparse.pictures.history import table_html
 from ammnet_sparse.training import run_folder
 from ammnet_sparse.training.checkpoints import CheckpointError, check_same_run, load_state, save_state
 from ammnet_sparse.training.game import StepReport
@@ -275,7 +276,7 @@ def test_seconds_are_those_before_an_interruption_too_and_an_older_state_counts_
 
 def test_a_line_an_epoch_says_how_it_goes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = run_config(root, epochs=2, validate_every=2)
-    Run.new(config, tmp_path, device=CPU, limit=2).train()
+    Run.new(config, tmp_path, device=CPU).train()
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
     epochs = [entry for entry in lines_of(tmp_path) if entry["kind"] == "epoch"]
     training = [f"training loss {entry['scene']:.3f}, SSC mIoU {entry['training']['ssc']['miou']:.1f} %, SC IoU "
@@ -384,7 +385,11 @@ def test_limit_is_remembered(root: Path, tmp_path: Path) -> None:
     config = run_config(root, epochs=1)
     run = make_run(config, tmp_path, limit=2)
     assert (run.training_set.ids, run.validation_set.ids) == (["0001", "0002"], ["0005", "0006"])
-    run.train()
+    result = run.train()
+    scores = lines_of(tmp_path)[-1]
+    assert scores["training"]["subset"] == scores["validation"]["subset"] == "first 2 frames"
+    assert format_result(result).count("(first 2 frames)") == 2
+    assert "best (first 2 frames)" in table_html({"best": scores["validation"]})
     assert len(make_run(config, tmp_path, resume=True).training_set) == 2
     with pytest.raises(CheckpointError, match=r"\[2, 2\] .*\[4, 2\]"):
         make_run(config, tmp_path, resume=True, limit=100)
