@@ -229,7 +229,7 @@ function placeLabels() {
     const box = element("captions").children[index];
     box.querySelector("i").textContent = scene.camera ? "camera" : "camera's side";
     place(box.querySelector("i"), [right, 0, far]);
-    const ends = [[0.8 * x, 0, -0.04 * y], [0, 1.04 * height, y], [-0.06 * x, 0, 0.5 * y]];
+    const ends = [[0.8 * x, 0, -0.04 * y], [-0.06 * x, 0.6 * height, y], [-0.06 * x, 0, 0.5 * y]];
     box.querySelectorAll("b").forEach((label, axis) => place(label, ends[axis]));
   });
 }
