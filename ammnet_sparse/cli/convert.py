@@ -15,6 +15,7 @@ import torch
 
 from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, either
+from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.models.image_encoders import SegFormerB2
 from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
 from ammnet_sparse.models.weights.checks import WeightsError
@@ -62,8 +63,8 @@ def _to_dense(source: Path, out: Path) -> int:
         state = publish_dense_state_dict(weights, config)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
-    with writing_to(out):
-        torch.save({"model": state}, out)
+    with writing_to(out), replacing_open(out) as file:
+        torch.save({"model": state}, file)
     print(f"{len(state)} weights under the published names, of which {len(weights)} are used, written to {out}")
     return 0
 

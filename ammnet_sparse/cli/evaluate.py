@@ -43,6 +43,7 @@ from ammnet_sparse.evaluation.lost import LostVoxels
 from ammnet_sparse.evaluation.metrics import Scores, evaluate
 from ammnet_sparse.evaluation.selection import LABEL_MAP_NOTE, split_ids
 from ammnet_sparse.evaluation.tables import format_table
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.models.ensemble import load_networks
 from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for aspect, groups in lost.groups().items()
             }
         with writing_to(options.json):
-            options.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_text(options.json, json.dumps(values, indent=2) + "\n")
     return 0
 
 

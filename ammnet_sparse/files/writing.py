@@ -3,16 +3,24 @@
 A file is written under a temporary name in its folder, synchronized with the disk, and then renamed in one
 step. If writing fails (full disk, Ctrl-C, a crash of the writer) the existing file is unchanged and the
 temporary file is removed. Permissions follow the umask.
+
+Temporary names begin with the file's, of which a long one is cut, and end in eight characters and ``.unfinished``.
+Their writers hold a lock on them, so those that a killed process left are told apart (``remove_unfinished``).
 """
 
 import contextlib
+import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 _SUFFIX = ".unfinished"
+_MARK = re.compile(r"(.+\.)[0-9a-z_]{8}\.unfinished", re.DOTALL)
+_LONGEST_START = 100
+"""Bytes of a file's name that its temporary name begins with; file systems allow names of 143 to 255."""
 
 
 @contextlib.contextmanager
@@ -25,18 +33,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: the folder cannot be written, or the disk is full; it names ``path``.
     """
     path = Path(path)
-    temporary = _create_beside(path)
-    try:
-        with naming_errors(path):
-            mode = temporary.stat().st_mode
-            yield temporary
-            # Some writers make files that only their owner reads.
-            temporary.chmod(mode)
-            _synchronize(temporary)
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _created_beside(path) as temporary, naming_errors(path):
+        mode = temporary.stat().st_mode
+        yield temporary
+        # Some writers make files that only their owner reads.
+        temporary.chmod(mode)
+        _synchronize(temporary)
+        os.replace(temporary, path)
     _synchronize_folder(path.parent)
 
 
@@ -68,14 +71,13 @@ def keep_as(path: str | Path, kept: str | Path) -> None:
     On file systems without hard links ``path`` is renamed and is missing until it is written again.
     """
     path, kept = Path(path), Path(kept)
-    temporary = kept.with_name(f"{kept.name}.{os.getpid()}{_SUFFIX}")
     try:
-        temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
+        with _created_beside(kept) as temporary:
+            temporary.unlink()
+            os.link(path, temporary)
+            os.replace(temporary, kept)
     except OSError:
         os.replace(path, kept)
-        return
-    os.replace(temporary, kept)
 
 
 @contextlib.contextmanager
@@ -91,19 +93,49 @@ def naming_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
-def _create_beside(path: Path) -> Path:
-    """An empty file with a unique name and the permissions of a new file."""
+def remove_unfinished(folder: Path, *, name: str | None = None) -> None:
+    """Removes the temporary files of a folder whose writers were killed.
+
+    Args:
+        name: of the one file whose temporaries are meant; None: all files.
+    """
+    for path in folder.iterdir():
+        found = _MARK.fullmatch(path.name)
+        if found is None or (name is not None and found[1] != _start_of(name)) or path.is_symlink():
+            continue
+        if path.is_file():
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _start_of(name: str) -> str:
+    """What the temporary names of a file begin with."""
+    return os.fsencode(name)[:_LONGEST_START].decode("utf-8", "ignore") + "."
+
+
+@contextlib.contextmanager
+def _created_beside(path: Path) -> Iterator[Path]:
+    """An empty file with a unique name and the permissions of a new file, locked within the block."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=_SUFFIX, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=_start_of(path.name), suffix=_SUFFIX, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
         # mkstemp makes it readable only by its owner; created again under the same name it follows the umask.
         temporary.unlink()
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except OSError as error:
         error.filename = str(path)
         raise
-    return temporary
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _synchronize(path: Path) -> None:

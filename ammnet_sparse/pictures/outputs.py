@@ -160,7 +160,8 @@ class CompletedScene:
             info=frame.info,
         )
         path = _made(folder) / f"{self.name}.png"
-        iio.imwrite(path, picture)
+        with replacing_open(path) as file:
+            iio.imwrite(file, picture, extension=".png")
         return path
 
     def write_ply(self, folder: str | Path) -> list[Path]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.data.set_info import NYU, SetInfo
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb, check_shape, check_volume
 from ammnet_sparse.pictures.palettes import painted
 
@@ -115,7 +116,7 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
     """Writes the page, one file that any browser with WebGL2 opens, and returns its path.
 
     Args:
-        path: file to write.
+        path: file to write; an existing one is replaced atomically.
         scenes: in the order of the list, all of the same classes; about 0.1 MB each with an image.
         title: heading of the page, plain text.
         introduction: HTML inserted unchanged before the 3D view; required without scenes. Scripts in it never run.
@@ -128,7 +129,7 @@ def write_page(path: str | Path, scenes: Sequence[Scene], *, title: str, introdu
         raise ValueError("scenes: expected at least one scene, found none")
     viewer = _viewer(scenes[0].info, scenes) if scenes else ""
     page = _page(viewer, title=title, introduction=introduction)
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(path, page)
     return Path(path)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement
 
 from ammnet_sparse.data.set_info import NYU, SetInfo
+from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import check_shape, check_volume, class_colors, is_occupied
 
 _COLOR_FIELDS = [("red", "u1"), ("green", "u1"), ("blue", "u1")]
@@ -33,7 +34,7 @@ def write_ply(
     ``label``, its number. An empty scene gives a valid file without vertices.
 
     Args:
-        path: file to write, binary little-endian PLY.
+        path: file to write, binary little-endian PLY; an existing one is replaced atomically.
         labels: [X, H, Y] uint8, a class; 0 and 255 are not drawn.
         mask: [X, H, Y] bool, the voxels to draw, for instance the scored ones; None: all.
         as_cubes: a mesh of quadrilaterals instead of points.
@@ -61,7 +62,8 @@ def write_ply(
     comments = ["semantic scene completion, meters, z up"]
     if info.classes != NYU.classes:
         comments.append("labels: " + ", ".join(f"{label} {name}" for label, name in enumerate(info.classes)))
-    PlyData(elements, byte_order="<", comments=comments).write(str(path))
+    with replacing_open(path) as file:
+        PlyData(elements, byte_order="<", comments=comments).write(file)
     return Path(path)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ammnet_sparse.config import Config, flat_plain
+from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.history import History, add_legend, draw_epochs, new_figure, rows_html, svg, table_html
 
 _COLORS = ("#1d5fbf", "#c2410c", "#2b8a3e", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
@@ -65,7 +66,8 @@ def plot_scores(histories: Mapping[str, History], path: Path) -> None:
         if any(part in line for line in lines)
     ]
     add_legend(figure, [*runs, *parts], columns=5)
-    figure.savefig(path, dpi=150)
+    with replacing_open(path) as file:
+        figure.savefig(file, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def _score_figure(histories: Mapping[str, History], title: str, keys: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from ammnet_sparse.config import Config, ConfigError, save_config
 from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.evaluation.metrics import Scores
+from ammnet_sparse.files.writing import remove_unfinished
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.processes import num_processes, of_all_processes, rank
 from ammnet_sparse.training.checkpoints import (
@@ -34,7 +35,7 @@ SECONDS_BETWEEN_SAVES = 60.0
 
 
 class FolderLock:
-    """Locks a run folder until ``release`` or the end of the process.
+    """Locks a run folder until ``release`` or the end of the process, and removes what killed writers left there.
 
     POSIX record locks belong to the process: a dead process holds none, and worker processes inherit none.
     If the file system has no locks, nothing is locked.
@@ -58,6 +59,7 @@ class FolderLock:
         except OSError:
             self.release()
             return
+        remove_unfinished(folder)
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

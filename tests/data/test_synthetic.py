@@ -230,6 +230,17 @@ def test_rooms_are_generated_once_per_parameters(tmp_path: Path, monkeypatch: py
     assert ensure_rooms(other, progress=False) != folder
 
 
+@pytest.mark.parametrize("name", ["rooms.json", "holiday.txt", "notes.unfinished", "Label/0001.npz"])
+def test_an_unfinished_folder_of_somebody_else_is_kept(tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / "rooms.partial" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text('{"frames": 7}')
+    with pytest.raises(RoomsError, match=r"rooms\.partial"):
+        rooms(tmp_path / "rooms")
+    assert foreign.read_text() == '{"frames": 7}'
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [foreign]
+
+
 def test_folders_of_other_content_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rooms.json").write_text('{"frames": 7}')
     with pytest.raises(RoomsError, match=str(tmp_path)):

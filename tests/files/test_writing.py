@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ammnet_sparse.files.writing import keep_as, naming_errors, replacing, write_text
+from ammnet_sparse.files.writing import keep_as, naming_errors, remove_unfinished, replacing, write_text
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -60,6 +60,31 @@ def test_keep_as_gives_the_replaced_file_a_second_name(tmp_path: Path, monkeypat
     keep_as(path, kept)
     assert kept.read_text() == "2" and not path.exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["file", "ä" * 127, "x" * 255, "*[a]?"])
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
+    """The lock of a writer that works ends with its process, here with its block."""
+    foreign = {
+        f"{name[:100]}.unfinished",
+        f"{name[:100]}.UPPER_01.unfinished",
+        f"{name[:100]}.a1_b2c3d.txt",
+        ".unfinished",
+    }
+    for other in foreign:
+        (tmp_path / other).touch()
+    (tmp_path / "folder.a1_b2c3d.unfinished").mkdir()
+    (tmp_path / "link.a1_b2c3d.unfinished").symlink_to("/")
+    before = {path.name for path in tmp_path.iterdir()}
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("new")
+        left = temporary.with_name(temporary.name[: -len("a1_b2c3d.unfinished")] + "a1_b2c3d.unfinished")
+        left.touch()
+        (tmp_path / "other.a1_b2c3d.unfinished").touch()
+        remove_unfinished(tmp_path, name=name)
+        assert not left.exists() and (tmp_path / "other.a1_b2c3d.unfinished").exists()
+        remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before | {name} and (tmp_path / name).read_text() == "new"
 
 
 def test_errors_that_name_a_file_keep_it(tmp_path: Path) -> None:

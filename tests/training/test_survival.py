@@ -57,7 +57,10 @@ def test_one_process_writes_a_folder_and_a_dead_one_holds_nothing(root: Path, tm
     other.kill()
     other.join()
     make_run(run_config(root, epochs=2), tmp_path, resume=True).train()
+    (tmp_path / "state.pt.a1_b2c3d.unfinished").touch()
+    (tmp_path / "notes.unfinished").touch()
     FolderLock(tmp_path).release()
+    assert {path.name for path in tmp_path.glob("*.unfinished")} == {"notes.unfinished"}
 
 
 def test_folders_of_one_name_are_each_made_once(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ Color images and 2D label maps are not part of the raw files: add them to the fo
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -45,13 +44,13 @@ from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, mapping_to_di
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated, reason
 from ammnet_sparse.files.images import DepthEncoding
+from ammnet_sparse.files.writing import remove_unfinished, replacing, write_text
 from ammnet_sparse.progress import ProgressBar
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]
 
 RECORD = "prepared.json"
 _RECORD_VERSION = 1
-_UNFINISHED = ".unfinished_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +172,9 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
         for result in map_in_processes(partial(prepare_frame, plan), frame_ids, workers=workers or available_cores()):
             results.append(result)
             bar.update()
-    for leftover in plan.out.rglob(f"{_UNFINISHED}*"):
-        leftover.unlink(missing_ok=True)
+    for folder in {path.parent for frame_id in frame_ids for path in plan.paths(frame_id).values()}:
+        if folder.is_dir():
+            remove_unfinished(folder)
     num_listed = _write_list(plan, results)
     return PreparationReport(tuple(results), tuple(problems), tuple(notes), num_listed)
 
@@ -226,7 +226,7 @@ def _claim_folder(plan: PreparationPlan) -> None:
             "choose another folder"
         )
     plan.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> None:
@@ -249,16 +249,13 @@ def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> 
 
 def _write_verified(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}_{path.name}")
-    try:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         for key, values in arrays.items():
             stored = files.read_npz_array(temporary, key, grid_shape=GRID_SHAPE)
             if stored.dtype != values.dtype or not np.array_equal(stored.reshape(-1), values):
                 raise DataError(f"{path}: {key} differs from what was written; check the disk")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
@@ -296,9 +293,7 @@ def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
     if path.is_file():
         listed |= {frame_id for frame_id in read_id_list(path) if frame_id not in seen}
     if listed:
-        temporary = path.with_name(f"{_UNFINISHED}{path.name}")
-        temporary.write_text("".join(f"{frame_id}\n" for frame_id in sorted(listed)), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, "".join(f"{frame_id}\n" for frame_id in sorted(listed)))
     else:
         path.unlink(missing_ok=True)
     return len(listed)

@@ -5,7 +5,6 @@ The file is written under a temporary name; before it is renamed, every frame is
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -29,6 +28,7 @@ from ammnet_sparse.data.sets.packed import (
     file_arrays,
 )
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.writing import remove_unfinished, replacing
 from ammnet_sparse.progress import ProgressBar
 
 TsdfStorage = Literal["exact", "float16"]
@@ -68,18 +68,15 @@ def pack_set(
     # With val, so that the choice of validation frames is the same as for the folder.
     lists = {name: source.frame_ids(name) for name in with_validation(source, chosen_lists(source, splits))}
     header = PackedHeader.of(source.info, lists)
-    unfinished = out.with_name(f"{out.name}.unfinished")
     workers = workers or available_cores()
-    try:
+    remove_unfinished(out.parent, name=out.name)
+    with replacing(out) as unfinished:
         try:
             is_exact = tsdf == "exact"
             _write(source, unfinished, header, "float16", is_exact=is_exact, workers=workers, progress=progress)
         except _InexactError:
             _write(source, unfinished, header, "float32", is_exact=True, workers=workers, progress=progress)
         _verify(PackedFrames(unfinished, dataset=source.info.dataset), workers=workers, progress=progress)
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return PackedFrames(out, dataset=source.info.dataset)
 
 
@@ -193,7 +190,7 @@ class _Writer:
         self._checksums.append([packed.checksums.get(name, 0) for name in CHECKED_ARRAYS])
 
     def finish(self, tsdf_error: float) -> None:
-        """Writes the header and waits until everything is on the disk."""
+        """Writes the header."""
         offsets = np.concatenate([[0], np.cumsum(self._hit_counts)]).astype(np.int64)
         self._put(self._positions["hit_offsets"], offsets)
         self._put(self._positions["checksums"], np.array(self._checksums, dtype=np.uint32))
@@ -201,7 +198,6 @@ class _Writer:
         self._file.seek(0)
         self._file.write(self._header_size.to_bytes(8, "little") + text)
         self._file.flush()
-        os.fsync(self._file.fileno())
 
     def _put(self, position: int, values: np.ndarray[Any, Any]) -> None:
         self._file.seek(position)

@@ -1,14 +1,13 @@
 """Sets of synthetic rooms on disk, in the layout of NYU (``docs``: Data), made by several processes.
 
 A set is written into a sibling folder ``<name>.partial`` and renamed when complete, so that a folder of rooms is
-never incomplete. An interrupted run can be resumed: frame i depends only on the seed and i.
+never incomplete. An interrupted run can be resumed: frame i depends only on the seed and i. A ``<name>.partial`` of
+other rooms, or of anybody else, is never touched.
 """
 
 import contextlib
 import json
 import os
-import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from ammnet_sparse.data.parallel import available_cores, map_in_processes
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticFrame, generate_frame
 from ammnet_sparse.data.volumes.tsdf import mapping_to_disk
 from ammnet_sparse.files.content import read_text
+from ammnet_sparse.files.writing import remove_unfinished, replacing_open, write_text
 from ammnet_sparse.progress import ProgressBar
 
 GENERATOR_VERSION = 1
 """Incremented whenever the same parameters give different files."""
 PARAMETERS_FILE = "rooms.json"
-_UNFINISHED = ".unfinished_"
 _FOLDERS = ("Label", "TSDF", "Mapping", "RGB", "Seg2D")
 
 
@@ -94,9 +93,9 @@ def generate_rooms(
     try:
         _write_frames(partial_folder, parameters, workers=workers, progress=progress)
         _write_lists(partial_folder, parameters)
+        for place in (partial_folder, *(partial_folder / name for name in _FOLDERS)):
+            remove_unfinished(place)
         partial_folder.rename(folder)
-        for leftover in folder.rglob(f"{_UNFINISHED}*"):
-            leftover.unlink()
     except OSError:
         # Another process may have finished the same set meanwhile; both write the same files.
         if not _holds(folder, parameters):
@@ -147,12 +146,21 @@ def _holds(folder: Path, parameters: dict[str, Any]) -> bool:
 def _prepare(folder: Path, parameters: dict[str, Any]) -> Path:
     """The folder to work in: a new one, or that of an interrupted run of the same parameters."""
     working = folder.with_name(folder.name + ".partial")
-    if working.exists() and _read_parameters(working) != parameters:
-        shutil.rmtree(working)
+    if working.exists() and not working.is_dir():
+        raise RoomsError(f"{working}: expected a folder for unfinished rooms, found a file; choose another folder")
+    working.mkdir(parents=True, exist_ok=True)
+    found = _read_parameters(working)
+    if found is None:
+        remove_unfinished(working)
+    if found != parameters and (found is not None or any(working.iterdir())):
+        described = f"rooms of {found}" if found is not None else f"files but no readable {PARAMETERS_FILE}"
+        raise RoomsError(
+            f"{working}: expected unfinished rooms of {parameters}, found {described}; remove it if nobody needs it, "
+            "or choose another folder"
+        )
+    write_text(working / PARAMETERS_FILE, json.dumps(parameters, indent=2) + "\n")
     for name in _FOLDERS:
-        (working / name).mkdir(parents=True, exist_ok=True)
-    text = json.dumps(parameters, indent=2) + "\n"
-    _write(working / PARAMETERS_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        (working / name).mkdir(exist_ok=True)
     return working
 
 
@@ -179,21 +187,17 @@ def write_frame(folder: Path, frame_id: str, frame: SyntheticFrame) -> None:
     """Writes the files of a frame in the layout of NYU; the label comes last. The folders exist already."""
     tsdf, weight = frame.tsdf.astype(np.float16), frame.label_weight
     mapping = mapping_to_disk(frame.mapping)
-    _write(folder / "RGB" / f"NYU{frame_id}_colors.jpg", lambda path: iio.imwrite(path, frame.image, quality=92))
-    _write(folder / "Seg2D" / f"{frame_id}.png", lambda path: iio.imwrite(path, frame.label_map))
-    _write(folder / "Mapping" / f"{frame_id}.npz", lambda path: np.savez_compressed(path, arr_0=mapping))
-    _write(folder / "TSDF" / f"{frame_id}.npz", lambda path: np.savez_compressed(path, arr_0=tsdf, arr_1=weight))
-    _write(folder / "Label" / f"{frame_id}.npz", lambda path: np.savez_compressed(path, arr_0=frame.label))
-
-
-def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Writes under a temporary name of this process first, so that a file with its final name is complete."""
-    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}_{path.name}")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing_open(folder / "RGB" / f"NYU{frame_id}_colors.jpg") as file:
+        iio.imwrite(file, frame.image, extension=".jpg", quality=92)
+    with replacing_open(folder / "Seg2D" / f"{frame_id}.png") as file:
+        iio.imwrite(file, frame.label_map, extension=".png")
+    for name, arrays in (
+        ("Mapping", {"arr_0": mapping}),
+        ("TSDF", {"arr_0": tsdf, "arr_1": weight}),
+        ("Label", {"arr_0": frame.label}),
+    ):
+        with replacing_open(folder / name / f"{frame_id}.npz") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _write_lists(folder: Path, parameters: dict[str, Any]) -> None:
@@ -201,8 +205,7 @@ def _write_lists(folder: Path, parameters: dict[str, Any]) -> None:
     # Rooms are independent, so evenly spread frames are as good as random ones.
     validation = [(2 * k + 1) * frames // (2 * validation_frames) for k in range(validation_frames)]
     for name, indices in (("train", range(frames)), ("val", validation)):
-        text = "".join(f"{_frame_id(index)}\n" for index in indices)
-        _write(folder / f"{name}.txt", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_text(folder / f"{name}.txt", "".join(f"{_frame_id(index)}\n" for index in indices))
 
 
 def _frame_id(index: int) -> str:

@@ -123,7 +123,7 @@ def _renew_raw(out: Path, raw: Path) -> None:
 
 
 def _unfinished(out: Path, raw: Path) -> None:
-    (out / "Label" / "0001.npz").rename(out / "Label" / ".unfinished_1_0001.npz")
+    (out / "Label" / "0001.npz").rename(out / "Label" / "0001.npz.a1_b2c3d.unfinished")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_restart_repairs(
     found = FrameFolder(out).read("0001")
     np.testing.assert_array_equal(found.tsdf, expected.tsdf)
     np.testing.assert_array_equal(found.label_weight, expected.label_weight)
-    assert not list(out.rglob(".unfinished*"))
+    assert not list(out.rglob("*.unfinished"))
 
 
 def test_written_files_are_read_back_and_compared(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

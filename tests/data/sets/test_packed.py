@@ -5,6 +5,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,20 @@ def test_existing_files_are_kept_unless_asked(folder: FrameFolder, tmp_path: Pat
         pack(folder, out)
     assert out.read_text() == "something else"
     assert pack(folder, out, overwrite=True).has_frame("0001")
+
+
+def test_two_that_pack_to_one_file_do_not_disturb_each_other(folder: FrameFolder, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    foreign, left = tmp_path / "packed.unfinished", tmp_path / "packed.a1_b2c3d.unfinished"
+    foreign.write_text("of somebody else")
+    left.write_text("of a killed process")
+    with ThreadPoolExecutor() as pool:
+        made = [*pool.map(lambda _: pack(folder, out, overwrite=True), range(4))]
+    for frame_id in ("0001", "0005"):
+        for packed in (*made, PackedFrames(out, grid_shape=GRID)):
+            assert_same_frame(packed.read(frame_id), folder.read(frame_id))
+    assert sorted(path.name for path in tmp_path.glob("packed*")) == ["packed", "packed.unfinished"]
+    assert foreign.read_text() == "of somebody else"
 
 
 def test_broken_frames_are_all_named_and_nothing_is_written(tmp_path: Path) -> None:
