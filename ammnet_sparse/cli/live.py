@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.camera.settings import FileKind
@@ -40,17 +39,14 @@ from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource
 from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.realsense import RealSenseSource
+from ammnet_sparse.live.viewer import LAST_PORT, LOCAL_HOST, LiveViewer
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.palettes import painted
 
-if TYPE_CHECKING:
-    from ammnet_sparse.live.viewer import LiveViewer
-
 Source = FolderSource | RealSenseSource
 
 _REALSENSE = "realsense"
-_LAST_PORT = 65535
 _SMOOTHING = 0.3
 """Weight of the newest interval in the frames per second that are shown."""
 
@@ -76,8 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"note: {with_options(note)}", file=sys.stderr)
     viewer = None
     if not options.no_viewer:
-        from ammnet_sparse.live.viewer import LiveViewer
-
         viewer = LiveViewer(host=options.host, port=options.port, info=painted(completer.info, options.palette))
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
@@ -95,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complete(
-    completer: SceneCompleter, source: Source, viewer: "LiveViewer | None", options: argparse.Namespace
+    completer: SceneCompleter, source: Source, viewer: LiveViewer | None, options: argparse.Namespace
 ) -> tuple[int, int, int]:
     """Completes the frames of the source until it ends; how many were completed, skipped, and left out for newer."""
     count, skipped, rate, last = 0, 0, None, None
@@ -166,7 +160,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ply", action="store_true", help="with --out: PLY files too")
     add_palette_option(parser)
     parser.add_argument("--no-viewer", action="store_true", help="serve no page")
-    parser.add_argument("--host", default="127.0.0.1", help="address that the page is served at (default: %(default)s)")
+    parser.add_argument("--host", default=LOCAL_HOST, help="address that the page is served at (default: %(default)s)")
     parser.add_argument("--port", type=_parse_port, default=8080, help="port of the page (default: %(default)s)")
     parser.add_argument("--frames", type=parse_positive, metavar="N", help="end after N completed frames")
     parser.add_argument(
@@ -191,8 +185,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _LAST_PORT:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to {_LAST_PORT}, found {text!r}")
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to {LAST_PORT}, found {text!r}")
     return int(text)
 
 

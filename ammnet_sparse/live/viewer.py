@@ -16,7 +16,7 @@ from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.pictures.page import live_page, scene_data
 
 LOCAL_HOST = "127.0.0.1"
-_LAST_PORT = 65535
+LAST_PORT = 65535
 _MOST_WAITING = 20.0
 """Seconds until a browser that waits for a scene is told that there is none, and asks again."""
 
@@ -133,7 +133,7 @@ def _listening(host: str, port: int, viewer: LiveViewer) -> _Server:
             try:
                 return _Server(host, port, viewer)
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or port == _LAST_PORT:
+                if error.errno != errno.EADDRINUSE or port == LAST_PORT:
                     raise
                 port += 1
     except (OSError, OverflowError, UnicodeError) as error:
