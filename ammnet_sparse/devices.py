@@ -3,11 +3,8 @@
 import torch
 
 
-def checked_device(device: torch.device | str, *, name: str = "device") -> torch.device:
+def checked_device(device: torch.device | str) -> torch.device:
     """A device that this machine has. ``meta`` passes: it holds no values.
-
-    Args:
-        name: of the argument, for messages.
 
     Raises:
         ValueError: not the name of a device, or a device that this machine or this build of PyTorch lacks.
@@ -15,17 +12,17 @@ def checked_device(device: torch.device | str, *, name: str = "device") -> torch
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected cpu, cuda or cuda:0, found {device!r}") from error
+        raise ValueError(f"device: expected cpu, cuda or cuda:0, found {device!r}") from error
     # PyTorch stores an index in 8 bits; larger ones become negative.
     if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
         raise ValueError(
-            f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, found {str(device)!r}; use cpu"
+            f"device: expected one of {torch.cuda.device_count()} CUDA devices, found {str(device)!r}; use cpu"
         )
     if found.type not in ("cpu", "cuda", "meta"):
         try:
             torch.empty(1, device=found)
         except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
             raise ValueError(
-                f"{name}: expected cpu, cuda or cuda:0, found {str(device)!r}, which is not available"
+                f"device: expected cpu, cuda or cuda:0, found {str(device)!r}, which is not available"
             ) from error
     return found

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -22,7 +22,39 @@ from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.files.errors import FileError
 
 
-class FrameDataset(Dataset[Batch]):
+class EpochDataset(Dataset[Batch]):
+    """A list of frames as batches of one, whose augmentation may depend on the epoch; ``build_loader`` joins them.
+
+    Attributes:
+        ids: names of the frames.
+        info: the set that they are of.
+        makes_batches: ``__getitems__`` returns whole batches on the training device, made in this process.
+        epoch: the current one; set it before iterating the loader of that epoch, as ``build_loader`` does.
+
+    Raises:
+        ValueError: no ids, or a repeated one.
+    """
+
+    def __init__(self, ids: Sequence[str], info: SetInfo, *, makes_batches: bool = False) -> None:
+        check_unique(ids)
+        self.ids = list(ids)
+        self.info = info
+        self.makes_batches = makes_batches
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that augmentation depends on."""
+        self.epoch = epoch
+
+    def why_unusable(self, batch: Batch) -> dict[str, str]:
+        """The frames of a batch that cannot be trained on, by name, each with the reason."""
+        return why_unusable(batch)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class FrameDataset(EpochDataset):
     """Frames of a set as batches of one; ``Batch.collate`` joins them.
 
     Args:
@@ -49,28 +81,13 @@ class FrameDataset(Dataset[Batch]):
         truth_2d: Truth2D | None = None,
         seed: int = 0,
     ) -> None:
-        check_unique(ids)
+        super().__init__(ids, source.info)
         self.source = source
-        self.info = source.info
-        self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d
         self.largest_shift = largest_shift
         self.truth_2d = truth_2d
         self.seed = seed
-        self.epoch = 0
-        self.makes_batches = False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that augmentation depends on; call it before iterating the loader of that epoch."""
-        self.epoch = epoch
-
-    def why_unusable(self, batch: Batch) -> dict[str, str]:
-        """The frames of a batch that cannot be trained on, by name, each with the reason."""
-        return why_unusable(batch)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented by (seed, epoch, frame id)."""
@@ -86,28 +103,6 @@ class FrameDataset(Dataset[Batch]):
                 largest_shift=self.largest_shift,
             )
         return Batch.from_frame(frame)
-
-
-class EpochDataset(Protocol):
-    """What ``build_loader`` needs of a data set: ``FrameDataset``, ``DeviceDataset`` or ``StageDataset``.
-
-    Attributes:
-        ids: names of the frames.
-        info: the set that they are of.
-        makes_batches: ``__getitems__`` returns whole batches on the training device, made in this process.
-    """
-
-    ids: list[str]
-    info: SetInfo
-    makes_batches: bool
-
-    def set_epoch(self, epoch: int) -> None: ...
-
-    def why_unusable(self, batch: Batch) -> dict[str, str]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Batch: ...
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -218,10 +213,10 @@ def build_loader(
         "generator": torch.Generator().manual_seed(0),  # otherwise making an iterator advances the global generator
     }
     if dataset.makes_batches:
-        return DataLoader(cast(Dataset[Batch], dataset), collate_fn=_as_it_is, **options)
+        return DataLoader(dataset, collate_fn=_as_it_is, **options)
     options["pin_memory"] = torch.cuda.is_available()
     if workers == 0:
-        return DataLoader(cast(Dataset[Batch], dataset), collate_fn=Batch.collate, **options)
+        return DataLoader(dataset, collate_fn=Batch.collate, **options)
     return _WorkerLoader(_InWorker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ammnet_sparse.data.augmentation import (
     Colors,
@@ -25,17 +24,17 @@ from ammnet_sparse.data.augmentation import (
     pad_image,
 )
 from ammnet_sparse.data.batch import NO_HIT, NO_SCORED_VOXEL, Batch, normalize_planes
+from ammnet_sparse.data.dataset import EpochDataset
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.sets.compact import IGNORE_NIBBLE
 from ammnet_sparse.data.sets.frame_source import FrameSource
-from ammnet_sparse.data.sets.ids import check_unique
 from ammnet_sparse.data.sets.image_folder import Truth2D
 from ammnet_sparse.data.symmetry import SYMMETRIES, Shift, Symmetry, shift_volumes, source_voxels
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.progress import ProgressBar
 
 
-class DeviceDataset(Dataset[Batch]):
+class DeviceDataset(EpochDataset):
     """Frames on a device. Its batches equal those of ``dataset.FrameDataset`` bit for bit, augmentation included.
 
     Images after 2D augmentation are the exception: the device rounds their resampling and colors.
@@ -72,7 +71,7 @@ class DeviceDataset(Dataset[Batch]):
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        check_unique(ids)
+        super().__init__(ids, source.info, makes_batches=True)
         if augment_2d and source.reads_image and source.reads_label_map:
             raise ValueError(
                 f"{source.root}: expected images without 2D label maps for 2D augmentation, found both, and one "
@@ -81,15 +80,11 @@ class DeviceDataset(Dataset[Batch]):
         if augment_3d:
             exchange = Symmetry(exchanges_xy=True)
             exchange.check_grid(source.info.grid_shape, source=str(source.root), advice="switch 3D augmentation off")
-        self.ids = list(ids)
         self.augment_3d = augment_3d
         self.augment_2d = augment_2d and source.reads_image
         self.largest_shift = largest_shift
         self.seed = seed
-        self.epoch = 0
-        self.makes_batches = True
         self.device = device
-        self.info = source.info
         self.grid_shape = source.info.grid_shape
         self._is_flipped = source.info.tsdf_is_flipped
         self._num_voxels = math.prod(self.grid_shape)
@@ -104,16 +99,9 @@ class DeviceDataset(Dataset[Batch]):
         """Memory that the frames take on the device."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that augmentation depends on; call it before iterating the loader of that epoch."""
-        self.epoch = epoch
-
     def why_unusable(self, batch: Batch) -> dict[str, str]:
         """The frames of a batch that cannot be trained on, by name, each with the reason; no wait for the device."""
         return {name: self.unusable[name] for name in batch.frame_ids if name in self.unusable}
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one, augmented by (seed, epoch, frame id)."""

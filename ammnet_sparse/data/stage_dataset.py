@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ammnet_sparse.data.batch import Batch, normalize_planes
 from ammnet_sparse.data.dataset import EpochDataset
@@ -17,7 +16,7 @@ from ammnet_sparse.progress import ProgressBar
 _FRAMES_AT_ONCE = 8
 
 
-class StageDataset(Dataset[Batch]):
+class StageDataset(EpochDataset):
     """A data set whose batches have ``Batch.image_stages`` instead of images; otherwise the same as ``frames``.
 
     Args:
@@ -38,10 +37,8 @@ class StageDataset(Dataset[Batch]):
         device: torch.device,
         progress: bool = False,
     ) -> None:
+        super().__init__(frames.ids, frames.info, makes_batches=frames.makes_batches)
         self.frames = frames
-        self.ids = frames.ids
-        self.info = frames.info
-        self.makes_batches = frames.makes_batches
         kept_on = device if self.makes_batches else torch.device("cpu")
         self._stages = _compute(source, self.ids, extract=extract, device=device, kept_on=kept_on, progress=progress)
 
@@ -57,9 +54,6 @@ class StageDataset(Dataset[Batch]):
     def why_unusable(self, batch: Batch) -> dict[str, str]:
         """The frames of a batch that cannot be trained on, by name, each with the reason."""
         return self.frames.why_unusable(batch)
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
     def __getitem__(self, index: int) -> Batch:
         """Frame ``index`` of ``ids`` as a batch of one."""

@@ -132,9 +132,9 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
     return open_set(data.root, dataset=data.dataset, config=model)
 
 
-def unobserved_in(frames: EpochDataset, config: Config, *, most_frames: int = 8) -> Unobserved | None:
+def unobserved_in(frames: EpochDataset, config: Config) -> Unobserved | None:
     """The value of unobserved space in the flipped TSDF of these frames, from the first that show it; or None."""
     if config.data.dataset != "nyucad":
         return None
-    found = (unobserved_of(frames[index].tsdf.cpu().numpy()) for index in range(min(most_frames, len(frames))))
+    found = (unobserved_of(frames[index].tsdf.cpu().numpy()) for index in range(min(8, len(frames))))
     return next((name for name in found if name is not None), None)

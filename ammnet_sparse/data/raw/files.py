@@ -39,15 +39,6 @@ class RawLabels:
     pose: NDArray[np.float64]
 
 
-def read_raw_depth(path: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """Depth of a raw SSCNet png, with rotated bits: [480, 640] float32 in meters, 0 where missing.
-
-    Raises:
-        RawFileError: not a readable 480x640 single-channel 16-bit image.
-    """
-    return decoded_meters(read_depth_values(path), "rotated")
-
-
 def decoded_meters(values: NDArray[Any], encoding: DepthEncoding) -> NDArray[np.float32]:
     """Meters, float32, of the stored values of a depth image, any shape."""
     millimeters = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
@@ -55,7 +46,7 @@ def decoded_meters(values: NDArray[Any], encoding: DepthEncoding) -> NDArray[np.
 
 
 def read_depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """The stored values [480, 640] of a 16-bit depth image; errors as ``read_raw_depth``."""
+    """The stored values [480, 640] of a depth image. Raises RawFileError for any but a 16-bit png of one channel."""
     loaded = read_image(
         Path(path), formats=("PNG",), what="a 16-bit depth image", upright=False, size=IMAGE_SHAPE, raises=RawFileError
     )

@@ -80,13 +80,11 @@ class PackedHeader(pydantic.BaseModel):
     voxel_size: float | None = None
 
     @classmethod
-    def of(cls, info: SetInfo, lists: dict[str, list[str]], *, tsdf_error: float = 0.0) -> "PackedHeader":
+    def of(cls, info: SetInfo, lists: dict[str, list[str]]) -> "PackedHeader":
         """The header of a set, with the ids of its lists by name."""
         ids = list(dict.fromkeys(frame_id for listed in lists.values() for frame_id in listed))
         own = {name: getattr(info, name) for name in _OWN if getattr(info, name) != getattr(NYU, name)}
-        return cls(
-            dataset=info.dataset, grid_shape=info.grid_shape, frame_ids=ids, lists=lists, tsdf_error=tsdf_error, **own
-        )
+        return cls(dataset=info.dataset, grid_shape=info.grid_shape, frame_ids=ids, lists=lists, tsdf_error=0.0, **own)
 
     @property
     def info(self) -> SetInfo:

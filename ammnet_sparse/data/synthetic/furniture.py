@@ -21,6 +21,15 @@ class Piece:
     height: float
     build: Callable[[SceneBuilder, Place], None]
 
+    def carrying(self, build: Callable[[SceneBuilder, Place], None]) -> "Piece":
+        """The same piece with something on it, built after it at its place."""
+
+        def both(builder: SceneBuilder, place: Place) -> None:
+            self.build(builder, place)
+            build(builder, place)
+
+        return dataclasses.replace(self, build=both)
+
 
 def _legs(item: Item, size: tuple[float, float, float], *, thickness: float, material: Material) -> None:
     """Four legs at the corners of a width x depth, height high."""
@@ -205,12 +214,8 @@ def tv_stand(rng: Rng) -> Piece:
     width, depth, height = rng.uniform(1.1, 1.6), rng.uniform(0.4, 0.5), rng.uniform(0.42, 0.6)
     core = cabinet(rng, width=width, depth=depth, height=height, things=0)
     tv = television(rng, width=rng.uniform(0.8, 1.1))
-
-    def build(builder: SceneBuilder, place: Place) -> None:
-        core.build(builder, place)
-        tv.build(builder, place.at(rng.normal(0, 0.05), 0.05, height))
-
-    return Piece(width, depth, height, build)
+    loaded = core.carrying(lambda builder, place: tv.build(builder, place.at(rng.normal(0, 0.05), 0.05, height)))
+    return dataclasses.replace(loaded, depth=depth)
 
 
 def cabinet(rng: Rng, *, width: float, depth: float, height: float, things: int) -> Piece:
@@ -247,14 +252,9 @@ def dresser(rng: Rng) -> Piece:
     core = cabinet(rng, width=size[0], depth=size[1], height=size[2], things=int(rng.integers(2, 6)))
     if rng.random() < 0.75:
         return core
-    core = dataclasses.replace(cabinet(rng, width=size[0], depth=size[1], height=size[2], things=0))
+    core = cabinet(rng, width=size[0], depth=size[1], height=size[2], things=0)
     tv = television(rng, width=0.75)
-
-    def build(builder: SceneBuilder, place: Place) -> None:
-        core.build(builder, place)
-        tv.build(builder, place.at(0, 0.02, size[2]))
-
-    return dataclasses.replace(core, build=build)
+    return core.carrying(lambda builder, place: tv.build(builder, place.at(0, 0.02, size[2])))
 
 
 def nightstand(rng: Rng) -> Piece:
@@ -262,12 +262,11 @@ def nightstand(rng: Rng) -> Piece:
     height = rng.uniform(0.5, 0.65)
     core = cabinet(rng, width=0.48, depth=0.42, height=height, things=0)
 
-    def build(builder: SceneBuilder, place: Place) -> None:
-        core.build(builder, place)
-        thing = objects.table_lamp if rng.random() < 0.7 else objects.books
-        thing(builder, place.at(0, 0.03, height), rng)
+    def thing(builder: SceneBuilder, place: Place) -> None:
+        make = objects.table_lamp if rng.random() < 0.7 else objects.books
+        make(builder, place.at(0, 0.03, height), rng)
 
-    return dataclasses.replace(core, build=build)
+    return core.carrying(thing)
 
 
 def counter(rng: Rng) -> Piece:

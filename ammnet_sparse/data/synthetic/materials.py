@@ -30,9 +30,9 @@ def metal(rng: Rng) -> Material:
     return Material(hsv(0.6, 0.05, rng.uniform(0.25, 0.7)))
 
 
-def fabric(rng: Rng, *, hue: float | None = None) -> Material:
+def fabric(rng: Rng) -> Material:
     """Upholstery: a muted color, speckled like weave."""
-    color = hsv(rng.uniform(0, 1) if hue is None else hue, rng.uniform(0.15, 0.6), rng.uniform(0.25, 0.75))
+    color = hsv(rng.uniform(0, 1), rng.uniform(0.15, 0.6), rng.uniform(0.25, 0.75))
     return Material(color, _shade(color, 0.85), Texture.SPECKLE, 0.015)
 
 

@@ -66,11 +66,9 @@ class Room:
         self.taken.append(rectangle)
         return True
 
-    def stand_at_wall(
-        self, piece: Piece, rng: Rng, *, walls: tuple[str, ...] = ("far", "left", "right")
-    ) -> Place | None:
-        """Tries places along the walls, the first walls first; returns the one taken."""
-        for wall in walls:
+    def stand_at_wall(self, piece: Piece, rng: Rng) -> Place | None:
+        """Tries places along the walls in view, in random order; returns the one taken."""
+        for wall in shuffled_walls(rng):
             slack = self.wall_length(wall) / 2 - piece.width / 2
             for _ in range(8):
                 along = rng.uniform(-slack, slack) if slack > 0 else 0.0
@@ -80,11 +78,11 @@ class Room:
                     return place
         return None
 
-    def stand_free(self, piece: Piece, rng: Rng, *, tries: int = 12, yaw: float | None = None) -> Place | None:
+    def stand_free(self, piece: Piece, rng: Rng, *, tries: int = 12) -> Place | None:
         """Tries places anywhere on the floor."""
         x0, x1, y0, y1 = self.bounds
         for _ in range(tries):
-            heading = rng.integers(4) * math.pi / 2 + rng.normal(0, 0.1) if yaw is None else yaw
+            heading = rng.integers(4) * math.pi / 2 + rng.normal(0, 0.1)
             place = Place(rng.uniform(x0, x1), rng.uniform(max(y0, 1.2), y1) if y1 > 1.2 else y1, 0.0, float(heading))
             if self.stand(piece, place):
                 return place
@@ -134,6 +132,12 @@ class Room:
             if near and shape.center[2] + shape.half[2] > height:
                 return False
         return True
+
+
+def shuffled_walls(rng: Rng) -> tuple[str, ...]:
+    """The walls in view in random order, the far one likely first."""
+    walls = ["far", "left", "right"]
+    return tuple(str(wall) for wall in rng.choice(walls, size=3, replace=False, p=[0.5, 0.25, 0.25]))
 
 
 def _footprint(piece: Piece, place: Place, margin: float) -> Rectangle:

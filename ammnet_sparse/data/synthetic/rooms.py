@@ -6,7 +6,7 @@ import numpy as np
 
 from ammnet_sparse.data.synthetic import furniture, materials, objects
 from ammnet_sparse.data.synthetic.furniture import Piece
-from ammnet_sparse.data.synthetic.room import Opening, Room
+from ammnet_sparse.data.synthetic.room import Opening, Room, shuffled_walls
 from ammnet_sparse.data.synthetic.scene import Place, Scene, SceneBuilder, SceneLabel
 
 Rng = np.random.Generator
@@ -67,7 +67,7 @@ def _shell(room: Room, rng: Rng) -> None:
 
 def _openings(room: Room, rng: Rng) -> None:
     """Up to two windows, with curtains at times, and a door."""
-    for wall in _shuffled(rng)[: rng.integers(0, 3)]:
+    for wall in shuffled_walls(rng)[: rng.integers(0, 3)]:
         width, sill, top = rng.uniform(0.9, 1.9), rng.uniform(0.8, 1.05), rng.uniform(1.95, 2.2)
         along = room.wall_gap(wall, width, rng)
         if along is not None:
@@ -105,49 +105,49 @@ def _window(room: Room, wall: str, along: float, size: tuple[float, float, float
 
 def _bedroom(room: Room, rng: Rng) -> None:
     bed = furniture.bed(rng)
-    place = room.stand_at_wall(bed, rng, walls=_shuffled(rng))
+    place = room.stand_at_wall(bed, rng)
     if place is not None:
         for side in (-1, 1):
             stand = furniture.nightstand(rng)
             room.stand(stand, place.at(side * (bed.width / 2 + 0.3), bed.depth / 2 - stand.depth / 2), margin=0.0)
-    room.stand_at_wall(furniture.wardrobe(rng), rng, walls=_shuffled(rng))
-    room.stand_at_wall(furniture.dresser(rng), rng, walls=_shuffled(rng))
+    room.stand_at_wall(furniture.wardrobe(rng), rng)
+    room.stand_at_wall(furniture.dresser(rng), rng)
     if rng.random() < 0.5:
-        room.stand_at_wall(furniture.desk(rng), rng, walls=_shuffled(rng))
+        room.stand_at_wall(furniture.desk(rng), rng)
     if rng.random() < 0.4:
         room.stand_free(furniture.chair(rng), rng)
 
 
 def _living_room(room: Room, rng: Rng) -> None:
     sofa = furniture.sofa(rng)
-    place = room.stand_at_wall(sofa, rng, walls=_shuffled(rng))
+    place = room.stand_at_wall(sofa, rng)
     if place is not None:
         low = furniture.table(rng, width=rng.uniform(0.8, 1.2), depth=rng.uniform(0.5, 0.7), height=0.42, things=4)
         room.stand(low, place.at(rng.normal(0, 0.1), -sofa.depth / 2 - rng.uniform(0.35, 0.5) - low.depth / 2))
-    room.stand_at_wall(furniture.tv_stand(rng), rng, walls=_shuffled(rng))
-    room.stand_at_wall(furniture.bookshelf(rng), rng, walls=_shuffled(rng))
+    room.stand_at_wall(furniture.tv_stand(rng), rng)
+    room.stand_at_wall(furniture.bookshelf(rng), rng)
     if rng.random() < 0.6:
-        room.stand_at_wall(furniture.sofa(rng, seats=1), rng, walls=_shuffled(rng))
+        room.stand_at_wall(furniture.sofa(rng, seats=1), rng)
     if rng.random() < 0.5:
         room.stand_free(furniture.dining_group(rng), rng)
 
 
 def _dining_room(room: Room, rng: Rng) -> None:
     room.stand_free(furniture.dining_group(rng), rng, tries=40)
-    room.stand_at_wall(furniture.counter(rng), rng, walls=_shuffled(rng))
-    room.stand_at_wall(furniture.dresser(rng), rng, walls=_shuffled(rng))
+    room.stand_at_wall(furniture.counter(rng), rng)
+    room.stand_at_wall(furniture.dresser(rng), rng)
     if rng.random() < 0.5:
-        room.stand_at_wall(furniture.wardrobe(rng), rng, walls=_shuffled(rng))
+        room.stand_at_wall(furniture.wardrobe(rng), rng)
 
 
 def _office(room: Room, rng: Rng) -> None:
     for _ in range(rng.integers(1, 3)):
-        room.stand_at_wall(furniture.desk(rng), rng, walls=_shuffled(rng))
+        room.stand_at_wall(furniture.desk(rng), rng)
     for _ in range(rng.integers(1, 3)):
-        room.stand_at_wall(furniture.bookshelf(rng), rng, walls=_shuffled(rng))
+        room.stand_at_wall(furniture.bookshelf(rng), rng)
     if rng.random() < 0.5:
-        room.stand_at_wall(furniture.sofa(rng, seats=2), rng, walls=_shuffled(rng))
-    room.stand_at_wall(furniture.wardrobe(rng), rng, walls=_shuffled(rng))
+        room.stand_at_wall(furniture.sofa(rng, seats=2), rng)
+    room.stand_at_wall(furniture.wardrobe(rng), rng)
 
 
 FURNISH: tuple[Callable[[Room, Rng], None], ...] = (_bedroom, _bedroom, _living_room, _dining_room, _office)
@@ -192,12 +192,12 @@ def _fill(room: Room, rng: Rng) -> None:
     """Something in the middle, more cabinets where walls are bare, and things on the floor."""
     _middle(room, rng, count=int(rng.integers(2, 6)))
     for make in (furniture.dresser, furniture.bookshelf, furniture.chair)[: rng.integers(1, 4)]:
-        room.stand_at_wall(make(rng), rng, walls=_shuffled(rng))
+        room.stand_at_wall(make(rng), rng)
     for _ in range(rng.integers(5, 11)):
         thing = objects.FLOOR[rng.integers(len(objects.FLOOR))]
         piece = Piece(0.5, 0.5, 0.5, _with(thing, rng))
         if rng.random() < 0.6:
-            room.stand_at_wall(piece, rng, walls=_shuffled(rng))
+            room.stand_at_wall(piece, rng)
         else:
             room.stand_free(piece, rng)
 
@@ -215,14 +215,8 @@ def _hang(room: Room, rng: Rng) -> None:
         if along is not None and room.is_bare(wall, along, tv.width, 1.0):
             tv.build(room.builder, room.wall_place(wall, along, z=1.45))
             room.openings.append(Opening(wall, along - tv.width / 2, along + tv.width / 2, 0.0))
-    for wall in ("far", *_shuffled(rng))[: rng.integers(1, 4)]:
+    for wall in ("far", *shuffled_walls(rng))[: rng.integers(1, 4)]:
         along = room.wall_gap(wall, 0.9, rng)
         if along is not None and room.is_bare(wall, along, 0.9, 1.0):
             objects.picture(room.builder, room.wall_place(wall, along, z=rng.uniform(1.5, 1.75)), rng)
             room.openings.append(Opening(wall, along - 0.45, along + 0.45, 0.0))
-
-
-def _shuffled(rng: Rng) -> tuple[str, ...]:
-    """The walls in view in random order, the far one likely first."""
-    walls = ["far", "left", "right"]
-    return tuple(str(wall) for wall in rng.choice(walls, size=3, replace=False, p=[0.5, 0.25, 0.25]))

@@ -74,21 +74,8 @@ class MapLabel(IntEnum):
     WINDOW = 13
 
 
-MAP_LABEL_OF = {
-    SceneLabel.EMPTY: MapLabel.VOID,
-    SceneLabel.CEILING: MapLabel.CEILING,
-    SceneLabel.FLOOR: MapLabel.FLOOR,
-    SceneLabel.WALL: MapLabel.WALL,
-    SceneLabel.WINDOW: MapLabel.WINDOW,
-    SceneLabel.CHAIR: MapLabel.CHAIR,
-    SceneLabel.BED: MapLabel.BED,
-    SceneLabel.SOFA: MapLabel.SOFA,
-    SceneLabel.TABLE: MapLabel.TABLE,
-    SceneLabel.TVS: MapLabel.TV,
-    SceneLabel.FURNITURE: MapLabel.FURNITURE,
-    SceneLabel.OBJECTS: MapLabel.OBJECTS,
-    SceneLabel.IGNORE: MapLabel.VOID,
-}
+MAP_LABEL_OF = {label: MapLabel.__members__.get(label.name, MapLabel.VOID) for label in SceneLabel}
+MAP_LABEL_OF[SceneLabel.TVS] = MapLabel.TV
 """The label-map class of a scene class; books and pictures are objects with a map class of their own."""
 
 
@@ -177,20 +164,10 @@ class Item:
 
     def add(self, kind: Kind, center: Vector, size: Vector, *, material: Material, yaw: float = 0.0) -> None:
         """A shape by the center and the full size of its bounding box, in meters along the item's own axes."""
-        world = self._place.at(*center, yaw=yaw)
-        half = (size[0] / 2, size[1] / 2, size[2] / 2)
-        self._builder.shapes.append(
-            _Shape(
-                kind,
-                (world.x, world.y, world.z),
-                half,
-                world.yaw,
-                self._label,
-                self._map_label,
-                self._instance,
-                material,
-            )
-        )
+        world, half = self._place.at(*center, yaw=yaw), (size[0] / 2, size[1] / 2, size[2] / 2)
+        position = (world.x, world.y, world.z)
+        own = (self._label, self._map_label, self._instance)
+        self._builder.shapes.append(_Shape(kind, position, half, world.yaw, *own, material))
 
     def box(self, center: Vector, size: Vector, *, material: Material, yaw: float = 0.0) -> None:
         self.add(Kind.BOX, center, size, material=material, yaw=yaw)
@@ -198,8 +175,8 @@ class Item:
     def cylinder(self, center: Vector, size: Vector, *, material: Material) -> None:
         self.add(Kind.CYLINDER, center, size, material=material)
 
-    def ellipsoid(self, center: Vector, size: Vector, *, material: Material, yaw: float = 0.0) -> None:
-        self.add(Kind.ELLIPSOID, center, size, material=material, yaw=yaw)
+    def ellipsoid(self, center: Vector, size: Vector, *, material: Material) -> None:
+        self.add(Kind.ELLIPSOID, center, size, material=material)
 
 
 class SceneBuilder:

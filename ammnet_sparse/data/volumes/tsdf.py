@@ -30,15 +30,13 @@ def mapping_from_depth(
     *,
     view: CameraView,
     grid_shape: GridShape = GRID_SHAPE,
-    voxel_size: float = VOXEL_SIZE,
 ) -> NDArray[np.int32]:
     """Which pixel hits each voxel; where several do, the largest pixel index wins.
 
     Args:
         depth: [rows, columns] float, meters along the optical axis; 0 or not finite where missing.
         view: intrinsics and pose of the depth image, and the grid's lower corner.
-        grid_shape: voxels along (X, height, Y).
-        voxel_size: meters.
+        grid_shape: voxels of 0.08 m along (X, height, Y).
 
     Returns:
         [X * height * Y] int32, pixel ``row * columns + column``, or ``UNMAPPED`` (-1) where no pixel hits;
@@ -46,7 +44,7 @@ def mapping_from_depth(
     """
     mapping = np.full(grid_shape, UNMAPPED, dtype=np.int32)
     camera = intrinsics(view.camera)
-    _scatter_pixels(checked_depth(depth), camera, view.pose, view.origin, voxel_size, mapping)
+    _scatter_pixels(checked_depth(depth), camera, view.pose, view.origin, VOXEL_SIZE, mapping)
     return mapping.reshape(-1)
 
 
@@ -64,7 +62,6 @@ def tsdf_from_depth(
     *,
     view: CameraView,
     grid_shape: GridShape = GRID_SHAPE,
-    voxel_size: float = VOXEL_SIZE,
 ) -> NDArray[np.float32]:
     """Truncated signed distance to the observed surface, averaged over 4x4x4 fine voxels. Not flipped.
 
@@ -75,7 +72,7 @@ def tsdf_from_depth(
         between fine voxels, and saturates at 12 of them.
     """
     depth, pose, origin, camera = checked_depth(depth), view.pose, view.origin, intrinsics(view.camera)
-    fine_size = voxel_size / FINE_PER_VOXEL
+    fine_size = VOXEL_SIZE / FINE_PER_VOXEL
     surface = np.zeros([size * FINE_PER_VOXEL for size in grid_shape], dtype=np.bool_)
     _mark_surface(depth, camera, pose, origin, fine_size, surface)
     squared = truncated_squared_distance(surface)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED
-from ammnet_sparse.data.raw.files import RawFileError, read_raw_depth, read_raw_labels
+from ammnet_sparse.data.raw.files import RawFileError, decoded_meters, read_depth_values, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
@@ -89,7 +89,7 @@ def downsample_reference(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def test_published_raw_frame_is_reproduced_exactly(shared_data: Path) -> None:
-    depth = read_raw_depth(shared_data / "raw" / "NYU0003_0000.png")
+    depth = decoded_meters(read_depth_values(shared_data / "raw" / "NYU0003_0000.png"), "rotated")
     raw = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin")
     reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
 
@@ -239,7 +239,7 @@ def test_broken_raw_files_are_refused(tmp_path: Path) -> None:
         read_raw_labels(path)
     (tmp_path / "depth.png").write_bytes(b"not an image")
     with pytest.raises(RawFileError, match=r"depth\.png"):
-        read_raw_depth(tmp_path / "depth.png")
+        read_depth_values(tmp_path / "depth.png")
 
 
 def test_grid_of_an_own_frame_lies_before_the_camera() -> None:
