@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 _SUFFIX = ".unfinished"
 _MARK = re.compile(r"(.+\.)[0-9a-z_]{8}\.unfinished", re.DOTALL)
@@ -44,7 +44,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_open(path: str | Path) -> Iterator[IO[bytes]]:
+def replacing_open(path: str | Path) -> Iterator[BinaryIO]:
     """As ``replacing``, with the temporary file open for binary writing.
 
     The first error of writing is raised, even if a library has replaced it with another.
