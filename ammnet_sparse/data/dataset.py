@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ammnet_sparse.data.augmentation import augment, augmentation_generator
 from ammnet_sparse.data.batch import Batch, why_unusable
@@ -105,8 +105,18 @@ class FrameDataset(EpochDataset):
         return Batch.from_frame(frame)
 
 
-class EpochSampler(Sampler[list[int]]):
-    """Batches of indices of one epoch, in an order that depends only on (seed, epoch).
+def epoch_batches(
+    num_frames: int,
+    *,
+    batch_size: int,
+    shuffle_seed: int | None,
+    epoch: int,
+    drop_last: bool,
+    start_batch: int = 0,
+    rank: int = 0,
+    num_processes: int = 1,
+) -> list[list[int]]:
+    """Indices of the batches of one epoch that are left, in an order that depends only on (seed, epoch).
 
     With several processes every batch is split: process ``rank`` gets every ``num_processes``-th frame of the
     order, so a step of all processes sees ``batch_size * num_processes`` consecutive frames. Without ``drop_last`` some
@@ -122,46 +132,24 @@ class EpochSampler(Sampler[list[int]]):
     Raises:
         ValueError: a batch size or start that gives no batch.
     """
-
-    def __init__(
-        self,
-        num_frames: int,
-        *,
-        batch_size: int,
-        shuffle_seed: int | None,
-        epoch: int,
-        drop_last: bool,
-        start_batch: int = 0,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        if not 0 <= rank < num_processes:
-            raise ValueError(f"rank: expected 0..{num_processes - 1}, found {rank}")
-        step = batch_size * num_processes
-        num_batches = num_frames // step if drop_last else -(-num_frames // step)
-        if num_batches == 0:
-            raise ValueError(
-                f"batch_size: expected at most the {num_frames} frames of the list, found {step} frames per step; "
-                "lower it, or add frames"
-            )
-        if not 0 <= start_batch <= num_batches:
-            raise ValueError(
-                f"start_batch: expected 0..{num_batches} in an epoch of as many batches, found {start_batch}"
-            )
-        order = epoch_order(num_frames, shuffle_seed=shuffle_seed, epoch=epoch)
-        shared = [
-            order[batch * step : (batch + 1) * step][rank::num_processes] for batch in range(start_batch, num_batches)
-        ]
-        self._batches = [batch for batch in shared if batch]
-
-    def __len__(self) -> int:
-        """Batches that are left."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+    if not 0 <= rank < num_processes:
+        raise ValueError(f"rank: expected 0..{num_processes - 1}, found {rank}")
+    step = batch_size * num_processes
+    num_batches = num_frames // step if drop_last else -(-num_frames // step)
+    if num_batches == 0:
+        raise ValueError(
+            f"batch_size: expected at most the {num_frames} frames of the list, found {step} frames per step; "
+            "lower it, or add frames"
+        )
+    if not 0 <= start_batch <= num_batches:
+        raise ValueError(f"start_batch: expected 0..{num_batches} in an epoch of as many batches, found {start_batch}")
+    order = epoch_order(num_frames, shuffle_seed=shuffle_seed, epoch=epoch)
+    shared = [
+        order[batch * step : (batch + 1) * step][rank::num_processes] for batch in range(start_batch, num_batches)
+    ]
+    return [batch for batch in shared if batch]
 
 
 def epoch_order(num_frames: int, *, shuffle_seed: int | None, epoch: int) -> list[int]:
@@ -193,12 +181,12 @@ def build_loader(
         shuffle_seed: None visits the frames in order.
         workers: processes that read and augment; 0 does it in this one, as ``DeviceDataset`` always does.
         start_batch: batches that are skipped, to resume within an epoch.
-        rank, num_processes: of distributed training, see ``EpochSampler``.
+        rank, num_processes: of distributed training, see ``epoch_batches``.
 
     Iterating raises the errors of reading frames (DataError), and WorkerError where a worker ends.
     """
     dataset.set_epoch(epoch)
-    sampler = EpochSampler(
+    batches = epoch_batches(
         len(dataset),
         batch_size=batch_size,
         shuffle_seed=shuffle_seed,
@@ -209,7 +197,7 @@ def build_loader(
         num_processes=num_processes,
     )
     options: dict[str, Any] = {
-        "batch_sampler": sampler,
+        "batch_sampler": batches,
         "generator": torch.Generator().manual_seed(0),  # otherwise making an iterator advances the global generator
     }
     if dataset.makes_batches:

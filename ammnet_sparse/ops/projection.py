@@ -85,14 +85,13 @@ class _Reads(NamedTuple):
 def _reads(
     pixel_of_site: Tensor,
     batch_of_site: Tensor,
-    *,
-    batch_size: int,
-    map_size: tuple[int, int],
+    map_shape: tuple[int, int, int],
     image_size: tuple[int, int],
+    *,
     align_corners: bool,
     dtype: torch.dtype,
 ) -> _Reads:
-    height, width = image_size
+    (batch_size, *map_size), (height, width) = map_shape, image_size
     check_range("project_features: pixel_of_site", pixel_of_site, low=-1, high=height * width - 1)
     check_range("project_features: batch_of_site", batch_of_site, low=0, high=batch_size - 1)
     pixel, batch = pixel_of_site.long(), batch_of_site.long()
@@ -130,15 +129,8 @@ def _project_features_reference(
 ) -> Tensor:
     batch_size, channels, height, width = features.shape
     dtype = accumulation_dtype(features.dtype)
-    is_hit, cells, weights = _reads(
-        pixel_of_site,
-        batch_of_site,
-        batch_size=batch_size,
-        map_size=(height, width),
-        image_size=(image_height, image_width),
-        align_corners=align_corners,
-        dtype=dtype,
-    )
+    sizes = (batch_size, height, width), (image_height, image_width)
+    is_hit, cells, weights = _reads(pixel_of_site, batch_of_site, *sizes, align_corners=align_corners, dtype=dtype)
     if cells.numel() == 0:
         return features.new_zeros((cells.shape[0], channels))
     rows_of_channels = features.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype)
@@ -147,14 +139,7 @@ def _project_features_reference(
     return projected.masked_fill_(~is_hit, 0).to(features.dtype)
 
 
-def _project_features_fake(
-    features: Tensor,
-    pixel_of_site: Tensor,
-    batch_of_site: Tensor,
-    image_height: int,
-    image_width: int,
-    align_corners: bool,
-) -> Tensor:
+def _project_features_fake(features: Tensor, pixel_of_site: Tensor, *others: Any) -> Tensor:
     return features.new_empty((pixel_of_site.shape[0], features.shape[1]))
 
 
@@ -172,15 +157,8 @@ def _project_features_backward_reference(
 ) -> Tensor:
     """Gradient of the feature map, [B, C, h, w] as a view of [B, h, w, C]: each site adds whole rows of channels."""
     dtype = accumulation_dtype(grad.dtype)
-    is_hit, cells, weights = _reads(
-        pixel_of_site,
-        batch_of_site,
-        batch_size=batch_size,
-        map_size=(height, width),
-        image_size=(image_height, image_width),
-        align_corners=align_corners,
-        dtype=dtype,
-    )
+    sizes = (batch_size, height, width), (image_height, image_width)
+    is_hit, cells, weights = _reads(pixel_of_site, batch_of_site, *sizes, align_corners=align_corners, dtype=dtype)
     channels = grad.shape[1]
     wide = grad.to(dtype).masked_fill(~is_hit, 0)
     grad_map = wide.new_zeros((batch_size * height * width, channels))
@@ -195,16 +173,7 @@ def _project_features_backward_reference(
 
 
 def _project_features_backward_fake(
-    grad: Tensor,
-    pixel_of_site: Tensor,
-    batch_of_site: Tensor,
-    batch_size: int,
-    height: int,
-    width: int,
-    image_height: int,
-    image_width: int,
-    align_corners: bool,
-    deterministic: bool,
+    grad: Tensor, pixel_of_site: Tensor, batch_of_site: Tensor, batch_size: int, height: int, width: int, *others: Any
 ) -> Tensor:
     return grad.new_empty((batch_size, height, width, grad.shape[1])).permute(0, 3, 1, 2)
 

@@ -59,44 +59,43 @@ class Recomputable(nn.Module):
         return out
 
 
-class ChannelDropout(nn.Module):
+class _Dropout(nn.Module):
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
+        """[N, C] -> [N, C]; the identity in evaluation mode."""
+        if not self.training or self.probability == 0.0:
+            return features
+        if self.probability == 1.0:
+            return torch.zeros_like(features)
+        return multiply(features, self._mask(features, sites))
+
+    def _mask(self, features: Tensor, sites: SiteSet) -> Tensor:
+        raise NotImplementedError
+
+    def _drawn(self, mask: Tensor) -> Tensor:
+        """``mask`` filled with 0, or what keeps the mean."""
+        keep = 1.0 - self.probability
+        return mask.bernoulli_(keep).div_(keep)
+
+
+class ChannelDropout(_Dropout):
     """Dropout of whole channels, one draw per sample and channel, as ``nn.Dropout3d`` draws them."""
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
-        """[N, C] -> [N, C]; the identity in evaluation mode."""
-        if not self.training or self.probability == 0.0:
-            return features
-        if self.probability == 1.0:
-            return torch.zeros_like(features)
-        keep = 1.0 - self.probability
-        mask = features.new_empty(sites.batch_size, features.shape[1]).bernoulli_(keep).div_(keep)
-        return multiply(features, take_rows(mask, sites.batch_index))
+    def _mask(self, features: Tensor, sites: SiteSet) -> Tensor:
+        return take_rows(self._drawn(features.new_empty(sites.batch_size, features.shape[1])), sites.batch_index)
 
 
-class ElementDropout(nn.Module):
+class ElementDropout(_Dropout):
     """Dropout of single elements; if every cell is a site, the draws are those of ``nn.Dropout`` on the volume."""
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, features: Tensor, sites: SiteSet) -> Tensor:
-        """[N, C] -> [N, C]; the identity in evaluation mode."""
-        if not self.training or self.probability == 0.0:
-            return features
-        if self.probability == 1.0:
-            return torch.zeros_like(features)
-        keep = 1.0 - self.probability
-        if sites.is_full:
-            volume = features.new_empty(sites.batch_size, features.shape[1], sites.num_cells)
-            mask = volume.bernoulli_(keep).div_(keep).transpose(1, 2).reshape(features.shape)
-        else:
-            mask = torch.empty_like(features).bernoulli_(keep).div_(keep)
-        return multiply(features, mask)
+    def _mask(self, features: Tensor, sites: SiteSet) -> Tensor:
+        if not sites.is_full:
+            return self._drawn(torch.empty_like(features))
+        volume = self._drawn(features.new_empty(sites.batch_size, features.shape[1], sites.num_cells))
+        return volume.transpose(1, 2).reshape(features.shape)
 
 
 class Down(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.dataset import EpochSampler, FrameDataset, build_loader, epoch_order
+from ammnet_sparse.data.dataset import FrameDataset, build_loader, epoch_batches, epoch_order
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.files.errors import DataError
 from tests.data.frames import GRID, random_frame, write_frame, write_set
@@ -123,7 +123,7 @@ def test_incomplete_last_batch(folder: FrameFolder) -> None:
 def test_processes_share_every_batch() -> None:
     def batches(rank: int, num_processes: int, batch_size: int, start_batch: int = 0) -> list[list[int]]:
         return list(
-            EpochSampler(
+            epoch_batches(
                 13,
                 batch_size=batch_size,
                 shuffle_seed=1,
@@ -148,7 +148,7 @@ def test_processes_share_every_batch() -> None:
 def test_sampler_errors(changes: dict[str, int]) -> None:
     options = {"batch_size": 2, "shuffle_seed": 0, "epoch": 0, "drop_last": True, **changes}
     with pytest.raises(ValueError, match=next(iter(changes))):
-        EpochSampler(7, **options)  # type: ignore[arg-type]
+        epoch_batches(7, **options)  # type: ignore[arg-type]
 
 
 def test_dataset_can_be_sent_to_processes(folder: FrameFolder) -> None:

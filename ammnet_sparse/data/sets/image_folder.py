@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, NUM_CLASSES
-from ammnet_sparse.data.sets.files import missing_file, read_color_image
+from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_CLASSES
+from ammnet_sparse.data.sets.files import as_label, missing_file, read_color_image
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.ids import parse_frame_id
 from ammnet_sparse.files.errors import DataError, abbreviated
@@ -99,17 +99,11 @@ class Truth2D:
         if not os.path.exists(path):
             raise missing_file(path)
         loaded = read_image(path, formats=LABEL_MAP_FORMATS, what="2D labels", size=IMAGE_SHAPE, advice="replace it")
-        classes: NDArray[np.uint8] = loaded.pixels
-        if classes.shape != IMAGE_SHAPE or classes.dtype != np.uint8:
+        if loaded.pixels.ndim != 2:
             raise DataError(
-                f"{path}: expected uint8 classes {list(IMAGE_SHAPE)} in one channel, found {classes.dtype} "
-                f"{list(classes.shape)}; replace it"
+                f"{path}: expected classes in one channel, found shape {list(loaded.pixels.shape)}; replace it"
             )
-        outside = (classes >= self.num_classes) & (classes != IGNORE_LABEL)
-        if outside.any():
-            found = abbreviated([str(value) for value in np.unique(classes[outside])])
-            raise DataError(f"{path}: expected classes 0..{self.num_classes - 1} or {IGNORE_LABEL}, found {found}")
-        return classes
+        return as_label(loaded.pixels, path, num_classes=self.num_classes)
 
     def _path(self, frame_id: str) -> Path:
         return self.folder / f"{parse_frame_id(frame_id, source='frame_id')}.png"
