@@ -1,7 +1,6 @@
 """The operators: schema, readable reference, fake and autograd formula of each; compiled kernels take over."""
 
 from ammnet_sparse.ops._library import kernel_libraries, out_of_range_operators
-from ammnet_sparse.ops.fill_empty import fill_empty
 from ammnet_sparse.ops.gather import gather_taps, sum_rows, sum_taps
 from ammnet_sparse.ops.modulation import modulate
 from ammnet_sparse.ops.normalization import Normalized, RunningStatistics, apply_normalization, normalize_sites
@@ -12,7 +11,7 @@ from ammnet_sparse.ops.perturbation import (
     one_hot_sites,
     shuffle_categories,
 )
-from ammnet_sparse.ops.projection import project_features
+from ammnet_sparse.ops.projection import fill_empty, project_features
 
 __all__ = [
     "Normalized",

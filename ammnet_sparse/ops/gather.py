@@ -142,10 +142,6 @@ def _gather_taps_backward_reference(grad: Tensor, inverse: Tensor) -> Tensor:
     return total.to(grad.dtype)
 
 
-def _gather_taps_backward_fake(grad: Tensor, inverse: Tensor) -> Tensor:
-    return grad.new_empty(inverse.shape[0], grad.shape[1] // inverse.shape[1])
-
-
 def _sum_rows_reference(features: Tensor, table: Tensor, owner: Tensor, scale: float) -> Tensor:
     check_range("sum_rows: table", table, low=-1, high=features.shape[0] - 1)
     values = features.to(accumulation_dtype(features.dtype))
@@ -158,10 +154,6 @@ def _sum_rows_reference(features: Tensor, table: Tensor, owner: Tensor, scale: f
     return total.mul_(scale).to(features.dtype)
 
 
-def _sum_rows_fake(features: Tensor, table: Tensor, owner: Tensor, scale: float) -> Tensor:
-    return features.new_empty(table.shape[0], features.shape[1])
-
-
 _gather_taps = define_operator(
     "gather_taps",
     "(Tensor features, Tensor table, Tensor? inverse) -> Tensor",
@@ -172,7 +164,7 @@ _gather_taps_backward = define_operator(
     "gather_taps_backward",
     "(Tensor grad, Tensor inverse) -> Tensor",
     reference=_gather_taps_backward_reference,
-    fake=_gather_taps_backward_fake,
+    fake=lambda grad, inverse: grad.new_empty(inverse.shape[0], grad.shape[1] // inverse.shape[1]),
 )
 
 
@@ -180,7 +172,7 @@ _sum_rows = define_operator(
     "sum_rows",
     "(Tensor features, Tensor table, Tensor owner, float scale) -> Tensor",
     reference=_sum_rows_reference,
-    fake=_sum_rows_fake,
+    fake=lambda features, table, owner, scale: features.new_empty(table.shape[0], features.shape[1]),
 )
 
 

@@ -65,10 +65,6 @@ def _as_type_and_layout_of(example: Tensor, values: Tensor) -> Tensor:
     return result.copy_(values)
 
 
-def _modulate_fake(features: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return torch.empty_like(features)
-
-
 def _modulate_backward_reference(grad: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of features and scale. That of bias is ``grad`` itself."""
     dtype = accumulation_dtype(features.dtype)
@@ -80,21 +76,17 @@ def _modulate_backward_reference(grad: Tensor, features: Tensor, scale: Tensor) 
     return _as_type_and_layout_of(features, grad_features), _as_type_and_layout_of(scale, grad_scale)
 
 
-def _modulate_backward_fake(grad: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(features), torch.empty_like(scale)
-
-
 _modulate = define_operator(
     "modulate",
     "(Tensor features, Tensor scale, Tensor bias) -> Tensor",
     reference=_modulate_reference,
-    fake=_modulate_fake,
+    fake=lambda features, scale, bias: torch.empty_like(features),
 )
 _modulate_backward = define_operator(
     "modulate_backward",
     "(Tensor grad, Tensor features, Tensor scale) -> (Tensor, Tensor)",
     reference=_modulate_backward_reference,
-    fake=_modulate_backward_fake,
+    fake=lambda grad, features, scale: (torch.empty_like(features), torch.empty_like(scale)),
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ammnet_sparse.ops import gather, modulation, normalization, perturbation, projection
-from ammnet_sparse.ops.fill_empty import _fill_empty_backward_reference, _fill_empty_reference
+from ammnet_sparse.ops.projection import _fill_empty_backward_reference, _fill_empty_reference
 
 EMULATION = os.environ.get("AMMNET_SPARSE_EMULATION", "")
 """The library of the CUDA kernels for the CPU where they are to be tested (emulation/), else nothing."""

@@ -34,7 +34,7 @@ from ammnet_sparse.ops import (
     projection,
     shuffle_categories,
 )
-from ammnet_sparse.ops.fill_empty import _fill_empty_backward_reference, _fill_empty_reference
+from ammnet_sparse.ops.projection import _fill_empty_backward_reference, _fill_empty_reference
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 
@@ -136,10 +136,8 @@ def _projection_cases(
     features = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     # The dense original's map lies channels-first.
     planes = features.contiguous().requires_grad_()
-    reads = projection._reads(
-        pixel, sample, batch_size=BATCH_SIZE, map_size=MAP_SIZE, image_size=IMAGE_SHAPE, align_corners=False,
-        dtype=torch.float32,
-    )  # fmt: skip
+    shapes = (BATCH_SIZE, *MAP_SIZE), IMAGE_SHAPE
+    reads = projection._reads(pixel, sample, *shapes, align_corners=False, dtype=torch.float32)
     row = CHANNELS * features.element_size()
     indices = pixel.numel() * (pixel.element_size() + sample.element_size())
     sizes = (*IMAGE_SHAPE, False)

@@ -117,7 +117,7 @@ def measure_predictions(
     peak = PeakMemory(device)
     for frame in itertools.islice(itertools.cycle(frames), 1 + count):
         batch = frame.to(device)
-        autocast = torch.autocast(device.type, torch.float16, enabled=config.training.mixed_precision)
+        autocast = torch.autocast(device.type, torch.float16, enabled=config.training.uses_fp16)
         with torch.inference_mode(), autocast, stopwatch.part("predict"):
             network(batch)
         stopwatch.end_lap()

@@ -102,7 +102,7 @@ class DenseGame:
         return loss
 
     def _autocast(self, batch: Batch) -> torch.autocast:
-        return torch.autocast(batch.tsdf.device.type, torch.float16, enabled=self.config.training.mixed_precision)
+        return torch.autocast(batch.tsdf.device.type, torch.float16, enabled=self.config.training.uses_fp16)
 
     def _one_hot(self, batch: Batch, labels: Tensor) -> Tensor:
         sites = full_sites(batch.batch_size, batch.grid_shape, labels.device)
