@@ -22,6 +22,7 @@ from ammnet_sparse.camera.settings import SETTINGS, TURNS, CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.devices import Precision
 from ammnet_sparse.evaluation.selection import check_grid, check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.ammnet import AMMNet
@@ -39,6 +40,7 @@ class SceneCompleter:
     Args:
         weights: file of weights, or the name of shipped ones.
         device: where the network computes.
+        precision: what it computes in; auto: bfloat16 on CPUs that multiply it, float32 elsewhere.
         keeps_camera: False treats every frame independently.
         camera: ``intrinsics``, and whatever else is known about the camera: the fields of ``CameraSettings``, which are
             the options of ``ammnet predict``, such as ``depth_scale=5000`` or ``camera_height=1.2``.
@@ -50,11 +52,18 @@ class SceneCompleter:
     """
 
     def __init__(
-        self, weights: str | Path, *, device: torch.device | str = "cpu", keeps_camera: bool = True, **camera: Any
+        self,
+        weights: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "auto",
+        keeps_camera: bool = True,
+        **camera: Any,
     ) -> None:
         self.settings = CameraSettings(**camera)
         self.keeps_camera = keeps_camera
         self.model: AMMNet = load_model(weights, device=device)
+        self.model.precision = precision
         metadata = self.model.metadata
         self.info = set_info_in(metadata, self.model.config)
         check_grid(self.model.config, self.info)

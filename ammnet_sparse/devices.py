@@ -1,6 +1,23 @@
-"""Devices by name."""
+"""Devices by name, and the precision that suits them."""
+
+from typing import Literal, get_args
 
 import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What a prediction is computed in; auto: bfloat16 on CPUs that multiply it, float32 elsewhere."""
+
+
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """``torch.float32`` or ``torch.bfloat16``; ValueError for another ``precision``."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision!r}")
+    if precision == "auto":
+        multiplies_it = device.type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+        return torch.bfloat16 if multiplies_it else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def checked_device(device: torch.device | str) -> torch.device:

@@ -27,6 +27,7 @@ from ammnet_sparse.cli.options import (
     add_device_option,
     add_flips_option,
     add_limit_option,
+    add_precision_option,
     add_sites_option,
     add_workers_option,
     choose_device,
@@ -100,7 +101,7 @@ def _score(
 ) -> tuple[Scores, dict[str, Scores], ModelConfig]:
     """The scores of the checkpoints' mean; those of the baselines, on request; and the configuration of its network."""
     device = choose_device(options.device)
-    model = load_networks(checkpoints, device=device, sites=options.sites)
+    model = load_networks(checkpoints, device=device, sites=options.sites, precision=options.precision)
     if options.split in lists_in(getattr(model, "metadata", {})):
         print(
             f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
@@ -171,6 +172,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_sites_option(parser)
     add_flips_option(parser)
     add_device_option(parser)
+    add_precision_option(parser, default="float32")
     parser.add_argument(
         "--batch-size", type=parse_positive, default=1, metavar="N", help="frames at a time (default: 1)"
     )

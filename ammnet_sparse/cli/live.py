@@ -29,6 +29,7 @@ from ammnet_sparse.cli.options import (
     add_device_option,
     add_out_option,
     add_palette_option,
+    add_precision_option,
     choose_device,
     parse_positive,
     parse_positive_number,
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     settings = given_settings(options) | {"intrinsics": source.intrinsics}
     settings["depth_scale"] = settings["depth_scale"] or source.depth_scale
-    completer = SceneCompleter(checkpoint, device=choose_device(options.device), **settings)
+    completer = SceneCompleter(
+        checkpoint, device=choose_device(options.device), precision=options.precision, **settings
+    )
     for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
         print(f"note: {with_options(note)}", file=sys.stderr)
     viewer = None
@@ -167,6 +170,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--idle", type=parse_positive_number, metavar="S", help="end when a folder has had no new frame for S seconds"
     )
     add_device_option(parser)
+    add_precision_option(parser, default="auto")
     options = parser.parse(arguments)
     if options.ply and options.out is None:
         parser.error("--ply: writes into the folder of --out; add --out")

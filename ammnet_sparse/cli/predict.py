@@ -60,6 +60,7 @@ from ammnet_sparse.cli.options import (
     add_flips_option,
     add_out_option,
     add_palette_option,
+    add_precision_option,
     add_sites_option,
     choose_device,
 )
@@ -113,7 +114,7 @@ def _predict(options: argparse.Namespace, skipped: list[str], outside: list[str]
     device = choose_device(options.device)
     given = None if options.checkpoint is not None else _given_input(options)
     chosen = [chosen_weights(name, dataset=options.dataset, given=given) for name in options.checkpoint or [None]]
-    model = load_networks([path for path, _ in chosen], device=device, sites=options.sites)
+    model = load_networks([path for path, _ in chosen], device=device, sites=options.sites, precision=options.precision)
     for _, weights in chosen:
         print(weights, file=sys.stderr)
     completed_frames = (
@@ -238,6 +239,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_dataset_option(parser, note="; for own frames: of the checkpoint's training set, as NYUCAD's TSDF is flipped")
     add_sites_option(parser)
     add_device_option(parser)
+    add_precision_option(parser, default="auto")
     parser.add_argument("--everywhere", action="store_true", help="also predict voxels observed to be free")
     add_flips_option(parser)
     parser.add_argument("--ply", action="store_true", help="write PLY files, as points and as cubes")

@@ -1,5 +1,6 @@
 """AMMNet on sparse convolutions: dense coarse, sparse fine."""
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch, unflipped_tsdf
 from ammnet_sparse.data.grid import EMPTY_LABEL, FREE_TSDF
+from ammnet_sparse.devices import Precision, dtype_of
 from ammnet_sparse.models.encoder_decoder import STATE_CHANNELS, Decoder, TSDFEncoder
 from ammnet_sparse.models.image_encoders import ImageEncoder, LabelMapStem, encoder_class
 from ammnet_sparse.sparse.blocks import RecomputeLevel, set_recompute
@@ -99,6 +101,7 @@ class AMMNet(nn.Module):
         config: the configuration of its parts, stored in files of weights.
 
     Attributes:
+        precision: of predictions in evaluation mode; float32 weights stay as they are.
         metadata: origin of loaded weights: training configuration, data, epochs, figures, version, as text; empty for
             a newly built network.
         label_map_stem, image_encoder: the encoder of the 2D input under its name in files; at most one is not None.
@@ -119,6 +122,7 @@ class AMMNet(nn.Module):
         self.decoder = Decoder(config)
         self.keeps_recipes = False
         self.metadata: dict[str, str] = {}
+        self.precision: Precision = "float32"
         if config.freeze_encoders:
             freeze_encoders(self)
 
@@ -164,8 +168,13 @@ class AMMNet(nn.Module):
         expected = tuple(self.config.grid_shape)
         if batch.grid_shape != expected:
             raise ValueError(f"batch.tsdf: expected the grid {expected}, found {batch.grid_shape}")
-        with recipes_kept(self.keeps_recipes):
+        with recipes_kept(self.keeps_recipes), self._autocast(batch.tsdf.device):
             return self._predict(batch, voxels)
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        """Within the block predictions are computed in ``precision``; training chooses its own."""
+        dtype = torch.float32 if self.training else dtype_of(self.precision, device)
+        return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
 
     def _predict(self, batch: Batch, voxels: Voxels | SitePlan | None) -> Prediction:
         dtype = self.decoder.classifier.weight.dtype

@@ -9,6 +9,7 @@ from torch import nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.devices import Precision
 from ammnet_sparse.models.ammnet import AMMNet, Prediction, Voxels
 from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.files import TRAINED_ON, lists_in
@@ -61,8 +62,14 @@ def check_goes_with(config: ModelConfig, leading: ModelConfig, *, source: str) -
 
 
 def load_networks(
-    names: Sequence[str | Path], *, sites: Literal["sparse", "dense"] | None = None, device: torch.device | str = "cpu"
+    names: Sequence[str | Path],
+    *,
+    sites: Literal["sparse", "dense"] | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> AMMNet | Ensemble:
-    """``load_model`` of one file or name, or the ensemble of several; the same errors."""
+    """``load_model`` of one file or name, or the ensemble of several, to predict in ``precision``; the same errors."""
     networks = [load_model(name, sites=sites, device=device) for name in names]
+    for network in networks:
+        network.precision = precision
     return networks[0] if len(networks) == 1 else Ensemble(networks)

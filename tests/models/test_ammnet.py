@@ -296,3 +296,23 @@ def test_initial_state_projections_have_standard_deviation_one() -> None:
     strengths = [module.weight.std() for module in network.modules() if isinstance(module, StateProjection)]
     assert len(strengths) == 2
     assert all(0.8 < strength < 1.2 for strength in strengths)
+
+
+def test_predictions_in_bfloat16_are_nearly_those_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and training stay float32; auto depends on what the CPU multiplies."""
+    network, batch = some_network(torch.float32).eval(), some_scene(2)
+    with torch.no_grad():
+        expected = network(batch).probabilities
+        network.precision = "bfloat16"
+        found = network(batch)
+        assert found.voxel_logits.dtype == torch.bfloat16
+        assert 0 < (found.probabilities - expected).abs().mean() < 0.01
+        for multiplies_it, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=multiplies_it: answer)
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+            network.precision = "auto"
+            assert network(batch).voxel_logits.dtype == dtype
+    assert network.train()(batch).voxel_logits.dtype == torch.float32
+    network.eval().precision = "float8"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="precision"):
+        network(batch)
