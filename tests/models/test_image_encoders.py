@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN
 from ammnet_sparse.models.image_encoders import ENCODERS, ImageEncoder, encoder_class
+from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from ammnet_sparse.models.image_encoders.encoder import ImageFeatures, ImageHead
 from ammnet_sparse.models.image_encoders.segformer import published_to_timm, timm_to_published
 from ammnet_sparse.models.image_encoders.timm_models import TimmEncoder
@@ -243,6 +244,27 @@ def test_backbones_of_timm(name: str, widths: tuple[int, ...]) -> None:
 def test_what_is_no_backbone_is_named(name: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         encoder_class(ModelConfig(image_encoder=name))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_efficientnet_lite_is_timms(number: int) -> None:
+    encoder = (EfficientNetLite0, EfficientNetLite1, EfficientNetLite2)[number]
+    expected = timm.create_model(f"tf_efficientnet_lite{number}", features_only=True, out_indices=(1, 2, 3, 4))
+    backbone = encoder.build_backbone()
+    assert list(backbone.state_dict()) == list(expected.state_dict())
+    for name, value in backbone.named_parameters():
+        if value.ndim == 4:
+            torch.testing.assert_close(value.std(), expected.get_parameter(name).std(), rtol=0.2, atol=0)
+    backbone.load_state_dict(expected.state_dict())
+    image = torch.randn(2, 3, 95, 128)
+    for is_training in (True, False):
+        found, wanted = backbone.train(is_training)(image), expected.train(is_training)(image)
+        assert tuple(stage.shape[1] for stage in found) == encoder.stage_widths
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    sum(stage.sum() for stage in backbone(image)).backward()
+    sum(stage.sum() for stage in expected(image)).backward()
+    for one, other in zip(backbone.parameters(), expected.parameters(), strict=True):
+        assert one.grad is not None and torch.equal(one.grad, other.grad)
 
 
 def test_images_are_normalized_as_a_backbone_of_timm_expects_them() -> None:

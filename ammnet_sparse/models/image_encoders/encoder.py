@@ -1,6 +1,6 @@
 """2D features of the color image: an ImageNet backbone and the four-layer head of SegFormer on its four stages.
 
-Section 3.2 of the paper. Backbones are timm's and keep timm's names.
+Section 3.2 of the paper. Weights of backbones have timm's names.
 """
 
 import dataclasses
@@ -49,13 +49,11 @@ class ImageEncoder(nn.Module):
     Attributes:
         name: of the module in ``AMMNet`` and in files of weights.
         title: of the backbone, for messages.
-        timm_name: the model that timm builds.
         stage_widths: channels of the four stages, finest first.
     """
 
     name: ClassVar[str] = "image_encoder"
     title: ClassVar[str]
-    timm_name: ClassVar[str]
     stage_widths: ClassVar[tuple[int, int, int, int]]
 
     def __init__(self, config: ModelConfig) -> None:
@@ -76,10 +74,8 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def build_backbone(cls) -> nn.Module:
-        """The backbone, randomly initialized."""
-        import timm  # takes as long to import as PyTorch
-
-        return timm.create_model(cls.timm_name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
+        """The backbone, randomly initialized. timm takes longer to import than PyTorch, so only who needs it does."""
+        raise NotImplementedError
 
     @classmethod
     def installed_weights(cls) -> Path | None:

@@ -11,7 +11,6 @@ class ResNet50(ImageEncoder):
     """ResNet-50."""
 
     title = "ResNet backbone"
-    timm_name = "resnet50"
     stage_widths = (256, 512, 1024, 2048)
 
     @classmethod
@@ -19,7 +18,7 @@ class ResNet50(ImageEncoder):
         """Without classifier and pooling: timm's ``features_only`` form, whose weights have the same names."""
         import timm
 
-        return timm.create_model(cls.timm_name, pretrained=False, num_classes=0, global_pool="")
+        return timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool="")
 
     def run_backbone(self, image: Tensor) -> list[Tensor]:
         """The last four of timm's five stages, which include the stem."""

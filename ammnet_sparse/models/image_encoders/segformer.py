@@ -28,7 +28,6 @@ class SegFormerB2(ImageEncoder):
     """
 
     title = "SegFormer backbone"
-    timm_name = "pvt_v2"
     stage_widths = (64, 128, 320, 512)
     depths: ClassVar[tuple[int, int, int, int]] = (3, 4, 6, 3)
     num_heads: ClassVar[tuple[int, int, int, int]] = (1, 2, 5, 8)

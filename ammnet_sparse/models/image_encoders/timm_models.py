@@ -22,10 +22,11 @@ class TimmEncoder(ImageEncoder):
     """A backbone of timm; ``timm_encoder`` makes the class of each.
 
     Attributes:
-        arguments: of ``timm.create_model``.
+        timm_name, arguments: of ``timm.create_model``.
         mean, deviation: [3] of RGB, 0..1, by which the backbone expects it normalized; ours is by ImageNet's.
     """
 
+    timm_name: ClassVar[str]
     arguments: ClassVar[dict[str, Any]]
     mean: ClassVar[tuple[float, ...]]
     deviation: ClassVar[tuple[float, ...]]
