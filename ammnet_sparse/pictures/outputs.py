@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ammnet_sparse.camera.frames import CameraFrame
 from ammnet_sparse.data.frame import Frame
@@ -161,7 +161,7 @@ class CompletedScene:
         )
         path = _made(folder) / f"{self.name}.png"
         with replacing_open(path) as file:
-            iio.imwrite(file, picture, extension=".png")
+            Image.fromarray(picture).save(file, format="PNG")
         return path
 
     def write_ply(self, folder: str | Path) -> list[Path]:

@@ -252,9 +252,6 @@ def test_efficientnet_lite_is_timms(number: int) -> None:
     expected = timm.create_model(f"tf_efficientnet_lite{number}", features_only=True, out_indices=(1, 2, 3, 4))
     backbone = encoder.build_backbone()
     assert list(backbone.state_dict()) == list(expected.state_dict())
-    for name, value in backbone.named_parameters():
-        if value.ndim == 4:
-            torch.testing.assert_close(value.std(), expected.get_parameter(name).std(), rtol=0.2, atol=0)
     backbone.load_state_dict(expected.state_dict())
     image = torch.randn(2, 3, 95, 128)
     for is_training in (True, False):

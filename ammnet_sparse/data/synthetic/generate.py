@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
+from PIL import Image
 
 from ammnet_sparse.config import DataConfig
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
@@ -188,9 +188,9 @@ def write_frame(folder: Path, frame_id: str, frame: SyntheticFrame) -> None:
     tsdf, weight = frame.tsdf.astype(np.float16), frame.label_weight
     mapping = mapping_to_disk(frame.mapping)
     with replacing_open(folder / "RGB" / f"NYU{frame_id}_colors.jpg") as file:
-        iio.imwrite(file, frame.image, extension=".jpg", quality=92)
+        Image.fromarray(frame.image).save(file, format="JPEG", quality=92)
     with replacing_open(folder / "Seg2D" / f"{frame_id}.png") as file:
-        iio.imwrite(file, frame.label_map, extension=".png")
+        Image.fromarray(frame.label_map).save(file, format="PNG")
     for name, arrays in (
         ("Mapping", {"arr_0": mapping}),
         ("TSDF", {"arr_0": tsdf, "arr_1": weight}),
