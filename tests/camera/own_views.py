@@ -94,6 +94,22 @@ def box_room(
     return depth.astype(np.float32), pose
 
 
+def with_waves(view: RoomView, *, length: float, amplitude: float) -> NDArray[np.float32]:
+    """The depth of a view with waves across its largest wall, both in meters; the wall fills a third or more of it."""
+    v, u = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
+    rays = np.stack([(u - NYU_CAMERA.cx) / NYU_CAMERA.fx, (v - NYU_CAMERA.cy) / NYU_CAMERA.fy, np.ones(u.shape)], -1)
+    across = rays @ view.pose[:2, :3].T * view.depth[..., None]  # from the camera along X and Y
+    layers = [
+        np.unique(np.round(offset[view.depth > 0] / 0.1), return_counts=True) for offset in np.moveaxis(across, 2, 0)
+    ]
+    axis = int(np.argmax([counts.max() for _, counts in layers]))
+    level = 0.1 * layers[axis][0][layers[axis][1].argmax()]
+    is_wall = np.abs(across[..., axis] - level) < 0.15
+    assert is_wall.mean() > 0.33
+    waves = amplitude * np.sin(2 * math.pi / length * across[..., 1 - axis])
+    return (view.depth * np.where(is_wall, 1 + waves / level, 1)).astype(np.float32)
+
+
 def scaled_camera(scale: float) -> Camera:
     """``NYU_CAMERA`` of an image of another size: the edges at -0.5 stay in place."""
     c = NYU_CAMERA

@@ -14,8 +14,8 @@ from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.frames import CameraFrame, make_frame, read_frame
 from ammnet_sparse.camera.geometry.given_pose import axis_direction, nearest_axis
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
-from ammnet_sparse.camera.geometry.room import ASSUMED_CAMERA_HEIGHT
-from ammnet_sparse.camera.geometry.surface import surface_from_depth
+from ammnet_sparse.camera.geometry.room import ASSUMED_CAMERA_HEIGHT, find_heading, world_pose
+from ammnet_sparse.camera.geometry.surface import CAMERA_UP, surface_from_depth
 from ammnet_sparse.camera.images import CameraImages, camera_images, to_network_images, turned_camera, turned_pose
 from ammnet_sparse.camera.resizing import MEAN_COLOR
 from ammnet_sparse.camera.settings import CameraSettings
@@ -36,6 +36,7 @@ from tests.camera.own_views import (
     room_view,
     scaled_camera,
     settings_of,
+    with_waves,
 )
 
 
@@ -93,6 +94,23 @@ def test_gravity_in_generated_rooms(kind: str) -> None:
     else:
         assert {(p.floor.is_seen, p.floor.confidence) for p in found} == {(False, "guess")}
         assert all(p.floor.below >= ASSUMED_CAMERA_HEIGHT for p in found)
+
+
+@pytest.mark.parametrize("seed", [10, 14, 42])
+def test_a_wall_of_wavy_depth_gives_the_direction_of_the_room(seed: int) -> None:
+    view = room_view(seed, "no floor")
+    for length, amplitude in ((0.4, 0.02), (0.8, 0.02), (1.6, 0.04), (1.6, 0.06)):
+        surface = surface_from_depth(with_waves(view, length=length, amplitude=amplitude), camera=NYU_CAMERA)
+        found = find_heading(surface, view.up)
+        turned = heading_of(world_pose(view.up, forward=found.forward, height=1)) - heading_of(view.pose)
+        assert abs((turned + 45) % 90 - 45) < 1 or not found.is_room_axis
+
+
+def test_uneven_ground_has_no_direction() -> None:
+    v, u = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
+    depth = 2.5 + 0.4 * np.sin(0.02 * u + 0.01 * v) + 0.3 * np.sin(0.025 * v - 0.012 * u + 1)
+    found = find_heading(surface_from_depth(depth.astype(np.float32), camera=NYU_CAMERA), CAMERA_UP)
+    assert not found.is_room_axis and found.turn == 0
 
 
 @pytest.mark.slow

@@ -44,6 +44,13 @@ _AXIS_TOLERANCES = (5.0, 4.0, 3.0)
 _MIN_ROOM_SHARE = 0.35
 """Least share of the upright surface that is parallel to the room's axes. By chance it would be 0.11."""
 _MIN_WALL_SAMPLES = 200
+_SIDE_ANGLE = 45.0
+"""Degrees of a normal from the horizontal, and from the normal of a wall, up to which a sample may be of the wall."""
+_LAYER, _WALL_THICKNESSES = 0.05, (0.15, 0.12, 0.1, 0.1)
+"""Meters: bins of the search for walls, and what lies on either side of a wall's plane, round by round of its fit."""
+_WALL_AREA, _WALL_LENGTH, _WALL_SHARE, _WALL_DEVIATION = 2.5, 1.8, 0.5, 0.05
+"""A wall is large from so many square meters, meters and this share of the upright surface on, if it is so even: mean
+deviation from its plane in meters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +179,9 @@ def find_heading(surface: Surface, up: ArrayLike) -> Heading:
     right = np.cross(forward, up)
     upright = surface.select(np.abs(surface.normals @ up) < math.sin(math.radians(12.0)))
     turn, share = _room_axis(upright, forward, right) if len(upright) >= _MIN_WALL_SAMPLES else (0.0, 0.0)
+    sides = surface.select(np.abs(surface.normals @ up) < math.sin(math.radians(_SIDE_ANGLE)))
+    if len(sides) >= _MIN_WALL_SAMPLES and (wall := _large_wall(sides, forward, right)) is not None:
+        turn, share = wall
     if share < _MIN_ROOM_SHARE:
         return Heading(forward, False, share, 0.0)
     axis = math.cos(turn) * forward + math.sin(turn) * right
@@ -268,3 +278,51 @@ def _room_axis(upright: Surface, forward: Vector, right: Vector) -> tuple[float,
     share = float(upright.areas[is_along].sum() / upright.areas.sum())
     turn = (turn + 45.0) % 90.0 - 45.0
     return math.radians(turn), share
+
+
+def _large_wall(sides: Surface, forward: Vector, right: Vector) -> tuple[float, float] | None:
+    """As ``_room_axis``, by the planes that the samples lie on; None unless a large wall is among them.
+
+    Normals follow every wave of uneven depth, most of them its steepest parts; a plane averages over it.
+    """
+    points = np.stack([sides.points @ forward, sides.points @ right])
+    normals = np.stack([sides.normals @ forward, sides.normals @ right])
+    normals /= np.linalg.norm(normals, axis=0)
+    few, areas = points[:, ::4], sides.areas[::4]
+    concentration = [sum(float((_layers(q, areas) ** 2).sum()) for q in _turned(few, degrees)) for degrees in range(90)]
+    turn = float(np.argmax(concentration))
+    for thickness in _WALL_THICKNESSES:
+        covariance = variance = share = 0.0
+        is_large = False
+        for quarter in (0.0, 90.0):
+            offset, along = _turned(points, turn + quarter)
+            level = offset.min() + (int(_layers(offset, sides.areas).argmax()) + 0.5) * _LAYER
+            is_wall = np.abs(offset - level) < thickness
+            is_wall &= np.abs(_turned(normals, turn + quarter)[0]) > math.cos(math.radians(_SIDE_ANGLE))
+            if not is_wall.any():
+                continue
+            offset, along, weights = offset[is_wall], along[is_wall], sides.areas[is_wall]
+            offset -= np.average(offset, weights=weights)
+            along -= np.average(along, weights=weights)
+            covariance += float((weights * along * offset).sum())
+            variance += float((weights * along**2).sum())
+            area, length = float(weights.sum()), float(np.ptp(np.percentile(along, [5, 95]))) / 0.9
+            deviation = math.sqrt(float(np.average(offset**2, weights=weights)))
+            of_sides = area / float(sides.areas.sum())
+            is_wide = area >= _WALL_AREA and length >= _WALL_LENGTH
+            is_large |= is_wide and of_sides >= _WALL_SHARE and deviation <= _WALL_DEVIATION
+            share += of_sides
+        turn -= math.degrees(covariance / variance) if variance else 0.0
+    return (math.radians((turn + 45.0) % 90.0 - 45.0), share) if is_large else None
+
+
+def _turned(vectors: NDArray[np.float64], degrees: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Components of vectors [2, N] (forward, right) along an axis ``degrees`` to the right, and perpendicular to it."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return cosine * vectors[0] + sine * vectors[1], cosine * vectors[1] - sine * vectors[0]
+
+
+def _layers(offsets: NDArray[np.float64], areas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area by offset, in bins of ``_LAYER`` from the least one, each with its neighbors."""
+    bins = ((offsets - offsets.min()) / _LAYER).astype(np.int64)
+    return np.convolve(np.bincount(bins, weights=areas), np.ones(3), mode="same")
