@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d, SiteConv3d, SiteConvTranspose3d
 from ammnet_sparse.sparse.kernel_maps import KernelMap
-from ammnet_sparse.sparse.sites import UP_KERNEL, SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL
 
 MIB = 2**20
 
@@ -33,11 +33,9 @@ class LayerCounts:
         products: pairs of an input and an output position that a layer's weights joined. On sites those are the pairs
             of the kernel map; densely every output voxel has one for every tap, taps beyond the border included, as a
             dense convolution computes them.
-        rows: positions written.
     """
 
     products: dict[str, int] = dataclasses.field(default_factory=lambda: defaultdict(int))
-    rows: dict[str, int] = dataclasses.field(default_factory=lambda: defaultdict(int))
 
     def multiplications(self, network: nn.Module) -> dict[str, int]:
         """Multiply-accumulates by layer, had ``network`` run: one of the same layers, of whatever width and device.
@@ -74,8 +72,6 @@ def summed(values: Mapping[str, int], *, group_of: Callable[[str], str]) -> dict
 def _counter(counts: LayerCounts, name: str) -> Callable[..., None]:
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         counts.products[name] += _num_products(module, inputs, output)
-        channels_last = isinstance(module, nn.Linear | PointwiseConv3d | SiteConv3d | SiteConvTranspose3d)
-        counts.rows[name] += output.numel() // output.shape[-1 if channels_last else 1]
 
     return count
 
@@ -108,13 +104,11 @@ class KeptStorage:
         kind: ``indices`` are of an integer type, such as the pairs of kernel maps; ``weights`` are made from parameters
             alone (copies in another order or type: as large whatever the batch); the rest are ``activations``.
         layer: dotted name of the innermost module at work.
-        resolution: the grid, as ``60x36x60``; ``image`` for features of images; ``other`` for vectors.
     """
 
     num_bytes: int
     kind: Kind
     layer: str
-    resolution: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,26 +122,11 @@ class KeptMemory:
 
     def by_layer(self) -> dict[str, int]:
         """Bytes of activations by the layer that made them, in order of the forward pass."""
-        return self._summed("layer")
-
-    def by_resolution(self) -> dict[str, int]:
-        """Bytes of activations by grid, largest first."""
-        return dict(sorted(self._summed("resolution").items(), key=lambda entry: -entry[1]))
-
-    def _summed(self, attribute: str) -> dict[str, int]:
         sums: dict[str, int] = defaultdict(int)
         for storage in self.storages:
             if storage.kind == "activations":
-                sums[getattr(storage, attribute)] += storage.num_bytes
+                sums[storage.layer] += storage.num_bytes
         return dict(sums)
-
-
-class _Made(NamedTuple):
-    reference: StorageWeakRef
-    num_bytes: int
-    kind: Kind
-    layer: str
-    shape: torch.Size
 
 
 class Allocations(TorchDispatchMode):
@@ -162,8 +141,7 @@ class Allocations(TorchDispatchMode):
         self._network = network
         self._hooks = contextlib.ExitStack()
         self._layers: list[str] = []
-        self._grids: dict[int, tuple[int, int, int]] = {}
-        self._made: dict[int, _Made] = {}
+        self._made: dict[int, tuple[StorageWeakRef, KeptStorage]] = {}
         # Weak references keep an address from being reused.
         self._existing: dict[int, StorageWeakRef] = {}
         self._weights: set[int] = set()
@@ -172,8 +150,10 @@ class Allocations(TorchDispatchMode):
 
     def __enter__(self) -> "Allocations":
         for name, module in self._network.named_modules():
-            self._hooks.callback(module.register_forward_pre_hook(self._enter_layer(name)).remove)
-            self._hooks.callback(module.register_forward_hook(self._leave_layer, always_call=True).remove)
+            enter = module.register_forward_pre_hook(lambda *_, name=name: self._layers.append(name))
+            leave = module.register_forward_hook(self._leave_layer, always_call=True)
+            self._hooks.callback(enter.remove)
+            self._hooks.callback(leave.remove)
         super().__enter__()
         return self
 
@@ -185,13 +165,8 @@ class Allocations(TorchDispatchMode):
         """The block's allocations that are still alive, without ``outputs``, the results that the caller holds."""
         gc.collect()  # memory that garbage collection would free is not kept
         apart = {tensor.untyped_storage()._cdata for tensor in outputs}
-        return KeptMemory(
-            tuple(
-                KeptStorage(made.num_bytes, made.kind, made.layer, self._resolution(made.shape))
-                for key, made in self._made.items()
-                if key not in apart and not made.reference.expired()
-            )
-        )
+        made = self._made.items()
+        return KeptMemory(tuple(kept for key, (alive, kept) in made if key not in apart and not alive.expired()))
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -222,27 +197,7 @@ class Allocations(TorchDispatchMode):
         is_index = not (tensor.is_floating_point() or tensor.dtype == torch.bool)
         kind: Kind = "indices" if is_index else "weights" if is_weight else "activations"
         layer = self._layers[-1] if self._layers else ""
-        self._made[key] = _Made(StorageWeakRef(storage), storage.nbytes(), kind, layer, tensor.shape)
-
-    def _resolution(self, shape: torch.Size) -> str:
-        grid = self._grids.get(shape[0]) if len(shape) == 2 else None
-        if len(shape) == 5:
-            x, height, y = shape[2:]
-            grid = (x, height, y)
-            if grid not in self._grids.values() and tuple(shape[1:4]) in self._grids.values():
-                grid = (shape[1], x, height)  # channels stand last
-        if grid is not None and math.prod(grid) > 1:
-            return "x".join(map(str, grid))
-        return "image" if len(shape) in (3, 4) else "other"
-
-    def _enter_layer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._layers.append(name)
-            for value in inputs:
-                if isinstance(value, SiteSet):
-                    self._grids[len(value)] = value.spatial_shape
-
-        return enter
+        self._made[key] = StorageWeakRef(storage), KeptStorage(storage.nbytes(), kind, layer)
 
     def _leave_layer(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._layers.pop()

@@ -51,7 +51,6 @@ from bench.tables import (
 from bench.variants import (
     APART,
     VARIANTS,
-    Counts,
     Variant,
     configuration,
     count,
@@ -124,7 +123,7 @@ def _measure(
     variants: Sequence[Variant], frames: Sequence[Batch], device: torch.device, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     rows = []
-    counts: dict[str, Counts] = {}
+    counts: dict[str, dict[str, float]] = {}
     print_header()
     for variant in variants:
         config = configuration(
@@ -173,12 +172,11 @@ def _batches(frames: Sequence[Batch], options: argparse.Namespace) -> list[Batch
     return [Batch.collate(taken[start : start + size]) for start in range(0, len(taken) - size + 1, size)]
 
 
-def _count_keys(counts: Counts) -> dict[str, Any]:
-    inside = sum(value for group, value in counts.multiplications.items() if group not in APART)
+def _count_keys(multiplications: dict[str, float]) -> dict[str, Any]:
+    inside = sum(value for group, value in multiplications.items() if group not in APART)
     return {
         "forward_gmac_per_sample": round(inside / 1e9, 3),
-        "gmac_by_group": {group: round(value / 1e9, 4) for group, value in counts.multiplications.items()},
-        "sites_per_sample": {name: round(value, 1) for name, value in counts.sites.items()},
+        "gmac_by_group": {group: round(value / 1e9, 4) for group, value in multiplications.items()},
     }
 
 

@@ -123,8 +123,6 @@ def print_groups(rows: Sequence[dict[str, Any]]) -> None:
     firsts = [next((row for row in rows if row["net"] == net), None) for net in ("sparse", "dense")]
     tables = (
         ("GMAC forward a sample, by layer group", "gmac_by_group", firsts, 2),
-        ("positions computed, a sample", "sites_per_sample", firsts, 0),
-        ("saved MiB per sample, by grid", "saved_by_resolution_mib", rows, 1),
         ("saved MiB per sample, by layer group", "saved_by_group_mib", rows, 1),
     )
     for title, key, columns, digits in tables:

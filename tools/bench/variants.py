@@ -11,7 +11,6 @@ from bench.measurement import (
     MIB,
     Allocations,
     KeptMemory,
-    LayerCounts,
     counted_layers,
     held_mebibytes,
     summed,
@@ -54,15 +53,6 @@ _GROUPS = {
     "decoder.classifier": "classifier",
     "decoder": "decoder, up",
     "discriminator": "discriminator",
-}
-_SITES = {
-    "encoder sites": "tsdf_encoder.stem.conv1",
-    "cells at 1 x 1/2 x 1/2 on the way down": "decoder.stage_half.0.conv3",
-    "1/2 cells": "decoder.stage_half.0.conv5",
-    "1/2 cells read by the TSDF encoder": "tsdf_encoder.up_half.conv",
-    "1/2 cells read by the decoder": "decoder.up_half.conv",
-    "1/4 cells": "decoder.stage_quarter.0.conv5",
-    "voxels decoded": "decoder.classifier",
 }
 
 
@@ -145,16 +135,8 @@ def group_of(layer: str) -> str:
     return next((group for prefix, group in _GROUPS.items() if layer.startswith(prefix)), "inputs")
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Per sample: multiply-accumulates by group, and positions computed by level."""
-
-    multiplications: dict[str, float]
-    sites: dict[str, float]
-
-
-def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
-    """Counts over frames what a forward pass of generator and discriminator does at ``config``'s width.
+def count(net: Net, config: Config, batches: Sequence[Batch]) -> dict[str, float]:
+    """Multiply-accumulates per sample, by group, of a forward pass of both networks at ``config``'s width.
 
     What a layer joins does not depend on channels: a narrow network runs, the wide one only says how many channels
     each layer has. The image encoder does the same for every frame and is counted once, its attention included.
@@ -174,12 +156,7 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> Counts:
             _score(narrow, batch, narrow.generator(batch.to("cpu")))
     samples = sum(batch.batch_size for batch in frames)
     groups = summed(counts.multiplications(wide), group_of=group_of)
-    multiplications = encoder | {group: value / samples for group, value in groups.items()}
-    return Counts(multiplications, _sites(counts, samples))
-
-
-def _sites(counts: LayerCounts, samples: int) -> dict[str, float]:
-    return {name: counts.rows[layer] / samples for name, layer in _SITES.items() if layer in counts.rows}
+    return encoder | {group: value / samples for group, value in groups.items()}
 
 
 def _image_multiplications(config: Config, batch: Batch) -> float:
@@ -241,7 +218,6 @@ def measure_saved(variant: Variant, config: Config, batches: Sequence[Batch], de
 
     return {
         "saved_mib_per_sample": mean({"": kept.num_bytes()} for kept in generator)[""],
-        "saved_by_resolution_mib": mean(kept.by_resolution() for kept in generator),
         "saved_by_group_mib": mean(summed(kept.by_layer(), group_of=group_of) for kept in generator),
         "saved_indices_mib": mean({"": kept.num_bytes("indices")} for kept in generator)[""],
         "saved_copies_of_weights_mib": round(generator[0].num_bytes("weights") / MIB, 2),
