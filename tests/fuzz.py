@@ -30,7 +30,7 @@ from PIL import Image
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.camera.files.poses import read_trajectory
 from ammnet_sparse.config import Config, ModelConfig, load_config
-from ammnet_sparse.data.raw.files import read_depth_values, read_raw_labels
+from ammnet_sparse.data.raw.frames import read_depth_values, read_raw_labels
 from ammnet_sparse.data.sets.files import read_color_image, read_label_map
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.ids import read_id_list

@@ -21,7 +21,7 @@ from ammnet_sparse.camera.resizing import MEAN_COLOR
 from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
-from ammnet_sparse.data.raw.files import decoded_meters, read_depth_values, read_raw_labels
+from ammnet_sparse.data.raw.frames import decoded_meters, read_depth_values, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import tsdf

@@ -1,27 +1,28 @@
-"""One raw frame of SSCNet: its files, whether they are complete, and the volumes made from them."""
+"""Raw frames of SSCNet: bit-rotated depth, run-length coded labels, and the volumes made from them."""
 
 import dataclasses
+import os
 import re
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import UNMAPPED
-from ammnet_sparse.data.raw.files import (
-    RawFileError,
-    decoded_meters,
-    read_depth_values,
-    read_raw_labels,
-)
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
-from ammnet_sparse.data.volumes.labels import classes_from_raw, downsample_labels, label_weight_of
+from ammnet_sparse.data.volumes.labels import (
+    FINE_GRID_SHAPE,
+    NUM_RAW_LABELS,
+    classes_from_raw,
+    downsample_labels,
+    label_weight_of,
+)
 from ammnet_sparse.data.volumes.tsdf import mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.content import read_bytes
 from ammnet_sparse.files.errors import DataError, abbreviated
-from ammnet_sparse.files.images import DepthEncoding, guess_depth_encoding
+from ammnet_sparse.files.images import DepthEncoding, decode_rotated, guess_depth_encoding, read_image
 
 IntrinsicsName = Literal["nyu", "nyucad"]
 
@@ -32,6 +33,9 @@ _NAMED_AFTER_FRAME = re.compile(r"NYU\d{4}_", re.ASCII)
 RAW_TYPES = (".png", ".bin")
 _MOST_PNG_BYTES = 2**24
 _PNG_END = b"IEND\xaeB`\x82"
+_HEADER_BYTES = 4 * (3 + 16)
+_MOST_BYTES = _HEADER_BYTES + 8 * (int(np.prod(FINE_GRID_SHAPE)) + 1)
+"""Size of a file in which every voxel is a separate run."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,14 +111,14 @@ def read_raw_frame(
         depth_encoding: how the depth image stores millimeters; None: detected, rotated if the values do not show it.
 
     Raises:
-        RawFileError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
+        DataError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
     """
     _check_whole_png(depth_path)
     values = read_depth_values(depth_path)
     encoding = depth_encoding or guess_depth_encoding(values) or "rotated"
     depth = decoded_meters(values, encoding)
     if not depth.any():
-        raise RawFileError(f"{depth_path}: expected depth, found no valid pixel")
+        raise DataError(f"{depth_path}: expected depth, found no valid pixel")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         raw = read_raw_labels(label_path)
@@ -123,9 +127,9 @@ def read_raw_frame(
         view = CameraView(camera, raw.pose, raw.origin)
         mapping, tsdf = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
     except ValueError as error:
-        raise RawFileError(f"{label_path}: {error}; the file is damaged or of another kind") from error
+        raise DataError(f"{label_path}: {error}; the file is damaged or of another kind") from error
     if (mapping == UNMAPPED).all():
-        raise RawFileError(
+        raise DataError(
             f"{depth_path}: expected depth within the grid of {label_path.name}, found no pixel there; "
             "they may belong to different frames"
         )
@@ -134,10 +138,87 @@ def read_raw_frame(
 
 
 def _check_whole_png(path: Path) -> None:
-    content = read_bytes(path, what="a 16-bit png", most=_MOST_PNG_BYTES, raises=RawFileError)
+    content = read_bytes(path, what="a 16-bit png", most=_MOST_PNG_BYTES)
     if not content:
-        raise RawFileError(f"{path}: expected a 16-bit png, found an empty file")
+        raise DataError(f"{path}: expected a 16-bit png, found an empty file")
     if content.startswith(b"\x89PNG") and not content.endswith(_PNG_END):
         end = content.rfind(_PNG_END)
         found = "none; the file is truncated" if end < 0 else f"{len(content) - end - len(_PNG_END)} bytes after it"
-        raise RawFileError(f"{path}: expected a png that ends with its end mark, found {found}")
+        raise DataError(f"{path}: expected a png that ends with its end mark, found {found}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawLabels:
+    """A decoded ``.bin`` file.
+
+    Attributes:
+        labels: [240, 144, 240] uint8, axes (X, height, Y), voxels of 0.02 m: raw label 0..36, or 255 for ignore.
+        origin: [3] float64, world position in meters of the lower corner of voxel (0, 0, 0), as (X, Y, Z).
+        pose: [4, 4] float64, camera to world.
+    """
+
+    labels: NDArray[np.uint8]
+    origin: NDArray[np.float64]
+    pose: NDArray[np.float64]
+
+
+def decoded_meters(values: NDArray[Any], encoding: DepthEncoding) -> NDArray[np.float32]:
+    """Meters, float32, of the stored values of a depth image, any shape."""
+    millimeters = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
+    return (millimeters / 1000.0).astype(np.float32)
+
+
+def read_depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The stored values [480, 640] of a depth image. Raises DataError for any but a 16-bit png of one channel."""
+    loaded = read_image(Path(path), formats=("PNG",), what="a 16-bit depth image", upright=False, size=IMAGE_SHAPE)
+    values = loaded.pixels
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.dtype.itemsize < 2:
+        raise DataError(
+            f"{path}: expected a 16-bit depth image of {IMAGE_SHAPE}, found {values.dtype} {list(values.shape)}; "
+            "replace the file"
+        )
+    return values
+
+
+def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
+    """Labels, origin and camera pose of a raw SSCNet ``.bin`` file.
+
+    A file whose runs end one voxel short is completed with its last value, with a warning.
+
+    Raises:
+        DataError: a truncated file, runs that fill another number of voxels, or unknown labels.
+    """
+    content = read_bytes(Path(path), what="run-length coded labels", most=_MOST_BYTES)
+    if len(content) < _HEADER_BYTES + 8 or (len(content) - _HEADER_BYTES) % 8:
+        found = f"{len(content)} bytes; the file seems truncated" if content else "an empty file"
+        raise DataError(
+            f"{path}: expected {_HEADER_BYTES} bytes of header and then (value, run length) pairs of 8 bytes, "
+            f"found {found}"
+        )
+    header = np.frombuffer(content, dtype="<f4", count=19).astype(np.float64)
+    if not np.isfinite(header).all():
+        raise DataError(f"{path}: expected finite origin and camera pose, found {header.tolist()}")
+    pairs = np.frombuffer(content, dtype="<u4", offset=_HEADER_BYTES).reshape(-1, 2)
+    return RawLabels(_expand_runs(path, pairs), header[:3], header[3:].reshape(4, 4))
+
+
+def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    values, lengths = pairs[:, 0], pairs[:, 1].astype(np.int64)
+    unknown = np.unique(values[(values >= NUM_RAW_LABELS) & (values != IGNORE_LABEL)])
+    if unknown.size:
+        raise DataError(
+            f"{path}: expected labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}; "
+            "the file is damaged, of another kind, or has extra bytes at its end"
+        )
+    expected, found = int(np.prod(FINE_GRID_SHAPE)), int(lengths.sum())
+    if found == expected - 1:
+        warnings.warn(f"{path}: runs end one voxel short; the last value is repeated", stacklevel=3)
+        lengths[-1] += 1
+    elif found != expected:
+        raise DataError(f"{path}: expected runs that fill {expected} voxels, found {found}")
+    if not lengths.all():  # they fill nothing, so the count of voxels does not reveal trailing data
+        raise DataError(
+            f"{path}: expected runs of 1 voxel and more, found {int((lengths == 0).sum())} of none; "
+            "the file is longer than it should be, or damaged"
+        )
+    return np.repeat(values.astype(np.uint8), lengths).reshape(FINE_GRID_SHAPE)

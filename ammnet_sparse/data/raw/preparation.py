@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
-from ammnet_sparse.data.raw.files import RawFileError
 from ammnet_sparse.data.raw.frames import (
     CAMERAS,
     RAW_TYPES,
@@ -49,6 +48,8 @@ from ammnet_sparse.progress import ProgressBar
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]
 
+_KEYS = {False: ("arr_0", "arr_1", "arr_0"), True: ("tsdf_lr", "label_weight", "arr_1")}
+"""Of TSDF, label weight and mapping in their files, by whether the TSDF is flipped."""
 RECORD = "prepared.json"
 _RECORD_VERSION = 1
 
@@ -190,7 +191,7 @@ def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
     try:
         frame = read_raw_frame(*raw, camera=CAMERAS[plan.intrinsics], depth_encoding=plan.depth_encoding)
         _write_frame(plan, frame_id, frame)
-    except (DataError, RawFileError) as error:
+    except DataError as error:
         return FrameResult(frame_id, "failed", str(error))
     except OSError as error:
         return FrameResult(frame_id, "failed", f"{error.filename or raw[0]}: cannot be read or written ({error})")
@@ -231,18 +232,13 @@ def _claim_folder(plan: PreparationPlan) -> None:
 
 def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> None:
     """Writes the files of a frame, each verified by reading it back; the label comes last."""
-    mapping = mapping_to_disk(frame.mapping)
+    tsdf_key, weight_key, mapping_key = _KEYS[plan.is_flipped]
+    tsdf = flip_tsdf(frame.tsdf, unobserved=plan.unobserved) if plan.is_flipped else frame.tsdf
     contents: dict[str, dict[str, NDArray[Any]]] = {
-        "TSDF": {"arr_0": frame.tsdf, "arr_1": frame.label_weight},
-        "Mapping": {"arr_0": mapping},
+        "TSDF": {tsdf_key: tsdf, weight_key: frame.label_weight},
+        "Mapping": {mapping_key: mapping_to_disk(frame.mapping)},
         "Label": {"arr_0": frame.label},
     }
-    if plan.is_flipped:
-        contents["TSDF"] = {
-            "tsdf_lr": flip_tsdf(frame.tsdf, unobserved=plan.unobserved),
-            "label_weight": frame.label_weight,
-        }
-        contents["Mapping"] = {"arr_1": mapping}
     for name, path in plan.paths(frame_id).items():
         _write_verified(path, contents[name])
 
@@ -265,9 +261,7 @@ def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
         newest = max(path.stat().st_mtime for path in raw)
         if newest > min(path.stat().st_mtime for path in paths.values()):
             return f"{paths['Label']}: older than its raw files"
-        tsdf_key, weight_key, mapping_key = (
-            ("tsdf_lr", "label_weight", "arr_1") if plan.is_flipped else ("arr_0", "arr_1", "arr_0")
-        )
+        tsdf_key, weight_key, mapping_key = _KEYS[plan.is_flipped]
         read = partial(files.read_npz_array, grid_shape=GRID_SHAPE)
         label = files.as_label(read(paths["Label"], "arr_0"), paths["Label"])
         tsdf = files.as_tsdf(read(paths["TSDF"], tsdf_key), paths["TSDF"])

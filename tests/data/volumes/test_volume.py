@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED
-from ammnet_sparse.data.raw.files import RawFileError, decoded_meters, read_depth_values, read_raw_labels
+from ammnet_sparse.data.raw.frames import decoded_meters, read_depth_values, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
@@ -21,6 +21,7 @@ from ammnet_sparse.data.volumes.tsdf import (
     tsdf_from_depth,
     unflip_tsdf,
 )
+from ammnet_sparse.files.errors import DataError
 
 SMALL_GRID = (5, 4, 6)
 SMALL_CAMERA = Camera(30.0, 31.0, 15.7, 11.2)
@@ -229,16 +230,16 @@ def test_broken_raw_files_are_refused(tmp_path: Path) -> None:
     total = int(np.prod(FINE_GRID_SHAPE))
     path = tmp_path / "broken.bin"
     write_raw_labels(path, [(0, total - 2)])
-    with pytest.raises(RawFileError, match=r"broken\.bin"):
+    with pytest.raises(DataError, match=r"broken\.bin"):
         read_raw_labels(path)
     write_raw_labels(path, [(40, total)])
-    with pytest.raises(RawFileError, match=r"broken\.bin"):
+    with pytest.raises(DataError, match=r"broken\.bin"):
         read_raw_labels(path)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(RawFileError, match="truncated"):
+    with pytest.raises(DataError, match="truncated"):
         read_raw_labels(path)
     (tmp_path / "depth.png").write_bytes(b"not an image")
-    with pytest.raises(RawFileError, match=r"depth\.png"):
+    with pytest.raises(DataError, match=r"depth\.png"):
         read_depth_values(tmp_path / "depth.png")
 
 
