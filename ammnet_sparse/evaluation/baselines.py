@@ -39,7 +39,7 @@ def constant_baseline(batches: Iterable[Batch], *, info: SetInfo = NYU) -> Score
     return max(constant_baselines(batches, info=info).values(), key=lambda scores: scores.ssc_miou)
 
 
-def class_prior(batches: Iterable[Batch], *, empty_weight: float = 1.0) -> Tensor:
+def class_prior(batches: Iterable[Batch]) -> Tensor:
     """The most frequent class at each voxel of the grid over the scored voxels of training frames.
 
     A voxel that is never scored takes the most frequent class of its height, and at a height that is never scored
@@ -47,8 +47,6 @@ def class_prior(batches: Iterable[Batch], *, empty_weight: float = 1.0) -> Tenso
 
     Args:
         batches: training frames with labels, without augmentation.
-        empty_weight: weight of an empty voxel. Below 1 the prior completes more; 0.2 gives the best SSC mIoU
-            on NYU's validation frames, 13.3 % against 9.5 % with 1.
 
     Returns:
         [X, H, Y] uint8 on the CPU, a class. ``prior_labels`` repeats it for a batch.
@@ -72,8 +70,7 @@ def class_prior(batches: Iterable[Batch], *, empty_weight: float = 1.0) -> Tenso
         counts += flat.view_as(counts)
     if counts is None:
         raise ValueError("batches: expected at least one frame, found none")
-    votes = counts.view(*grid_shape, num_classes).double()
-    votes[..., EMPTY_LABEL] *= empty_weight
+    votes = counts.view(*grid_shape, num_classes)
     of_height = votes.sum((0, 2)).argmax(-1)
     prior = torch.where(votes.sum(-1) > 0, votes.argmax(-1), of_height[None, :, None])
     return prior.to(torch.uint8)

@@ -72,7 +72,6 @@ def read_array(
     check: ArrayCheck | None = None,
     most_values: int = MOST_VALUES,
     advice: str = "replace the file",
-    raises: type[FileError] = DataError,
 ) -> NDArray[Any]:
     """An array of numbers from an npz archive, or the one array of an npy file; by content, whatever the name.
 
@@ -83,13 +82,12 @@ def read_array(
         check: judges the header before anything is allocated.
         most_values: values that the array may have.
         advice: what to do about an unusable file, for messages.
-        raises: the error to raise.
 
     Raises:
-        FileError: as ``raises``: missing or unreadable file, no such array, not plain numbers, more values than the
+        DataError: missing or unreadable file, no such array, not plain numbers, more values than the
             file can hold or the caller allows, or what ``check`` says.
     """
-    with open_file(path, what=what, advice=advice, raises=raises) as file:
+    with open_file(path, what=what, advice=advice) as file:
         try:
             head = read_head(file)
             if head.startswith(b"\x93NUMPY"):
@@ -105,22 +103,20 @@ def read_array(
             raise
         except _Unusable as error:
             place = f"{path}: {error.key}" if error.key else path
-            raise raises.about(place, expected=error.expected, found=error.found, advice=advice) from None
+            raise DataError.about(place, expected=error.expected, found=error.found, advice=advice) from None
         # A damaged file makes zipfile, zlib, lzma and NumPy raise nearly anything.
         except Exception as error:
-            raise raises.about(path, expected=_READABLE, found=reason(error), advice=advice) from error
+            raise DataError.about(path, expected=_READABLE, found=reason(error), advice=advice) from error
 
 
-def array_names(
-    path: str | Path, *, advice: str = "replace the file", raises: type[FileError] = DataError
-) -> list[str]:
-    """Names of the arrays of an npz archive, sorted. Raises ``raises`` for anything else."""
-    what = "an npz archive"
-    with open_file(path, what=what, advice=advice, raises=raises) as file:
+def array_names(path: str | Path) -> list[str]:
+    """Names of the arrays of an npz archive, sorted. Raises DataError for anything else."""
+    what, advice = "an npz archive", "replace the file"
+    with open_file(path, what=what, advice=advice) as file:
         try:
             head = read_head(file)
             if not head.startswith(b"PK"):
-                raise raises.about(
+                raise DataError.about(
                     path, expected=what, found=describe_content(head), advice=advice_for(head, otherwise=advice)
                 )
             with zipfile.ZipFile(file) as archive:
@@ -128,7 +124,7 @@ def array_names(
         except FileError:
             raise
         except Exception as error:
-            raise raises.about(path, expected=what, found=reason(error), advice=advice) from error
+            raise DataError.about(path, expected=what, found=reason(error), advice=advice) from error
 
 
 def _read_npz(

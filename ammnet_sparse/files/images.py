@@ -28,7 +28,7 @@ LABEL_MAP_FORMATS = ("PNG",)
 DEPTH_FORMATS = ("PNG", "TIFF")
 """Those of depth images."""
 MOST_PIXELS = 2**26
-"""Largest number of pixels if the caller gives none: 8192 x 8192."""
+"""Largest number of pixels of an image: 8192 x 8192."""
 
 DepthEncoding = Literal["plain", "rotated"]
 """How the 16 bits of a value hold millimeters: as they are, or rotated by 3."""
@@ -77,9 +77,7 @@ def read_image(
     mode: str | None = None,
     upright: bool = True,
     size: tuple[int, int] | None = None,
-    most_pixels: int = MOST_PIXELS,
     advice: str = "replace the file",
-    raises: type[FileError] = DataError,
 ) -> LoadedImage:
     """Decodes the first picture of an image file.
 
@@ -89,27 +87,25 @@ def read_image(
         mode: convert to this mode of Pillow; None keeps the file's.
         upright: rotate the picture according to its EXIF orientation.
         size: (rows, columns) that it must have once it is upright; checked before it is decoded.
-        most_pixels: pixels that it may have at most.
         advice: what to do about an unusable file, for messages.
-        raises: the error to raise.
 
     Raises:
-        FileError: as ``raises``: missing, unreadable, of another format or size.
+        DataError: missing, unreadable, of another format or size.
     """
     names = " or ".join("jpg" if name == "JPEG" else name.lower() for name in formats)
-    with open_file(path, what=what, advice=advice, raises=raises) as file, warnings.catch_warnings():
+    with open_file(path, what=what, advice=advice) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about metadata
         try:
             head = read_head(file)
             with Image.open(file, formats=list(formats)) as image:
                 # Before the orientation is asked for: of a png Pillow decodes everything to find it.
                 can_turn = upright and image.size == size
-                problem = _size_problem(image, size, most_pixels, is_turned=can_turn)
+                problem = _size_problem(image, size, is_turned=can_turn)
                 orientation = 1 if problem else _orientation(image)
                 is_turned = upright and orientation >= 5 and not _says_turned_size(image)
-                problem = problem or _size_problem(image, size, most_pixels, is_turned=is_turned)
+                problem = problem or _size_problem(image, size, is_turned=is_turned)
                 if problem:
-                    raise raises.about(path, expected=problem[0], found=problem[1], advice=advice)
+                    raise DataError.about(path, expected=problem[0], found=problem[1], advice=advice)
                 image.load()
                 picture: Image.Image = image
                 if upright:
@@ -123,11 +119,11 @@ def read_image(
         except UnidentifiedImageError:
             found, advice = describe_content(head), advice_for(head, otherwise=advice)
             expected = f"a readable {names} with {what}"
-            raise raises.about(path, expected=expected, found=found, advice=advice) from None
+            raise DataError.about(path, expected=expected, found=found, advice=advice) from None
         # A damaged file makes Pillow raise nearly anything, SyntaxError included.
         except Exception as error:
             expected = f"a readable {names} with {what}"
-            raise raises.about(path, expected=expected, found=reason(error), advice=advice) from error
+            raise DataError.about(path, expected=expected, found=reason(error), advice=advice) from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -141,17 +137,15 @@ def _says_turned_size(image: Image.Image) -> bool:
     return image.size == (tags.get(_TIFF_HEIGHT), tags.get(_TIFF_WIDTH))
 
 
-def _size_problem(
-    image: Image.Image, size: tuple[int, int] | None, most_pixels: int, *, is_turned: bool
-) -> tuple[str, str] | None:
+def _size_problem(image: Image.Image, size: tuple[int, int] | None, *, is_turned: bool) -> tuple[str, str] | None:
     """The expected and the found size; None if they agree."""
     found = image.size if is_turned else image.size[::-1]
     channels = [] if len(image.getbands()) == 1 else [len(image.getbands())]
     shape = f"shape {[*found, *channels]}" + (", turned as its EXIF orientation says" if is_turned else "")
     if size is not None and found != size:
         return f"{size[0]} rows and {size[1]} columns", shape
-    if found[0] * found[1] > most_pixels:
-        return f"at most {most_pixels:,} pixels", shape
+    if found[0] * found[1] > MOST_PIXELS:
+        return f"at most {MOST_PIXELS:,} pixels", shape
     return None
 
 
