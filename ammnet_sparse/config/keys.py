@@ -64,7 +64,7 @@ def describe_keys(
 
 
 def keys_without_effect(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Those of the keys ``names``, with other values than their defaults, that change nothing here; and why."""
+    """The keys among ``names`` that have another value than their default, but no effect; each with the reason."""
     values, defaults = flat_values(config), flat_values(Config())
     only_if = {key.name: key.only_if for key in describe_keys()}
     problems = {

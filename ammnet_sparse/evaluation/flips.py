@@ -1,7 +1,7 @@
 """Flips at test time: the mean of a predictor's scores over symmetries of the grid (``data/symmetry.py``).
 
-What is moved are the voxels of the data, as in augmentation (``data.augment_3d``); the pixel that hit a voxel goes
-with it, so the 2D input stays as it is. A network trained without that augmentation gains nothing.
+The voxels of the data are moved, as in augmentation (``data.augment_3d``); the pixel that hit a voxel moves with it,
+so the 2D input is unchanged. A network trained without that augmentation gains nothing.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from ammnet_sparse.data.set_info import SetInfo
 _DISTANCES = (1, 2, 4, 8, 16)
 """Distance in voxels (maximum norm) to the nearest hit voxel: upper ends of the bins."""
 _SLICES = 6
-"""Into how many parts height and forward axis are cut."""
+"""Number of parts of the height, and of the forward axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Group:
 
     Attributes:
         occupied: truly occupied ones.
-        found: of them, those predicted to be occupied.
+        found: occupied ones predicted to be occupied.
         empty: truly empty ones.
-        filled: of them, those predicted to be occupied.
+        filled: empty ones predicted to be occupied.
         right_class: of ``found``, those with the right class.
     """
 
@@ -52,7 +52,7 @@ class Group:
 
 
 class LostVoxels:
-    """Adds up batches; ``groups`` says what was lost by true class, distance to a hit voxel, height, and so on.
+    """Adds up batches; ``groups`` counts what was lost by true class, distance to a hit voxel, height, and so on.
 
     Counts the voxels of scene completion: scored, and hit by no pixel.
     """

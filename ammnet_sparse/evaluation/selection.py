@@ -1,4 +1,4 @@
-"""Which frames of a set a trained network runs on, with the 2D input that it reads."""
+"""The frames of a set that a trained network runs on, and whether it can run on a camera's."""
 
 from collections.abc import Sequence
 

@@ -60,7 +60,7 @@ def scores_of(row: Row, run: RunPlan, *, settings: Settings) -> RunScores | None
 def format_table(table: Table, rows: Sequence[tuple[Row, Sequence[RunScores]]]) -> str:
     """Markdown: one line per row, mean and sample standard deviation over the seeds, the paper's figures last.
 
-    Below it what the runs do not have of the paper's settings, and which rows are the same runs.
+    Below it stand the settings in which runs differ from the paper's, and the rows that are the same runs.
     """
     lines = [
         f"### {table.title}",

@@ -130,7 +130,7 @@ def _trained_config(folder: Path) -> Config | None:
 def check_settings(plan: RunPlan) -> None:
     """Raises ConfigError if the run's folder holds a run of other settings, whose scores would be taken for this one's.
 
-    More epochs than it has been trained are no other settings: it is prolonged.
+    More epochs do not count as other settings: the run is continued.
     """
     if plan.stage1 is not None:
         check_settings(plan.stage1)
@@ -159,7 +159,7 @@ def settings_of(row: Row, run: RunPlan, *, settings: Settings) -> dict[str, Any]
 
 
 def _changed(before: Config, now: Config) -> list[str]:
-    """The keys that make two configurations different runs, of which one cannot be shown as the other."""
+    """The keys that make two configurations different runs, so that one cannot be shown as the other."""
     keys = [key.name for key in changed_keys(before, now)]
     if before.training.validate_every != now.training.validate_every:  # which epochs can be the best
         keys.append("training.validate_every")

@@ -33,7 +33,7 @@ class RunningStatistics(NamedTuple):
 
 
 class Normalized(NamedTuple):
-    """What a normalization returns.
+    """The results of a normalization.
 
     Attributes:
         sum: [N, C], normalized features plus residuals; None unless requested.

@@ -3,13 +3,13 @@
     python tools/bench_convolutions.py --data NYU --device cuda --dtype float16 --json convolutions.json
     python tools/bench_convolutions.py --width 16 --seconds 0.2                   a trial on the CPU
 
-The ways are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (its implicit matrix product over our tables on
-CUDA; ``gather`` for channels and devices that it does not support), ``gather`` (gathered rows and one matrix product)
-and, where every cell is a site, ``dense`` (a plain convolution of rows as they lie, channels last).
+The backends are those of ammnet_sparse/sparse/convolutions.py: ``spconv`` (its implicit matrix product over our tables
+on CUDA; ``gather`` for channels and devices that it does not support), ``gather`` (gathered rows and one matrix
+product) and, where every cell is a site, ``dense`` (a plain convolution of rows as they lie, channels last).
 Shapes are recorded from a forward pass of generator and discriminator over four frames; layers of one kind, shape and
 site sets are one row. Times are medians over forward and backward pass together: ``device`` as the device saw them,
-``host`` until the calls returned, which on CUDA is the time of the launches. The sum at the end says what each way, and
-the best of them for every row, makes of all convolutions of the step.
+``host`` until the calls returned, which on CUDA is the time of the launches. At the end stand the totals of all
+convolutions of the step, for each backend and for the best one of every row.
 
 Exit code: 0 done, 2 wrong usage or data.
 """

@@ -37,9 +37,9 @@ def time_on_cpu(step: Step) -> float:
 def time_on_cuda(step: Step, device: torch.device, *, launch_seconds: float = 0.0) -> float:
     """Microseconds that ``step`` takes on the device.
 
-    The caches hold before what the step does not read, as in a training step, and nothing that must be written back:
+    The caches hold values that the step does not read, as in a training step, and nothing that must be written back:
     they are filled by reading. The device sleeps while the host launches the step, so that it never waits for the host
-    between the two events, whose first stands behind the sleep.
+    between the two events, the first of which comes after the sleep.
 
     Args:
         step: what to time. Where it waits for the device itself, that time counts.
