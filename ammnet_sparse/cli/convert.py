@@ -8,6 +8,7 @@ Exit code: 0 done, 1 failed, 2 wrong usage or a checkpoint that cannot be conver
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import torch
 
 from ammnet_sparse.cli.errors import UsageError, check_output_file, command, writing_to
 from ammnet_sparse.cli.options import CommandParser, add_out_option, either
+from ammnet_sparse.data.set_info import NYU, read_set_info
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.models.image_encoders import SegFormerB2
 from ammnet_sparse.models.weights.backbones import read_backbone_weights, read_weights_file
 from ammnet_sparse.models.weights.checks import WeightsError
 from ammnet_sparse.models.weights.conversion import Conversion, convert_dense_state_dict, publish_dense_state_dict
-from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.files import SET_INFO, read_weights, save_weights
 from ammnet_sparse.models.weights.shipped import find_weights
 
 _BACKBONE = "image_encoder.backbone"
@@ -48,6 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A name may hold bytes that are not text; metadata cannot.
     name = options.checkpoint.name.encode("utf-8", "replace").decode()
     metadata = {"converted_from": name, "missing_parts": ",".join(missing)}
+    num_classes = conversion.model_config.num_classes
+    if options.classes is not None:
+        info = read_set_info(options.classes, dataset=NYU.dataset)
+        if info.num_classes != num_classes:
+            raise UsageError(
+                f"--classes {options.classes}: expected the {num_classes} classes of the checkpoint, found "
+                f"{info.num_classes}"
+            )
+        metadata[SET_INFO] = info.model_dump_json()
+    elif num_classes != NYU.num_classes:
+        print(
+            f"note: {num_classes} classes, not NYU's {NYU.num_classes}; frames of a camera need their names and colors "
+            "(--classes FILE)",
+            file=sys.stderr,
+        )
     with writing_to(out):
         save_weights(out, weights, model_config=conversion.model_config, metadata=metadata)
     _report(conversion, weights=len(weights), missing=missing, output=out)
@@ -80,6 +97,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Path]:
         type=Path,
         metavar="FILE",
         help="SegFormer-B2 backbone (mit_b2.pth or Hugging Face's) for a checkpoint that lacks it",
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="classes.yaml of the set that it was trained on (docs/sets.md; default: NYU's twelve classes)",
     )
     parser.add_argument(
         "--grid-shape",

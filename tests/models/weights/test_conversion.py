@@ -1,6 +1,7 @@
 """Conversion of published dense checkpoints: no weight is lost, and wrong ones are refused."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from ammnet_sparse.models.weights.conversion import (
     publish_dense_state_dict,
     published_name,
 )
-from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights
+from ammnet_sparse.models.weights.files import load_into, read_weights, save_weights, set_info_in
 from ammnet_sparse.models.weights.loading import join_states, split_state
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -243,6 +244,24 @@ def test_the_command_writes_a_file_that_loads(
     loaded = DenseAMMNet(config)
     load_into(loaded, weights, source=output, may_lack=metadata["missing_parts"].split(","))
     assert torch.equal(loaded.image_encoder.backbone.patch_embed.proj.bias, encoder["encoder.patch_embed1.proj.bias"])
+
+
+def test_the_command_names_the_classes_of_the_checkpoint(
+    published: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, output, file = tmp_path / "dense.pth", tmp_path / "out.safetensors", tmp_path / "classes.yaml"
+    torch.save(published, checkpoint)
+    command = [str(checkpoint), "--out", str(output), "--grid-shape", *map(str, GRID)]
+    assert convert.main(command) == 0 and "--classes" in capsys.readouterr().err
+    _, config, metadata = read_weights(output)
+    with pytest.raises(WeightsError, match="--classes"):
+        set_info_in(metadata, config)
+    colors = {f"class {label}": [label, 0, 0] for label in range(config.num_classes)}
+    file.write_text(json.dumps({"classes": colors}))
+    assert convert.main([*command, "--classes", str(file)]) == 0
+    assert list(set_info_in(read_weights(output)[2], config).classes) == list(colors)
+    file.write_text(json.dumps({"classes": {**colors, "more": [0, 1, 0]}}))
+    assert convert.main([*command, "--classes", str(file)]) == 2
 
 
 def test_the_command_names_files_that_it_cannot_convert(
