@@ -29,6 +29,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
+def printable(text: str) -> str:
+    """A name without what no font shows: control characters and bytes that are not UTF-8 as ``\\x1b``, ``\\udcff``."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def abbreviated(names: Sequence[str], limit: int = 8) -> str:
     """Names for a message: the first few, long ones cut short, and how many more there are; "nothing" for none."""
     if not names:

@@ -60,9 +60,9 @@ def replacing_open(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replaces a file by ``text`` in UTF-8; errors as ``replacing``."""
+    """Replaces a file by ``text`` in UTF-8; errors as ``replacing``. Bytes of file names that are no text are escaped."""
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def keep_as(path: str | Path, kept: str | Path) -> None:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ammnet_sparse.data.set_info import CLASS_NAME, MOST_CLASSES, NYU
 from ammnet_sparse.files.content import read_text
-from ammnet_sparse.files.errors import FileError
+from ammnet_sparse.files.errors import FileError, printable
 from ammnet_sparse.pictures.palettes import Palette, painted
 
 METRICS = "metrics.jsonl"
@@ -215,6 +215,11 @@ def _class_figure(history: History, palette: Palette) -> str:
     return svg(figure, axes, "Scores of each class over the steps", legend_columns=4)
 
 
+def legend_name(name: str) -> str:
+    """A name as a legend shows it: printable, and without the underscore in front that would hide it."""
+    return f" {printable(name)}" if name.startswith("_") else printable(name)
+
+
 def new_figure(title: str) -> tuple[Figure, Axes]:
     """An empty figure of the page."""
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
@@ -285,6 +290,8 @@ def add_legend(figure: Figure, handles: Sequence[Artist], *, columns: int) -> No
     """
     for count in range(columns, 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=count, fontsize=8.5, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names may hold $
         width = legend.get_window_extent().width
         if width <= figure.bbox.width or count == 1:
             break

@@ -11,7 +11,16 @@ from matplotlib.ticker import MaxNLocator
 
 from ammnet_sparse.config import Config, flat_plain
 from ammnet_sparse.files.writing import replacing_open
-from ammnet_sparse.pictures.history import History, add_legend, draw_epochs, new_figure, rows_html, svg, table_html
+from ammnet_sparse.pictures.history import (
+    History,
+    add_legend,
+    draw_epochs,
+    legend_name,
+    new_figure,
+    rows_html,
+    svg,
+    table_html,
+)
 
 _COLORS = ("#1d5fbf", "#c2410c", "#2b8a3e", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
 _SCORES = (("SC IoU", ("sc", "iou")), ("SSC mIoU", ("ssc", "miou")))
@@ -57,7 +66,7 @@ def plot_scores(histories: Mapping[str, History], path: Path) -> None:
         axes.grid(alpha=0.3)
     lines = [line for history in histories.values() for line in history.epochs]
     runs = [
-        axes.plot([], [], color=_COLORS[index % len(_COLORS)], linewidth=3, label=name)[0]
+        axes.plot([], [], color=_COLORS[index % len(_COLORS)], linewidth=3, label=legend_name(name))[0]
         for index, name in enumerate(histories)
     ]
     parts = [
@@ -81,7 +90,7 @@ def _draw_scores(axes: Axes, histories: Mapping[str, History], keys: Sequence[st
     for index, (name, history) in enumerate(histories.items()):
         color = _COLORS[index % len(_COLORS)]
         for part, style, marker in _PARTS:
-            label = name if part == "validation" or not history.validated else ""
+            label = legend_name(name) if part == "validation" or not history.validated else ""
             draw_epochs(
                 axes,
                 history.epochs,
@@ -98,7 +107,7 @@ def _loss_figure(histories: Mapping[str, History]) -> str:
     figure, axes = new_figure("Scene cross-entropy")
     for index, (name, history) in enumerate(histories.items()):
         color = _COLORS[index % len(_COLORS)]
-        for key, style, label in (("validation_scene", "-", name), ("scene", "--", f"_{name}")):
+        for key, style, label in (("validation_scene", "-", legend_name(name)), ("scene", "--", f"_{name}")):
             draw_epochs(axes, history.epochs, (key,), label=label, color=color, marker="", style=style, over="epoch")
     axes.set_xlabel("epoch")
     return svg(figure, axes, "Scene cross-entropy of the runs over their epochs")

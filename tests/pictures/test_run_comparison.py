@@ -1,5 +1,6 @@
 """Several runs side by side: curves, best epochs, the keys that differ, and the plot of their scores."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.pictures.history import History, read_history
+from ammnet_sparse.pictures.page import write_page
 from ammnet_sparse.pictures.run_comparison import comparison_html, differing_keys, plot_scores
 from tests.pictures.test_history import text_of, write_run
 
@@ -49,6 +51,24 @@ def test_names_are_text_of_the_page(tmp_path: Path) -> None:
     history = read_history(write_run(tmp_path / "run", mious=(0.2,)))
     page = comparison_html({"<b>": history, "c": history}, {"<b>": config_with(), "c": config_with("model.width=64")})
     assert "<b>" not in page and "&lt;b&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("$\\frac{$", "$\\frac{$"),
+        ("a$x^2$b$", "a$x^2$b$"),
+        (os.fsdecode(b"run\xff"), "run\\udcff"),
+        ("_run", " _run"),
+        ("\x1b[31m\n", "\\x1b[31m\\n"),
+    ],
+)
+def test_a_run_may_have_any_name_of_a_folder(tmp_path: Path, name: str, shown: str) -> None:
+    history = read_history(write_run(tmp_path / "run", mious=(0.2,)))
+    page = comparison_html({name: history, "other": history}, {name: config_with(), "other": config_with()})
+    assert f">{shown}</text>" in page
+    write_page(tmp_path / "page.html", [], title=name, introduction=page)
+    plot_scores({name: history, "other": history}, tmp_path / "scores.png")
 
 
 @pytest.mark.parametrize("name", ["scores.png", "scores.svg", "scores.pdf"])
