@@ -8,15 +8,17 @@ FOLDER is watched: color and depth images that are written into it, side by side
 depth, are matched by name as for `ammnet predict`. A frame that arrives while another is being completed replaces the
 one that waits. A frame that cannot be used is named and skipped. Vertical, floor and room are kept from frame to frame.
 
-The page is served to this machine alone (--host). Ctrl-C ends; --frames and --idle end by themselves.
+The page is served to this machine alone (--host). Ctrl-C and SIGTERM end, with a summary; --frames and --idle end by
+themselves.
 
 Exit code: 0 done, 1 no frame was completed, 2 wrong usage or no such source, 130 interrupted.
 """
 
 import argparse
+import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
@@ -42,7 +44,7 @@ from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.realsense import RealSenseSource
 from ammnet_sparse.live.viewer import LAST_PORT, LOCAL_HOST, LiveViewer
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.outputs import CompletedScene
+from ammnet_sparse.pictures.outputs import CompletedScene, check_names
 from ammnet_sparse.pictures.palettes import painted
 
 Source = FolderSource | RealSenseSource
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = _source(options)
     if options.out is not None and isinstance(source, FolderSource) and source.reads_from(options.out):
         raise UsageError(f"--out {options.out}: expected another folder than those of --source, found one of them")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     print(weights, file=sys.stderr)
     started = time.monotonic()
     settings = given_settings(options) | {"intrinsics": source.intrinsics}
@@ -78,30 +82,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         viewer = LiveViewer(host=options.host, port=options.port, info=painted(completer.info, options.palette))
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
+    counts = _Counts()
     try:
-        count, skipped, replaced = _complete(completer, source, viewer, options)
-    finally:
+        _complete(completer, source, viewer, options, counts)
+    finally:  # interrupted, too
         if viewer is not None:
             viewer.stop()
-    left_out = f", {replaced} left out for newer ones" if replaced else ""
-    frames = f"{count} frame{'s' * (count != 1)} completed"
-    print(f"{frames}{left_out}" + (f", {skipped} skipped" if skipped else ""))
-    if not count:
+        print(counts.describe())
+    if not counts.completed:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
 
 
 def _complete(
-    completer: SceneCompleter, source: Source, viewer: LiveViewer | None, options: argparse.Namespace
-) -> tuple[int, int, int]:
-    """Completes the frames of the source until it ends; how many were completed, skipped, and left out for newer."""
-    count, skipped, rate, last = 0, 0, None, None
+    completer: SceneCompleter,
+    source: Source,
+    viewer: LiveViewer | None,
+    options: argparse.Namespace,
+    counts: "_Counts",
+) -> None:
+    """Completes the frames of the source until it ends, and counts them."""
+    rate, last = None, None
     with Newest(source.frames(), stop=source.stop) as newest:
+        counts.of_source = lambda: (source.skipped, newest.replaced + source.passed_over)
         for stored in newest:
             try:
+                if options.out is not None:
+                    check_names(options.out, stored.name, has_ply=options.ply)
                 scene = completer.complete(stored).painted(options.palette)
             except DataError as error:
-                skipped += 1
+                counts.skipped += 1
                 print(f"skipped: frame {stored.name}: {with_options(str(error))}", file=sys.stderr, flush=True)
                 continue
             now = time.monotonic()
@@ -116,11 +126,26 @@ def _complete(
                     scene.write_volume(options.out)
                     if options.ply:
                         scene.write_ply(options.out)
-            count += 1
+            counts.completed += 1
             print(_line(scene, rate), flush=True)
-            if count == options.frames:
+            if counts.completed == options.frames:
                 break
-    return count, skipped + source.skipped, newest.replaced + source.passed_over
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Frames that were completed and skipped, and what the source says: skipped, and left out for newer ones."""
+
+    completed: int = 0
+    skipped: int = 0
+    of_source: Callable[[], tuple[int, int]] = lambda: (0, 0)
+
+    def describe(self) -> str:
+        skipped, replaced = self.of_source()
+        skipped += self.skipped
+        left_out = f", {replaced} left out for newer ones" if replaced else ""
+        frames = f"{self.completed} frame{'s' * (self.completed != 1)} completed"
+        return f"{frames}{left_out}" + (f", {skipped} skipped" if skipped else "")
 
 
 def _source(options: argparse.Namespace) -> Source:

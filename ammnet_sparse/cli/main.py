@@ -77,11 +77,36 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not text
     try:
-        code: int = command.main(arguments)
+        with _terminated_as_interrupted():
+            code: int = command.main(arguments)
     except KeyboardInterrupt:  # raised outside of the command's own error handling
         print(f"ammnet {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM acts as Ctrl-C within the block: what is half written is removed, and summaries are printed.
+
+    Commands that save on signals handle them themselves.
+    """
+    process = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a worker, which inherits the handler
+            os._exit(128 + number)
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the end
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open_standard_streams() -> None:

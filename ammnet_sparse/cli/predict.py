@@ -75,7 +75,7 @@ from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.ensemble import Ensemble, load_networks
 from ammnet_sparse.models.weights.files import set_info_in
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.outputs import CompletedScene, foreign_output, output_paths
+from ammnet_sparse.pictures.outputs import CompletedScene, check_names, foreign_output, output_paths
 from ammnet_sparse.pictures.page import Scene, is_page, write_page
 from ammnet_sparse.progress import ProgressBar
 
@@ -194,6 +194,7 @@ def _own_frames(
     options.out.mkdir(parents=True, exist_ok=True)
     for paths in ProgressBar(found, title="predicting", unit="frame"):
         try:
+            check_names(options.out, paths.name, has_ply=options.ply)
             frame = dataclasses.replace(read_frame(paths, settings), info=info)
         except DataError as error:
             if len(found) == 1:

@@ -30,7 +30,7 @@ def reason(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A name without what no font shows: control characters and bytes that are not UTF-8 as ``\\x1b``, ``\\udcff``."""
+    """A name with what no font shows, control characters and bytes that are not UTF-8, as Python escapes it."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 

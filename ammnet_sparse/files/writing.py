@@ -27,12 +27,19 @@ _LONGEST_START = 100
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file beside ``path``, which replaces ``path`` at the end of the block.
 
-    If the block raises, ``path`` is unchanged and the temporary file is removed.
+    If the block raises, ``path`` is unchanged and the temporary file is removed. Of a symbolic link the file that it
+    leads to is replaced; devices and pipes (``/dev/stdout``) are written to directly.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; it names ``path``.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with naming_errors(path):
+            yield path
+        return
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     with _created_beside(path) as temporary, naming_errors(path):
         mode = temporary.stat().st_mode
         yield temporary
@@ -60,7 +67,7 @@ def replacing_open(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replaces a file by ``text`` in UTF-8; errors as ``replacing``. Bytes of file names that are no text are escaped."""
+    """Replaces a file by ``text`` in UTF-8, with bytes of names that are no text escaped; errors as ``replacing``."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 

@@ -112,22 +112,27 @@ class FolderSource:
         """The last of the new frames that can be read; earlier ones count as seen."""
         self._is_rewritten = False
         states = [(paths, state) for paths in self._paths() if (state := _State.of(paths)) is not None]
+        self._give_up_unreadable({paths.name: (paths, state) for paths, state in states})
         new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
-        there = {paths.name for paths, _ in new}
-        self._unreadable = {name: value for name, value in self._unreadable.items() if name in there}
         by_time = sorted(new, key=lambda found: (found[1].written_at, natural_order(found[0].name)), reverse=True)
         for paths, state in by_time:
             try:
                 frame = read_stored(paths)
-            except (DataError, OSError, ValueError) as error:
-                self._wait_for(paths.name, state, error)
+            except (DataError, OSError, ValueError):
+                if paths.name not in self._unreadable:
+                    self._wait_for(paths.name, state)
                 continue
             if not self._is_of_one_moment(paths, state):
                 self._is_rewritten = True
                 self._last_change = time.monotonic()
                 continue
-            # Older ones are late; newer ones are still being written.
-            late = {other.name: seen for other, seen in new if seen.written_at <= state.written_at}
+            self._unreadable.pop(paths.name, None)
+            # Older ones are late; newer ones are still being written, and so may be those that cannot be read.
+            late = {
+                other.name: seen
+                for other, seen in new
+                if seen.written_at <= state.written_at and other.name not in self._unreadable
+            }
             self.passed_over += len(late) - 1
             self._done |= late
             return frame
@@ -144,18 +149,26 @@ class FolderSource:
             self._stopped.wait(remaining / 1e9)
         return _State.of(paths) == state
 
-    def _wait_for(self, name: str, state: "_State", error: Exception) -> None:
-        """Gives an unreadable frame up, and says so, if its files have not changed for long enough."""
-        before = self._unreadable.get(name)
-        now = time.monotonic()
-        if before is None or before[0] != state:
-            self._unreadable[name] = (state, now)
-            self._last_change = now
-        elif now - before[1] > SETTLE_SECONDS:
-            del self._unreadable[name]
-            self._done[name] = state
-            self.skipped += 1
-            self._report(f"frame {name}: {error}")
+    def _wait_for(self, name: str, state: "_State") -> None:
+        """Waits for an unreadable frame, which may still be being written, from now on."""
+        self._last_change = time.monotonic()
+        self._unreadable[name] = (state, self._last_change)
+
+    def _give_up_unreadable(self, present: Mapping[str, tuple[FrameFiles, "_State"]]) -> None:
+        """Gives unreadable frames up, and says so, if their files have not changed for long enough."""
+        for name, (state, since) in list(self._unreadable.items()):
+            if name not in present:
+                del self._unreadable[name]
+            elif present[name][1] != state:
+                self._wait_for(name, present[name][1])
+            elif time.monotonic() - since > SETTLE_SECONDS:
+                del self._unreadable[name]
+                try:
+                    read_stored(present[name][0])
+                except (DataError, OSError, ValueError) as error:
+                    self._done[name] = state
+                    self.skipped += 1
+                    self._report(f"frame {name}: {error}")
 
     def _paths(self) -> list[FrameFiles]:
         """The frames whose files are all there."""

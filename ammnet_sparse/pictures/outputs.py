@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 from ammnet_sparse.camera.frames import CameraFrame
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import EMPTY_LABEL, FLOOR_OFFSET
+from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
 from ammnet_sparse.pictures.page import Scene, write_page
@@ -221,15 +224,30 @@ def output_paths(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}.npz", folder / f"{name}.png", *(folder / f"{name}_{form}.ply" for form in _FORMS)]
 
 
+def check_names(folder: Path, name: str, *, has_ply: bool) -> None:
+    """Raises DataError if the files of a frame of this name cannot be written into an existing folder."""
+    for path in output_paths(folder, name)[: None if has_ply else 2]:
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                continue
+            found = "a folder of that name"
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found = error.strerror or reason(error)
+        shown = f"{path.name[:40]}..." if len(path.name) > 60 else path.name
+        raise DataError.about(folder, expected=f"to write {shown}", found=found, advice="rename the frame's files")
+
+
 def foreign_output(folder: Path, name: str) -> Path | None:
     """A file of another origin that a frame of this name would replace; None if there is none.
 
     A volume, ``<name>.npz``, with ``labels`` is of an earlier completion, and so are the other files beside it.
     """
     volume, *others = output_paths(folder, name)
-    if volume.exists():
+    if os.path.exists(volume):  # Path.exists raises for names that are too long
         return None if _is_completion(volume) else volume
-    return next((path for path in others if path.exists()), None)
+    return next((path for path in others if os.path.exists(path)), None)
 
 
 def _is_completion(path: Path) -> bool:

@@ -64,6 +64,25 @@ def test_an_odd_name_does_not_end_the_stream(run: Tool, tmp_path: Path, capsys: 
     assert (tmp_path / "out" / "a\\b.npz").is_file()
 
 
+@pytest.mark.parametrize("length", [244, 245, 251])
+def test_a_name_too_long_for_a_file_skips_that_frame_alone(
+    run: Tool, tmp_path: Path, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("7", "8" * length):  # the last one is the newest
+        iio.imwrite(tmp_path / "in" / f"{name}.png", np.round(1000 * room_depth()).astype(np.uint16))
+        time.sleep(0.02)
+    fits = length + len("_points.ply") <= 255
+    given = ["--depth-only", "--ply", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert run(*given) == (0 if fits else 1)
+    assert ("skipped: frame 8888" in capsys.readouterr().err) != fits
+    weights = ["--checkpoint", str(small_weights(tmp_path)), "--device", "cpu"]
+    given = ["--depth", str(tmp_path / "in"), "--intrinsics", ",".join(map(str, INTRINSICS)), "--ply", *weights]
+    assert predict.main([*given, "--out", str(tmp_path / "all")]) == (0 if fits else 1)
+    assert ("skipped: frame 8888" in capsys.readouterr().err) != fits
+    assert len(list((tmp_path / "all").iterdir())) == (8 if fits else 4)
+
+
 def test_a_folder_without_a_frame_says_why(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     iio.imwrite(tmp_path / "7.depth.png", np.round(1000 * room_depth()).astype(np.uint16))
     assert run() == 1

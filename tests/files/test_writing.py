@@ -91,3 +91,19 @@ def test_errors_that_name_a_file_keep_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, naming_errors(tmp_path / "other"):
         (tmp_path / "absent").read_bytes()
     assert caught.value.filename == str(tmp_path / "absent")
+
+
+def test_links_are_followed_and_devices_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    target, link, pipe = tmp_path / "folder" / "file", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    write_text(link, "text")
+    assert link.is_symlink() and target.read_text() == "text" and list(target.parent.iterdir()) == [target]
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text")
+    assert os.read(reader, 10) == b"text" and pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(OSError, match="No space left"):
+        write_text("/dev/full", "text")
+    assert Path("/dev/full").is_char_device()

@@ -103,6 +103,27 @@ def test_files_written_anew_are_a_new_frame(tmp_path: Path) -> None:
     assert list(frames) == [] and said == []
 
 
+def test_corrupt_files_are_named_while_good_ones_keep_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
+    said: list[str] = []
+    source = watch(tmp_path, said)
+    seen = []
+    for number in range(30):
+        name = f"{number:04d}"
+        write_pair(tmp_path, name, number)
+        if number % 5 == 1:
+            path = tmp_path / f"{name}.depth.png"
+            path.write_bytes(path.read_bytes()[:40])
+        frame = source._newest()
+        seen.append(None if frame is None else frame.name)
+        time.sleep(0.03)
+    good = [f"{number:04d}" for number in range(30) if number % 5 != 1]
+    assert [name for name in seen if name is not None] == good
+    named = [line.split(":")[0] for line in said]
+    assert named == [f"frame {number:04d}" for number in range(1, 30, 5)][: len(named)] and len(named) >= 3
+    assert source.skipped == len(named) and source.passed_over == 0
+
+
 def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
     said: list[str] = []
