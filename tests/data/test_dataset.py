@@ -1,6 +1,5 @@
 """The data set and its loader: augmentation and order follow from seed and epoch alone."""
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader, epoch_batches, epoch_order
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.files.errors import DataError
-from tests.data.frames import GRID, random_frame, write_frame, write_set
+from tests.data.frames import GRID, write_set
 
 IDS = [f"{number:04d}" for number in range(7)]
 
@@ -37,13 +36,6 @@ def _batches(dataset: FrameDataset, *, epoch: int = 0, workers: int = 0, start_b
     return batches
 
 
-def test_frames_come_unchanged_without_augmentation(folder: FrameFolder) -> None:
-    dataset = FrameDataset(folder, IDS)
-    assert len(dataset) == 7
-    for index, frame_id in enumerate(IDS):
-        assert _same(dataset[index], Batch.from_frame(folder.read(frame_id)))
-
-
 def test_augmentation_depends_on_seed_epoch_and_frame_alone(folder: FrameFolder) -> None:
     dataset = FrameDataset(folder, IDS, augment_3d=True, seed=1)
     first = [dataset[index] for index in range(7)]
@@ -56,26 +48,6 @@ def test_augmentation_depends_on_seed_epoch_and_frame_alone(folder: FrameFolder)
     assert all(_same(dataset[index], batch) for index, batch in enumerate(first))
     other = FrameDataset(folder, IDS, augment_3d=True, seed=2)
     assert not all(_same(other[index], batch) for index, batch in enumerate(first))
-
-
-def test_images_are_augmented(tmp_path: Path) -> None:
-    frame = random_frame(1, has_image=True)
-    write_frame(tmp_path, frame)
-    folder = FrameFolder(tmp_path, grid_shape=GRID)
-    plain = FrameDataset(folder, ["0001"])[0]
-    changed = FrameDataset(folder, ["0001"], augment_2d=True, seed=3)[0]
-    assert plain.image is not None and changed.image is not None
-    assert plain.image.shape == changed.image.shape == (1, 3, 480, 640)
-    assert not torch.equal(plain.image, changed.image)
-    assert torch.equal(plain.tsdf, changed.tsdf)
-
-
-def test_frames_are_read_on_access(tmp_path: Path) -> None:
-    write_set(tmp_path, ["0001"])
-    dataset = FrameDataset(FrameFolder(tmp_path, grid_shape=GRID), ["0001"])
-    (tmp_path / "TSDF" / "0001.npz").unlink()
-    with pytest.raises(DataError, match=r"TSDF/0001\.npz"):
-        dataset[0]
 
 
 @pytest.mark.parametrize("ids", [[], ["0001", "0001"]])
@@ -149,11 +121,6 @@ def test_sampler_errors(changes: dict[str, int]) -> None:
     options = {"batch_size": 2, "shuffle_seed": 0, "epoch": 0, "drop_last": True, **changes}
     with pytest.raises(ValueError, match=next(iter(changes))):
         epoch_batches(7, **options)  # type: ignore[arg-type]
-
-
-def test_dataset_can_be_sent_to_processes(folder: FrameFolder) -> None:
-    dataset = FrameDataset(folder, IDS)
-    assert _same(pickle.loads(pickle.dumps(dataset))[2], dataset[2])
 
 
 def test_worker_errors_name_the_file(tmp_path: Path) -> None:

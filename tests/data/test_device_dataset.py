@@ -132,15 +132,6 @@ def test_tsdf_that_float16_does_not_hold(tmp_path: Path, inexact: str) -> None:
     assert_same_batches(FrameFolder(tmp_path, grid_shape=GRID), ["0001", "0002"])
 
 
-def test_flipped_frames(tmp_path: Path) -> None:
-    frame = random_frame(1)
-    write_frame(tmp_path, frame)
-    write_cad_frame(tmp_path, frame, half="train")
-    folder = FrameFolder(tmp_path, dataset="nyucad", grid_shape=GRID)
-    assert_same_batches(folder, ["0001"])
-    assert DeviceDataset(folder, ["0001"], device=CPU)[0].tsdf_is_flipped
-
-
 def test_images_with_dense_truth_are_augmented_alike(tmp_path: Path) -> None:
     ids = IDS[:4]
     write_set(tmp_path / "set", ids, has_image=True)
@@ -197,15 +188,3 @@ def test_batches_on_a_gpu_without_waiting(packed: PackedFrames) -> None:
             frames.__getitems__([3, 1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_real_frames(nyu_folder: Path) -> None:
-    folder = FrameFolder(nyu_folder, read_image=False)
-    ids = folder.frame_ids("train")[:4]
-    dataset = DeviceDataset(folder, ids, device=CPU, augment_3d=True)
-    dataset.set_epoch(3)
-    ordinary = FrameDataset(folder, ids, augment_3d=True)
-    ordinary.set_epoch(3)
-    assert_same_batch(dataset.__getitems__([2, 0, 3]), Batch.collate([ordinary[index] for index in (2, 0, 3)]))
-    with_longest_hits = dataset.num_bytes / 4 + 8 * 7055  # hits of a frame of the whole set, to which all are filled up
-    assert 795 * with_longest_hits < 600e6

@@ -140,14 +140,3 @@ def test_command(
         with pytest.raises(SystemExit) as stopped:
             main([str(tmp_path), *arguments])
         assert stopped.value.code == 2
-
-
-@pytest.mark.slow
-def test_published_counts_of_the_training_split(nyu_folder: Path) -> None:
-    folder = FrameFolder(nyu_folder, read_image=False, read_label_map=False)
-    report = check_set(folder, ["train"], workers=0, progress=False)
-    assert report.is_clean and report.num_frames == 795
-    counts = report.statistics["train"]
-    assert counts.scored.sum() == 13_069_879
-    published = "7049946 80205 1072333 907680 116952 180994 436852 282264 255113 28247 1806927 852366"
-    assert list(counts.classes.values()) == [int(number) for number in published.split()]

@@ -30,9 +30,10 @@ from tests.data.frames import (
 VOXELS = int(np.prod(GRID))
 
 
-@pytest.mark.parametrize("label_type", [np.uint8, np.int16, np.int64, np.float64])
-@pytest.mark.parametrize("mapping_type", [np.int32, np.uint32, np.int64, np.float32])
-@pytest.mark.parametrize("tsdf_type", [np.float16, np.float64])
+@pytest.mark.parametrize(
+    ("label_type", "mapping_type", "tsdf_type"),
+    [(np.uint8, np.uint32, np.float16), (np.int16, np.int64, np.float64), (np.float64, np.float32, np.float64)],
+)
 def test_any_number_type(tmp_path: Path, label_type: type, mapping_type: type, tsdf_type: type) -> None:
     frame = random_frame(3)
     write_frame(tmp_path, frame, label_type=label_type, mapping_type=mapping_type, tsdf_type=tsdf_type)
@@ -153,12 +154,10 @@ BAD_ARRAYS: list[tuple[str, dict[str, np.ndarray]]] = [
     ("Label", {"arr_0": _with(12, np.uint8), "arr_1": ONES}),
     ("Label", {"arr_0": _with(-1, np.int8), "arr_1": ONES}),
     ("Label", {"arr_0": _with(1.5, np.float32), "arr_1": ONES}),
-    ("Label", {"arr_0": _with(np.nan, np.float32), "arr_1": ONES}),
     ("Mapping", {"arr_0": _with(NUM_PIXELS + 1, np.int64), "arr_1": ONES}),
     ("Mapping", {"arr_0": _with(-1, np.int32), "arr_1": ONES}),
     ("Mapping", {"arr_0": _with(0.25, np.float64), "arr_1": ONES}),
     ("TSDF", {"arr_0": _with(np.nan, np.float32), "arr_1": ONES}),
-    ("TSDF", {"arr_0": _with(np.inf, np.float32), "arr_1": ONES}),
     ("TSDF", {"arr_0": _with(-1.01, np.float64), "arr_1": ONES}),
     ("TSDF", {"arr_0": _with(1, np.uint8), "arr_1": ONES}),
     ("Label", {"arr_1": np.zeros(VOXELS)}),

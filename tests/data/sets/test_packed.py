@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.sets import packing
 from ammnet_sparse.data.sets.check import check_set
-from ammnet_sparse.data.sets.compact import CompactFrame, pack_nibbles, unpack_nibbles
+from ammnet_sparse.data.sets.compact import pack_nibbles
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import training_ids, validation_ids
 from ammnet_sparse.data.sets.packed import CHECKED_ARRAYS, PackedFrames
@@ -38,7 +37,6 @@ from tests.data.frames import (
     write_list,
     write_set,
 )
-from tests.generated import given, hnp, st
 
 IDS = [f"{number:04d}" for number in range(7)]
 ODD_GRID = (3, 3, 3)  # 27 voxels: neither halves nor eighths
@@ -61,27 +59,9 @@ def packed(folder: FrameFolder, tmp_path_factory: pytest.TempPathFactory) -> Pac
     return pack(folder, tmp_path_factory.mktemp("packed") / "set.safetensors")
 
 
-@given(hnp.arrays(np.uint8, st.integers(0, 9), elements=st.sampled_from([*range(15), 255])))
-def test_nibbles_keep_every_class(classes: np.ndarray) -> None:
-    packed = pack_nibbles(classes)
-    assert packed.size == -(-classes.size // 2)
-    np.testing.assert_array_equal(unpack_nibbles(packed)[: classes.size], classes)
-
-
 def test_nibbles_refuse_other_classes() -> None:
     with pytest.raises(ValueError, match=r"\[15, 254\]"):
         pack_nibbles(np.array([0, 254, 15], dtype=np.uint8))
-
-
-@pytest.mark.parametrize("grid_shape", [GRID, ODD_GRID])
-def test_compact_frames_lose_nothing(grid_shape: tuple[int, int, int]) -> None:
-    frame = random_frame(3, grid_shape=grid_shape, has_image=True, has_label_map=True)
-    compact = CompactFrame.pack(frame)
-    assert compact.tsdf.dtype == np.float16
-    assert_same_frame(compact.unpack(), frame)
-    frame.tsdf[0, 0, 0] = 1 / 3
-    assert_same_frame(CompactFrame.pack(frame).unpack(), frame)
-    assert CompactFrame.pack(frame, tsdf_type=np.float16).unpack().tsdf[0, 0, 0] == np.float16(1 / 3)
 
 
 def test_frames_and_lists_are_those_of_the_folder(folder: FrameFolder, packed: PackedFrames) -> None:
@@ -354,21 +334,3 @@ def test_training_batches_are_bit_identical(folder: FrameFolder, packed: PackedF
         expected = list(loader_of(folder, epoch=epoch))
         for found, wanted in zip(loader_of(packed, epoch=epoch, workers=workers), expected, strict=True):
             assert_same_batch(found, wanted)
-
-
-def test_processes_share_the_file(packed: PackedFrames) -> None:
-    content = pickle.dumps(packed)
-    assert len(content) < 1000  # the path, nothing of the frames
-    again = pickle.loads(content)
-    assert_same_frame(again.read("0003"), packed.read("0003"))
-
-
-def test_real_frames_are_the_same(nyu_folder: Path, tmp_path: Path) -> None:
-    folder = FrameFolder(nyu_folder, read_image=False)
-    folder.frame_ids = lambda split: ["0003", "0004", "0005"]  # type: ignore[method-assign]
-    folder.has_split = lambda split: split == "train"  # type: ignore[method-assign]
-    packed = pack_set(folder, tmp_path / "packed", progress=False)
-    assert packed.read_compact("0003").tsdf.dtype == np.float16
-    assert packed.root.stat().st_size / 3 * 795 < 600e6
-    for frame_id in folder.frame_ids("train"):
-        assert_same_frame(packed.read(frame_id), folder.read(frame_id))
