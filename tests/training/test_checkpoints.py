@@ -45,15 +45,6 @@ def saved(folder: Path, seed: int, **model: Any) -> tuple[Networks, Path]:
     return networks, folder / "last.safetensors"
 
 
-def test_state_comes_back(tmp_path: Path) -> None:
-    state = {"network": {"weight": torch.arange(3.0)}, "progress": {"step": 3, "sums": {"loss": 0.1}}, "limit": None}
-    save_state(tmp_path, state)
-    found = load_state(tmp_path)
-    assert torch.equal(found["network"]["weight"], state["network"]["weight"])  # type: ignore[index]
-    assert (found["progress"], found["limit"]) == (state["progress"], None)
-    assert [path.name for path in tmp_path.iterdir()] == [STATE]
-
-
 def test_interrupted_save_leaves_the_states_before_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ammnet_sparse.config import ConfigError
-from ammnet_sparse.training.device import convolution_backend, memory_advice
+from ammnet_sparse.training.device import convolution_backend
 from tests.training.support import tiny_config
 
 
@@ -29,9 +29,3 @@ def test_spconv_demanded_of_a_deterministic_run_is_refused() -> None:
     config = tiny_config(training={"deterministic": True, "convolution_backend": "spconv"})
     with pytest.raises(ConfigError, match="convolution_backend"):
         convolution_backend(config, torch.device("cuda"))
-
-
-def test_advice_on_memory_names_what_is_left_to_switch_on() -> None:
-    text = memory_advice(tiny_config(model={"width": 64}, training={"recompute": "blocks", "batch_size": 4}))
-    assert "keeps about 233 MiB" in text and "training.recompute=full: about 112 MiB" in text
-    assert "elementwise" not in text and "training.batch_size=2 training.accumulate=2" in text

@@ -16,7 +16,7 @@ from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL
 from ammnet_sparse.evaluation.metrics import CompletionMetrics
-from ammnet_sparse.models.ammnet import AMMNet, Prediction, SitePlan, plan_sites
+from ammnet_sparse.models.ammnet import AMMNet, SitePlan, plan_sites
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.ensemble import Ensemble
 from ammnet_sparse.models.image_encoders import ENCODERS
@@ -133,34 +133,6 @@ def test_each_step_leaves_the_other_network_bit_identical(batch: Batch, recomput
     # Four inputs of the discriminator a batch; the generator is counted once a batch.
     assert {count for name, count in counters.items() if name.startswith("discriminator.")} == {4 * accumulate}
     assert {count for name, count in counters.items() if not name.startswith("discriminator.")} == {accumulate}
-
-
-def test_discriminator_step_leaves_the_generator_and_its_statistics(batch: Batch) -> None:
-    game = make_game(tiny_config())
-    network = both(game)
-    after_forward: dict[str, Tensor] = {}
-    game.generator.register_forward_hook(lambda *_: after_forward.update(state_of(network)))
-    after_discriminator: dict[str, Tensor] = {}
-    assert game.discriminator_optimization is not None
-    update = game.discriminator_optimization.step
-
-    def step() -> Tensor:
-        norm = update()
-        assert all(value.grad is None for value in network.parameters())
-        after_discriminator.update(state_of(network))
-        return norm
-
-    game.discriminator_optimization.step = step  # type: ignore[method-assign]
-    discriminator_later: dict[str, Tensor] = {}
-    before_step(game.generator_optimization, lambda: discriminator_later.update(state_of(game.discriminator)))
-    game.step([batch], seed=1)
-    changed = differing(after_forward, after_discriminator)
-    assert changed and all(name.startswith("discriminator.") for name in changed)
-    # And the generator's backward pass through the discriminator leaves that.
-    assert not differing(discriminator_later, state_of(game.discriminator))
-    prefix = "discriminator."
-    own = {name.removeprefix(prefix): value for name, value in after_discriminator.items() if name.startswith(prefix)}
-    assert not differing(own, discriminator_later)
 
 
 @pytest.mark.parametrize("sites", ["sparse", "dense"])
@@ -320,38 +292,6 @@ def test_gradient_penalty_and_its_gradient_are_those_of_the_gradient(dtype: torc
                 parameter += moves * 1e-3 / norm * gradient
         values.append(exact())
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm.item(), rel=0.05)
-
-
-def test_dense_discriminator_sees_nothing_outside_the_scored_voxels(batch: Batch) -> None:
-    """Else it reads the answer off what is not scored."""
-    config = tiny_config(model={"sites": "dense"})
-    scored = batch.scored_mask
-    assert batch.label is not None
-    changed_label = batch.label.where(scored | (batch.label == IGNORE_LABEL), (batch.label + 1) % 12)
-    assert not torch.equal(changed_label, batch.label)
-    losses = []
-    for label, offset in ((batch.label, 0.0), (changed_label, 7.0)):
-        game = make_game(config)
-        predict = game._predict
-
-        def shifted(scene: Any, predict: Any = predict, offset: float = offset) -> Prediction:
-            prediction = predict(scene)
-            shift = torch.where(scored.flatten(), 0.0, offset)[:, None]
-            return dataclasses.replace(prediction, voxel_logits=prediction.voxel_logits + shift)
-
-        game._predict = shifted  # type: ignore[method-assign]
-        report = game.step([dataclasses.replace(batch, label=label)], seed=1)
-        losses.append((report.values["discriminator"], report.values["adversarial"], report.values["scene"]))
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize(("accumulate", "expected"), [(1, 1), (3, 6)])
-def test_generator_runs_forward_once_a_step_without_accumulation(batch: Batch, accumulate: int, expected: int) -> None:
-    game = make_game(tiny_config())
-    calls = []
-    game.generator.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    game.step([batch] * accumulate, seed=1)
-    assert calls == [False] * (expected - accumulate) + [True] * accumulate
 
 
 def test_generator_learns_through_the_updated_discriminator(batch: Batch) -> None:
@@ -705,9 +645,3 @@ def test_networks_that_no_table_of_the_paper_has_train_as_a_whole(batch: Batch, 
     values = game.step([batch], seed=1).as_floats()
     assert all(torch.isfinite(torch.tensor(list(values.values()))))
     assert {name for name, _ in both(game).named_parameters()} <= differing(start, state_of(both(game)))
-
-
-def test_learns_one_batch(batch: Batch) -> None:
-    game = make_game(tiny_config(optimizer={"learning_rate": 0.01}), num_steps=100)
-    losses = [float(game.step([batch], seed=seed).values["scene"]) for seed in range(5)]
-    assert losses[-1] < losses[0] - 0.1

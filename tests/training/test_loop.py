@@ -25,7 +25,6 @@ from ammnet_sparse.training.checkpoints import CheckpointError, check_same_run, 
 from ammnet_sparse.training.game import StepReport
 from ammnet_sparse.training.interruption import RunInterrupted, StopRequest
 from ammnet_sparse.training.loop import DivergenceError, Run
-from ammnet_sparse.training.networks import build_networks
 from ammnet_sparse.training.records import RunResult, format_result
 from ammnet_sparse.training.run_folder import RunParts
 from ammnet_sparse.training.validation import Validation
@@ -142,8 +141,6 @@ def test_run_leaves_its_files_behind(uninterrupted: tuple[Path, RunResult], root
     assert all(names <= entry.keys() for entry in entries)
     epoch = entries[-1]
     assert epoch["loss"] == pytest.approx(sum(entry["loss"] for entry in steps[2:]) / 2)
-    rates = [entry["learning_rate"] for entry in steps]
-    assert rates == pytest.approx([1e-7 + 0.5 * (1e-3 - 1e-7) * (1 + math.cos(math.pi * t / 4)) for t in range(4)])
     for entry in (entries[2], entries[5]):
         assert entry["validation"]["frames"] == 2 and len(entry["validation"]["ssc"]["iou"]) == 11
         assert entry["training"]["frames"] == 4 and len(entry["training"]["ssc"]["iou"]) == 11
@@ -274,17 +271,6 @@ def test_seconds_are_those_before_an_interruption_too_and_an_older_state_counts_
         make_run(config, tmp_path, resume=True)
 
 
-def test_a_line_an_epoch_says_how_it_goes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = run_config(root, epochs=2, validate_every=2)
-    Run.new(config, tmp_path, device=CPU).train()
-    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
-    epochs = [entry for entry in lines_of(tmp_path) if entry["kind"] == "epoch"]
-    training = [f"training loss {entry['scene']:.3f}, SSC mIoU {entry['training']['ssc']['miou']:.1f} %, SC IoU "
-                f"{entry['training']['sc']['iou']:.1f} %" for entry in epochs]  # fmt: skip
-    assert first == f"epoch 1: {training[0]}"
-    assert second.startswith(f"epoch 2: {training[1]}; validation loss {epochs[1]['validation_scene']:.3f}, SSC mIoU ")
-
-
 def test_accumulation_goes_on_exactly_and_drops_the_incomplete_group(tmp_path: Path) -> None:
     config = run_config(tiny_set(tmp_path / "set", frames=12), accumulate=2, epochs=1)
     folders = [tmp_path / "whole", tmp_path / "stopped"]
@@ -320,16 +306,11 @@ def test_finished_run_says_its_result_again_and_can_be_prolonged(
     ("key", "value", "is_kept"),
     [
         ("model.width", 16, True),
-        ("model.fusion", "add", True),
         ("training.batch_size", 1, True),
         ("training.seed", 1, True),
         ("adversarial.enabled", False, True),
-        ("loss.weight_adversarial", 0.0, False),
         ("loss.label_smoothing", 0.0, False),
-        ("adversarial.semantic_fakes", False, False),
-        ("data.augment_3d", False, False),
         ("data.root", "elsewhere", False),
-        ("optimizer.weight_decay", 0.0, False),
         ("optimizer.learning_rate", 2e-3, False),
         ("training.ema_decay", 0.9, False),
     ],
@@ -372,13 +353,6 @@ def test_changes_are_taken_on_request_and_recorded(
     make_run(with_keys(run_config(root), {**changes, "training.epochs": 4}), folder, resume=True).train()
     assert load_state(folder)["changes"] == expected
     assert sum(entry["kind"] == "change" for entry in lines_of(folder)) == 2
-
-
-def test_resumed_run_may_change_the_rest(uninterrupted: tuple[Path, RunResult], root: Path) -> None:
-    changes = {"optimizer.learning_rate": 2e-3, "training.recompute": "full", "training.epochs": 4}
-    run = make_run(with_keys(run_config(root), changes), uninterrupted[0], resume=True, may_change=True)
-    assert run.progress.step == 4
-    assert run.game.generator_optimization.learning_rate == pytest.approx(1e-3, rel=1e-3)  # half of the longer cosine
 
 
 def test_limit_is_remembered(root: Path, tmp_path: Path) -> None:
@@ -557,11 +531,6 @@ def test_sets_without_what_the_network_needs_are_refused(root: Path, tmp_path: P
 def test_what_cannot_run_is_refused(root: Path, tmp_path: Path, keys: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make_run(with_keys(run_config(root), keys), tmp_path)
-
-
-def test_frozen_parts_may_be_random_where_weights_are_given(root: Path) -> None:
-    config = with_keys(run_config(root), {"model.image_encoder": "segformer_b2", "model.freeze_encoders": True})
-    build_networks(config, is_resumed=True)
 
 
 def test_fine_tuning_starts_from_the_weights_and_frozen_encoders_stay(

@@ -9,14 +9,12 @@ from torch import Tensor
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, UNMAPPED
-from ammnet_sparse.evaluation.metrics import CompletionMetrics
 from ammnet_sparse.models.ammnet import Prediction
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
 from ammnet_sparse.training.losses import (
     discriminator_loss,
     fake_loss,
     image_cross_entropy,
-    labels_at,
     num_labeled_pixels,
     real_loss,
     scene_cross_entropy,
@@ -127,20 +125,6 @@ def test_lovasz_is_the_extension_of_the_losses_of_both_scores(batch: Batch, is_d
     assert scene_lovasz(prediction, batch).item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_lovasz_of_certain_predictions_is_what_the_scores_lack(batch: Batch) -> None:
-    prediction, _ = prediction_of(batch, is_dense=False)
-    assert batch.label is not None
-    certain = F.one_hot(prediction.voxel_logits.argmax(dim=1), NUM_CLASSES) * 1e4
-    certain = Prediction(certain.double(), prediction.sites)
-    metrics = CompletionMetrics()
-    metrics.update(certain.labels.flatten(1), batch)
-    scores = metrics.compute()
-    expected = (1 - scores.ssc_miou) + (1 - scores.sc_iou)
-    assert scene_lovasz(certain, batch).item() == pytest.approx(expected, rel=1e-10)
-    right = F.one_hot(labels_at(batch, certain.sites), NUM_CLASSES).double() * 1e4
-    assert scene_lovasz(Prediction(right, certain.sites), batch).item() == 0
-
-
 def test_lovasz_of_empty_space_is_zero_and_has_gradients(batch: Batch) -> None:
     prediction, _ = prediction_of(batch, is_dense=False)
     assert batch.label is not None
@@ -179,13 +163,6 @@ def test_image_loss_is_cross_entropy_of_upsampled_logits_at_mapped_pixels(batch:
     found = image_cross_entropy(prediction, batch, label_smoothing=smoothing)
     torch.testing.assert_close(found, torch.stack(losses).sum(), rtol=1e-10, atol=0)
     assert num_labeled_pixels(batch) == len(losses)
-
-
-def test_labels_at_dense_sites_are_ignored_where_nothing_is_scored(batch: Batch) -> None:
-    labels = labels_at(batch, sites_of(batch, is_dense=True))
-    assert ((labels == IGNORE_LABEL) == ~batch.scored_mask.flatten()).all()
-    scored = labels_at(batch, sites_of(batch, is_dense=False))
-    assert torch.equal(scored, labels[labels != IGNORE_LABEL])
 
 
 def test_half_precision_logits_are_summed_in_float32(batch: Batch) -> None:

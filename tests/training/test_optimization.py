@@ -92,19 +92,6 @@ def test_gradients_are_clipped_by_the_norm_of_all_and_cleared() -> None:
     assert all(value.grad is None for value in network.parameters())
 
 
-def test_restored_optimization_goes_on_exactly() -> None:
-    torch.manual_seed(0)
-    network = nn.Linear(3, 2)
-    optimization = optimization_of(network)
-    run_steps(optimization, network, 3)
-    twin = nn.Linear(3, 2)
-    twin.load_state_dict(network.state_dict())
-    restored = optimization_of(twin)
-    restored.load_state_dict(copy.deepcopy(optimization.state_dict()))  # torch would share the tensors
-    assert run_steps(restored, twin, 4) == run_steps(optimization, network, 4)
-    assert torch.equal(twin.weight, network.weight)
-
-
 def test_restored_optimization_takes_schedule_and_decay_of_its_configuration() -> None:
     network = nn.Linear(3, 2)
     before = optimization_of(network, num_steps=4)
