@@ -31,18 +31,6 @@ def packed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_packs_and_says_what(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "packed"
-    assert data_pack.main(["--data", str(root), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert f"{out}: 3 frames (train 2, test 1), {out.stat().st_size / 1e6:.1f} MB" in said
-    assert "tsdf          float16        259,200" in said and "\n  image" not in said
-    assert "--images" in said
-    frames, folder = PackedFrames(out), FrameFolder(root, read_image=False)
-    for frame_id in IDS:
-        assert_same_frame(frames.read(frame_id), folder.read(frame_id))
-
-
 def test_options(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "packed"
     assert data_pack.main(["--data", str(root), "--out", str(out), "--splits", "test", "--no-label-maps"]) == 0

@@ -1,6 +1,7 @@
 """`ammnet evaluate` and `ammnet predict` over a small set: what they print and write, and how they refuse."""
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +21,10 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import validation_ids
-from ammnet_sparse.data.sets.packing import pack_set
 
 GRID = (12, 12, 12)
 IDS = [f"{number:04d}" for number in range(1, 9)]
 Tool = Callable[..., int]
-
-
-def on_cpu(main: Tool) -> Tool:
-    """The command on the CPU wherever the tests run, as the last ``--device`` counts."""
-    return lambda arguments: main(["--device", "cpu", *arguments])
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -160,8 +155,9 @@ def test_evaluate_adds_baselines(
     checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "scores.json"
-    options = ("--split", "val", "--validation-frames", "2", "--limit", "1", "--baselines", "--json", str(file))
-    assert evaluate(arguments(checkpoint, set_folder, *options)) == 0
+    options = ("--split", "val", "--validation-frames", "2", "--limit", "1", "--baselines", "--sites", "dense")
+    assert evaluate(arguments(checkpoint, set_folder, *options, "--json", str(file))) == 0
+    assert checkpoint.loaded_with[0]["sites"] == "dense"
     printed = capsys.readouterr().out
     rows = {line.split("|")[0].strip(): line.split() for line in printed.splitlines() if "|" in line}
     part = "first 1 of 2 frames"
@@ -189,38 +185,6 @@ def test_splits(checkpoint: Checkpoint, set_folder: Path) -> None:
     assert asked[:2] == drawn
     assert asked[2:4] == [frame_id for frame_id in IDS[:4] if frame_id not in drawn]
     assert asked[4:] == IDS[4:]
-
-
-def test_packed_sets_are_read_like_folders(
-    checkpoint: Checkpoint,
-    set_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(predict_command.CompletedScene, "write_picture", lambda *arguments: None)
-    packed = tmp_path / "packed"
-    pack_set(FrameFolder(set_folder, grid_shape=GRID), packed, progress=False)
-    found = []
-    for root, out in ((set_folder, tmp_path / "of_folder"), (packed, tmp_path / "of_file")):
-        capsys.readouterr()
-        assert evaluate(arguments(checkpoint, root)) == 0
-        table = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
-        assert predict(arguments(checkpoint, root, "--ids", "0003", "--out", str(out))) == 0
-        found.append((table, (out / "0003.npz").read_bytes()))
-    assert found[0] == found[1] and found[0][0]
-    assert predict(arguments(checkpoint, packed, "--ids", "0042", "--out", str(tmp_path / "unknown"))) == 2
-    assert "0042" in capsys.readouterr().err
-
-
-def test_limit_sites_and_inputs(checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A network without 2D input runs on a set without, and no note on label maps is shown."""
-    folder = write_set(tmp_path / "set", with_label_maps=False)
-    checkpoint.model.config = ModelConfig(grid_shape=GRID, inputs="tsdf")
-    assert evaluate(arguments(checkpoint, folder, "--limit", "1", "--sites", "dense")) == 0
-    assert checkpoint.model.calls == [((IDS[4],), "scored")]
-    assert checkpoint.loaded_with[0]["sites"] == "dense"
-    assert "label maps" not in capsys.readouterr().out
 
 
 def test_predict_writes_volume_and_picture(checkpoint: Checkpoint, set_folder: Path, tmp_path: Path) -> None:
@@ -314,30 +278,21 @@ def test_an_interruption_leaves_the_page_of_what_is_done(
 
 
 def test_the_place_of_the_scores_is_checked_first_and_the_table_comes_in_any_case(
-    checkpoint: Checkpoint, set_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Checkpoint,
+    set_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def fill_the_disk(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
     assert "--json" in refused(evaluate, arguments(checkpoint, set_folder, "--json", str(tmp_path)), capsys)
     assert checkpoint.model.calls == []
-    assert evaluate(arguments(checkpoint, set_folder, "--json", "/dev/full")) == 2
+    monkeypatch.setattr(evaluate_command, "write_text", fill_the_disk)
+    assert evaluate(arguments(checkpoint, set_folder, "--json", str(tmp_path / "scores.json"))) == 2
     printed = capsys.readouterr()
-    assert "stand_in" in printed.out and "/dev/full" in printed.err
-
-
-@pytest.mark.parametrize(
-    ("config", "advice"),
-    [
-        (ModelConfig(grid_shape=GRID), "Seg2D"),
-        (ModelConfig(grid_shape=GRID, image_encoder="segformer_b2"), "RGB"),
-    ],
-    ids=["label maps", "images"],
-)
-def test_lacking_input_is_explained(
-    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: ModelConfig, advice: str
-) -> None:
-    folder = write_set(tmp_path / "set", with_label_maps=False)
-    checkpoint.model.config = config
-    for tool, more in ((evaluate, ()), (predict, ("--ids", "0001", "--out", str(tmp_path / "out")))):
-        assert advice in refused(tool, arguments(checkpoint, folder, *more), capsys)
+    assert "stand_in" in printed.out and "scores.json" in printed.err
 
 
 def test_set_without_truth_cannot_be_scored(
@@ -361,28 +316,5 @@ def test_wrong_usage(
     assert message in refused(evaluate, arguments(checkpoint, set_folder, *more), capsys)
 
 
-@pytest.mark.parametrize("more", [("--batch-size", "0"), ("--limit", "-1"), ("--workers", "-1")])
-def test_options_out_of_range(
-    checkpoint: Checkpoint, set_folder: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        evaluate(arguments(checkpoint, set_folder, *more))
-    assert stopped.value.code == 2
-    assert more[0] in capsys.readouterr().err
-
-
 def _without_hits(folder: Path, frame_id: str) -> None:
     np.savez(folder / "Mapping" / f"{frame_id}.npz", np.full(int(np.prod(GRID)), UNMAPPED_ON_DISK, dtype=np.int32))
-
-
-def test_frames_without_hits_or_scored_voxels_are_said(
-    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_set(tmp_path / "set")
-    _without_hits(folder, "0006")
-    with np.load(folder / "TSDF" / "0007.npz") as archive:
-        np.savez(folder / "TSDF" / "0007.npz", archive["arr_0"], np.zeros_like(archive["arr_1"]))
-    assert evaluate(arguments(checkpoint, folder, "--batch-size", "4")) == 0
-    assert checkpoint.model.calls == [(("0005", "0008"), "scored")]
-    printed = capsys.readouterr().out
-    assert "3 frames" in printed and "(0007)" in printed and "(0006)" in printed

@@ -1,7 +1,6 @@
 """``ammnet live`` on folders, without the page."""
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,16 +38,6 @@ def test_frames_of_a_folder_are_completed(run: Tool, tmp_path: Path, capsys: pyt
     assert re.search(r"^7: \d+% of the depth in the grid; ms: ", printed.out, re.MULTILINE)
     assert "1 frame completed, 1 skipped" in printed.out and "frame 8: " in printed.err
     assert (tmp_path / "out" / "7.npz").is_file()
-
-
-def test_it_ends_after_some_frames_though_more_would_come(
-    run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    iio.imwrite(tmp_path / "1.png", np.round(1000 * room_depth()).astype(np.uint16))
-    started = time.monotonic()
-    assert run("--depth-only", "--frames", "1", "--idle", "600") == 0
-    assert time.monotonic() - started < 300
-    assert "1 frame completed" in capsys.readouterr().out
 
 
 def test_the_watched_folder_is_not_written_to(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ import torch
 from ammnet_sparse.cli import options
 from ammnet_sparse.cli.camera_options import add_settings_options
 from ammnet_sparse.cli.errors import UsageError
-from ammnet_sparse.cli.main import COMMANDS, run
 
 
 def message_of(parser: options.CommandParser, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -54,18 +53,6 @@ def test_positive_numbers(text: str) -> None:
     assert options.parse_positive("12") == 12
     with pytest.raises(argparse.ArgumentTypeError):
         options.parse_positive(text)
-
-
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("convert", "report", "environment")])
-def test_the_same_options_everywhere(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command that writes has --out, every command with a network --device, described alike."""
-    with pytest.raises(SystemExit):
-        run(name, ["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    writes = name not in ("evaluate", "data check")
-    assert ("--out" in text) is writes
-    if not name.startswith("data "):
-        assert options.DEVICE_HELP in text
 
 
 @pytest.fixture

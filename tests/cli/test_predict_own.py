@@ -1,7 +1,6 @@
 """`ammnet predict` on frames of a user's camera: the shipped example, folders, what is said, and how it refuses."""
 
 import re
-import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,16 +107,6 @@ def test_shipped_example(model: StandIn, tmp_path: Path, capsys: pytest.CaptureF
     assert not re.search("https?://", (out / "page.html").read_text(encoding="utf-8"))
 
 
-def test_example_comes_from_its_script(tmp_path: Path) -> None:
-    script = runpy.run_path(str(REPOSITORY / "tools" / "make_example.py"))
-    script["write_example"](tmp_path / "again")
-    for name in ("depth.png", "label_map.png"):
-        made, shipped = (np.asarray(Image.open(folder / name)) for folder in (tmp_path / "again", EXAMPLE))
-        assert (made == shipped).mean() > 0.999  # another processor may round a pixel otherwise
-    for name in ("intrinsics.txt", "pose.txt"):
-        np.testing.assert_allclose(np.loadtxt(tmp_path / "again" / name), np.loadtxt(EXAMPLE / name), atol=1e-5)
-
-
 def test_pose_and_height_are_used(model: StandIn, tmp_path: Path) -> None:
     assert predict(arguments(tmp_path, "--pose", str(EXAMPLE / "pose.txt"))) == 0
     with np.load(tmp_path / "out" / "frame.npz") as archive:
@@ -160,21 +149,6 @@ def test_folder_with_broken_frames(
     assert "1 frame completed (.npz, .png, page.html), 2 skipped" in printed.out
     assert "b.depth.png" in printed.err and "c.color.jpg" in printed.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npz", "a.png", "page.html"]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--intrinsics", "1,2"), "intrinsics 1,2"),
-        (("--depth-scale", "1"), "depth scale"),
-        (("--depth", "no.png"), "no.png"),
-        (("--color", str(EXAMPLE)), str(EXAMPLE)),
-    ],
-)
-def test_wrong_inputs(
-    model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
-) -> None:
-    assert message in refused(arguments(tmp_path, *more), capsys)
 
 
 def test_another_grid_is_refused(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,20 +211,6 @@ def test_depth_alone(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixtu
     model.config = ModelConfig(inputs="tsdf")
     assert predict([*given, *label_map]) == 0
     assert "note: label map" in capsys.readouterr().err
-
-
-def test_the_picture_of_depth_alone_shows_the_depth(model: StandIn, tmp_path: Path) -> None:
-    model.config = ModelConfig(inputs="tsdf")
-    given = camera_arguments(tmp_path, "--depth", str(EXAMPLE / "depth.png"), "--intrinsics", INTRINSICS)
-    assert predict([*given, "--page"]) == 0
-    with_depth = iio.imread(tmp_path / "out" / "frame.png")
-    assert predict(arguments(tmp_path, has_label_map=False)) == 0
-    with_color = iio.imread(tmp_path / "out" / "frame.png")
-    assert with_depth.shape == with_color.shape
-    # The first column is the input: shades of gray, bright where the scene is near.
-    panel = with_depth[60:400, 20:360]
-    assert (panel[..., 0] == panel[..., 1]).all() and len(np.unique(panel)) > 50
-    assert not (with_color[60:400, 20:360, 0] == with_color[60:400, 20:360, 1]).all()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,8 @@ import ammnet_sparse
 from ammnet_sparse.cli import report as command
 from ammnet_sparse.config import AdversarialConfig, Config, DataConfig, ModelConfig, save_config
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.training.checkpoints import BEST_WEIGHTS, save_run_weights
-from ammnet_sparse.training.networks import build_networks
+from ammnet_sparse.training.checkpoints import BEST_WEIGHTS
 from tests.data.frames import random_frame, write_frame, write_list
-from tests.pictures.browser import Browser, find_chromium
 from tests.pictures.test_history import write_run
 from tests.pictures.test_page import read_data
 
@@ -93,25 +91,6 @@ def test_no_scene_is_shown_twice(run: Path, limit: int, kinds: list[str]) -> Non
     entries = read_data(run / "report.html")["scenes"]
     assert [entry["name"].partition(":")[0] for entry in entries] == kinds
     assert len({entry["note"] for entry in entries}) == limit
-
-
-def test_real_weights_predict_and_the_page_opens(run: Path, tmp_path: Path) -> None:
-    networks = build_networks(config_of(None))
-    save_run_weights(run, BEST_WEIGHTS, networks.generator, networks.discriminator, metadata={})
-    out = tmp_path / "elsewhere.html"
-    assert report([str(run), "--scenes", "1", "--limit", "2", "--out", str(out)]) == 0
-    assert not (run / "report.html").exists()
-    (best, worst) = read_data(out)["scenes"]
-    assert best["hasTruth"] and best["hasMask"] and best["image"]
-    program = find_chromium()
-    if program is None:
-        return  # tests/evaluation/test_page_in_browser.py says that the browser is missing
-    with Browser(program, tmp_path / "profile") as browser:
-        page = browser.open(out.as_uri())
-        page.click("#next")
-        page.wait_for(f"document.querySelector('#note').textContent.startsWith({worst['note'][:10]!r})")
-        assert page.complaints() == []
-        assert page.requests() == [out.as_uri()]
 
 
 def test_a_run_before_its_first_validation_has_curves_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

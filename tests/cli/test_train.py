@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ammnet_sparse.cli import train as command
-from ammnet_sparse.config import describe_keys, load_config
+from ammnet_sparse.config import load_config
 from ammnet_sparse.data import training_sets
 from ammnet_sparse.data.synthetic.generate import RoomsError
 from ammnet_sparse.training.game import AdversarialGame
@@ -178,42 +178,6 @@ def test_mistakes_get_one_message(refuse: Callable[..., str], finished: Path, ro
     assert "nyu_seg2d_w64" in message and "model.width=64 model.stem_widths=[3,64]" in message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--training.epochs=3"], "training.epochs=3"),
-        (["training.epochs"], "training.epochs"),
-        (["--epochs", "3"], "--epochs"),
-    ],
-)
-def test_mistakes_in_options_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], named: str) -> None:
-    try:
-        code = command.main(arguments)
-    except SystemExit as ended:
-        code = ended.code  # type: ignore[assignment]
-    assert code == 2 and named in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        command.main(["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for key in describe_keys():
-        assert f"  {key.name} ({key.kind}; " in text and f"): {key.meaning}" in text
-    assert "training.epochs (int >= 1; 150): passes over the training frames" in text
-    assert "data.root (path or empty; empty): " in text
-    assert "adversarial.erase_probability ([float, float]; [0.1, 0.9]): " in text
-    for option in ("--config", "--out", "--output", "--device", "--resume", "--change", "--init-from", "--limit"):
-        assert option in text
-
-
-def test_fine_tuning_may_change_the_sites(finished: Path, root: Path, tmp_path: Path) -> None:
-    arguments = ["--init-from", str(finished / "best.safetensors"), f"data.root={root}", *TINY, "--limit", "2"]
-    assert train([*arguments, "model.sites=dense", "--output", str(tmp_path / "dense")]) == 0
-    assert load_config(tmp_path / "dense" / "config.yaml").model.sites == "dense"
-
-
 def test_failures_within_training_say_how_to_go_on(
     finished: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -290,20 +254,6 @@ def test_a_killed_worker_ends_the_run_with_its_state(root: Path, tmp_path: Path)
     assert process.returncode == 1, errors
     assert "data.workers=0" in errors and "Traceback" not in errors
     assert errors.endswith(f"ammnet train --resume {folder}\n")
-
-
-def test_two_runs_of_one_second_have_folders_of_their_own(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_name_of_now", lambda: "2026-01-31_120000")
-    for _ in range(2):
-        assert train(["--limit", "2", f"data.root={root}", *TINY, "adversarial.enabled=false"]) == 0
-    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert folders == ["2026-01-31_120000", "2026-01-31_120000_2"]
-    assert (tmp_path / "runs" / folders[0] / "best.safetensors").is_file()
-    assert train(["--limit", "1", f"data.root={root}", *TINY]) == 2
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == folders, "a folder of a run that never was"
 
 
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.9])

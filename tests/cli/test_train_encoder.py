@@ -10,7 +10,6 @@ from ammnet_sparse.cli import evaluate, train
 from ammnet_sparse.cli import train_encoder as command
 from ammnet_sparse.cli.train_encoder import main
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.files.tensors import read_tensors_header
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.backbones import load_encoder_weights
 from ammnet_sparse.models.weights.files import lists_trained_on
@@ -38,10 +37,6 @@ def train_quickly(out: Path, *arguments: str) -> int:
     return main(["--out", str(out), *options, *arguments])
 
 
-def metadata_of(path: Path) -> dict[str, str]:
-    return read_tensors_header(path).metadata
-
-
 def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "encoder.safetensors"
     options = ["--out", str(out), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
@@ -52,30 +47,6 @@ def test_an_encoder_is_trained_scored_and_saved(root: Path, tmp_path: Path, caps
     assert load_encoder_weights(encoder, out)
     given = torch.load(root / "backbone.pth", weights_only=True)
     assert not encoder.backbone.state_dict()["conv_stem.weight"].equal(given["conv_stem.weight"])
-
-
-def test_a_diverged_encoder_is_not_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "encoder.safetensors"
-    assert train_quickly(out, *keys(root), "--learning-rate", "1e12", "--epochs", "2") == 1
-    said = capsys.readouterr()
-    assert "--learning-rate" in said.err and "mIoU" not in said.out
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_encoder_names_the_lists_that_it_and_its_start_were_trained_on(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    usual, all_frames, tuned = (tmp_path / f"{name}.safetensors" for name in ("usual", "all", "tuned"))
-    assert train_quickly(usual, *keys(root)) == 0
-    assert lists_trained_on(usual) == {"train"}
-    assert metadata_of(usual)["validation"].startswith("2D mIoU")
-    assert train_quickly(all_frames, *keys(root), "data.train_on_all=true") == 0
-    assert "trained on too" in capsys.readouterr().out
-    assert lists_trained_on(all_frames) == {"train", "val"}
-    assert "validation" not in metadata_of(all_frames)
-    with pytest.warns(UserWarning, match=r"all\.safetensors"):
-        assert train_quickly(tuned, *keys(root), f"model.image_encoder_weights={all_frames}") == 0
-    assert lists_trained_on(tuned) == {"train", "val"}
 
 
 @pytest.mark.usefixtures("quick_pictures")
