@@ -16,7 +16,6 @@ from ammnet_sparse.data.grid import EMPTY_LABEL
 from ammnet_sparse.models import ammnet
 from ammnet_sparse.models.ammnet import EMPTY_LOGIT, AMMNet, Prediction, SitePlan, not_free_mask, plan_sites
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.encoder_decoder import StateProjection
 from ammnet_sparse.sparse.blocks import RecomputeLevel
 from ammnet_sparse.sparse.convolutions import use_backend
 from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
@@ -89,17 +88,6 @@ def test_chunks_change_nothing(voxels: Any, monkeypatch: pytest.MonkeyPatch) -> 
         found = network(batch, voxels=voxels)
     assert torch.equal(found.sites.linear, expected.sites.linear)
     assert_near(found.voxel_logits, expected.voxel_logits, tolerance=1e-12, name="logits")
-
-
-def test_given_sites_are_the_voxels_computed() -> None:
-    network = some_network().eval()
-    batch = some_scene(2)
-    sites = SiteSet(2, GRID, torch.tensor([5, 700, 7000]))
-    with torch.no_grad():
-        prediction = network(batch, voxels=plan_of(batch, sites))
-        everywhere = network(batch, voxels="all")
-    assert prediction.sites is sites
-    assert_near(prediction.voxel_logits, everywhere.voxel_logits[sites.linear], tolerance=1e-12, name="logits")
 
 
 def test_training_computes_the_scored_voxels_and_evaluation_all_that_may_be_occupied() -> None:
@@ -177,14 +165,6 @@ def test_a_network_that_reads_images_alone_does_not_see_the_tsdf() -> None:
     with torch.no_grad():
         before, after = (network(scene, voxels="scored").voxel_logits for scene in (batch, changed))
     assert torch.equal(before, after)
-
-
-@pytest.mark.parametrize("changes", [{}, {"sites": "dense"}, {"inputs": "image"}, {"fusion": "senet"}], ids=str)
-def test_every_weight_of_the_generator_learns(changes: dict[str, Any]) -> None:
-    network = some_network(**changes).train()
-    prediction = network(some_scene(2))
-    prediction.voxel_logits.square().mean().backward()
-    assert [name for name, value in network.named_parameters() if value.grad is None] == []
 
 
 def test_frozen_encoders_keep_weights_and_statistics() -> None:
@@ -289,13 +269,6 @@ def test_every_level_of_recomputation_keeps_less() -> None:
     assert kept == sorted(kept, reverse=True)
     off, elementwise, *_ = kept
     assert elementwise < 0.65 * off
-
-
-def test_initial_state_projections_have_standard_deviation_one() -> None:
-    network = some_network(width=64)
-    strengths = [module.weight.std() for module in network.modules() if isinstance(module, StateProjection)]
-    assert len(strengths) == 2
-    assert all(0.8 < strength < 1.2 for strength in strengths)
 
 
 def test_predictions_in_bfloat16_are_nearly_those_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

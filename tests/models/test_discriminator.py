@@ -63,19 +63,6 @@ def test_groups_are_scored_as_in_forward_passes_one_after_another(
         torch.testing.assert_close(found, torch.cat([apart(group, sites) for group in features]))
 
 
-def test_the_order_of_groups_is_that_of_the_running_statistics() -> None:
-    sites = make_sites(1, density=0.3)
-    inputs = [torch.randn(len(sites), CLASSES, dtype=torch.float64) * scale for scale in (1, 5)]
-    states = []
-    for order in (inputs, inputs[::-1]):
-        discriminator = make_discriminator()
-        discriminator(torch.cat(order), repeated_sites(sites, 2), num_groups=2)
-        states.append(discriminator.blocks[0].norm1.running_var)
-    # The later a group, the more it counts.
-    assert (states[1] != states[0]).all()
-    assert float((states[0] - states[1]).mean()) > 0
-
-
 def test_scenes_that_make_no_equal_groups_are_refused() -> None:
     discriminator = make_discriminator()
     sites = full_sites(3, GRID, torch.device("cpu"))

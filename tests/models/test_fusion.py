@@ -1,15 +1,12 @@
-"""Fusion of modalities: formulas, the gradients of Table 5, and the fusions that read the whole volume."""
+"""Fusion of modalities: formulas, the gradients of Table 5's variants, and the fusions that read the whole volume."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from bench.dense_reference.network import DenseAMMNet, DenseModulation
 from torch import Tensor
 
-from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.models.fusion import CBAM, Concatenation, Highway, Modulation, SqueezeExcitation, build_fusion
+from ammnet_sparse.models.fusion import CBAM, Concatenation, Highway, SqueezeExcitation, build_fusion
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
-from tests.models.scenes import some_scene
 
 WIDTH = 8
 SHAPE = (4, 3, 5)
@@ -64,71 +61,12 @@ def test_fusion_only_has_the_value_of_modulation_and_the_gradient_of_addition() 
     assert all(gradient.abs().max() > 0 for gradient in to_weights)
 
 
-def gradients_by_name(gradient: str, **modulations: bool) -> dict[str, bool]:
-    """Whether F_R's stem, F_T's stem, and M1's scale and bias have nonzero gradients in a whole network."""
-    config = ModelConfig(
-        width=WIDTH,
-        stem_widths=(3, 8),
-        grid_shape=(12, 12, 12),
-        discriminator_width=8,
-        sites="dense",
-        modulation_gradient=gradient,  # type: ignore[arg-type]
-        decoder_dropout=0,
-        encoder_dropout=0,
-        **modulations,  # type: ignore[arg-type]
-    )
-    torch.manual_seed(5)
-    network = DenseAMMNet(config)
-    network(some_scene(2, grid=(12, 12, 12))).logits.square().sum().backward()
-    parts = {
-        "F_R": network.label_map_stem,
-        "F_T": network.tsdf_encoder,
-        "scale": network.decoder.modulation1.scale,
-        "bias": network.decoder.modulation1.bias,
-    }
-    return {
-        name: any(value.grad is not None and bool(value.grad.any()) for value in part.parameters())
-        for name, part in parts.items()
-    }
-
-
-ONLY_M1 = {"modulation2": False, "modulation3": False}
-
-
-@pytest.mark.parametrize("modulations", [ONLY_M1, {}], ids=["M1 alone", "all three"])
-@pytest.mark.parametrize("gradient", ["full", "gradient_only", "fusion_only", "detached"])
-def test_the_variants_of_table_5_train_these_parts(gradient: str, modulations: dict[str, bool]) -> None:
-    reaches_tsdf = gradient != "detached" or not modulations
-    expected = {"F_R": True, "F_T": reaches_tsdf, "scale": True, "bias": True}
-    assert gradients_by_name(gradient, **modulations) == expected
-
-
 def test_detached_stops_the_gradient_into_the_tsdf_features_only() -> None:
     value, to_features, to_tsdf, _ = value_and_gradients("detached")
     expected, expected_to_features, *_ = value_and_gradients("full")
     assert to_tsdf is None
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(to_features, expected_to_features)
-
-
-@pytest.mark.parametrize("gradient", ["full", "gradient_only", "fusion_only", "detached"])
-def test_the_dense_form_has_the_same_gradients(gradient: str) -> None:
-    sites = full_sites(1, SHAPE, torch.device("cpu"))
-    modulation = Modulation(WIDTH, gradient=gradient).double()
-    dense = DenseModulation(WIDTH, gradient=gradient).double()
-    dense.load_state_dict(modulation.state_dict())
-    features, tsdf = random_pair(len(sites))
-    weights = torch.randn(len(sites), WIDTH, dtype=torch.float64)
-    out = modulation(features, tsdf, sites=sites)
-    reference = sites.gather(dense(sites.densify(features), sites.densify(tsdf)))
-    inputs = (features, tsdf)
-    found = torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True)
-    expected = torch.autograd.grad((reference * weights).sum(), inputs, allow_unused=True)
-    torch.testing.assert_close(out, reference)
-    assert [value is None for value in found] == [value is None for value in expected]
-    for value, wanted in zip(found, expected, strict=True):
-        if value is not None:
-            torch.testing.assert_close(value, wanted)
 
 
 def test_addition_concatenation_and_highway_follow_their_formulas() -> None:

@@ -113,10 +113,6 @@ def test_the_network_equals_the_dense_reference(batch_size: int, is_training: bo
     assert_parity(small_config(), some_scene(batch_size), is_training=is_training)
 
 
-def test_the_network_equals_the_dense_reference_without_dropout() -> None:
-    assert_parity(small_config(encoder_dropout=0, decoder_dropout=0), some_scene(2), is_training=True)
-
-
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
 def test_single_precision_is_enough_on_the_full_grid(batch_size: int, is_training: bool) -> None:
@@ -143,7 +139,6 @@ def test_single_precision_is_enough_on_the_full_grid(batch_size: int, is_trainin
         {"modulation2": False},
         {"modulation3": False},
         {"modulation2": False, "modulation3": False},
-        {"modulation1": False, "modulation2": False, "modulation3": False},
         {"fusion": "add"},
         {"fusion": "concat"},
         {"fusion": "senet"},

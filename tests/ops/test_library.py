@@ -49,23 +49,12 @@ def test_other_drivers_load_it(folder: Path, monkeypatch: pytest.MonkeyPatch, dr
     assert not library.is_loaded and library.note.startswith(f"{folder / '_kernels_cuda.so'}: ")
 
 
-def test_a_library_without_a_version_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "_driver_version", lambda: 11080)
-    (folder / "_kernels_cuda.so").write_bytes(b"\x7fELF, and no more")
-    assert str(folder) in _library._load_library("cuda").note
-
-
 def test_the_library_holds_the_version_of_its_cuda() -> None:
     path = Path(_library.__file__).parents[1] / "_kernels_cuda.so"
     if not path.is_file():
         pytest.skip(f"no CUDA kernels: {_library.kernel_libraries()['cuda'].note}")
     version = _library._version_in(path)
     assert version is not None and version >= 12000
-
-
-def test_a_driver_is_asked_without_starting_cuda() -> None:
-    version = _library._driver_version()
-    assert version is None or version >= 11000
 
 
 @pytest.mark.parametrize(

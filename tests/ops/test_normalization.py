@@ -1,7 +1,6 @@
 """normalize_sites and apply_normalization: values, statistics, gradients, groups, and what they keep in memory."""
 
 import itertools
-import math
 from typing import NamedTuple
 
 import pytest
@@ -100,36 +99,6 @@ def weighted(results: tuple[Tensor | None, ...], *, seed: int = 0) -> Tensor:
 
 def flat(results: Normalized) -> list[Tensor]:
     return [value for value in results if value is not None]
-
-
-def test_equals_a_loop_over_elements() -> None:
-    inputs = make_inputs(6, 2, dtype=torch.float64, num_residuals=2, needs_gradient=False)
-    running = make_running(2, dtype=torch.float64)
-    before = [buffer.clone() for buffer in running[:3]]
-    found = normalize_sites(
-        *inputs[:3], residuals=inputs.residuals, running=running, num_groups=2, eps=EPS, with_relu=True
-    )
-    assert found.sum is not None and found.activated is not None
-    for channel in range(2):
-        running_mean, running_var = float(before[0][channel]), float(before[1][channel])
-        for group in range(2):
-            rows = range(3 * group, 3 * group + 3)
-            values = [float(inputs.features[row, channel]) for row in rows]
-            mean = sum(values) / 3
-            variance = sum((value - mean) ** 2 for value in values) / 3
-            assert float(found.mean[group, channel]) == pytest.approx(mean, rel=1e-12)
-            assert float(found.variance[group, channel]) == pytest.approx(variance, rel=1e-12)
-            running_mean = 0.9 * running_mean + 0.1 * mean
-            running_var = 0.9 * running_var + 0.1 * variance * 3 / 2
-            for row in rows:
-                total = (float(inputs.features[row, channel]) - mean) / math.sqrt(variance + EPS)
-                total = total * float(inputs.weight[channel]) + float(inputs.bias[channel])
-                total += sum(float(residual[row, channel]) for residual in inputs.residuals)
-                assert float(found.sum[row, channel]) == pytest.approx(total, rel=1e-10, abs=1e-12)
-                assert float(found.activated[row, channel]) == pytest.approx(max(total, 0.0), rel=1e-10, abs=1e-12)
-        assert float(running.mean[channel]) == pytest.approx(running_mean, rel=1e-12)
-        assert float(running.variance[channel]) == pytest.approx(running_var, rel=1e-12)
-    assert int(running.num_batches) == int(before[2]) + 2
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -560,12 +529,3 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         normalize_sites(features, weight, bias, running=running._replace(num_batches=torch.zeros(())))
     with pytest.raises(ValueError, match="running_var"):
         normalize_sites(features, weight, bias, running=running._replace(variance=torch.ones(1)))
-
-
-def test_second_derivative_is_an_error() -> None:
-    inputs = make_inputs(4, 2)
-    found = normalize_sites(*inputs[:3], with_relu=True).activated
-    assert found is not None
-    (grad,) = torch.autograd.grad(found.sum(), inputs.features, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivatives"):
-        grad.sum().backward()

@@ -108,53 +108,12 @@ def test_golden_draws(device: str) -> None:
     assert (probability * 2**24).tolist() == GOLDEN_CLASS_PROBABILITY
 
 
-@pytest.mark.parametrize("dtype", INTEGER_TYPES)
-def test_every_integer_type_gives_the_same_labels(dtype: torch.dtype) -> None:
-    labels = scenes(2, 5, 6, dtype=dtype)
-    draw = {"num_classes": NUM_CLASSES, "probability_range": (0.2, 0.9), "seed": 3}
-    class_map, probability = draw_shuffle(labels, **draw)
-    erased = erase_voxels(labels, torch.tensor([0.5, 0.5]), 3)
-    shuffled = shuffle_categories(labels, class_map, probability, 3)
-    assert erased.dtype == shuffled.dtype == dtype and erased.shape == shuffled.shape == labels.shape
-    wide = labels.long()
-    assert torch.equal(erased.long(), erase_voxels(wide, torch.tensor([0.5, 0.5]), 3))
-    assert all(torch.equal(a, b) for a, b in zip(draw_shuffle(wide, **draw), (class_map, probability), strict=True))
-    assert torch.equal(shuffled.long(), shuffle_categories(wide, class_map.int(), probability, 3))
-
-
 def test_layout_of_the_labels_does_not_matter() -> None:
     labels, probability = scenes(2, 4, 5, 6), torch.tensor([0.5, 0.5])
     turned = labels.transpose(1, 3).contiguous().transpose(1, 3)
     assert not turned.is_contiguous()
     result = erase_voxels(turned, probability, 1)
     assert result.is_contiguous() and torch.equal(result, erase_voxels(labels, probability, 1))
-
-
-@pytest.mark.parametrize(("probability", "survivors"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7), (0.9, 0.1)])
-def test_erased_share_is_the_probability(probability: float, survivors: float) -> None:
-    labels = torch.full((2, 40_000), 7, dtype=torch.uint8)
-    erased = erase_voxels(labels, torch.tensor([probability, probability]), 5)
-    # Standard deviation of the share: at most 0.0025.
-    assert (erased == 7).double().mean(1).tolist() == pytest.approx(
-        [survivors] * 2, abs=0.0 if probability in (0, 1) else 0.012
-    )
-
-
-def test_samples_and_seeds_are_independent() -> None:
-    labels, probability = torch.ones(2, 4000, dtype=torch.uint8), torch.tensor([0.5, 0.5])
-    first, second = erase_voxels(labels, probability, 1)
-    other = erase_voxels(labels, probability, 2)[0]
-    high = erase_voxels(labels, probability, 1 + 2**32)[0]
-    for one, two in ((first, second), (first, other), (first, high)):
-        assert (one == two).double().mean().item() == pytest.approx(0.5, abs=0.05)
-
-
-def test_erasing_and_shuffling_with_one_seed_are_independent() -> None:
-    labels = torch.ones(1, 4000, dtype=torch.uint8)
-    erased = erase_voxels(labels, torch.tensor([0.5]), 1) == 0
-    class_map, probability = torch.tensor([[0, 2, 2]]), torch.full((1, 3), 0.5)
-    changed = shuffle_categories(labels, class_map, probability, 1) == 2
-    assert (erased == changed).double().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 @settings(max_examples=30)
@@ -174,14 +133,6 @@ def test_empty_and_ignored_voxels_never_change(batch_size: int, shape: list[int]
     # With probability 1 exactly the voxels of the chosen classes change.
     chosen = probability.bool().gather(1, labels.flatten(1).long().where(~stays.flatten(1), 0)).view(labels.shape)
     assert torch.equal(shuffled != labels, chosen & ~stays)
-
-
-def test_labels_given_stay_as_they_are() -> None:
-    labels = scenes(1, 50)
-    before = labels.clone()
-    assert erase_voxels(labels, torch.zeros(1), 0).data_ptr() != labels.data_ptr()
-    shuffle_categories(labels, torch.zeros(1, NUM_CLASSES, dtype=torch.int64), torch.ones(1, NUM_CLASSES), 0)
-    assert torch.equal(labels, before)
 
 
 def test_no_scene_at_all() -> None:

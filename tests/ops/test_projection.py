@@ -1,4 +1,4 @@
-"""project_features against F.interpolate and a loop over sites: values, gradient, errors and limits."""
+"""project_features against upsampling with F.interpolate and indexing: values, gradient, errors and limits."""
 
 import math
 from typing import Any
@@ -41,43 +41,6 @@ def upsample_and_index(
     image = F.interpolate(features, image_size, mode="bilinear", align_corners=align_corners)
     taken = image.flatten(2)[batch, :, pixel.clamp_min(0).long()]
     return taken * (pixel >= 0)[:, None]
-
-
-def naive(
-    features: Tensor, pixel: Tensor, batch: Tensor, *, image_size: tuple[int, int], align_corners: bool
-) -> Tensor:
-    """One site and one channel at a time, with Python's floats."""
-
-    def line(position: int, size: int, image: int) -> list[tuple[int, float]]:
-        if align_corners:
-            source = position * (size - 1) / (image - 1) if image > 1 else 0.0
-        else:
-            source = max((position + 0.5) * size / image - 0.5, 0.0)
-        lower = min(math.floor(source), size - 1)
-        fraction = source - lower
-        return [(lower, 1 - fraction), (min(lower + 1, size - 1), fraction)]
-
-    _, channels, height, width = features.shape
-    result = torch.zeros(len(pixel), channels, dtype=features.dtype)
-    for site, (place, sample) in enumerate(zip(pixel.tolist(), batch.tolist(), strict=True)):
-        if place < 0:
-            continue
-        for row, row_weight in line(place // image_size[1], height, image_size[0]):
-            for column, column_weight in line(place % image_size[1], width, image_size[1]):
-                for channel in range(channels):
-                    result[site, channel] += features[sample, channel, row, column] * row_weight * column_weight
-    return result
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_equals_a_loop_over_sites(align_corners: bool) -> None:
-    features = feature_map(2, 3, 4, 5, dtype=torch.float64)
-    pixel, batch = sites(30, 2)
-    options: dict[str, Any] = {"image_size": IMAGE_SIZE, "align_corners": align_corners}
-    expected = naive(features, pixel, batch, **options)
-    torch.testing.assert_close(
-        project_features(features, pixel, batch, **options), expected, **tolerances(torch.float64)
-    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -166,14 +166,6 @@ def test_average_pool_divides_by_the_full_window(window: tuple[int, int, int], d
     check(pooled, expected, (features,), 1e-12)
 
 
-@pytest.mark.parametrize("backend", ["gather", "dense"])
-def test_no_sites(backend: Backend) -> None:
-    empty = sites_from_mask(torch.zeros(1, *SHAPE, dtype=torch.bool))
-    layer = SiteConv3d(3, 4, KERNELS["3x3x3"])
-    with use_backend(backend):
-        assert layer(torch.zeros(0, 3), empty, empty).shape == (0, 4)
-
-
 def test_rows_that_do_not_fit_the_sites_are_refused() -> None:
     sites = random_sites(0.2)
     layer = SiteConv3d(3, 4, KERNELS["3x3x3"])

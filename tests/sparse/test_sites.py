@@ -79,11 +79,6 @@ def test_densify_and_gather_are_inverse(density: float) -> None:
     assert torch.equal(sites.rows_of(sites.linear), torch.arange(len(sites)))
 
 
-def test_rows_of_cells_without_a_site_are_negative() -> None:
-    sites = SiteSet(1, SHAPE, torch.tensor([3, 9, 143]))
-    assert sites.rows_of(torch.tensor([9, 0, 3, 143])).tolist() == [1, -1, 0, 2]
-
-
 def test_chunks_are_consecutive_pieces() -> None:
     sites = random_sites()
     pieces = list(sites.chunks(10))
@@ -161,14 +156,6 @@ def test_containing_cells_are_those_of_the_window() -> None:
     rows = containing_cells(sites, coarse, (1, 2, 3))
     cells = voxels_of(coarse)
     assert [cells[row] for row in rows.tolist()] == [(b, x, h // 2, y // 3) for b, x, h, y in voxels_of(sites)]
-
-
-def test_frames_do_not_touch_each_other() -> None:
-    mask = torch.zeros(2, *SHAPE, dtype=torch.bool)
-    mask[0, -1, -1, -1] = mask[1, 0, 0, 0] = True
-    sites = sites_from_mask(mask)
-    assert (neighbor_rows(sites) >= 0).sum() == 2
-    assert KernelMap(sites, sites, KERNELS[0]).num_pairs == 2
 
 
 def test_derived_tables_are_shared_and_freed_with_the_finer_sites() -> None:

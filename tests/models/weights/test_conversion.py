@@ -295,8 +295,6 @@ STRANGE_TENSORS = {
     "sparse": lambda value: value.to_sparse(),
     "meta": lambda value: value.to("meta"),
     "nested": lambda value: torch.nested.nested_tensor([value, value]),
-    "int8": lambda value: value.to(torch.int8),
-    "bool": lambda value: value.to(torch.bool),
     "complex": lambda value: value.to(torch.complex64),
     "too large for float32": lambda value: value.double().fill_(1e300),
     "stride 0": lambda value: torch.zeros(1).expand(2**40),

@@ -90,12 +90,6 @@ def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) ->
     assert_near(logits_of(loaded), logits_of(reference), tolerance=1e-4, name="logits")
 
 
-def test_the_network_goes_to_the_device(tmp_path: Path) -> None:
-    path, _ = saved_network(tmp_path)
-    loaded = load_model(path, device="meta")
-    assert {value.device.type for value in loaded.state_dict().values()} == {"meta"}
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_frozen_backbone_from_the_file_stays_frozen_without_a_warning(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path, image_encoder="segformer_b2")
@@ -155,12 +149,8 @@ def test_other_files_and_arguments_are_refused(tmp_path: Path) -> None:
 
 BAD_VALUES = {
     "NaN": lambda value: value.fill_(math.nan),
-    "infinity": lambda value: value.fill_(math.inf),
     "beyond float32": lambda value: value.double().fill_(1e300),
     "int8": lambda value: value.to(torch.int8),
-    "bool": lambda value: value.to(torch.bool),
-    "complex": lambda value: value.to(torch.complex64),
-    "float8": lambda value: value.to(torch.float8_e5m2),
 }
 
 

@@ -1,19 +1,15 @@
 """The weights that come with the package: found by name, small, and a float32 network when loaded."""
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import ammnet_sparse
-from ammnet_sparse.cli.export import main as export
-from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.weights import shipped
 from ammnet_sparse.models.weights.checks import WeightsError
-from ammnet_sparse.models.weights.files import read_weights, save_weights
+from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import (
     DEFAULT_WEIGHTS,
     FOLDER,
@@ -55,31 +51,6 @@ def test_half_precision_files_make_float32_networks() -> None:
     loaded = network.state_dict()
     assert {value.dtype for value in loaded.values() if value.is_floating_point()} == {torch.float32}
     assert all(torch.equal(loaded[name], value.to(loaded[name].dtype)) for name, value in state.items())
-
-
-@pytest.mark.parametrize(
-    ("keys", "megabytes"),
-    [
-        ({"image_encoder": "efficientnet_lite2", "head_width": 128}, 16),
-        ({"image_encoder": "efficientnet_lite0", "head_width": 128}, 12),
-        ({"inputs": "tsdf"}, 3),
-    ],
-)
-def test_networks_to_ship_are_small_and_load_without_the_extra(
-    keys: dict[str, Any], megabytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = ModelConfig(width=64, **keys)
-    network = AMMNet(config)
-    trained, exported = tmp_path / "trained.safetensors", tmp_path / "exported.safetensors"
-    save_weights(trained, network.state_dict(), model_config=config)
-    assert export(["--checkpoint", str(trained), "--out", str(exported), "--max-mb", str(megabytes)]) == 0
-    # Nothing but the file is needed: not the packages with ImageNet weights.
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("looked for a package"))
-    loaded = ammnet_sparse.load_model(exported)
-    assert loaded.config == config
-    for name, value in loaded.state_dict().items():
-        expected = network.state_dict()[name]
-        torch.testing.assert_close(value, expected.half().float() if value.ndim > 1 else expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
