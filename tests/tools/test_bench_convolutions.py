@@ -1,6 +1,5 @@
 """The benchmark of the convolutions: its cases, and that all ways compute the same, on sizes that measure nothing."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -59,14 +58,3 @@ def test_rows_and_totals(bench: Any, tmp_path: Path) -> None:
     mixed = sum(row["count"] * (row["dense"] or row["gather"])["device_ms"] for row in rows)
     assert totals["dense"]["device_ms"] == pytest.approx(mixed)
     assert 0 < max(totals["best"].values()) <= max(totals["gather"].values()) + max(totals["dense"].values())
-
-
-@pytest.mark.parametrize("arguments", [["--device", "tpu0"], ["--ways", "dense"]])
-def test_wrong_usage(bench: Any, arguments: list[str]) -> None:
-    with pytest.raises(SystemExit):
-        bench.main(arguments)
-
-
-def test_frames_without_label_maps_will_do(bench: Any) -> None:
-    options = bench._parse(["--width", "4", "--seconds", "0", "--ways", "gather"])
-    assert bench.measure_all(dataclasses.replace(some_scene(2), label_map=None), options)

@@ -2,19 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from bench import cases, model, tables, variants
+from bench import model, tables, variants
 from bench.measurement import Stopwatch, counted_layers
 from bench.steps import make_game
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.frame import Frame
-from ammnet_sparse.models.image_encoders import ENCODERS
 from tests.data.frames import random_frame, write_frame, write_list
-from tests.models.encoders import SmallSegFormer
 from tests.training.support import differing, state_of, tiny_batch, tiny_config
 
 GRID = (24, 12, 24)
@@ -83,28 +80,6 @@ def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_p
         assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (name == "channels_last")
 
 
-def test_memory_against_batch(set_folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    more = ("--nets", "sparse", "--variants", "plain", "--measure", "time", "--batch", 2, "--fit-batches", 1)
-    assert model.main(arguments(set_folder, "--json", path, *more)) == 0
-    result = json.loads(path.read_text())
-    (row,) = result["rows"]
-    assert [point["batch"] for point in row["batches"]] == [1, 2]
-    assert result["batch"] == 2 and row["step_seconds"] == row["batches"][1]["step_seconds"]
-    assert row["peak_mib"] == row["batches"][1]["peak_mib"] > row["static_mib"] > 0
-
-
-def test_images(set_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENCODERS, "segformer_b2", SmallSegFormer)
-    path = tmp_path / "bench.json"
-    more = ("--input", "segformer", "--json", path, "--variants", "plain", "--frames", 1)
-    assert model.main(arguments(set_folder, *more)) == 0
-    for row in json.loads(path.read_text())["rows"]:
-        assert row["input"] == "segformer" and row["step_seconds"] > 0
-        assert row["gmac_by_group"]["image encoder"] > 0
-        assert row["saved_by_group_mib"]["image encoder"] > 0
-
-
 @pytest.mark.parametrize("net", ["sparse", "dense"])
 def test_counts_are_those_of_the_whole_network(net: str) -> None:
     config = tiny_config(model={"width": 16, "grid_shape": list(GRID)})
@@ -158,29 +133,3 @@ def test_the_largest_batch_and_its_keys() -> None:
     ]
     answer = tables.card_answer([row], [line], card_gb=1, width=64, wanted=4)
     assert "no  needs" in answer and "training.batch_size=1 training.accumulate=4" in answer
-
-
-def test_generated_rooms_are_counted_without_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        cases, "generate_rooms", lambda folder, **parameters: made.append(parameters) or make_set(folder)
-    )
-    path = tmp_path / "bench.json"
-    more = ["--frames", "1", "--width", "8", "--measure", "macs", "--nets", "sparse", "--variants", "plain"]
-    assert model.main([*more, "--grid", *map(str, GRID), "--json", str(path)]) == 0
-    assert made[0]["frames"] == 2 and made[0]["validation_frames"] == 1
-    (row,) = json.loads(path.read_text())["rows"]
-    assert row["forward_gmac_per_sample"] > 0 and row["saved_mib_per_sample"] is None and row["step_seconds"] is None
-
-
-@pytest.mark.parametrize(
-    "more",
-    [("--dtype", "float16"), ("--data", "nowhere"), ("--nets", "dense", "--variants", "recompute_full")],
-)
-def test_what_cannot_be_measured(more: tuple[str, ...], set_folder: Path) -> None:
-    assert model.main(arguments(set_folder, *more)) == 2
-
-
-def test_a_card_needs_a_step(set_folder: Path) -> None:
-    with pytest.raises(SystemExit):
-        model.main(arguments(set_folder, "--measure", "macs", "--card-gb", 6))

@@ -92,23 +92,6 @@ def test_carried_packages_come_first(python: Path, tmp_path: Path) -> None:
     assert re.search(r"ran -m pip install .*--no-index .*/other-1-py3-none-any\.whl", done.stdout)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--only", "tests,abacus"),
-        ("--packages", "no/such/folder"),
-        ("--total", "soon"),
-        ("--device", "tpu"),
-        ("--data", "no/such/set"),
-        ("--abacus", "1"),
-    ],
-)
-def test_wrong_usage(option: str, value: str, tmp_path: Path) -> None:
-    done = gpu_check("--out", tmp_path, option, value)
-    assert done.returncode == 2
-    assert f"{option}: " in done.stderr
-
-
 def test_environment_names_missing_packages(capsys: pytest.CaptureFixture[str]) -> None:
     required = environment.required_packages()
     assert {"torch", "torchvision", "spconv", "timm", "pyyaml"} <= set(required) and len(required) > 12
@@ -127,22 +110,6 @@ def test_an_spconv_that_cannot_be_imported_is_missing(
     monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
     assert environment.main([]) == 1
     assert "LACKING: an spconv" in capsys.readouterr().out
-
-
-def test_tests_run_without_hypothesis(tmp_path: Path) -> None:
-    (tmp_path / "hypothesis.py").write_text("raise ImportError", encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider"]
-    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [*command, "tests/ops/test_one_hot.py"],
-        cwd=REPOSITORY,
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "passed" in done.stdout and "skipped" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -167,21 +134,9 @@ def test_a_device_equals_itself(tool: SimpleNamespace, root: Path, tmp_path: Pat
     assert len({step["first"]["loss"] for step in result["steps"]}) == 3
 
 
-def test_rounding_is_seen_and_judged(tool: SimpleNamespace, root: Path, tmp_path: Path) -> None:
-    double = ("--second-dtype", "float64", "--tolerance", "1e-12")
-    code, result = compared(tool, root, tmp_path / "devices.json", *double)
-    assert code == 1 and not result["steps"][0]["is_within"]
-    assert 0 < result["steps"][0]["apart"]["scene"] < 1e-5
-
-
 def test_norms_that_overflow_in_mixed_precision_are_not_compared(tool: SimpleNamespace) -> None:
     figures = {"scene": 1.0, "generator_gradient_norm": 2.0}
     overflowed, lost = figures | {"generator_gradient_norm": float("inf")}, figures | {"scene": float("inf")}
     for one, other, is_within in ((figures, overflowed, True), (overflowed, figures, False), (figures, lost, False)):
         (step,) = tool.compare([one], [other], dtypes=("float32", "float16"), tolerances=(1.0, 1.0))
         assert step["is_within"] == is_within
-
-
-@pytest.mark.parametrize("more", [("--second", "cuda:99"), ("--second", "cpu", "--second-dtype", "float16")])
-def test_devices_that_cannot_be_compared(tool: SimpleNamespace, root: Path, more: tuple[str, ...]) -> None:
-    assert tool.main(["--data", str(root), *more]) == 2

@@ -66,16 +66,6 @@ def test_a_step_waits_at_most_five_times_a_batch(accumulate: int, recompute: str
     assert counted.num_waits <= 4 * accumulate + 1, counted.waits
 
 
-def test_a_step_of_an_image_network_waits_at_most_five_times() -> None:
-    config = tiny_config(model={"image_encoder": "resnet50", "freeze_image_encoder": False})
-    game = make_game(config)
-    batch = tiny_batch([0, 1], has_image=True)
-    game.step([batch], seed=0)
-    with Operations() as counted:
-        game.step([batch], seed=1).as_floats()
-    assert counted.num_waits <= 5, counted.waits
-
-
 def test_a_step_dispatches_few_operations() -> None:
     """The number hardly depends on widths and frames: those of chunks of large convolutions alone."""
     game = make_game(tiny_config())
