@@ -217,20 +217,3 @@ def test_exr_of_several_channels(tmp_path: Path) -> None:
     (tmp_path / "broken.exr").write_bytes((tmp_path / "gray.exr").read_bytes()[:300])
     with pytest.raises(DataError, match=r"broken\.exr"):
         read_depth(tmp_path / "broken.exr")
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_damaged_arrays_are_named(tmp_path: Path, seed: int) -> None:
-    """A flipped byte anywhere in the header of an npy file gives depth or a message, nothing raw."""
-    path = tmp_path / "d.npy"
-    np.save(path, ramp())
-    content = bytearray(path.read_bytes())
-    rng = np.random.default_rng(seed)
-    content[int(rng.integers(0, 128))] ^= int(rng.integers(1, 256))
-    path.write_bytes(content)
-    message = str(path)
-    try:
-        read_depth(path)
-    except DataError as error:
-        message = str(error)
-    assert str(path) in message

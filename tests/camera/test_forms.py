@@ -188,39 +188,6 @@ def test_color_intrinsics_belong_to_label_maps_too(native: NDArray[np.float32]) 
     np.testing.assert_array_equal(alone.depth, found.depth)
 
 
-def test_portrait_phone_by_exif(tmp_path: Path, view: RoomView, plain: CameraFrame) -> None:
-    """1440x1920 in landscape, turned by EXIF, with depth of 192x256 that lies the same way."""
-    depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(0.4), image_shape=(192, 256))
-    paths = write(
-        tmp_path,
-        turned_image(ramp((1440, 1920)), 270),
-        turned_image(depth, 270),
-        turned_pose(view.pose, 270),
-        orientation=6,
-    )
-    lying = turned(scaled_camera(3.0), 270, (1440, 1920))
-    assert_alike(read_frame(paths, settings_of(lying)), plain, overlap=0.75)
-
-
-@pytest.mark.parametrize("form", ["rotated bits", "float meters", "65535", "too far"])
-def test_depth_stored_otherwise(tmp_path: Path, view: RoomView, native: NDArray[np.float32], form: str) -> None:
-    """The volumes of depth with holes, whatever the holes and the numbers are stored as."""
-    depth = np.round(native * 1000).astype(np.uint16)
-    depth[40:60, 100:300] = 0
-    paths = write(tmp_path, ramp(IMAGE_SHAPE), depth / np.float32(1000), view.pose)
-    plain = read_frame(paths, settings_of(NYU_CAMERA))
-    path = tmp_path / "other.png"
-    if form == "rotated bits":
-        Image.fromarray((depth << np.uint16(3)) | (depth >> np.uint16(13))).save(path)
-    elif form == "float meters":
-        path = tmp_path / "other.npy"
-        np.save(path, np.where(depth == 0, np.nan, depth / np.float32(1000)))
-    else:
-        Image.fromarray(np.where(depth == 0, 65535 if form == "65535" else 8191, depth).astype(np.uint16)).save(path)
-    found = read_frame(dataclasses.replace(paths, depth=path), settings_of(NYU_CAMERA))
-    np.testing.assert_array_equal(found.mapping, plain.mapping)
-
-
 def test_intrinsics_of_the_turned_images_are_named(tmp_path: Path, native: NDArray[np.float32]) -> None:
     """Landscape images with a portrait's principal point: refused, not placed wrongly."""
     paths = write(tmp_path, ramp(IMAGE_SHAPE), native)

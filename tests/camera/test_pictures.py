@@ -77,12 +77,6 @@ def test_floats_that_are_no_colors(tmp_path: Path, value: float) -> None:
         read_color(tmp_path / "c.tiff")
 
 
-def test_postscript_is_not_started(tmp_path: Path) -> None:
-    (tmp_path / "c.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
-    with pytest.raises(DataError, match="PostScript"):
-        read_color(tmp_path / "c.jpg")
-
-
 def test_lists_of_classes() -> None:
     """Every class of the published lists has one of the 13, and those that mean the same stay what they are."""
     assert (len(NYU13_NAMES), len(NYU40_NAMES), len(set(ADE20K_NAMES))) == (14, 40, 150)

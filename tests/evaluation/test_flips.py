@@ -55,24 +55,6 @@ def test_batches_move_as_augmentation_moves_frames(symmetry: Symmetry) -> None:
         assert torch.equal(found, wanted) if isinstance(wanted, Tensor) else found == wanted, field.name
 
 
-def test_flips_average_out_a_preferred_side() -> None:
-    """A predictor that says "left half" whatever it sees: left and right, front and back end up alike."""
-    batch = some_batch()
-
-    def left(turned: Batch) -> Tensor:
-        scores = torch.zeros(turned.batch_size, 1, *turned.grid_shape)
-        scores[:, :, :2] = 1
-        scores[:, :, 0, 0, 0] = 5
-        return scores
-
-    mean = mean_over_flips(left, batch, count=4)
-    assert torch.equal(mean[:, :, 1:3], torch.full((2, 1, 2, 3, 4), 0.5))
-    corners = mean[:, 0, [0, 0, 3, 3], 0, [0, 3, 0, 3]]
-    assert torch.equal(corners, torch.full((2, 4), (5 + 1) / 4))
-    exchanged = mean_over_flips(left, batch, count=8)
-    torch.testing.assert_close(exchanged, exchanged.transpose(2, 4))
-
-
 def test_unlike_axes_cannot_be_exchanged() -> None:
     batch = some_batch(grid_shape=(4, 3, 5))
     mean = mean_over_flips(lambda turned: turned.tsdf, batch, count=4)

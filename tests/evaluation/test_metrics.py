@@ -4,7 +4,6 @@ import json
 import math
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,29 +100,6 @@ def test_counting_does_not_wait_for_the_device() -> None:
     assert torch.equal(counts.confusion.cpu(), 2 * expected.confusion)
 
 
-def test_counts_by_hand() -> None:
-    """Ten voxels: the last is ignored, the one before has no weight, and the first floor voxel is hit by a pixel."""
-    batch = make_batch(
-        [FLOOR, FLOOR, WALL, WALL, 0, 0, 0, CHAIR, CHAIR, IGNORE_LABEL],
-        weight=[1, 1, 1, 1, 1, 1, 1, 1, 0, 1],
-        hit=[1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-    )
-    scores = score([FLOOR, FLOOR, FLOOR, 0, 0, WALL, 0, CHAIR, FLOOR, FLOOR], batch)
-    assert scores.frames == 1
-    # Occluded: floor, 2 walls, 3 empty, chair. TP floor, wall as floor, chair; FN the second wall; FP one empty.
-    assert scores.sc_precision == 3 / 4
-    assert scores.sc_recall == 3 / 4
-    assert scores.sc_iou == 3 / 5
-    # Floor: TP 2, FP 1. Wall: FN 2, FP 1. Chair: TP 1.
-    assert scores.ssc_iou["floor"] == 2 / 3
-    assert scores.ssc_iou["wall"] == 0
-    assert scores.ssc_iou["chair"] == 1
-    assert [name for name, iou in scores.ssc_iou.items() if not math.isnan(iou)] == ["floor", "wall", "chair"]
-    assert scores.ssc_miou == pytest.approx((2 / 3 + 0 + 1) / 3)
-    assert scores.confusion[WALL].tolist() == [1, 0, 1] + [0] * 9
-    assert scores.confusion[0, WALL] == 1
-
-
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_naive_loop(seed: int) -> None:
@@ -183,14 +159,6 @@ def test_undefined_scores_are_nan_without_warning(batch: Batch, predicted: list[
         scores = score(predicted, batch)
     values = {name: getattr(scores, name) for name in ("sc_precision", "sc_recall", "sc_iou", "ssc_miou")}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
-
-
-def test_nothing_added_is_undefined_without_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores = CompletionMetrics().compute()
-    assert scores.frames == 0
-    assert math.isnan(scores.sc_iou)
 
 
 def test_json_is_in_percent_with_null_for_undefined() -> None:
@@ -282,21 +250,6 @@ def test_class_prior_errors() -> None:
         class_prior([make_batch([0, 1]), make_batch([0, 1, 2])])
     with pytest.raises(ValueError, match="prior"):
         prior_labels(class_prior([make_batch([0, 1])]), make_batch([0, 1, 2]))
-
-
-def test_real_frames_by_class(nyu_folder: Path) -> None:
-    """Row sums of the confusion matrix are the scored voxels by class, counted here from the files themselves."""
-    ids = (nyu_folder / "train.txt").read_text(encoding="utf-8").split()[::100]
-    counted = np.zeros(NUM_CLASSES, dtype=np.int64)
-    for frame_id in ids:
-        with np.load(nyu_folder / "Label" / f"{frame_id}.npz") as labels:
-            label = labels["arr_0"]
-        with np.load(nyu_folder / "TSDF" / f"{frame_id}.npz") as volumes:
-            counted += np.bincount(label[(volumes["arr_1"] > 0) & (label != 255)], minlength=NUM_CLASSES)
-    scores = evaluate(lambda batch: torch.zeros_like(batch.mapping), [Batch.from_frames(nyu_folder, ids)])
-    assert scores.confusion.sum(1).tolist() == counted.tolist()
-    assert scores.confusion[:, 0].tolist() == counted.tolist()
-    assert scores.frames == len(ids)
 
 
 def test_frames_without_hits_are_empty_and_frames_without_scored_voxels_left_out() -> None:

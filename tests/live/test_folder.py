@@ -49,23 +49,6 @@ def test_frames_arrive_in_a_folder(tmp_path: Path, places: dict[str, str]) -> No
     assert list(frames) == [] and said == []
 
 
-def test_half_written_files_are_waited_for(tmp_path: Path) -> None:
-    said: list[str] = []
-    write_pair(tmp_path, "0001", 1)
-    whole = (tmp_path / "0001.depth.png").read_bytes()
-    (tmp_path / "0001.depth.png").write_bytes(whole[: len(whole) // 2])
-
-    def complete() -> None:
-        time.sleep(0.3)
-        (tmp_path / "0001.depth.png").write_bytes(whole)
-
-    writer = threading.Thread(target=complete)
-    writer.start()
-    frames = list(watch(tmp_path, said, ends_when_idle=1.0).frames())
-    writer.join()
-    assert [frame.name for frame in frames] == ["0001"] and said == []
-
-
 def test_files_that_grow_slowly_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as a file changes it is being written, however long that takes."""
     monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.5)
@@ -210,30 +193,6 @@ def test_frames_that_cannot_be_read_are_counted_and_put_the_end_off(
     writer.join()
     assert [frame.name for frame in frames] == ["3"]
     assert source.skipped == len(said) == 3
-
-
-def test_frames_that_are_removed_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched, "SETTLE_SECONDS", 60.0)
-    said: list[str] = []
-    folder = tmp_path / "watched"
-    write_pair(folder, "0001", 1)
-    (folder / "0001.depth.png").write_bytes(b"broken")
-    source = watch(folder, said)
-    assert source._newest() is None and source._unreadable
-    (folder / "0001.depth.png").unlink()
-    (folder / "0001.color.png").unlink()
-    assert source._newest() is None and not source._unreadable
-    assert list(source.frames()) == [] and said == []
-
-
-def test_broken_frames_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
-    said: list[str] = []
-    write_pair(tmp_path, "0001", 1)
-    (tmp_path / "0001.depth.png").write_bytes(b"<html>not found</html>")
-    frames = watch(tmp_path, said, ends_when_idle=1.0).frames()
-    assert list(frames) == []
-    assert len(said) == 1 and "frame 0001" in said[0] and "0001.depth.png" in said[0]
 
 
 def test_an_empty_folder_is_waited_for_and_stopped(tmp_path: Path) -> None:

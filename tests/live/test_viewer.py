@@ -133,23 +133,6 @@ def test_the_command_completes_what_arrives(weights: Path, tmp_path: Path, capsy
         assert file["labels"].shape == (60, 36, 60)
 
 
-def test_the_command_names_what_it_cannot_use(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    arguments = ["live", "--source", str(source), "--checkpoint", str(weights), "--no-viewer", "--device", "cpu"]
-    assert main(arguments) == 2 and "expected --intrinsics of the camera" in capsys.readouterr().err
-    arguments += ["--intrinsics", ",".join(map(str, INTRINSICS)), "--idle", "0.2"]
-    assert main(arguments) == 1 and "no frame was completed" in capsys.readouterr().err
-    iio.imwrite(source / "1.color.png", np.zeros((480, 640, 3), np.uint8))
-    iio.imwrite(source / "1.depth.png", np.zeros((480, 640), np.uint16))  # nothing measured
-    assert main(arguments) == 1
-    output = capsys.readouterr()
-    assert "skipped: frame 1:" in output.err and "no frame was completed" in output.err
-    assert main(["live", "--source", "realsense", "--checkpoint", str(weights)]) in (1, 2)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_ends_with_its_code_and_a_summary(weights: Path, tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-u", "-m", "ammnet_sparse", "live", "--source", str(tmp_path), "--no-viewer"]

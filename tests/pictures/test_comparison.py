@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, IGNORE_LABEL, IMAGE_SHAPE
-from ammnet_sparse.pictures.comparison import ERROR_COLORS, class_colors, label_map_colors, render_comparison
+from ammnet_sparse.pictures.comparison import ERROR_COLORS, class_colors, render_comparison
 from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
 
 SHAPE = (24, 12, 24)
@@ -67,23 +67,9 @@ def test_near_hides_far_and_high_hides_low() -> None:
         center_of(lid, RED)
 
 
-def test_voxels_must_fit_their_colors() -> None:
-    with pytest.raises(ValueError, match="colors"):
-        render_voxels(
-            np.zeros((2, 2, 2, 3), dtype=np.uint8), np.ones((2, 2, 3), dtype=np.bool_), view=top_view(SHAPE), size=8
-        )
-
-
 def test_class_colors() -> None:
     colors = class_colors(np.array([0, FLOOR, IGNORE_LABEL], dtype=np.uint8))
     assert colors.tolist() == [[22, 191, 206], [43, 160, 4], [153, 153, 153]]
-
-
-def test_label_map_colors_are_those_of_the_classes() -> None:
-    colors = label_map_colors(np.array([[1, 3, 5, 6, 12, 13]], dtype=np.uint8))
-    by_name = dict(CLASSES)
-    names = ("bed", "ceiling", "floor", "furniture", "wall", "window")
-    assert [tuple(color) for color in colors[0].tolist()] == [by_name[name] for name in names]
 
 
 def room() -> NDArray[np.uint8]:
@@ -155,13 +141,6 @@ def test_ceiling_is_left_out_on_request() -> None:
     assert shows(panel(compare(room(), hide_ceiling=False), 0, 1), CLASSES[CEILING].color)
 
 
-def test_errors_without_ceiling_show_what_replaces_it() -> None:
-    prediction = room()
-    prediction[prediction == CEILING] = WALL
-    errors = panel(compare(prediction, room()), 2, 1)
-    assert not shows(errors, ERROR_COLORS["wrong class"])
-
-
 def test_input_stands_on_the_left() -> None:
     image = np.full((*IMAGE_SHAPE, 3), (250, 10, 10), dtype=np.uint8)
     label_map = np.full(IMAGE_SHAPE, 5, dtype=np.uint8)
@@ -183,14 +162,6 @@ def test_legend_names_the_classes_that_occur_below_the_views() -> None:
         assert (below == color).all(-1).sum() > 50, name
 
 
-def test_one_image_without_truth_takes_one_row() -> None:
-    image = np.full((*IMAGE_SHAPE, 3), (250, 10, 10), dtype=np.uint8)
-    picture = compare(room(), image=image)
-    assert picture.shape[1] == 2 * 12 + 3 * SIZE + 2 * 12
-    assert picture.shape[0] < compare(room()).shape[0]
-    assert shows(picture[:, : 12 + SIZE], (250, 10, 10)) and shows(picture[:, 2 * (12 + SIZE) :], CLASSES[BED].color)
-
-
 def test_what_is_drawn_fills_the_views() -> None:
     """However small it is and wherever it lies, in every column alike."""
     truth = np.zeros(SHAPE, dtype=np.uint8)
@@ -203,14 +174,6 @@ def test_what_is_drawn_fills_the_views() -> None:
         low, high = inked[0].min(0), inked[0].max(0)
         assert (high - low).max() > 0.9 * SIZE and np.abs(low + high - SIZE + 1).max() <= 4
         np.testing.assert_allclose([inked[1].min(0), inked[1].max(0)], [low, high], atol=1)
-
-
-def test_the_legend_takes_the_place_below_a_single_input() -> None:
-    image = np.full((*IMAGE_SHAPE, 3), (250, 10, 10), dtype=np.uint8)
-    picture = render_comparison(room(), room(), image=image, panel_size=240)
-    assert picture.shape[0] == 2 * 12 + 24 + 2 * (240 + 12)
-    for color in (CLASSES[BED].color, *ERROR_COLORS.values()):
-        assert (panel(picture, 0, 1, size=240) == color).all(-1).sum() > 50
 
 
 GRID = np.zeros((4, 4, 4), dtype=np.uint8)

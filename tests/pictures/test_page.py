@@ -73,24 +73,6 @@ def test_page_holds_volumes_colors_and_names(tmp_path: Path) -> None:
     assert {each["name"]: tuple(each["color"]) for each in data["errors"]} == ERROR_COLORS
 
 
-def test_page_of_a_frame_shows_what_is_scored(tmp_path: Path) -> None:
-    label = lopsided()
-    label[3] = IGNORE_LABEL
-    weight = np.zeros(SHAPE, dtype=np.bool_)
-    weight[:6] = True
-    mapping = np.full(SHAPE, -1, dtype=np.int32)
-    mapping[1, 1, 1] = 7
-    frame = Frame("0007", np.zeros(SHAPE, dtype=np.float32), mapping, weight, label)
-    scene = CompletedScene(frame, lopsided()).to_scene()
-    assert scene.mask is not None
-    assert scene.name == "0007"
-    assert scene.mask[:3].all() and not scene.mask[3].any() and not scene.mask[6:].any()
-    assert scene.hit_mask.sum() == 1
-    assert scene.hit_colors is None
-    unknown = Frame("0008", np.zeros(SHAPE, dtype=np.float32), mapping, weight)
-    np.testing.assert_array_equal(CompletedScene(unknown, lopsided()).to_scene().mask, weight)
-
-
 def test_page_is_small_and_needs_nothing_else(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 12, GRID_SHAPE, dtype=np.uint8)
@@ -152,3 +134,21 @@ def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
     assert "alert(2)" not in "".join(scripts)
     write_page(path, [], title="T", introduction=inserted)
     assert "script-src 'none';" in path.read_text("utf-8")
+
+
+def test_page_of_a_frame_shows_what_is_scored(tmp_path: Path) -> None:
+    label = lopsided()
+    label[3] = IGNORE_LABEL
+    weight = np.zeros(SHAPE, dtype=np.bool_)
+    weight[:6] = True
+    mapping = np.full(SHAPE, -1, dtype=np.int32)
+    mapping[1, 1, 1] = 7
+    frame = Frame("0007", np.zeros(SHAPE, dtype=np.float32), mapping, weight, label)
+    scene = CompletedScene(frame, lopsided()).to_scene()
+    assert scene.mask is not None
+    assert scene.name == "0007"
+    assert scene.mask[:3].all() and not scene.mask[3].any() and not scene.mask[6:].any()
+    assert scene.hit_mask.sum() == 1
+    assert scene.hit_colors is None
+    unknown = Frame("0008", np.zeros(SHAPE, dtype=np.float32), mapping, weight)
+    np.testing.assert_array_equal(CompletedScene(unknown, lopsided()).to_scene().mask, weight)

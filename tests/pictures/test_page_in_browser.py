@@ -159,15 +159,6 @@ def test_a_click_on_errors_shows_each_kind_in_its_place(compared: Page) -> None:
     assert shown(compared, *kinds) == [True, True, False]
 
 
-def test_truth_stands_to_the_right_of_the_prediction(compared: Page) -> None:
-    compared.click("#view-beside")
-    _, _, width, _ = compared.box_of("#canvas")
-    predicted, true = place_of(compared, CHAIR_COLOR, color_of(LEFT))
-    assert predicted[1] < width / 2 < true[1]
-    compared.click("#view-truth")
-    assert shown(compared, color_of(RIGHT), color_of(HIGH)) == [True, False]
-
-
 def test_voxels_outside_the_mask_are_hidden_until_asked_for(compared: Page) -> None:
     assert shown(compared, color_of(FAR)) == [False]
     compared.click("#outside")
@@ -198,43 +189,12 @@ def test_a_picture_is_saved_as_it_is_seen(browser: Browser, page: Page, tmp_path
         assert pixels_of(saved, color_of(label)).sum() == pytest.approx(pixels_of(seen, color_of(label)).sum(), rel=0.1)
 
 
-def test_axes_say_how_long_they_are(page: Page) -> None:
-    """At the ends of the grid's edges: X before the camera, Y left of it, height beside both."""
-    words = page.evaluate("[...document.querySelectorAll('.caption b')].map(label => label.textContent)")
-    assert words == ["X 1.9 m", "height 1.0 m", "Y 1.9 m"]
-    x, height, y = (page.middle_of(f".caption b:nth-of-type({place})") for place in (1, 2, 3))
-    assert y[0] < height[0] < x[0] and height[1] < y[1] < x[1]
-
-
-def test_controls_and_help_are_in_view_on_a_laptop(browser: Browser, address: str) -> None:
-    page = browser.open(address, size=(1400, 757))
-    controls = "document.querySelector('.controls')"
-    assert page.evaluate(f"{controls}.scrollHeight <= {controls}.clientHeight")
-    assert page.evaluate("document.querySelector('#help').getBoundingClientRect().bottom") <= 757
-    page.close()
-
-
 def test_input_surface_has_the_colors_of_the_image(compared: Page) -> None:
     compared.click("#view-input")
     left, right = place_of(compared, (200, 0, 200), (0, 200, 0))
     assert left[1] < right[1]
     image = compared.screenshot("#image")
     assert np.abs(image[image.shape[0] // 2, image.shape[1] // 4].astype(int) - (200, 0, 200)).max() < 12
-
-
-def test_completion_is_told_from_the_observed_surface(compared: Page) -> None:
-    compared.click("#color-by-part")
-    observed, completed = place_of(compared, *PART_COLORS.values())
-    assert observed[1] < completed[1]
-    compared.click("#parts-1")
-    assert shown(compared, *PART_COLORS.values()) == [True, False]
-
-
-def test_legends_count_voxels_in_the_mask(compared: Page) -> None:
-    count = "document.querySelector('#{}').closest('label').querySelector('.count').textContent"
-    assert compared.evaluate(count.format(f"classes-{HIGH}")) == "48 / 0"
-    assert compared.evaluate(count.format(f"classes-{FAR}")) == "0 / 0"
-    assert compared.evaluate(count.format("errors-1")) == "96"
 
 
 def test_cutting_off_takes_what_is_high(page: Page) -> None:
@@ -311,3 +271,20 @@ def test_a_browser_that_lacks_something_is_told_so(browser: Browser, address: st
     assert words in page.evaluate("document.querySelector('#message').innerText")
     assert page.complaints() == []
     page.close()
+
+
+def test_truth_stands_to_the_right_of_the_prediction(compared: Page) -> None:
+    compared.click("#view-beside")
+    _, _, width, _ = compared.box_of("#canvas")
+    predicted, true = place_of(compared, CHAIR_COLOR, color_of(LEFT))
+    assert predicted[1] < width / 2 < true[1]
+    compared.click("#view-truth")
+    assert shown(compared, color_of(RIGHT), color_of(HIGH)) == [True, False]
+
+
+def test_completion_is_told_from_the_observed_surface(compared: Page) -> None:
+    compared.click("#color-by-part")
+    observed, completed = place_of(compared, *PART_COLORS.values())
+    assert observed[1] < completed[1]
+    compared.click("#parts-1")
+    assert shown(compared, *PART_COLORS.values()) == [True, False]

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from plyfile import PlyData
 
-from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, GRID_SHAPE, IGNORE_LABEL, VOXEL_SIZE
+from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, IGNORE_LABEL, VOXEL_SIZE
 from ammnet_sparse.pictures.ply import write_ply
 
 SHAPE = (6, 4, 5)
@@ -76,18 +76,6 @@ def test_faces_between_drawn_voxels_are_left_out_and_corners_shared_within_a_cla
         assert len(np.unique(color[face], axis=0)) == 1
 
 
-def test_hidden_voxels_open_the_faces_behind_them(tmp_path: Path) -> None:
-    labels = np.zeros(SHAPE, dtype=np.uint8)
-    labels[1:3, 0, 0] = FLOOR
-    mask = np.ones(SHAPE, dtype=np.bool_)
-    mask[2] = False
-    write_ply(tmp_path / "masked.ply", labels, mask=mask, as_cubes=True)
-    position, _, faces, _ = read(tmp_path / "masked.ply")
-    assert faces is not None
-    assert (len(position), len(faces)) == (8, 6)
-    assert position[:, 0].max() == pytest.approx(2 * VOXEL_SIZE)
-
-
 def test_surface_of_a_random_scene_is_closed(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     labels = np.where(rng.random(SHAPE) < 0.4, CHAIR, 0).astype(np.uint8)
@@ -109,17 +97,21 @@ def test_an_empty_scene_is_a_valid_file(tmp_path: Path, as_cubes: bool) -> None:
     assert faces is None
 
 
-def test_a_full_grid_has_only_its_hull(tmp_path: Path) -> None:
-    write_ply(tmp_path / "full.ply", np.full(GRID_SHAPE, WALL, dtype=np.uint8), as_cubes=True)
-    _, _, faces, _ = read(tmp_path / "full.ply")
-    assert faces is not None
-    x, height, y = GRID_SHAPE
-    assert len(faces) == 2 * (x * height + height * y + x * y)
-
-
 def test_bad_volumes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="labels"):
         write_ply(tmp_path / "x.ply", np.full(SHAPE, 12, dtype=np.uint8))
     with pytest.raises(ValueError, match="mask"):
         write_ply(tmp_path / "x.ply", one_voxel(), mask=np.ones((2, 2, 2), dtype=np.bool_))
     assert not (tmp_path / "x.ply").exists()
+
+
+def test_hidden_voxels_open_the_faces_behind_them(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[1:3, 0, 0] = FLOOR
+    mask = np.ones(SHAPE, dtype=np.bool_)
+    mask[2] = False
+    write_ply(tmp_path / "masked.ply", labels, mask=mask, as_cubes=True)
+    position, _, faces, _ = read(tmp_path / "masked.ply")
+    assert faces is not None
+    assert (len(position), len(faces)) == (8, 6)
+    assert position[:, 0].max() == pytest.approx(2 * VOXEL_SIZE)
