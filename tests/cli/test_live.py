@@ -1,6 +1,7 @@
 """``ammnet live`` on folders, without the page."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
