@@ -137,7 +137,7 @@ def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
         backend = FULL_GRID_BACKENDS.get(features.device.type, "gather")
     if backend in ("gather", "dense"):
         return backend
-    if not spconv_engine.is_served(features, weight, kernel_map):
+    if not (features.is_cuda and spconv_engine.is_served(features, weight, kernel_map)):
         return "gather"
     checked = (spconv_engine.convolve_implicit, _convolve_gather)
     return "spconv" if spconv_engine.is_sound(features.device, features.dtype, *checked) else "gather"

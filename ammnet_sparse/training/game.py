@@ -84,6 +84,7 @@ class AdversarialGame:
             self.teachers = load_networks(config.loss.teachers, device=device).requires_grad_(False)
             check_goes_with(self.teachers.config, config.model, source="loss.teachers")
         self._device = device
+        self._half = torch.float16 if config.training.uses_fp16 else torch.bfloat16
         self._has_image_loss = config.model.reads_image
         self._buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
         self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
@@ -153,9 +154,7 @@ class AdversarialGame:
         return _Scene(batch, index, config=self.config.model, dtype=self.discriminator.embed.weight.dtype)
 
     def _autocast(self) -> torch.autocast:
-        training = self.config.training
-        dtype = torch.float16 if training.uses_fp16 else torch.bfloat16
-        return torch.autocast(self._device.type, dtype, enabled=bool(training.mixed_precision))
+        return torch.autocast(self._device.type, self._half, enabled=bool(self.config.training.mixed_precision))
 
     @contextlib.contextmanager
     def _without_a_trace(self) -> Iterator[None]:
