@@ -51,14 +51,6 @@ def test_the_same_network_is_one_run(tmp_path: Path) -> None:
     assert plan.config.training.seed == 2 and plan.config.model.image_encoder == "seg2d"
 
 
-def test_frozen_encoders_come_from_their_row(tmp_path: Path) -> None:
-    table = read_table(FOLDER, "figure2a")
-    plan = plan_run(table, table.rows["tsdf_encoder_of_baseline"], seed=1, settings=settings_in(tmp_path))
-    assert plan.stage1 is not None and not plan.stage1.config.model.modulation1
-    assert plan.config.model.freeze_encoders and not plan.stage1.config.model.freeze_encoders
-    assert plan.folder.parent.name == "figure2a-tsdf_encoder_of_baseline"
-
-
 @pytest.mark.slow
 def test_a_table_is_trained_prolonged_and_printed(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -1,7 +1,5 @@
-"""The paper's experiments: every row is a configuration that differs as it says, builds, and trains a step."""
+"""The paper's experiments: every row is a configuration that differs as it says, and builds."""
 
-import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,12 @@ from ammnet_sparse.cli.configs import TABLES as FOLDER
 from ammnet_sparse.cli.configs import find_config, named_config
 from ammnet_sparse.config import Config, ConfigError, flat_values, load_config
 from ammnet_sparse.experiments.tables import Row, config_of, read_table, table_names
-from tests.training.support import TINY_KEYS, both, differing, make_game, state_of, tiny_batch
+from ammnet_sparse.models.ammnet import AMMNet
+from tests.training.support import TINY_KEYS
 
 SEG2D = find_config("nyu_seg2d")
 TABLES = [read_table(FOLDER, name) for name in table_names(FOLDER)]
 ROWS = [pytest.param(row, id=f"{table.name}-{name}") for table in TABLES for name, row in table.rows.items()]
-INVISIBLE = {"data.augment_2d", "data.augment_3d", "data.dataset", "model.freeze_encoders"}
-"""Keys that a step on given frames does not show."""
 
 
 def own_keys(row: Row) -> dict[str, Any]:
@@ -54,41 +51,17 @@ def test_a_row_differs_from_its_base_in_its_own_keys_alone(row: Row) -> None:
         assert {key: as_yaml(now[key]) for key in keys} == keys
 
 
-@functools.cache
-def step_of(config: Config) -> tuple[frozenset[str], tuple[float, ...], frozenset[str]]:
-    """Names of the weights, losses and gradient norms of a first step, and what the step changed."""
-    has_image = config.model.image_encoder != "seg2d" and config.model.inputs != "tsdf"
-    game = make_game(config)
-    before = state_of(both(game))
-    torch.manual_seed(1)
-    report = game.step([tiny_batch((1, 2), has_image=has_image)], seed=3)
-    values = report.as_floats()
-    assert all(math.isfinite(value) for value in values.values())
-    assert ("discriminator" in values) == config.adversarial.enabled
-    return frozenset(before), tuple(values.values()), frozenset(differing(before, state_of(both(game))))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_trains_a_step_and_shows_what_makes_it_differ(row: Row) -> None:
+def test_a_row_builds_its_network(row: Row) -> None:
     config = config_of(row, base=SEG2D, overrides=TINY_KEYS)
-    base = load_config(SEG2D, TINY_KEYS)
-    names, values, trained = step_of(config)
+    with torch.device("meta"):
+        names = AMMNet(config.model).state_dict()
     keys = own_keys(row)
     for level in (1, 2, 3):
-        is_there = any(name.startswith(f"decoder.modulation{level}.") for name in names)
         has_weights = config.model.fusion != "add" and keys.get(f"model.modulation{level}", True)
         is_possible = config.model.inputs == "both" or (config.model.inputs == "tsdf" and level > 1)
+        is_there = any(name.startswith(f"decoder.modulation{level}.") for name in names)
         assert is_there == (has_weights and is_possible)
-    assert any("state_projection" in name for name in names) == (
-        config.model.sites == "sparse" and config.model.inputs != "image"
-    )
-    decoder = {name for name in names if name.startswith("decoder.") and name.endswith(("weight", "bias"))}
-    assert {name for name in decoder if ".squeeze." not in name} <= trained  # whose one hidden channel may be dead
-    encoders = [name for name in trained if name.startswith(("tsdf_encoder.", "label_map_stem.", "image_encoder."))]
-    assert bool(encoders) != config.model.freeze_encoders
-    if config != base and not set(keys) <= INVISIBLE | {"model.image_encoder"}:
-        assert (names, values) != step_of(base)[:2]
 
 
 def test_rows_that_are_the_same_network_are_the_same_configuration() -> None:
