@@ -50,24 +50,6 @@ def test_every_source_is_built(build: SimpleNamespace, monkeypatch: pytest.Monke
     assert operators <= {source.stem for source in sources if source.suffix == ".cu"}
 
 
-def test_sources_need_only_the_headers_that_are_asked_for(build: SimpleNamespace) -> None:
-    """PyTorch's headers say from which release on each function of the stable ABI can be compiled."""
-    header = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "stable" / "ops.h"
-    newer = {}
-    for comment, name in re.findall(r"((?:^///.*\n)+)inline [^(;]*?(\w+)\(", header.read_text("utf-8"), re.MULTILINE):
-        if release := re.search(r"Build time minimum version: PyTorch (\d+)\.(\d+)", comment):
-            newer[name] = (int(release[1]), int(release[2]))
-    if not newer:
-        pytest.skip(f"PyTorch {torch.__version__} does not say so in its headers")
-    target = int(build.TORCH_TARGET_VERSION, 16) >> 48
-    for path in (REPOSITORY / "csrc").rglob("*.*"):
-        for name in re.findall(r"torch::stable::(\w+)\(", path.read_text("utf-8")):
-            major, minor = newer.get(name, (0, 0))
-            assert major * 256 + minor <= target, (
-                f"{path}: torch::stable::{name} needs PyTorch {major}.{minor} to build"
-            )
-
-
 def test_cuda_home_contains_the_header(build: SimpleNamespace, tmp_path: Path) -> None:
     toolkit = make_toolkit(tmp_path / "toolkit")
     (tmp_path / "empty").mkdir()

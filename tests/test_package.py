@@ -91,7 +91,7 @@ def test_every_folder_of_the_package_is_packaged() -> None:
 
 
 def test_files_that_are_not_python_are_packaged(tmp_path: Path) -> None:
-    """Shipped weights and templates reach what is installed (build_py, as in the wheel) and the source package."""
+    """Weights, templates and configurations reach what is installed (build_py, as in the wheel) and the source."""
     commands = ["egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path / "wheel")]
     commands += ["sdist", "--dist-dir", str(tmp_path / "sdist")]
     subprocess.run([sys.executable, "setup.py", "--quiet", *commands], cwd=REPOSITORY, check=True, capture_output=True)
@@ -104,6 +104,11 @@ def test_files_that_are_not_python_are_packaged(tmp_path: Path) -> None:
         packed = {name.partition("/")[2] for name in source.getnames()}
     assert names <= packed
     assert all((tmp_path / "wheel" / name).read_bytes() == (REPOSITORY / name).read_bytes() for name in names)
+    program = "from ammnet_sparse.cli.configs import find_config; print(find_config('nyu_seg2d'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "wheel")}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(tmp_path / "wheel" / "ammnet_sparse" / "configs" / "nyu_seg2d.yaml")
 
 
 def test_imports_from_any_folder(tmp_path: Path) -> None:
@@ -135,30 +140,3 @@ def test_make_does_not_delete_a_folder_that_is_not_an_environment(tmp_path: Path
         result = make(target, f"PYTHON={sys.executable}", folder=tmp_path)
         assert result.returncode != 0
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
-
-
-def make_finished_environment(folder: Path, *, spconv: str) -> None:
-    """The files that `make setup` makes, with a Python that does nothing."""
-    (folder / "bin").mkdir(parents=True)
-    python = folder / "bin" / "python"
-    python.write_text("#!/bin/sh\n", encoding="utf-8")
-    python.chmod(0o755)
-    (folder / ".installed").write_text(f"{spconv}\n", encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("installed", "chosen", "is_installed_again"),
-    [
-        ("", "", False),
-        ("spconv-cu126", "spconv-cu126", False),
-        ("", "spconv-cu126", True),
-        ("spconv-cu126", "", True),
-    ],
-)
-def test_another_choice_of_spconv_installs_again(
-    tmp_path: Path, installed: str, chosen: str, is_installed_again: bool
-) -> None:
-    make_finished_environment(tmp_path / "venv", spconv=installed)
-    result = make("--dry-run", "setup", folder=tmp_path / "venv", AMMNET_SPARSE_SPCONV=chosen)
-    assert result.returncode == 0, result.stderr
-    assert ("tools/setup/install.py" in result.stdout) is is_installed_again

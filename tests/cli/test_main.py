@@ -1,6 +1,5 @@
 """`ammnet` itself: its commands, what it says of a typo, how it starts, and what Ctrl-C does."""
 
-import json
 import os
 import signal
 import subprocess
@@ -161,22 +160,6 @@ def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("nyu_seg")
     with pytest.raises(ConfigError, match=str(tmp_path)):
         find_config(tmp_path)
-
-
-def test_an_installed_package_needs_no_checkout(tmp_path: Path) -> None:
-    """What build_py copies, as into a wheel, runs by itself: commands, configurations, shipped weights."""
-    build = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
-    build += ["build_py", "--build-lib", str(tmp_path / "installed")]
-    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
-    program = (
-        "import json; from ammnet_sparse.cli.configs import config_names, find_config; "
-        "from ammnet_sparse.models.weights.shipped import list_models; "
-        "print(json.dumps([str(find_config('nyu_seg2d')), config_names(), list_models()]))"
-    )
-    printed = python("-c", program, folder=tmp_path, variables=environment(tmp_path / "installed"))
-    path, names, weights = json.loads(printed)
-    assert path == str(tmp_path / "installed" / "ammnet_sparse" / "configs" / "nyu_seg2d.yaml")
-    assert names == config_names() and "nyu_seg2d_w64" in weights
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])

@@ -83,16 +83,6 @@ def test_page_has_curves_table_and_the_best_and_worst_scenes(run: Path, capsys: 
     assert names == ["best 1: 0003", "best 2: 0004", "worst 1: 0007", "worst 2: 0006"]
 
 
-@pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize(("limit", "kinds"), [(1, ["best 1"]), (3, ["best 1", "best 2", "worst 1"])])
-def test_no_scene_is_shown_twice(run: Path, limit: int, kinds: list[str]) -> None:
-    assert report([str(run), "--scenes", "3", "--limit", str(limit)]) == 0
-    assert f"of the first {limit} validation frames" in (run / "report.html").read_text("utf-8")
-    entries = read_data(run / "report.html")["scenes"]
-    assert [entry["name"].partition(":")[0] for entry in entries] == kinds
-    assert len({entry["note"] for entry in entries}) == limit
-
-
 def test_a_run_before_its_first_validation_has_curves_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "young", mious=(None,), has_training=True)
     save_config(config_of(None), folder / "config.yaml")
