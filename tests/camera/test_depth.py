@@ -135,24 +135,6 @@ def test_coarse_depth_is_not_rotated(step: int) -> None:
     np.testing.assert_allclose(meters_from_values(values, encoding="millimeters")[0], values / 1000.0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("values", "scale", "advised", "not_advised"),
-    [
-        (ramp() * 5000, 1000.0, "5000 for TUM's files gives", "1 for meters"),
-        (ramp() * 10000, 1000.0, "10000 for tenths of millimeters", "1 for meters"),
-        (ramp(low=2, high=4), 1000.0, "1 for meters gives 3 m", "10000 for"),
-        (ramp() * 1e7, 1000.0, "no usual one gives a room", "tenths"),
-    ],
-)
-def test_only_scales_that_give_a_room_are_advised(
-    values: NDArray[np.float64], scale: float, advised: str, not_advised: str
-) -> None:
-    stored = values if values.max() < 10 or values.max() > 65535 else (values + 15000).astype(np.uint16)
-    with pytest.raises(DataError) as caught:
-        meters_from_values(stored, scale=scale)
-    assert advised in str(caught.value) and not_advised not in str(caught.value)
-
-
 def test_units_that_are_found_out(tmp_path: Path) -> None:
     meters = ramp()
     np.testing.assert_allclose(meters_from_values(meters)[0], meters, atol=1e-6)

@@ -335,16 +335,6 @@ def test_wide_images_are_padded_above_and_below() -> None:
     assert not images.label_map[:60].any()
 
 
-def test_matching_size_is_left_alone() -> None:
-    rng = np.random.default_rng(1)
-    image = rng.integers(0, 256, (*IMAGE_SHAPE, 3), dtype=np.uint8)
-    depth = (np.linspace(1, 2, IMAGE_SHAPE[1]) + rng.uniform(0, 0.02, IMAGE_SHAPE)).astype(np.float32)
-    images = to_network_images(image, depth, camera=NYU_CAMERA)
-    assert images.camera == NYU_CAMERA
-    np.testing.assert_array_equal(images.image, image)
-    np.testing.assert_array_equal(images.depth, depth)
-
-
 def test_depth_is_never_mixed_across_an_edge() -> None:
     depth = np.full((120, 160), 1.0, dtype=np.float32)
     depth[:, 80:], depth[60:] = 3.0, 0.0

@@ -11,7 +11,7 @@ from ammnet_sparse.camera.frames import make_frame
 from ammnet_sparse.camera.geometry.placement import Placement, place_camera
 from ammnet_sparse.camera.geometry.room import find_floor
 from ammnet_sparse.camera.geometry.surface import surface_from_depth
-from ammnet_sparse.camera.geometry.vertical import describe_direction, upright_turn
+from ammnet_sparse.camera.geometry.vertical import upright_turn
 from ammnet_sparse.camera.images import CameraImages, turned_camera, turned_image, turned_pose
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.synthetic.raycast import camera_pose
@@ -121,19 +121,6 @@ def test_floor_just_below_a_robot() -> None:
     assert not find_floor(
         surface_from_depth(points_z, camera=NYU_CAMERA), camera_pose(0.4, yaw=0, pitch=-0.17, roll=0)[2, :3]
     ).is_seen
-
-
-def test_directions_in_words() -> None:
-    for up, turn, words in (
-        ((0, -1, 0), 0, "upper edge"),
-        ((-1, 0, 0), 90, "left edge"),
-        ((0, 1, 0), 180, "lower edge"),
-        ((1, 0, 0), 270, "right edge"),
-        ((0, 0, -1), 0, "straight down"),
-        ((0, 0, 1), 0, "straight up"),
-    ):
-        vector = np.array(up, dtype=np.float64)
-        assert upright_turn(vector) == turn and words in describe_direction(vector)
 
 
 # What lies in the grid.

@@ -12,7 +12,7 @@ import torch
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import CLASS_NAMES, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, constant_baselines, prior_labels
-from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, VoxelCounts, evaluate, scores_from_counts
+from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, VoxelCounts, evaluate
 from tests.generated import given, settings, st
 
 FLOOR, WALL, CHAIR, FURNITURE = (CLASS_NAMES.index(name) for name in ("floor", "wall", "chair", "furniture"))
@@ -196,13 +196,6 @@ def test_frames_without_truth_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="0042"):
         CompletionMetrics().update(torch.zeros(1, 2, dtype=torch.uint8), batch)
-
-
-def test_counts_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match="confusion"):
-        scores_from_counts(torch.zeros(11, 11).long(), torch.zeros(2, 2).long(), frames=1)
-    with pytest.raises(ValueError, match="occupancy"):
-        scores_from_counts(torch.zeros(12, 12).long(), torch.zeros(4).long(), frames=1)
 
 
 def test_constant_baselines_equal_scored_constants() -> None:

@@ -120,26 +120,6 @@ def test_voxels_that_were_not_computed_are_empty() -> None:
     assert torch.equal(gradient, torch.ones(2, 3))
 
 
-def test_2d_logits_have_the_size_of_the_image() -> None:
-    small = torch.randn(1, 3, 4, 6)
-    sites = full_sites(1, (1, 1, 1), CPU)
-    prediction = Prediction(torch.zeros(1, 3), sites, class_logits_2d=small, image_size=(13, 21))
-    assert prediction.logits_2d is not None and prediction.logits_2d.shape == (1, 3, 13, 21)
-    torch.testing.assert_close(prediction.logits_2d[..., ::4, ::4], small)
-
-
-@pytest.mark.parametrize("sites", ["sparse", "dense"])
-@pytest.mark.parametrize("inputs", ["both", "image", "tsdf"])
-def test_state_channels_are_read_where_sites_leave_tsdf_out(sites: str, inputs: str) -> None:
-    network = some_network(sites=sites, inputs=inputs)
-    names = [name for name in network.state_dict() if "state_projection" in name]
-    if sites == "dense" or inputs == "image":
-        assert names == []
-    else:
-        encoders = ["decoder", "tsdf_encoder"]
-        assert sorted(names) == [f"{encoder}.state_projection.weight" for encoder in encoders]
-
-
 def test_free_space_far_from_every_site_is_read_through_the_state() -> None:
     network = some_network().eval()
     batch = some_scene(1)
@@ -155,15 +135,6 @@ def test_free_space_far_from_every_site_is_read_through_the_state() -> None:
             assert part.state_projection is not None
             part.state_projection.weight.zero_()
         before, after = (network(scene, voxels="all").voxel_logits for scene in (batch, changed))
-    assert torch.equal(before, after)
-
-
-def test_a_network_that_reads_images_alone_does_not_see_the_tsdf() -> None:
-    network = some_network(inputs="image").eval()
-    batch = some_scene(1)
-    changed = dataclasses.replace(batch, tsdf=-batch.tsdf)
-    with torch.no_grad():
-        before, after = (network(scene, voxels="scored").voxel_logits for scene in (batch, changed))
     assert torch.equal(before, after)
 
 

@@ -33,13 +33,6 @@ def test_ignored_voxels_and_sites_without_a_label_are_zero(labels: list[int], da
     assert result.tolist() == [[float(label == column) for column in range(4)] for label in picked]
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(2, 5, dtype=torch.uint8), torch.zeros(0, 5, dtype=torch.uint8)])
-def test_no_sites(labels: torch.Tensor) -> None:
-    assert one_hot_sites(labels, torch.zeros(0, dtype=torch.int64), num_classes=3).shape == (0, 3)
-    nowhere = torch.full((2,), -1)
-    assert one_hot_sites(labels, nowhere, num_classes=3).tolist() == [[0.0] * 3] * 2
-
-
 def test_opcheck() -> None:
     labels = torch.tensor([[0, 1, 255, 2]], dtype=torch.uint8)
     torch.library.opcheck(OPS.one_hot_sites.default, (labels, torch.tensor([3, -1, 2]), 3, torch.float16))

@@ -175,14 +175,6 @@ def test_one_class_present_is_always_chosen() -> None:
     assert shuffle_categories(labels, class_map, probability, 0).unique().tolist() == [1]
 
 
-def test_erase_probabilities_fill_their_range() -> None:
-    drawn = draw_erase_probability(4000, (0.1, 0.9), 3)
-    assert drawn.dtype == torch.float32 and drawn.unique().numel() > 3990
-    assert float(drawn.min()) >= 0.1 and float(drawn.max()) <= 0.9
-    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.02)
-    assert draw_erase_probability(2, (0.3, 0.3), 3).tolist() == pytest.approx([0.3, 0.3])
-
-
 def test_opcheck() -> None:
     labels = scenes(2, 3, 5)
     class_map, probability = draw_shuffle(labels, num_classes=NUM_CLASSES, probability_range=(0.1, 0.9), seed=1)

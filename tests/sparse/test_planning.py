@@ -1,15 +1,12 @@
-"""Planned site sets equal those built one by one, and nothing derived from them waits for the device."""
+"""Planned site sets equal those built one by one."""
 
 import pytest
 import torch
-from bench.operation_counter import Operations
 
 from ammnet_sparse.sparse.kernel_maps import (
     WAY_DOWN,
-    KernelMap,
     cells_read,
     planned_sites,
-    repeated_sites,
     strided_sites,
 )
 from ammnet_sparse.sparse.sites import UP_KERNEL, SiteSet, half_shape, sites_from_mask
@@ -38,34 +35,3 @@ def test_planned_sites_are_those_built_one_by_one(densities: tuple[float, ...]) 
         for kernel in WAY_DOWN:
             found, expected = strided_sites(found, kernel), strided_sites(expected, kernel)
             assert_same(found, expected)
-
-
-def test_planning_waits_once_and_what_follows_never() -> None:
-    masks = [random_mask(0.05, 0), random_mask(0.3, 1)]
-    planned_sites(masks)  # constants of the process
-    with Operations() as counted:
-        first, second = planned_sites(masks)
-        several = repeated_sites(second, 4)
-    assert counted.num_waits == 1
-    ups = [KernelMap(cells_read(sites, UP_KERNEL, half_shape(SHAPE)), sites, UP_KERNEL) for sites in (first, second)]
-    assert len(several) == 4 * len(second)
-    for up in ups:
-        _ = up.groups, up.table, up.inverse
-    again = planned_sites(masks)
-    with Operations() as counted:
-        for sites in again:
-            up = KernelMap(cells_read(sites, UP_KERNEL, half_shape(SHAPE)), sites, UP_KERNEL)
-            _ = up.groups, up.table, up.inverse
-            _ = repeated_sites(sites, 4), strided_sites(strided_sites(sites, WAY_DOWN[0]), WAY_DOWN[1])
-    assert counted.num_waits == 0
-
-
-def test_repeated_sites_derive_repeated_sites() -> None:
-    (sites,) = planned_sites([random_mask(0.1, 0)])
-    found = repeated_sites(sites, 3)
-    expected = sites_from_mask(random_mask(0.1, 0).repeat(3, 1, 1, 1))
-    assert_same(found, expected)
-    for kernel in WAY_DOWN:
-        found, expected = strided_sites(found, kernel), strided_sites(expected, kernel)
-        assert_same(found, expected)
-    assert repeated_sites(sites, 1) is sites and repeated_sites(sites, 3) is repeated_sites(sites, 3)

@@ -230,17 +230,6 @@ def test_inputs_changed_before_the_backward_pass_are_refused() -> None:
         result.backward()
 
 
-def test_backward_passes_through_one_graph_agree() -> None:
-    torch.manual_seed(0)
-    network = Block().double()
-    with recipes_kept(True):
-        result = network(torch.randn(32, 8, dtype=torch.float64)).square().sum()
-    first = torch.autograd.grad(result, list(network.parameters()), retain_graph=True)
-    second = torch.autograd.grad(result, list(network.parameters()))
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_inference_tensors_may_enter() -> None:
     with torch.inference_mode():
         frozen = torch.ones(3, 4)

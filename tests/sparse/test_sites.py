@@ -175,18 +175,3 @@ def test_derived_tables_are_shared_and_freed_with_the_finer_sites() -> None:
     references = [weakref.ref(sites) for sites in (fine, half)]
     del fine, half, source, target
     assert [reference() for reference in references] == [None, None]
-
-
-def test_directions_between_two_sets_are_not_confused() -> None:
-    sites, other = random_sites(seed=1), random_sites(seed=2)
-    kernel = Kernel((1, 1, 3), padding=(0, 0, 1))
-    forth, back = pairs_of(KernelMap(sites, other, kernel)), pairs_of(KernelMap(other, sites, kernel))
-    for tap in range(3):
-        assert sorted(zip(*(rows.tolist() for rows in forth[tap]), strict=True)) == sorted(
-            (source, target) for target, source in zip(*(rows.tolist() for rows in back[2 - tap]), strict=True)
-        )
-
-
-def test_features_of_every_cell_of_one_frame_lie_row_by_row() -> None:
-    sites = full_sites(1, (4, 2, 6), torch.device("cpu"))
-    assert sites.gather(torch.randn(1, 3, 4, 2, 6)).is_contiguous()

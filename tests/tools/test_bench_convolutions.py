@@ -1,7 +1,5 @@
 """The benchmark of the convolutions: its cases, and that all ways compute the same, on sizes that measure nothing."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,17 +42,3 @@ def test_every_convolution_is_found_and_every_way_computes_the_same(bench: Any) 
         for found in results[1:]:
             for gradient, expected in zip(found, results[0], strict=True):
                 torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_rows_and_totals(bench: Any, tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    assert bench.main(["--width", "4", "--seconds", "0", "--ways", "gather", "dense", "--json", str(path)]) == 0
-    written = json.loads(path.read_text(encoding="utf-8"))
-    rows, totals = written["rows"], written["totals"]
-    assert (written["device"], written["dtype"]) == ("cpu", "float32")
-    assert all((row["dense"] is not None) == row["is_dense"] for row in rows)
-    expected = sum(row["count"] * row["gather"]["device_ms"] for row in rows)
-    assert totals["gather"]["device_ms"] == pytest.approx(expected)
-    mixed = sum(row["count"] * (row["dense"] or row["gather"])["device_ms"] for row in rows)
-    assert totals["dense"]["device_ms"] == pytest.approx(mixed)
-    assert 0 < max(totals["best"].values()) <= max(totals["gather"].values()) + max(totals["dense"].values())

@@ -64,22 +64,6 @@ def test_rows_and_what_fits_a_card(set_folder: Path, tmp_path: Path, capsys: pyt
     assert "training.recompute=blocks training.batch_size=4" in capsys.readouterr().out
 
 
-def test_every_variant_has_its_row_and_its_configuration(set_folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    assert model.main(arguments(set_folder, "--json", path, "--measure", "macs")) == 0
-    rows = [(row["net"], row["variant"]) for row in json.loads(path.read_text())["rows"]]
-    assert {("sparse", "recompute_full"), ("dense", "channels_last")} <= set(rows)
-    assert rows == [(net, name) for net, names in variants.VARIANTS.items() for name in names]
-    for net, name in rows:
-        variant = variants.Variant(net, name, "float32")
-        config = variants.configuration(variant, width=8, input_2d="seg2d", grid_shape=GRID, batch_size=1)
-        pair = variants.build(variant, config, CPU)
-        recomputed = sum(getattr(child, "is_recomputed", False) for child in pair.modules.modules())
-        assert (recomputed > 0) == name.startswith("recompute_") or name == "recompute_elementwise"
-        weight = pair.generator.decoder.up_full.conv.weight
-        assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (name == "channels_last")
-
-
 @pytest.mark.parametrize("net", ["sparse", "dense"])
 def test_counts_are_those_of_the_whole_network(net: str) -> None:
     config = tiny_config(model={"width": 16, "grid_shape": list(GRID)})

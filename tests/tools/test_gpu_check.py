@@ -6,7 +6,6 @@ import re
 import runpy
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,31 +66,6 @@ def test_every_part_has_its_log_and_its_verdict(python: Path, tmp_path: Path) ->
     assert "    ran tools/bench_kernels.py --device cpu" in done.stdout
 
 
-def test_a_part_that_does_not_end_is_stopped_and_the_next_are_not_begun(python: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = gpu_check("--device", "cpu", "--out", out, "--only", "model,tests", "--total", 7, PYTHON=python)
-    assert done.returncode == 1
-    assert summary_of(out) == {"model": "out of time", "tests": "not begun"}
-
-
-def test_carried_packages_come_first(python: Path, tmp_path: Path) -> None:
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    carry = runpy.run_path(str(REPOSITORY / "tools" / "setup" / "carry_packages.py"))
-    with zipfile.ZipFile(packages / "carried-1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("carried_module/__init__.py", "")
-        wheel.writestr("carried-1.dist-info/METADATA", "Name: carried\nRequires-Dist: the_core==2.50.5\n")
-    assert carry["pins"](packages) == {"the-core": "the_core==2.50.5"}
-    carry["repack"](packages / "carried-1-py3-none-any.whl")
-    assert [path.name for path in packages.iterdir()] == ["carried-1-py3-none-any.tar.xz"]
-    (packages / "other-1-py3-none-any.whl").touch()
-    given = ("--device", "cpu", "--out", tmp_path / "out", "--packages", packages, "--only", "environment")
-    done = gpu_check(*given, PYTHON=python, TMPDIR=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "ammnet_sparse_site" / "carried_module" / "__init__.py").is_file()
-    assert re.search(r"ran -m pip install .*--no-index .*/other-1-py3-none-any\.whl", done.stdout)
-
-
 def test_environment_names_missing_packages(capsys: pytest.CaptureFixture[str]) -> None:
     required = environment.required_packages()
     assert {"torch", "torchvision", "spconv", "timm", "pyyaml"} <= set(required) and len(required) > 12
@@ -132,11 +106,3 @@ def test_a_device_equals_itself(tool: SimpleNamespace, root: Path, tmp_path: Pat
         assert step["first"] == step["second"] and set(step["apart"].values()) == {0}
         assert {"loss", "scene", "adversarial", "discriminator", "generator_gradient_norm"} <= step["apart"].keys()
     assert len({step["first"]["loss"] for step in result["steps"]}) == 3
-
-
-def test_norms_that_overflow_in_mixed_precision_are_not_compared(tool: SimpleNamespace) -> None:
-    figures = {"scene": 1.0, "generator_gradient_norm": 2.0}
-    overflowed, lost = figures | {"generator_gradient_norm": float("inf")}, figures | {"scene": float("inf")}
-    for one, other, is_within in ((figures, overflowed, True), (overflowed, figures, False), (figures, lost, False)):
-        (step,) = tool.compare([one], [other], dtypes=("float32", "float16"), tolerances=(1.0, 1.0))
-        assert step["is_within"] == is_within

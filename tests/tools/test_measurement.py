@@ -93,17 +93,6 @@ def test_kept_activations_are_those_that_autograd_saves(build: Callable[[ModelCo
     assert any(name.startswith("decoder.stage_half") for name in kept.by_layer())
 
 
-def test_pairs_of_kernel_maps_are_counted_apart() -> None:
-    sites = random_sites(0.3)
-    layer = SiteConv3d(4, 4, Kernel((3, 3, 3), padding=(1, 1, 1)))
-    features = torch.randn(len(sites), 4, requires_grad=True)
-    with Allocations(layer) as allocations:
-        out = layer(features, sites, sites)
-    kept = allocations.kept([out])
-    assert kept.num_bytes("activations") == 0
-    assert kept.num_bytes("indices") > len(sites) * 8
-
-
 def test_what_hooks_and_checkpoints_do_not_keep_is_not_counted() -> None:
     layers = nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
     features = torch.randn(1000, 64, requires_grad=True)

@@ -16,7 +16,7 @@ from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.files.images import decode_rotated, guess_depth_encoding
+from ammnet_sparse.files.images import decode_rotated
 from tests.data.raw.raw_files import write_raw_frame
 
 
@@ -94,16 +94,6 @@ def test_intrinsics_matter(raw: Path, tmp_path: Path) -> None:
         prepare(raw, tmp_path / "nyu", intrinsics="nyucad")
     with pytest.raises(DataError, match="'flipped'"):
         prepare(raw, tmp_path / "nyu", flipped=True)
-
-
-def test_restart_keeps_what_is_complete(raw: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    prepare(raw, out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
-    report = prepare(raw, out)
-    assert outcomes(report) == {"0001": "complete", "0002": "complete"}
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == before
-    assert "2 complete before and verified" in report.describe()
 
 
 def _truncate(out: Path, raw: Path) -> None:
@@ -300,15 +290,3 @@ def test_unobserved_space_of_a_flipped_tsdf(raw: Path, tmp_path: Path, unobserve
     other = "free" if unobserved == "surface" else "surface"
     with pytest.raises(DataError, match="'unobserved'"):
         prepare_set(PreparationPlan(raw, out, "nyu", "train", True, other), workers=1, progress=False)
-
-
-def test_depth_encodings_are_detected(raw: Path) -> None:
-    rotated = np.array(Image.open(raw / "NYU0001_0000.png"))
-    plain = decode_rotated(rotated)
-    assert guess_depth_encoding(rotated) == "rotated" and guess_depth_encoding(rotated.astype(np.int32)) == "rotated"
-    assert guess_depth_encoding(plain) == "plain" and guess_depth_encoding(plain * np.uint16(5)) == "plain"
-    far = np.where(np.arange(640) < 200, 9000 + plain // 100, plain).astype(np.uint16)
-    far_rotated = (far << np.uint16(3)) | (far >> np.uint16(13))
-    assert guess_depth_encoding(far_rotated) == "rotated" and guess_depth_encoding(far) == "plain"
-    for nothing in (np.zeros_like(plain), np.full_like(plain, 65535), np.full_like(plain, 2000)):
-        assert guess_depth_encoding(nothing) is None

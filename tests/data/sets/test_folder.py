@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import GRID_SHAPE, NUM_PIXELS
+from ammnet_sparse.data.grid import NUM_PIXELS
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import training_ids, validation_ids
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf
@@ -50,16 +50,6 @@ def test_spellings_of_folders(tmp_path: Path, name: str, label_map_folder: str) 
         assert folder.reads_image and folder.reads_label_map
         assert_same_frame(folder.read("NYU0012_0000"), frame)
         assert folder.paths("12")["image"] == tmp_path / "NYU" / name.format("0012")
-
-
-def test_frames_may_mix_jpg_and_png(tmp_path: Path) -> None:
-    frames = [random_frame(seed, has_image=True) for seed in range(2)]
-    write_frame(tmp_path, frames[0])
-    write_frame(tmp_path, frames[1], image_name="RGB/NYU{}_colors.jpg")
-    folder = FrameFolder(tmp_path, grid_shape=GRID)
-    assert_same_frame(folder.read("0000"), frames[0])
-    image = folder.read("0001").image
-    assert image is not None and image.shape == (480, 640, 3) and image.dtype == np.uint8
 
 
 def test_palette_label_map_keeps_its_classes(tmp_path: Path) -> None:
@@ -196,14 +186,6 @@ def test_arrays_that_no_frame_has_are_named(tmp_path: Path, folder: str, arrays:
 @pytest.mark.parametrize(("name", "pixels"), BAD_IMAGES)
 def test_images_that_no_frame_has_are_named(tmp_path: Path, name: str, pixels: np.ndarray) -> None:
     _assert_refused(tmp_path, name, lambda path: write_image(path, pixels))
-
-
-def test_real_grid_is_the_default(tmp_path: Path) -> None:
-    frame = random_frame(0, grid_shape=GRID_SHAPE)
-    write_frame(tmp_path, frame)
-    assert_same_frame(FrameFolder(tmp_path).read("0000"), frame)
-    batch = Batch.from_frames(tmp_path, ["0000", "NYU0000"])
-    assert batch.frame_ids == ("0000", "0000") and batch.grid_shape == GRID_SHAPE
 
 
 def test_lists(tmp_path: Path) -> None:

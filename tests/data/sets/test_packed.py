@@ -79,13 +79,6 @@ def test_frames_and_lists_are_those_of_the_folder(folder: FrameFolder, packed: P
     assert not packed.missing_files("0003") and packed.missing_files("0042")
 
 
-def test_the_file_is_one_of_safetensors(packed: PackedFrames) -> None:
-    arrays = safetensors.numpy.load_file(packed.root)
-    assert arrays["tsdf"].shape == (7, *GRID) and arrays["tsdf"].dtype == np.float16
-    assert arrays["hit_offsets"][-1] == len(arrays["hits"])
-    assert {path.name for path in packed.root.parent.iterdir()} == {packed.root.name}
-
-
 def test_odd_grids_images_and_frames_without_hits(tmp_path: Path) -> None:
     frames = [random_frame(seed, grid_shape=ODD_GRID, has_image=True) for seed in (1, 2, 3)]
     frames[0].mapping[...] = -1

@@ -317,18 +317,6 @@ def test_the_command_refuses_strange_tensors(
     assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    "file_name", ["WEIGHTS.PTH", "epoch 12 #best.pth.tar", "weights", "gewichte_\u00fc.ckpt", "\udcff.pt"]
-)
-def test_the_command_takes_odd_file_names(file_name: str, published: dict[str, Tensor], tmp_path: Path) -> None:
-    checkpoint, output = tmp_path / file_name, tmp_path / "out.safetensors"
-    with checkpoint.open("wb") as file:
-        torch.save(without(published, "encoder.", "disc."), file)
-    assert convert.main([str(checkpoint), "--out", str(output), "--grid-shape", *map(str, GRID)]) == 0
-    _, _, metadata = read_weights(output)
-    assert metadata["converted_from"].encode() == file_name.encode("utf-8", "replace")
-
-
 def test_weights_go_back_under_the_published_names(network: Dense, published: dict[str, Tensor]) -> None:
     ours = network.state_dict()
     back = publish_dense_state_dict(ours, CONFIG)
