@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator, set_dense_recompute
+from bench.dense_reference.network import DenseAMMNet, DenseDiscriminator
 from bench.measurement import (
     Allocations,
     counted_layers,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ammnet_sparse.config import ModelConfig
@@ -91,42 +90,3 @@ def test_kept_activations_are_those_that_autograd_saves(build: Callable[[ModelCo
     assert found == pytest.approx(saved, rel=0.02)
     assert sum(kept.by_layer().values()) == kept.num_bytes()
     assert any(name.startswith("decoder.stage_half") for name in kept.by_layer())
-
-
-def test_what_hooks_and_checkpoints_do_not_keep_is_not_counted() -> None:
-    layers = nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
-    features = torch.randn(1000, 64, requires_grad=True)
-    size = features.numel() * 4
-
-    def kept(function) -> int:
-        with Allocations(layers) as allocations:
-            out = function()
-        return allocations.kept([out]).num_bytes()
-
-    def dropping() -> Tensor:
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.shape, lambda shape: torch.zeros(shape)):
-            return layers(features)
-
-    assert kept(lambda: layers(features)) == size
-    assert kept(lambda: checkpoint(layers, features, use_reentrant=False)) == 0
-    assert kept(dropping) == 0
-
-
-def test_recomputation_of_the_dense_network_keeps_less_and_changes_no_gradient() -> None:
-    torch.manual_seed(0)
-    network, batch = DenseAMMNet(small_config(encoder_dropout=0, decoder_dropout=0)).double(), some_scene(1)
-    results = []
-    for is_recomputed in (False, True):
-        network.zero_grad()
-        set_dense_recompute(network, is_recomputed)
-        with Allocations(network) as allocations:
-            logits = network(batch).logits
-        kept = allocations.kept([logits]).num_bytes()
-        logits.square().mean().backward()
-        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        counted = [buffer.clone() for name, buffer in network.named_buffers() if "num_batches" in name]
-        results.append((kept, gradients, counted))
-    assert results[1][0] < results[0][0] / 2
-    for plain, recomputed in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(recomputed, plain)
-    assert all(torch.equal(2 * before, after) for before, after in zip(results[0][2], results[1][2], strict=True))
