@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from ammnet_sparse import SceneCompleter
 from ammnet_sparse.camera.geometry import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.checks import WeightsError
-from ammnet_sparse.pictures import outputs
 from tests.completion import INTRINSICS, room_depth, small_weights
 
 REPOSITORY = Path(__file__).parents[1]
@@ -54,36 +52,6 @@ def test_a_scene_lies_where_the_camera_saw_it(completer: SceneCompleter, tmp_pat
     names = {path.name for path in out.iterdir()}
     assert {path.name for path in written} == names and {path.parent for path in written} == {out}
     assert names == {"room_points.ply", "room_cubes.ply", "room.npz", "room.png", "page.html"}
-
-
-def test_picture_and_page_call_a_guessed_floor_a_guess(
-    completer: SceneCompleter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    completer.forget()
-    titles = []
-
-    def render(*_: Any, title: str, **__: Any) -> NDArray[np.uint8]:
-        titles.append(title)
-        return np.zeros((2, 2, 3), dtype=np.uint8)
-
-    monkeypatch.setattr(outputs, "render_comparison", render)
-    for depth, word in ((room_depth(), "likely"), (np.full((480, 640), 2.0, dtype=np.float32), "a guess")):
-        scene = completer(None, depth, name="0")
-        scene.write_picture(tmp_path)
-        level = f"camera {scene.own.placement.floor.below:.2f} m above the floor ({word})"
-        assert titles.pop() == f"0: reliable voxels; {level}" and scene.to_scene().note == level
-    completer.forget()
-
-
-@pytest.mark.parametrize("training", ["null", "[]", "{", '{"data": null}', '{"data": []}'])
-def test_weights_with_metadata_of_another_program_complete_frames(
-    completer: SceneCompleter, monkeypatch: pytest.MonkeyPatch, training: str
-) -> None:
-    completer.forget()
-    expected = completer(None, room_depth()).labels
-    monkeypatch.setattr(completer.model, "metadata", {"training_config": training})
-    completer.forget()
-    np.testing.assert_array_equal(completer(None, room_depth()).labels, expected)
 
 
 def test_depth_in_any_unit_is_the_same_scene(weights: Path) -> None:
@@ -136,21 +104,6 @@ def test_poses_are_brought_to_the_scene(completer: SceneCompleter) -> None:
     for wrong in (np.eye(3), np.full((4, 4), np.nan), 2 * np.eye(4)):
         with pytest.raises(DataError, match="pose"):
             completer(None, depth, wrong)
-
-
-def test_turned_images_give_the_same_scene(weights: Path) -> None:
-    fx, fy, cx, cy = INTRINSICS
-    depth = room_depth()
-    lying = np.ascontiguousarray(np.rot90(depth))  # to be turned clockwise by 90 degrees
-    turned = SceneCompleter(weights, intrinsics=(fy, fx, cy, 639 - cx), rotate=90)(None, lying)
-    upright = SceneCompleter(weights, intrinsics=INTRINSICS)(None, depth)
-    assert (turned.labels == upright.labels).mean() > 0.99
-
-
-def test_color_intrinsics_do_not_matter_without_color(weights: Path) -> None:
-    of_color = (1038.0, 1038.0, 959.5, 539.5)
-    scene = SceneCompleter(weights, intrinsics=INTRINSICS, color_intrinsics=of_color)(None, room_depth())
-    assert np.array_equal(scene.labels, SceneCompleter(weights, intrinsics=INTRINSICS)(None, room_depth()).labels)
 
 
 def test_intrinsics_in_every_form(weights: Path, tmp_path: Path) -> None:
@@ -263,13 +216,6 @@ def test_invalid_arguments_are_refused(completer: SceneCompleter, weights: Path)
             completer(None, depth)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="pose"):
         completer(None, room_depth(), "pose.txt")
-
-
-def test_axes_of_length_one_are_dropped_as_in_files(completer: SceneCompleter) -> None:
-    completer.forget()
-    flat = completer(None, room_depth())
-    completer.forget()
-    np.testing.assert_array_equal(completer(None, room_depth()[..., None]).labels, flat.labels)
 
 
 @pytest.mark.filterwarnings("error")

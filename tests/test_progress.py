@@ -1,6 +1,5 @@
 """How far long work is, in a terminal and elsewhere."""
 
-import io
 from types import SimpleNamespace
 
 import pytest
@@ -37,11 +36,3 @@ def test_without_a_terminal_a_line_is_printed_every_half_minute(
     for _ in ProgressBar(range(9), title="working", unit="frame", is_shown=False):
         clock[0] += 60
     assert not capsys.readouterr().err
-
-
-def test_in_a_terminal_it_is_a_bar_that_vanishes(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stderr", terminal)
-    work(clock)
-    assert "\rworking:   0%|" in terminal.getvalue() and terminal.getvalue().endswith("\r")

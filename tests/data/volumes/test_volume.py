@@ -16,7 +16,6 @@ from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw,
 from ammnet_sparse.data.volumes.tsdf import (
     flip_tsdf,
     mapping_from_depth,
-    truncated_squared_distance,
     tsdf_from_depth,
     unflip_tsdf,
 )
@@ -108,16 +107,6 @@ def test_tsdf_without_any_depth_is_unobserved(small_pose: NDArray[np.float64]) -
     assert tsdf.dtype == np.float32 and not tsdf.any()
 
 
-@pytest.mark.parametrize("density", [0.0, 0.0005, 0.02])
-def test_truncated_distance_equals_brute_force(density: float) -> None:
-    surface = np.random.default_rng(5).random((30, 16, 27)) < density
-    expected = np.full(surface.shape, 144)
-    for point in np.argwhere(surface):
-        grids = np.ogrid[tuple(slice(size) for size in surface.shape)]
-        expected = np.minimum(expected, sum((grid - at) ** 2 for grid, at in zip(grids, point, strict=True)))
-    np.testing.assert_array_equal(truncated_squared_distance(surface), expected)
-
-
 def test_downsampling_equals_loop() -> None:
     rng = np.random.default_rng(11)
     labels = rng.choice([0, 255, 1, 5, 11], p=[0.6, 0.34, 0.02, 0.02, 0.02], size=(16, 12, 20)).astype(np.uint8)
@@ -125,22 +114,6 @@ def test_downsampling_equals_loop() -> None:
     found = downsample_labels(labels)
     np.testing.assert_array_equal(found, downsample_reference(labels))
     assert set(np.unique(found)) >= {0, 3, 4}
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ({0: 32, 255: 32}, 0),
-        ({0: 31, 255: 33}, 255),
-        ({0: 61, 7: 3}, 0),
-        ({0: 60, 7: 4}, 7),
-        ({0: 40, 255: 20, 9: 2, 4: 2}, 4),
-    ],
-)
-def test_downsampling_thresholds_and_ties(counts: dict[int, int], expected: int) -> None:
-    values = np.repeat(list(counts), list(counts.values())).astype(np.uint8)
-    shuffled = np.random.default_rng(0).permutation(values).reshape(4, 4, 4)
-    assert downsample_labels(shuffled).item() == expected
 
 
 def test_raw_labels_become_classes() -> None:
