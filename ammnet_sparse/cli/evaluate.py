@@ -132,12 +132,14 @@ def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[s
     blind = config.model_copy(update={"inputs": "tsdf"})
     source = open_set(options.data, dataset=options.dataset, config=blind)
     training = split_ids(source, "train", validation_frames=options.validation_frames)
-    prior = class_prior(_progress(_loader(source, training, options), "class prior"))
+    prior = class_prior(_progress(_loader(source, training, options), "frequencies of classes"))
+
+    def frames(title: str) -> Iterable[Batch]:
+        return _progress(_loader(source, ids, options), title)
+
     return {
-        "best constant class": constant_baseline(_loader(source, ids, options), info=source.info),
-        "class prior": evaluate(
-            lambda batch: prior_labels(prior, batch), _loader(source, ids, options), info=source.info
-        ),
+        "best constant class": constant_baseline(frames("best constant class"), info=source.info),
+        "class prior": evaluate(lambda batch: prior_labels(prior, batch), frames("class prior"), info=source.info),
     }
 
 

@@ -39,6 +39,7 @@ class TimmEncoder(ImageEncoder):
         own_mean, own_deviation = (torch.tensor(values).view(3, 1, 1) / 255 for values in (IMAGE_MEAN, IMAGE_DEVIATION))
         self.register_buffer("scale", own_deviation / deviation, persistent=False)
         self.register_buffer("shift", (own_mean - mean) / deviation, persistent=False)
+        self._own_names = {_plain(name): name for name in self.backbone.state_dict()}
 
     @classmethod
     def build_backbone(cls) -> nn.Module:
@@ -72,7 +73,7 @@ class TimmEncoder(ImageEncoder):
 
     def timm_key(self, name: str) -> str | None:
         """``stages.0.weight`` of a whole model is ``stages_0.weight`` of its stages; None for its classifier."""
-        return {_plain(own): own for own in self.backbone.state_dict()}.get(_plain(name))
+        return self._own_names.get(_plain(name))
 
     def run_backbone(self, image: Tensor) -> list[Tensor]:
         stages = self.backbone(image * self.scale + self.shift)
