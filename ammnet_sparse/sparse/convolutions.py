@@ -12,6 +12,8 @@ between full grids it uses ``FULL_GRID_BACKENDS``.
 """
 
 import contextlib
+import functools
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -29,10 +31,24 @@ Backend = Literal["auto", "spconv", "gather", "dense"]
 FULL_GRID_BACKENDS: dict[str, Backend] = {"cpu": "dense", "cuda": "gather"}
 """The backend of ``auto`` between grids where every cell is a site, by type of device: the fastest."""
 
-CHUNK_ELEMENTS = 2**23
-"""Gathered values per chunk on a GPU, 32 MiB in float32: every chunk takes a few launches."""
-CHUNK_ELEMENTS_CPU = 2**20
-"""On a CPU, where 4 MiB fit into the cache and chunks cost nothing."""
+MOST_CHUNK_ELEMENTS = 2**26
+_FEWEST_CHUNK_ELEMENTS = 2**23
+_CHUNK_ELEMENTS_CPU = 2**20
+
+
+@functools.cache
+def chunk_elements(device: torch.device) -> int:
+    """Largest number of gathered values at a time.
+
+    On a GPU every chunk takes a few launches, so it may take 1/128 of the card's memory in 16 bits, at most 128 MiB:
+    of all its memory, not of what is free, so that a resumed run rounds alike. On a CPU chunks cost nothing, and 4 MiB
+    fit into the cache.
+    """
+    if device.type != "cuda":
+        return _CHUNK_ELEMENTS_CPU
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(max(2 ** int(math.log2(memory / 256)), _FEWEST_CHUNK_ELEMENTS), MOST_CHUNK_ELEMENTS)
+
 
 # Global, not context-local: on CUDA the backward pass recomputes in other threads.
 _backend: Backend = "auto"
@@ -237,13 +253,12 @@ def _product_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMap
 
 def _is_product_small(rows: Tensor, columns: int) -> bool:
     """Whether to multiply before summing the taps: the products are rounded and must fit into a chunk."""
-    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= CHUNK_ELEMENTS
+    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= _FEWEST_CHUNK_ELEMENTS
 
 
 def _chunks(values: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of a table [N, T], a chunk at a time, and the values [M, C] that they read, [rows, T * C]."""
-    chunk = CHUNK_ELEMENTS_CPU if values.device.type == "cpu" else CHUNK_ELEMENTS
-    rows = max(chunk // (table.shape[1] * values.shape[1]), 1)
+    rows = max(chunk_elements(values.device) // (table.shape[1] * values.shape[1]), 1)
     for begin in range(0, table.shape[0], rows):
         yield slice(begin, begin + rows), gather_taps(values, table[begin : begin + rows])
 

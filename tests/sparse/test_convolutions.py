@@ -185,8 +185,8 @@ def test_chunks_and_orders_of_products_change_nothing(
     features = torch.randn(len(source), in_channels, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(*channels, *kernel.size, dtype=torch.float64, requires_grad=True)
     whole = convolve(features, weight, kernel_map)
-    for name in ("CHUNK_ELEMENTS", "CHUNK_ELEMENTS_CPU"):
-        monkeypatch.setattr(convolutions, name, 27 * 9 * 5)
+    monkeypatch.setattr(convolutions, "chunk_elements", lambda device: 27 * 9 * 5)
+    monkeypatch.setattr(convolutions, "_FEWEST_CHUNK_ELEMENTS", 27 * 9 * 5)
     check(convolve(features, weight, kernel_map), whole, (features, weight), 1e-12)
 
 

@@ -13,7 +13,8 @@ generator's update through it. Per sample are reported
 - saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over --saved-frames
   frames in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
 - operations of a training step as dispatched, launching work or only making views, and the moments in which the host
-  would wait for a GPU; counted on any device.
+  would wait for a GPU; counted on any device. --as-on-a-gpu counts on a CPU what a GPU is given in 16 bits, but for
+  convolutions by spconv, whose place gathered products take.
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
 - seconds per step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
@@ -24,6 +25,7 @@ recomputed (on a GPU with channels last too).
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -35,7 +37,7 @@ from typing import Any
 
 import torch
 from bench.cases import load_frames
-from bench.steps import measure_operations, measure_predictions, measure_steps
+from bench.steps import as_on_a_gpu, measure_operations, measure_predictions, measure_steps
 from bench.tables import (
     MemoryLine,
     basis_text,
@@ -104,6 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _variants(options: argparse.Namespace, device: torch.device) -> list[Variant]:
+    if options.as_on_a_gpu:
+        if device.type != "cpu" or options.measure != ["operations"]:
+            raise ValueError("--as-on-a-gpu: imitates a GPU on a CPU for --measure operations alone")
+        return [Variant("sparse", name, "bfloat16") for name in options.variants or VARIANTS["sparse"]]
     dtypes = options.dtype or ["float32", *(["float16"] if device.type == "cuda" else [])]
     if "float16" in dtypes and device.type != "cuda":
         raise ValueError("--dtype float16: fp16 needs a CUDA device; use --dtype float32")
@@ -149,7 +155,9 @@ def _measure(
                 row |= measure_saved(variant, config, _batches(frames, options), device)
         if "operations" in options.measure:
             with memory_freed(device):
-                row |= measure_operations(variant, config, frames, device, batch_size=options.batch)
+                imitation = as_on_a_gpu() if options.as_on_a_gpu else contextlib.nullcontext()
+                with imitation:
+                    row |= measure_operations(variant, config, frames, device, batch_size=options.batch)
         row["batches"] = []
         if "time" in options.measure:
             row["static_mib"] = round(static_mebibytes(config), 1)
@@ -251,6 +259,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=list(MEASURES),
         help="default: all",
     )
+    add("--as-on-a-gpu", action="store_true", help="count the operations that a GPU is given in 16 bits, on a CPU")
     add("--steps", type=parse_positive, help="steps that count, after warming up (default: 3, on CUDA 10)")
     add(
         "--grid",

@@ -1,8 +1,9 @@
 """Seconds, peak memory and operations of training steps and of predictions, for tools/bench_model.py."""
 
+import contextlib
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
+from ammnet_sparse.sparse import convolutions
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame, StepReport
 from ammnet_sparse.training.networks import Networks
@@ -126,6 +128,19 @@ def measure_predictions(
         "predict_seconds": round(statistics.median(stopwatch.column("predict")[1:]), 4),
         "predict_peak_mib": None if most is None or held is None else round(most - held, 1),
     }
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Within the block convolutions on a CPU take the backends and the chunks of a GPU of 24 GB."""
+    backends, elements = convolutions.FULL_GRID_BACKENDS.copy(), convolutions.chunk_elements
+    convolutions.FULL_GRID_BACKENDS["cpu"] = backends["cuda"]
+    convolutions.chunk_elements = lambda device: convolutions.MOST_CHUNK_ELEMENTS
+    try:
+        yield
+    finally:
+        convolutions.FULL_GRID_BACKENDS.update(backends)
+        convolutions.chunk_elements = elements
 
 
 def measure_operations(

@@ -56,13 +56,17 @@ _GROUPS = {
 }
 
 
+_PRECISIONS = {"float32": False, "float16": "fp16", "bfloat16": "bf16"}
+"""``training.mixed_precision`` by float type."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network, how it saves memory, and its float type: ``float16`` is autocast with a scaled loss."""
+    """A network, how it saves memory, and its float type: the 16-bit ones by autocast, float16 with a scaled loss."""
 
     net: Net
     name: str
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
 
     def __str__(self) -> str:
         return f"{self.net} {self.name} {self.dtype}"
@@ -78,7 +82,7 @@ def configuration(
         "grid_shape": list(grid_shape),
         "image_encoder": "seg2d" if input_2d == "seg2d" else "segformer_b2",
     }
-    training = {"batch_size": batch_size, "recompute": level, "mixed_precision": variant.dtype == "float16"}
+    training = {"batch_size": batch_size, "recompute": level, "mixed_precision": _PRECISIONS[variant.dtype]}
     return config_from_dict({"model": model, "training": training}, source="bench_model.py")
 
 
