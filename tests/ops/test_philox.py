@@ -1,10 +1,10 @@
 """Philox 4x32-10 against the known-answer vectors of Random123, and the numbers made of its words."""
 
+import numpy as np
 import pytest
 import torch
 
 from ammnet_sparse.ops.perturbation import Stream, integers_below, key_of_seed, philox, uniform, words_of_voxels
-from tests.ops.support import DEVICES
 
 # philox4x32 with 10 rounds, from Random123's tests/kat_vectors: counter, key, expected.
 KNOWN_ANSWERS = [
@@ -25,11 +25,10 @@ def naive_philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tu
     return word0, word1, word2, word3
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("line", KNOWN_ANSWERS)
-def test_known_answers(line: str, device: str) -> None:
+def test_known_answers(line: str) -> None:
     words = [int(word, 16) for word in line.split()]
-    found = philox(torch.tensor(words[:4], device=device), (words[4], words[5]))
+    found = philox(np.array(words[:4], dtype=np.uint64), (words[4], words[5]))
     assert found.tolist() == words[6:]
     assert list(naive_philox(tuple(words[:4]), (words[4], words[5]))) == words[6:]
 
