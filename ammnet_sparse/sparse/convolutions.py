@@ -14,7 +14,7 @@ between full grids it uses ``FULL_GRID_BACKENDS``.
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -65,6 +65,48 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _backend = before
 
 
+_casts: dict[int, Tensor] = {}
+"""Weights in the type of autocast by the ``id`` of the parameter, while ``weights_cast`` is active."""
+
+
+@contextlib.contextmanager
+def weights_cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within the block convolutions of ``network`` use weights that were converted to ``dtype`` all at once.
+
+    One by one they would take a launch each, forward and backward. Elsewhere, as where the backward pass recomputes,
+    convolutions convert their own.
+    """
+    weights = [module.weight for module in network.modules() if isinstance(module, _CONVOLUTIONS)]
+    _casts.update(zip(map(id, weights), _CastAll.apply(dtype, *weights), strict=True))
+    try:
+        yield
+    finally:
+        for weight in weights:
+            del _casts[id(weight)]
+
+
+class _CastAll(torch.autograd.Function):
+    """Tensors of one type in another; the gradients are converted back."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = values[0].dtype
+        return _cast_all(values, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = iter(_cast_all([gradient for gradient in gradients if gradient is not None], ctx.dtype))
+        return (None, *(None if gradient is None else next(given) for gradient in gradients))
+
+
+def _cast_all(values: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    results = tuple(torch.empty_like(value, dtype=dtype) for value in values)
+    if results:
+        torch._foreach_copy_(results, values)
+    return results
+
+
 class PointwiseConv3d(nn.Conv3d):
     """A 1x1x1 convolution, a matrix product on site features; weight [out, in, 1, 1, 1]."""
 
@@ -73,7 +115,7 @@ class PointwiseConv3d(nn.Conv3d):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, in] -> [N, out]."""
-        return F.linear(features, self.weight.flatten(1), self.bias)
+        return F.linear(features, _casts.get(id(self.weight), self.weight).flatten(1), self.bias)
 
 
 class SiteConv3d(nn.Conv3d):
@@ -110,6 +152,9 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
         return out + self.bias.to(out.dtype)
 
 
+_CONVOLUTIONS = (PointwiseConv3d, SiteConv3d, SiteConvTranspose3d)
+
+
 def average_pool(features: Tensor, source: SiteSet, *, target: SiteSet, window: tuple[int, int, int]) -> Tensor:
     """[N_source, C] -> [N_target, C]: sum over the sites of a window, divided by the full window's volume."""
     volume = window[0] * window[1] * window[2]
@@ -133,7 +178,7 @@ def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     device = features.device.type
     if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-        features, weight = features.to(dtype), weight.to(dtype)
+        features, weight = features.to(dtype), _casts.get(id(weight), weight).to(dtype)
     if len(kernel_map.target) == 0 or len(kernel_map.source) == 0:
         # Engines raise for empty sets; an empty sum and its gradients are zero.
         empty = features.sum() * 0 + weight.sum() * 0

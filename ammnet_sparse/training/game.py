@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ammnet_sparse.config import Config, ModelConfig
 from ammnet_sparse.data.batch import Batch
@@ -20,6 +20,7 @@ from ammnet_sparse.models.ensemble import check_goes_with, load_networks
 from ammnet_sparse.ops import draw_erase_probability, draw_shuffle, erase_voxels, one_hot_sites, shuffle_categories
 from ammnet_sparse.ops.perturbation import Stream, uniform, words_of_items
 from ammnet_sparse.processes import num_processes, rank, sum_over_processes
+from ammnet_sparse.sparse.convolutions import weights_cast
 from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.normalization import unchanged_statistics
 from ammnet_sparse.training.losses import (
@@ -153,8 +154,14 @@ class AdversarialGame:
     def _scene(self, batch: Batch, index: int) -> "_Scene":
         return _Scene(batch, index, config=self.config.model, dtype=self.discriminator.embed.weight.dtype)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._half, enabled=bool(self.config.training.mixed_precision))
+    @contextlib.contextmanager
+    def _autocast(self, network: nn.Module) -> Iterator[None]:
+        """Within the block ``network`` computes in 16 bits, in mixed precision."""
+        if not self.config.training.mixed_precision:
+            yield
+            return
+        with torch.autocast(self._device.type, self._half), weights_cast(network, self._half):
+            yield
 
     @contextlib.contextmanager
     def _without_a_trace(self) -> Iterator[None]:
@@ -173,7 +180,7 @@ class AdversarialGame:
             self.discriminator.requires_grad_(True)
 
     def _predict(self, scene: "_Scene") -> Prediction:
-        with self._autocast():
+        with self._autocast(self.generator):
             prediction: Prediction = self.generator(scene.batch, voxels=scene.plan)
         return prediction
 
@@ -186,7 +193,7 @@ class AdversarialGame:
         if config.weight_lovasz > 0:
             terms["lovasz"] = Term(config.weight_lovasz, totals.share(scene_lovasz(prediction, batch), scene.index))
         if self.teachers is not None:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(self.teachers):
                 taught = self.teachers(batch, voxels="scored")
             value = distillation(prediction, taught, batch)
             terms["distillation"] = Term(config.weight_distillation, totals.share(value, scene.index))
@@ -194,7 +201,7 @@ class AdversarialGame:
             image_sum = image_cross_entropy(prediction, batch, label_smoothing=smoothing)
             terms["image"] = Term(config.weight_2d, image_sum / totals.pixels)
         if self.discriminator_optimization is not None:
-            with self._autocast():
+            with self._autocast(self.discriminator):
                 scores = self.discriminator(self._scored_features(scene, prediction), scene.sites)
             terms["adversarial"] = Term(config.weight_adversarial, totals.share(real_loss(scores), scene.index))
         return terms
@@ -213,7 +220,7 @@ class AdversarialGame:
         # A fake in which nothing was changed is the truth, which must not be called fake.
         all_scenes = torch.ones(len(scene.truth), dtype=torch.bool, device=scene.truth.device)
         is_changed = [(labels != scene.truth).flatten(1).any(dim=1) for labels in fakes]
-        with self._autocast():
+        with self._autocast(self.discriminator):
             # One forward pass, in which batch statistics never mix.
             scores = self.discriminator(torch.cat(inputs), sites, num_groups=len(inputs))
             loss = discriminator_loss(

@@ -1,5 +1,6 @@
 """One step of the adversarial game: who is changed by what, and what each network sees."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -485,6 +486,20 @@ def test_teachers_that_do_not_fit_are_named(tmp_path: Path) -> None:
     save_weights(file, teacher.state_dict(), model_config=teacher.config)
     with pytest.raises(WeightsError, match=r"loss.teachers.*num_classes"):
         make_game(tiny_config(loss={"teachers": [str(file)]}))
+
+
+def test_weights_are_converted_at_once_and_their_gradients_back(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> tuple[dict[str, float], dict[str, Tensor]]:
+        game = make_game(tiny_config(training={"mixed_precision": "bf16"}))
+        gradients = recorded_gradients(game)
+        return game.step([batch], seed=1).as_floats(), gradients
+
+    values, gradients = step()
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+    monkeypatch.setattr("ammnet_sparse.training.game.weights_cast", lambda network, dtype: contextlib.nullcontext())
+    one_by_one, expected = step()
+    assert values == one_by_one and gradients.keys() == expected.keys()
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
 
 
 def test_bfloat16_on_a_cpu_takes_nearly_the_same_step(batch: Batch) -> None:
