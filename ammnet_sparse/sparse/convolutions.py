@@ -8,7 +8,7 @@ the two networks wrote it. Three backends compute the same sum over the same ker
 * ``dense``: a plain convolution of volumes, with zeros where there is no site.
 
 ``auto`` uses spconv for sparse maps on CUDA if it supports type and channels and passes its check, otherwise gather;
-between full grids it uses ``FULL_GRID_BACKENDS``.
+between full grids, where every cell is a site, it uses dense.
 """
 
 import contextlib
@@ -28,9 +28,6 @@ from ammnet_sparse.sparse.recipes import recorded
 from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet
 
 Backend = Literal["auto", "spconv", "gather", "dense"]
-FULL_GRID_BACKENDS: dict[str, Backend] = {"cpu": "dense", "cuda": "gather"}
-"""The backend of ``auto`` between grids where every cell is a site, by type of device: the fastest."""
-
 MOST_CHUNK_ELEMENTS = 2**26
 _FEWEST_CHUNK_ELEMENTS = 2**23
 _CHUNK_ELEMENTS_CPU = 2**20
@@ -195,7 +192,7 @@ def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
     """The backend to use: the requested one, unless that is ``auto`` or does not support it."""
     backend = _backend
     if backend == "auto" and kernel_map.is_dense:
-        backend = FULL_GRID_BACKENDS.get(features.device.type, "gather")
+        return "dense"
     if backend in ("gather", "dense"):
         return backend
     if not (features.is_cuda and spconv_engine.is_served(features, weight, kernel_map)):

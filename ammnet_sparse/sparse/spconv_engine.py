@@ -21,6 +21,9 @@ from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet
 CHANNEL_MULTIPLE = 8
 """Channels that spconv's tensor core kernels read at once in fp16; others are slow or unsupported."""
 
+_FIRST_UNSAFE_CAPABILITY = (10, 0)
+"""Crashes of spconv's backward pass are reported from Blackwell on."""
+
 Convolve = Callable[[Tensor, Tensor, KernelMap], Tensor]
 
 
@@ -62,6 +65,7 @@ def is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
     """Whether the implicit GEMM supports device, type, channels and taps."""
     return (
         features.is_cuda
+        and torch.cuda.get_device_capability(features.device) < _FIRST_UNSAFE_CAPABILITY
         and features.dtype in (torch.float32, torch.float16)
         and weight.shape[0] % CHANNEL_MULTIPLE == 0
         and weight.shape[1] % CHANNEL_MULTIPLE == 0
@@ -70,7 +74,7 @@ def is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
 
 
 def convolve_implicit(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """[N_source, in] -> [N_target, out] by the implicit GEMM, on CUDA."""
+    """[N_source, in] -> [N_target, out] by the implicit GEMM, on the features' CUDA device."""
     out: Tensor = _ImplicitProduct.apply(features, weight, kernel_map)
     return out
 
@@ -87,9 +91,10 @@ def _forward(
     from spconv.pytorch import ops
 
     pairs, mask, order = masked
-    found: tuple[Tensor, Tensor | None, int] = ops.implicit_gemm(
-        features, filters, pairs, [mask], [order], num_rows, _every_tap(), is_trained, False, fp32_accum=True
-    )
+    with torch.cuda.device(features.device):  # spconv works on the current device, whatever its arguments are on
+        found: tuple[Tensor, Tensor | None, int] = ops.implicit_gemm(
+            features, filters, pairs, [mask], [order], num_rows, _every_tap(), is_trained, False, fp32_accum=True
+        )
     return found
 
 
@@ -129,22 +134,23 @@ class _ImplicitProduct(torch.autograd.Function):
             backward = (masked.backward_pairs, masked.backward_mask, masked.backward_order)
             swapped = filters.transpose(0, 4).contiguous()
             return _forward(gradient, swapped, backward, features.shape[0], is_trained=False)[0], None, None
-        features_gradient, filters_gradient = ops.implicit_gemm_backward(
-            features.contiguous(),
-            filters,
-            gradient,
-            masked.pairs,
-            masked.backward_pairs,
-            [masked.mask],
-            [masked.backward_mask],
-            [masked.order],
-            [masked.backward_order],
-            mask_output_fwd=ctx.tile_masks,
-            masks=_every_tap(),
-            mask_width=ctx.tile_width,
-            is_subm=False,
-            fp32_accum=True,
-        )
+        with torch.cuda.device(features.device):
+            features_gradient, filters_gradient = ops.implicit_gemm_backward(
+                features.contiguous(),
+                filters,
+                gradient,
+                masked.pairs,
+                masked.backward_pairs,
+                [masked.mask],
+                [masked.backward_mask],
+                [masked.order],
+                [masked.backward_order],
+                mask_output_fwd=ctx.tile_masks,
+                masks=_every_tap(),
+                mask_width=ctx.tile_width,
+                is_subm=False,
+                fp32_accum=True,
+            )
         order = (4, 0, 1, 2, 3) if ctx.kernel_map.kernel.is_transposed else (0, 4, 1, 2, 3)
         return features_gradient if needs_features else None, filters_gradient.permute(order).contiguous(), None
 

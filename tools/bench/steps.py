@@ -132,14 +132,12 @@ def measure_predictions(
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Within the block convolutions on a CPU take the backends and the chunks of a GPU of 24 GB."""
-    backends, elements = convolutions.FULL_GRID_BACKENDS.copy(), convolutions.chunk_elements
-    convolutions.FULL_GRID_BACKENDS["cpu"] = backends["cuda"]
+    """Within the block convolutions on a CPU take the chunks of a GPU of 24 GB."""
+    elements = convolutions.chunk_elements
     convolutions.chunk_elements = lambda device: convolutions.MOST_CHUNK_ELEMENTS
     try:
         yield
     finally:
-        convolutions.FULL_GRID_BACKENDS.update(backends)
         convolutions.chunk_elements = elements
 
 
