@@ -171,6 +171,8 @@ def _introduction(history: History, config: Config, options: argparse.Namespace,
     parts = [
         f"<p>{html.escape(done)}, {steps:,} steps of {config.training.batch_size} frames; {html.escape(model)}.</p>"
     ]
+    if history.subset:
+        parts.append(f"<p>Validated on the {html.escape(history.subset)}.</p>")
     parts.append(f"<h2>Training and validation</h2>\n{curves_html(history, palette=options.palette)}")
     if any("training" in line for line in history.epochs):
         parts.append(f"<p>{_TRAINING_NOTE}</p>")

@@ -57,6 +57,11 @@ class History:
         return [line for line in self.epochs if "validation" in line]
 
     @property
+    def subset(self) -> str:
+        """Which validation frames were scored, if not all (``Scores.subset``)."""
+        return str(self.validated[-1]["validation"].get("subset", "")) if self.validated else ""
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """The epoch of the best weights: the first of the highest validation SSC mIoU; None before the first one."""
         return max(self.validated, key=lambda line: line["validation"]["ssc"]["miou"] or 0.0, default=None)

@@ -30,8 +30,9 @@ _PARTS = (("validation", "-", "o"), ("training", "--", ""))
 
 def comparison_html(histories: Mapping[str, History], configs: Mapping[str, Config]) -> str:
     """The comparison of runs by name: curves, a table of the best epoch of each, and the keys that differ."""
-    figures = [_score_figure(histories, title, keys) for title, keys in _SCORES]
-    figures.append(_loss_figure(histories))
+    named = _named(histories)
+    figures = [_score_figure(named, title, keys) for title, keys in _SCORES]
+    figures.append(_loss_figure(named))
     parts = ["<h2>Validation and training</h2>", '<div class="curves">' + "\n".join(figures) + "</div>"]
     parts.append("<p>Solid: validation, at the end of an epoch. Dashed: the predictions that the epoch trained on.</p>")
     rows = {
@@ -58,6 +59,7 @@ def differing_keys(configs: Mapping[str, Config]) -> dict[str, list[Any]]:
 
 def plot_scores(histories: Mapping[str, History], path: Path) -> None:
     """Writes the scores of runs over their epochs, training dashed (Figure 2(b) of the paper), as png, pdf or svg."""
+    histories = _named(histories)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, (title, keys) in zip(figure.subplots(1, 2), _SCORES, strict=True):
         _draw_scores(axes, histories, keys)
@@ -77,6 +79,11 @@ def plot_scores(histories: Mapping[str, History], path: Path) -> None:
     add_legend(figure, [*runs, *parts], columns=5)
     with replacing_open(path) as file:
         figure.savefig(file, dpi=150, format=path.suffix.removeprefix("."))
+
+
+def _named(histories: Mapping[str, History]) -> dict[str, History]:
+    """With names that say which validation frames were scored, if not all."""
+    return {f"{name} ({run.subset})" if run.subset else name: run for name, run in histories.items()}
 
 
 def _score_figure(histories: Mapping[str, History], title: str, keys: Sequence[str]) -> str:

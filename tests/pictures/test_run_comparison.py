@@ -47,6 +47,13 @@ def test_curves_of_all_runs_and_the_best_epoch_of_each(histories: dict[str, Hist
     assert re.search(r"adversarial\.enabled</th><td>True</td><td>False</td><td>True</td>", page)
 
 
+def test_limited_runs_say_so_in_legends_and_tables(histories: dict[str, History]) -> None:
+    for line in histories["none"].validated:
+        line["validation"]["subset"] = "first 2 frames"
+    page = comparison_html(histories, {name: config_with() for name in histories})
+    assert text_of(page).count("none (first 2 frames)") == 2 and "none, epoch 1 (first 2 frames)" in page
+
+
 def test_names_are_text_of_the_page(tmp_path: Path) -> None:
     history = read_history(write_run(tmp_path / "run", mious=(0.2,)))
     page = comparison_html({"<b>": history, "c": history}, {"<b>": config_with(), "c": config_with("model.width=64")})
