@@ -210,9 +210,12 @@ class FolderSource:
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """The files of a frame as they are now: (path, time of the last change in nanoseconds, bytes) of each."""
+    """The files of a frame as they are now: (path, time of the last change in nanoseconds, bytes, inode) of each.
 
-    files: tuple[tuple[Path, int, int], ...]
+    The inode tells a file that replaced another where times are coarse (FAT, network drives).
+    """
+
+    files: tuple[tuple[Path, int, int, int], ...]
 
     @classmethod
     def of(cls, paths: FrameFiles) -> "_State | None":
@@ -222,17 +225,18 @@ class _State:
             status = [path.stat() for path in files]
         except OSError:
             return None
-        return cls(tuple((path, found.st_mtime_ns, found.st_size) for path, found in zip(files, status, strict=True)))
+        found = zip(files, status, strict=True)
+        return cls(tuple((path, one.st_mtime_ns, one.st_size, one.st_ino) for path, one in found))
 
     @property
     def written_at(self) -> int:
         """When the last of the files was written, in nanoseconds."""
-        return max(changed for _, changed, _ in self.files)
+        return max(changed for _, changed, *_ in self.files)
 
     @property
     def spread(self) -> int:
         """Nanoseconds between the first and the last of the files."""
-        return self.written_at - min(changed for _, changed, _ in self.files)
+        return self.written_at - min(changed for _, changed, *_ in self.files)
 
     def is_newer_than(self, other: "_State | None") -> bool:
         """Whether every file was written since; until then a frame would be of two moments."""

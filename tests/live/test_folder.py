@@ -107,6 +107,22 @@ def test_corrupt_files_are_named_while_good_ones_keep_coming(tmp_path: Path, mon
     assert source.skipped == len(named) and source.passed_over == 0
 
 
+def test_files_that_replace_others_of_the_same_time_are_a_new_frame(tmp_path: Path) -> None:
+    """As on file systems whose times are seconds."""
+    folder, other = tmp_path / "watched", tmp_path / "other"
+    write_pair(folder, "latest", 1)
+    write_pair(other, "latest", 2)
+    for file in (*folder.iterdir(), *other.iterdir()):
+        os.utime(file, ns=(10**18, 10**18))
+    source = watch(folder, [])
+    first = source._newest()
+    assert first is not None and int(first.depth[0, 0]) == 1001 and source._newest() is None
+    for name in ("latest.color.png", "latest.depth.png"):
+        os.replace(other / name, folder / name)
+    second = source._newest()
+    assert second is not None and int(second.depth[0, 0]) == 1002
+
+
 def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
     said: list[str] = []
