@@ -160,17 +160,3 @@ def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("nyu_seg")
     with pytest.raises(ConfigError, match=str(tmp_path)):
         find_config(tmp_path)
-
-
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
-def test_threads_that_wait_spin_for_a_short_time(given: dict[str, str]) -> None:
-    """The setting is there before PyTorch reads it, and the user's own stays."""
-    program = (
-        "import os, sys, ammnet_sparse.cli; "
-        "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
-    )
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    variables = {name: value for name, value in os.environ.items() if name not in names} | given
-    printed = python("-c", program, folder=REPOSITORY, variables=variables)
-    spins = given.get("GOMP_SPINCOUNT", None if given else "10000")
-    assert printed.split() == ["False", str(spins), str(given.get("OMP_WAIT_POLICY"))]
