@@ -305,39 +305,6 @@ def test_constant_features_have_no_variance() -> None:
     torch.testing.assert_close(found.sum, bias.expand(1000, 3))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_groups_equal_calls_one_after_another(device: str) -> None:
-    """To the bit: results, statistics, running ones, and the gradients of features."""
-    inputs = make_inputs(4 * 50, 12, device=device, num_residuals=1)
-    running, apart = make_running(12, device=device), make_running(12, device=device)
-    options = {"eps": EPS, "with_relu": True}
-    together = normalize_sites(*inputs[:3], residuals=inputs.residuals, running=running, num_groups=4, **options)
-    assert together.sum is not None and together.activated is not None
-    upstream = torch.randn(200, 12, generator=torch.Generator().manual_seed(1)).to(device)
-    gradients = torch.autograd.grad(together.activated, inputs.all, upstream)
-    parts = []
-    totals = [torch.zeros_like(tensor) for tensor in inputs[1:3]]
-    for group in range(4):
-        rows = slice(50 * group, 50 * group + 50)
-        features, residual = (
-            tensor[rows].detach().requires_grad_() for tensor in (inputs.features, inputs.residuals[0])
-        )
-        found = normalize_sites(features, *inputs[1:3], residuals=(residual,), running=apart, **options)
-        assert found.activated is not None
-        of_features, *of_parameters, of_residual = torch.autograd.grad(
-            found.activated, (features, *inputs[1:3], residual), upstream[rows]
-        )
-        totals = [total + gradient for total, gradient in zip(totals, of_parameters, strict=True)]
-        parts.append((*found, of_features, of_residual))
-    whole = (*together, gradients[0], gradients[3])
-    for value, pieces in zip(whole, zip(*parts, strict=True), strict=True):
-        torch.testing.assert_close(value, torch.cat(pieces), **tolerances(torch.float32))
-    for one, other in zip(running[:3], apart[:3], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
-    for one, other in zip(gradients[1:3], totals, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
-
-
 def test_application_of_the_statistics_found_gives_the_bits_of_the_first_pass() -> None:
     for dtype, num_groups in itertools.product(FLOAT_TYPES, (1, 3)):
         inputs = make_inputs(60, 20, dtype=dtype, num_residuals=2, needs_gradient=False)
@@ -502,8 +469,6 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     features, weight, bias = torch.zeros(6, 4), torch.ones(4), torch.zeros(4)
     with pytest.raises(ValueError, match="num_groups"):
         normalize_sites(features, weight, bias, num_groups=4)
-    with pytest.raises(ValueError, match="num_groups"):
-        normalize_sites(features, weight, bias, num_groups=0)
     with pytest.raises(ValueError, match="weight"):
         normalize_sites(features, torch.ones(3), bias)
     with pytest.raises(TypeError, match="weight"):

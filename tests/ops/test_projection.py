@@ -109,13 +109,6 @@ def test_opcheck(align_corners: bool) -> None:
     torch.library.opcheck(OPS.project_features_backward.default, arguments)
 
 
-def test_gradient_is_channels_last() -> None:
-    features = feature_map(2, 3, 4, 5, requires_grad=True)
-    result = project_features(features, *sites(7, 2), image_size=IMAGE_SIZE)
-    (grad,) = torch.autograd.grad(result.sum(), features)
-    assert grad.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_saves_indices_but_no_features() -> None:
     features = feature_map(2, 3, 4, 5, requires_grad=True)
     pixel, batch = sites(7, 2)

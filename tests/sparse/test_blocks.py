@@ -3,27 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bench.dense_reference import blocks as dense_blocks
 from torch import Tensor, nn
 
-from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, Stem, Up, cells_under
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock
+from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 from tests.models.scenes import assert_near, unsettle
 
 SHAPE = (12, 12, 12)
-CPU = torch.device("cpu")
 
 
 def random_sites(density: float, *, seed: int = 0) -> SiteSet:
     generator = torch.Generator().manual_seed(seed)
     return sites_from_mask(torch.rand(2, *SHAPE, generator=generator) < density)
-
-
-def same_weights(network: nn.Module, reference: nn.Module) -> None:
-    unsettle(reference)
-    network.load_state_dict(reference.state_dict())
-    network.double()
-    reference.double()
 
 
 def assert_equal(found: Tensor, expected: Tensor, features: Tensor, modules: tuple[nn.Module, nn.Module]) -> None:
@@ -101,36 +92,6 @@ def test_a_strided_block_normalizes_over_the_cells_that_touch_a_site() -> None:
         norm.register_forward_hook(lambda _module, inputs, _out: counted.append(len(inputs[0])))
     block(torch.randn(2, 8), sites)
     assert counted == [2, 2, 3, 216, 216]
-
-
-@pytest.mark.parametrize("density", [0.1, 1.1])
-def test_a_stem_reads_sites_alone(density: float) -> None:
-    torch.manual_seed(0)
-    stem = Stem(3, (4, 6), out_channels=8).double().eval()
-    unsettle(stem)
-    sites = random_sites(density)
-    features = torch.randn(len(sites), 3, dtype=torch.float64)
-    volume = sites.densify(features)
-    for convolution, norm in ((stem.conv1, stem.norm1), (stem.conv2, stem.norm2), (stem.conv3, stem.norm3)):
-        volume = F.conv3d(volume, convolution.weight, padding=1)
-        volume = sites.densify(nn.BatchNorm1d.forward(norm, sites.gather(volume)).relu())
-    assert_near(stem(features, sites), sites.gather(volume), tolerance=1e-12, name="stem")
-
-
-@pytest.mark.parametrize("density", [0.01, 1.1])
-def test_a_step_up_at_some_sites_is_the_dense_one_there(density: float) -> None:
-    torch.manual_seed(0)
-    up = Up(8, 4).eval()
-    reference = dense_blocks.Up(8, 4).eval()
-    same_weights(up, reference)
-    target = random_sites(density)
-    coarse = full_sites(2, (6, 6, 6), CPU)
-    features = torch.randn(len(coarse), 8, dtype=torch.float64, requires_grad=True)
-    expected = target.gather(reference(coarse.densify(features)))
-    assert_equal(up(features, coarse, target), expected, features, (up, reference))
-    read = cells_under(target)
-    found = up(features.index_select(0, read.linear), read, target)
-    assert_near(found, expected, tolerance=1e-12, name="from the cells that are read")
 
 
 def test_dropout_draws_one_value_per_sample_and_channel_as_torch() -> None:
