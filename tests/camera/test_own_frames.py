@@ -22,7 +22,7 @@ from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.frames import decoded_meters, read_depth_values, read_raw_labels
-from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
+from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import tsdf
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
@@ -296,28 +296,6 @@ def test_frame_of_a_view(view: RoomView) -> None:
 def test_depth_far_from_the_grid_is_refused() -> None:
     with pytest.raises(DataError, match="frame mine: expected depth within the grid"):
         frame_of(np.full(IMAGE_SHAPE, 19.0, dtype=np.float32))
-
-
-@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
-def test_other_sizes_give_the_same_frame(view: RoomView, scale: float) -> None:
-    """The same view by a camera of other resolution: the same voxels, but for those at the edges of things."""
-    shape = (round(IMAGE_SHAPE[0] * scale), round(IMAGE_SHAPE[1] * scale))
-    native, _ = cast_depth(view.scene, view.pose, camera=NYU_CAMERA)
-    depth, _ = cast_depth(view.scene, view.pose, camera=scaled_camera(scale), image_shape=shape)
-    images = to_network_images(gray_image(shape), depth, camera=scaled_camera(scale))
-    np.testing.assert_allclose(
-        [images.camera.fx, images.camera.fy, images.camera.cx, images.camera.cy],
-        [NYU_CAMERA.fx, NYU_CAMERA.fy, NYU_CAMERA.cx, NYU_CAMERA.cy],
-    )
-    expected = frame_of(native, view.pose)
-    found = make_frame(dataclasses.replace(images, pose=view.pose), settings_of(), name="mine")
-    hits, wanted = found.mapping != UNMAPPED, expected.mapping != UNMAPPED
-    assert (hits & wanted).sum() / (hits | wanted).sum() > 0.93
-    assert np.abs(found.tsdf - expected.tsdf).mean() < 0.01
-    both = hits & wanted
-    rows = np.abs(found.mapping[both] // IMAGE_SHAPE[1] - expected.mapping[both] // IMAGE_SHAPE[1])
-    assert np.median(rows) <= 1
-    assert angle(place_camera(images.depth, camera=images.camera).up, view.up) < 1
 
 
 def test_wide_images_are_padded_above_and_below() -> None:

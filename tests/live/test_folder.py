@@ -142,36 +142,6 @@ def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, m
     assert "has no partner: no depth image" in said[0] + said[1]
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["color/a.jpg", "depth/b.png"], "no match; rename the files"),
-        (["depth/a.png"], "expected color images"),
-        (["color/a.jpg", "depth/notes.txt"], "expected depth images"),
-    ],
-)
-def test_a_folder_where_nothing_matches_is_said(
-    tmp_path: Path, names: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.3)
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    said: list[str] = []
-    source = watch(tmp_path, said, ends_when_idle=0.5)
-
-    def write_more() -> None:  # what the message says changes, that there is one does not
-        for index in range(10):
-            time.sleep(0.1)
-            (tmp_path / names[0]).with_stem(f"more{index}").write_bytes(b"x")
-
-    writer = threading.Thread(target=write_more)
-    writer.start()
-    assert list(source.frames()) == []
-    writer.join()
-    assert len(said) == 1 and expected in said[0]
-
-
 def test_the_first_color_image_of_a_folder_arrives_before_its_depth(tmp_path: Path) -> None:
     said: list[str] = []
 

@@ -20,8 +20,6 @@ from ammnet_sparse.sparse.kernel_maps import Kernel
 from ammnet_sparse.sparse.sites import sites_from_mask
 from tests.models.scenes import GRID, both, small_config, some_scene
 
-CPU = torch.device("cpu")
-
 
 def random_sites(share: float):
     return sites_from_mask(torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1)) < share)

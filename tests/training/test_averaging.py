@@ -19,7 +19,6 @@ from ammnet_sparse.training.optimization import AveragedWeights
 from tests.training.support import differing, make_run, state_of, tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
-CPU = torch.device("cpu")
 DECAY = 0.6
 
 

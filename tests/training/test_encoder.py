@@ -36,7 +36,6 @@ from ammnet_sparse.training.encoder import (
 from tests.data.frames import GRID, write_set
 
 CPU = torch.device("cpu")
-IDS = ["0001", "0002"]
 
 
 class TwoColors:

@@ -32,7 +32,6 @@ from tests.data.frames import write_list
 from tests.training.support import GRID, lines_of, make_run, tiny_config, tiny_set
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)

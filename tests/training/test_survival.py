@@ -25,7 +25,6 @@ from tests.data.frames import random_frame, write_frame, write_list
 from tests.training.support import differing, lines_of, make_run, tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
-CPU = torch.device("cpu")
 WIDE_GRID = (24, 12, 24)
 """The discriminator leaves more than one cell of it, as normalization of a single frame needs."""
 
