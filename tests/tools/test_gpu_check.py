@@ -1,26 +1,17 @@
 """tools/gpu_check.sh and tools/compare_devices.py, rehearsed without a GPU."""
 
-import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ammnet_sparse.cli import environment
-from tests.training.support import GRID, tiny_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_set(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture
@@ -84,25 +75,3 @@ def test_an_spconv_that_cannot_be_imported_is_missing(
     monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
     assert environment.main([]) == 1
     assert "LACKING: an spconv" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def tool() -> SimpleNamespace:
-    """The definitions of tools/compare_devices.py."""
-    return SimpleNamespace(**runpy.run_path(str(REPOSITORY / "tools" / "compare_devices.py")))
-
-
-def compared(tool: SimpleNamespace, root: Path, path: Path, *more: object) -> tuple[int, dict]:
-    """Exit code and figures of three steps of two frames."""
-    given = ["--data", root, "--second", "cpu", "--steps", 3, "--batch", 2, "--json", path, *more]
-    code = tool.main([*map(str, given), "model.width=8", f"model.grid_shape={list(GRID)}"])
-    return code, json.loads(path.read_text(encoding="utf-8"))
-
-
-def test_a_device_equals_itself(tool: SimpleNamespace, root: Path, tmp_path: Path) -> None:
-    code, result = compared(tool, root, tmp_path / "devices.json", "--tolerance", "0", "--later-tolerance", "0")
-    assert code == 0 and result["is_within"] and result["agreement"] == 1
-    for step in result["steps"]:
-        assert step["first"] == step["second"] and set(step["apart"].values()) == {0}
-        assert {"loss", "scene", "adversarial", "discriminator", "generator_gradient_norm"} <= step["apart"].keys()
-    assert len({step["first"]["loss"] for step in result["steps"]}) == 3

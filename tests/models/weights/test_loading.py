@@ -90,17 +90,6 @@ def test_sparse_weights_on_dense_sites_give_the_dense_network(tmp_path: Path) ->
     assert_near(logits_of(loaded), logits_of(reference), tolerance=1e-4, name="logits")
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_frozen_backbone_from_the_file_stays_frozen_without_a_warning(tmp_path: Path) -> None:
-    path, network = saved_network(tmp_path, image_encoder="segformer_b2")
-    loaded = load_model(path)
-    assert torch.equal(logits_of(loaded), logits_of(network))
-    loaded.train()
-    backbone = loaded.image_encoder.backbone
-    assert not backbone.training and not any(value.requires_grad for value in backbone.parameters())
-    assert loaded.image_encoder.head.training
-
-
 def test_a_missing_backbone_warns_and_a_missing_discriminator_does_not(tmp_path: Path) -> None:
     path, network = saved_network(tmp_path, image_encoder="segformer_b2")
     absent = "image_encoder.backbone."
