@@ -1,0 +1,28 @@
+"""`ammnet environment`: what is missing is named."""
+
+import sys
+
+import pytest
+import torch
+
+from ammnet_sparse.cli import environment
+
+
+def test_environment_names_missing_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    required = environment.required_packages()
+    assert {"torch", "torchvision", "spconv", "timm", "pyyaml"} <= set(required) and len(required) > 12
+    assert environment.missing_modules(required) == []
+    assert environment.missing_modules(["torch", "no_such_package"]) == ["no_such_package"]
+    code = environment.main(["--device", "cuda"])
+    has_device = torch.cuda.is_available()
+    assert ("LACKING: a CUDA device" in capsys.readouterr().out) is not has_device
+    assert (code == 0) is has_device
+
+
+def test_an_spconv_that_cannot_be_imported_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its wheels are often carried by hand, without their own requirements."""
+    monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
+    assert environment.main([]) == 1
+    assert "LACKING: an spconv" in capsys.readouterr().out
