@@ -211,12 +211,6 @@ def test_a_folder_that_is_removed_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert said == [f"{folder}: expected the folder that frames are written to, found none"]
 
 
-def test_what_would_be_taken_for_a_frame(tmp_path: Path) -> None:
-    source = watch(tmp_path, [])
-    assert all(source.reads_from(place) for place in (tmp_path, tmp_path / "depth", tmp_path / "x" / ".." / "rgb"))
-    assert not source.reads_from(tmp_path / "out") and not source.reads_from(tmp_path.parent)
-
-
 def test_files_that_change_while_they_are_read_make_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does the first file of the next frame with the last of this one: what follows makes one."""
     write_pair(tmp_path, "latest", 1)

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN
@@ -69,25 +69,10 @@ def naive_head(head: ImageHead, stages: list[Tensor]) -> ImageFeatures:
     return ImageFeatures(features, head.classifier(features))
 
 
-class SameDropout(nn.Module):
-    """Replaces ``nn.Dropout``: drops the same single values of every stage in every call."""
-
-    p = 0.5
-
-    def forward(self, features: Tensor) -> Tensor:
-        width = 8
-        mask = torch.rand(1, width, *features.shape[2:], generator=torch.Generator().manual_seed(1)) > self.p
-        return features * mask.repeat(1, features.shape[1] // width, 1, 1) / self.p
-
-
-@pytest.mark.parametrize(
-    ("is_training", "kind"), [(False, "element"), (False, "channel"), (True, "element"), (True, "channel")]
-)
+@pytest.mark.parametrize(("is_training", "kind"), [(False, "element"), (True, "channel")])
 def test_head_equals_concatenation(is_training: bool, kind: Literal["element", "channel"]) -> None:
     head = ImageHead((3, 4, 5, 6), width=8, num_classes=12, dropout=0.5, dropout_kind=kind)
     head = head.double().train(is_training)
-    if kind == "element" and is_training:
-        head.dropout = SameDropout()  # type: ignore[assignment]
     sizes = [(18, 25), (9, 13), (5, 7), (3, 4)]
     stages = [
         torch.randn(3, width, *size, dtype=torch.float64, requires_grad=True)

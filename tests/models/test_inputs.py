@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ammnet_sparse.data.batch import Batch, unflipped_tsdf
+from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import not_free_mask, plan_sites, pooled_state
 from ammnet_sparse.models.image_encoders.label_map import label_map_features
 from ammnet_sparse.sparse.sites import SiteSet, full_sites
@@ -56,12 +56,6 @@ def test_encoder_sites_are_hit_voxels_and_their_neighbors() -> None:
     assert 0.05 < len(found) / (2 * batch.num_voxels) < 0.5
 
 
-def test_a_frame_without_hits_has_no_sites_in_a_batch_with_hits() -> None:
-    batch = empty_scene(2)
-    batch.mapping[1, 0] = 3
-    assert voxels_of(encoder_sites(batch)) == {(1, *voxel) for voxel in itertools.product((0, 1), repeat=3)}
-
-
 @pytest.mark.parametrize("is_flipped", [False, True])
 def test_the_band_adds_voxels_near_a_surface(is_flipped: bool) -> None:
     batch = empty_scene()
@@ -79,12 +73,6 @@ def test_dense_sites_are_every_voxel_even_without_hits() -> None:
     assert encoder_sites(batch, sites="dense") is full_sites(2, SHAPE, torch.device("cpu"))
 
 
-def test_flipping_is_undone() -> None:
-    batch = some_scene(2)
-    torch.testing.assert_close(unflipped_tsdf(flip(batch)), batch.tsdf, rtol=0, atol=0.00101)
-    assert unflipped_tsdf(batch) is batch.tsdf
-
-
 @pytest.mark.parametrize("is_flipped", [False, True])
 def test_state_channels_of_cells_are_fractions_and_the_mean(is_flipped: bool) -> None:
     batch = empty_scene()
@@ -98,14 +86,6 @@ def test_state_channels_of_cells_are_fractions_and_the_mean(is_flipped: bool) ->
     expected[:, 2] = 1
     expected[1] = torch.tensor([3 / 8, 2 / 8, 3 / 8, 0.75 / 8])
     torch.testing.assert_close(state, expected)
-
-
-def test_state_rows_follow_the_cells_of_every_frame() -> None:
-    batch = some_scene(2)
-    half = (GRID[0] // 2, GRID[1] // 2, GRID[2] // 2)
-    mean = full_sites(2, half, torch.device("cpu")).densify(pooled_state(batch))[:, 3]
-    x, height, y = half
-    torch.testing.assert_close(mean, batch.tsdf.view(2, x, 2, height, 2, y, 2).mean(dim=(2, 4, 6)))
 
 
 @pytest.mark.parametrize("is_flipped", [False, True])

@@ -86,13 +86,13 @@ def formula(inputs: Inputs, *, num_groups: int = 1) -> tuple[Tensor, Tensor, Ten
     return total, total.relu(), mean, variance
 
 
-def weighted(results: tuple[Tensor | None, ...], *, seed: int = 0) -> Tensor:
-    """A scalar of which every result has another gradient at every element."""
-    generator = torch.Generator().manual_seed(seed)
+def weighted(results: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
+    """A scalar of which every result has another gradient at every element, by weights rounded to ``dtype``."""
+    generator = torch.Generator().manual_seed(0)
     total = torch.zeros((), dtype=torch.float64)
     for result in results:
         if result is not None:
-            weights = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.dtype)
+            weights = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(dtype)
             total = total + (result.double() * weights.to(result.device).double()).sum().cpu()
     return total
 
@@ -126,27 +126,16 @@ def test_value_and_gradients_are_those_of_the_formula_rounded_once(
         for one, other in zip(found, wanted, strict=True):
             if one is not None:
                 torch.testing.assert_close(one, other.to(one.dtype), **tolerances(one.dtype))
-        gradients = torch.autograd.grad(weighted(found[:2]), inputs.all)
+        gradients = torch.autograd.grad(weighted(found[:2], dtype), inputs.all)
         shown = tuple(other if one is not None else None for one, other in zip(found[:2], wanted[:2], strict=True))
         # Each result's gradient arrives rounded to the type of the result; the weights of this test fit it.
-        expected = torch.autograd.grad(weighted_as(shown, dtype), exact.all)
+        expected = torch.autograd.grad(weighted(shown, dtype), exact.all)
         for one, other in zip(gradients, expected, strict=True):
             limits = tolerances(dtype)
             largest = float(other.abs().max())
             torch.testing.assert_close(
                 one.double(), other, rtol=4 * limits["rtol"], atol=max(limits["atol"], limits["rtol"] * largest)
             )
-
-
-def weighted_as(results: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
-    """As ``weighted``, of results in float64, with the weights that results of type ``dtype`` get."""
-    generator = torch.Generator().manual_seed(0)
-    total = torch.zeros((), dtype=torch.float64)
-    for result in results:
-        if result is not None:
-            weights = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(dtype).double()
-            total = total + (result * weights.to(result.device)).sum().cpu()
-    return total
 
 
 @pytest.mark.no_emulation  # hundreds of launches; the gradients are compared with the formula's above
@@ -384,7 +373,10 @@ def test_gradient_of_one_input_alone(needed: int) -> None:
     inputs.all[needed].requires_grad_()
     found = normalize_sites(*inputs[:3], residuals=inputs.residuals, eps=EPS, with_relu=True)
     wanted = formula(inputs)
-    one, other = (torch.autograd.grad(weighted(results), inputs.all[needed])[0] for results in (found[:2], wanted[:2]))
+    one, other = (
+        torch.autograd.grad(weighted(results, torch.float64), inputs.all[needed])[0]
+        for results in (found[:2], wanted[:2])
+    )
     torch.testing.assert_close(one, other, **tolerances(torch.float64))
 
 

@@ -10,7 +10,6 @@ from ammnet_sparse.sparse.convolutions import (
     Backend,
     SiteConv3d,
     SiteConvTranspose3d,
-    average_pool,
     convolve,
     use_backend,
 )
@@ -140,29 +139,6 @@ def test_cells_read_are_all_that_the_transposed_convolution_needs() -> None:
     out = convolve(features, weight, KernelMap(everything, target, UP_KERNEL))
     (gradient,) = torch.autograd.grad(out.sum(), features)
     assert torch.equal(gradient.squeeze(1).nonzero().squeeze(1), source.linear)
-
-
-@pytest.mark.parametrize("name", ["along X, stride 2", "along Y, stride 3"])
-def test_strided_sites_contain_or_touch_a_site(name: str) -> None:
-    kernel = KERNELS[name]
-    sites = random_sites(0.02)
-    volume = sites.densify(torch.ones(len(sites), 1))
-    touched = F.conv3d(volume, torch.ones(1, 1, *kernel.size), stride=kernel.stride, padding=kernel.padding)
-    contained = F.max_pool3d(volume, kernel.stride)
-    expected = sites_from_mask(((touched > 0) | (contained > 0)).squeeze(1))
-    assert torch.equal(strided_sites(sites, kernel).linear, expected.linear)
-
-
-@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 1), (3, 1, 1)])
-@pytest.mark.parametrize("density", [0.05, 1.0])
-def test_average_pool_divides_by_the_full_window(window: tuple[int, int, int], density: float) -> None:
-    source = random_sites(density)
-    kernel = Kernel(window, stride=window)
-    target = strided_sites(source, kernel)
-    features = torch.randn(len(source), 4, dtype=torch.float64, requires_grad=True)
-    pooled = average_pool(features, source, target=target, window=window)
-    expected = target.gather(F.avg_pool3d(source.densify(features), window))
-    check(pooled, expected, (features,), 1e-12)
 
 
 def test_rows_that_do_not_fit_the_sites_are_refused() -> None:

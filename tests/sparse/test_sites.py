@@ -1,7 +1,6 @@
 """Site sets and kernel maps against naive enumeration, and their caches."""
 
 import itertools
-import weakref
 
 import pytest
 import torch
@@ -156,22 +155,3 @@ def test_containing_cells_are_those_of_the_window() -> None:
     rows = containing_cells(sites, coarse, (1, 2, 3))
     cells = voxels_of(coarse)
     assert [cells[row] for row in rows.tolist()] == [(b, x, h // 2, y // 3) for b, x, h, y in voxels_of(sites)]
-
-
-def test_derived_tables_are_shared_and_freed_with_the_finer_sites() -> None:
-    fine = random_sites(shape=(12, 8, 12))
-    half = cells_read(fine, UP_KERNEL, SHAPE)
-    every_cell = full_sites(2, SHAPE, CPU)
-    num_remembered = len(every_cell._derived)
-    assert cells_read(fine, UP_KERNEL, SHAPE) is half
-    for source, target, kernel in ((fine, fine, KERNELS[0]), (half, fine, UP_KERNEL), (every_cell, fine, UP_KERNEL)):
-        assert KernelMap(source, target, kernel).table is KernelMap(source, target, kernel).table
-        assert KernelMap(source, target, kernel).inverse is KernelMap(source, target, kernel).inverse
-    assert KernelMap(half, fine, UP_KERNEL).groups is KernelMap(half, fine, UP_KERNEL).groups
-    containing_cells(half, full_sites(2, (3, 2, 3), CPU), (2, 2, 2))
-    neighbor_rows(fine)
-    # A full set lives as long as the process: it remembers tables of its own, but nothing of a batch.
-    assert not any("table" in str(key) for key in list(every_cell._derived)[num_remembered:])
-    references = [weakref.ref(sites) for sites in (fine, half)]
-    del fine, half, source, target
-    assert [reference() for reference in references] == [None, None]
