@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,11 @@ from ammnet_sparse.cli import evaluate as evaluate_command
 from ammnet_sparse.cli import predict as predict_command
 from ammnet_sparse.config import DataConfig, ModelConfig
 from ammnet_sparse.data.batch import Batch
-from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED_ON_DISK
+from ammnet_sparse.data.frame import Frame
+from ammnet_sparse.data.grid import CLASS_NAMES, IMAGE_SHAPE, UNMAPPED, UNMAPPED_ON_DISK
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.frame_source import validation_ids
+from tests.data.frames import write_frame, write_list
 
 GRID = (12, 12, 12)
 IDS = [f"{number:04d}" for number in range(1, 9)]
@@ -37,37 +40,29 @@ def predict(arguments: list[str]) -> int:
     return predict_command.main(["--device", "cpu", *arguments])
 
 
-def write_set(root: Path, *, with_label_maps: bool = True, with_labels: bool = True, with_images: bool = False) -> Path:
+def write_set(root: Path, *, with_labels: bool = True) -> Path:
     """Eight frames, the last four for testing: floor, a wall at the back, and a chair without weight in free space.
 
-    Scored are 144 voxels of floor, 264 of wall, of which 132 are hit by a pixel, and 252 empty ones.
+    Scored are 144 voxels of floor, 264 of wall, of which 132 are hit by a pixel, and 252 empty ones. Without labels
+    there are images.
     """
-    for name in ("TSDF", "Mapping", "Label", "Seg2D", "RGB"):
-        (root / name).mkdir(parents=True)
     label = np.zeros(GRID, dtype=np.uint8)
     label[:, 0], label[:, 1:, 10:] = CLASS_NAMES.index("floor"), CLASS_NAMES.index("wall")
     tsdf = np.full(GRID, 1.0, dtype=np.float32)
     tsdf[label > 0] = -0.8
     tsdf[:, 5:, :3] = 0
-    mapping = np.full(GRID, UNMAPPED_ON_DISK, dtype=np.int32)
+    mapping = np.full(GRID, UNMAPPED, dtype=np.int32)
     mapping[:, 1:, 10] = np.arange(mapping[:, 1:, 10].size).reshape(12, 11)
+    label_map = np.full(IMAGE_SHAPE, 5, dtype=np.uint8)
+    image = None if with_labels else np.full((*IMAGE_SHAPE, 3), 90, dtype=np.uint8)
     for frame_id in IDS:
         own = label.copy()
         own[int(frame_id), 1, 4] = CLASS_NAMES.index("chair")
-        np.savez(root / "TSDF" / f"{frame_id}.npz", tsdf.ravel(), (tsdf < 1).ravel())
-        np.savez(root / "Mapping" / f"{frame_id}.npz", mapping.ravel())
-        if with_labels:
-            np.savez(root / "Label" / f"{frame_id}.npz", own.ravel())
-        if with_label_maps:
-            iio.imwrite(root / "Seg2D" / f"{frame_id}.png", np.full(IMAGE_SHAPE, 5, dtype=np.uint8))
-        if with_images:
-            iio.imwrite(root / "RGB" / f"NYU{frame_id}_colors.png", np.full((*IMAGE_SHAPE, 3), 90, dtype=np.uint8))
-    present = {"Label": with_labels, "Seg2D": with_label_maps, "RGB": with_images}
-    for name, is_present in present.items():
-        if not is_present:
-            (root / name).rmdir()
-    (root / "train.txt").write_text("\n".join(IDS[:4]), encoding="utf-8")
-    (root / "test.txt").write_text("\n".join(IDS[4:]), encoding="utf-8")
+        write_frame(root, Frame(frame_id, tsdf, mapping, tsdf < 1, own, image, label_map))
+    if not with_labels:
+        shutil.rmtree(root / "Label")
+    write_list(root / "train.txt", IDS[:4])
+    write_list(root / "test.txt", IDS[4:])
     return root
 
 
@@ -205,7 +200,7 @@ def test_predict_writes_volume_and_picture(checkpoint: Checkpoint, set_folder: P
 
 
 def test_predict_everywhere_without_truth(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = write_set(tmp_path / "set", with_labels=False, with_images=True)
+    folder = write_set(tmp_path / "set", with_labels=False)
     out = tmp_path / "out"
     assert predict(arguments(checkpoint, folder, "--ids", "0001", "--out", str(out), "--everywhere")) == 0
     assert checkpoint.model.calls == [(("0001",), "all")]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +24,9 @@ from ammnet_sparse.experiments import runs
 from ammnet_sparse.experiments.results import RunScores, format_table, scores_of
 from ammnet_sparse.experiments.runs import (
     GRACE_SECONDS,
-    INTERRUPTED,
     TIME_IS_UP,
     RunPlan,
     Settings,
-    _run,
     check_settings,
     plan_run,
     trained_runs,
@@ -117,34 +114,6 @@ def test_a_stopped_table_stops_its_training_with_its_state_saved(root: Path, tmp
     (metrics,) = out.rglob("metrics.jsonl")
     lines = metrics.read_text().splitlines()
     assert load_state(metrics.parent)["progress"]["step"] == max(json.loads(line)["step"] for line in lines)
-
-
-def test_signals_are_passed_on_and_end_the_table(tmp_path: Path) -> None:
-    """A second SIGTERM is no second Ctrl-C; and a training that ends well all the same is the last one."""
-    script = (
-        "import pathlib, signal, sys, time\n"
-        "folder, seen = pathlib.Path(sys.argv[1]), []\n"
-        "for kind in (signal.SIGINT, signal.SIGTERM): signal.signal(kind, lambda number, frame: seen.append(number))\n"
-        "(folder / 'ready').touch()\n"
-        "while not seen: time.sleep(0.01)\n"
-        "time.sleep(0.6)\n"
-        "(folder / 'seen').write_text(' '.join(map(str, seen)))\n"
-    )
-
-    def send() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    assert _run([sys.executable, "-c", script, str(tmp_path)], None) == INTERRUPTED
-    sender.join()
-    assert (tmp_path / "seen").read_text() == f"{signal.SIGTERM:d} {signal.SIGTERM:d}"
-    assert _run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == TIME_IS_UP
-    assert [_run([sys.executable, "-c", f"exit({code})"], None) for code in (0, 1, 2, 130)] == [0, 1, 2, 130]
 
 
 def test_what_makes_a_run_another_one(tmp_path: Path) -> None:

@@ -124,17 +124,6 @@ def test_reads_whole_volume_tells_the_truth(kind: str) -> None:
     assert torch.equal(before, after) != fusion.reads_whole_volume
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_exact_on_some_sites_and_none(kind: str) -> None:
-    sites = some_sites()
-    fusion = build_fusion(kind, width=WIDTH).double()
-    few = SiteSet(sites.batch_size, SHAPE, sites.linear[:5].clone())
-    features, tsdf = random_pair(5)
-    assert torch.autograd.gradcheck(lambda a, b: fusion(a, b, sites=few), (features, tsdf))
-    nothing = SiteSet(2, SHAPE, sites.linear[:0])
-    assert fusion(features[:0], tsdf[:0], sites=nothing).shape == (0, WIDTH)
-
-
 def test_unknown_kinds_and_meaningless_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match="transformer"):
         build_fusion("transformer", width=WIDTH)  # type: ignore[arg-type]

@@ -101,10 +101,6 @@ def test_the_switch_leaves_only_references(tmp_path: Path) -> None:
         command, env=environment | {"AMMNET_SPARSE_KERNELS": "no"}, capture_output=True, text=True, check=False
     )
     assert "AMMNET_SPARSE_KERNELS" in refused.stderr
-    refused = subprocess.run(
-        command, env=environment | {"AMMNET_SPARSE_CHECK_INDICES": "2"}, capture_output=True, text=True, check=False
-    )
-    assert "AMMNET_SPARSE_CHECK_INDICES" in refused.stderr
 
 
 def sites_of_frames(num_sites: int, batch_size: int) -> tuple[Tensor, Tensor]:

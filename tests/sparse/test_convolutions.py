@@ -118,17 +118,6 @@ def test_spconv_on_cuda_equals_gathering_on_the_cpu(
         assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
-def test_transposed_convolution_stays_in_half_precision_under_autocast() -> None:
-    target = random_sites(0.2, shape=(24, 12, 24))
-    source = cells_read(target, UP_KERNEL, SHAPE)
-    layer = SiteConvTranspose3d(5, 7)
-    features = torch.randn(len(source), 5, dtype=torch.float16)
-    with torch.autocast("cpu", torch.float16), torch.no_grad():
-        out = layer(features, source, target)
-    assert out.dtype == torch.float16
-    torch.testing.assert_close(out.float(), layer(features.float(), source, target), rtol=1e-2, atol=1e-2)
-
-
 def test_cells_read_are_all_that_the_transposed_convolution_needs() -> None:
     """A cell outside does not change the result; with any cell inside left out, it does."""
     target = random_sites(0.01, shape=(24, 12, 24))
