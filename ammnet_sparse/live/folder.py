@@ -1,8 +1,10 @@
 """Frames that are written into a folder while it is watched."""
 
 import dataclasses
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +20,10 @@ SETTLE_SECONDS = 2.0
 """Seconds without a change for which an unreadable or lonely file is assumed to be still being written."""
 _LONGEST_SPREAD, _MARGIN = 500_000_000, 5_000_000
 """Nanoseconds between the files of a frame that are waited for at most, and what is waited beyond them."""
+_REWRITE_SECONDS = 1.0
+"""Seconds since the last rewrite for which a folder is looked at ten times as often."""
+_NUM_SPREADS, _CLEARLY = 9, 0.75
+"""How many times the order of a frame's files is measured, and how much nearer than in another order they must be."""
 _COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
 _DEPTH_FOLDERS = ("depth", "depths")
 _LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
@@ -77,8 +83,8 @@ class FolderSource:
         self._unreadable: dict[str, tuple[_State, float]] = {}
         self._messages: dict[str, float] = {}
         self._said: set[str] = set()
-        self._last_change = 0.0
-        self._is_rewritten = False
+        self._last_change = self._last_rewrite = 0.0
+        self._rewriting: dict[str, _Rewriting] = {}
 
     def reads_from(self, folder: Path) -> bool:
         """Whether what is written into this folder would be taken for a frame."""
@@ -100,7 +106,8 @@ class FolderSource:
             elif self._is_idle():
                 return
             else:
-                self._stopped.wait(POLL_SECONDS / 10 if self._is_rewritten else POLL_SECONDS)
+                is_rewritten = time.monotonic() - self._last_rewrite < _REWRITE_SECONDS
+                self._stopped.wait(POLL_SECONDS / 10 if is_rewritten else POLL_SECONDS)
 
     def _is_idle(self) -> bool:
         """Whether the source ends: nothing new for long enough, and nothing that may still be told about."""
@@ -110,21 +117,28 @@ class FolderSource:
 
     def _newest(self) -> StoredImages | None:
         """The last of the new frames that can be read; earlier ones count as seen."""
-        self._is_rewritten = False
         states = [(paths, state) for paths in self._paths() if (state := _State.of(paths)) is not None]
         self._give_up_unreadable({paths.name: (paths, state) for paths, state in states})
+        for paths, state in states:
+            is_changed = state != self._done.get(paths.name, state)
+            if is_changed and self._rewriting.setdefault(paths.name, _Rewriting()).note(state):
+                self._last_rewrite = time.monotonic()
         new = [(paths, state) for paths, state in states if state.is_newer_than(self._done.get(paths.name))]
         by_time = sorted(new, key=lambda found: (found[1].written_at, natural_order(found[0].name)), reverse=True)
         for paths, state in by_time:
+            order = self._rewriting[paths.name].order if paths.name in self._rewriting else None
+            if order is not None and state.order != order:
+                continue  # the first files of a frame whose others follow
             try:
                 frame = read_stored(paths)
             except (DataError, OSError, ValueError):
                 if paths.name not in self._unreadable:
                     self._wait_for(paths.name, state)
                 continue
-            if not self._is_of_one_moment(paths, state):
-                self._is_rewritten = True
-                self._last_change = time.monotonic()
+            if order is None:
+                self._wait_for_others(state)
+            if _State.of(paths) != state:
+                self._last_change = self._last_rewrite = time.monotonic()
                 continue
             self._unreadable.pop(paths.name, None)
             # Older ones are late; newer ones are still being written, and so may be those that cannot be read.
@@ -138,16 +152,14 @@ class FolderSource:
             return frame
         return None
 
-    def _is_of_one_moment(self, paths: FrameFiles, state: "_State") -> bool:
-        """Whether the files that were just read are one frame: they have not changed, and do not change soon.
+    def _wait_for_others(self, state: "_State") -> None:
+        """Waits until the files of the next frame would have followed if the newest file is the first of them.
 
-        If the newest file is the first of the next frame, the others follow sooner than they did between the two
-        frames; so twice that long is waited.
+        They follow sooner than it came after this frame's, so twice that long is waited.
         """
         remaining = state.written_at + min(2 * state.spread, _LONGEST_SPREAD) + _MARGIN - time.time_ns()
         if 0 < remaining <= _LONGEST_SPREAD + _MARGIN:  # the clock of a file server may be another one
             self._stopped.wait(remaining / 1e9)
-        return _State.of(paths) == state
 
     def _wait_for(self, name: str, state: "_State") -> None:
         """Waits for an unreadable frame, which may still be being written, from now on."""
@@ -238,6 +250,43 @@ class _State:
         """Nanoseconds between the first and the last of the files."""
         return self.written_at - min(changed for _, changed, *_ in self.files)
 
+    @property
+    def order(self) -> tuple[Path, ...]:
+        """The files as they were written."""
+        return tuple(path for path, *_ in sorted(self.files, key=lambda file: file[1]))
+
     def is_newer_than(self, other: "_State | None") -> bool:
         """Whether every file was written since; until then a frame would be of two moments."""
         return other is None or not set(self.files) & set(other.files)
+
+
+class _Rewriting:
+    """The orders in which files that are rewritten under one name are seen, with their spreads in each.
+
+    Files written color first are seen as color and depth of one frame, and, until the next depth is there, as depth and
+    the color of the next. The two of one frame are nearer to each other.
+    """
+
+    def __init__(self) -> None:
+        self._last: _State | None = None
+        self._spreads: dict[tuple[Path, ...], deque[int]] = {}
+
+    def note(self, state: _State) -> bool:
+        """Adds the files as they are now; returns whether they have changed."""
+        if state == self._last:
+            return False
+        self._last = state
+        self._spreads.setdefault(state.order, deque(maxlen=_NUM_SPREADS)).append(state.spread)
+        return True
+
+    @property
+    def order(self) -> tuple[Path, ...] | None:
+        """The order in which the files of one frame are written; None where their times do not tell, or not yet."""
+        medians = sorted(
+            (statistics.median(spreads), order)
+            for order, spreads in self._spreads.items()
+            if len(spreads) == _NUM_SPREADS
+        )
+        if len(medians) < 2 or medians[0][0] > _CLEARLY * medians[1][0]:
+            return None
+        return medians[0][1]

@@ -123,6 +123,40 @@ def test_files_that_replace_others_of_the_same_time_are_a_new_frame(tmp_path: Pa
     assert second is not None and int(second.depth[0, 0]) == 1002
 
 
+def test_which_of_the_files_of_a_stream_belong_together_is_learned(tmp_path: Path) -> None:
+    """Depth 10 ms after color, every 33 ms: the pair of depth and next color settles as well as that of one moment."""
+
+    def write(value: int, *, part: str, at: int) -> StoredImages | None:
+        write_pair(tmp_path / "new", "latest", value)
+        os.utime(tmp_path / "new" / f"latest.{part}.png", ns=(at * 10**6, at * 10**6))
+        os.replace(tmp_path / "new" / f"latest.{part}.png", tmp_path / f"latest.{part}.png")
+        return source._newest()
+
+    source = watch(tmp_path, [])
+    write_pair(tmp_path, "latest", 0)
+    found = []
+    for value in range(1, 30):
+        found += [write(value, part="color", at=33 * value), write(value, part="depth", at=33 * value + 10)]
+    frames = [frame for frame in found[20:] if frame is not None]
+    moments = [
+        (int(frame.color[0, 0, 0]), int(frame.depth[0, 0]) - 1000) for frame in frames if frame.color is not None
+    ]
+    assert len(moments) >= 18 and all(color == depth for color, depth in moments)
+
+
+@pytest.mark.parametrize(("gaps", "is_told"), [((10, 23), True), ((15, 18), False)])
+def test_order_of_rewritten_files(tmp_path: Path, gaps: tuple[int, int], is_told: bool) -> None:
+    color, depth = tmp_path / "color.png", tmp_path / "depth.png"
+    rewriting, now, times = watched._Rewriting(), 0, {color: 0, depth: 0}
+    for _ in range(12):
+        for path, gap in ((color, gaps[1]), (depth, gaps[0])):
+            now += gap
+            times[path] = now
+            state = watched._State(tuple((path, time, 0, 0) for path, time in times.items()))
+            assert rewriting.note(state) and not rewriting.note(state)
+    assert rewriting.order == ((color, depth) if is_told else None)
+
+
 def test_files_without_partner_are_said_once_and_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched, "SETTLE_SECONDS", 0.2)
     said: list[str] = []
