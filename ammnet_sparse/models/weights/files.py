@@ -113,7 +113,8 @@ def set_info_in(metadata: Mapping[str, str], config: ModelConfig) -> SetInfo:
     if info.num_classes != config.num_classes:
         raise WeightsError(
             f"metadata {SET_INFO}: expected {config.num_classes} classes, as many as model.num_classes, found "
-            f"{info.num_classes}" + ("" if SET_INFO in metadata else " (NYU's); convert them again with --classes")
+            f"{info.num_classes}"
+            + ("" if SET_INFO in metadata else " (NYU's); name them by `ammnet convert --classes`")
         )
     return info
 
