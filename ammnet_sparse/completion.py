@@ -1,6 +1,7 @@
 """Completing frames of one camera from Python, one after another: ``SceneCompleter``."""
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import os
@@ -22,7 +23,7 @@ from ammnet_sparse.camera.settings import SETTINGS, TURNS, CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
 from ammnet_sparse.data.volumes.camera import Camera
-from ammnet_sparse.devices import Precision
+from ammnet_sparse.devices import Precision, checked_device
 from ammnet_sparse.evaluation.selection import check_grid, check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.ammnet import AMMNet
@@ -36,6 +37,7 @@ class SceneCompleter:
 
     Vertical, floor and room are kept and smoothed between frames, and found again if the depth contradicts them.
     Everything compiled or built on first use is prepared by the constructor, so that no call waits for it.
+    A process that is forked after that computes with one thread: PyTorch's others do not exist there.
 
     Args:
         weights: file of weights, or the name of shipped ones.
@@ -61,6 +63,9 @@ class SceneCompleter:
         **camera: Any,
     ) -> None:
         self.settings = CameraSettings(**camera)
+        self.device = checked_device(device)
+        if self.device.type == "meta":
+            raise ValueError("device: expected one that holds values, such as cpu or cuda, found 'meta'")
         self.keeps_camera = keeps_camera
         self.model: AMMNet = load_model(weights, device=device)
         self.model.precision = precision
@@ -72,7 +77,6 @@ class SceneCompleter:
             tsdf_is_flipped=data_section(metadata).get("dataset") == "nyucad",
             unobserved="surface" if metadata.get(UNOBSERVED) == "surface" else "free",
         )
-        self.device = torch.device(device)
         self._previous: Placement | None = None
         self._count = 0
         self._warm_up()
@@ -148,6 +152,7 @@ class SceneCompleter:
 
     def _warm_up(self) -> None:
         """Completes one synthetic frame, which compiles kernels and fills caches."""
+        _compute_forks_with_one_thread()
         rows, columns = IMAGE_SHAPE
         camera = Camera(518.9, 518.9, 319.5, 239.5)
         down = (np.arange(rows) - camera.cy) / camera.fy
@@ -167,6 +172,12 @@ SceneCompleter.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         *(one for one in inspect.signature(CameraSettings).parameters.values() if one.name in SETTINGS),
     ]
 )
+
+
+@functools.cache
+def _compute_forks_with_one_thread() -> None:
+    """Processes forked from now on do not wait for PyTorch's threads, which only the present process has."""
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:

@@ -1,8 +1,10 @@
 """SceneCompleter: frames of one camera from arrays."""
 
 import dataclasses
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from ammnet_sparse import SceneCompleter
+from ammnet_sparse.camera.files.intrinsics import intrinsics_of
+from ammnet_sparse.camera.files.stored import as_array
 from ammnet_sparse.camera.geometry import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
@@ -265,3 +269,57 @@ def test_no_heavy_package_is_imported_for_what_reads_no_image(weights: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+_TENSOR_FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "half": torch.Tensor.half,
+    "bfloat16": torch.Tensor.bfloat16,
+    "sparse": torch.Tensor.to_sparse,
+    "csr": torch.Tensor.to_sparse_csr,
+    "float8": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "gradient": lambda tensor: tensor.clone().requires_grad_(),
+    "turned": lambda tensor: tensor.t().contiguous().t(),
+    "meta": lambda tensor: tensor.to("meta"),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor, tensor]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(sparse|nested|quantiz)")
+@pytest.mark.parametrize("form", _TENSOR_FORMS)
+def test_tensors_of_any_kind_are_numbers_or_refused(form: str) -> None:
+    values = torch.from_numpy(np.random.default_rng(0).choice([0.0, 0.5, 1.0, 1.5, 2.0, 4.0], (6, 6)))
+    tensor = _TENSOR_FORMS[form](values)
+    if form in ("meta", "complex", "nested"):
+        for read in (as_array, lambda value, *names: intrinsics_of({"K": value})):
+            with pytest.raises(DataError, match="depth|intrinsics"):
+                read(tensor, "depth", "[rows, columns]")
+    else:
+        np.testing.assert_array_equal(as_array(tensor, "depth", "[rows, columns]").astype(np.float64), values.numpy())
+
+
+def test_numbers_that_no_float_holds_and_devices_without_values_are_refused(weights: Path) -> None:
+    for name in ("depth_scale", "camera_height"):
+        with pytest.raises(DataError, match=name):
+            SceneCompleter(weights, intrinsics=INTRINSICS, **{name: 10**400})
+    for device in ("meta", torch.device("meta")):
+        with pytest.raises(ValueError, match="device: .*meta"):
+            SceneCompleter(weights, intrinsics=INTRINSICS, device=device)
+
+
+def test_a_forked_process_completes_frames(weights: Path) -> None:
+    """Threads of PyTorch are not forked; the child must not wait for them."""
+    script = (
+        "import os, signal, sys\n"
+        "from ammnet_sparse import SceneCompleter\n"
+        "from tests.completion import room_depth\n"
+        f"completer = SceneCompleter({str(weights)!r}, intrinsics={INTRINSICS!r})\n"
+        "before = completer(None, room_depth()).labels\n"
+        "if os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+        "signal.alarm(100)\n"
+        "completer.forget()\n"
+        "os._exit(not (completer(None, room_depth()).labels == before).all())\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0

@@ -7,6 +7,7 @@ these fields.
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ class Setting:
             is_valid = any(type(value) is type(choice) and value == choice for choice in self.choices)
             expected = f"one of {', '.join(map(str, self.choices))}"
         else:
-            is_valid = isinstance(value, numbers.Real) and 0 < float(value) < self.below
+            is_valid = isinstance(value, numbers.Real) and 0 < value < min(self.below, sys.float_info.max)
             expected = f"{self.number} above 0" + (f" and below {self.below:g}" if self.below < math.inf else "")
         if not is_valid:
             raise DataError(f"`{name}`: expected {expected}, found {value!r}")

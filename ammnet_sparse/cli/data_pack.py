@@ -13,6 +13,7 @@ Exit code: 0 done, 1 some frames are broken (each is named; nothing is written),
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_file, command, writing_to
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet data pack``; returns its exit code."""
     options = _parse(arguments)
     check_output_file(options.out)
-    if options.out.exists() and options.out.resolve() == options.data.resolve():
+    if options.out.exists() and os.path.realpath(options.out) == os.path.realpath(options.data):
         raise UsageError(f"--out {options.out}: expected another file than the set to pack, found the set itself")
     frames = open_frames(
         options.data,

@@ -179,7 +179,9 @@ def check_output_file(path: Path, *, option: str = "--out") -> None:
 
 def check_output_folder(path: Path, *, option: str = "--out") -> None:
     """Raises UsageError, before any work is done, if ``path`` is not, and cannot become, a folder to write to."""
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
+    if not nearest.exists():
+        raise UsageError(f"{option} {path}: expected a folder, found {nearest}, a link that leads to none; remove it")
     if not nearest.is_dir():
         raise UsageError(f"{option} {path}: expected a folder, found a file {nearest}; choose another")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -188,9 +190,9 @@ def check_output_folder(path: Path, *, option: str = "--out") -> None:
 
 def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path], *, option: str = "--out") -> None:
     """Raises UsageError, before anything is written, if an output would replace an input."""
-    read = {path.resolve() for path in inputs}
+    read = {os.path.realpath(path) for path in inputs}  # Path.resolve raises for links that lead to themselves
     for path in outputs:
-        if path.resolve() in read:
+        if os.path.realpath(path) in read:
             raise UsageError(
                 f"{option} {path.parent}: expected a folder without the input files, found {path.name}, which would be "
                 "overwritten; choose another folder"

@@ -21,6 +21,7 @@ Exit code: 0 all are finished, 1 a training failed, 2 wrong usage or data, 3 tim
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def _scores(table: Table, row: Row, *, settings: Settings, planned: dict[Path, R
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
     given = []
     if options.data is not None:
-        given.append(f"data.root={json.dumps(str(options.data.resolve()))}")
+        given.append(f"data.root={json.dumps(os.path.realpath(options.data))}")
     if options.width is not None:
         given.append(f"model.width={options.width}")
     if options.epochs is not None:

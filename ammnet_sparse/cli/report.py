@@ -17,6 +17,7 @@ import dataclasses
 import html
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _compare(runs: dict[str, Path], options: argparse.Namespace, out: Path) -> s
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
     """Runs by the part of their paths that tells them apart: without the folders that all begin and end with."""
-    paths = [run.resolve().parts for run in runs]
+    paths = [Path(os.path.realpath(run)).parts for run in runs]
     for run, path in zip(runs, paths, strict=True):
         if paths.count(path) > 1:
             raise UsageError(f"{run}: expected each run once, found it {paths.count(path)} times")
@@ -158,7 +159,7 @@ def _report(run: Path, options: argparse.Namespace, out: Path) -> str:
     scenes, remark = _scenes(run, options, config)
     introduction = _introduction(history, config, options, remark)
     with writing_to(out):
-        write_page(out, scenes, title=f"Training run {run.resolve().name}", introduction=introduction)
+        write_page(out, scenes, title=f"Training run {Path(os.path.realpath(run)).name}", introduction=introduction)
     return remark
 
 

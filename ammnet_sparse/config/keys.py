@@ -1,6 +1,7 @@
 """The keys of configurations by their dotted names: meaning, values, and what a change of them does."""
 
 import dataclasses
+import os
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,9 @@ def changed_keys(before: Config, now: Config) -> list[Key]:
 
     def resolved(config: Config) -> dict[str, Any]:
         values = flat_values(config)
-        return {name: value.resolve() if isinstance(value, Path) else value for name, value in values.items()}
+        return {
+            name: Path(os.path.realpath(value)) if isinstance(value, Path) else value for name, value in values.items()
+        }
 
     old, new = resolved(before), resolved(now)
     return [key for key in describe_keys() if old[key.name] != new[key.name] and key.resume is not Resume.FREE]

@@ -71,7 +71,8 @@ def read_values(path: Path, *, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: an unreadable file, a repeated key, or a ``base`` that cannot be used.
     """
-    if path.resolve() in heirs or len(heirs) >= _LONGEST_INHERITANCE:
+    place = Path(os.path.realpath(path))
+    if place in heirs or len(heirs) >= _LONGEST_INHERITANCE:
         names = " -> ".join(str(file) for file in (*heirs, path))
         raise ConfigError(
             f"{heirs[0]}: base: expected at most {_LONGEST_INHERITANCE} files that inherit in a row without a circle, "
@@ -83,7 +84,7 @@ def read_values(path: Path, *, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected the name of a YAML file, found {short(base)}")
-    return merged(read_values(path.parent / base, heirs=(*heirs, path.resolve())), values)
+    return merged(read_values(path.parent / base, heirs=(*heirs, place)), values)
 
 
 def merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

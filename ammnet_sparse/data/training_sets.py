@@ -1,7 +1,9 @@
 """Opens the frames of a training: a set or generated rooms, checked, with the 2D input that the network reads."""
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -39,7 +41,7 @@ def with_rooms(config: Config) -> Config:
         root = ensure_rooms(config.data)
         if rank() == 0:
             wait_for_all()
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root.resolve()})})
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": Path(os.path.realpath(root))})})
 
 
 def open_datasets(

@@ -1,6 +1,7 @@
 """Frames that are written into a folder while it is watched."""
 
 import dataclasses
+import os
 import statistics
 import threading
 import time
@@ -89,7 +90,7 @@ class FolderSource:
     def reads_from(self, folder: Path) -> bool:
         """Whether what is written into this folder would be taken for a frame."""
         places = [self.folder / name for name in (*_COLOR_FOLDERS, *_DEPTH_FOLDERS, *_LABEL_FOLDERS, *_POSE_FOLDERS)]
-        return folder.resolve() in {place.resolve() for place in (self.folder, *places)}
+        return os.path.realpath(folder) in {os.path.realpath(place) for place in (self.folder, *places)}
 
     def stop(self) -> None:
         """Ends ``frames``."""

@@ -1,6 +1,7 @@
 """The files of a run: weights, and the state that a resumed run continues from."""
 
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Sequence
@@ -116,7 +117,7 @@ def run_metadata(
         for key in keys:
             del values[section][key]
     data = config.data
-    are_rooms = data.root is not None and data.root.resolve() == data.synthetic_root.resolve()
+    are_rooms = data.root is not None and os.path.realpath(data.root) == os.path.realpath(data.synthetic_root)
     metadata = {
         "version": ammnet_sparse.__version__,
         "epoch": str(epoch),

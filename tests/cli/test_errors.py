@@ -11,6 +11,7 @@ import torch
 
 from ammnet_sparse.cli import errors
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, command, writing_to
+from ammnet_sparse.cli.main import main
 from ammnet_sparse.config import ConfigError
 from ammnet_sparse.data.parallel import WorkerLostError
 from ammnet_sparse.models.weights.checks import WeightsError
@@ -108,6 +109,32 @@ def test_libraries_that_do_not_raise_oserror_are_told_too(tmp_path: Path) -> Non
         torch.save({"x": torch.zeros(100_000)}, "/dev/full")
     with pytest.raises(UsageError, match="w.safetensors"), writing_to(tmp_path / "w.safetensors"):
         safetensors.torch.save_file({"x": torch.zeros(10)}, tmp_path / "absent" / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["predict", "--depth", "frames", "--intrinsics", "1,1,1,1", "--out", "LOOP"],
+        ["predict", "--depth", "LOOP", "--intrinsics", "1,1,1,1", "--out", "out"],
+        ["live", "--source", "frames", "--intrinsics", "1,1,1,1", "--depth-only", "--no-viewer", "--out", "LOOP"],
+        ["train", "data.root=LOOP"],
+        ["train", "--resume", "LOOP"],
+        ["report", "LOOP"],
+        ["data", "rooms", "LOOP"],
+        ["data", "pack", "--data", "LOOP", "--out", "packed"],
+        ["evaluate", "--data", "LOOP"],
+    ],
+)
+def test_a_link_that_leads_to_itself_is_a_wrong_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("frames").mkdir()
+    Path("loop").symlink_to("loop")
+    for place in ("loop", "loop/below"):
+        assert main([text.replace("LOOP", place) for text in given]) == 2
+        assert "loop" in capsys.readouterr().err
+    assert not Path("loop.partial").exists()
 
 
 def test_places_that_cannot_be_written_are_named_before_the_work(

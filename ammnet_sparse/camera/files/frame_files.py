@@ -1,6 +1,7 @@
 """Which files make one frame of a user's camera: matched by name, by number, or by time stamp."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def find_frames(
     numbers = _by_number(complete)
     frames = [
         FrameFiles(
-            key or (color or depth).resolve().name,
+            key or Path(os.path.realpath(color or depth)).name,
             **{kind: files[kind][key] if kind in files else path for kind, path in given.items()},  # type: ignore[arg-type]
             time=time_stamp(key),
             index=index,
@@ -160,10 +161,10 @@ def _single(color: Path | None, depth: Path, pose: Path | None, label_map: Path 
     for name, path in (("pose", pose), ("label map", label_map)):
         if path is not None and path.is_dir():
             raise DataError(f"{name} {path}: expected a file for one frame, found a folder; name the file")
-    if color is not None and color.resolve() == depth.resolve():
+    if color is not None and os.path.realpath(color) == os.path.realpath(depth):
         raise DataError(f"color and depth: expected two files, found {color} for both")
     first, kind = (depth, "depth") if color is None else (color, "color")
-    name = _key(first, kind) or first.resolve().parent.name or first.stem
+    name = _key(first, kind) or Path(os.path.realpath(first)).parent.name or first.stem
     return FrameFiles(name, color, depth, pose, label_map, time=time_stamp(first.stem))
 
 

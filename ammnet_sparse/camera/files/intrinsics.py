@@ -110,7 +110,12 @@ def intrinsics_of(value: GivenIntrinsics) -> Intrinsics:
     if isinstance(value, Intrinsics):
         return value
     if isinstance(value, Mapping):
-        plain = {key: one.tolist() if hasattr(one, "tolist") else one for key, one in value.items()}  # tensors, arrays
+        plain = {
+            key: as_array(one, f"intrinsics {key}", "one number or a matrix").tolist()
+            if hasattr(one, "tolist")
+            else one
+            for key, one in value.items()
+        }
         return _of_document(plain, "given")
     if isinstance(value, str | Path):
         return read_intrinsics(str(value))

@@ -124,18 +124,36 @@ def image_array(path: Path, what: str) -> NDArray[Any]:
 
 
 def as_array(values: ArrayLike, name: str, expected: str) -> NDArray[Any]:
-    """An array of numbers; a tensor without its gradient. Raises DataError for anything else."""
+    """An array of numbers; of a tensor of any layout, device and type. Raises DataError for anything else."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
+        values = _numpy_of(values, name, expected)
     if isinstance(values, np.ma.MaskedArray):
         values = values.filled(0)  # no depth, void, black
     try:
         array = np.asarray(values)
-    except ValueError as error:  # lists of unequal lengths
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal lengths, arrays of other devices
         raise DataError(f"{name}: expected {expected} of numbers, found {reason(error)}") from error
     if array.dtype.kind not in "iufb":
         raise DataError(f"{name}: expected {expected} of numbers, found {type(values).__name__} of {array.dtype}")
     return array
+
+
+def _numpy_of(tensor: torch.Tensor, name: str, expected: str) -> NDArray[Any]:
+    """The values of a tensor without its gradient; floats that NumPy lacks (bfloat16) become float32."""
+    try:
+        if tensor.layout != torch.strided:
+            if tensor.numel() > 4 * MOST_PIXELS:
+                raise ValueError(f"a sparse tensor of {tensor.numel():,} values")
+            tensor = tensor.to_dense()
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if plain.is_quantized:
+            plain = plain.dequantize()
+        elif plain.is_floating_point() and plain.dtype not in (torch.float16, torch.float32, torch.float64):
+            plain = plain.float()
+        found: NDArray[Any] = plain.numpy()
+    except (RuntimeError, TypeError, ValueError) as error:  # meta, nested and others hold no such values
+        raise DataError(f"{name}: expected {expected} of numbers, found {reason(error)}") from error
+    return found
 
 
 def squeezed(values: NDArray[Any]) -> NDArray[Any]:
