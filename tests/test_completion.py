@@ -19,14 +19,9 @@ from ammnet_sparse.camera.geometry import placement
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.checks import WeightsError
-from tests.completion import INTRINSICS, room_depth, small_weights
+from tests.completion import INTRINSICS, room_depth
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from tests.completion import INTRINSICS, room_depth, small_weights
 Tool = Callable[..., int]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_weights(tmp_path_factory.mktemp("weights"))
-
-
 @pytest.fixture
 def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     monkeypatch.setattr(folder, "SETTLE_SECONDS", 0.2)

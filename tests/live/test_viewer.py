@@ -21,16 +21,11 @@ from ammnet_sparse.cli.main import main
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live import viewer as module
 from ammnet_sparse.live.viewer import LiveViewer
-from tests.completion import INTRINSICS, room_depth, small_weights
+from tests.completion import INTRINSICS, room_depth
 from tests.pictures.browser import Browser, find_chromium
 from tests.pictures.test_page import volumes_of
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
