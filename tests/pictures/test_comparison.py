@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import CLASS_NAMES, CLASSES, IGNORE_LABEL, IMAGE_SHAPE
-from ammnet_sparse.pictures.comparison import ERROR_COLORS, class_colors, render_comparison
+from ammnet_sparse.pictures.comparison import ERROR_COLORS, render_comparison
 from ammnet_sparse.pictures.rendering import camera_side_view, render_voxels, top_view
 
 SHAPE = (24, 12, 24)
@@ -65,11 +65,6 @@ def test_near_hides_far_and_high_hides_low() -> None:
     lid = render({RED: np.s_[10:14, 0:2, 12:14], BLUE: np.s_[8:16, 10:12, 10:16]}, from_above=True)
     with pytest.raises(AssertionError, match="nothing of"):
         center_of(lid, RED)
-
-
-def test_class_colors() -> None:
-    colors = class_colors(np.array([0, FLOOR, IGNORE_LABEL], dtype=np.uint8))
-    assert colors.tolist() == [[22, 191, 206], [43, 160, 4], [153, 153, 153]]
 
 
 def room() -> NDArray[np.uint8]:
@@ -150,30 +145,6 @@ def test_input_stands_on_the_left() -> None:
     assert tuple(panel(picture, 0, 1)[middle, middle]) == CLASSES[FLOOR].color
     assert panel(picture, 0, 0)[2, middle].tolist() == [255, 255, 255]
     assert shows(panel(picture, 1, 1), CLASSES[BED].color)
-
-
-def test_legend_names_the_classes_that_occur_below_the_views() -> None:
-    picture = compare(room(), room())
-    below = picture[12 + 24 + 2 * (SIZE + 12) :]
-    present = {*np.unique(room()).tolist()} - {0}
-    for label, entry in enumerate(CLASSES[1:], start=1):
-        assert ((below == entry.color).all(-1).sum() > 50) == (label in present), entry.name
-    for name, color in ERROR_COLORS.items():
-        assert (below == color).all(-1).sum() > 50, name
-
-
-def test_what_is_drawn_fills_the_views() -> None:
-    """However small it is and wherever it lies, in every column alike."""
-    truth = np.zeros(SHAPE, dtype=np.uint8)
-    truth[15:19, 2:4, 4:9] = BED
-    prediction = np.where(truth == BED, SOFA, truth).astype(np.uint8)
-    prediction[15:17] = 0
-    picture = compare(prediction, truth)
-    for row in (0, 1):
-        inked = [np.argwhere((panel(picture, column, row) < 235).any(-1)) for column in (1, 2)]
-        low, high = inked[0].min(0), inked[0].max(0)
-        assert (high - low).max() > 0.9 * SIZE and np.abs(low + high - SIZE + 1).max() <= 4
-        np.testing.assert_allclose([inked[1].min(0), inked[1].max(0)], [low, high], atol=1)
 
 
 GRID = np.zeros((4, 4, 4), dtype=np.uint8)

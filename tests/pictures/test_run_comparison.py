@@ -11,7 +11,7 @@ from PIL import Image
 from ammnet_sparse.config import Config, load_config
 from ammnet_sparse.pictures.history import History, read_history
 from ammnet_sparse.pictures.page import write_page
-from ammnet_sparse.pictures.run_comparison import comparison_html, differing_keys, plot_scores
+from ammnet_sparse.pictures.run_comparison import comparison_html, plot_scores
 from tests.pictures.test_history import text_of, write_run
 
 
@@ -26,15 +26,6 @@ def histories(tmp_path: Path) -> dict[str, History]:
 
 def config_with(*overrides: str) -> Config:
     return load_config(None, overrides)
-
-
-def test_keys_that_differ_are_named_with_the_value_of_each() -> None:
-    configs = {"a": config_with(), "b": config_with("adversarial.enabled=false"), "c": config_with("model.width=64")}
-    assert differing_keys(configs) == {
-        "adversarial.enabled": [True, False, True],
-        "model.width": [config_with().model.width, config_with().model.width, 64],
-    }
-    assert differing_keys({"a": config_with(), "b": config_with()}) == {}
 
 
 def test_curves_of_all_runs_and_the_best_epoch_of_each(histories: dict[str, History]) -> None:
