@@ -320,20 +320,6 @@ def test_depth_is_never_mixed_across_an_edge() -> None:
     assert set(np.unique(found)) == {0.0, 1.0, 3.0}
 
 
-@pytest.mark.parametrize(
-    ("color_shape", "depth_shape", "camera", "message"),
-    [
-        ((480, 640), (480, 848), NYU_CAMERA, "same proportions, found 640x480 and 848x480"),
-        ((480, 640), (480, 640), Camera(500, 500, 960, 540), "principal point near the center"),
-    ],
-)
-def test_images_that_do_not_fit(
-    color_shape: tuple[int, int], depth_shape: tuple[int, int], camera: Camera, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        to_network_images(gray_image(color_shape), np.ones(depth_shape, np.float32), camera=camera)
-
-
 def test_label_maps_of_another_size() -> None:
     label_map = np.zeros((240, 320), dtype=np.uint8)
     label_map[:, 160:] = 12

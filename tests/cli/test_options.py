@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ammnet_sparse.cli import options
-from ammnet_sparse.cli.camera_options import add_settings_options
 from ammnet_sparse.cli.errors import UsageError
 
 
@@ -81,10 +80,3 @@ def test_a_device_that_is_not_there_is_an_error(name: str, made_current: list[to
     with pytest.raises(UsageError, match="--device"):
         options.parse_device(name)
     assert made_current == []
-
-
-def test_options_of_a_camera_have_the_types_of_its_settings() -> None:
-    parser = options.CommandParser("example", None)
-    add_settings_options(parser)
-    found = parser.parse(["--rotate", "90", "--depth-scale", "5e3", "--intrinsics", "1,1,1,1"])
-    assert (found.rotate, found.depth_scale, found.intrinsics) == (90, 5000.0, "1,1,1,1")

@@ -78,16 +78,6 @@ def test_densify_and_gather_are_inverse(density: float) -> None:
     assert torch.equal(sites.rows_of(sites.linear), torch.arange(len(sites)))
 
 
-def test_chunks_are_consecutive_pieces() -> None:
-    sites = random_sites()
-    pieces = list(sites.chunks(10))
-    assert all(0 < len(piece) <= 10 for piece in pieces)
-    assert torch.equal(torch.cat([piece.linear for piece in pieces]), sites.linear)
-    assert list(sites.chunks(len(sites))) == [sites]
-    every_cell = full_sites(2, SHAPE, CPU)
-    assert not any(piece.is_full for piece in every_cell.chunks(100))
-
-
 KERNELS = [
     Kernel((3, 3, 3), padding=(1, 1, 1)),
     Kernel((1, 1, 3), padding=(0, 0, 2), dilation=(1, 1, 2)),
