@@ -85,20 +85,6 @@ def test_a_frame_depends_on_seed_and_index_only(noisy_frames: list[SyntheticFram
     assert (other.label != again.label).any()
 
 
-def test_a_box_at_larger_x_appears_to_the_right() -> None:
-    builder = SceneBuilder()
-    for x, height in ((-0.8, 0.5), (0.8, 1.9)):
-        item = builder.item(Place(x, 3.0), SceneLabel.FURNITURE)
-        item.box((0, 0, height), (0.4, 0.4, 0.4), material=GRAY)
-    scene = builder.build((0.0, 0.0, 2.0))
-    pose = camera_pose(1.2, yaw=0.0, pitch=0.0, roll=0.0)
-    depth, shape = cast_depth(scene, pose, camera=NYU_CAMERA)
-    (left_row, left_column), (right_row, right_column) = (np.argwhere(shape == n).mean(0) for n in (0, 1))
-    assert left_column < NYU_CAMERA.cx < right_column
-    assert right_row < NYU_CAMERA.cy < left_row
-    np.testing.assert_allclose(depth[shape == 0].min(), 2.8, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", list(Kind))
 def test_rays_and_voxels_agree_on_turned_shapes(kind: Kind) -> None:
     builder = SceneBuilder()

@@ -63,18 +63,6 @@ def test_voxels_are_counted_by_kind(batch: Batch) -> None:
     assert "chair" in text and "50.0" in text
 
 
-def test_batches_add_up(batch: Batch) -> None:
-    once, twice = LostVoxels(), LostVoxels()
-    predicted = torch.zeros(1, 12**3, dtype=torch.long)
-    once.update(predicted, batch)
-    for _ in range(2):
-        twice.update(predicted, batch)
-    first, second = once.groups()["class"]["empty"], twice.groups()["class"]["empty"]
-    assert (2 * first.empty, 2 * first.filled) == (second.empty, second.filled)
-    with pytest.raises(ValueError, match="ground truth"):
-        once.update(predicted, dataclasses.replace(batch, label=None))
-
-
 def test_slices_are_named_by_their_position(batch: Batch) -> None:
     assert batch.label is not None
     label = batch.label.view(GRID)

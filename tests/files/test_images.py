@@ -69,24 +69,6 @@ def test_other_formats_are_named(tmp_path: Path, kind: str, found: str) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        (np.array([[0, 40_000]], dtype=np.uint16), "PNG"),
-        (np.array([[0, 40_000]], dtype=np.uint16), "TIFF"),
-        (np.array([[0, 70_000]], dtype=np.int32), "TIFF"),
-        (np.array([[0.25, np.inf]], dtype=np.float32), "TIFF"),
-        (np.array([[True, False]]), "PNG"),
-    ],
-)
-def test_pixel_values_are_unchanged(tmp_path: Path, values: np.ndarray, kind: str) -> None:
-    path = tmp_path / "a"
-    Image.fromarray(values).save(path, kind)
-    found = read_image(path, formats=DEPTH_FORMATS).pixels
-    np.testing.assert_array_equal(found, values)
-    assert found.dtype.kind == values.dtype.kind
-
-
 def test_sizes_are_judged_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.new("L", (9000, 9000)).save(path)
