@@ -178,3 +178,12 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path, capsys: pytest
     save_weights(path, network.state_dict(), model_config=network.config)
     assert export(["--checkpoint", str(path), "--out", str(tmp_path / "small.safetensors")]) == 1
     assert "decoder.classifier.weight: " in capsys.readouterr().err
+
+
+def test_export_refuses_another_ending_before_it_reads_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "small.pth"
+    assert export(["--checkpoint", str(tmp_path / "absent"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"ammnet export: --out {out}: expected a name ending in .safetensors\n"
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,11 @@ from ammnet_sparse.experiments import runs
 from ammnet_sparse.experiments.results import RunScores, format_table, scores_of
 from ammnet_sparse.experiments.runs import (
     GRACE_SECONDS,
+    INTERRUPTED,
     TIME_IS_UP,
     RunPlan,
     Settings,
+    _run,
     check_settings,
     plan_run,
     trained_runs,
@@ -216,3 +219,31 @@ def test_what_is_lacking_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--seconds: " in capsys.readouterr().err
     assert command.main([]) == 0
     assert "table_s2" in capsys.readouterr().out
+
+
+def test_signals_are_passed_on_and_end_the_table(tmp_path: Path) -> None:
+    """A second SIGTERM is no second Ctrl-C; and a training that ends well all the same is the last one."""
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "folder, seen = pathlib.Path(sys.argv[1]), []\n"
+        "for kind in (signal.SIGINT, signal.SIGTERM): signal.signal(kind, lambda number, frame: seen.append(number))\n"
+        "(folder / 'ready').touch()\n"
+        "while not seen: time.sleep(0.01)\n"
+        "time.sleep(0.6)\n"
+        "(folder / 'seen').write_text(' '.join(map(str, seen)))\n"
+    )
+
+    def send() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert _run([sys.executable, "-c", script, str(tmp_path)], None) == INTERRUPTED
+    sender.join()
+    assert (tmp_path / "seen").read_text() == f"{signal.SIGTERM:d} {signal.SIGTERM:d}"
+    assert _run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == TIME_IS_UP
+    assert [_run([sys.executable, "-c", f"exit({code})"], None) for code in (0, 1, 2, 130)] == [0, 1, 2, 130]
