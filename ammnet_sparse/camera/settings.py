@@ -57,7 +57,8 @@ class Setting:
             is_valid = any(type(value) is type(choice) and value == choice for choice in self.choices)
             expected = f"one of {', '.join(map(str, self.choices))}"
         else:
-            is_valid = isinstance(value, numbers.Real) and 0 < value < min(self.below, sys.float_info.max)
+            limit = min(self.below, sys.float_info.max)
+            is_valid = isinstance(value, numbers.Real) and value < limit and not value <= 0
             expected = f"{self.number} above 0" + (f" and below {self.below:g}" if self.below < math.inf else "")
         if not is_valid:
             raise DataError(f"`{name}`: expected {expected}, found {value!r}")

@@ -100,7 +100,7 @@ class _CastAll(torch.autograd.Function):
 def _cast_all(values: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     results = tuple(torch.empty_like(value, dtype=dtype) for value in values)
     if results:
-        torch._foreach_copy_(results, values)
+        torch._foreach_copy_(results, tuple(values))
     return results
 
 
