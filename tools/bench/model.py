@@ -33,7 +33,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from bench.cases import load_frames
@@ -65,6 +65,7 @@ from bench.variants import (
 from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.sparse.convolutions import Backend, use_backend
 
 MEASURES = ("macs", "saved", "operations", "time", "predict")
 
@@ -90,7 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"width {options.width}, batch {options.batch}, {len(frames)} frames, input {options.input}")
     print(f"{device}, {place}, torch {torch.__version__}, {platform.platform()}")
     gc.freeze()  # objects made by imports are not garbage; scanning them repeatedly takes longer than a small step
-    rows = _measure(variants, frames, device, options)
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    with use_backend(options.backend):
+        rows = _measure(variants, frames, device, options)
     gc.unfreeze()
     print_operations(rows)
     print_predictions(rows)
@@ -259,6 +263,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=list(MEASURES),
         help="default: all",
     )
+    add("--backend", choices=get_args(Backend), default="auto", help="training.convolution_backend (default: auto)")
+    add("--cudnn-benchmark", action="store_true", help="let cuDNN time its algorithms")
+    add("--tf32", action="store_true", help="let products of float32 round to TF32")
     add("--as-on-a-gpu", action="store_true", help="count the operations that a GPU is given in 16 bits, on a CPU")
     add("--steps", type=parse_positive, help="steps that count, after warming up (default: 3, on CUDA 10)")
     add(

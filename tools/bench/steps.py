@@ -84,7 +84,7 @@ def measure_steps(
     game = make_game(pair, config, stopwatch)
     endless = itertools.cycle(frames)
     peak = PeakMemory(device)
-    warm_up = 1 if device.type == "cpu" else 3
+    warm_up = 1 if device.type == "cpu" else 8
     is_apart = device.type == "cuda"
     stopwatch.only = "step" if is_apart else None
     for step in range(warm_up + steps + (PART_STEPS if is_apart else 0)):
@@ -97,11 +97,28 @@ def measure_steps(
     most = peak.mebibytes()
     seconds = sorted(stopwatch.column("step")[warm_up : warm_up + steps])
     parts_from = warm_up + steps if is_apart else warm_up
+    scaler = game.generator_optimization.scaler
     return {
         "step_seconds": round(statistics.median(seconds), 4),
         "step_seconds_range": [round(seconds[0], 4), round(seconds[-1], 4)],
         "part_seconds": {part: round(statistics.median(stopwatch.column(part)[parts_from:]), 4) for part in PARTS},
         "peak_mib": None if most is None or before is None else round(most - before, 1),
+        "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,  # far below 65,536: many steps were skipped
+        **(_launches(game, Batch.collate([next(endless) for _ in range(batch_size)]).to(device)) if is_apart else {}),
+    }
+
+
+def _launches(game: AdversarialGame | DenseGame, batch: Batch) -> dict[str, Any]:
+    """Kernel launches of a step on CUDA, and the seconds that the device works."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        game.step([batch], seed=0)
+        torch.cuda.synchronize()
+    events = profile.key_averages()
+    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "launches": sum(event.count for event in events if "LaunchKernel" in event.key),
+        "device_seconds": round(sum(event.self_device_time_total for event in on_device) / 1e6, 4),
     }
 
 

@@ -30,7 +30,7 @@ Input = Literal["seg2d", "segformer"]
 RECOMPUTE_LEVELS = [level for level in get_args(TrainingConfig.model_fields["recompute"].annotation) if level != "off"]
 VARIANTS: dict[Net, list[str]] = {
     "sparse": ["plain", *(f"recompute_{level}" for level in RECOMPUTE_LEVELS)],
-    "dense": ["plain", "channels_last", "recompute_blocks"],
+    "dense": ["plain", "channels_last", "recompute_blocks", "compiled"],
 }
 APART = ("image encoder", "label map stem", "discriminator")
 """Groups that the figure for the 3D network leaves out."""
@@ -124,7 +124,11 @@ def build(variant: Variant, config: Config, device: torch.device) -> Pair:
             for module in pair.modules.modules():
                 if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                     module.to(memory_format=torch.channels_last_3d)  # the rest follows its weights
-    return pair.to(device)
+    pair.to(device)
+    if variant.name == "compiled":
+        for module in (pair.generator, pair.discriminator):
+            module.compile(dynamic=False)
+    return pair
 
 
 def is_channels_last(variant: Variant, device: torch.device) -> bool:

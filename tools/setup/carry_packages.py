@@ -3,7 +3,7 @@
 
     python tools/setup/carry_packages.py build/carried                    what is rarely installed beside PyTorch
     python tools/setup/carry_packages.py build/carried plyfile pydantic   these
-    tools/gpu_check.sh --packages build/carried ...                       there: installs them
+    tools/gpu_report.py --packages build/carried ...                      there: installs them
 
 Dependencies are not followed: which of them the machine has is not known here. `ammnet environment` names there
 what is still lacking. A wheel of more than --repack MiB (spconv's has 80) becomes a .tar.xz, about two thirds as large.
