@@ -165,6 +165,7 @@ def _time_frames(weights: str, device: str, *, count: int) -> dict[str, float]:
     import statistics
 
     started = time.perf_counter()
+    import numpy as np
     from PIL import Image
 
     from ammnet_sparse import SceneCompleter
@@ -172,8 +173,8 @@ def _time_frames(weights: str, device: str, *, count: int) -> dict[str, float]:
     folder = ROOT / "examples" / "frame"
     complete = SceneCompleter(weights, intrinsics=str(folder / "intrinsics.txt"), device=device)
     ready = time.perf_counter() - started
-    depth = Image.open(folder / "depth.png")
-    color = Image.open(folder / "color.jpg") if complete.model.config.reads_image else None
+    depth = np.asarray(Image.open(folder / "depth.png"))
+    color = np.asarray(Image.open(folder / "color.jpg")) if complete.model.config.reads_image else None
     seconds = []
     for _ in range(count + 3):
         started = time.perf_counter()

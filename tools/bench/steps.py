@@ -13,6 +13,7 @@ from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
 from bench.operation_counter import Operations
 from bench.variants import Pair, Variant, build
 from torch import Tensor
+from torch._C._autograd import DeviceType
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
@@ -115,7 +116,7 @@ def _launches(game: AdversarialGame | DenseGame, batch: Batch) -> dict[str, Any]
         game.step([batch], seed=0)
         torch.cuda.synchronize()
     events = profile.key_averages()
-    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
     return {
         "launches": sum(event.count for event in events if "LaunchKernel" in event.key),
         "device_seconds": round(sum(event.self_device_time_total for event in on_device) / 1e6, 4),
@@ -151,7 +152,7 @@ def measure_predictions(
 def as_on_a_gpu() -> Iterator[None]:
     """Within the block convolutions on a CPU take the chunks of a GPU of 24 GB."""
     elements = convolutions.chunk_elements
-    convolutions.chunk_elements = lambda device: convolutions.MOST_CHUNK_ELEMENTS
+    convolutions.chunk_elements = lambda device: convolutions.MOST_CHUNK_ELEMENTS  # type: ignore[assignment]
     try:
         yield
     finally:
