@@ -172,15 +172,6 @@ def test_label_maps_that_are_none_are_refused(completer: SceneCompleter, label_m
         completer(np.zeros((480, 640, 3), np.uint8), room_depth(), label_map=label_map)
 
 
-def test_label_maps_of_any_integers_are_one(completer: SceneCompleter) -> None:
-    label_map = np.zeros((480, 640), np.int64)
-    label_map[:, :200] = 12
-    for form in (label_map, label_map.astype(np.uint8), label_map.astype(float), label_map.tolist()):
-        found = completer(None, room_depth(), label_map=form).own.label_map
-        assert found is not None and found.dtype == np.uint8
-        np.testing.assert_array_equal(found, label_map)
-
-
 def test_inputs_that_the_weights_do_not_read_are_said(completer: SceneCompleter) -> None:
     color, label_map = np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8)
     said = completer(color, room_depth(), label_map=label_map).describe()

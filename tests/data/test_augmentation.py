@@ -59,16 +59,6 @@ def test_voxels_move_together(symmetry, as_numpy) -> None:  # type: ignore[no-un
     np.testing.assert_array_equal(batch.mapping.numpy(), expected.reshape(1, -1))
 
 
-def test_flips_of_different_axes_differ_and_commute() -> None:
-    frame = random_frame(1)
-    by_x, by_y, exchanged = (move_voxels(frame, symmetry) for symmetry in (FLIP_X, FLIP_Y, EXCHANGE))
-    assert not np.array_equal(by_x.tsdf, by_y.tsdf)
-    assert_same_frame(move_voxels(by_y, FLIP_X), move_voxels(by_x, FLIP_Y))
-    assert_same_frame(move_voxels(by_x, EXCHANGE), move_voxels(exchanged, FLIP_Y))
-    # Flips first, then the exchange.
-    assert_same_frame(move_voxels(frame, Symmetry(True, False, True)), move_voxels(by_x, EXCHANGE))
-
-
 @pytest.mark.parametrize("shift", [Shift(2, -1), Shift(-1, 3), Shift(0, 1), Shift()])
 @pytest.mark.parametrize("tsdf_is_flipped", [False, True])
 def test_shifted_voxels_go_where_they_should(shift: Shift, tsdf_is_flipped: bool) -> None:

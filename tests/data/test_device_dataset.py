@@ -98,20 +98,6 @@ def test_shifted_flipped_frames_are_filled_as_their_unobserved_space(
         assert any(bool((edge == value).all()) for edge in edges)
 
 
-def test_resumes_within_an_epoch_and_ignores_workers(packed: PackedFrames) -> None:
-    dataset = DeviceDataset(packed, IDS, device=CPU, augment_3d=True, seed=5)
-
-    def batches(start: int) -> list[Batch]:
-        loader = build_loader(
-            dataset, batch_size=2, shuffle_seed=7, epoch=1, workers=3, drop_last=True, start_batch=start
-        )
-        assert loader.num_workers == 0
-        return list(loader)
-
-    for found, expected in zip(batches(2), batches(0)[2:], strict=True):
-        assert_same_batch(found, expected)
-
-
 def test_odd_grids_and_frames_without_hits_or_label_maps(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         frame = random_frame(seed, grid_shape=ODD_GRID)

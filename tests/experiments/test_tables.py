@@ -8,7 +8,7 @@ import torch
 
 from ammnet_sparse.cli.configs import TABLES as FOLDER
 from ammnet_sparse.cli.configs import find_config, named_config
-from ammnet_sparse.config import Config, ConfigError, flat_values, load_config
+from ammnet_sparse.config import ConfigError, flat_values, load_config
 from ammnet_sparse.experiments.tables import Row, config_of, read_table, table_names
 from ammnet_sparse.models.ammnet import AMMNet
 from tests.training.support import TINY_KEYS
@@ -62,17 +62,6 @@ def test_a_row_builds_its_network(row: Row) -> None:
         is_possible = config.model.inputs == "both" or (config.model.inputs == "tsdf" and level > 1)
         is_there = any(name.startswith(f"decoder.modulation{level}.") for name in names)
         assert is_there == (has_weights and is_possible)
-
-
-def test_rows_that_are_the_same_network_are_the_same_configuration() -> None:
-    def config(table: str, row: str) -> Config:
-        return config_of(read_table(FOLDER, table).rows[row], base=None, overrides=[])
-
-    assert config("table3", "both") == config("table4", "adversarial_m1_m2_m3") == config("figure2b", "ammnet")
-    assert (
-        config("table3", "baseline") == config("table_s3", "adversarial") == config("table_s1", "segformer_b2_baseline")
-    )
-    assert config("table3", "adversarial") == config("table6", "both") == config("figure5", "random")
 
 
 def test_files_inherit(tmp_path: Path) -> None:

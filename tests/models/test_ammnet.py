@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
 from bench.measurement import Allocations
 
 import ammnet_sparse
@@ -118,24 +117,6 @@ def test_voxels_that_were_not_computed_are_empty() -> None:
     assert prediction.logits_2d is None
     (gradient,) = torch.autograd.grad(prediction.logits.sum(), voxel_logits)
     assert torch.equal(gradient, torch.ones(2, 3))
-
-
-def test_free_space_far_from_every_site_is_read_through_the_state() -> None:
-    network = some_network().eval()
-    batch = some_scene(1)
-    tsdf = batch.tsdf.clone()
-    is_site = F.max_pool3d(batch.hit_mask.view(1, 1, *GRID).float(), 3, stride=1, padding=1) > 0
-    tsdf[~is_site & (tsdf == 1)] = 0
-    assert not torch.equal(tsdf, batch.tsdf)
-    changed = dataclasses.replace(batch, tsdf=tsdf)
-    with torch.no_grad():
-        before, after = (network(scene, voxels="all").voxel_logits for scene in (batch, changed))
-        assert not torch.allclose(before, after)
-        for part in (network.decoder, network.tsdf_encoder):
-            assert part.state_projection is not None
-            part.state_projection.weight.zero_()
-        before, after = (network(scene, voxels="all").voxel_logits for scene in (batch, changed))
-    assert torch.equal(before, after)
 
 
 def test_frozen_encoders_keep_weights_and_statistics() -> None:

@@ -16,10 +16,9 @@ from ammnet_sparse.sparse.kernel_maps import (
     strided_shape,
     strided_sites,
 )
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 
 SHAPE = (6, 4, 6)
-CPU = torch.device("cpu")
 Voxel = tuple[int, ...]
 
 
@@ -57,12 +56,6 @@ def test_sites_of_a_mask_have_ascending_indices_and_coordinates() -> None:
     assert (
         list(zip(sites.batch_index.tolist(), *(axis.tolist() for axis in sites.coordinates), strict=True)) == expected
     )
-
-
-def test_a_full_mask_gives_the_full_sites_of_the_process() -> None:
-    sites = sites_from_mask(torch.ones(2, *SHAPE, dtype=torch.bool))
-    assert sites is full_sites(2, SHAPE, CPU) and sites.is_full
-    assert torch.equal(sites.linear, torch.arange(288)) and torch.equal(sites.row_table, sites.linear)
 
 
 @pytest.mark.parametrize("density", [0.2, 1.1])

@@ -86,12 +86,6 @@ def test_resumed_records_drop_what_will_be_written_again(tmp_path: Path) -> None
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_records_begin_where_a_resumed_run_lost_its_file(tmp_path: Path) -> None:
-    with Records(tmp_path, resumed_at=(1, 4)) as records:
-        records.step(5, {"loss": 1.0})
-    assert [line["step"] for line in lines_of(tmp_path)] == [5]
-
-
 def test_picture_is_drawn_and_kept(tmp_path: Path) -> None:
     network = AMMNet(tiny_config().model).eval()
     batch = tiny_batch((1,), has_image=True)
