@@ -57,11 +57,6 @@ def outcome(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[i
         ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.txt"), 2, "x.txt: No such file or directory"),
         (
-            OSError(errno.ENOSPC, "No space left on device", "x.npz"),
-            2,
-            "x.npz: No space left on device; free some space or choose another place",
-        ),
-        (
             OSError(errno.EROFS, "Read-only file system", b"\xff"),
             2,
             "\\udcff: Read-only file system; choose another place",

@@ -81,11 +81,6 @@ def counts_of(predicted: torch.Tensor, batch: Batch) -> VoxelCounts:
     return VoxelCounts.of(predicted.flatten(), labels, batch.hit_mask.flatten(), frames=batch.batch_size)
 
 
-def test_nothing_scored_has_no_scores() -> None:
-    nothing = counts_of(torch.zeros(4, dtype=torch.uint8), make_batch([IGNORE_LABEL] * 4))
-    assert nothing.scores().frames == 1 and math.isnan(nothing.scores().ssc_miou)
-
-
 @pytest.mark.cuda
 def test_counting_does_not_wait_for_the_device() -> None:
     rng = np.random.default_rng(5)

@@ -8,10 +8,7 @@ from typing import Any
 
 import gpu_report
 import pytest
-import torch
 from bench import model
-
-from ammnet_sparse.cli import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -50,23 +47,3 @@ def test_every_case_names_tools_and_options_that_exist() -> None:
             parsed = model._parse(case.command[1:])
             assert parsed.steps == 15 and parsed.batch == 4
         assert not case.command[0].startswith("tools/") or (REPOSITORY / case.command[0]).is_file()
-
-
-def test_environment_names_missing_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    required = environment.required_packages()
-    assert {"torch", "torchvision", "spconv", "timm", "pyyaml"} <= set(required) and len(required) > 12
-    assert environment.missing_modules(required) == []
-    assert environment.missing_modules(["torch", "no_such_package"]) == ["no_such_package"]
-    code = environment.main(["--device", "cuda"])
-    has_device = torch.cuda.is_available()
-    assert ("LACKING: a CUDA device" in capsys.readouterr().out) is not has_device
-    assert (code == 0) is has_device
-
-
-def test_an_spconv_that_cannot_be_imported_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its wheels are often carried by hand, without their own requirements."""
-    monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
-    assert environment.main([]) == 1
-    assert "LACKING: an spconv" in capsys.readouterr().out
