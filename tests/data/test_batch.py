@@ -38,15 +38,6 @@ def test_a_frame_becomes_a_batch_of_one() -> None:
     assert all(getattr(batch, name).is_contiguous() for name in TENSORS)
 
 
-def test_masks() -> None:
-    frame = random_frame(4)
-    batch = Batch.from_frame(frame)
-    assert frame.label is not None
-    np.testing.assert_array_equal(batch.scored_mask.numpy(), (frame.label_weight & (frame.label != 255)).reshape(1, -1))
-    np.testing.assert_array_equal(batch.hit_mask.numpy(), (frame.mapping >= 0).reshape(1, -1))
-    assert dataclasses.replace(batch, label=None).scored_mask.equal(batch.label_weight)
-
-
 def test_collate_keeps_the_order() -> None:
     batches = [_batch(seed, has_label_map=True) for seed in (5, 2, 9)]
     joined = Batch.collate([batches[0], Batch.collate(batches[1:])])

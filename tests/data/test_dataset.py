@@ -84,14 +84,6 @@ def test_loader_resumes_within_an_epoch(folder: FrameFolder, start_batch: int) -
     assert all(_same(first, second) for first, second in zip(rest, whole[start_batch:], strict=True))
 
 
-def test_incomplete_last_batch(folder: FrameFolder) -> None:
-    dataset = FrameDataset(folder, IDS)
-    loader = build_loader(dataset, batch_size=3, shuffle_seed=None, epoch=0, workers=0, drop_last=False)
-    assert [batch.frame_ids for batch in loader] == [tuple(IDS[:3]), tuple(IDS[3:6]), tuple(IDS[6:])]
-    loader = build_loader(dataset, batch_size=3, shuffle_seed=None, epoch=0, workers=0, drop_last=True)
-    assert [batch.batch_size for batch in loader] == [3, 3]
-
-
 def test_processes_share_every_batch() -> None:
     def batches(rank: int, num_processes: int, batch_size: int, start_batch: int = 0) -> list[list[int]]:
         return list(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ammnet_sparse.ops.perturbation import Stream, integers_below, key_of_seed, philox, uniform, words_of_voxels
+from ammnet_sparse.ops.perturbation import Stream, integers_below, philox, words_of_voxels
 
 # philox4x32 with 10 rounds, from Random123's tests/kat_vectors: counter, key, expected.
 KNOWN_ANSWERS = [
@@ -33,14 +33,6 @@ def test_known_answers(line: str) -> None:
     assert list(naive_philox(tuple(words[:4]), (words[4], words[5]))) == words[6:]
 
 
-@pytest.mark.parametrize(
-    ("seed", "key"),
-    [(0, (0, 0)), (2**32 + 5, (5, 1)), (-1, (2**32 - 1, 2**32 - 1)), (2**63 - 1, (2**32 - 1, 2**31 - 1))],
-)
-def test_key_is_the_seed_in_twos_complement(seed: int, key: tuple[int, int]) -> None:
-    assert key_of_seed(seed) == key
-
-
 @pytest.mark.parametrize("num_voxels", [0, 1, 4, 6, 9])
 def test_words_of_voxels_follow_the_definition(num_voxels: int) -> None:
     words = words_of_voxels(3, num_voxels, seed=99, stream=Stream.SHUFFLE_CATEGORIES, device="cpu")
@@ -49,11 +41,6 @@ def test_words_of_voxels_follow_the_definition(num_voxels: int) -> None:
         for voxel in range(num_voxels):
             block = naive_philox((voxel // 4, sample, 0, 2), (99, 0))
             assert int(words[sample, voxel]) == block[voxel % 4]
-
-
-def test_uniform_takes_the_upper_24_bits() -> None:
-    words = torch.tensor([0, 255, 256, 2**31, 2**32 - 1])
-    assert uniform(words).tolist() == [0.0, 0.0, 2.0**-24, 0.5, 1 - 2.0**-24]
 
 
 def test_integers_below_reach_every_value_and_no_other() -> None:

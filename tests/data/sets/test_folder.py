@@ -266,18 +266,6 @@ def test_broken_validation_lists(tmp_path: Path, validation: list[str]) -> None:
         training_ids(folder, split="train", count=1, seed=0)
 
 
-def test_real_frame_is_the_reference(nyu_folder: Path) -> None:
-    frame = FrameFolder(nyu_folder).read("0003")
-    with np.load(nyu_folder.parent / "raw" / "NYU0003_reference.npz", allow_pickle=False) as reference:
-        assert frame.label is not None
-        np.testing.assert_array_equal(frame.label.reshape(-1), reference["label"])
-        np.testing.assert_array_equal(frame.label_weight.reshape(-1), reference["label_weight"] > 0)
-        mapping = np.where(reference["mapping"] == NUM_PIXELS, -1, reference["mapping"])
-        np.testing.assert_array_equal(frame.mapping.reshape(-1), mapping)
-        np.testing.assert_allclose(frame.tsdf.reshape(-1), reference["tsdf"], atol=2.5e-4)
-    assert frame.image is not None and frame.label_map is not None
-
-
 def test_color_images_are_turned_as_exif_says(tmp_path: Path) -> None:
     (frame,) = write_set(tmp_path, ["0000"], has_image=True)
     assert frame.image is not None
