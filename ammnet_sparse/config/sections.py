@@ -160,6 +160,9 @@ class DataConfig(_Section):
     images: Annotated[Path | None, OF_IMAGES] = Field(
         None, description="folder of color images (NYU0003_colors.jpg), for a packed set that was made without"
     )
+    label_maps: Annotated[bool, OF_TEACHERS] = Field(
+        False, description="read 2D label maps too, for loss.teachers that read them (needs augment_2d=false)"
+    )
     label_2d: Annotated[Path | None, OF_IMAGES] = Field(
         None,
         description="folder of dense 2D truth (0003.png, classes 1..11, 255 unlabeled), which the 2D loss then "
@@ -420,6 +423,8 @@ class Config(_Section):
         ):
             if self.data.cache_features and is_wrong:  # the features would differ between epochs
                 raise ValueError(f"data.cache_features: features are kept only with {key} {needed}; change one of them")
+        if self.data.label_maps and self.data.augment_2d and self.model.reads_image:
+            raise ValueError("data.label_maps: 2D augmentation moves images only; set data.augment_2d=false")
         return self
 
 

@@ -53,11 +53,15 @@ class Ensemble(nn.Module):
         return Prediction((total / len(predictions)).log(), sites)
 
 
-def check_goes_with(config: ModelConfig, leading: ModelConfig, *, source: str) -> None:
-    """Raises WeightsError, naming ``source``, for a network of another grid or classes, or with a further 2D input."""
+def check_goes_with(config: ModelConfig, leading: ModelConfig, *, source: str, has_label_maps: bool = False) -> None:
+    """Raises WeightsError, naming ``source``, for a network of another grid or classes, or with a further 2D input.
+
+    Args:
+        has_label_maps: the frames have 2D label maps, even if the leading network does not read them.
+    """
     for key in ("grid_shape", "num_classes", "reads_label_map", "reads_image"):
         found, expected = getattr(config, key), getattr(leading, key)
-        if found != expected and found is not False:
+        if found != expected and found is not False and not (key == "reads_label_map" and has_label_maps):
             raise WeightsError(f"{source}: expected networks with the same {key}, found {found} beside {expected}")
 
 

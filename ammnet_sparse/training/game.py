@@ -83,7 +83,9 @@ class AdversarialGame:
         self.teachers = None
         if config.loss.teachers:
             self.teachers = load_networks(config.loss.teachers, device=device).requires_grad_(False)
-            check_goes_with(self.teachers.config, config.model, source="loss.teachers")
+            check_goes_with(
+                self.teachers.config, config.model, source="loss.teachers", has_label_maps=config.data.label_maps
+            )
         self._device = device
         self._half = torch.float16 if config.training.uses_fp16 else torch.bfloat16
         self._has_image_loss = config.model.reads_image

@@ -62,11 +62,11 @@ def tiny_set(root: Path, *, frames: int = 6, validation: int = 2) -> Path:
 
 
 def tiny_image_set(root: Path) -> Path:
-    """Two training frames and one for validation, with images and dense 2D truth, and random backbone weights."""
+    """Two training frames and one for validation, with images, label maps, dense 2D truth; random backbone weights."""
     ids = ["0001", "0002", "0003"]
     (root / "Label2D").mkdir()
     for seed, frame_id in enumerate(ids):
-        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True))
+        write_frame(root, random_frame(seed, frame_id=frame_id, grid_shape=GRID, has_image=True, has_label_map=True))
         truth = np.random.default_rng(seed).integers(1, 12, (480, 640), dtype=np.uint8)
         Image.fromarray(truth).save(root / "Label2D" / f"{frame_id}.png")
     write_list(root / "train.txt", ids)

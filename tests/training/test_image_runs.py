@@ -1,5 +1,6 @@
 """Runs of a network that reads color images: with features kept, and with images on the device."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import timm
 import torch
 
 import ammnet_sparse
-from ammnet_sparse.config import Config
+from ammnet_sparse.config import Config, ConfigError
 from ammnet_sparse.data import training_sets
 from ammnet_sparse.data.device_dataset import DeviceDataset
 from ammnet_sparse.data.stage_dataset import StageDataset
+from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.image_encoders.efficientnet import EfficientNetLite0
 from ammnet_sparse.models.weights.checks import WeightsError
+from ammnet_sparse.models.weights.files import save_weights
 from ammnet_sparse.training import networks
 from tests.training.support import make_run, tiny_config, tiny_image_set
 
@@ -57,6 +60,24 @@ def test_a_run_with_images(root: Path, data: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setattr(EfficientNetLite0, "installed_weights", lambda _=None: pytest.fail("looked for a package"))
     loaded = ammnet_sparse.load_model(tmp_path / "last.safetensors")
     assert all(loaded.state_dict()[name].equal(value) for name, value in after.items())
+
+
+@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.parametrize("keeps", ["cache_features", "on_device", "workers"])
+def test_a_network_with_images_learns_from_one_with_label_maps(root: Path, keeps: str, tmp_path: Path) -> None:
+    teacher = AMMNet(tiny_config().model)
+    save_weights(tmp_path / "teacher.safetensors", teacher.state_dict(), model_config=teacher.config)
+    values = config_of(root, {keeps: 0 if keeps == "workers" else True, "augment_2d": False, "label_maps": True})
+    loss = values.loss.model_copy(update={"teachers": (str(tmp_path / "teacher.safetensors"),)})
+    config = values.model_copy(update={"loss": loss})
+    make_run(config, tmp_path / "run").train()
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert json.loads(steps.splitlines()[0])["distillation"] > 0
+    without = config.model_copy(update={"data": config.data.model_copy(update={"label_maps": False})})
+    with pytest.raises(WeightsError, match=r"loss.teachers.*reads_label_map"):
+        make_run(without, tmp_path / "other")
+    with pytest.raises(ConfigError, match="data.label_maps"):
+        config_of(root, {"label_maps": True, "augment_2d": True})
 
 
 @pytest.mark.usefixtures("quick_pictures")

@@ -33,8 +33,18 @@ def open_frames(
     return kind(root, dataset=dataset, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)
 
 
-def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for_pictures: bool = False) -> FrameSource:
+def open_set(
+    root: str | Path,
+    *,
+    dataset: DatasetName,
+    config: ModelConfig,
+    for_pictures: bool = False,
+    with_label_maps: bool = False,
+) -> FrameSource:
     """The set in ``root`` with the 2D input that the network needs, and others only if pictures show them.
+
+    Args:
+        with_label_maps: with 2D label maps, whatever the network reads.
 
     Raises:
         DataError: no set, or one without that input or with another number of classes.
@@ -43,21 +53,22 @@ def open_set(root: str | Path, *, dataset: DatasetName, config: ModelConfig, for
     others = None if for_pictures else False
     source = open_frames(root, dataset=dataset, read_image=others, read_label_map=others, grid_shape=config.grid_shape)
     check_classes(source, config.num_classes)
-    if not config.reads_image and not config.reads_label_map:
+    reads_label_map = config.reads_label_map or with_label_maps
+    if not config.reads_image and not reads_label_map:
         return source
     try:
         return open_frames(
             root,
             dataset=dataset,
             read_image=config.reads_image or others,
-            read_label_map=config.reads_label_map or others,
+            read_label_map=reads_label_map or others,
             grid_shape=config.grid_shape,
         )
     except DataError as error:
-        kind = "2D label maps (folder Seg2D)" if config.reads_label_map else "color images (folder RGB)"
+        wanted = (("color images (folder RGB)", config.reads_image), ("2D label maps (folder Seg2D)", reads_label_map))
         raise DataError(
-            f"{root}: model.image_encoder: {config.image_encoder} needs {kind}, found none; add them, or use a network "
-            "that does not read them"
+            f"{root}: expected {' and '.join(kind for kind, is_read in wanted if is_read)}, which this network needs "
+            f"(model.image_encoder: {config.image_encoder}): {error}; add them, or use another network"
         ) from error
 
 
