@@ -36,6 +36,21 @@ PREVIOUS_STATE = "state.previous.pt"
 """The previous state, used if the last one is damaged."""
 
 
+_FORMS: dict[str, tuple[type, ...]] = {
+    "progress": (dict,),
+    "frames": (list,),
+    "limit": (int, type(None)),
+    "changes": (list,),
+    "trained_before": (list,),
+    "network": (dict,),
+    "average": (dict, type(None)),
+    "generator": (dict,),
+    "discriminator": (dict, type(None)),
+    "random_of_processes": (list,),
+}
+"""The types of what a state holds."""
+
+
 class CheckpointError(ValueError):
     """A run folder or state that cannot be continued; the message names the file."""
 
@@ -232,4 +247,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({reason})") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
+    for name, forms in _FORMS.items():
+        if name in state and not isinstance(state[name], forms):
+            raise CheckpointError(f"{path}: damaged: {name} is of type {type(state[name]).__name__}")
+    if isinstance(limit := state.get("limit"), bool) or (limit is not None and not 1 <= limit < 2**53):
+        raise CheckpointError(f"{path}: damaged: limit is {state['limit']}")
     return state

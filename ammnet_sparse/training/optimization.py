@@ -95,16 +95,31 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores ``state_dict``; schedule and weight decay are those of the configuration, which may have changed."""
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        # States from before the fused optimizer have fused=None, which loss scaling and skipped steps do not support.
-        groups = [{**group, "fused": True, "foreach": None} for group in state["optimizer"]["param_groups"]]
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
-        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
-        if state["scaler"]:  # empty if the run was in float32 until now
-            self.scaler.load_state_dict(state["scaler"])
-        self.num_updates = state["num_updates"]
+        """Restores ``state_dict``: moments, loss scale and updates; the rest is that of the configuration.
+
+        Raises:
+            TypeError: values that no such state has.
+        """
+        moments, scaler, num_updates = state["optimizer"]["state"], state["scaler"], state["num_updates"]
+        if type(num_updates) is not int or num_updates < 0:
+            raise TypeError(f"num_updates: expected a count, found {num_updates!r}")
+        groups = self.optimizer.state_dict()["param_groups"]
+        parameters = dict(zip([place for group in groups for place in group["params"]], self.parameters, strict=True))
+        for place, found in moments.items():
+            parameter = parameters.get(place)
+            kinds = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            if parameter is None or set(found) != set(kinds):
+                raise TypeError(f"optimizer: expected step and moments of {len(parameters)} parameters, found others")
+            for name, kind in kinds.items():
+                value = found[name]
+                if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != kind.shape:  # type: ignore[union-attr]
+                    raise TypeError(f"optimizer: expected {name} of parameter {place}, found another kind of value")
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if scaler:  # empty if the run was in float32 until now
+            if not all(type(value) in (int, float) and 0 <= value < math.inf for value in scaler.values()):
+                raise TypeError(f"scaler: expected numbers, found {scaler!r}")
+            self.scaler.load_state_dict(scaler)
+        self.num_updates = num_updates
         self.scheduler.step_update(self.num_updates)
 
 

@@ -9,16 +9,20 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ammnet_sparse.data.batch import IMAGE_DEVIATION, IMAGE_MEAN, Batch
 from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import Scores, VoxelCounts
 from ammnet_sparse.files.writing import write_text
+from ammnet_sparse.files.yaml_text import short
 from ammnet_sparse.models.ammnet import AMMNet, not_free_mask
 from ammnet_sparse.pictures.comparison import render_comparison
 from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.training.checkpoints import summary
+
+_LARGEST_COUNT = 2**53
 
 
 @dataclasses.dataclass
@@ -54,10 +58,22 @@ class Progress:
         """From ``dataclasses.asdict``; values missing in older states start from their defaults.
 
         Raises:
-            TypeError: unknown names.
+            TypeError: unknown names, or values of other types.
         """
         counts = values.get("counts")
-        return cls(**{**values, "counts": None if counts is None else VoxelCounts(**counts)})
+        found = cls(**{**values, "counts": None if counts is None else VoxelCounts(**counts)})
+        whole = [found.epoch, found.batches_done, found.step, found.best_epoch, found.skipped, found.skipped_in_a_row]
+        whole += [found.num_summed, *found.times.values()] + ([] if counts is None else [counts["frames"]])
+        if any(type(value) is not int or not 0 <= value < _LARGEST_COUNT for value in whole):
+            raise TypeError(f"progress: expected counts, found {short(whole)}")
+        numbers = [found.seconds, found.best_miou, *found.sums.values()]
+        if any(type(value) not in (int, float) for value in numbers):
+            raise TypeError(f"progress: expected numbers, found {short(numbers)}")
+        if found.counts is not None:
+            for table in (found.counts.confusion, found.counts.occupancy):
+                if not isinstance(table, Tensor) or table.dtype != torch.int64 or table.ndim != 2:
+                    raise TypeError("progress: expected counts of voxels, found something else")
+        return found
 
     def add(self, values: Mapping[str, float], counts: VoxelCounts) -> None:
         """Adds a step of the unfinished epoch."""

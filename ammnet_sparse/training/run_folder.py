@@ -225,7 +225,7 @@ class RunFolder:
                 )
             parts.progress = Progress.from_state(state["progress"])
             self.changes = list(state.get("changes", []))
-            self.trained_before = list(state.get("trained_before", []))
+            self.trained_before = [str(name) for name in state.get("trained_before", [])]
             parts.game.networks.load_state_dict(state["network"])
             if parts.average is not None:
                 # A run that did not average until now starts from its current weights.
@@ -239,7 +239,9 @@ class RunFolder:
                 parts.game.discriminator_optimization.load_state_dict(state["discriminator"])
             random_cpu, random_cuda = random_states[rank()]
             restore_random_state((random_cpu, random_cuda), self.device)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except CheckpointError:
+            raise
+        except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: the state does not fit this configuration ({error})") from error
         begun = parts.progress.epoch + (parts.progress.batches_done > 0)
         if self.config.training.epochs < begun:

@@ -1,5 +1,6 @@
 """Whole runs on a tiny set: what they leave behind, and that an interrupted one goes on as if nothing had happened."""
 
+import copy
 import json
 import math
 import os
@@ -298,6 +299,40 @@ def test_finished_run_says_its_result_again_and_can_be_prolonged(
     assert longer.best.ssc_miou >= result.best.ssc_miou
     with pytest.raises(ConfigError, match="training.epochs"):
         make_run(run_config(root), folder, resume=True)
+
+
+def test_damaged_values_of_a_state_are_told_before_the_training_goes_on(tmp_path: Path) -> None:
+    root, folder = tiny_set(tmp_path / "set"), tmp_path / "run"
+    make_run(run_config(root), folder).train()
+    folder.joinpath("state.previous.pt").unlink()
+    whole = load_state(folder)
+    places: list[tuple[Any, ...]] = [
+        ("limit",),
+        ("progress",),
+        ("progress", "epoch"),
+        ("progress", "num_summed"),
+        ("random_cpu",),
+        ("network",),
+        *((game, "num_updates") for game in ("generator", "discriminator")),
+        *(
+            (game, "optimizer", "state", 3, name)
+            for game in ("generator", "discriminator")
+            for name in ("step", "exp_avg")
+        ),
+    ]
+    rng = np.random.default_rng(0)
+    for place in places:
+        damages = [True, "x", -1.5, 10**400, [1], {"a": 1}, torch.zeros(0), torch.zeros(2, 3, dtype=torch.int64)]
+        for damage in rng.permutation(len(damages))[:1]:
+            state = copy.deepcopy(whole)
+            holder: Any = state
+            for key in place[:-1]:
+                holder = holder[key]
+            holder[place[-1]] = damages[damage]
+            save_state(folder, state)
+            folder.joinpath("state.previous.pt").unlink(missing_ok=True)
+            with pytest.raises(CheckpointError, match=str(folder)):
+                make_run(run_config(root, epochs=3), folder, resume=True)
 
 
 @pytest.mark.parametrize("may_change", [False, True])
