@@ -286,6 +286,7 @@ async function follow() {
     while (!box.checked) await new Promise((done) => box.addEventListener("change", done, { once: true }));
     try {
       const answer = await fetch(`newest?after=${number}`);
+      if (!answer.ok) throw new Error(answer.statusText); // another program has the port now
       if (answer.status === 200 && box.checked) {
         const newest = await answer.json();
         number = newest.number;
