@@ -50,7 +50,8 @@ class Ensemble(nn.Module):
             if len(prediction.sites) > len(sites):
                 logits = logits.index_select(0, sites.linear)
             total = total + logits.float().softmax(dim=1)
-        return Prediction((total / len(predictions)).log(), sites)
+        mean = (total / len(predictions)).clamp(min=torch.finfo(torch.float32).tiny)  # of 0 the logarithm is not finite
+        return Prediction(mean.log(), sites)
 
 
 def check_goes_with(config: ModelConfig, leading: ModelConfig, *, source: str, has_label_maps: bool = False) -> None:
