@@ -37,6 +37,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.sets.source import open_set
 from ammnet_sparse.data.synthetic.generate import generate_rooms
 from ammnet_sparse.evaluation.selection import split_ids
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
 from ammnet_sparse.training.game import AdversarialGame
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"equal classes at {agreement:.3%} of the scored voxels; {'within' if is_within else 'NOT within'} tolerance")
     if options.json:
         result = {"devices": names, "steps": steps, "agreement": agreement, "is_within": is_within}
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(result, indent=1) + "\n")
     return 0 if is_within else 1
 
 

@@ -147,7 +147,7 @@ def _run(case: Case, environment: dict[str, str], out: Path, *, seconds: float) 
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     row: dict[str, Any] = {"case": case.name, "result": result, "seconds": round(time.monotonic() - started, 1)}
-    last = log.read_text(encoding="utf-8").splitlines()[-1:]
+    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
     if case.name.startswith("frame") and result == "passed":
         row |= json.loads(last[0])
     elif figures.is_file() and case.name.startswith("step"):

@@ -32,6 +32,7 @@ from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import IMAGE_SHAPE
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse.convolutions import (
@@ -187,7 +188,7 @@ def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     if options.json:
         card = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
         kept = {"device": card, "dtype": options.dtype, "rows": rows, "totals": totals(rows, options.ways)}
-        options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(kept, indent=1) + "\n")
 
 
 def measure_all(batch: Batch, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from bench.cases import Case, load_batch, make_cases
 from bench.timing import Step, measure
 
 from ammnet_sparse.cli.options import parse_device
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.ops import kernel_libraries
 
 LARGE_COPY = {"cpu": 2**28, "cuda": 2**30}
@@ -172,6 +173,6 @@ def main() -> None:
             rows += measured
             if arguments.json:  # after each, as a time limit may end the next
                 kept = [{key: value for key, value in row.items() if key != "quartiles_us"} for row in rows]
-                arguments.json.write_text(json.dumps({"rows": kept}, indent=1) + "\n", encoding="utf-8")
+                write_text(arguments.json, json.dumps({"rows": kept}, indent=1) + "\n")
         if unknown := [name for name in arguments.operator or [] if name not in names]:
             parser.error(f"--operator: expected some of {', '.join(names)}, found {', '.join(unknown)}")

@@ -65,6 +65,7 @@ from bench.variants import (
 from ammnet_sparse.cli.options import parse_device, parse_positive
 from ammnet_sparse.config import ModelConfig, TrainingConfig
 from ammnet_sparse.data.batch import Batch
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.sparse.convolutions import Backend, use_backend
 
 MEASURES = ("macs", "saved", "operations", "time", "predict")
@@ -173,7 +174,7 @@ def _measure(
         print_row(row)
         if options.json:  # after each, as a time limit may end the next
             result = {"frames": len(frames), "batch": options.batch, "width": options.width, "rows": rows}
-            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            write_text(options.json, json.dumps(result, indent=1) + "\n")
     return rows
 
 
