@@ -28,7 +28,13 @@ _ADVICE = {
     errno.EMFILE: "raise the limit (ulimit -n)",
 }
 _ARGUMENT = re.compile(r"`([a-z_0-9]+)(?:=([^`]*))?`")
-_OTHER_NAMES = {"weights": "checkpoint", "initial_weights": "init-from", "may_change": "change"}
+_OTHER_NAMES = {
+    "weights": "checkpoint",
+    "initial_weights": "init-from",
+    "may_change": "change",
+    "folder": "source",
+    "recording": "source",
+}
 """Arguments whose options have other names."""
 _ALLOCATION_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
 

@@ -70,7 +70,7 @@ class FolderSource:
         ends_when_idle: float | None = None,
     ) -> None:
         if not folder.is_dir():
-            raise DataError(f"--source {folder}: expected a folder that frames are written to, found none")
+            raise DataError(f"`folder={folder}`: expected a folder that frames are written to, found none")
         self.folder = folder
         self.intrinsics = intrinsics
         self.depth_scale: float | None = None

@@ -38,14 +38,14 @@ class RealSenseSource:
             config.enable_stream(self._rs.stream.color, columns, rows, self._rs.format.rgb8, rate)
         else:
             if not recording.is_file():
-                raise DataError(f"--source {recording}: expected a recording (.bag), found nothing")
+                raise DataError(f"`recording={recording}`: expected a recording (.bag), found nothing")
             config.enable_device_from_file(str(recording), repeat_playback=False)
         self._pipeline = self._rs.pipeline()
         try:
             profile = self._pipeline.start(config)
         except RuntimeError as error:
             what = f"the recording {recording}" if recording else "a RealSense camera"
-            raise DataError(f"--source: {what} cannot be opened ({error})") from error
+            raise DataError(f"{what} cannot be opened ({error})") from error
         self._align = self._rs.align(self._rs.stream.color)
         stream = profile.get_stream(self._rs.stream.color).as_video_stream_profile()
         found = stream.get_intrinsics()
@@ -90,6 +90,6 @@ def _pyrealsense() -> Any:
         import pyrealsense2
     except ImportError as error:
         raise DataError(
-            "--source realsense: expected pyrealsense2, found none; pip install ammnet-sparse[realsense]"
+            "RealSense cameras: expected the package pyrealsense2, found none; pip install ammnet-sparse[realsense]"
         ) from error
     return pyrealsense2

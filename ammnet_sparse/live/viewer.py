@@ -138,6 +138,6 @@ def _listening(host: str, port: int, viewer: LiveViewer) -> _Server:
                 port += 1
     except (OSError, OverflowError, UnicodeError) as error:
         raise DataError(
-            f"--host {host} --port {port}: expected an address of this machine and a port that is allowed, found: "
+            f"`host={host}`, `port={port}`: expected an address of this machine and a port that is allowed, found: "
             f"{reason(error)}"
         ) from error

@@ -47,7 +47,7 @@ def viewer() -> Iterator[LiveViewer]:
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "300.1.1.1"])  # of no machine, and no address
 def test_an_address_that_nothing_can_listen_at_is_refused(host: str) -> None:
-    with pytest.raises(DataError, match=f"--host {host} --port 8080: expected an address of this machine"):
+    with pytest.raises(DataError, match=f"`host={host}`, `port=8080`"):
         LiveViewer(host=host)
 
 
