@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def build_backbone(cls) -> nn.Module:
-        """The backbone, randomly initialized. timm takes longer to import than PyTorch, so only who needs it does."""
+        """The backbone, randomly initialized. timm, slow to import, is imported only here."""
         raise NotImplementedError
 
     @classmethod
