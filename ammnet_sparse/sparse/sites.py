@@ -179,7 +179,10 @@ def sites_from_masks(
     ends = flags.cumsum(0)  # sites up to and including a cell
     found = torch.cat([ends.index_select(0, last), *(values.flatten() for values in counts)]).tolist()
     totals, rest = found[: len(masks)], iter(found[len(masks) :])
-    positions = torch.searchsorted(ends, torch.arange(1, totals[-1] + 1, device=flags.device))
+    if flags.device.type == "cpu":
+        positions = torch.nonzero_static(flags, size=totals[-1]).squeeze(1)
+    else:
+        positions = torch.searchsorted(ends, torch.arange(1, totals[-1] + 1, device=flags.device))
     sites, begin = [], 0
     for mask, size, first, end in zip(masks, sizes, start, totals, strict=True):
         shape = (mask.shape[1], mask.shape[2], mask.shape[3])
