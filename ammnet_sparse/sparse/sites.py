@@ -179,7 +179,7 @@ def sites_from_masks(
     ends = flags.cumsum(0)  # sites up to and including a cell
     found = torch.cat([ends.index_select(0, last), *(values.flatten() for values in counts)]).tolist()
     totals, rest = found[: len(masks)], iter(found[len(masks) :])
-    if flags.device.type == "cpu":
+    if flags.device.type == "cpu":  # there the search takes longer
         positions = torch.nonzero_static(flags, size=totals[-1]).squeeze(1)
     else:
         positions = torch.searchsorted(ends, torch.arange(1, totals[-1] + 1, device=flags.device))
