@@ -1,5 +1,6 @@
 """Pictures of a prediction beside the truth, seen from the camera's side and from above."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,25 +85,13 @@ def render_comparison(
     if len(inputs) == 1 and truth is None:  # all in one row
         from_side, from_above = columns["Prediction"]
         columns = {"Prediction": [from_side], "From above": [from_above]}
-    classes = [
-        (f"{name} (left out of the views)" if label == hidden else name, color)
-        for label, (name, color) in enumerate(info.classes.items())
-        if label != EMPTY_LABEL and shown[label]
-    ]
-
-    def legends(width: int) -> NDArray[np.uint8]:
-        errors = [_legend(list(ERROR_COLORS.items()), width, heading="Errors:")] if truth is not None else []
-        return np.concatenate([_legend(classes, width), *errors])
-
-    is_below = True
-    if (
-        len(inputs) == 1 and truth is not None and len(legends(panel_size)) <= panel_size
-    ):  # in the place below the input
-        inputs.append(_top_of_square(legends(panel_size)))
-        is_below = False
+    legends = functools.partial(_legends, shown, hidden, info, has_errors=truth is not None)
+    is_below_input = len(inputs) == 1 and truth is not None and len(legends(width=panel_size)) <= panel_size
+    if is_below_input:
+        inputs.append(_top_of_square(legends(width=panel_size)))
     body = _table({"Input": inputs, **columns} if inputs else columns, panel_size)
     heading = [_text_line(title, body.shape[1])] if title else []
-    stacked = np.concatenate([*heading, body, *([legends(body.shape[1])] if is_below else [])])
+    stacked = np.concatenate([*heading, body, *([] if is_below_input else [legends(width=body.shape[1])])])
     return np.pad(stacked, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
 
 
@@ -205,6 +194,19 @@ def _fit(image: NDArray[np.uint8], size: int, resampling: Image.Resampling) -> N
     square = Image.new("RGB", (size, size), _WHITE)
     square.paste(resized, ((size - new_columns) // 2, (size - new_rows) // 2))
     return np.asarray(square)
+
+
+def _legends(
+    shown: NDArray[np.int64], hidden: int | None, info: SetInfo, *, has_errors: bool, width: int
+) -> NDArray[np.uint8]:
+    """The legend of the classes with voxels, ``shown`` by class, and that of the errors, [rows, width, 3]."""
+    classes = [
+        (f"{name} (left out of the views)" if label == hidden else name, color)
+        for label, (name, color) in enumerate(info.classes.items())
+        if label != EMPTY_LABEL and shown[label]
+    ]
+    errors = [_legend(list(ERROR_COLORS.items()), width, heading="Errors:")] if has_errors else []
+    return np.concatenate([_legend(classes, width), *errors])
 
 
 def _top_of_square(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:

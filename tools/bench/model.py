@@ -13,8 +13,8 @@ generator's update through it. Per sample are reported
 - saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over --saved-frames
   frames in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
 - operations of a training step as dispatched, launching work or only making views, and the moments in which the host
-  would wait for a GPU; counted on any device. --as-on-a-gpu counts on a CPU what a GPU is given in 16 bits, but for
-  convolutions by spconv, whose place gathered products take.
+  would wait for a GPU; counted on any device. --as-on-a-gpu counts on a CPU the operations of a step in 16 bits on a
+  GPU, with gathered products in place of spconv.
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
 - seconds per step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.
