@@ -50,7 +50,7 @@ class SceneCompleter:
     Raises:
         WeightsError: no such weights.
         DataError: intrinsics that cannot be read, or another setting that makes no sense.
-        ValueError: a device that is not available.
+        ValueError: a device that is not available, or another precision.
     """
 
     def __init__(
