@@ -193,6 +193,7 @@ def test_names_of_the_depth_scale(tmp_path: Path, name: str, value: float) -> No
         ("<?xml version='1.0'?><!DOCTYPE a><a>1</a>", "found XML with a document type"),
         ("<?xml version='1.0'?><a>", "found no element found"),
         ("fx = 520\nfx = 530\n", "found 'fx' twice"),
+        ("fx = 520 px\nfx = 520\n[fx]\n", "found both"),
         ("{" * 2000, "expected numbers, JSON"),
         ("0.8, 1.0, 0.5, 0.5", "look like shares of the image's width"),
         ("nan 500 320 240", "expected finite numbers"),

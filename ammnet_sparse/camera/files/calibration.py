@@ -120,6 +120,9 @@ def _read_sections(content: str, text: str) -> dict[str, Any]:
         line = re.split(r"[#;]|//", line)[0].strip()
         if header := re.fullmatch(r"\[([^\[\]]+)\]", line):
             section = document.setdefault(header[1].strip(), {})
+            if not isinstance(section, dict):
+                found = f"expected a key or a section {short(header[1])}, found both"
+                raise DataError(f"intrinsics {text}: {found}; {_ADVICE}")
             continue
         # One pattern for both sides would take quadratic time over a run of blanks.
         key, _, value = (part.strip() for part in line.partition("="))
