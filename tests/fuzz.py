@@ -39,7 +39,7 @@ from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE
 from ammnet_sparse.files.arrays import read_array
 from ammnet_sparse.files.errors import FileError
-from ammnet_sparse.files.images import DEPTH_FORMATS, guess_depth_encoding, read_image
+from ammnet_sparse.files.images import guess_depth_encoding, read_image
 from ammnet_sparse.models.weights.backbones import read_weights_file
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.pictures.history import read_history, table_html
@@ -150,7 +150,7 @@ def make_kinds(folder: Path) -> list[Kind]:
         "color.jpg": (_image(frame.image, "JPEG"), read_color_image),
         "label_map.png": ((root / "Seg2D" / "0001.png").read_bytes(), read_label_map),
         "depth.png": (_image(_depth(), "PNG"), lambda path: guess_depth_encoding(read_depth_values(path))),
-        "depth.tiff": (_image(_depth(), "TIFF"), lambda path: read_image(path, formats=DEPTH_FORMATS)),
+        "depth.tiff": (_image(_depth(), "TIFF"), lambda path: read_image(path, formats=("PNG", "TIFF"))),
         "list.txt": (b"0001\nNYU0002\n0003_0000\n\n", read_id_list),
         "labels.bin": (_raw_labels(), read_raw_labels),
         "config.yaml": (yaml.safe_dump(Config().model_dump(mode="json")).encode(), load_config),

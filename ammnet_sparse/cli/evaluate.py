@@ -104,7 +104,7 @@ def _score(
     model = load_networks(checkpoints, device=device, sites=options.sites, precision=options.precision)
     if options.split in lists_in(getattr(model, "metadata", {})):
         print(
-            f"Note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
+            f"note: these weights were trained on the frames of {options.split!r} of their set; scores on the same "
             "frames say little about others",
             file=sys.stderr,
         )

@@ -14,7 +14,6 @@ GridShape = tuple[int, int, int]
 
 GRID_SHAPE = (60, 36, 60)
 """Voxels along (X, height, Y)."""
-NUM_VOXELS = 60 * 36 * 60
 VOXEL_SIZE = 0.08
 """Edge of a voxel in meters."""
 FLOOR_OFFSET = -0.05

@@ -25,8 +25,6 @@ COLOR_FORMATS = ("PNG", "JPEG")
 """Pillow's names of the formats of color images."""
 LABEL_MAP_FORMATS = ("PNG",)
 """Those of the label maps of a set."""
-DEPTH_FORMATS = ("PNG", "TIFF")
-"""Those of depth images."""
 MOST_PIXELS = 2**26
 """Largest number of pixels of an image: 8192 x 8192."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ammnet_sparse.config import DataConfig, SyntheticConfig
-from ammnet_sparse.data.grid import IGNORE_LABEL, NUM_CLASSES, NUM_VOXELS, UNMAPPED
+from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
 from ammnet_sparse.data.synthetic import generate
 from ammnet_sparse.data.synthetic.frame import SyntheticFrame, generate_frame
 from ammnet_sparse.data.synthetic.generate import RoomsError, ensure_rooms, generate_rooms
@@ -122,7 +122,7 @@ def test_files_follow_the_published_layout(tmp_path: Path) -> None:
     label = np.load(folder / "Label" / "0002.npz", allow_pickle=False)["arr_0"]
     tsdf = np.load(folder / "TSDF" / "0002.npz", allow_pickle=False)
     mapping = np.load(folder / "Mapping" / "0002.npz", allow_pickle=False)["arr_0"]
-    assert {array.shape for array in (label, tsdf["arr_0"], tsdf["arr_1"], mapping)} == {(NUM_VOXELS,)}
+    assert {array.shape for array in (label, tsdf["arr_0"], tsdf["arr_1"], mapping)} == {(math.prod(GRID_SHAPE),)}
     assert [array.dtype for array in (label, tsdf["arr_0"], tsdf["arr_1"], mapping)] == [
         np.uint8,
         np.float16,

@@ -7,7 +7,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.files.images import COLOR_FORMATS, DEPTH_FORMATS, read_image
+from ammnet_sparse.files.images import COLOR_FORMATS, read_image
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -43,7 +43,7 @@ def test_pictures_are_turned_as_exif_says(tmp_path: Path, orientation: int, endi
 def test_depth_of_a_turned_tiff_is_as_it_is_stored(tmp_path: Path, dtype: type[np.generic]) -> None:
     depth = np.arange(12, dtype=dtype).reshape(3, 4)
     Image.fromarray(depth).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
-    found = read_image(tmp_path / "a.tif", formats=DEPTH_FORMATS, upright=False)
+    found = read_image(tmp_path / "a.tif", formats=("PNG", "TIFF"), upright=False)
     np.testing.assert_array_equal(found.pixels, depth)
     assert found.orientation == 6 and found.pixels.dtype == dtype
 
@@ -56,7 +56,7 @@ def test_postscript_never_runs(tmp_path: Path, name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", never)
     path = tmp_path / name
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 640 480\n%%EndComments\nshowpage\n%%EOF\n")
-    for formats in (COLOR_FORMATS, DEPTH_FORMATS):
+    for formats in (COLOR_FORMATS, ("PNG", "TIFF")):
         with pytest.raises(DataError, match=f"{name}: .*PostScript"):
             read_image(path, formats=formats)
 

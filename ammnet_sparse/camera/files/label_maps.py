@@ -138,12 +138,6 @@ def label_map_from_values(
     return lookup[labels], [f"label map: {said}, mapped to NYU's 13 classes"]
 
 
-def to_nyu13(labels: NDArray[np.integer], *, classes: Literal["nyu40", "ade20k"]) -> NDArray[np.uint8]:
-    """Classes 0..13 of labels numbered from 1, 0 void; any shape. Raises IndexError for other numbers."""
-    table = NYU40_TO_NYU13 if classes == "nyu40" else ade20k_to_nyu13()
-    return np.asarray(table, dtype=np.uint8)[labels]
-
-
 def ade20k_to_nyu13() -> tuple[int, ...]:
     """[151] class of NYU's 13 for 0 (void) and each of the 150."""
     by_name = {name: NYU13_NAMES.index(kind) for kind, names in _ADE20K_BY_CLASS.items() for name in names}
