@@ -42,7 +42,7 @@ class SceneCompleter:
     Args:
         weights: file of weights, or the name of shipped ones.
         device: where the network computes.
-        precision: what it computes in; auto: bfloat16 on CPUs that multiply it, float32 elsewhere.
+        precision: of the network; auto: bfloat16 on CPUs with instructions for it, float32 elsewhere.
         keeps_camera: False treats every frame independently.
         camera: ``intrinsics``, and whatever else is known about the camera: the fields of ``CameraSettings``, which are
             the options of ``ammnet predict``, such as ``depth_scale=5000`` or ``camera_height=1.2``.

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""What a prediction is computed in; auto: bfloat16 on CPUs that multiply it, float32 elsewhere."""
+"""Of a prediction; auto: bfloat16 on CPUs with instructions for it, float32 elsewhere."""
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:

@@ -13,14 +13,14 @@ _LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {
 
 
 class ProgressBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
-    """Progress on standard error: a bar, or without a terminal a line every 30 seconds, whatever bars there are.
+    """Progress on standard error: a bar; without a terminal, one line every 30 seconds over all bars.
 
     Args:
         items: iterated over; None: ``update`` counts.
-        title: what is done.
-        unit: what is counted.
+        title: of the work.
+        unit: of the count, such as frame.
         total: how many; None: the length of ``items``.
-        initial: those done before.
+        initial: how many are done already.
         is_shown: False shows nothing.
     """
 

@@ -134,7 +134,7 @@ def _complete(
 
 @dataclasses.dataclass
 class _Counts:
-    """Frames that were completed and skipped, and what the source says: skipped, and left out for newer ones."""
+    """Completed and skipped frames, and the source's own counts: skipped, and left out for newer ones."""
 
     completed: int = 0
     skipped: int = 0

@@ -107,8 +107,8 @@ def add_precision_option(parser: argparse.ArgumentParser, *, default: str) -> No
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default=default,
-        help="what the network computes in; auto: bfloat16 on CPUs that multiply it (0.6 of the time), float32 "
-        f"elsewhere (default: {default})",
+        help="precision of the network; auto: bfloat16 on CPUs with instructions for it (0.6 of the time), "
+        f"float32 elsewhere (default: {default})",
     )
 
 

@@ -20,11 +20,12 @@ POLL_SECONDS = 0.05
 SETTLE_SECONDS = 2.0
 """Seconds without a change for which an unreadable or lonely file is assumed to be still being written."""
 _LONGEST_SPREAD, _MARGIN = 500_000_000, 5_000_000
-"""Nanoseconds between the files of a frame that are waited for at most, and what is waited beyond them."""
+"""Nanoseconds: the longest wait for the other files of a frame, and the margin added to each wait."""
 _REWRITE_SECONDS = 1.0
 """Seconds since the last rewrite for which a folder is looked at ten times as often."""
 _NUM_SPREADS, _CLEARLY = 9, 0.75
-"""How many times the order of a frame's files is measured, and how much nearer than in another order they must be."""
+"""Spreads measured per order of a frame's files, and the largest ratio of the median spreads of two orders at which the
+smaller one decides."""
 _COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
 _DEPTH_FOLDERS = ("depth", "depths")
 _LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
@@ -39,7 +40,7 @@ class FolderSource:
     there at the start, and of several new ones, the last one is taken. A frame whose files are all written anew
     (``latest.png``) is a new frame.
 
-    A file is read once it is complete: one that cannot be read, or that has no partner, is told about if it has not
+    A file is read once it is complete. One that cannot be read, or that has no partner, is reported if it has not
     changed for two seconds.
 
     Args:
@@ -47,7 +48,7 @@ class FolderSource:
         intrinsics: of the camera.
         has_color: False for depth alone.
         has_label_map: frames have 2D label maps.
-        report: told about frames and files that cannot be used, each once.
+        report: called with a message for each frame or file that cannot be used, once.
         ends_when_idle: seconds without a new frame after which the source ends; None: never. A frame that cannot be
             read is a new frame too.
 
@@ -168,7 +169,7 @@ class FolderSource:
         self._unreadable[name] = (state, self._last_change)
 
     def _give_up_unreadable(self, present: Mapping[str, tuple[FrameFiles, "_State"]]) -> None:
-        """Gives unreadable frames up, and says so, if their files have not changed for long enough."""
+        """Gives up unreadable frames, with a report, if their files have not changed for long enough."""
         for name, (state, since) in list(self._unreadable.items()):
             if name not in present:
                 del self._unreadable[name]

@@ -75,7 +75,7 @@ def framed(view: View, occupied: NDArray[np.bool_]) -> View:
     points = np.concatenate([filled, filled + 1])
     right, up, forward, distance = _basis(view)
     shift = points.mean(0) - view.target
-    for _ in range(3):  # what a shift moves in perspective depends on the depth
+    for _ in range(3):  # in perspective the effect of a shift depends on the depth
         offsets = points - np.array(view.eye) - shift
         scale = distance / (offsets @ forward) if view.perspective else np.ones(len(points))
         first, last = (

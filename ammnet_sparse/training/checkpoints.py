@@ -48,7 +48,7 @@ _FORMS: dict[str, tuple[type, ...]] = {
     "discriminator": (dict, type(None)),
     "random_of_processes": (list,),
 }
-"""The types of what a state holds."""
+"""The types of a state's values."""
 
 
 class CheckpointError(ValueError):

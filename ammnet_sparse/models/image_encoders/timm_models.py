@@ -85,7 +85,7 @@ def timm_encoder(name: str) -> type[TimmEncoder]:
     """The encoder with the backbone that timm knows by this name.
 
     Raises:
-        ConfigError: no such model, or one whose stages are others.
+        ConfigError: no such model, or one with other stages.
     """
     import timm
     from timm.models import PretrainedCfg
