@@ -35,7 +35,7 @@ SECONDS_BETWEEN_SAVES = 60.0
 
 
 class FolderLock:
-    """Locks a run folder until ``release`` or the end of the process, and removes the temporary files of killed writers.
+    """Locks a run folder until ``release`` or the end of the process, and removes files of killed writers.
 
     POSIX record locks belong to the process: a dead process holds none, and worker processes inherit none.
     If the file system has no locks, nothing is locked.
