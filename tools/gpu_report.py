@@ -147,16 +147,16 @@ def _run(case: Case, environment: dict[str, str], out: Path, *, seconds: float) 
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     row: dict[str, Any] = {"case": case.name, "result": result, "seconds": round(time.monotonic() - started, 1)}
-    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     if case.name.startswith("frame") and result == "passed":
-        row |= json.loads(last[0])
+        row |= json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # warnings may follow
     elif figures.is_file() and case.name.startswith("step"):
         steps = json.loads(figures.read_text(encoding="utf-8"))["rows"]
         row |= {
             key: value for measured in steps for key, value in measured.items() if key in _KEYS and value is not None
         }
-    if result != "passed" and last:
-        row["last_line"] = last[0][:300]
+    if result != "passed" and lines:
+        row["last_line"] = lines[-1][:300]
     return row
 
 
