@@ -127,12 +127,11 @@ def open_source(config: Config, *, with_image: bool = True) -> FrameSource:
         raise ConfigError("data.root: expected the folder or packed file of a set, found none")
     plain = open_set(data.root, dataset=data.dataset, config=model.model_copy(update={"inputs": "tsdf"}))
     check_labels(plain)
-    read = model
-    if model.reads_image and (not with_image or data.images is not None):
-        read = model.model_copy(update={"inputs": "tsdf"})
-    frames = open_set(data.root, dataset=data.dataset, config=read, with_label_maps=data.label_maps)
-    is_apart = model.reads_image and with_image and data.images is not None
-    return FramesWithImages(frames, data.images) if is_apart else frames
+    images = data.images if model.reads_image and with_image else None
+    if model.reads_image and (not with_image or images is not None):
+        model = model.model_copy(update={"inputs": "tsdf"})
+    frames = open_set(data.root, dataset=data.dataset, config=model, with_label_maps=data.label_maps)
+    return frames if images is None else FramesWithImages(frames, images)
 
 
 def unobserved_in(frames: EpochDataset, config: Config) -> Unobserved | None:
