@@ -134,7 +134,7 @@ def make_frame(
     if not is_hit.any():
         raise DataError(
             f"frame {name}: expected depth within the grid of 4.8 x 4.8 x 2.88 m before the camera, found none there: "
-            f"{covered.describe()}; check depth scale, intrinsics and pose"
+            f"{'; '.join([covered.describe(), *images.notes, 'check depth scale, intrinsics and pose'])}"
         )
     # Every fourth row and column is enough for the box around everything seen.
     rows, columns = _sampled(images.depth, step=4)

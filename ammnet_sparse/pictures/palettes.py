@@ -1,6 +1,6 @@
 """Colors of classes in pictures: the set's own, or distinct ones for every kind of color vision."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from ammnet_sparse.data.set_info import Color, SetInfo
 
@@ -30,7 +30,12 @@ def painted(info: SetInfo, palette: Palette) -> SetInfo:
 
     In ``distinct`` any two classes differ by at least 30 in CIELAB, and by 23 without red or green cones, 17 without
     blue ones (simulated). Classes that have the name of one of NYU's have its color in every set.
+
+    Raises:
+        ValueError: another palette.
     """
+    if palette not in get_args(Palette):
+        raise ValueError(f"palette: expected one of {', '.join(get_args(Palette))}, found {palette!r}")
     if palette == "set":
         return info
     empty, *names = info.classes

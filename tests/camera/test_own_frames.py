@@ -296,6 +296,11 @@ def test_frame_of_a_view(view: RoomView) -> None:
 def test_depth_far_from_the_grid_is_refused() -> None:
     with pytest.raises(DataError, match="frame mine: expected depth within the grid"):
         frame_of(np.full(IMAGE_SHAPE, 19.0, dtype=np.float32))
+    values = np.linspace(7000, 17000, IMAGE_SHAPE[0]).astype(np.uint16)[:, None].repeat(IMAGE_SHAPE[1], 1)
+    stored = StoredImages("mine", None, values)  # TUM's units, no scale given
+    settings = settings_of()
+    with pytest.raises(DataError, match=r"5000 .* gives 2\.4 m"):
+        make_frame(camera_images(stored, settings), settings, name="mine")
 
 
 def test_wide_images_are_padded_above_and_below() -> None:

@@ -51,3 +51,8 @@ def test_distinct_colors_are(names: list[str], vision: str, least: float) -> Non
 @pytest.mark.parametrize("colors", [ERROR_COLORS, PART_COLORS], ids=["errors", "parts"])
 def test_errors_and_parts_are_told_apart(colors: dict[str, Color]) -> None:
     assert min(least_distance(list(colors.values()), vision) for vision in VISION) >= 12
+
+
+def test_other_palettes_are_refused() -> None:
+    with pytest.raises(ValueError, match="palette"):
+        painted(NYU, "rainbow")  # type: ignore[arg-type]
