@@ -79,7 +79,7 @@ def weights_cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         for weight in weights:
-            del _casts[id(weight)]
+            _casts.pop(id(weight), None)  # several layers may share one
 
 
 class _CastAll(torch.autograd.Function):
