@@ -97,7 +97,7 @@ def test_training_learns_the_classes(trained: ImageEncoder, frames: TwoColors) -
     loader = build_loader(frames, batch_size=2, shuffle_seed=None, epoch=0, workers=0, drop_last=False)
     before = score_encoder(small_encoder(), loader, device=CPU)
     after = score_encoder(trained.train(), loader, device=CPU)
-    assert after.accuracy > 0.9 > before.accuracy
+    assert after.accuracy > 0.8 > before.accuracy
     assert not trained.training
     assert "wall" in after.describe() and f"{100 * after.miou:.1f}" in after.describe()
 

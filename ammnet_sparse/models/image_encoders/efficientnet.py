@@ -5,6 +5,7 @@ the file is located without importing them.
 """
 
 import importlib.util
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,10 @@ class Backbone(nn.Module):
                 width = out_width
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there normal_ imports PyTorch's compiler
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """The four stages [B, channels, h/s, w/s], s = 4, 8, 16, 32, sizes rounded up, of images [B, 3, h, w]."""
