@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "split": options.split,
             "limit": options.limit,
             "flips": options.flips,
+            "precision": options.precision,
         }
         if baselines:
             values["baselines"] = {name: baseline.to_json() for name, baseline in baselines.items()}

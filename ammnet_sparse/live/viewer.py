@@ -17,6 +17,7 @@ from ammnet_sparse.pictures.page import live_page, scene_data
 
 LOCAL_HOST = "127.0.0.1"
 LAST_PORT = 65535
+_LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 _MOST_WAITING = 20.0
 """Seconds until a browser that waits for a scene is told that there is none, and asks again."""
 
@@ -105,6 +106,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        # A site whose name resolves to this machine could read the scenes from its visitor's browser (DNS rebinding).
+        name = re.sub(r":\d*$", "", self.headers.get("Host", "")).strip("[]")
+        if self.server.viewer.host in _LOCAL_NAMES and name not in _LOCAL_NAMES:
+            self._send(403, "text/plain", b"ask for localhost")
+            return
         after = re.fullmatch(r"/newest\?after=([0-9]{1,9})", self.path)
         if after:
             body = self.server.viewer.answer(int(after[1]))

@@ -130,6 +130,7 @@ def test_evaluate_prints_and_writes(
         "split": "test",
         "limit": None,
         "flips": None,
+        "precision": "float32",
     }
     assert scores["frames"] == 4
     assert scores["sc"] == {"precision": 100, "recall": 100, "iou": 100}

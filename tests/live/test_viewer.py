@@ -84,6 +84,17 @@ def test_the_newest_scene_is_served(
     assert all(word in newest["scene"]["note"] for word in ("network", "vertical: likely", "(likely)"))
 
 
+def test_scenes_are_not_told_to_sites_whose_name_points_here(viewer: LiveViewer) -> None:
+    port = viewer.address.rpartition(":")[2]
+    for name, status in (("localhost", 200), ("[::1]", 200), ("site.example", 403), ("[", 403)):
+        request = urllib.request.Request(viewer.address, headers={"Host": f"{name}:{port}"})
+        try:
+            found = urllib.request.urlopen(request, timeout=10).status
+        except urllib.error.HTTPError as error:
+            found = error.code
+        assert found == status
+
+
 def test_a_browser_shows_frames_as_they_come(viewer: LiveViewer, completer: SceneCompleter, tmp_path: Path) -> None:
     """Names are text, whatever is in them."""
     program = find_chromium()
