@@ -144,7 +144,12 @@ def test_interruption_ends_with_its_code_and_a_summary(weights: Path, tmp_path: 
     command = [sys.executable, "-u", "-m", "ammnet_sparse", "live", "--source", str(tmp_path), "--no-viewer"]
     command += ["--checkpoint", str(weights), "--intrinsics", ",".join(map(str, INTRINSICS)), "--device", "cpu"]
     with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     ) as process:
         assert process.stdout is not None
         assert any("Ready in" in line for line in process.stdout)

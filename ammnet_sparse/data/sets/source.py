@@ -66,9 +66,10 @@ def open_set(
         )
     except DataError as error:
         wanted = (("color images (folder RGB)", config.reads_image), ("2D label maps (folder Seg2D)", reads_label_map))
+        kinds = [kind for kind, is_read in wanted if is_read]
         raise DataError(
-            f"{root}: expected {' and '.join(kind for kind, is_read in wanted if is_read)}, which this network needs "
-            f"(model.image_encoder: {config.image_encoder}): {error}; add them, or use another network"
+            f"{root}: model.image_encoder: {config.image_encoder} needs {' and '.join(kinds)}, found "
+            f"{'none' if len(kinds) == 1 else 'not both'}; add them, or use a network that does not read them"
         ) from error
 
 
