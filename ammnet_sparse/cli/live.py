@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_viewer:
         viewer = LiveViewer(host=options.host, port=options.port, info=painted(completer.info, options.palette))
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
-    print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
     counts = _Counts()
     try:
+        print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
         _complete(completer, source, viewer, options, counts)
     finally:  # interrupted, too
         if viewer is not None:
