@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import ammnet_sparse
@@ -85,8 +85,7 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def _terminated_as_interrupted() -> contextlib.AbstractContextManager[None]:
     """SIGTERM acts as Ctrl-C within the block: what is half written is removed, and summaries are printed.
 
     Commands that save on signals handle them themselves.
@@ -99,14 +98,20 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the end
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+    return _handled(signal.SIGTERM, interrupt)
+
+
+@contextlib.contextmanager
+def _handled(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """``handler`` handles a signal within the block, unless it is ignored or this is not the main thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is signal.SIG_IGN:
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def _open_standard_streams() -> None:
@@ -151,8 +156,7 @@ def _overview(commands: dict[str, tuple[str, str]]) -> str:
     )
 
 
-@contextlib.contextmanager
-def _end_at_once_on_interrupt(name: str) -> Iterator[None]:
+def _end_at_once_on_interrupt(name: str) -> contextlib.AbstractContextManager[None]:
     """Ctrl-C within the block ends the process with a message.
 
     Importing PyTorch takes seconds, there is nothing to clean up yet, and a KeyboardInterrupt in the middle of an
@@ -163,11 +167,4 @@ def _end_at_once_on_interrupt(name: str) -> Iterator[None]:
         os.write(2, f"ammnet {name}: interrupted\n".encode())
         os._exit(INTERRUPTED)
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return _handled(signal.SIGINT, end)
