@@ -1,0 +1,1 @@
+"""Many posed frames of one room, completed and fused into one map."""
