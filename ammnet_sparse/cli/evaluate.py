@@ -6,6 +6,8 @@ Without --checkpoint the weights shipped with the package are scored (docs/model
 With --lost it also lists which occluded voxels are lost, by class, distance to a hit voxel, visibility, height and
 depth. --json writes the same scores, including those of --baselines and --lost, with checkpoint, set and split.
 SC: precision, recall and IoU of occupancy over the occluded voxels. SSC: IoU of each class and their mean.
+Scored are the voxels with label weight: occupied, or behind a surface. With --scored view all voxels in the camera's
+field of view count, for SC too, as in the tables of Occ-ScanNet and MonoScene (docs/sets.md).
 Exit code: 0 done, 1 failed, 2 wrong usage (no such file, list or input), 130 interrupted.
 """
 
@@ -36,6 +38,7 @@ from ammnet_sparse.cli.options import (
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader
+from ammnet_sparse.data.sets.field_of_view import FramesInView
 from ammnet_sparse.data.sets.frame_source import FrameSource
 from ammnet_sparse.data.sets.source import check_labels, open_set
 from ammnet_sparse.evaluation.baselines import class_prior, constant_baseline, prior_labels
@@ -49,6 +52,11 @@ from ammnet_sparse.models.ensemble import load_networks
 from ammnet_sparse.models.weights.files import lists_in
 from ammnet_sparse.models.weights.shipped import DEFAULT_WEIGHTS, chosen_weights
 from ammnet_sparse.progress import ProgressBar
+
+_SCORED = {
+    "weight": "voxels with label weight; SC: those that no pixel hits",
+    "view": "all voxels with a known label in the camera's field of view, for SC too",
+}
 
 
 @command("evaluate")
@@ -69,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     frames = scores.subset or f"{scores.frames} frame{'s' * (scores.frames != 1)}"
     print(f"{options.data}, {options.split}: {frames}, percent")
     print(format_table({name: scores, **baselines}))
+    print(f"scored: {_SCORED[options.scored]}")
     for remark in scores.remarks():
         print(remark)
     if config.reads_label_map:
@@ -82,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "dataset": options.dataset,
             "split": options.split,
             "limit": options.limit,
+            "scored": options.scored,
             "flips": options.flips,
             "precision": options.precision,
         }
@@ -111,18 +121,21 @@ def _score(
         )
     source = open_set(options.data, dataset=options.dataset, config=model.config)
     check_labels(source)
+    source = _scored(source, options)
+    in_view = options.scored == "view"
     all_ids = split_ids(source, options.split, validation_frames=options.validation_frames)
     ids = all_ids[: options.limit]
     subset = f"first {len(ids)} of {len(all_ids)} frames" if len(ids) < len(all_ids) else ""
     batches = _progress(_loader(source, ids, options), "evaluating")
 
     def predict(batch: Batch) -> Tensor:
-        labels = predicted_labels(model, batch, voxels="scored", flips=options.flips)
+        # In the field of view is free space, which networks are not trained to predict.
+        labels = predicted_labels(model, batch, voxels="not_free" if in_view else "scored", flips=options.flips)
         if lost is not None:
             lost.update(labels, batch)
         return labels
 
-    scores = evaluate(predict, batches, device=device, info=source.info)
+    scores = evaluate(predict, batches, device=device, info=source.info, sc_counts_hits=in_view)
     baselines = _baselines(options, model.config, ids) if options.baselines else {}
     baselines = {name: dataclasses.replace(baseline, subset=subset) for name, baseline in baselines.items()}
     return dataclasses.replace(scores, subset=subset), baselines, model.config
@@ -131,17 +144,24 @@ def _score(
 def _baselines(options: argparse.Namespace, config: ModelConfig, ids: Sequence[str]) -> dict[str, Scores]:
     """Scores on ``ids`` of the best constant class, and of the class prior of the training frames."""
     blind = config.model_copy(update={"inputs": "tsdf"})
-    source = open_set(options.data, dataset=options.dataset, config=blind)
+    source = _scored(open_set(options.data, dataset=options.dataset, config=blind), options)
+    in_view = options.scored == "view"
     training = split_ids(source, "train", validation_frames=options.validation_frames)
     prior = class_prior(_progress(_loader(source, training, options), "frequencies of classes"))
 
     def frames(title: str) -> Iterable[Batch]:
         return _progress(_loader(source, ids, options), title)
 
-    return {
-        "best constant class": constant_baseline(frames("best constant class"), info=source.info),
-        "class prior": evaluate(lambda batch: prior_labels(prior, batch), frames("class prior"), info=source.info),
-    }
+    def score_prior(batches: Iterable[Batch]) -> Scores:
+        return evaluate(lambda batch: prior_labels(prior, batch), batches, info=source.info, sc_counts_hits=in_view)
+
+    constant = constant_baseline(frames("best constant class"), info=source.info, sc_counts_hits=in_view)
+    return {"best constant class": constant, "class prior": score_prior(frames("class prior"))}
+
+
+def _scored(source: FrameSource, options: argparse.Namespace) -> FrameSource:
+    """The set, whose label weight is what ``--scored`` says."""
+    return FramesInView(source) if options.scored == "view" else source
 
 
 def _loader(source: FrameSource, ids: Sequence[str], options: argparse.Namespace) -> Iterable[Batch]:
@@ -169,6 +189,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="list of frames to score, such as test or val_rooms; train: without those held out, val: val.txt or the "
         "drawn ones (default: test)",
+    )
+    parser.add_argument(
+        "--scored",
+        choices=tuple(_SCORED),
+        default="weight",
+        help="voxels that are scored: with label weight (default), or all in the camera's field of view",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
     add_dataset_option(parser)

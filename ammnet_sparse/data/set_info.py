@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+import yaml
 from pydantic import Field
 
 from ammnet_sparse.data.grid import CLASSES, GRID_SHAPE, VOXEL_SIZE, DatasetName, GridShape
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.files.yaml_text import YamlProblem, parse_yaml, short
 
 SET_FILE = "classes.yaml"
@@ -91,6 +93,12 @@ def read_set_info(path: Path, *, dataset: DatasetName) -> SetInfo:
     except (YamlProblem, TypeError) as error:  # TypeError: keys that are not text
         found = str(error)
     raise DataError.about(path, expected=what, found=found, advice=advice)
+
+
+def write_set_info(path: Path, info: SetInfo) -> None:
+    """Writes the description of a set as ``read_set_info`` reads it."""
+    values = info.model_dump(mode="json", exclude={"dataset"})
+    write_text(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
 
 def check_grid_shape(info: SetInfo, grid_shape: GridShape | None, *, source: Path) -> None:

@@ -11,12 +11,14 @@ from ammnet_sparse.data.set_info import NYU, SetInfo
 from ammnet_sparse.evaluation.metrics import CompletionMetrics, Scores, scores_from_counts
 
 
-def constant_baselines(batches: Iterable[Batch], *, info: SetInfo = NYU) -> dict[str, Scores]:
+def constant_baselines(
+    batches: Iterable[Batch], *, info: SetInfo = NYU, sc_counts_hits: bool = False
+) -> dict[str, Scores]:
     """Scores of predicting one class at every voxel, by the name of that class, empty left out.
 
     The class predicted has its share of the scored voxels as IoU, every other class present has 0; SC recall is 1.
     """
-    truth = CompletionMetrics(info=info)
+    truth = CompletionMetrics(info=info, sc_counts_hits=sc_counts_hits)
     some_class = EMPTY_LABEL + 1
     for batch in batches:
         truth.update(torch.full((batch.batch_size, batch.num_voxels), some_class, dtype=torch.uint8), batch)
@@ -31,12 +33,13 @@ def constant_baselines(batches: Iterable[Batch], *, info: SetInfo = NYU) -> dict
     return scores
 
 
-def constant_baseline(batches: Iterable[Batch], *, info: SetInfo = NYU) -> Scores:
+def constant_baseline(batches: Iterable[Batch], *, info: SetInfo = NYU, sc_counts_hits: bool = False) -> Scores:
     """Scores of the best single class to predict everywhere, by SSC mIoU; on NYU that is furniture.
 
     Its name is the one in ``ssc_iou`` with an IoU above 0.
     """
-    return max(constant_baselines(batches, info=info).values(), key=lambda scores: scores.ssc_miou)
+    scores = constant_baselines(batches, info=info, sc_counts_hits=sc_counts_hits)
+    return max(scores.values(), key=lambda one: one.ssc_miou)
 
 
 def class_prior(batches: Iterable[Batch]) -> Tensor:

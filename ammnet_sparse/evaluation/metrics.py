@@ -179,10 +179,14 @@ class CompletionMetrics:
     Args:
         device: counts stay there until ``compute``.
         info: the set of the batches.
+        sc_counts_hits: SC counts all scored voxels, those hit by a pixel too.
     """
 
-    def __init__(self, *, device: torch.device | str = "cpu", info: SetInfo = NYU) -> None:
+    def __init__(
+        self, *, device: torch.device | str = "cpu", info: SetInfo = NYU, sc_counts_hits: bool = False
+    ) -> None:
         self.info = info
+        self.sc_counts_hits = sc_counts_hits
         self._device = torch.device(device)
         self.reset()
 
@@ -200,10 +204,11 @@ class CompletionMetrics:
         scored = batch.scored_mask.to(self._device)
         for name, labels in (("labels_predicted", predicted), ("batch.label", truth)):
             _check_classes(name, labels[scored], num_classes=self.info.num_classes)
+        left_out = batch.hit_mask.new_zeros(batch.hit_mask.shape) if self.sc_counts_hits else batch.hit_mask
         self.counts += VoxelCounts.of(
             predicted.flatten(),
             truth.masked_fill(~scored, IGNORE_LABEL).flatten(),
-            batch.hit_mask.to(self._device).flatten(),
+            left_out.to(self._device).flatten(),
             frames=batch.batch_size,
             num_classes=self.info.num_classes,
         )
@@ -227,6 +232,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     over_processes: bool = False,
     info: SetInfo = NYU,
+    sc_counts_hits: bool = False,
 ) -> Scores:
     """Scores of a predictor over batches with labels, without gradients.
 
@@ -239,8 +245,9 @@ def evaluate(
         device: where prediction and counting run.
         over_processes: scores of the batches of all processes together; collective.
         info: the set of the frames.
+        sc_counts_hits: SC counts all scored voxels, those hit by a pixel too.
     """
-    metrics = CompletionMetrics(device=device, info=info)
+    metrics = CompletionMetrics(device=device, info=info, sc_counts_hits=sc_counts_hits)
     left_out: list[str] = []
     without_hits: list[str] = []
     with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""SSCNet's raw .png and .bin files."""
+"""Files of other forms (SSCNet's raw ones, pickles), and the set that is made from them."""

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
+from ammnet_sparse.data.raw.plan import FoundFrames, PreparedFrame, SetPlan
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, SSCNET_CAMERA, Camera, CameraView
 from ammnet_sparse.data.volumes.labels import (
     FINE_GRID_SHAPE,
     NUM_RAW_LABELS,
     classes_from_raw,
     downsample_labels,
-    label_weight_of,
 )
-from ammnet_sparse.data.volumes.tsdf import mapping_from_depth, tsdf_from_depth
+from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.files.content import read_bytes
 from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.files.images import DepthEncoding, decode_rotated, guess_depth_encoding, read_image
@@ -38,25 +38,50 @@ _MOST_BYTES = _HEADER_BYTES + 8 * (int(np.prod(FINE_GRID_SHAPE)) + 1)
 """Size of a file in which every voxel is a separate run."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PreparedFrame:
-    """The volumes of a frame, each [129600], axes (X, height, Y) in C order.
+@dataclasses.dataclass(frozen=True)
+class RawPlan(SetPlan):
+    """A set from SSCNet's raw files.
 
     Attributes:
-        label: uint8, 0..11 or 255.
-        tsdf: float32, not flipped.
-        label_weight: uint8, 0 or 1.
-        mapping: int32, pixel or -1.
-        note: a warning of the reader, or nothing.
-        depth_encoding: how the depth image held its millimeters.
+        raw: folder of the raw files.
+        out: folder of the set, made if missing.
+        intrinsics: key of ``CAMERAS``.
+        split: name of the list that the frames are written to, ``train`` or ``test``.
+        is_flipped: flipped TSDF in NYUCAD's layout.
+        unobserved: what a flipped TSDF holds where nothing was observed (``flip_tsdf``).
+        depth_encoding: how depth images store millimeters; None: detected for each image.
     """
 
-    label: NDArray[np.uint8]
-    tsdf: NDArray[np.float32]
-    label_weight: NDArray[np.uint8]
-    mapping: NDArray[np.int32]
-    note: str = ""
-    depth_encoding: DepthEncoding = "rotated"
+    raw: Path
+    out: Path
+    intrinsics: IntrinsicsName
+    split: str = "train"
+    is_flipped: bool = False
+    unobserved: Unobserved = "free"
+    depth_encoding: DepthEncoding | None = None
+
+    def find(self) -> FoundFrames:
+        frame_ids, problems, notes = find_raw_frames(self.raw)
+        return FoundFrames({self.split: frame_ids}, tuple(problems), tuple(notes))
+
+    def sources(self, frame_id: str) -> list[Path]:
+        return [self.raw / f"NYU{frame_id}_0000{kind}" for kind in RAW_TYPES]
+
+    def read(self, frame_id: str) -> PreparedFrame:
+        depth, label = self.sources(frame_id)
+        return read_raw_frame(depth, label, camera=CAMERAS[self.intrinsics], depth_encoding=self.depth_encoding)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        unobserved = {"unobserved": self.unobserved} if self.is_flipped else {}
+        return {"intrinsics": self.intrinsics, "flipped": self.is_flipped, **unobserved}
+
+    def paths(self, frame_id: str) -> dict[str, Path]:
+        if not self.is_flipped:
+            return super().paths(frame_id)
+        folder, file = self.out / "NYUCAD" / self.split, f"NYU{frame_id}_0000_voxels.npz"
+        label = self.out / "Label" / f"{frame_id}.npz"
+        return {"TSDF": folder / "TSDF_lr" / file, "Mapping": folder / "mapping" / file, "Label": label}
 
 
 def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
@@ -125,16 +150,11 @@ def read_raw_frame(
     label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
     try:
         view = CameraView(camera, raw.pose, raw.origin)
-        mapping, tsdf = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
     except ValueError as error:
         raise DataError(f"{label_path}: {error}; the file is damaged or of another kind") from error
-    if (mapping == UNMAPPED).all():
-        raise DataError(
-            f"{depth_path}: expected depth within the grid of {label_path.name}, found no pixel there; "
-            "they may belong to different frames"
-        )
     note = "; ".join(str(warning.message) for warning in caught)
-    return PreparedFrame(label, tsdf, label_weight_of(label, tsdf), mapping, note, encoding)
+    frame = PreparedFrame.of(depth, label, view=view, depth_path=depth_path, label_path=label_path)
+    return dataclasses.replace(frame, note=note, depth_encoding=encoding)
 
 
 def _check_whole_png(path: Path) -> None:

@@ -1,49 +1,47 @@
-"""From SSCNet's raw ``.png`` and ``.bin`` files to a set in the published layout, frame by frame, restartable.
+"""From files of another form to a set in the published layout, frame by frame, restartable.
 
-The files of ``NYU0003_0000.png`` and ``NYU0003_0000.bin`` are::
+The files of a frame, such as SSCNet's ``NYU0003_0000.png`` and ``NYU0003_0000.bin``, are::
 
     Label/0003.npz     arr_0: class of each voxel, uint8
-    TSDF/0003.npz      arr_0: TSDF, float32, not flipped;  arr_1: label weight, uint8
+    TSDF/0003.npz      arr_0: TSDF, float32, not flipped;  arr_1: label weight, uint8;  view: field of view, if known
     Mapping/0003.npz   arr_0: pixel of each voxel, int32, 307200 for none
-    <split>.txt        the frames, one id per line
-    prepared.json      intrinsics and convention, so that a folder never mixes two of them
+    RGB/NYU0003_colors.jpg, if there are color images
+    <list>.txt         the frames, one id per line
+    classes.yaml       classes and grid, if the classes are not NYU's
+    prepared.json      what the frames depend on, so that a folder never mixes two choices
 
 and with the flipped convention, instead of ``TSDF`` and ``Mapping``, what NYUCAD's readers expect::
 
     NYUCAD/<split>/TSDF_lr/NYU0003_0000_voxels.npz   tsdf_lr: flipped TSDF;  label_weight
     NYUCAD/<split>/mapping/NYU0003_0000_voxels.npz   arr_1: as above
 
-Color images and 2D label maps are not part of the raw files: add them to the folder as published.
+Color images and 2D label maps are not part of SSCNet's raw files: add them to the folder as published.
 """
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
-from ammnet_sparse.data.raw.frames import (
-    CAMERAS,
-    RAW_TYPES,
-    IntrinsicsName,
-    PreparedFrame,
-    find_raw_frames,
-    read_raw_frame,
-)
+from ammnet_sparse.data.raw.plan import PreparedFrame, SetPlan
+from ammnet_sparse.data.set_info import NYU, SET_FILE, write_set_info
 from ammnet_sparse.data.sets import files
+from ammnet_sparse.data.sets.files import VIEW_KEY
 from ammnet_sparse.data.sets.ids import read_id_list
 from ammnet_sparse.data.volumes.labels import label_weight_of
-from ammnet_sparse.data.volumes.tsdf import Unobserved, flip_tsdf, mapping_to_disk, unflip_tsdf
+from ammnet_sparse.data.volumes.tsdf import flip_tsdf, mapping_to_disk, unflip_tsdf
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated, reason
 from ammnet_sparse.files.images import DepthEncoding
-from ammnet_sparse.files.writing import remove_unfinished, replacing, write_text
+from ammnet_sparse.files.writing import remove_unfinished, replacing, replacing_open, write_text
 from ammnet_sparse.progress import ProgressBar
 
 Outcome = Literal["written", "rewritten", "complete", "failed"]
@@ -52,38 +50,6 @@ _KEYS = {False: ("arr_0", "arr_1", "arr_0"), True: ("tsdf_lr", "label_weight", "
 """Of TSDF, label weight and mapping in their files, by whether the TSDF is flipped."""
 RECORD = "prepared.json"
 _RECORD_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparationPlan:
-    """What to prepare, from which folder.
-
-    Attributes:
-        raw: folder of the raw files.
-        out: folder of the set, made if missing.
-        intrinsics: key of ``CAMERAS``.
-        split: name of the list that the frames are written to, ``train`` or ``test``.
-        is_flipped: flipped TSDF in NYUCAD's layout.
-        unobserved: what a flipped TSDF holds where nothing was observed (``flip_tsdf``).
-        depth_encoding: how depth images store millimeters; None: detected for each image.
-    """
-
-    raw: Path
-    out: Path
-    intrinsics: IntrinsicsName
-    split: str = "train"
-    is_flipped: bool = False
-    unobserved: Unobserved = "free"
-    depth_encoding: DepthEncoding | None = None
-
-    def paths(self, frame_id: str) -> dict[str, Path]:
-        """The files of a frame by what they hold."""
-        label = self.out / "Label" / f"{frame_id}.npz"
-        if not self.is_flipped:
-            file = f"{frame_id}.npz"
-            return {"TSDF": self.out / "TSDF" / file, "Mapping": self.out / "Mapping" / file, "Label": label}
-        folder, file = self.out / "NYUCAD" / self.split, f"NYU{frame_id}_0000_voxels.npz"
-        return {"TSDF": folder / "TSDF_lr" / file, "Mapping": folder / "mapping" / file, "Label": label}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,16 +70,16 @@ class PreparationReport:
     """The outcome of ``prepare_set``.
 
     Attributes:
-        results: of every frame that has both raw files.
-        problems: messages about files that are not raw files or lack their partner.
-        notes: messages about files with a frame's name that are ignored.
-        num_listed: frames in the list.
+        results: of every frame that was found.
+        problems: messages about files that are not of the form or lack their partner.
+        notes: messages about files that are ignored.
+        listed: number of frames in every list by its name.
     """
 
     results: tuple[FrameResult, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    num_listed: int
+    listed: dict[str, int]
 
     def count(self, outcome: Outcome) -> int:
         return sum(result.outcome == outcome for result in self.results)
@@ -149,24 +115,25 @@ class PreparationReport:
         ]
 
 
-def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: bool = True) -> PreparationReport:
-    """Prepares every frame of a raw folder; frames that are complete already are read and checked instead.
+def prepare_set(plan: SetPlan, *, workers: int | None = None, progress: bool = True) -> PreparationReport:
+    """Prepares every frame of a plan; frames that are complete already are read and checked instead.
 
     A file is written under another name, read back and compared before it takes its own name, so an interrupted run
-    leaves no partial file and can be resumed. A frame whose raw files are newer than its own is made again.
+    leaves no partial file and can be resumed. A frame whose sources are newer than its own files is made again.
 
     Args:
-        plan: what to prepare, from which folder.
+        plan: what to prepare, from which files.
         workers: processes; None for one per available core, 1 to work in this process.
         progress: show a progress bar on standard error.
 
     Raises:
-        DataError: no raw files, or an output folder that was prepared with other settings.
+        DataError: no frames, or an output folder that was prepared with other settings.
         ValueError: a number of workers below 1.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected at least 1, found {workers}")
-    frame_ids, problems, notes = find_raw_frames(plan.raw)
+    found = plan.find()
+    frame_ids = sorted({frame_id for listed in found.lists.values() for frame_id in listed})
     _claim_folder(plan)
     results: list[FrameResult] = []
     with ProgressBar(total=len(frame_ids), title="preparing", unit="frame", is_shown=progress) as bar:
@@ -176,37 +143,36 @@ def prepare_set(plan: PreparationPlan, *, workers: int | None = None, progress: 
     for folder in {path.parent for frame_id in frame_ids for path in plan.paths(frame_id).values()}:
         if folder.is_dir():
             remove_unfinished(folder)
-    num_listed = _write_list(plan, results)
-    return PreparationReport(tuple(results), tuple(problems), tuple(notes), num_listed)
+    failed = {result.frame_id for result in results if result.outcome == "failed"}
+    listed = {name: _write_list(plan.out / f"{name}.txt", ids, failed=failed) for name, ids in found.lists.items()}
+    return PreparationReport(tuple(results), found.problems, found.notes, listed)
 
 
-def prepare_frame(plan: PreparationPlan, frame_id: str) -> FrameResult:
-    """Makes, writes and reads back one frame, or checks it if it is complete; never raises for bad raw files."""
-    raw = [plan.raw / f"NYU{frame_id}_0000{kind}" for kind in RAW_TYPES]
-    paths = plan.paths(frame_id)
-    exists = all(path.is_file() for path in paths.values())
-    damage = _damage(plan, frame_id, raw) if exists else ""
+def prepare_frame(plan: SetPlan, frame_id: str) -> FrameResult:
+    """Makes, writes and reads back one frame, or checks it if it is complete; never raises for bad sources."""
+    exists = all(path.is_file() for path in plan.paths(frame_id).values())
+    damage = _damage(plan, frame_id) if exists else ""
     if exists and not damage:
         return FrameResult(frame_id, "complete")
+    sources = plan.sources(frame_id)
     try:
-        frame = read_raw_frame(*raw, camera=CAMERAS[plan.intrinsics], depth_encoding=plan.depth_encoding)
+        frame = plan.read(frame_id)
         _write_frame(plan, frame_id, frame)
     except DataError as error:
         return FrameResult(frame_id, "failed", str(error))
     except OSError as error:
-        return FrameResult(frame_id, "failed", f"{error.filename or raw[0]}: cannot be read or written ({error})")
+        return FrameResult(frame_id, "failed", f"{error.filename or sources[0]}: cannot be read or written ({error})")
     except Exception as error:  # one bad frame must not stop the others
-        return FrameResult(frame_id, "failed", f"{raw[0]} and {raw[1].name}: cannot be prepared ({reason(error)})")
+        names = " and ".join([str(sources[0]), *(path.name for path in sources[1:])])
+        return FrameResult(frame_id, "failed", f"{names}: cannot be prepared ({reason(error)})")
     notes = [note for note in (damage and f"{damage}; made again", frame.note) if note]
     outcome: Outcome = "rewritten" if exists else "written"
     return FrameResult(frame_id, outcome, "; ".join(notes), frame.depth_encoding)
 
 
-def _claim_folder(plan: PreparationPlan) -> None:
+def _claim_folder(plan: SetPlan) -> None:
     """Records how the folder is prepared. Raises DataError if it was prepared with other settings."""
-    record: dict[str, Any] = {"version": _RECORD_VERSION, "intrinsics": plan.intrinsics, "flipped": plan.is_flipped}
-    if plan.is_flipped:
-        record["unobserved"] = plan.unobserved
+    record: dict[str, Any] = {"version": _RECORD_VERSION, **plan.record}
     path = plan.out / RECORD
     if path.exists():
         try:
@@ -227,24 +193,32 @@ def _claim_folder(plan: PreparationPlan) -> None:
             "choose another folder"
         )
     plan.out.mkdir(parents=True, exist_ok=True)
+    if plan.info != NYU:
+        write_set_info(plan.out / SET_FILE, plan.info)
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def _write_frame(plan: PreparationPlan, frame_id: str, frame: PreparedFrame) -> None:
-    """Writes the files of a frame, each verified by reading it back; the label comes last."""
+def _write_frame(plan: SetPlan, frame_id: str, frame: PreparedFrame) -> None:
+    """Writes the files of a frame, its volumes verified by reading them back; the label comes last."""
     tsdf_key, weight_key, mapping_key = _KEYS[plan.is_flipped]
     tsdf = flip_tsdf(frame.tsdf, unobserved=plan.unobserved) if plan.is_flipped else frame.tsdf
+    view = {} if frame.view is None else {VIEW_KEY: frame.view}
     contents: dict[str, dict[str, NDArray[Any]]] = {
-        "TSDF": {tsdf_key: tsdf, weight_key: frame.label_weight},
+        "TSDF": {tsdf_key: tsdf, weight_key: frame.label_weight, **view},
         "Mapping": {mapping_key: mapping_to_disk(frame.mapping)},
         "Label": {"arr_0": frame.label},
     }
     for name, path in plan.paths(frame_id).items():
-        _write_verified(path, contents[name])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "RGB":
+            assert frame.image is not None
+            with replacing_open(path) as file:
+                Image.fromarray(frame.image).save(file, format="JPEG", quality=92)
+        else:
+            _write_verified(path, contents[name])
 
 
 def _write_verified(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -254,19 +228,22 @@ def _write_verified(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
                 raise DataError(f"{path}: {key} differs from what was written; check the disk")
 
 
-def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
+def _damage(plan: SetPlan, frame_id: str) -> str:
     """What is wrong with the files of a complete frame; empty if nothing is."""
     paths = plan.paths(frame_id)
     try:
-        newest = max(path.stat().st_mtime for path in raw)
+        newest = max(path.stat().st_mtime for path in plan.sources(frame_id))
         if newest > min(path.stat().st_mtime for path in paths.values()):
             return f"{paths['Label']}: older than its raw files"
         tsdf_key, weight_key, mapping_key = _KEYS[plan.is_flipped]
         read = partial(files.read_npz_array, grid_shape=GRID_SHAPE)
-        label = files.as_label(read(paths["Label"], "arr_0"), paths["Label"])
+        num_classes = plan.info.num_classes
+        label = files.as_label(read(paths["Label"], "arr_0"), paths["Label"], num_classes=num_classes)
         tsdf = files.as_tsdf(read(paths["TSDF"], tsdf_key), paths["TSDF"])
         weight = files.as_label_weight(read(paths["TSDF"], weight_key), paths["TSDF"])
         files.as_mapping(read(paths["Mapping"], mapping_key), paths["Mapping"])
+        if "RGB" in paths:
+            files.read_color_image(paths["RGB"])
     except (DataError, OSError) as error:
         return str(error)
     expected = label_weight_of(label, unflip_tsdf(tsdf) if plan.is_flipped else tsdf)
@@ -276,16 +253,14 @@ def _damage(plan: PreparationPlan, frame_id: str, raw: Sequence[Path]) -> str:
     return ""
 
 
-def _write_list(plan: PreparationPlan, results: Sequence[FrameResult]) -> int:
-    """Writes ``<split>.txt``: the complete frames, and those already listed that this run did not see.
+def _write_list(path: Path, frame_ids: Sequence[str], *, failed: Set[str]) -> int:
+    """Writes a list: the frames that have not failed, and those already listed that this run did not see.
 
-    Without any the list is removed, because an empty list is invalid.
+    Without any the list is removed, because an empty list is invalid. Returns their number.
     """
-    path = plan.out / f"{plan.split}.txt"
-    seen = {result.frame_id for result in results}
-    listed = {result.frame_id for result in results if result.outcome != "failed"}
+    listed = set(frame_ids) - failed
     if path.is_file():
-        listed |= {frame_id for frame_id in read_id_list(path) if frame_id not in seen}
+        listed |= set(read_id_list(path)) - set(frame_ids)
     if listed:
         write_text(path, "".join(f"{frame_id}\n" for frame_id in sorted(listed)))
     else:

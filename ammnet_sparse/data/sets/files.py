@@ -21,6 +21,8 @@ from ammnet_sparse.files.arrays import ArrayHeader, read_array
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
 
+VIEW_KEY = "view"
+"""The array beside TSDF and label weight that holds 1 in the camera's field of view, where it is known."""
 _COLOR_MODES = ("RGB", "RGBA", "L", "LA", "P")
 _PIXEL_BYTES = {"b": 2, "i": 4, "u": 4, "f": 4}
 """Bytes that a type of that kind needs to represent every pixel index exactly."""

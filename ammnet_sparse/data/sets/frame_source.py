@@ -93,6 +93,31 @@ class FrameSource(abc.ABC):
         return CompactFrame.pack(self.read(frame_id))
 
 
+class WrappedFrames(FrameSource):
+    """The frames of another set, of which a subclass changes something."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self.root, self.info = source.root, source.info
+        self.has_labels, self.reads_label_map = source.has_labels, source.reads_label_map
+        self.reads_image = source.reads_image
+        self._source = source
+
+    def list_names(self) -> list[str]:
+        return self._source.list_names()
+
+    def find_list(self, split: str) -> Path | None:
+        return self._source.find_list(split)
+
+    def listed_ids(self, split: str) -> list[str]:
+        return self._source.listed_ids(split)
+
+    def files(self, frame_id: str) -> list[Path]:
+        return self._source.files(frame_id)
+
+    def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
+        return self._source.read_with_problems(frame_id)
+
+
 def validation_ids(source: FrameSource, *, split: str, count: int, seed: int) -> list[str]:
     """The frames of the training list ``split`` that are kept for validation.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import IMAGE_SHAPE, NUM_CLASSES
 from ammnet_sparse.data.sets.files import as_label, missing_file, read_color_image
-from ammnet_sparse.data.sets.frame_source import FrameSource
+from ammnet_sparse.data.sets.frame_source import FrameSource, WrappedFrames
 from ammnet_sparse.data.sets.ids import parse_frame_id
 from ammnet_sparse.files.errors import DataError, abbreviated
 from ammnet_sparse.files.images import LABEL_MAP_FORMATS, read_image
@@ -20,7 +20,7 @@ _SUFFIXES = ("_colors", "_rgb")
 _TYPES = (".jpg", ".png", ".jpeg")
 
 
-class FramesWithImages(FrameSource):
+class FramesWithImages(WrappedFrames):
     """The frames of a set, with the color images of a folder. Otherwise the same as the set.
 
     Args:
@@ -31,24 +31,12 @@ class FramesWithImages(FrameSource):
         DataError: no such folder.
     """
 
-    reads_image = True
-
     def __init__(self, source: FrameSource, folder: Path) -> None:
         if not folder.is_dir():
             raise DataError(f"data.images {folder}: expected a folder of color images, found none; check the path")
-        self.root, self.info = source.root, source.info
-        self.has_labels, self.reads_label_map = source.has_labels, source.reads_label_map
-        self._source = source
+        super().__init__(source)
+        self.reads_image = True
         self._folder = folder
-
-    def list_names(self) -> list[str]:
-        return self._source.list_names()
-
-    def find_list(self, split: str) -> Path | None:
-        return self._source.find_list(split)
-
-    def listed_ids(self, split: str) -> list[str]:
-        return self._source.listed_ids(split)
 
     def image_path(self, frame_id: str) -> Path:
         """Where the image of a frame is; the first of the spellings if none exists."""
@@ -57,10 +45,10 @@ class FramesWithImages(FrameSource):
         return next((path for path in paths if path.is_file()), paths[0])
 
     def files(self, frame_id: str) -> list[Path]:
-        return [*self._source.files(frame_id), self.image_path(frame_id)]
+        return [*super().files(frame_id), self.image_path(frame_id)]
 
     def read_with_problems(self, frame_id: str) -> tuple[Frame | None, list[DataError]]:
-        frame, problems = self._source.read_with_problems(frame_id)
+        frame, problems = super().read_with_problems(frame_id)
         try:
             image = read_color_image(self.image_path(frame_id))
         except DataError as error:

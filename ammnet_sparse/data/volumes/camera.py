@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ammnet_sparse.data.grid import FLOOR_OFFSET, GRID_SHAPE, VOXEL_SIZE
+from ammnet_sparse.data.grid import FLOOR_OFFSET, GRID_SHAPE, IMAGE_SHAPE, VOXEL_SIZE, GridShape
 
 FORWARD_OFFSET = 3.4
 """Meters in front of the camera around which the grid of an own frame is centered."""
@@ -77,6 +77,24 @@ def own_frame_origin(pose: ArrayLike) -> NDArray[np.float64]:
     origin = pose[:3, 2] * FORWARD_OFFSET + pose[:3, 3] - extent / 2
     origin[2] = FLOOR_OFFSET
     return origin
+
+
+def voxels_in_view(
+    view: CameraView, *, image_shape: tuple[int, int] = IMAGE_SHAPE, grid_shape: GridShape = GRID_SHAPE
+) -> NDArray[np.uint8]:
+    """[X * height * Y] uint8: 1 where a voxel's center is in front of the camera and projects into the image."""
+    centers = np.moveaxis(np.indices(grid_shape), 0, -1).reshape(-1, 3)[:, [0, 2, 1]] + 0.5
+    points = (view.origin + centers * VOXEL_SIZE - view.pose[:3, 3]) @ view.pose[:3, :3]
+    column, row, depth = pixels_of(points, camera=view.camera)
+    inside = (column >= -0.5) & (column < image_shape[1] - 0.5) & (row >= -0.5) & (row < image_shape[0] - 0.5)
+    return (inside & (depth > 0)).astype(np.uint8)
+
+
+def pixels_of(points: NDArray[np.float64], *, camera: Camera) -> NDArray[np.float64]:
+    """[3, N] column, row and depth in meters of points [N, 3] in camera axes; NaN or infinite in its plane."""
+    x, y, depth = points.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.stack([x / depth * camera.fx + camera.cx, y / depth * camera.fy + camera.cy, depth])
 
 
 def intrinsics(camera: Camera) -> NDArray[np.float64]:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ammnet_sparse.data.grid import CLASS_NAMES, UNMAPPED
-from ammnet_sparse.data.raw.preparation import PreparationPlan, PreparationReport, prepare_set
+from ammnet_sparse.data.raw.frames import RawPlan
+from ammnet_sparse.data.raw.preparation import PreparationReport, prepare_set
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.folder import FrameFolder
@@ -23,7 +24,7 @@ from tests.data.raw.raw_files import write_raw_frame
 def prepare(
     raw: Path, out: Path, *, intrinsics: str = "nyu", flipped: bool = False, split: str = "train", workers: int = 1
 ) -> PreparationReport:
-    plan = PreparationPlan(raw, out, intrinsics, split, flipped)  # type: ignore[arg-type]
+    plan = RawPlan(raw, out, intrinsics, split, flipped)  # type: ignore[arg-type]
     return prepare_set(plan, workers=workers, progress=False)
 
 
@@ -69,7 +70,7 @@ def test_published_frame_comes_out_exactly(shared_data: Path, tmp_path: Path, fl
 
 def test_prepared_set_is_read(raw: Path, tmp_path: Path) -> None:
     report = prepare(raw, tmp_path / "out")
-    assert report.is_clean and report.num_listed == 2
+    assert report.is_clean and report.listed == {"train": 2}
     assert report.describe() == "2 frames written, 0 replaced, 0 complete before and verified, 0 problems"
     frame = FrameFolder(tmp_path / "out").read("0002")
     assert frame.label is not None
@@ -227,12 +228,12 @@ def test_the_list_follows_the_readable_frames(raw: Path, tmp_path: Path) -> None
     prepare(raw, out)
     later = tmp_path / "more"
     write_raw_frame(later, "0007")
-    assert prepare(later, out).num_listed == 3
-    assert prepare(later, out, split="test").num_listed == 1
+    assert prepare(later, out).listed == {"train": 3}
+    assert prepare(later, out, split="test").listed == {"test": 1}
     (raw / "NYU0002_0000.bin").write_bytes(b"")
     stamp = (out / "TSDF" / "0002.npz").stat().st_mtime + 10
     os.utime(raw / "NYU0002_0000.bin", (stamp, stamp))
-    assert prepare(raw, out).num_listed == 2
+    assert prepare(raw, out).listed == {"train": 2}
     assert FrameFolder(out).frame_ids("train") == ["0001", "0007"]
     assert FrameFolder(out).frame_ids("test") == ["0007"]
 
@@ -265,7 +266,7 @@ def test_plain_millimeters_are_detected_and_reported_once(raw: Path, tmp_path: P
             for key in wanted.files:
                 np.testing.assert_array_equal(found[key], wanted[key])
     # Told to take them for rotated, there is hardly any depth within the grid.
-    plan = PreparationPlan(raw, tmp_path / "rotated", "nyu", depth_encoding="rotated")
+    plan = RawPlan(raw, tmp_path / "rotated", "nyu", depth_encoding="rotated")
     told = prepare_set(plan, workers=1, progress=False)
     assert "plain millimeters" not in told.describe()
     with np.load(expected / "Mapping/0001.npz") as wanted:
@@ -277,7 +278,7 @@ def test_plain_millimeters_are_detected_and_reported_once(raw: Path, tmp_path: P
 def test_unobserved_space_of_a_flipped_tsdf(raw: Path, tmp_path: Path, unobserved: Unobserved) -> None:
     plain, out = tmp_path / "plain", tmp_path / "flipped"
     prepare(raw, plain)
-    prepare_set(PreparationPlan(raw, out, "nyu", "train", True, unobserved), workers=1, progress=False)
+    prepare_set(RawPlan(raw, out, "nyu", "train", True, unobserved), workers=1, progress=False)
     with np.load(plain / "TSDF" / "0001.npz") as file:
         is_unobserved = file["arr_0"] == 0
     with np.load(out / "NYUCAD" / "train" / "TSDF_lr" / "NYU0001_0000_voxels.npz") as file:
@@ -289,4 +290,4 @@ def test_unobserved_space_of_a_flipped_tsdf(raw: Path, tmp_path: Path, unobserve
     assert f"(--unobserved {unobserved})" in report.describe()
     other = "free" if unobserved == "surface" else "surface"
     with pytest.raises(DataError, match="'unobserved'"):
-        prepare_set(PreparationPlan(raw, out, "nyu", "train", True, other), workers=1, progress=False)
+        prepare_set(RawPlan(raw, out, "nyu", "train", True, other), workers=1, progress=False)
