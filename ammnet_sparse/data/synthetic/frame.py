@@ -69,27 +69,60 @@ def generate_frame(seed: int, index: int, *, noise: Noise) -> SyntheticFrame:
     # One generator per stage, so that changing a stage does not affect the others.
     layout, sensor, colors, errors = (np.random.default_rng([seed, index, stage]) for stage in range(4))
     scene, pose = _room_with_view(layout)
+    images = take_images(scene, pose, noise=noise, sensor=sensor, colors=colors, errors=errors)
+    camera_view = CameraView.of_own_frame(NYU_CAMERA, pose)
+    label = _labels(scene, images.view, pose, camera_view.origin)
+    tsdf = tsdf_from_depth(images.depth, view=camera_view)
+    return SyntheticFrame(
+        image=images.image,
+        depth=images.depth,
+        label_map=images.label_map,
+        true_label_map=images.true_label_map,
+        label=label,
+        tsdf=tsdf,
+        mapping=mapping_from_depth(images.depth, view=camera_view),
+        label_weight=label_weight_of(label, tsdf),
+        pose=pose,
+        origin=camera_view.origin,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SyntheticImages:
+    """What a camera records of a scene; the arrays are those of ``SyntheticFrame``.
+
+    Attributes:
+        view: the same without noise.
+    """
+
+    image: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    label_map: NDArray[np.uint8]
+    true_label_map: NDArray[np.uint8]
+    view: View
+
+
+def take_images(
+    scene: Scene, pose: NDArray[np.float64], *, noise: Noise, sensor: Rng, colors: Rng, errors: Rng
+) -> SyntheticImages:
+    """The images of a scene by ``NYU_CAMERA``.
+
+    Args:
+        scene: what is seen.
+        pose: [4, 4], camera to world.
+        noise: of the depth.
+        sensor: the source of that noise.
+        colors: the source of the color image's.
+        errors: the source of the label map's errors.
+    """
     view = cast_view(scene, pose, camera=NYU_CAMERA)
     depth = view.depth
     if noise == "kinect":
         absorbing = np.isin(_of_shape(scene.label, view), (SceneLabel.WINDOW, SceneLabel.TVS))
         depth = kinect_depth(view.depth, sensor, incidence=view.incidence, absorbing=absorbing)
-    camera_view = CameraView.of_own_frame(NYU_CAMERA, pose)
-    label = _labels(scene, view, pose, camera_view.origin)
-    tsdf = tsdf_from_depth(depth, view=camera_view)
     true_label_map = _of_shape(scene.map_label, view)
-    return SyntheticFrame(
-        image=camera_image(view.color, colors),
-        depth=depth,
-        label_map=predicted_label_map(true_label_map, _of_shape(scene.instance, view), errors),
-        true_label_map=true_label_map,
-        label=label,
-        tsdf=tsdf,
-        mapping=mapping_from_depth(depth, view=camera_view),
-        label_weight=label_weight_of(label, tsdf),
-        pose=pose,
-        origin=camera_view.origin,
-    )
+    label_map = predicted_label_map(true_label_map, _of_shape(scene.instance, view), errors)
+    return SyntheticImages(camera_image(view.color, colors), depth, label_map, true_label_map, view)
 
 
 def _of_shape(values: NDArray, view: View) -> NDArray:

@@ -8,6 +8,7 @@ other rooms, or of anybody else, is never touched.
 import contextlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,41 @@ def generate_rooms(
     """
     folder = Path(folder)
     parameters = _checked_parameters(frames, validation_frames, seed, noise)
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: expected at least 1, or None for one per core, found {workers}")
-    if _holds(folder, parameters):
-        return folder
-    partial_folder = _prepare(folder, parameters)
-    try:
+    check_workers(workers)
+
+    def write(partial_folder: Path) -> None:
         _write_frames(partial_folder, parameters, workers=workers, progress=progress)
         _write_lists(partial_folder, parameters)
-        for place in (partial_folder, *(partial_folder / name for name in _FOLDERS)):
+
+    return complete_folder(folder, parameters, folders=_FOLDERS, write=write)
+
+
+def check_workers(workers: int | None) -> None:
+    """Raises ValueError unless ``workers`` is a number of processes or None."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected at least 1, or None for one per core, found {workers}")
+
+
+def complete_folder(
+    folder: Path, parameters: dict[str, Any], *, folders: Sequence[str], write: Callable[[Path], None]
+) -> Path:
+    """``folder``, written beside itself by ``write`` and renamed when complete, unless it is there already.
+
+    Args:
+        folder: of the set.
+        parameters: everything that its files depend on.
+        folders: names of those in it, which exist when ``write`` is called.
+        write: completes the files in the folder it is given, some of which may exist from an interrupted run.
+
+    Raises:
+        RoomsError: ``folder`` holds something else.
+    """
+    if _holds(folder, parameters):
+        return folder
+    partial_folder = _prepare(folder, parameters, folders)
+    try:
+        write(partial_folder)
+        for place in (partial_folder, *(partial_folder / name for name in folders)):
             remove_unfinished(place)
         partial_folder.rename(folder)
     except OSError:
@@ -143,7 +170,7 @@ def _holds(folder: Path, parameters: dict[str, Any]) -> bool:
     raise RoomsError(f"{folder}: expected rooms of {parameters}, found {described}; delete it or choose another folder")
 
 
-def _prepare(folder: Path, parameters: dict[str, Any]) -> Path:
+def _prepare(folder: Path, parameters: dict[str, Any], folders: Sequence[str]) -> Path:
     """The folder to work in: a new one, or that of an interrupted run of the same parameters."""
     working = folder.with_name(folder.name + ".partial")
     if working.exists() and not working.is_dir():
@@ -159,7 +186,7 @@ def _prepare(folder: Path, parameters: dict[str, Any]) -> Path:
             "or choose another folder"
         )
     write_text(working / PARAMETERS_FILE, json.dumps(parameters, indent=2) + "\n")
-    for name in _FOLDERS:
+    for name in folders:
         (working / name).mkdir(exist_ok=True)
     return working
 
@@ -168,9 +195,16 @@ def _write_frames(folder: Path, parameters: dict[str, Any], *, workers: int | No
     # A frame's label file is written last and says that the frame is complete.
     todo = [i for i in range(parameters["frames"]) if not (folder / "Label" / f"{_frame_id(i)}.npz").exists()]
     make = partial(_make_frame, folder, parameters["seed"], parameters["noise"])
+    make_all(make, todo, unit="frame", workers=workers, progress=progress)
+
+
+def make_all(
+    make: Callable[[int], None], todo: Sequence[int], *, unit: str, workers: int | None, progress: bool
+) -> None:
+    """Calls ``make``, which can be pickled, for every index, in processes and with a progress bar."""
     results = map_in_processes(make, todo, workers=workers or available_cores())
     with contextlib.closing(results):
-        for _ in ProgressBar(results, total=len(todo), title="generating rooms", unit="frame", is_shown=progress):
+        for _ in ProgressBar(results, total=len(todo), title="generating rooms", unit=unit, is_shown=progress):
             pass
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ammnet_sparse.compiled import compiled
-from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE
+from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, GridShape
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel, Texture
 from ammnet_sparse.data.volumes.camera import Camera
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, FINE_VOXEL_SIZE
@@ -278,13 +278,15 @@ def _shade(geometry, look, pose, intrinsics, depth, shape, color, incidence):
                 color[v, u, channel] = min(1.0, base * brightness)
 
 
-def fill_voxels(scene: Scene, origin: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Classes of the 240x144x240 fine voxels: [X, height, Y] uint8, 0..11, or 255 outside the room.
+def fill_voxels(
+    scene: Scene, origin: NDArray[np.float64], *, grid_shape: GridShape = FINE_GRID_SHAPE
+) -> NDArray[np.uint8]:
+    """Classes of fine voxels: [X, height, Y] uint8, 0..11, or 255 outside the room.
 
     A voxel belongs to a shape that reaches within half a voxel of its center, so that what is seen lies on
     labeled voxels and thin shapes stay whole. ``origin`` is the world position of the grid's lower corner.
     """
-    labels = np.full(FINE_GRID_SHAPE, IGNORE_LABEL, dtype=np.uint8)
+    labels = np.full(grid_shape, IGNORE_LABEL, dtype=np.uint8)
     _fill(scene.kind, scene.center, scene.half, scene.yaw, scene.label, origin, FINE_VOXEL_SIZE, labels)
     return labels
 
