@@ -10,6 +10,7 @@ __all__ = [
     "ModelConfig",
     "Prediction",
     "SceneCompleter",
+    "SceneMap",
     "__version__",
     "list_models",
     "load_discriminator",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ammnet_sparse.models.weights.loading import load_discriminator, load_model
     from ammnet_sparse.models.weights.shipped import list_models
     from ammnet_sparse.pictures.outputs import CompletedScene
+    from ammnet_sparse.scene_map.scene_map import SceneMap
 
 _HOMES = {
     "AMMNet": "models.ammnet",
@@ -32,6 +34,7 @@ _HOMES = {
     "ModelConfig": "config",
     "Prediction": "models.ammnet",
     "SceneCompleter": "completion",
+    "SceneMap": "scene_map.scene_map",
     "list_models": "models.weights.shipped",
     "load_discriminator": "models.weights.loading",
     "load_model": "models.weights.loading",

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import itertools
 import os
 import time
 from pathlib import Path
@@ -107,38 +106,45 @@ class SceneCompleter:
                 name that no file can have.
         """
         name = f"{self._count:06d}" if name is None else name
-        _check_name(name)
         if not isinstance(exif_turn, int | np.integer) or exif_turn not in TURNS:
             raise DataError(f"exif_turn: expected one of {', '.join(map(str, TURNS))} degrees, found {exif_turn}")
-        return self.complete(
-            StoredImages(
-                name,
-                None if color is None else as_array(color, "color", "[rows, columns, 3]"),
-                squeezed(as_array(depth, "depth", "[rows, columns]")),
-                None if label_map is None else squeezed(as_array(label_map, "label map", "[rows, columns]")),
-                None if pose is None else _as_pose(pose),
-                int(exif_turn),
-            )
-        )
+        stored = stored_arrays(color, depth, pose, label_map=label_map, name=name)
+        return self.complete(dataclasses.replace(stored, exif_turn=int(exif_turn)))
 
     def complete(self, stored: StoredImages) -> CompletedScene:
         """Completes a frame whose images were read from files or by a source of ``ammnet live``; errors as a call."""
-        times = [time.perf_counter()]
+        start = time.perf_counter()
         self._count += 1
+        images = self.images_of(stored)
+        seconds = time.perf_counter() - start
+        return self.complete_images(images, name=stored.name, seconds=seconds)
+
+    def images_of(self, stored: StoredImages) -> CameraImages:
+        """The images of a frame as the network takes them; errors as a call."""
         has_color, has_label_map = stored.color is not None, stored.label_map is not None
         unread = check_inputs(self.model.config, has_color=has_color, has_label_map=has_label_map)
         images = camera_images(stored, self.settings)
-        images = dataclasses.replace(images, notes=(*unread, *images.notes))
-        times.append(time.perf_counter())
-        frame = make_frame(images, self.settings, name=stored.name, previous=self._previous)
+        return dataclasses.replace(images, notes=(*unread, *images.notes))
+
+    def complete_images(
+        self, images: CameraImages, *, name: str, placement: Placement | None = None, seconds: float = 0.0
+    ) -> CompletedScene:
+        """Completes a frame of ``images_of``; errors as a call.
+
+        Args:
+            placement: the camera in a room that is known (``make_frame``). Then nothing is kept for the next frame.
+            seconds: that the images took, for ``CompletedScene.seconds``.
+        """
+        times = [time.perf_counter()]
+        frame = make_frame(images, self.settings, name=name, previous=self._previous, placement=placement)
         frame = dataclasses.replace(frame, info=self.info)
-        self._previous = frame.placement if self.keeps_camera else None
+        if placement is None:
+            self._previous = frame.placement if self.keeps_camera else None
         times.append(time.perf_counter())
         labels, logits = self._predict(frame)
         times.append(time.perf_counter())
-        stages = zip(("images", "frame", "network"), itertools.pairwise(times), strict=True)
-        seconds = {stage: end - start for stage, (start, end) in stages}
-        return CompletedScene(frame, labels, {**seconds, "all": times[-1] - times[0]}, logits)
+        stages = {"images": seconds, "frame": times[1] - times[0], "network": times[2] - times[1]}
+        return CompletedScene(frame, labels, {**stages, "all": sum(stages.values())}, logits)
 
     def forget(self) -> None:
         """Forgets vertical, floor and room, for a next frame from another place."""
@@ -178,6 +184,25 @@ SceneCompleter.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 def _compute_forks_with_one_thread() -> None:
     """Processes forked from now on do not wait for PyTorch's threads, which only the present process has."""
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+def stored_arrays(
+    color: NDArray[np.uint8] | None,
+    depth: NDArray[Any],
+    pose: ArrayLike | None,
+    *,
+    label_map: NDArray[Any] | None,
+    name: str,
+) -> StoredImages:
+    """The arrays of a frame, checked, as if they were read from files; arguments and errors as ``SceneCompleter``."""
+    _check_name(name)
+    return StoredImages(
+        name,
+        None if color is None else as_array(color, "color", "[rows, columns, 3]"),
+        squeezed(as_array(depth, "depth", "[rows, columns]")),
+        None if label_map is None else squeezed(as_array(label_map, "label map", "[rows, columns]")),
+        None if pose is None else _as_pose(pose),
+    )
 
 
 def _as_pose(pose: ArrayLike) -> NDArray[np.float64]:

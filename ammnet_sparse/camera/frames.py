@@ -17,7 +17,7 @@ from ammnet_sparse.camera.images import CameraImages, camera_images
 from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import FREE_TSDF, GRID_SHAPE, IMAGE_SHAPE, UNMAPPED, VOXEL_SIZE
-from ammnet_sparse.data.volumes.camera import Camera, CameraView
+from ammnet_sparse.data.volumes.camera import Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf, mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.errors import DataError
 
@@ -73,6 +73,7 @@ class CameraFrame(Frame):
     Attributes:
         images: those that it was made of, with their intrinsics.
         placement: camera, floor and room in the world, and how sure that is.
+        distance: [60, 36, 60] float32, the TSDF before any flipping: +1 observed free, -1 occluded, 0 unobserved.
         origin: [3] float64, world (X, Y, Z) in meters of the outer corner of voxel (0, 0, 0).
         reliable_mask: [60, 36, 60] bool, the kind of voxels that networks are trained on (``reliable_voxels``).
         coverage: how much of the depth lies in the grid.
@@ -81,6 +82,7 @@ class CameraFrame(Frame):
 
     images: CameraImages
     placement: Placement
+    distance: NDArray[np.float32]
     origin: NDArray[np.float64]
     reliable_mask: NDArray[np.bool_]
     coverage: Coverage
@@ -100,7 +102,12 @@ def read_frame(files: FrameFiles, settings: CameraSettings) -> CameraFrame:
 
 
 def make_frame(
-    images: CameraImages, settings: CameraSettings, *, name: str, previous: Placement | None = None
+    images: CameraImages,
+    settings: CameraSettings,
+    *,
+    name: str,
+    previous: Placement | None = None,
+    placement: Placement | None = None,
 ) -> CameraFrame:
     """The frame of the images of a camera.
 
@@ -109,24 +116,19 @@ def make_frame(
         settings: what is known about the camera, and the TSDF that the network reads.
         name: of the frame.
         previous: the placement of the previous frame of the same camera (``place_camera``).
+        placement: the camera in a room that is known; nothing is searched then, and the grid is aligned with the
+            voxels of that room (``aligned_origin``).
 
     Raises:
         DataError: no pixel of the depth falls into the grid.
     """
     if not images.depth.any():
         raise DataError(f"frame {name}: expected depth, found no valid pixel")
-    placement = place_camera(
-        images.depth,
-        camera=images.camera,
-        pose=images.pose,
-        convention=images.convention,
-        other_pose=images.other_pose,
-        pose_up=settings.pose_up,
-        camera_height=settings.camera_height,
-        previous=previous,
-        is_told_upright=images.is_told_upright,
-    )
-    view = CameraView.of_own_frame(images.camera, placement.pose)
+    if placement is None:
+        placement = _placed(images, settings, previous=previous)
+        view = CameraView.of_own_frame(images.camera, placement.pose)
+    else:
+        view = CameraView(images.camera, placement.pose, aligned_origin(placement.pose))
     covered = _coverage(images, view)
     mapping = mapping_from_depth(images.depth, view=view).reshape(GRID_SHAPE)
     tsdf = tsdf_from_depth(images.depth, view=view).reshape(GRID_SHAPE)
@@ -149,10 +151,36 @@ def make_frame(
         tsdf_is_flipped=settings.tsdf_is_flipped,
         images=images,
         placement=placement,
+        distance=tsdf,
         origin=view.origin,
         reliable_mask=reliable_voxels(tsdf, is_hit, seen),
         coverage=covered,
         notes=(*images.notes, *_note_on_field_of_view(images.camera)),
+    )
+
+
+def aligned_origin(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lower corner of a frame's grid, at the nearest whole voxels of the world of its pose.
+
+    The grids of all frames of a room then share their voxels, also after quarter turns about the vertical.
+    """
+    origin = own_frame_origin(pose)
+    origin[:2] = np.round(origin[:2] / VOXEL_SIZE) * VOXEL_SIZE
+    return origin
+
+
+def _placed(images: CameraImages, settings: CameraSettings, *, previous: Placement | None) -> Placement:
+    """The camera's placement by everything known about it."""
+    return place_camera(
+        images.depth,
+        camera=images.camera,
+        pose=images.pose,
+        convention=images.convention,
+        other_pose=images.other_pose,
+        pose_up=settings.pose_up,
+        camera_height=settings.camera_height,
+        previous=previous,
+        is_told_upright=images.is_told_upright,
     )
 
 

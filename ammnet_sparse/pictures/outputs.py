@@ -72,6 +72,21 @@ class CompletedScene:
         found: NDArray[np.float32] = self._logits.float().softmax(dim=0).cpu().numpy()
         return found
 
+    def log_probabilities(self, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """[classes, N] float32, natural logarithms of the probabilities at the N voxels of a mask [60, 36, 60].
+
+        Raises:
+            ValueError: as ``probabilities``.
+        """
+        if self._logits is None:
+            raise ValueError(f"{self.name}: expected probabilities, found the classes only")
+        import torch
+
+        with torch.inference_mode():
+            logits = self._logits[:, torch.from_numpy(mask).to(self._logits.device)]
+            found: NDArray[np.float32] = logits.float().log_softmax(dim=0).cpu().numpy()
+        return found
+
     @property
     def world_from_camera(self) -> NDArray[np.float64]:
         """[4, 4], from the upright camera (x right, y down, z forward) to the scene's world (Z up, floor at 0)."""

@@ -1,0 +1,242 @@
+"""Vertical, floor and walls of a room, found over all of its frames at once.
+
+The surface of all frames, in the world of their poses, is looked at as if one camera had seen it: the mean of all
+cameras. So the searches for a single frame (``camera/geometry``) serve the room. Results are rounded to steps that are
+small against a voxel: they then depend on which frames there are, not on their order, and mostly stay where they are.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.camera.files.poses import PoseConvention
+from ammnet_sparse.camera.geometry.given_pose import floor_with_pose, heading_with_pose, pose_by_depth, upright_axis
+from ammnet_sparse.camera.geometry.room import Floor, find_floor, find_heading
+from ammnet_sparse.camera.geometry.surface import Surface, Vector, angle_between, surface_from_depth
+from ammnet_sparse.camera.geometry.vertical import Vertical, find_vertical
+from ammnet_sparse.camera.images import CameraImages
+from ammnet_sparse.camera.settings import CameraSettings
+from ammnet_sparse.data.volumes.camera import Camera
+from ammnet_sparse.scene_map.cells import SurfaceCells
+from ammnet_sparse.scene_map.room import GivenPose, Room
+
+_STRIDE = 2
+"""Pixels of the depth image from one that is looked at to the next."""
+_FARTHEST = 6.0
+"""Meters of depth that are used."""
+_SLOPE_STEP, _LEVEL_STEP = 1 / 256, 0.02
+"""Steps of rotations (radians, 0.2 degrees) and of the floor's level (meters)."""
+_MORE_FRAMES = 1.5
+"""The room is found again when the number of frames has grown by this factor."""
+_FEWER_CELLS = 0.9
+"""Share of cells below which one reading of the poses lays the frames better upon each other than the other."""
+_THICKNESSES = (0.06, 0.04, 0.03)
+"""Meters on either side of the floor's plane that belong to it, round by round of its fit."""
+_FLOOR_AREA, _FLOOR_WIDTH, _MAX_CORRECTION = 0.8, 0.7, 5.0
+"""Square meters, meters and degrees: a floor that corrects the vertical, as ``level_to_floor``."""
+_AXIS_OFF = 1.0
+"""Degrees from an axis of the given world to the normal of such a floor from which on the axis is not the vertical."""
+_LEVEL_ANGLE = math.cos(math.radians(12.0))
+_UNITS = 10_000
+
+
+class RoomEstimate:
+    """Everything about a room that its frames have shown so far; memory and time do not grow with the room.
+
+    Args:
+        settings: what is known: ``pose_up`` and ``camera_height``.
+        readings: of frames before, to be continued.
+        num_frames: of these.
+    """
+
+    def __init__(
+        self, settings: CameraSettings, *, readings: dict[PoseConvention, "Reading"] | None = None, num_frames: int = 0
+    ) -> None:
+        self._settings = settings
+        self.readings = dict(readings or {})
+        self.num_frames = num_frames
+        self._next = num_frames + 1
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so many frames have come that the room should be found again."""
+        return self.num_frames >= self._next
+
+    def add(self, images: CameraImages, given: GivenPose) -> None:
+        """Adds the surface that a frame shows. Raises DataError for a pose that is too far from its world's origin."""
+        depth, camera = images.depth[::_STRIDE, ::_STRIDE], images.camera
+        camera = Camera(*(value / _STRIDE for value in dataclasses.astuple(camera)))
+        surface = surface_from_depth(depth, camera=camera)
+        surface = surface.select(surface.points[:, 2] < _FARTHEST)
+        for convention, pose in given.readings().items():
+            self.readings.setdefault(convention, Reading()).add(surface, pose)
+        self.num_frames += 1
+
+    def room(self) -> Room:
+        """The room as all frames so far show it. Raises ValueError before the first frame."""
+        if not self.num_frames:
+            raise ValueError("the room: expected frames, found none")
+        self._next = max(self.num_frames + 1, math.ceil(_MORE_FRAMES * self.num_frames))
+        readings = {name: one for name, one in self.readings.items() if one.num_frames == self.num_frames}
+        # Where files and settings do not agree on the convention, each frame is read by its own.
+        found = {name: _Found.of(reading) for name, reading in (readings or self.readings).items()}
+        convention, note = self._better(found)
+        return _room_of(found[convention], self._settings, convention if len(found) > 1 else None, note)
+
+    def _better(self, found: dict[PoseConvention, "_Found"]) -> tuple[PoseConvention, str]:
+        """The convention of camera axes that the frames agree with, and a note."""
+        (own, first), *others = found.items()
+        if not others:
+            return own, ""
+        other, second = others[0]
+        share = second.num_cells / max(1, first.num_cells)
+        if share < _FEWER_CELLS:
+            return other, f"; the frames fit each other better with poses as {other}"
+        if share > 1 / _FEWER_CELLS:
+            return own, ""
+        pose, note = pose_by_depth(
+            first.vertical, first.pose, second.pose, convention=own, pose_up=self._settings.pose_up
+        )
+        return (other if pose is second.pose else own), note
+
+
+class Reading:
+    """The surface and the mean camera of all frames, their poses read in one way."""
+
+    def __init__(self) -> None:
+        self.cells = SurfaceCells()
+        self.cameras = np.zeros(9, dtype=np.int64)
+        """Sums of position, direction towards the image's upper edge, and direction of view, in 1/10,000."""
+        self.num_frames = 0
+
+    def add(self, surface: Surface, pose: NDArray[np.float64]) -> None:
+        """Adds the surface of a frame, in camera coordinates."""
+        points = surface.points @ pose[:3, :3].T + pose[:3, 3]
+        self.cells.add(points, surface.normals @ pose[:3, :3].T, depth=surface.points[:, 2])
+        camera = np.concatenate([pose[:3, 3], -pose[:3, 1], pose[:3, 2]])
+        self.cameras += np.rint(camera * _UNITS).astype(np.int64)
+        self.num_frames += 1
+
+    def mean_camera(self) -> NDArray[np.float64]:
+        """[4, 4] a camera in the middle of all, as upright as they are on average, to the given world."""
+        position, up, ahead = self.cameras.reshape(3, 3) / (_UNITS * self.num_frames)
+        up = _unit(up, otherwise=np.array([0.0, 0.0, 1.0]))
+        across = np.eye(3)[np.abs(up).argmin()]
+        ahead = _unit(ahead - (ahead @ up) * up, otherwise=_unit(across - (across @ up) * up, otherwise=across))
+        pose = np.eye(4)
+        pose[:3, :3] = np.stack([np.cross(ahead, up), -up, ahead], axis=1)
+        pose[:3, 3] = position
+        return pose
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+    """What one reading of the poses shows: the surface as the mean camera sees it, and the vertical in it."""
+
+    surface: Surface
+    pose: NDArray[np.float64]
+    vertical: Vertical
+    num_cells: int
+
+    @classmethod
+    def of(cls, reading: Reading) -> "_Found":
+        pose, given = reading.mean_camera(), reading.cells.surface()
+        surface = Surface((given.points - pose[:3, 3]) @ pose[:3, :3], given.normals @ pose[:3, :3], given.areas)
+        return cls(surface, pose, find_vertical(surface), len(reading.cells) << reading.cells.halvings)
+
+
+def _room_of(found: _Found, settings: CameraSettings, convention: PoseConvention | None, note: str) -> Room:
+    """The room, rounded to steps."""
+    surface, pose = found.surface, found.pose
+    axis, up, confidence, reason = upright_axis(found.vertical, pose, settings.pose_up)
+    floor = find_floor(surface, up)
+    if floor.is_seen:
+        leveled = _leveled(surface, up, floor)
+        if axis is None or (settings.pose_up is None and angle_between(leveled, up) > _AXIS_OFF):
+            reason = "the floor's normal" if axis is not None else f"{reason}; leveled to the floor"
+            axis, up = None, leveled
+    given_up = _rounded_direction(pose[:3, :3] @ up)
+    up = pose[:3, :3].T @ given_up
+    if settings.camera_height is not None:
+        height = settings.camera_height
+        floor = Floor(height, False, 0.0, "sure", f"the cameras are {height:.2f} m above it, as given")
+    elif floor.is_seen:
+        floor = dataclasses.replace(floor, below=_floor_below(surface, up, floor.below))
+    elif axis is not None:
+        floor = floor_with_pose(floor, surface, up, pose, axis)
+    heading = find_heading(surface, up)
+    if axis is not None:
+        heading = heading_with_pose(heading, pose, up)
+    rotation = _rounded_rotation(given_up, pose[:3, :3] @ heading.forward if heading.is_room_axis else None)
+    map_from_given = np.eye(4)
+    map_from_given[:3, :3] = rotation
+    level = float(given_up @ pose[:3, 3]) - floor.below
+    map_from_given[2, 3] = -round(level / _LEVEL_STEP) * _LEVEL_STEP
+    share = heading.room_share if heading.is_room_axis else 0.0
+    return Room(map_from_given, floor, confidence, reason + note, share, convention)
+
+
+def _leveled(surface: Surface, up: Vector, floor: Floor) -> Vector:
+    """The normal of the floor's plane, if enough of it is seen; otherwise ``up``."""
+    normal, below = up, floor.below
+    for thickness in _THICKNESSES:
+        members = surface.select(_is_floor(surface, normal, below, thickness))
+        if len(members) < 20:
+            return up
+        center = members.points.mean(axis=0)
+        centered = members.points - center
+        variances, axes = np.linalg.eigh(centered.T @ centered / len(centered))
+        # Evenly filled, a strip of some width has a deviation of width / sqrt(12).
+        is_small = members.areas.sum() < _FLOOR_AREA or math.sqrt(12 * max(variances[1], 0.0)) < _FLOOR_WIDTH
+        fitted = axes[:, 0] * np.sign(axes[:, 0] @ up)
+        if is_small or angle_between(fitted, up) > _MAX_CORRECTION:
+            return up
+        normal, below = fitted, -float(center @ fitted)
+    return normal
+
+
+def _floor_below(surface: Surface, up: Vector, below: float) -> float:
+    """Meters from the mean camera down to the floor seen."""
+    for thickness in _THICKNESSES:
+        is_floor = _is_floor(surface, up, below, thickness)
+        if is_floor.any():
+            below = -float((surface.points[is_floor] @ up).mean())
+    return below
+
+
+def _is_floor(surface: Surface, up: Vector, below: float, thickness: float) -> NDArray[np.bool_]:
+    near = np.abs(surface.points @ up + below) < thickness
+    return np.asarray(near & (surface.normals @ up > _LEVEL_ANGLE))
+
+
+def _rounded_direction(direction: Vector) -> Vector:
+    """A direction of length 1 whose slopes against the nearest axis are whole steps."""
+    main = int(np.abs(direction).argmax())
+    slopes = np.rint(direction / abs(direction[main]) / _SLOPE_STEP) * _SLOPE_STEP
+    return np.asarray(slopes / np.linalg.norm(slopes), dtype=np.float64)
+
+
+def _rounded_rotation(up: Vector, forward: Vector | None) -> NDArray[np.float64]:
+    """[3, 3] from the given world to the map's, whose X is near an axis of the given world.
+
+    Args:
+        up: [3] the vertical in the given world.
+        forward: [3] a direction of walls there, perpendicular to it; None: the axes are as near as can be.
+    """
+    axis = np.eye(3)[(int(np.abs(up).argmax()) + 1) % 3]
+    x = _unit(axis - (axis @ up) * up, otherwise=axis)
+    y = np.cross(up, x)
+    angle = 0.0
+    if forward is not None:
+        angle = math.atan2(forward @ y, forward @ x)
+        angle = (angle + math.pi / 4) % (math.pi / 2) - math.pi / 4  # all four walls are one direction
+        angle = round(angle / _SLOPE_STEP) * _SLOPE_STEP
+    x, y = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
+    return np.stack([x, y, up])
+
+
+def _unit(vector: Vector, *, otherwise: Vector) -> Vector:
+    length = float(np.linalg.norm(vector))
+    return vector / length if length > 0.05 else otherwise

@@ -1,0 +1,121 @@
+"""Frames fused in one room: where each frame's grid lies among the blocks, and the volume that can be read."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.data.grid import FLOOR_OFFSET
+from ammnet_sparse.data.set_info import SetInfo
+from ammnet_sparse.pictures.outputs import CompletedScene
+from ammnet_sparse.scene_map.blocks import EDGE, Blocks, Evidence
+from ammnet_sparse.scene_map.fusion import evidence_of, probabilities
+from ammnet_sparse.scene_map.room import Room
+from ammnet_sparse.scene_map.volume import MapVolume
+
+
+class FusedFrames:
+    """The sum of what frames say about a room.
+
+    Args:
+        room: whose world the voxels are aligned with.
+        info: classes and grid of the frames.
+    """
+
+    def __init__(self, room: Room, info: SetInfo) -> None:
+        self.room, self.info = room, info
+        self.blocks = Blocks(info.num_classes, info.grid_shape[1])
+
+    def fuse(self, scene: CompletedScene, evidence: Evidence | None = None) -> None:
+        """Adds a completed frame with a pose, exactly if it was placed in this room, else at the nearest voxels.
+
+        Args:
+            evidence: of the scene, if it is known.
+        """
+        assert scene.world_from_given is not None
+        evidence = evidence_of(scene) if evidence is None else evidence
+        between = self.room.map_from_given @ np.linalg.inv(scene.world_from_given)
+        quarters = round(math.degrees(math.atan2(between[1, 0], between[0, 0])) / 90.0)
+        size = self.info.voxel_size
+        half = np.array(self.info.grid_shape) / 2
+        middle = scene.origin + size * half[[0, 2, 1]]
+        placed = evidence.turned(quarters)
+        corner = (between[:3, :3] @ middle + between[:3, 3])[:2] / size - np.array(placed.weights.shape)[[0, 2]] / 2
+        x, y = np.rint(corner).astype(int).tolist()
+        self.blocks.add((x, y), placed)
+
+    def moved_to(self, room: Room) -> "FusedFrames":
+        """The same evidence in another room, every voxel from the nearest one."""
+        moved = FusedFrames(room, self.info)
+        between = self.room.map_from_given @ np.linalg.inv(room.map_from_given)
+        back = np.linalg.inv(between)
+        size, height = self.info.voxel_size, self.blocks.height
+        corners = np.stack(np.meshgrid([0, EDGE], [0, height], [0, EDGE], indexing="ij"), axis=-1).reshape(-1, 3)
+        targets: set[tuple[int, int]] = set()
+        for x, y in self.blocks.at:
+            points = self._world(corners + np.array([EDGE * x, 0, EDGE * y]) - 0.5) @ back[:3, :3].T + back[:3, 3]
+            low, high = (np.floor(one[:2] / size / EDGE).astype(int) for one in (points.min(0), points.max(0)))
+            targets |= {(i, j) for i in range(low[0], high[0] + 1) for j in range(low[1], high[1] + 1)}
+        for x, y in sorted(targets):
+            voxels = np.indices((EDGE, height, EDGE)).reshape(3, -1).T + np.array([EDGE * x, 0, EDGE * y])
+            points = self._world(voxels) @ between[:3, :3].T + between[:3, 3]
+            source = np.floor((points - [0, 0, FLOOR_OFFSET]) / size).astype(np.int64)[:, [0, 2, 1]]
+            moved.blocks.add((EDGE * x, EDGE * y), self._picked(source))
+        return moved
+
+    def _world(self, voxels: NDArray[np.generic]) -> NDArray[np.float64]:
+        """[N, 3] world (X, Y, Z) of the centers of voxels [N, 3] (X, height, Y)."""
+        centers = (np.asarray(voxels, dtype=np.float64) + 0.5) * self.info.voxel_size
+        return centers[:, [0, 2, 1]] + np.array([0.0, 0.0, FLOOR_OFFSET])
+
+    def _picked(self, source: NDArray[np.int64]) -> Evidence:
+        """A block of the evidence at the voxels [EDGE * height * EDGE, 3] (X, height, Y); none outside the map."""
+        picked = Evidence.none(self.blocks.num_classes, (EDGE, self.blocks.height, EDGE))
+        sums, weights, views = picked.sums.reshape(len(picked.sums), -1), picked.weights.ravel(), picked.views.ravel()
+        is_inside = (source[:, 1] >= 0) & (source[:, 1] < self.blocks.height)
+        position = source[:, [0, 2]] // EDGE
+        for one in np.unique(position, axis=0).tolist():
+            block = self.blocks.at.get((one[0], one[1]))
+            if block is None:
+                continue
+            chosen = np.flatnonzero(is_inside & (position == one).all(axis=1))
+            x, height, y = source[chosen].T
+            x, y = x - EDGE * one[0], y - EDGE * one[1]
+            sums[:, chosen] = block.sums[:, x, height, y]
+            weights[chosen], views[chosen] = block.weights[x, height, y], block.views[x, height, y]
+        return picked
+
+    def volume(self, poses: NDArray[np.float64], names: tuple[str, ...]) -> MapVolume:
+        """What is known, as arrays.
+
+        Args:
+            poses: [N, 4, 4], of the frames, camera to the map's world.
+            names: of these frames.
+        """
+        box = self.blocks.box()
+        first, last = box if box is not None else (np.zeros(3, np.int64), np.full(3, -1))
+        shape = tuple((last - first + 1).tolist())
+        found = np.zeros((self.info.num_classes, *shape), dtype=np.float16)
+        views = np.zeros(shape, dtype=np.uint16)
+        for position, block in self.blocks.at.items():
+            start = np.array([EDGE * position[0], 0, EDGE * position[1]]) - first
+            inside = [
+                slice(max(0, -low), min(length, size - low))
+                for low, length, size in zip(start, block.weights.shape, shape, strict=True)
+            ]
+            if any(one.start >= one.stop for one in inside):
+                continue
+            to = tuple(slice(one.start + low, one.stop + low) for one, low in zip(inside, start, strict=True))
+            chosen = tuple(inside)
+            found[:, *to] = probabilities(block)[:, *chosen]
+            views[to] = np.minimum(block.views[chosen], np.iinfo(np.uint16).max)
+        origin = first[[0, 2, 1]] * self.info.voxel_size + np.array([0.0, 0.0, FLOOR_OFFSET])
+        return MapVolume(
+            probabilities=found,
+            num_views=views,
+            origin=origin,
+            poses=poses,
+            names=names,
+            map_from_given=self.room.map_from_given,
+            info=self.info,
+        )
