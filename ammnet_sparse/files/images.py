@@ -9,6 +9,7 @@ for another scale. So the encoding is detected from the values and reported.
 """
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ def read_image(
     upright: bool = True,
     size: tuple[int, int] | None = None,
     advice: str = "replace the file",
+    content: bytes | None = None,
 ) -> LoadedImage:
     """Decodes the first picture of an image file.
 
@@ -86,12 +88,14 @@ def read_image(
         upright: rotate the picture according to its EXIF orientation.
         size: (rows, columns) that it must have once it is upright; checked before it is decoded.
         advice: what to do about an unusable file, for messages.
+        content: of the file, where it is in an archive; ``path`` then names it in messages.
 
     Raises:
         DataError: missing, unreadable, of another format or size.
     """
     names = " or ".join("jpg" if name == "JPEG" else name.lower() for name in formats)
-    with open_file(path, what=what, advice=advice) as file, warnings.catch_warnings():
+    opened = open_file(path, what=what, advice=advice) if content is None else io.BytesIO(content)
+    with opened as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about metadata
         try:
             head = read_head(file)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ammnet_sparse.camera.files.frame_files import FrameFiles, find_frames, is_image_file
+from ammnet_sparse.camera.files.frame_files import FOLDERS, FrameFiles, find_frames, is_image_file
 from ammnet_sparse.camera.files.intrinsics import Intrinsics
 from ammnet_sparse.camera.files.poses import natural_order
 from ammnet_sparse.camera.files.stored import StoredImages, read_stored
@@ -26,10 +26,6 @@ _REWRITE_SECONDS = 1.0
 _NUM_SPREADS, _CLEARLY = 9, 0.75
 """Spreads measured per order of a frame's files, and the largest ratio of the median spreads of two orders at which the
 smaller one decides."""
-_COLOR_FOLDERS = ("color", "colors", "colour", "rgb", "image", "images")
-_DEPTH_FOLDERS = ("depth", "depths")
-_LABEL_FOLDERS = ("label", "labels", "label_map", "seg2d")
-_POSE_FOLDERS = ("pose", "poses")
 
 
 class FolderSource:
@@ -90,7 +86,7 @@ class FolderSource:
 
     def reads_from(self, folder: Path) -> bool:
         """Whether what is written into this folder would be taken for a frame."""
-        places = [self.folder / name for name in (*_COLOR_FOLDERS, *_DEPTH_FOLDERS, *_LABEL_FOLDERS, *_POSE_FOLDERS)]
+        places = [self.folder / name for names in FOLDERS.values() for name in names]
         return os.path.realpath(folder) in {os.path.realpath(place) for place in (self.folder, *places)}
 
     def stop(self) -> None:
@@ -186,11 +182,11 @@ class FolderSource:
 
     def _paths(self) -> list[FrameFiles]:
         """The frames whose files are all there."""
-        color = self._place(_COLOR_FOLDERS) if self.has_color else None
-        depth, label_map = self._place(_DEPTH_FOLDERS), None
+        color = self._place("color") if self.has_color else None
+        depth, label_map = self._place("depth"), None
         if self.has_label_map:
-            label_map = self._place(_LABEL_FOLDERS)
-        pose = next((self.folder / name for name in _POSE_FOLDERS if (self.folder / name).is_dir()), None)
+            label_map = self._place("label_map")
+        pose = next((self.folder / name for name in FOLDERS["pose"] if (self.folder / name).is_dir()), None)
         frames: list[FrameFiles] = []
         try:
             frames, messages = find_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)
@@ -218,8 +214,8 @@ class FolderSource:
                 self._said.add(key)
                 self._report(messages[key])
 
-    def _place(self, names: tuple[str, ...]) -> Path:
-        return next((self.folder / name for name in names if (self.folder / name).is_dir()), self.folder)
+    def _place(self, kind: str) -> Path:
+        return next((self.folder / name for name in FOLDERS[kind] if (self.folder / name).is_dir()), self.folder)
 
 
 @dataclasses.dataclass(frozen=True)

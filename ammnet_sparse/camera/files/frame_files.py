@@ -23,6 +23,13 @@ _WORDS = {
     "label_map": "label[_-]?maps?|labels?|seg|seg2d",
 }
 """Words in file names that say what a file is; frames are matched by what is left of their names."""
+FOLDERS: Mapping[str, Sequence[str]] = {
+    "color": ("color", "colors", "colour", "rgb", "image", "images"),
+    "depth": ("depth", "depths"),
+    "label_map": ("label", "labels", "label_map", "seg2d"),
+    "pose": ("pose", "poses"),
+}
+"""Usual names of folders of one kind of files."""
 KIND_NAMES = {"color": "color image", "depth": "depth image", "pose": "pose", "label_map": "label map"}
 _LISTS = {"color": "rgb.txt", "depth": "depth.txt"}
 """TUM's lists of files by time stamp."""
@@ -124,7 +131,8 @@ def find_frames(
         raise _no_frame(files, folders)
     if all(time_stamp(key) is not None for key in complete):
         complete.sort(key=lambda key: time_stamp(key) or 0.0)
-    numbers = _by_number(complete)
+    by_number = _by_number(complete)
+    numbers = None if by_number is None else tuple(by_number)
     frames = [
         FrameFiles(
             key or Path(os.path.realpath(color or depth)).name,
@@ -132,7 +140,7 @@ def find_frames(
             time=time_stamp(key),
             index=index,
             count=len(complete),
-            numbers=None if numbers is None else tuple(numbers),
+            numbers=numbers,
         )
         for index, key in enumerate(complete)
     ]
@@ -244,10 +252,14 @@ def _matched(files: dict[str, Files]) -> dict[str, Files]:
 
 
 def _by_number(keys: Iterable[str]) -> dict[int, str] | None:
-    """Keys by the only number in each; None where one has none or several, or two have the same."""
+    """Keys by the only number in each, or by the first of Redwood's ``NUMBER-MICROSECONDS``.
+
+    None where one has none or several, or two have the same.
+    """
     numbers: dict[int, str] = {}
     for key in keys:
-        found = re.findall(r"\d+", key)
+        redwood = re.fullmatch(r"(\d+)-\d+", key)
+        found = re.findall(r"\d+", key) if redwood is None else [redwood[1]]
         if len(found) != 1 or int(found[0]) in numbers:
             return None
         numbers[int(found[0])] = key

@@ -169,7 +169,7 @@ def read_trajectory(path: Path) -> Trajectory:
             )
     lengths = np.unique(counts).tolist()
     if lengths in ([7], [8]):
-        return _of_quaternions(path, values.reshape(-1, lengths[0]))
+        return trajectory_of_quaternions(path, values.reshape(-1, lengths[0]))
     if len(values) in (12, 16) or lengths in ([12], [16]):
         size = len(values) if len(values) in (12, 16) else lengths[0]
         return Trajectory(path, matrices_of_rows(values.reshape(-1, size // 4, 4)))
@@ -263,8 +263,8 @@ def matrices_of_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return poses
 
 
-def _of_quaternions(path: Path, values: NDArray[np.float64]) -> Trajectory:
-    """Poses of rows [N, 7] or, with time stamps, [N, 8]."""
+def trajectory_of_quaternions(path: Path, values: NDArray[np.float64]) -> Trajectory:
+    """Poses of rows ``tx ty tz qx qy qz qw`` [N, 7] or, with time stamps before them, [N, 8]."""
     times = None
     if values.shape[1] == 8:
         stamps = np.where(np.isfinite(values[:, 0]), values[:, 0], np.inf)  # fits no frame

@@ -1,0 +1,191 @@
+"""The frames of a moving camera with their poses: which of them are usable, and which are worth taking."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ammnet_sparse.camera.files.intrinsics import Intrinsics
+from ammnet_sparse.camera.files.poses import Pose, PoseConvention
+from ammnet_sparse.camera.files.stored import StoredImages
+from ammnet_sparse.files.errors import DataError
+
+MIN_TURN = 15.0
+"""Degrees of rotation after which a frame is taken however little the camera has moved."""
+_LARGEST_STEP, _LARGEST_TURN = 1.0, 60.0
+"""Meters and degrees between neighboring frames that a camera may move, if the sequence's other steps are small."""
+_UNUSUAL = 10.0
+"""Larger steps are allowed up to this multiple of the sequence's median step."""
+_FEW = 10
+"""So many frames and fewer that are away from all others are left out."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PosedFrame:
+    """A frame whose images are read when they are needed.
+
+    Attributes:
+        name: of the frame, for people and files.
+        pose: [4, 4] camera to world, or None.
+        read_images: reads the images; raises DataError.
+        pose_convention: the pose's camera axes, where its file says so.
+    """
+
+    name: str
+    pose: Pose | None
+    read_images: Callable[[], StoredImages]
+    pose_convention: PoseConvention | None = None
+
+    def read(self) -> StoredImages:
+        """The images with the pose. Raises DataError for images that cannot be read."""
+        images = self.read_images()
+        return dataclasses.replace(images, name=self.name, pose=self.pose, pose_convention=self.pose_convention)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PosedSequence:
+    """The usable frames of a sequence, in order.
+
+    Attributes:
+        path: of the folder or file.
+        layout: name of the layout that was recognized.
+        frames: all have a pose, or none has.
+        intrinsics: of the depth image, or of both images.
+        color_intrinsics: of the color image, if it has its own.
+        depth_scale: units of the depth image per meter, if the layout defines it.
+        has_color: whether the frames have color images.
+        problems: a line for each frame or file that was left out, and for each jump.
+    """
+
+    path: Path
+    layout: str
+    frames: Sequence[PosedFrame]
+    intrinsics: Intrinsics
+    color_intrinsics: Intrinsics | None = None
+    depth_scale: float | None = None
+    has_color: bool = True
+    problems: tuple[str, ...] = ()
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether the frames have poses."""
+        return any(frame.pose is not None for frame in self.frames)
+
+    def checked(self) -> "PosedSequence":
+        """Without frames that lack a pose others have, and without jumps; images must all have one size.
+
+        Raises:
+            DataError: no frame is left.
+        """
+        frames, problems = list(self.frames), list(self.problems)
+        if self.has_poses:
+            problems += [f"frame {frame.name}: expected a pose, found none" for frame in frames if frame.pose is None]
+            frames, jumps = _without_jumps([frame for frame in frames if frame.pose is not None])
+            problems += jumps
+        if not frames:
+            said = f"; {problems[0]}" if problems else ""
+            raise DataError(f"{self.path}: expected frames ({self.layout}), found none that can be used{said}")
+        sizes = _Sizes()
+        frames = [dataclasses.replace(frame, read_images=sizes.checking(frame)) for frame in frames]
+        return dataclasses.replace(self, frames=tuple(frames), problems=tuple(problems))
+
+    def taken(self, *, every: int = 1, min_motion: float | None = None) -> list[PosedFrame]:
+        """Every ``every``-th frame; of these, each that is so many meters or ``MIN_TURN`` degrees from the last taken.
+
+        Frames without poses are not chosen by motion.
+        """
+        frames = list(self.frames[::every])
+        if min_motion is None or not self.has_poses:
+            return frames
+        taken = frames[:1]
+        for frame in frames[1:]:
+            meters, degrees = _motion(_pose_of(frame), _pose_of(taken[-1])[None])
+            if meters[0] >= min_motion or degrees[0] >= MIN_TURN:
+                taken.append(frame)
+        return taken
+
+
+class _Sizes:
+    """The sizes of color, depth and label map of the first frame that is read, which the others must have."""
+
+    def __init__(self) -> None:
+        self._first: list[tuple[int, ...] | None] | None = None
+
+    def checking(self, frame: PosedFrame) -> Callable[[], StoredImages]:
+        """The reader of the frame, with the check."""
+        read, name = frame.read_images, frame.name
+
+        def read_checked() -> StoredImages:
+            images = read()
+            arrays = (images.color, images.depth, images.label_map)
+            sizes = [None if array is None else array.shape[:2] for array in arrays]
+            self._first = self._first or sizes
+            if sizes != self._first:
+                raise DataError(f"frame {name}: expected images of {_said(self._first)}, found {_said(sizes)}")
+            return images
+
+        return read_checked
+
+
+def _said(sizes: Sequence[tuple[int, ...] | None]) -> str:
+    """Sizes in words: those of color, depth and label map."""
+    return " and ".join(f"{size[1]}x{size[0]}" for size in sizes if size is not None)
+
+
+def _pose_of(frame: PosedFrame) -> Pose:
+    assert frame.pose is not None
+    return frame.pose
+
+
+def _motion(pose: Pose, others: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Meters and degrees between a pose and others [N, 4, 4]; [N] each."""
+    meters = np.linalg.norm(others[:, :3, 3] - pose[:3, 3], axis=1)
+    cosine = (np.einsum("nij,ij->n", others[:, :3, :3], pose[:3, :3]) - 1) / 2
+    return meters, np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def _distance(pose: Pose, others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N] as ``_motion`` in one number: 1 is the largest step or turn of a camera."""
+    meters, degrees = _motion(pose, others)
+    return np.maximum(meters / _LARGEST_STEP, degrees / _LARGEST_TURN)
+
+
+def _without_jumps(frames: Sequence[PosedFrame]) -> tuple[list[PosedFrame], list[str]]:
+    """The frames without the few whose poses are away from all others, and a line for each of these and each jump.
+
+    Every frame continues the group whose last pose it is near to, or begins a new one.
+    """
+    if not frames:
+        return [], []
+    poses = np.stack([_pose_of(frame) for frame in frames])
+    steps = [float(_distance(pose, poses[index : index + 1])[0]) for index, pose in enumerate(poses[1:])]
+    limit = max(1.0, _UNUSUAL * float(np.median(steps)) if steps else 0.0)
+    groups: list[list[int]] = []
+    for index, pose in enumerate(poses):
+        distances = _distance(pose, poses[[group[-1] for group in groups]]) if groups else np.array([math.inf])
+        nearest = int(distances.argmin())
+        if distances[nearest] <= limit:
+            groups[nearest].append(index)
+        else:
+            groups.append([index])
+    largest = max(map(len, groups))
+    kept: list[int] = []
+    problems: list[str] = []
+    for group in groups:
+        is_kept = len(group) > _FEW or len(group) == largest
+        first, last = group[0], group[-1]
+        said = "the pose is away from those of all other frames"
+        if first > 0:
+            meters, degrees = (float(one[0]) for one in _motion(poses[first], poses[first - 1 : first]))
+            said = f"the pose jumps by {meters:.1f} m and {degrees:.0f} degrees, which no camera does"
+        names = frames[first].name + (f" and {len(group) - 1} up to {frames[last].name}" if len(group) > 1 else "")
+        if not is_kept:
+            problems.append(f"frame {names}: {said}; left out")
+        elif kept:
+            problems.append(f"frame {names}: {said}, and stays there; the frames are used where their poses put them")
+        if is_kept:
+            kept += group
+    return [frames[index] for index in sorted(kept)], problems

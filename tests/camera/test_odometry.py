@@ -1,0 +1,100 @@
+"""Odometry: poses that follow from the motion between frames, and where tracking is lost. Open3D itself is faked."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ammnet_sparse.camera.files.stored import StoredImages
+from ammnet_sparse.camera.odometry import Odometry
+from ammnet_sparse.camera.settings import CameraSettings
+from ammnet_sparse.data.synthetic.raycast import camera_pose
+from ammnet_sparse.files.errors import DataError
+from tests.camera.own_views import settings_of
+from tests.completion import room_depth
+
+PITCH = 20.0
+HEIGHTS = (1.4, 1.45, 1.5)
+
+
+def pose(height: float) -> NDArray[np.float64]:
+    return camera_pose(height, yaw=0.0, pitch=-np.radians(PITCH), roll=0.0)
+
+
+def frame(number: int, *, wall: float = 3.0) -> StoredImages:
+    """A frame of the box room; its color says its number, by which the fake knows the motion."""
+    height = HEIGHTS[number]
+    color = np.full((480, 640, 3), number, dtype=np.uint8)
+    return StoredImages(str(number), color, room_depth(height=height, pitch=PITCH, wall=wall))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for Open3D: the true motion between frames whatever they show; keeps the first guesses."""
+    fake = SimpleNamespace(guesses=[])
+
+    def motion(source: Any, target: Any, camera: Any, guess: Any, jacobian: Any, option: Any) -> tuple[bool, Any, None]:
+        fake.guesses.append(guess)
+        first, second = (int(one[0, 0].mean()) for one in (source, target))
+        return True, np.linalg.inv(pose(HEIGHTS[second])) @ pose(HEIGHTS[first]), None
+
+    module = SimpleNamespace(
+        geometry=SimpleNamespace(
+            Image=np.asarray,
+            RGBDImage=SimpleNamespace(create_from_color_and_depth=lambda color, depth, **options: color),
+        ),
+        camera=SimpleNamespace(PinholeCameraIntrinsic=lambda *numbers: numbers),
+        pipelines=SimpleNamespace(
+            odometry=SimpleNamespace(
+                compute_rgbd_odometry=motion,
+                RGBDOdometryJacobianFromHybridTerm=object,
+                OdometryOption=lambda **options: options,
+            )
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "open3d", module)
+    return fake
+
+
+def test_poses_follow_from_the_motions(fake: SimpleNamespace) -> None:
+    odometry = Odometry(settings_of())
+    found = [odometry.add(frame(number)) for number in range(3)]
+    assert [begins for _, begins in found] == [True, False, False]
+    for height, (given, _) in zip(HEIGHTS, found, strict=True):
+        np.testing.assert_allclose(given, np.linalg.inv(pose(HEIGHTS[0])) @ pose(height), atol=1e-9)
+    # The camera is assumed to be where the last frame was.
+    np.testing.assert_allclose(fake.guesses[-1], np.linalg.inv(pose(HEIGHTS[0])) @ pose(HEIGHTS[1]), atol=1e-9)
+
+
+def test_a_part_begins_where_the_depth_contradicts(fake: SimpleNamespace) -> None:
+    odometry = Odometry(settings_of())
+    odometry.add(frame(0))
+    lost, begins = odometry.add(frame(1, wall=1.5))
+    assert begins
+    np.testing.assert_array_equal(lost, np.eye(4))
+    found, begins = odometry.add(frame(2, wall=1.5))
+    assert not begins
+    np.testing.assert_allclose(found, np.linalg.inv(pose(HEIGHTS[1])) @ pose(HEIGHTS[2]), atol=1e-9)
+
+
+def test_poses_are_those_of_the_stored_images(fake: SimpleNamespace) -> None:
+    """Images that are stored upside down are rotated for the odometry, and the poses back."""
+    settings = CameraSettings(intrinsics=settings_of().intrinsics, rotate=180)
+    odometry, turn = Odometry(settings), np.diag([-1.0, -1, 1, 1])
+    for number in range(2):
+        upright = frame(number)
+        assert upright.color is not None
+        found, _ = odometry.add(StoredImages(upright.name, upright.color[::-1, ::-1], upright.depth[::-1, ::-1]))
+    expected = np.linalg.inv(pose(HEIGHTS[0])) @ pose(HEIGHTS[1])
+    np.testing.assert_allclose(found @ turn, expected, atol=1e-6)
+
+
+def test_what_is_needed(fake: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="color"):
+        Odometry(settings_of()).add(StoredImages("0", None, room_depth()))
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(DataError, match=r"ammnet-sparse\[odometry\]"):
+        Odometry(settings_of())
