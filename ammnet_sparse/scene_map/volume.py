@@ -41,7 +41,8 @@ class MapVolume:
     @property
     def labels(self) -> NDArray[np.uint8]:
         """[X, height, Y] uint8, the most probable class; 0 is empty, 255 unknown."""
-        labels = self.probabilities.argmax(axis=0).astype(np.uint8)
+        bits = self.probabilities.view(np.uint16)  # have the order of the numbers, and take half of the time
+        labels = bits.argmax(axis=0).astype(np.uint8)
         return np.where(self.is_known, labels, np.uint8(UNKNOWN_LABEL))
 
     @property

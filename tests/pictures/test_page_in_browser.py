@@ -15,9 +15,12 @@ from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.pictures.comparison import ERROR_COLORS, Rgb
 from ammnet_sparse.pictures.page import PART_COLORS, Scene, write_page
 from ammnet_sparse.pictures.palettes import painted
+from ammnet_sparse.pictures.room_files import room_scene
 from tests.pictures.browser import Browser, Page, find_chromium
+from tests.pictures.rooms import FLOOR, TABLE, WALL, box_labels, map_volume
 from tests.pictures.test_page import FAR, HIGH, LEFT, LOW, NEAR, RIGHT, SHAPE, lopsided
 
+PATH_COLOR: Rgb = (199, 0, 120)
 CHAIR_COLOR = CLASSES[CLASS_NAMES.index("chair")].color
 WINDOW = (860, 580)
 
@@ -288,3 +291,30 @@ def test_completion_is_told_from_the_observed_surface(compared: Page) -> None:
     assert observed[1] < completed[1]
     compared.click("#parts-1")
     assert shown(compared, *PART_COLORS.values()) == [True, False]
+
+
+def test_one_looks_into_a_room_through_its_walls(browser: Browser, tmp_path: Path) -> None:
+    """And sees the path of the camera. A wall with known voxels on its outer side hides what is behind it."""
+    labels = box_labels((60, 30, 300))
+    path = write_page(tmp_path / "page.html", [room_scene(map_volume(labels))], title="T")
+    page = browser.open(path.as_uri(), size=WINDOW)
+    inside = (color_of(FLOOR), color_of(TABLE), PATH_COLOR)
+    for button in ("camera-side", "from-above"):
+        page.click(f"#{button}")
+        assert shown(page, *inside) == [True, True, True]
+    page.click("#path")
+    assert shown(page, *inside) == [True, True, False]
+    page.click("#eye-level")
+    ((row, column),) = place_of(page, color_of(TABLE))
+    left, top, _, _ = page.box_of("#canvas")
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + column, y=top + row)
+    words = page.evaluate("document.querySelector('#readout').textContent")
+    assert re.fullmatch(r"Voxel \d+, [1-9], (1[5-9]|2\d)\d: predicted table", words)
+    assert page.complaints() == []
+    page.close()
+    labels[:, :, 0] = 0  # now the near wall has an outer side
+    path = write_page(tmp_path / "page.html", [room_scene(map_volume(labels))], title="T")
+    page = browser.open(path.as_uri(), size=WINDOW)
+    page.click("#eye-level")
+    assert shown(page, color_of(WALL), *inside) == [True, False, False, False]
+    page.close()

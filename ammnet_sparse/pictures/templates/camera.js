@@ -8,44 +8,57 @@ const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a
 const along = (point, direction, distance) => point.map((value, axis) => value + distance * direction[axis]);
 
 class OrbitCamera {
-  constructor(shape) {
-    this.shape = shape;
+  constructor({ shape, path }) {
+    Object.assign(this, { shape, isRoom: Boolean(path), start: path?.[0] });
     this.cameraSide();
   }
 
-  // From behind and above the camera that took the frame: it stands in front of the face Y = 0 and looks along Y.
+  // From behind and above the camera that took the frame: it stands in front of the face Y = 0 and looks along Y. Of a
+  // room, all of it, from higher up.
   cameraSide() {
     const [x, height, y] = this.shape;
-    this.place([x / 2, 0.33 * height, -0.42 * y], 0, 0.585, 1.04 * Math.hypot(1.57 * height, 1.42 * y));
+    if (this.isRoom) this.place("cameraSide", [x / 2, 0.2 * height, -0.47 * y], 0, 0.9, 1.3 * Math.hypot(x, y));
+    else this.place("cameraSide", [x / 2, 0.33 * height, -0.42 * y], 0, 0.585, 1.04 * Math.hypot(1.57 * height, 1.42 * y));
   }
 
   fromAbove() {
     const [x, height, y] = this.shape;
-    this.place([x / 2, 0.3 * height, -y / 2], 0, Math.PI / 2, 1.7 * Math.max(x, y));
+    this.place("fromAbove", [x / 2, 0.3 * height, -y / 2], 0, Math.PI / 2, 1.7 * Math.max(x, y));
   }
 
   eyeLevel() {
     const [x, height, y] = this.shape;
-    this.place([x / 2, 0.42 * height, -0.55 * y], 0, 0.06, 1.25 * y);
+    this.place("eyeLevel", [x / 2, 0.42 * height, -0.55 * y], 0, 0.06, 1.25 * y);
   }
 
-  place(target, azimuth, elevation, distance) {
-    Object.assign(this, { target, azimuth, elevation, distance });
+  place(named, target, azimuth, elevation, distance) {
+    Object.assign(this, { named, target, azimuth, elevation, distance });
+  }
+
+  // The room has grown. A view that somebody has turned to stays; where the path starts tells how the grid has moved.
+  grow({ shape, path }) {
+    const [x, height, y] = path[0].map((place, axis) => place - this.start[axis]);
+    Object.assign(this, { shape, start: path[0] });
+    if (this.named) this[this.named]();
+    else this.target = [this.target[0] + x, this.target[1] + height, this.target[2] - y];
   }
 
   // Pixels of a drag, in panes `size` pixels wide or high: the scene follows the pointer.
   orbit(right, down, size) {
+    this.named = null;
     this.azimuth -= (right / size) * 4;
     this.elevation = Math.min(Math.PI / 2, Math.max(-0.5, this.elevation + (down / size) * 4));
   }
 
   pan(right, down, size) {
+    this.named = null;
     const scale = (2 * this.distance * Math.tan(FIELD_OF_VIEW / 2)) / size;
     const basis = this.basis();
     this.target = along(along(this.target, basis.right, -right * scale), basis.up, down * scale);
   }
 
   zoom(factor) {
+    this.named = null;
     const largest = Math.max(...this.shape);
     this.distance = Math.min(8 * largest, Math.max(0.1 * largest, this.distance / factor));
   }

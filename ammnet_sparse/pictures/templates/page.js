@@ -15,10 +15,13 @@ const settings = {
   parts: data.parts.map(() => true),
   colorBy: "class",
   outside: false,
+  path: true,
   cut: Infinity,
 };
 let scene = null;
 let camera = null;
+const cameras = {}; // of frames and of the room
+const latest = {}; // of a live page: the newest frame and the room, by the names that they are asked for by
 let renderer = null;
 let choice = null; // key of the chosen views
 let panes = [];
@@ -96,7 +99,7 @@ function viewChoices() {
   const choices = new Map();
   const beside = scene.truth ? ["prediction", "truth"] : ["prediction", "input"];
   if (available.length > 1) choices.set("beside", ["Side by side", beside]);
-  for (const view of available) choices.set(view, [VIEW_NAMES[view], [view]]);
+  for (const view of available) choices.set(view, [viewName(view), [view]]);
   if (available.length > 2) choices.set("all", ["All", available]);
   return choices;
 }
@@ -117,6 +120,8 @@ function buildViews() {
   }));
 }
 
+const viewName = (view) => (scene.path ? "Room" : VIEW_NAMES[view]);
+
 // The word for voxels that are hidden at first.
 const unshown = () => (scene.truth ? "unscored" : "unreliable");
 
@@ -131,21 +136,35 @@ async function showScene(index) {
 function show(decoded) {
   scene = decoded;
   element("viewer").hidden = false;
-  if (!camera || camera.shape.join() !== scene.shape.join()) {
-    camera = new OrbitCamera(scene.shape);
-    settings.cut = scene.shape[1];
-    Object.assign(element("cut"), { max: scene.shape[1], value: scene.shape[1] });
-  }
+  fitToShape();
   element("parts").hidden = !scene.hasHit;
   element("outside-row").hidden = !scene.hasMask;
   element("outside-words").textContent = `Show ${unshown()} voxels, too`;
-  element("input").hidden = !scene.image;
-  if (scene.image) element("image").src = scene.image;
-  element("note").hidden = !scene.note;
-  element("note").textContent = scene.note;
+  element("path-row").hidden = !scene.path;
+  element("camera-side").textContent = scene.path ? "Overview" : "Camera's side";
+  showBeside(scene);
   showCounts();
   buildViews();
   arrange();
+}
+
+function showBeside({ image, note }) {
+  element("input").hidden = !image;
+  if (image) element("image").src = image;
+  element("note").hidden = !note;
+  element("note").textContent = note;
+}
+
+// The camera and the height above which is cut off, which are kept as long as the shape, or the room, is the same.
+function fitToShape() {
+  const kind = scene.path ? "room" : "frame";
+  const known = cameras[kind];
+  if (known && scene.path) known.grow(scene);
+  else if (!known || known.shape.join() !== scene.shape.join()) cameras[kind] = new OrbitCamera(scene);
+  camera = cameras[kind];
+  const [cut, height] = [element("cut"), scene.shape[1]];
+  settings.cut = known && settings.cut < cut.max ? Math.min(settings.cut, height) : height;
+  Object.assign(cut, { max: height, value: settings.cut });
 }
 
 function showCounts() {
@@ -178,7 +197,7 @@ function arrange() {
     view, left: (index % columns) / columns, top: Math.floor(index / columns) / rows, width: 1 / columns, height: 1 / rows,
   }));
   element("captions").replaceChildren(...panes.map((pane) => {
-    const box = make("div", { className: "caption" }, make("span", { textContent: VIEW_NAMES[pane.view] }),
+    const box = make("div", { className: "caption" }, make("span", { textContent: viewName(pane.view) }),
       make("i", {}), ...scene.shape.map((length, axis) =>
         make("b", { textContent: `${["X", "height", "Y"][axis]} ${(length * data.voxelSize).toFixed(1)} m` })));
     for (const side of ["left", "top", "width", "height"]) box.style[side] = `${100 * pane[side]}%`;
@@ -193,10 +212,19 @@ function repaint() {
   if (renderer) {
     for (const { view } of panes) {
       paints.set(view, paintVoxels(scene, view, settings, palette));
-      renderer.setFaces(view, buildFaces(paints.get(view), scene.shape));
+      renderer.setFaces(view, buildFaces(paints.get(view), scene.shape, scene.known));
     }
+    renderer.setLines(settings.path ? pathLines() : []);
   }
   redraw();
+}
+
+// The path of the camera through a room and the pyramid of its newest view, as pairs of points.
+function pathLines() {
+  const { path = [], view } = scene;
+  const lines = path.slice(1).flatMap((point, index) => [path[index], point]);
+  view?.forEach((corner, index) => lines.push(path.at(-1), corner, corner, view[(index + 1) % view.length]));
+  return lines;
 }
 
 let isWaiting = false;
@@ -227,8 +255,10 @@ function placeLabels() {
       label.style.top = `${50 - (50 * at(1)) / at(3)}%`;
     };
     const box = element("captions").children[index];
-    box.querySelector("i").textContent = scene.camera ? "camera" : "camera's side";
-    place(box.querySelector("i"), [right, 0, far]);
+    const mark = box.querySelector("i");
+    mark.textContent = scene.camera ? "camera" : "camera's side";
+    place(mark, [right, 0, far]);
+    if (scene.path) mark.hidden = true; // the camera itself is drawn
     const ends = [[0.8 * x, 0, -0.04 * y], [-0.06 * x, 0.6 * height, y], [-0.06 * x, 0, 0.5 * y]];
     box.querySelectorAll("b").forEach((label, axis) => place(label, ends[axis]));
   });
@@ -243,7 +273,7 @@ function savePicture() {
   context.drawImage(element("canvas"), 0, 0);
   const size = (16 * width) / element("canvas").clientWidth;
   context.font = `600 ${size}px system-ui, sans-serif`;
-  for (const pane of panes) context.fillText(VIEW_NAMES[pane.view], pane.left * width + size, pane.top * height + 2 * size);
+  for (const pane of panes) context.fillText(viewName(pane.view), pane.left * width + size, pane.top * height + 2 * size);
   picture.toBlob((blob) => {
     const address = URL.createObjectURL(blob);
     make("a", { href: address, download: `${scene.name}.png` }).click();
@@ -258,7 +288,7 @@ function describeVoxel(left, top) {
   if (!pane || !paints.has(pane.view)) return "";
   const aspect = (pane.width * element("panes").clientWidth) / (pane.height * element("panes").clientHeight);
   const ray = camera.ray((2 * (right - pane.left)) / pane.width - 1, 1 - (2 * (down - pane.top)) / pane.height, aspect);
-  const voxel = firstVoxel(paints.get(pane.view), scene.shape, ray.origin, ray.direction);
+  const voxel = firstVoxel(paints.get(pane.view), scene.shape, ray.origin, ray.direction, scene.known);
   if (voxel < 0) return "";
   const [, height, depth] = scene.shape;
   const place = [Math.floor(voxel / depth / height), Math.floor(voxel / depth) % height, voxel % depth];
@@ -274,23 +304,43 @@ function describeVoxel(left, top) {
   return `Voxel ${place.join(", ")}: ${words.join(", ")}`;
 }
 
-// --- a live page: the newest scene of the program that serves it ---
+// --- a live page: the newest frame of the program that serves it, and the room ---
 
-async function follow() {
-  const { viewer, state, follow: box } = Object.fromEntries(["viewer", "state", "follow"].map((id) => [id, element(id)]));
-  viewer.hidden = true;
+const tell = (text) => Object.assign(element("state"), { textContent: text, hidden: !text });
+
+function goLive() {
+  element("viewer").hidden = true;
   element("follow-row").hidden = false;
-  const tell = (text) => Object.assign(state, { textContent: text, hidden: !text });
+  element("frame-only-row").hidden = !data.hasRoom;
+  element("frame-only").addEventListener("change", () => showLatest());
   tell("Waiting for the first frame.");
+  follow("newest");
+  if (data.hasRoom) follow("room");
+}
+
+// The room, with image and words of the newest frame, or the frame alone; only these where nothing but it has arrived.
+function showLatest(arrived) {
+  const { newest, room } = latest;
+  if (!room || element("frame-only").checked) {
+    if (arrived !== "room" && newest) show(newest);
+    return;
+  }
+  if (arrived !== "newest" || scene !== room) show(room);
+  if (newest) showBeside({ image: newest.image, note: `${newest.note}\n${room.note}` });
+}
+
+async function follow(name) {
+  const box = element("follow");
   for (let number = 0; ;) {
     while (!box.checked) await new Promise((done) => box.addEventListener("change", done, { once: true }));
     try {
-      const answer = await fetch(`newest?after=${number}`);
+      const answer = await fetch(`${name}?after=${number}`);
       if (!answer.ok) throw new Error(answer.statusText); // another program has the port now
       if (answer.status === 200 && box.checked) {
-        const newest = await answer.json();
-        number = newest.number;
-        show(await decodeScene(newest.scene));
+        const received = await answer.json();
+        number = received.number;
+        latest[name] = await decodeScene(received.scene);
+        showLatest(name);
       }
       if (scene) tell("");
     } catch {
@@ -324,6 +374,10 @@ function connect() {
   buildColorChoice();
   element("outside").addEventListener("change", () => {
     settings.outside = element("outside").checked;
+    repaint();
+  });
+  element("path").addEventListener("change", () => {
+    settings.path = element("path").checked;
     repaint();
   });
   element("cut").addEventListener("input", () => {
@@ -364,7 +418,7 @@ async function start() {
     complain("The 3D view needs WebGL2, which this browser does not have or has switched off. Allow hardware "
       + "acceleration in its settings, or open the page in another browser.");
   }
-  if (data.live) follow();
+  if (data.live) goLive();
   else await showScene(0);
   document.body.dataset.state = "ready";
 }

@@ -4,6 +4,7 @@ const FACE_VERTEX = `#version 300 es
 layout(location = 0) in uvec4 place; // x, height, y, face
 layout(location = 1) in uvec4 paint; // red, green, blue, shade of the corners
 uniform mat4 camera;
+uniform vec3 eye; // along X, height and Y, in voxels
 out vec2 within;
 flat out vec3 color;
 flat out vec4 corners;
@@ -17,7 +18,8 @@ void main() {
   float light = axis == 1 ? 1.0 : axis == 0 ? 0.76 : 0.87;
   color = vec3(paint.rgb) / 255.0 * light;
   corners = vec4(paint.w & 3u, (paint.w >> 2) & 3u, (paint.w >> 4) & 3u, (paint.w >> 6) & 3u);
-  gl_Position = camera * vec4(position.xy, -position.z, 1.0);
+  bool isFront = (eye[axis] - position[axis]) * (float(place.w & 1u) - 0.5) > 0.0;
+  gl_Position = isFront ? camera * vec4(position.xy, -position.z, 1.0) : vec4(2.0, 2.0, 2.0, 1.0);
 }`;
 
 const FACE_FRAGMENT = `#version 300 es
@@ -72,6 +74,27 @@ void main() {
   pixel = vec4(0.42, 0.45, 0.5, 1.0);
 }`;
 
+const LINE_VERTEX = `#version 300 es
+layout(location = 0) in vec3 start; // along X, height and Y, in voxels
+layout(location = 1) in vec3 end;
+uniform mat4 camera;
+uniform vec2 pixels; // of the pane
+void main() { // a rectangle of LINE_WIDTH pixels along each line
+  vec4 ends[2] = vec4[2](camera * vec4(start.xy, -start.z, 1.0), camera * vec4(end.xy, -end.z, 1.0));
+  vec2 along = (ends[1].xy / ends[1].w - ends[0].xy / ends[0].w) * pixels;
+  vec2 across = vec2(-along.y, along.x) / max(length(along), 0.001) * float(2 * (gl_VertexID & 1) - 1);
+  gl_Position = ends[gl_VertexID >> 1];
+  gl_Position.xy += across * 3.0 / pixels * gl_Position.w;
+  if (ends[0].w <= 0.0 || ends[1].w <= 0.0) gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
+}`;
+
+const LINE_FRAGMENT = `#version 300 es
+precision highp float;
+out vec4 pixel;
+void main() {
+  pixel = vec4(0.78, 0.0, 0.47, 1.0);
+}`;
+
 function buildProgram(gl, vertexSource, fragmentSource) {
   const program = gl.createProgram();
   for (const [type, source] of [[gl.VERTEX_SHADER, vertexSource], [gl.FRAGMENT_SHADER, fragmentSource]]) {
@@ -99,7 +122,9 @@ class Renderer {
     this.faces = buildProgram(this.gl, FACE_VERTEX, FACE_FRAGMENT);
     this.ground = buildProgram(this.gl, GROUND_VERTEX, GROUND_FRAGMENT);
     this.axes = buildProgram(this.gl, AXES_VERTEX, AXES_FRAGMENT);
+    this.lines = buildProgram(this.gl, LINE_VERTEX, LINE_FRAGMENT);
     this.meshes = new Map();
+    this.path = { layout: this.gl.createVertexArray(), buffer: this.gl.createBuffer(), count: 0 };
     this.nothing = this.gl.createVertexArray();
     this.gl.enable(this.gl.DEPTH_TEST);
   }
@@ -112,7 +137,7 @@ class Renderer {
       gl.bindBuffer(gl.ARRAY_BUFFER, mesh.buffer);
       for (const location of [0, 1]) {
         gl.enableVertexAttribArray(location);
-        gl.vertexAttribIPointer(location, 4, gl.UNSIGNED_BYTE, 8, 4 * location);
+        gl.vertexAttribIPointer(location, 4, location ? gl.UNSIGNED_BYTE : gl.UNSIGNED_SHORT, FACE_BYTES, 8 * location);
         gl.vertexAttribDivisor(location, 1);
       }
       this.meshes.set(view, mesh);
@@ -120,7 +145,21 @@ class Renderer {
     const mesh = this.meshes.get(view);
     gl.bindBuffer(gl.ARRAY_BUFFER, mesh.buffer);
     gl.bufferData(gl.ARRAY_BUFFER, bytes, gl.STATIC_DRAW);
-    mesh.count = bytes.length / 8;
+    mesh.count = bytes.length / FACE_BYTES;
+  }
+
+  // Lines between pairs of points in voxels along (X, height, Y).
+  setLines(points) {
+    const gl = this.gl;
+    gl.bindVertexArray(this.path.layout);
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.path.buffer);
+    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(points.flat()), gl.STATIC_DRAW);
+    for (const location of [0, 1]) {
+      gl.enableVertexAttribArray(location);
+      gl.vertexAttribPointer(location, 3, gl.FLOAT, false, 24, 12 * location);
+      gl.vertexAttribDivisor(location, 1);
+    }
+    this.path.count = points.length / 2;
   }
 
   // Each pane: the view, and where it lies in fractions of the canvas from its top left corner.
@@ -138,12 +177,15 @@ class Renderer {
       gl.viewport(...box);
       gl.scissor(...box);
       const matrix = camera.matrix(box[2] / box[3]);
-      if (camera.basis().eye[1] > 0) this.drawGround(matrix, shape, voxelSize);
+      const [right, up, back] = camera.basis().eye;
+      if (up > 0) this.drawGround(matrix, shape, voxelSize);
       this.drawAxes(matrix, shape);
+      this.drawLines(matrix, box);
       const mesh = this.meshes.get(pane.view);
       if (!mesh || !mesh.count) continue;
       gl.useProgram(this.faces);
       gl.uniformMatrix4fv(gl.getUniformLocation(this.faces, "camera"), false, matrix);
+      gl.uniform3f(gl.getUniformLocation(this.faces, "eye"), right, up, -back);
       gl.bindVertexArray(mesh.layout);
       gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, mesh.count);
     }
@@ -157,6 +199,15 @@ class Renderer {
     gl.uniform1f(gl.getUniformLocation(this.ground, "meter"), 1 / voxelSize);
     gl.bindVertexArray(this.nothing);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
+  }
+
+  drawLines(matrix, [, , width, height]) {
+    const gl = this.gl;
+    gl.useProgram(this.lines);
+    gl.uniformMatrix4fv(gl.getUniformLocation(this.lines, "camera"), false, matrix);
+    gl.uniform2f(gl.getUniformLocation(this.lines, "pixels"), width, height);
+    gl.bindVertexArray(this.path.layout);
+    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.path.count);
   }
 
   drawAxes(matrix, shape) {

@@ -6,6 +6,7 @@ const IGNORE = 255;
 const IN_MASK = 1;
 const HIT = 2;
 const DRAWN = 1 << 24; // above the 24 bits of a color, so that black is drawn too
+const FACE_BYTES = 12;
 const SURFACE_COLOR = 0xa9adb5; // of the input surface where no image colors it
 
 const packColor = ([red, green, blue]) => (red << 16) | (green << 8) | blue;
@@ -16,7 +17,8 @@ async function unpack(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// The volumes of a scene; `truth` and `hitColors` are null where there is none.
+// The volumes of a scene; `truth` and `hitColors` are null where there is none, and `known` for a frame: the labels of a
+// room, in which one sees faces from known voxels only.
 async function decodeScene(entry) {
   const bytes = await unpack(entry.volumes);
   const count = entry.shape[0] * entry.shape[1] * entry.shape[2];
@@ -32,7 +34,7 @@ async function decodeScene(entry) {
       if (flags[voxel] & HIT) hitColors[voxel] = packColor(take(3));
     }
   }
-  return { ...entry, count, prediction, flags, truth, hitColors };
+  return { ...entry, count, prediction, flags, truth, hitColors, known: entry.path ? prediction : null };
 }
 
 const isOccupied = (label) => label !== EMPTY && label !== IGNORE;
@@ -51,8 +53,10 @@ function paintVoxels(scene, view, settings, palette) {
   const { prediction, truth, flags } = scene;
   const [, height, depth] = scene.shape;
   const labels = view === "truth" ? truth : prediction;
+  const layer = height * depth;
+  const cut = Math.min(settings.cut, height) * depth;
   for (let voxel = 0; voxel < scene.count; voxel++) {
-    if (Math.floor(voxel / depth) % height >= settings.cut) continue;
+    if (voxel % layer >= cut) continue;
     const isHit = (flags[voxel] & HIT) !== 0;
     if (view === "input") {
       if (isHit) paint[voxel] = DRAWN | (scene.hitColors ? scene.hitColors[voxel] : SURFACE_COLOR);
@@ -94,49 +98,72 @@ function countVoxels(scene, numClasses) {
   return counts;
 }
 
-// The faces between drawn voxels and open space, 8 bytes each: x, height, y, face (2 * axis + side), red, green,
-// blue, and how many neighbors shade each of the four corners (2 bits a corner).
-function buildFaces(paint, shape) {
+// The faces between drawn voxels and open space, 12 bytes each: x, height, y and face (2 * axis + side) in 16 bits; red,
+// green, blue, and how many neighbors shade each of the four corners (2 bits a corner). With `known`, the labels of a
+// room, unknown voxels and the outside of the grid are not open.
+function buildFaces(paint, shape, known) {
   const size = shape.map((length) => length + 2); // a border spares the bounds checks
   const steps = [size[1] * size[2], size[2], 1];
-  const solid = new Uint8Array(size[0] * size[1] * size[2]);
-  const cells = [];
-  let voxel = 0;
-  for (let x = 0; x < shape[0]; x++) {
+  const blocks = new Uint8Array(size[0] * size[1] * size[2]); // 1: drawn, 2: not open
+  if (known) blocks.fill(2);
+  const drawn = new Uint32Array(paint.length); // voxels, of which the first `count` are set
+  let count = 0;
+  for (let x = 0, voxel = 0; x < shape[0]; x++) {
     for (let h = 0; h < shape[1]; h++) {
-      for (let y = 0; y < shape[2]; y++, voxel++) {
-        if (!paint[voxel]) continue;
-        const cell = (x + 1) * steps[0] + (h + 1) * steps[1] + y + 1;
-        solid[cell] = 1;
-        cells.push(cell, x, h, y, paint[voxel]);
+      for (let y = 0, cell = (x + 1) * steps[0] + (h + 1) * steps[1] + 1; y < shape[2]; y++, cell++, voxel++) {
+        if (paint[voxel]) {
+          blocks[cell] = 1;
+          drawn[count++] = voxel;
+        } else if (known && known[voxel] !== IGNORE) blocks[cell] = 0;
       }
     }
   }
-  const faces = [];
-  for (let i = 0; i < cells.length; i += 5) {
-    const color = cells[i + 4];
+  let places = new Uint16Array(6 << 14);
+  let colors = new Uint8Array(places.buffer);
+  let length = 0; // in bytes
+  for (let i = 0; i < count; i++) {
+    const voxel = drawn[i];
+    const y = voxel % shape[2];
+    const h = Math.floor(voxel / shape[2]) % shape[1];
+    const x = Math.floor(voxel / shape[2] / shape[1]);
+    const cell = (x + 1) * steps[0] + (h + 1) * steps[1] + y + 1;
+    if (length + 6 * 12 > colors.length) { // no room for six faces more
+      const larger = new Uint8Array(2 * colors.length);
+      larger.set(colors);
+      [colors, places] = [larger, new Uint16Array(larger.buffer)];
+    }
     for (let face = 0; face < 6; face++) {
       const axis = face >> 1;
-      const front = cells[i] + (face & 1 ? steps[axis] : -steps[axis]);
-      if (solid[front]) continue;
+      const front = cell + (face & 1 ? steps[axis] : -steps[axis]);
+      if (blocks[front]) continue;
       const across = steps[(axis + 1) % 3];
       const along = steps[(axis + 2) % 3];
       let shade = 0;
       for (let corner = 0; corner < 4; corner++) {
         const a = corner & 1 ? across : -across;
         const b = corner & 2 ? along : -along;
-        const first = solid[front + a];
-        const second = solid[front + b];
-        shade |= (first && second ? 3 : first + second + solid[front + a + b]) << (2 * corner);
+        const first = blocks[front + a] & 1;
+        const second = blocks[front + b] & 1;
+        shade |= (first && second ? 3 : first + second + (blocks[front + a + b] & 1)) << (2 * corner);
       }
-      faces.push(cells[i + 1], cells[i + 2], cells[i + 3], face, (color >> 16) & 255, (color >> 8) & 255, color & 255, shade);
+      const place = length >> 1;
+      places[place] = x;
+      places[place + 1] = h;
+      places[place + 2] = y;
+      places[place + 3] = face;
+      colors[length + 8] = paint[voxel] >> 16;
+      colors[length + 9] = paint[voxel] >> 8;
+      colors[length + 10] = paint[voxel];
+      colors[length + 11] = shade;
+      length += FACE_BYTES;
     }
   }
-  return Uint8Array.from(faces);
+  return colors.subarray(0, length);
 }
 
-// Index of the first drawn voxel along a ray, or -1; `origin` and `direction` in voxels along (X, height, Y).
-function firstVoxel(paint, shape, origin, direction) {
+// Index of the first drawn voxel along a ray, or -1; `origin` and `direction` in voxels along (X, height, Y). With `known`
+// as for the faces, through which the ray must enter.
+function firstVoxel(paint, shape, origin, direction, known) {
   let enter = 0;
   let leave = Infinity;
   for (let axis = 0; axis < 3; axis++) {
@@ -150,9 +177,10 @@ function firstVoxel(paint, shape, origin, direction) {
     Math.min(length - 1, Math.max(0, Math.floor(origin[axis] + (enter + 1e-6) * direction[axis]))));
   const step = direction.map((part) => (part > 0 ? 1 : -1));
   const crossing = cell.map((index, axis) => (index + (step[axis] > 0 ? 1 : 0) - origin[axis]) / (direction[axis] || 1e-9));
-  for (;;) {
+  for (let isOpen = !known; ;) {
     const voxel = (cell[0] * shape[1] + cell[1]) * shape[2] + cell[2];
-    if (paint[voxel]) return voxel;
+    if (paint[voxel] && isOpen) return voxel;
+    isOpen = !known || (!paint[voxel] && known[voxel] !== IGNORE);
     const axis = crossing[0] < crossing[1] ? (crossing[0] < crossing[2] ? 0 : 2) : crossing[1] < crossing[2] ? 1 : 2;
     cell[axis] += step[axis];
     if (cell[axis] < 0 || cell[axis] >= shape[axis]) return -1;

@@ -1,0 +1,64 @@
+"""The files of a room's map as outputs of a command: options, and the check of the folder."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from ammnet_sparse.cli.errors import UsageError, check_keeps_inputs, check_output_folder, writing_to
+from ammnet_sparse.cli.options import parse_positive_number
+from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.pictures.occupancy import HEIGHTS
+from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
+from ammnet_sparse.scene_map.volume import MapVolume
+
+
+def add_room_options(parser: argparse._ActionsContainer) -> None:
+    """``--map-heights LOW HIGH`` and ``--map-resolution M``; None if not given."""
+    low, high = HEIGHTS
+    parser.add_argument(
+        "--map-heights",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help=f"meters above the floor between which map.pgm counts a place as occupied (default: {low:g} {high:g})",
+    )
+    parser.add_argument(
+        "--map-resolution",
+        type=parse_positive_number,
+        metavar="M",
+        help="meters per pixel of map.pgm, such as 0.05 (default: a voxel, 0.08)",
+    )
+
+
+def check_room_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the process if the heights are not ascending numbers."""
+    if options.map_heights is not None and not options.map_heights[0] < options.map_heights[1]:
+        parser.error(f"--map-heights: expected a lower and a higher number, found {options.map_heights}")
+
+
+def check_room_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
+    """Raises UsageError, before any work is done, if the files of a map cannot be written into the folder.
+
+    Also if they would replace inputs, or anything but the files of an earlier map.
+    """
+    check_output_folder(folder)
+    check_keeps_inputs([folder / name for name in ROOM_FILES], inputs)
+    foreign = foreign_room_files(folder)
+    if foreign:
+        raise UsageError(
+            f"--out {folder}: expected no files of these names but those of an earlier map, found "
+            f"{abbreviated([path.name for path in foreign])} of another origin, which would be overwritten; choose "
+            "another folder"
+        )
+
+
+def write_room_files(options: argparse.Namespace, volume: MapVolume) -> list[Path]:
+    """Writes the files of a map into the folder of ``--out`` as the options say, and returns their paths."""
+    with writing_to(options.out):
+        return write_room(
+            options.out,
+            volume,
+            palette=options.palette,
+            heights=HEIGHTS if options.map_heights is None else tuple(options.map_heights),
+            resolution=options.map_resolution,
+        )
