@@ -97,7 +97,7 @@ def _rectangles(faces: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
     end = np.nonzero(changes[..., 1:] & (faces != 0))[2] + 1
     value = faces[layer, row, start]
     order = np.lexsort((row, value, end, start, layer))
-    layer, row, start, end, value = (each[order] for each in (layer, row, start, end, value))
+    layer, row, start, end, value = layer[order], row[order], start[order], end[order], value[order]
     same = [np.diff(each) == 0 for each in (layer, start, end, value.astype(np.int64))]
     is_first = np.append(True, ~np.logical_and.reduce([*same, np.diff(row) == 1]))[: len(row)]
     first = np.flatnonzero(is_first)

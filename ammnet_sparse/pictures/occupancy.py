@@ -42,8 +42,8 @@ def occupancy(volume: MapVolume, *, heights: tuple[float, float] = HEIGHTS) -> N
     is_between = (centers >= heights[0]) & (centers <= heights[1])
     if not is_between.any():
         warnings.warn(
-            f"`map_heights={heights[0]:g} {heights[1]:g}`: expected heights with voxels of the map between them, found "
-            f"voxels whose centers are {centers.min():.2f} to {centers.max():.2f} m above the floor: nothing is in the way",
+            f"`map_heights={heights[0]:g} {heights[1]:g}`: expected heights with centers of voxels between them, found "
+            f"centers {centers.min():.2f} to {centers.max():.2f} m above the floor; map.pgm shows nothing in the way",
             stacklevel=2,
         )
     level = [info.class_names.index(name) for name in _LEVEL_CLASSES if name in info.classes]

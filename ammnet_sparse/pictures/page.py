@@ -150,7 +150,7 @@ def live_page(info: SetInfo, *, title: str, has_room: bool = False) -> str:
 
     It asks for ``newest?after=NUMBER``, again and again, and expects ``{"number": N, "scene": ...}`` with the
     ``scene_data`` of a scene with another number, or status 204 for none. With ``has_room`` it asks for
-    ``room?after=NUMBER`` too, shows that scene, and of the newest one the image, unless it is asked for the frame alone.
+    ``room?after=NUMBER`` too and shows that scene, with the newest one's image, unless a switch asks for the frame.
     """
     return _page(_viewer(info, [], live=True, has_room=has_room), title=title, connections="'self'")
 

@@ -31,8 +31,8 @@ def write_room(
     """Writes every file of a map into a folder, which is made; each replaces an existing one atomically.
 
     ``room.npz`` has the arrays of the volume, ``labels``, ``classes`` (their names) and ``voxel_size``. ``room.ply``
-    (cubes) and ``room.glb`` are meshes in meters in the map's world. ``page.html`` shows the room in 3D, and ``map.pgm``
-    with ``map.yaml`` where a robot can be.
+    (cubes) and ``room.glb`` are meshes in meters in the map's world. ``page.html`` shows the room in 3D, and
+    ``map.pgm`` with ``map.yaml`` where a robot can be.
 
     Args:
         folder: to write to.
