@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.images import CameraImages
 from ammnet_sparse.completion import SceneCompleter, stored_arrays
 from ammnet_sparse.data.set_info import SetInfo
@@ -52,6 +53,12 @@ class SceneMap:
         self._next: FusedFrames | None = None
         self._unreadable: FusedFrames | None = None
         self._waiting: list[int] = []
+        self._looked_at: set[str] = set()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the frames in the map."""
+        return tuple(frame.name for frame in self._frames)
 
     @property
     def num_frames(self) -> int:
@@ -90,7 +97,7 @@ class SceneMap:
         """
         name = f"{self.num_frames:06d}" if name is None else name
         stored = stored_arrays(color, depth, pose, label_map=label_map, name=name)
-        scene, given = self._added(self._completer.images_of(stored), name)
+        scene, given = self._added(stored)
         self._frames.append(MapFrame(name, given, None if self._estimate is None else self._spool.keep(stored)))
         return scene
 
@@ -101,9 +108,19 @@ class SceneMap:
             DataError: what ``read`` raises, no pose, or as ``SceneCompleter.complete``. The map is as before.
         """
         stored = read()
-        scene, given = self._added(self._completer.images_of(stored), stored.name)
+        scene, given = self._added(stored)
         self._frames.append(MapFrame(stored.name, given, read))
         return scene
+
+    def look_at(self, stored: StoredImages) -> None:
+        """Finds the room with a frame, too, that is added later: once all were looked at, each is completed only once.
+
+        Raises:
+            DataError: as ``add_frame``.
+        """
+        if self._estimate is not None:
+            self._estimate.add(*self._images_of(stored))
+            self._looked_at.add(stored.name)
 
     def finish(self, progress: Callable[[int], None] | None = None) -> None:
         """Completes again all frames whose place has moved. The map then depends on its frames, not on their order.
@@ -171,17 +188,24 @@ class SceneMap:
         ]
         return scene_map
 
-    def _added(self, images: CameraImages, name: str) -> tuple[CompletedScene, GivenPose]:
-        """Finds the room with a new frame, if it is time, and completes and fuses the frame."""
+    def _images_of(self, stored: StoredImages) -> tuple[CameraImages, GivenPose]:
+        images = self._completer.images_of(stored)
         given = GivenPose.of_images(images)
         if given is None:
-            raise DataError(f"frame {name}: expected a pose, which places it in the map, found none; give one (`pose`)")
+            said = "expected a pose, which places it in the map, found none; give one (`pose`)"
+            raise DataError(f"frame {stored.name}: {said}")
+        return images, given
+
+    def _added(self, stored: StoredImages) -> tuple[CompletedScene, GivenPose]:
+        """Finds the room with a new frame, if it is time, and completes and fuses the frame."""
+        images, given = self._images_of(stored)
         if self._estimate is not None:
-            self._estimate.add(images, given)
+            if stored.name not in self._looked_at:
+                self._estimate.add(images, given)
             if self._estimate.is_due:
                 self._place(self._estimate.room())
         target = self._next or self._known
-        scene = self._complete(images, given, name, target.room)
+        scene = self._complete(images, given, stored.name, target.room)
         evidence = evidence_of(scene)
         for fused in (self._fused, self._next):
             if fused is not None:

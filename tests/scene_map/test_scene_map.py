@@ -53,3 +53,17 @@ def test_any_order_gives_the_same_map(completer: SceneCompleter) -> None:
         np.testing.assert_array_equal(other.origin, first.origin)
         np.testing.assert_array_equal(other.num_views, first.num_views)
         np.testing.assert_array_equal(other.probabilities, first.probabilities)
+
+
+def test_frames_that_were_looked_at_are_completed_once(completer: SceneCompleter) -> None:
+    _, frames = path_through(5, 9)
+    scene_map, names = SceneMap(completer), []
+    for frame in frames:
+        scene_map.look_at(frame)
+    for frame in frames:
+        scene_map.add_frame(lambda frame=frame: names.append(frame.name) or frame)
+    scene_map.finish()
+    assert tuple(names) == scene_map.names == tuple(frame.name for frame in frames)
+    found, expected = scene_map.volume(), _map_of(completer, frames).volume()
+    np.testing.assert_array_equal(found.map_from_given, expected.map_from_given)
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
