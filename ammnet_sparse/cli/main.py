@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("data_check", "read every frame of a set and name what is broken"),
     "data pack": ("data_pack", "pack a set into one file that is read directly"),
     "data prepare": ("data_prepare", "make a set from SSCNet's raw files, Occ-ScanNet or MonoScene"),
+    "data mesh": ("data_mesh", "make a set from posed frames and a labeled mesh of their room"),
     "data rooms": ("data_rooms", "generate synthetic rooms in the layout of the published sets"),
     "experiments": ("experiments", "train the rows of a table of the paper, and print it"),
     "environment": ("environment", "list what this machine has for the project and what is missing"),
