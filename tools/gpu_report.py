@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_KEYS = ("step_seconds", "step_seconds_range", "peak_mib", "launches", "device_seconds", "loss_scale")
+_KEYS = ("step_seconds", "step_seconds_range", "peak_mib", "launches", "device_seconds", "graphs", "loss_scale")
 """What a line takes from the row of tools/bench_model.py."""
 
 
@@ -62,6 +62,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     yield step("dense 256 fp16", 80, *channels_last, "--dtype", half)
     yield step("sparse 256 fp16 gather", 50, *sparse, "plain", *gather, "--dtype", half)
     yield step("sparse 256 fp16 auto", 70, *sparse, "plain", *auto, "--dtype", half)
+    if is_cuda:
+        yield step("sparse 256 fp16 graphs", 80, *sparse, "graphs", *auto, "--dtype", half)
     yield step("dense 256 float32 tf32", 80, *dense, "--variants", "plain", "--dtype", "float32", "--tf32")
     yield step("sparse 256 float32 tf32", 50, *sparse, "plain", *auto, "--dtype", "float32", "--tf32")
     yield step("sparse 256 fp16 elementwise", 50, *sparse, "recompute_elementwise", *auto, "--dtype", half)

@@ -381,6 +381,11 @@ class TrainingConfig(_Section):
         description="what computes 3D convolutions: spconv (CUDA), gathered rows and one matrix product, or plain "
         "convolutions of volumes; auto: on CUDA spconv between sparse sites",
     )
+    cuda_graphs: Annotated[Literal[False, True, "auto"], FREE] = Field(
+        False,
+        description="record the DDR blocks from half the resolution on as CUDA graphs, so that the host starts them "
+        "with few launches; auto: where possible, true: warn where it is not; not yet run on a card",
+    )
     validate_every: Annotated[Positive, FREE] = Field(
         1, description="epochs between validations; the last epoch is always validated"
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
-from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel, set_recompute
+from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel, run_blocks, set_recompute
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet
@@ -73,9 +73,7 @@ class Discriminator(nn.Module):
                 f"found {num_groups}"
             )
         with recipes_kept(self.keeps_recipes):
-            hidden, here = self.embed(features), sites
-            for block in self.blocks:
-                hidden, here = block(hidden, here, num_groups=num_groups)
+            hidden, here = run_blocks(self.blocks, self.embed(features), sites, num_groups=num_groups)
             flat = here.densify(hidden).flatten(1)
             scores: Tensor = self.score(torch.relu(self.hidden(flat)))
         return scores

@@ -5,7 +5,16 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.models.fusion import build_fusion, kinds_of_fusion
-from ammnet_sparse.sparse.blocks import ChannelDropout, DDRBlock, ElementDropout, Stage, Stem, Up, cells_under
+from ammnet_sparse.sparse.blocks import (
+    ChannelDropout,
+    DDRBlock,
+    ElementDropout,
+    Stage,
+    Stem,
+    Up,
+    cells_under,
+    run_blocks,
+)
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
 from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import SiteSet
@@ -152,9 +161,7 @@ class Decoder(nn.Module):
         """T2 [R, C] at the 1/2 cells that later layers read."""
         if tsdf_features is None or self.tsdf_down is None or self.tsdf_down_up is None:
             return None
-        features, here = tsdf_features, sites
-        for block in self.tsdf_down:
-            features, here = block(features, here)
+        features, here = run_blocks(self.tsdf_down, tsdf_features, sites)
         raised: Tensor = self.tsdf_down_up(features, here, read)
         return raised
 

@@ -159,7 +159,7 @@ def _warn_of_missing(libraries: Mapping[str, KernelLibrary]) -> None:
 
 _LIBRARIES = _load_libraries()
 _warn_of_missing(_LIBRARIES)
-_CHECKS_DEVICE_INDICES = _is_switched_on(CHECK_VARIABLE, default=False)
+CHECKS_DEVICE_INDICES = _is_switched_on(CHECK_VARIABLE, default=False)
 
 
 def kernel_libraries() -> dict[str, KernelLibrary]:
@@ -192,7 +192,7 @@ def out_of_range_operators(like: Tensor) -> list[str]:
 
 def checked(result: Tensor) -> Tensor:
     """``result``; with AMMNET_SPARSE_CHECK_INDICES=1 raises IndexError if an index on CUDA was out of range."""
-    if _CHECKS_DEVICE_INDICES and result.device.type == "cuda" and (names := out_of_range_operators(result)):
+    if CHECKS_DEVICE_INDICES and result.device.type == "cuda" and (names := out_of_range_operators(result)):
         raise IndexError(f"{', '.join(names)}: found an index out of range on {result.device}, run on the CPU for more")
     return result
 

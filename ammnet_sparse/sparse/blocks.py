@@ -1,8 +1,8 @@
 """Building blocks on site features: DDR blocks, stages, the stem and upsampling."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,39 @@ class DDRBlock(Recomputable):
         return result
 
 
+StaticBlocks = Callable[[Sequence[DDRBlock], Tensor, SiteSet, int], tuple[Tensor, SiteSet] | None]
+"""Runs blocks on full grids: (blocks, features, sites, num_groups) -> as ``run_blocks``; None: they run as usual."""
+
+_static_blocks: StaticBlocks | None = None
+
+
+@contextlib.contextmanager
+def static_blocks_by(run: StaticBlocks) -> Iterator[None]:
+    """Within the block ``run_blocks`` lets ``run`` compute the blocks that have the same shapes in every step."""
+    global _static_blocks
+    before, _static_blocks = _static_blocks, run
+    try:
+        yield
+    finally:
+        _static_blocks = before
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], features: Tensor, sites: SiteSet, *, num_groups: int = 1
+) -> tuple[Tensor, SiteSet]:
+    """DDR blocks one after another: [N, in] at ``sites`` -> ([M, out], its sites)."""
+    left = cast(list[DDRBlock], list(blocks))
+    while left and not sites.is_full:
+        features, sites = left.pop(0)(features, sites, num_groups=num_groups)
+    if left and _static_blocks is not None:
+        found = _static_blocks(left, features, sites, num_groups)
+        if found is not None:
+            return found
+    for block in left:
+        features, sites = block(features, sites, num_groups=num_groups)
+    return features, sites
+
+
 def _every_cell(sites: SiteSet, shape: Triple) -> SiteSet:
     """Every cell of a grid of another ``shape`` over the batch of ``sites``."""
     return full_sites(sites.batch_size, shape, sites.linear.device)
@@ -218,10 +251,7 @@ class Stage(Recomputable):
         coarse = _every_cell(sites, half_shape(sites.spatial_shape))
 
         def run(features: Tensor) -> Tensor:
-            here = sites
-            for block in self.children():
-                features, here = block(features, here)
-            return features
+            return run_blocks(self.children(), features, sites)[0]
 
         return self.recomputed(run, features), coarse
 

@@ -147,9 +147,12 @@ class SiteSet:
             yield SiteSet(self.batch_size, self.spatial_shape, linear)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def full_sites(batch_size: int, spatial_shape: Triple, device: torch.device) -> SiteSet:
-    """Every cell of the grid; cached, so that everything derived from it is built once."""
+    """Every cell of the grid; cached, so that everything derived from it is built once.
+
+    Never freed, as CUDA graphs read what it caches.
+    """
     count = batch_size * spatial_shape[0] * spatial_shape[1] * spatial_shape[2]
     with torch.inference_mode(False):
         linear = torch.arange(count, device=device)

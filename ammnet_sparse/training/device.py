@@ -1,12 +1,15 @@
 """The device of a run: precision, convolution backend, determinism, and what to do if its memory is exhausted."""
 
 import os
+import warnings
 
 import torch
 
 from ammnet_sparse.config import Config, ConfigError
-from ammnet_sparse.processes import make_current
+from ammnet_sparse.ops._library import CHECK_VARIABLE, CHECKS_DEVICE_INDICES
+from ammnet_sparse.processes import make_current, num_processes
 from ammnet_sparse.sparse.convolutions import Backend
+from ammnet_sparse.sparse.graphs import BlockGraphs
 
 _KEPT_MIB = {"off": 985.0, "elementwise": 517.0, "blocks": 233.0, "full": 112.0}
 """Kept for the backward pass of the generator by ``training.recompute``, per frame of NYU at width 256 in float32, as
@@ -48,6 +51,32 @@ def convolution_backend(config: Config, device: torch.device) -> Backend:
             "training.deterministic=true is not reproducible; set it to auto or gather"
         )
     return "gather" if backend == "auto" else backend
+
+
+def block_graphs(config: Config, device: torch.device) -> BlockGraphs | None:
+    """The CUDA graphs of a run, nothing captured yet; None without them.
+
+    Warns:
+        UserWarning: ``training.cuda_graphs=true`` where there can be none, with the reason.
+    """
+    training = config.training
+    if not training.cuda_graphs:
+        return None
+    reasons = {
+        f"device {device}": device.type != "cuda",
+        f"training.recompute={training.recompute}": training.recompute != "off",
+        f"training.accumulate={training.accumulate}": training.accumulate > 1,  # gradients would be overwritten
+        "training.deterministic=true": training.deterministic,  # a resumed run begins with a step without graphs
+        "training.convolution_backend=spconv": training.convolution_backend == "spconv",
+        f"{num_processes()} processes": num_processes() > 1,
+        f"{CHECK_VARIABLE}=1": CHECKS_DEVICE_INDICES,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is None:
+        return BlockGraphs()
+    if training.cuda_graphs is True:
+        warnings.warn(f"training.cuda_graphs: none with {reason}", stacklevel=2)
+    return None
 
 
 def memory_advice(config: Config) -> str:

@@ -23,6 +23,7 @@ from ammnet_sparse.processes import num_processes, rank, sum_over_processes
 from ammnet_sparse.sparse.convolutions import weights_cast
 from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.normalization import unchanged_statistics
+from ammnet_sparse.training.device import block_graphs
 from ammnet_sparse.training.losses import (
     Term,
     discriminator_loss,
@@ -86,6 +87,7 @@ class AdversarialGame:
             check_goes_with(
                 self.teachers.config, config.model, source="loss.teachers", has_label_maps=config.data.label_maps
             )
+        self.graphs = block_graphs(config, device)
         self._device = device
         self._half = torch.float16 if config.training.uses_fp16 else torch.bfloat16
         self._has_image_loss = config.model.reads_image
@@ -118,6 +120,11 @@ class AdversarialGame:
         self.discriminator.train()
         with torch.no_grad():
             torch._foreach_copy_(self._buffers_before, self._buffers)
+        is_whole = all(batch.batch_size == self.config.training.batch_size for batch in batches)
+        with self.graphs.used() if self.graphs is not None and is_whole else contextlib.nullcontext():
+            return self._step(batches, seed=seed, updates_discriminator=updates_discriminator)
+
+    def _step(self, batches: Sequence[Batch], *, seed: int, updates_discriminator: bool) -> StepReport:
         scenes = [self._scene(batch, index) for index, batch in enumerate(batches)]
         totals = _Totals.of(batches, has_image_loss=self._has_image_loss, class_weights=self.class_weights)
         is_single = len(scenes) == 1

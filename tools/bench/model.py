@@ -115,6 +115,8 @@ def _variants(options: argparse.Namespace, device: torch.device) -> list[Variant
         if device.type != "cpu" or options.measure != ["operations"]:
             raise ValueError("--as-on-a-gpu: imitates a GPU on a CPU for --measure operations alone")
         return [Variant("sparse", name, "bfloat16") for name in options.variants or VARIANTS["sparse"]]
+    if device.type == "cpu" and "graphs" in options.variants:
+        raise ValueError("--variants graphs: CUDA graphs need a CUDA device, or --as-on-a-gpu")
     dtypes = options.dtype or ["float32", *(["float16"] if device.type == "cuda" else [])]
     if "float16" in dtypes and device.type != "cuda":
         raise ValueError("--dtype float16: fp16 needs a CUDA device; use --dtype float32")
@@ -123,7 +125,7 @@ def _variants(options: argparse.Namespace, device: torch.device) -> list[Variant
         for dtype in dtypes
         for net in options.nets
         for name in VARIANTS[net]
-        if not options.variants or name in options.variants
+        if (name in options.variants if options.variants else name != "graphs" or device.type == "cuda")
     ]
     if not found:
         raise ValueError(f"--variants: none of {', '.join(options.variants)} is one of --nets {' '.join(options.nets)}")

@@ -73,7 +73,7 @@ class _Dispatched(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.name().partition("::")[2].partition(".")[0]
-        if _is_view_or_allocation(func, name):
+        if is_view_or_allocation(func):
             self._counts.views += 1
         else:
             self._counts.launching[name] += 1
@@ -101,7 +101,9 @@ class _Called(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_view_or_allocation(func: Any, name: str) -> bool:
+def is_view_or_allocation(func: Any) -> bool:
+    """Whether an operator launches no work."""
+    name = func.name().partition("::")[2].partition(".")[0]
     if name in ("_unsafe_view", "_reshape_alias") or name.startswith(("empty", "new_empty")):
         return True
     aliases = [result.alias_info for result in func._schema.returns]

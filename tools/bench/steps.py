@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from bench.dense_reference.game import DenseGame
 from bench.dense_reference.network import DenseAMMNet
+from bench.emulated_graphs import EmulatedRecorder
 from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
 from bench.operation_counter import Operations
 from bench.variants import Pair, Variant, build
@@ -20,6 +21,7 @@ from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.sparse import convolutions
+from ammnet_sparse.sparse.graphs import BlockGraphs
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame, StepReport
 from ammnet_sparse.training.networks import Networks
@@ -104,6 +106,7 @@ def measure_steps(
         "step_seconds_range": [round(seconds[0], 4), round(seconds[-1], 4)],
         "part_seconds": {part: round(statistics.median(stopwatch.column(part)[parts_from:]), 4) for part in PARTS},
         "peak_mib": None if most is None or before is None else round(most - before, 1),
+        "graphs": game.graphs.num_graphs if isinstance(game, AdversarialGame) and game.graphs is not None else None,
         "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,  # far below 65,536: many steps were skipped
         **(_launches(game, Batch.collate([next(endless) for _ in range(batch_size)]).to(device)) if is_apart else {}),
     }
@@ -118,7 +121,7 @@ def _launches(game: AdversarialGame | DenseGame, batch: Batch) -> dict[str, Any]
     events = profile.key_averages()
     on_device = [event for event in events if event.device_type == DeviceType.CUDA]
     return {
-        "launches": sum(event.count for event in events if "LaunchKernel" in event.key),
+        "launches": sum(event.count for event in events if "LaunchKernel" in event.key or "GraphLaunch" in event.key),
         "device_seconds": round(sum(event.self_device_time_total for event in on_device) / 1e6, 4),
     }
 
@@ -162,17 +165,21 @@ def as_on_a_gpu() -> Iterator[None]:
 def measure_operations(
     variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, batch_size: int
 ) -> dict[str, Any]:
-    """Operations of the second step of ``batch_size`` frames, as keys of a row: the first step fills caches."""
+    """Operations of a step of ``batch_size`` frames, as keys of a row: first ones fill caches and record graphs."""
     game = make_game(build(variant, config, device), config, Stopwatch(device))
+    if variant.name == "graphs" and device.type == "cpu":
+        assert isinstance(game, AdversarialGame)
+        game.graphs = BlockGraphs(EmulatedRecorder)
     endless = itertools.cycle(frames)
-    counted = Operations()
-    for step in range(2):
+    counted, repeated = Operations(), 0
+    for step in range(3 if variant.name == "graphs" else 2):
         batch = Batch.collate([next(endless) for _ in range(batch_size)]).to(device)
-        counted = Operations()
+        counted, repeated = Operations(), EmulatedRecorder.num_repeated
         with counted:
             report = game.step([batch], seed=step)
             if isinstance(report, StepReport):
                 report.as_floats()  # what the loop does with it
+    counted.launching["graph"] += EmulatedRecorder.num_repeated - repeated
     return {
         "operations": counted.num_launching,
         "views": counted.views,

@@ -29,7 +29,7 @@ Net = Literal["sparse", "dense"]
 Input = Literal["seg2d", "segformer"]
 RECOMPUTE_LEVELS = [level for level in get_args(TrainingConfig.model_fields["recompute"].annotation) if level != "off"]
 VARIANTS: dict[Net, list[str]] = {
-    "sparse": ["plain", *(f"recompute_{level}" for level in RECOMPUTE_LEVELS)],
+    "sparse": ["plain", "graphs", *(f"recompute_{level}" for level in RECOMPUTE_LEVELS)],
     "dense": ["plain", "channels_last", "recompute_blocks", "compiled"],
 }
 APART = ("image encoder", "label map stem", "discriminator")
@@ -82,7 +82,12 @@ def configuration(
         "grid_shape": list(grid_shape),
         "image_encoder": "seg2d" if input_2d == "seg2d" else "segformer_b2",
     }
-    training = {"batch_size": batch_size, "recompute": level, "mixed_precision": _PRECISIONS[variant.dtype]}
+    training = {
+        "batch_size": batch_size,
+        "recompute": level,
+        "mixed_precision": _PRECISIONS[variant.dtype],
+        "cuda_graphs": "auto" if variant.name == "graphs" else False,
+    }
     return config_from_dict({"model": model, "training": training}, source="bench_model.py")
 
 
