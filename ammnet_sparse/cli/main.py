@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "score weights on a split: the paper's table"),
     "predict": ("predict", "complete frames of a set or of your own depth camera"),
     "live": ("live", "complete frames as they arrive, and show the newest in the browser"),
+    "map": ("map", "complete the frames of a moving camera and fuse them into a map of the room"),
     "report": ("report", "write a page about a training run: curves, scores, scenes"),
     "convert": ("convert", "convert a published dense checkpoint"),
     "export": ("export", "make weights small enough to hand out"),

@@ -50,11 +50,12 @@ def in_world(frames: list[StoredImages], given_from_room: NDArray[np.float64]) -
 def completer_by_rule(weights: Path) -> SceneCompleter:
     """A completer that takes hit voxels for floor, wall above 2 m, and objects; the rest for empty."""
     completer = SceneCompleter(weights, intrinsics=dataclasses.astuple(NYU_CAMERA))
-    completer._predict = _by_rule  # type: ignore[method-assign]
+    completer._predict = by_rule  # type: ignore[method-assign]
     return completer
 
 
-def _by_rule(frame: CameraFrame) -> tuple[NDArray[np.uint8], torch.Tensor]:
+def by_rule(frame: CameraFrame) -> tuple[NDArray[np.uint8], torch.Tensor]:
+    """The labels and logits of ``completer_by_rule``."""
     labels = np.where(frame.hit_mask, OBJECTS, 0).astype(np.uint8)
     labels[:, 0] = FLOOR
     labels[:, 25:][frame.hit_mask[:, 25:]] = WALL

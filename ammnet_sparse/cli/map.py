@@ -1,0 +1,282 @@
+"""Completes the frames of a moving camera and fuses them into one map of the room.
+
+    ammnet map --source SEQUENCE --out room
+    ammnet map --source NEXT --out room --continue
+    ammnet map --source FOLDER --out room --intrinsics fx,fy,cx,cy --odometry
+
+SEQUENCE is a folder or file in the layout of 7-Scenes, TUM, ScanNet's export, Replica or Record3D (.r3d), or a folder
+of color and depth images with a trajectory or poses; docs/maps.md lists the files of each. Intrinsics and depth scale
+come from the sequence, where it has them.
+
+First vertical, floor and walls of the room are found in the depth of all frames taken, then each frame is completed in
+that room. Writes room.npz (probabilities), room.ply, room.glb, page.html, map.pgm with map.yaml for robots, and
+state.npz, from which --continue goes on, with frames of the same world that are not in the map yet. An interrupted run
+writes the map of the frames completed so far.
+
+--odometry finds the poses in the images (pip install ammnet-sparse[odometry]). Where it loses track a new part begins,
+with a map of its own in DIR-2, DIR-3 and so on.
+
+Exit code: 0 done, 1 some frames were skipped (each is named), 2 wrong usage or no frame that can be used, 130
+interrupted.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.sequences.layouts import open_sequence
+from ammnet_sparse.camera.files.sequences.sequence import MIN_TURN, PosedFrame, PosedSequence
+from ammnet_sparse.camera.odometry import Odometry
+from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_settings
+from ammnet_sparse.cli.errors import (
+    FAILED,
+    WRONG_USAGE,
+    UsageError,
+    check_output_folder,
+    command,
+    with_options,
+    writing_to,
+)
+from ammnet_sparse.cli.options import (
+    CommandParser,
+    add_checkpoint_option,
+    add_device_option,
+    add_out_option,
+    add_palette_option,
+    add_precision_option,
+    choose_device,
+    parse_positive,
+    parse_positive_number,
+)
+from ammnet_sparse.completion import SceneCompleter
+from ammnet_sparse.evaluation.selection import check_inputs
+from ammnet_sparse.files.errors import DataError, abbreviated
+from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
+from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
+from ammnet_sparse.progress import ProgressBar
+from ammnet_sparse.scene_map.scene_map import SceneMap
+
+STATE = "state.npz"
+"""Name of the file from which a map is continued."""
+_MIN_MOTION = 0.1
+_MOST_LINES = 20
+"""Problems of a sequence that are printed; there may be thousands."""
+
+
+@command("map")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``ammnet map``; returns its exit code."""
+    options = _parse(arguments)
+    check_output_folder(options.out)
+    _check_replaced(options.out, is_continued=options.is_continued)
+    sequence = _opened(options)
+    skipped = _Skipped()
+    for problem in sequence.problems:
+        skipped.add(problem)
+    completer = _completer(options, sequence)
+    num_maps = 0
+    for number, frames in enumerate(_parts(options, sequence, completer, skipped), start=1):
+        folder = options.out if number == 1 else options.out.with_name(f"{options.out.name}-{number}")
+        _check_replaced(folder, is_continued=options.is_continued)
+        with writing_to(folder):
+            num_maps += _map(options, completer, frames, folder=folder, every=sequence.frames, skipped=skipped)
+    skipped.print_rest()
+    if not num_maps:
+        return WRONG_USAGE
+    return FAILED if skipped.count else 0
+
+
+class _Skipped:
+    """Counts what is left out, and prints a line for each until there are too many."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= _MOST_LINES:
+            ProgressBar.write(f"skipped: {with_options(problem)}", file=sys.stderr)
+
+    def print_rest(self) -> None:
+        """Prints how many lines were not printed."""
+        if self.count > _MOST_LINES:
+            print(f"skipped: {self.count - _MOST_LINES} more", file=sys.stderr)
+
+
+def _opened(options: argparse.Namespace) -> PosedSequence:
+    """The sequence, its frames named after it: so the frames of several sequences in one map have different names."""
+    intrinsics = None if options.intrinsics is None else read_intrinsics(options.intrinsics)
+    sequence = open_sequence(options.source, intrinsics=intrinsics, reads_poses=not options.odometry)
+    if not sequence.has_poses and not options.odometry:
+        raise DataError(
+            f"{options.source}: expected poses of the frames ({sequence.layout}), found none; give `odometry` to find "
+            "them in the images"
+        )
+    name = options.source.resolve().name
+    frames = [dataclasses.replace(frame, name=f"{name}/{frame.name}") for frame in sequence.frames]
+    return dataclasses.replace(sequence, frames=tuple(frames))
+
+
+def _completer(options: argparse.Namespace, sequence: PosedSequence) -> SceneCompleter:
+    given: Input2D = "color image" if sequence.has_color else "depth alone"
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
+    print(weights, file=sys.stderr)
+    settings = given_settings(options)
+    settings["intrinsics"] = sequence.intrinsics
+    settings["color_intrinsics"] = settings["color_intrinsics"] or sequence.color_intrinsics
+    settings["depth_scale"] = settings["depth_scale"] or sequence.depth_scale
+    device = choose_device(options.device)
+    completer = SceneCompleter(checkpoint, device=device, precision=options.precision, **settings)
+    for note in check_inputs(completer.model.config, has_color=sequence.has_color, has_label_map=False):
+        print(f"note: {with_options(note)}", file=sys.stderr)
+    return completer
+
+
+def _parts(
+    options: argparse.Namespace, sequence: PosedSequence, completer: SceneCompleter, skipped: _Skipped
+) -> list[list[PosedFrame]]:
+    """The frames taken, by the part of the sequence within which their poses are known."""
+    parts = [list(sequence.frames)]
+    if options.odometry:
+        parts = _tracked(sequence, Odometry(completer.settings), skipped)
+    min_motion = options.min_motion
+    if min_motion is None and options.every is None:
+        min_motion = _MIN_MOTION
+    taken = [
+        dataclasses.replace(sequence, frames=tuple(part)).taken(every=options.every or 1, min_motion=min_motion)
+        for part in parts
+    ]
+    count, said = len(sequence.frames), "" if len(taken) == 1 else f", in {len(taken)} parts"
+    print(f"{options.source} ({sequence.layout}): {sum(map(len, taken))} of {count} frames are taken{said}", flush=True)
+    return taken
+
+
+def _tracked(sequence: PosedSequence, odometry: Odometry, skipped: _Skipped) -> list[list[PosedFrame]]:
+    """The frames with poses found in the images; a new list begins where tracking is lost."""
+    parts: list[list[PosedFrame]] = []
+    for frame in ProgressBar(sequence.frames, title="finding the poses", unit="frame"):
+        try:
+            pose, begins = odometry.add(frame.read())
+        except DataError as error:
+            skipped.add(str(error))
+            continue
+        if begins:
+            parts.append([])
+        if begins and len(parts) > 1:
+            ProgressBar.write(f"frame {frame.name}: tracking is lost; part {len(parts)} begins", file=sys.stderr)
+        parts[-1].append(dataclasses.replace(frame, pose=pose, pose_convention="opencv"))
+    return parts
+
+
+def _map(
+    options: argparse.Namespace,
+    completer: SceneCompleter,
+    frames: list[PosedFrame],
+    *,
+    folder: Path,
+    every: Sequence[PosedFrame],
+    skipped: _Skipped,
+) -> bool:
+    """Makes or continues the map in a folder, and writes it. Returns whether there is a frame in it.
+
+    Args:
+        frames: to add.
+        every: all of the sequence, some of which may be in the map already and are read again if the room moves.
+    """
+    scene_map = SceneMap(completer)
+    if options.is_continued:
+        scene_map = SceneMap.load(folder / STATE, completer, frames={frame.name: frame.read for frame in every})
+    present = set(scene_map.names)
+    frames = [frame for frame in frames if frame.name not in present]
+    if present:
+        print(f"{folder}: {len(present)} frames are in the map, {len(frames)} are new", flush=True)
+    try:
+        frames = _each(frames, lambda frame: scene_map.look_at(frame.read()), skipped, title="finding the room")
+        frames = _each(frames, lambda frame: scene_map.add_frame(frame.read), skipped, title="completing")
+        _finish(scene_map)
+    finally:  # an interrupted run writes the map of its completed frames
+        if scene_map.num_frames:
+            folder.mkdir(parents=True, exist_ok=True)
+            scene_map.save(folder / STATE)
+            write_room(folder, scene_map.volume(), palette=options.palette)
+            _print_summary(scene_map, folder)
+    for note in scene_map.notes:
+        skipped.add(note)
+    return scene_map.num_frames > 0
+
+
+def _each(
+    frames: Sequence[PosedFrame], call: Callable[[PosedFrame], object], skipped: _Skipped, *, title: str
+) -> list[PosedFrame]:
+    """Calls a function with every frame; the frames for which it raised no DataError."""
+    done = []
+    for frame in ProgressBar(frames, title=title, unit="frame"):
+        try:
+            call(frame)
+        except DataError as error:
+            said = str(error)
+            skipped.add(said if frame.name in said else f"frame {frame.name}: {said}")
+            continue
+        done.append(frame)
+    return done
+
+
+def _finish(scene_map: SceneMap) -> None:
+    """Completes again the frames of a continued map that its new frames have moved."""
+    with ProgressBar(title="completing again", unit="frame", total=0) as bar:
+
+        def advance(num_left: int) -> None:
+            bar.total = max(bar.total or 0, num_left)
+            bar.update(bar.total - num_left - bar.n)
+
+        scene_map.finish(advance)
+
+
+def _print_summary(scene_map: SceneMap, folder: Path) -> None:
+    for line in scene_map.room.describe():
+        print(f"  {with_options(line)}")
+    count = scene_map.num_frames
+    print(f"{folder}: {count} frame{'s' * (count != 1)} in the map ({', '.join((*ROOM_FILES, STATE))})", flush=True)
+
+
+def _check_replaced(folder: Path, *, is_continued: bool) -> None:
+    """Raises UsageError if files of another origin would be replaced, or if there is nothing to continue."""
+    if is_continued and not (folder / STATE).exists():
+        raise UsageError(f"--continue: expected {folder / STATE} of an earlier run, found none; omit --continue")
+    if foreign := foreign_room_files(folder):
+        raise UsageError(
+            f"--out {folder}: expected no files of these names but those of earlier maps, found "
+            f"{abbreviated([path.name for path in foreign])} of another origin, which would be overwritten; choose "
+            "another folder"
+        )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("map", __doc__)
+    parser.add_argument("--source", type=Path, required=True, metavar="SEQUENCE", help="folder, or file .r3d")
+    add_out_option(parser, "folder to write to, made if missing", metavar="DIR", required=True)
+    add_checkpoint_option(parser, default="shipped weights for the input")
+    parser.add_argument("--every", type=parse_positive, metavar="N", help="take every Nth frame")
+    parser.add_argument(
+        "--min-motion",
+        type=parse_positive_number,
+        metavar="M",
+        help=f"take a frame once the camera has moved M meters or turned {MIN_TURN:g} degrees since the last one taken "
+        f"(default: {_MIN_MOTION}; with --every none)",
+    )
+    parser.add_argument("--odometry", action="store_true", help="find the poses in the images, whether given or not")
+    parser.add_argument(
+        "--continue", action="store_true", dest="is_continued", help=f"add frames to the map in DIR, by its {STATE}"
+    )
+    add_settings_options(parser.add_argument_group("camera"))
+    add_palette_option(parser)
+    add_device_option(parser)
+    add_precision_option(parser, default="auto")
+    options = parser.parse(arguments)
+    if options.is_continued and options.odometry:
+        parser.error("--continue: needs poses in the world of the map; --odometry finds them in a world of its own")
+    check_settings(parser, options, {"label_map": "sequences have none"})
+    return options
