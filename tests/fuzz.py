@@ -29,8 +29,10 @@ from PIL import Image
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.camera.geometry.surface import Surface
 from ammnet_sparse.config import Config, ModelConfig, load_config
 from ammnet_sparse.data.raw.frames import read_depth_values, read_raw_labels
+from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.data.sets.files import read_color_image, read_label_map
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.sets.ids import read_id_list
@@ -43,6 +45,12 @@ from ammnet_sparse.files.images import guess_depth_encoding, read_image
 from ammnet_sparse.models.weights.backbones import read_weights_file
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.pictures.history import read_history, table_html
+from ammnet_sparse.scene_map.blocks import Evidence
+from ammnet_sparse.scene_map.estimate import Reading
+from ammnet_sparse.scene_map.files import SavedMap, read_map, write_map
+from ammnet_sparse.scene_map.frames import MapFrame
+from ammnet_sparse.scene_map.fused import FusedFrames
+from ammnet_sparse.scene_map.room import GivenPose, Room
 from tests.data.frames import GRID, random_frame, write_frame, write_list
 
 SLOWEST_SECONDS = 5.0
@@ -159,6 +167,7 @@ def make_kinds(folder: Path) -> list[Kind]:
         "legacy.pth": (_torch(zipped=False), read_weights_file),
         "packed.safetensors": (_packed(frames, folder), _read_packed),
         "metrics.jsonl": (_metrics(), _read_metrics),
+        "map.npz": (_map(folder), read_map),
         **{f"{_CAMERA} {name}": (content, _read_intrinsics) for name, content in _INTRINSICS.items()},
         **{f"{_CAMERA} {name}": (content, _read_poses) for name, content in _POSES.items()},
     }
@@ -288,6 +297,18 @@ def _torch(*, zipped: bool) -> bytes:
     state = {"model": {"weight": torch.ones(3, 4), "bias": torch.zeros(4)}, "epoch": 3}
     torch.save(state, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
+
+
+def _map(folder: Path) -> bytes:
+    path, reading = folder / "a map.npz", Reading()
+    surface = Surface(np.ones((3, 3)), np.eye(3), np.ones(3))
+    reading.add(surface, np.eye(4))
+    fused = FusedFrames(Room(np.eye(4)), NYU)
+    evidence = Evidence.none(NYU.num_classes, (4, NYU.grid_shape[1], 4))
+    evidence.views[:] = 1
+    fused.blocks.add((0, 0), evidence)
+    write_map(path, SavedMap(fused, [MapFrame("0001", GivenPose(np.eye(4)), None)], {"opencv": reading}, 1))
+    return path.read_bytes()
 
 
 def _packed(frames: FrameFolder, folder: Path) -> bytes:

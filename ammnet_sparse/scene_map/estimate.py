@@ -28,7 +28,7 @@ _FARTHEST = 6.0
 """Meters of depth that are used."""
 _SLOPE_STEP, _LEVEL_STEP = 1 / 256, 0.02
 """Steps of rotations (radians, 0.2 degrees) and of the floor's level (meters)."""
-_MORE_FRAMES = 1.5
+_MORE_FRAMES = 1.6
 """The room is found again when the number of frames has grown by this factor."""
 _FEWER_CELLS = 0.9
 """Share of cells below which one reading of the poses lays the frames better upon each other than the other."""
@@ -81,25 +81,24 @@ class RoomEstimate:
         self._next = max(self.num_frames + 1, math.ceil(_MORE_FRAMES * self.num_frames))
         readings = {name: one for name, one in self.readings.items() if one.num_frames == self.num_frames}
         # Where files and settings do not agree on the convention, each frame is read by its own.
-        found = {name: _Found.of(reading) for name, reading in (readings or self.readings).items()}
-        convention, note = self._better(found)
-        return _room_of(found[convention], self._settings, convention if len(found) > 1 else None, note)
-
-    def _better(self, found: dict[PoseConvention, "_Found"]) -> tuple[PoseConvention, str]:
-        """The convention of camera axes that the frames agree with, and a note."""
-        (own, first), *others = found.items()
+        (own, first), *others = (readings or self.readings).items()
         if not others:
-            return own, ""
-        other, second = others[0]
+            return _room_of(_Found.of(first), self._settings, None, "")
+        return self._better(own, first, *others[0])
+
+    def _better(self, own: PoseConvention, first: "Reading", other: PoseConvention, second: "Reading") -> Room:
+        """The room by the convention of camera axes that the frames agree with."""
         share = second.num_cells / max(1, first.num_cells)
         if share < _FEWER_CELLS:
-            return other, f"; the frames fit each other better with poses as {other}"
-        if share > 1 / _FEWER_CELLS:
-            return own, ""
-        pose, note = pose_by_depth(
-            first.vertical, first.pose, second.pose, convention=own, pose_up=self._settings.pose_up
-        )
-        return (other if pose is second.pose else own), note
+            note = f"; the frames fit each other better with poses as {other}"
+            return _room_of(_Found.of(second), self._settings, other, note)
+        found, note = _Found.of(first), ""
+        if share <= 1 / _FEWER_CELLS:
+            turned, up = second.mean_camera(), self._settings.pose_up
+            pose, note = pose_by_depth(found.vertical, found.pose, turned, convention=own, pose_up=up)
+            if pose is turned:
+                return _room_of(_Found.of(second), self._settings, other, note)
+        return _room_of(found, self._settings, own, note)
 
 
 class Reading:
@@ -118,6 +117,11 @@ class Reading:
         camera = np.concatenate([pose[:3, 3], -pose[:3, 1], pose[:3, 2]])
         self.cameras += np.rint(camera * _UNITS).astype(np.int64)
         self.num_frames += 1
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of surface seen, those thinned out included."""
+        return len(self.cells) << self.cells.halvings
 
     def mean_camera(self) -> NDArray[np.float64]:
         """[4, 4] a camera in the middle of all, as upright as they are on average, to the given world."""
@@ -138,13 +142,12 @@ class _Found:
     surface: Surface
     pose: NDArray[np.float64]
     vertical: Vertical
-    num_cells: int
 
     @classmethod
     def of(cls, reading: Reading) -> "_Found":
         pose, given = reading.mean_camera(), reading.cells.surface()
         surface = Surface((given.points - pose[:3, 3]) @ pose[:3, :3], given.normals @ pose[:3, :3], given.areas)
-        return cls(surface, pose, find_vertical(surface), len(reading.cells) << reading.cells.halvings)
+        return cls(surface, pose, find_vertical(surface))
 
 
 def _room_of(found: _Found, settings: CameraSettings, convention: PoseConvention | None, note: str) -> Room:

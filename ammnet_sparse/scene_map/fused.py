@@ -7,11 +7,15 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import FLOOR_OFFSET
 from ammnet_sparse.data.set_info import SetInfo
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.scene_map.blocks import EDGE, Blocks, Evidence
 from ammnet_sparse.scene_map.fusion import evidence_of, probabilities
 from ammnet_sparse.scene_map.room import Room
 from ammnet_sparse.scene_map.volume import MapVolume
+
+MOST_VOXELS = 2**26
+"""Of a volume: 100 x 100 m, of which 12 probabilities take 1.6 GB."""
 
 
 class FusedFrames:
@@ -43,6 +47,17 @@ class FusedFrames:
         corner = (between[:3, :3] @ middle + between[:3, 3])[:2] / size - np.array(placed.weights.shape)[[0, 2]] / 2
         x, y = np.rint(corner).astype(int).tolist()
         self.blocks.add((x, y), placed)
+
+    def is_off(self, room: Room) -> bool:
+        """Whether any known voxel would be more than half a voxel away in another room."""
+        box = self.blocks.box()
+        if box is None or self.room.convention != room.convention:
+            return True
+        voxels = np.stack(np.meshgrid(*np.stack(box, axis=1), indexing="ij"), axis=-1).reshape(-1, 3)
+        corners = self._world(voxels)
+        between = room.map_from_given @ np.linalg.inv(self.room.map_from_given)
+        moved = corners @ between[:3, :3].T + between[:3, 3] - corners
+        return bool(np.linalg.norm(moved, axis=1).max() > self.info.voxel_size / 2)
 
     def moved_to(self, room: Room) -> "FusedFrames":
         """The same evidence in another room, every voxel from the nearest one."""
@@ -91,10 +106,19 @@ class FusedFrames:
         Args:
             poses: [N, 4, 4], of the frames, camera to the map's world.
             names: of these frames.
+
+        Raises:
+            DataError: frames so far apart that the arrays would have over ``MOST_VOXELS``.
         """
         box = self.blocks.box()
         first, last = box if box is not None else (np.zeros(3, np.int64), np.full(3, -1))
         shape = tuple((last - first + 1).tolist())
+        if math.prod(shape) > MOST_VOXELS:
+            length, width = (size * self.info.voxel_size for size in (shape[0], shape[2]))
+            raise DataError(
+                f"the map: expected frames of one floor of a house, found frames over {length:.0f} x {width:.0f} m; "
+                "leave out those whose poses jump"
+            )
         found = np.zeros((self.info.num_classes, *shape), dtype=np.float16)
         views = np.zeros(shape, dtype=np.uint16)
         for position, block in self.blocks.at.items():

@@ -29,9 +29,10 @@ AGAIN_WITH_EACH = 2
 class SceneMap:
     """Completes the posed frames of a room, and fuses them into one map that grows with them.
 
-    Vertical, floor and walls are found once, over all frames. When later frames move them, the frames before are
-    completed again in a second map, two with each new frame; until it is done the first one is shown, with new frames
-    at its nearest voxels. ``finish`` does the rest: then the map does not depend on the order of its frames.
+    Vertical, floor and walls are found once, over all frames. When later frames move them by more than half a voxel,
+    the frames before are completed again in a second map, two with each new frame. Until it is done the first one is
+    shown, with new frames at its nearest voxels. ``finish`` does the rest: then the map does not depend on the order of
+    its frames. ``look_at`` saves completing frames twice that are all there already.
 
     Args:
         completer: completes the frames; its settings say what is known about the camera.
@@ -129,14 +130,19 @@ class SceneMap:
             progress: called with the number of frames that are left, before each.
         """
         if self._estimate is not None and self._estimate.num_frames:
-            self._place(self._estimate.room())
+            self._place(self._estimate.room(), exactly=True)
         while self._next is not None:
             if progress is not None:
                 progress(len(self._waiting))
             self._complete_again(1)
 
     def volume(self) -> MapVolume:
-        """The map at this moment. Raises ValueError before the first frame."""
+        """The map at this moment.
+
+        Raises:
+            ValueError: before the first frame.
+            DataError: frames over more than about 100 x 100 m.
+        """
         fused = self._known
         poses = np.array([fused.room.pose_of(frame.given) for frame in self._frames]).reshape(-1, 4, 4)
         return fused.volume(poses, tuple(frame.name for frame in self._frames))
@@ -203,7 +209,7 @@ class SceneMap:
             if stored.name not in self._looked_at:
                 self._estimate.add(images, given)
             if self._estimate.is_due:
-                self._place(self._estimate.room())
+                self._place(self._estimate.room(), exactly=False)
         target = self._next or self._known
         scene = self._complete(images, given, stored.name, target.room)
         evidence = evidence_of(scene)
@@ -216,12 +222,16 @@ class SceneMap:
     def _complete(self, images: CameraImages, given: GivenPose, name: str, room: Room) -> CompletedScene:
         return self._completer.complete_images(images, name=name, placement=room.place(given))
 
-    def _place(self, room: Room) -> None:
-        """Begins a second map if the room has moved; one that was begun before is given up."""
-        if self._fused is None:
+    def _place(self, room: Room, *, exactly: bool) -> None:
+        """Begins a second map if the room has moved; one that was begun before is given up.
+
+        Args:
+            exactly: otherwise changes of up to half a voxel do not count.
+        """
+        if self._fused is None or not self._frames:
             self._fused = FusedFrames(room, self._completer.info)
         target = self._next or self._fused
-        if room.is_at(target.room):
+        if room.is_at(target.room) or not (exactly or target.is_off(room)):
             return
         self._next, self._waiting = None, []
         if not room.is_at(self._fused.room):

@@ -1,7 +1,7 @@
-"""Paths of a camera through a generated room, and a completer whose network is a rule."""
+"""Frames of walks through generated rooms, and a completer whose network is a rule."""
 
 import dataclasses
-import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,39 +12,43 @@ from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.frames import CameraFrame
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.data.grid import CLASS_NAMES
-from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth
-from ammnet_sparse.data.synthetic.rooms import make_room
-from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
+from ammnet_sparse.data.synthetic.raycast import cast_depth
+from ammnet_sparse.data.synthetic.walk import make_walk
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA
+from ammnet_sparse.scene_map.frames import ReadFrame
+from ammnet_sparse.scene_map.scene_map import SceneMap
 
 FLOOR, WALL, OBJECTS = (CLASS_NAMES.index(name) for name in ("floor", "wall", "objects"))
 TILTED = np.array([[0.0, 0.6, 0.8, 3.0], [1, 0, 0, -2], [0, 0.8, -0.6, 0.5], [0, 0, 0, 1]])
-"""A given world that is not upright, from the room's."""
+"""A given world that is not upright, from a room's."""
 
 
-def path_through(seed: int, count: int, *, pitch: float = -15.0) -> tuple[Scene, list[StoredImages]]:
-    """Frames of a camera that goes around the middle of a room and looks outwards; poses in the room's own world."""
-    rng = np.random.default_rng(seed)
-    scene = make_room(rng)
-    interior = int(np.flatnonzero(scene.label == SceneLabel.EMPTY)[0])
-    frames = []
-    for index in range(count):
-        angle = 2 * math.pi * index / count
-        pose = camera_pose(
-            rng.uniform(1.3, 1.6),
-            yaw=angle - math.pi / 2,
-            pitch=math.radians(pitch + rng.normal(0, 4)),
-            roll=math.radians(rng.normal(0, 3)),
-        )
-        pose[:2, 3] = scene.center[interior, :2] - 0.3 * scene.half[interior, :2] * (math.cos(angle), math.sin(angle))
-        depth, _ = cast_depth(scene, pose, camera=NYU_CAMERA)
-        frames.append(StoredImages(f"{index:03d}", None, depth, pose=pose))
-    return scene, frames
+def walk_through(seed: int, count: int) -> list[StoredImages]:
+    """Frames of depth alone, without noise; the poses are in the room's own world."""
+    walk = make_walk(seed, 0, views=count)
+    depths = (cast_depth(walk.scene, pose, camera=NYU_CAMERA)[0] for pose in walk.poses)
+    return [
+        StoredImages(f"{index:03d}", None, depth, pose=pose)
+        for index, (depth, pose) in enumerate(zip(depths, walk.poses, strict=True))
+    ]
 
 
 def in_world(frames: list[StoredImages], given_from_room: NDArray[np.float64]) -> list[StoredImages]:
     """The frames with poses in another world."""
     return [dataclasses.replace(frame, pose=given_from_room @ frame.pose) for frame in frames]
+
+
+def reads_of(frames: list[StoredImages]) -> dict[str, ReadFrame]:
+    """How to read the frames, by name."""
+    return {frame.name: partial(dataclasses.replace, frame) for frame in frames}
+
+
+def added(scene_map: SceneMap, frames: list[StoredImages]) -> SceneMap:
+    """The map with the frames, finished."""
+    for read in reads_of(frames).values():
+        scene_map.add_frame(read)
+    scene_map.finish()
+    return scene_map
 
 
 def completer_by_rule(weights: Path) -> SceneCompleter:

@@ -1,15 +1,19 @@
 """SceneMap: one room over all frames, the same map in any order, saved and continued."""
 
+import dataclasses
 import random
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.completion import SceneCompleter
+from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.scene_map.room import Room
 from ammnet_sparse.scene_map.scene_map import SceneMap
-from tests.scene_map.support import FLOOR, TILTED, completer_by_rule, in_world, path_through
+from ammnet_sparse.scene_map.volume import MapVolume
+from tests.scene_map.support import FLOOR, TILTED, added, completer_by_rule, in_world, reads_of, walk_through
 
 
 @pytest.fixture(scope="module")
@@ -17,53 +21,125 @@ def completer(weights: Path) -> SceneCompleter:
     return completer_by_rule(weights)
 
 
-def _map_of(completer: SceneCompleter, frames: list, **options) -> SceneMap:
-    scene_map = SceneMap(completer, **options)
+@pytest.fixture(scope="module")
+def frames() -> list[StoredImages]:
+    """In a world that is not upright."""
+    return in_world(walk_through(3, 6), TILTED)
+
+
+@pytest.fixture(scope="module")
+def volume(completer: SceneCompleter, frames: list[StoredImages]) -> MapVolume:
+    return added(SceneMap(completer), frames).volume()
+
+
+def assert_same(volume: MapVolume, expected: MapVolume) -> None:
+    for field in ("map_from_given", "origin", "num_views", "probabilities"):
+        np.testing.assert_array_equal(getattr(volume, field), getattr(expected, field), err_msg=field)
+
+
+def test_the_map_is_upright_with_one_floor(volume: MapVolume, frames: list[StoredImages]) -> None:
+    map_from_room = volume.map_from_given @ TILTED
+    assert map_from_room[2, 2] > np.cos(np.radians(0.5))
+    assert np.abs(map_from_room[:2, :2]).max(axis=1) == pytest.approx(1, abs=1e-3)  # along the walls
+    heights = [(np.linalg.inv(TILTED) @ frame.pose)[2, 3] for frame in frames if frame.pose is not None]
+    np.testing.assert_allclose(volume.poses[:, 2, 3], heights, atol=0.03)
+    assert np.flatnonzero((volume.labels == FLOOR).any(axis=(0, 2))).tolist() == [0]
+    assert volume.names == tuple(frame.name for frame in frames)
+
+
+def test_hit_voxels_are_where_the_depth_is(
+    completer: SceneCompleter, volume: MapVolume, frames: list[StoredImages]
+) -> None:
+    images = completer.images_of(frames[0])
+    v, u = (index[::97] for index in np.nonzero(images.depth))
+    z, camera = images.depth[v, u].astype(np.float64), images.camera
+    points = np.stack([(u - camera.cx) * z / camera.fx, (v - camera.cy) * z / camera.fy, z, np.ones_like(z)])
+    voxels = np.floor(((volume.poses[0] @ points)[:3].T - volume.origin) / 0.08).astype(int)[:, [0, 2, 1]]
+    is_inside = ((voxels >= 0) & (voxels < volume.labels.shape)).all(axis=1)
+    labels = volume.labels[tuple(voxels[is_inside].T)]
+    assert is_inside.mean() > 0.5 and ((labels > 0) & (labels < 255)).mean() > 0.9
+
+
+def test_any_order_gives_the_same_map(completer: SceneCompleter, volume: MapVolume, frames: list[StoredImages]) -> None:
+    for seed in range(2):
+        shuffled = random.Random(seed).sample(frames, len(frames))
+        assert_same(added(SceneMap(completer), shuffled).volume(), volume)
+    known = SceneMap(completer)
     for frame in frames:
-        scene_map.add_frame(partial(_same, frame))
+        known.look_at(frame)
+    for read in reads_of(frames).values():
+        known.add_frame(read)
+        assert known.num_waiting == 0  # each is completed once
+    assert_same(known.volume(), volume)
+
+
+def test_frames_of_arrays_are_kept_to_be_placed_again(
+    completer: SceneCompleter, volume: MapVolume, frames: list[StoredImages], tmp_path: Path
+) -> None:
+    scene_map = SceneMap(completer, spool=tmp_path)
+    for frame in frames:
+        assert frame.pose is not None
+        scene = scene_map.add(None, frame.depth, frame.pose, name=frame.name)
+        assert scene.name == frame.name and list(tmp_path.iterdir())
     scene_map.finish()
-    return scene_map
+    assert_same(scene_map.volume(), volume)
+    del scene_map
+    assert not list(tmp_path.iterdir())
 
 
-def _same(value):
-    return value
+def test_a_map_is_continued(
+    completer: SceneCompleter, volume: MapVolume, frames: list[StoredImages], tmp_path: Path
+) -> None:
+    path = tmp_path / "map.npz"
+    first = added(SceneMap(completer), frames[:3])
+    first.save(path)
+    assert_same(SceneMap.load(path, completer).volume(), first.volume())
+    assert_same(added(SceneMap.load(path, completer, frames=reads_of(frames)), frames[3:]).volume(), volume)
+    # Frames that cannot be read again are moved with the map.
+    moved = added(SceneMap.load(path, completer), frames[3:]).volume()
+    assert moved.names == volume.names
+    np.testing.assert_array_equal(moved.map_from_given, volume.map_from_given)
+    assert abs(int(moved.is_known.sum()) / int(volume.is_known.sum()) - 1) < 0.1
 
 
-@pytest.mark.parametrize("world", [np.eye(4), TILTED], ids=["upright", "tilted"])
-def test_a_room_has_one_floor(completer: SceneCompleter, world) -> None:
-    _, frames = path_through(3, 10)
-    scene_map = _map_of(completer, in_world(frames, world))
-    room = scene_map.room
-    print(room.describe(), np.round(room.map_from_given @ world, 3))
-    assert (room.map_from_given @ world)[2, 2] > np.cos(np.radians(0.3))
-    volume = scene_map.volume()
-    heights = np.array([pose[2, 3] for pose in volume.poses])
-    np.testing.assert_allclose(heights, [frame.pose[2, 3] for frame in frames], atol=0.03)
-    assert (volume.labels == FLOOR).any(axis=(0, 2)).nonzero()[0].tolist() == [0]
+def test_a_known_room_is_kept(completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path) -> None:
+    room = Room(np.linalg.inv(TILTED))
+    scene_map = added(SceneMap(completer, room=room, spool=tmp_path), frames[:2])
+    np.testing.assert_array_equal(scene_map.volume().map_from_given, room.map_from_given)
+    assert not list(tmp_path.iterdir())
+    scene_map.save(tmp_path / "map.npz")
+    assert SceneMap.load(tmp_path / "map.npz", completer).room.is_at(room)
 
 
-def test_any_order_gives_the_same_map(completer: SceneCompleter) -> None:
-    _, frames = path_through(5, 9)
-    frames = in_world(frames, TILTED)
-    first = _map_of(completer, frames).volume()
-    for seed in range(3):
-        random.Random(seed).shuffle(frames)
-        other = _map_of(completer, frames).volume()
-        np.testing.assert_array_equal(other.map_from_given, first.map_from_given)
-        np.testing.assert_array_equal(other.origin, first.origin)
-        np.testing.assert_array_equal(other.num_views, first.num_views)
-        np.testing.assert_array_equal(other.probabilities, first.probabilities)
-
-
-def test_frames_that_were_looked_at_are_completed_once(completer: SceneCompleter) -> None:
-    _, frames = path_through(5, 9)
-    scene_map, names = SceneMap(completer), []
-    for frame in frames:
-        scene_map.look_at(frame)
-    for frame in frames:
-        scene_map.add_frame(lambda frame=frame: names.append(frame.name) or frame)
+def test_frames_that_cannot_be_added_change_nothing(completer: SceneCompleter, frames: list[StoredImages]) -> None:
+    scene_map = SceneMap(completer)
+    for pose, word in ((None, "pose"), (np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 1e6, "pose")):
+        frame = dataclasses.replace(frames[0], pose=pose)
+        with pytest.raises(DataError, match=word):
+            scene_map.add_frame(lambda frame=frame: frame)
+    assert scene_map.num_frames == 0
+    with pytest.raises(ValueError, match="add"):
+        scene_map.volume()
     scene_map.finish()
-    assert tuple(names) == scene_map.names == tuple(frame.name for frame in frames)
-    found, expected = scene_map.volume(), _map_of(completer, frames).volume()
-    np.testing.assert_array_equal(found.map_from_given, expected.map_from_given)
-    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+
+
+def test_a_damaged_map_is_named(completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path) -> None:
+    path = tmp_path / "map.npz"
+    added(SceneMap(completer), frames[:1]).save(path)
+    arrays = dict(np.load(path))
+    damaged = {
+        "views": arrays["views"] - 1,
+        "positions": np.zeros_like(arrays["positions"]),
+        "sums": arrays["sums"][..., :-1],
+        "map_from_given": 2 * arrays["map_from_given"],
+        "poses": np.full_like(arrays["poses"], np.nan),
+        "text": arrays["text"][:-1],
+        "opencv_keys": arrays["opencv_keys"].astype(np.float64),
+    }
+    for name, values in damaged.items():
+        np.savez(path, **{**arrays, name: values})
+        with pytest.raises(DataError, match="map.npz"):
+            SceneMap.load(path, completer)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="map.npz"):
+        SceneMap.load(path, completer)
