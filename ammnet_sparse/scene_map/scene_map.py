@@ -119,7 +119,7 @@ class SceneMap:
         Raises:
             DataError: as ``add_frame``.
         """
-        if self._estimate is not None:
+        if self._estimate is not None and stored.name not in self._looked_at:
             self._estimate.add(*self._images_of(stored))
             self._looked_at.add(stored.name)
 
