@@ -3,10 +3,15 @@
     ammnet live --source FOLDER --intrinsics fx,fy,cx,cy
     ammnet live --source realsense
     ammnet live --source recording.bag --no-viewer --out completed
+    ammnet live --source FOLDER --intrinsics fx,fy,cx,cy --map --out room
 
 FOLDER is watched: color and depth images that are written into it, side by side or into subfolders color (rgb) and
 depth, are matched by name as for `ammnet predict`. A frame that arrives while another is being completed replaces the
 one that waits. A frame that cannot be used is named and skipped. Vertical, floor and room are kept from frame to frame.
+
+With --map the frames have poses (in the folder, or in a subfolder pose) and are fused into one map of the room. The
+page shows the room as it grows, the path of the camera and the newest image; a switch shows the newest frame alone.
+Frames without a pose are named and skipped. At the end --out receives the files of the map, as of `ammnet map`.
 
 The page is served to this machine alone (--host). Ctrl-C and SIGTERM end, with a summary; --frames and --idle end by
 themselves.
@@ -15,6 +20,7 @@ Exit code: 0 done, 1 no frame was completed, 2 wrong usage or no such source, 13
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
@@ -36,10 +42,18 @@ from ammnet_sparse.cli.options import (
     parse_positive,
     parse_positive_number,
 )
+from ammnet_sparse.cli.room_options import (
+    ROOM_OPTIONS,
+    add_room_options,
+    check_room_folder,
+    check_room_options,
+    write_room_files,
+)
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource
+from ammnet_sparse.live.mapping import LiveMap
 from ammnet_sparse.live.newest import Newest
 from ammnet_sparse.live.realsense import RealSenseSource
 from ammnet_sparse.live.viewer import LAST_PORT, LOCAL_HOST, LiveViewer
@@ -52,6 +66,7 @@ Source = FolderSource | RealSenseSource
 _REALSENSE = "realsense"
 _SMOOTHING = 0.3
 """Weight of the newest interval in the frames per second that are shown."""
+_MIN_MOTION = 0.1
 
 
 @command("live")
@@ -62,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given: Input2D = "label map" if has_label_map else "color image" if has_color else "depth alone"
     checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
     if options.out is not None:
-        check_output_folder(options.out)
+        (check_room_folder if options.map else check_output_folder)(options.out)
     source = _source(options)
     if options.out is not None and isinstance(source, FolderSource) and source.reads_from(options.out):
         raise UsageError(f"--out {options.out}: expected another folder than those of --source, found one of them")
@@ -77,25 +92,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
         print(f"note: {with_options(note)}", file=sys.stderr)
+    live_map = None
+    if options.map:
+        min_motion = _MIN_MOTION if options.min_motion is None else options.min_motion
+        live_map = LiveMap(completer, min_motion=min_motion, palette=options.palette)
     viewer = None
     if not options.no_viewer:
-        viewer = LiveViewer(host=options.host, port=options.port, info=painted(completer.info, options.palette))
+        info = painted(completer.info, options.palette)
+        viewer = LiveViewer(host=options.host, port=options.port, info=info, has_room=options.map)
         print(f"Open {viewer.address} in a browser; Ctrl-C ends", flush=True)
     counts = _Counts()
     try:
         print(f"Ready in {time.monotonic() - started:.1f} s, waiting for frames of {options.source}", flush=True)
-        _complete(completer, source, viewer, options, counts)
+        _complete(live_map or completer, source, viewer, options, counts)
     finally:  # interrupted, too
         if viewer is not None:
             viewer.stop()
-        print(counts.describe())
+        print(counts.describe(), flush=True)
+        if live_map is not None and live_map.num_frames and options.out is not None:
+            _write_map(live_map, options)
     if not counts.completed:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
 
 
 def _complete(
-    completer: SceneCompleter,
+    completer: SceneCompleter | LiveMap,
     source: Source,
     viewer: LiveViewer | None,
     options: argparse.Namespace,
@@ -120,7 +142,7 @@ def _complete(
                 rate = current if rate is None else (1 - _SMOOTHING) * rate + _SMOOTHING * current
             last = now
             if viewer is not None:
-                viewer.show(scene, rate=rate)
+                viewer.show(scene, rate=rate, room=completer.scene if isinstance(completer, LiveMap) else None)
             if options.out is not None:
                 with writing_to(options.out):
                     scene.write_volume(options.out)
@@ -130,6 +152,21 @@ def _complete(
             print(_line(scene, rate), flush=True)
             if counts.completed == options.frames:
                 break
+
+
+def _write_map(live_map: LiveMap, options: argparse.Namespace) -> None:
+    """Writes the files of the map. Frames whose place has moved are completed again before, until Ctrl-C."""
+    told: list[int] = []
+
+    def tell(left: int) -> None:
+        if not told:
+            told.append(left)
+            print(f"completing {left} frames again, for the room has moved; Ctrl-C omits that", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        live_map.finish(tell)
+    paths = write_room_files(options, live_map.volume())
+    print(f"{options.out}: map of {live_map.num_frames} frames ({', '.join(path.name for path in paths)})")
 
 
 @dataclasses.dataclass
@@ -160,6 +197,7 @@ def _source(options: argparse.Namespace) -> Source:
         intrinsics=read_intrinsics(options.intrinsics),
         has_color=not options.depth_only,
         has_label_map=options.label_maps,
+        needs_pose=options.map,
         report=lambda line: print(f"skipped: {with_options(line)}", file=sys.stderr, flush=True),
         ends_when_idle=options.idle,
     )
@@ -187,6 +225,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_out_option(parser, "folder for NAME.npz of every completed frame", metavar="DIR")
     parser.add_argument("--ply", action="store_true", help="with --out: PLY files too")
     add_palette_option(parser)
+    group = parser.add_argument_group("map of the room")
+    group.add_argument("--map", action="store_true", help="fuse the frames, which have poses, into one map of the room")
+    group.add_argument(
+        "--min-motion",
+        type=parse_positive_number,
+        metavar="M",
+        help="add a frame to the map if the camera has moved by M meters or turned by 15 degrees since the last one "
+        f"(default: {_MIN_MOTION:g})",
+    )
+    add_room_options(group)
     parser.add_argument("--no-viewer", action="store_true", help="serve no page")
     parser.add_argument("--host", default=LOCAL_HOST, help="address that the page is served at (default: %(default)s)")
     parser.add_argument("--port", type=_parse_port, default=8080, help="port of the page (default: %(default)s)")
@@ -199,6 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse(arguments)
     if options.ply and options.out is None:
         parser.error("--ply: writes into the folder of --out; add --out")
+    _check_map(parser, options)
     missing: dict[FileKind, str] = {} if options.label_maps else {"label_map": "there is no --label-maps"}
     if options.depth_only:
         missing["color"] = "--depth-only has none"
@@ -211,6 +260,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         missing["pose"] = "a RealSense camera has none"
     check_settings(parser, options, missing)
     return options
+
+
+def _check_map(parser: CommandParser, options: argparse.Namespace) -> None:
+    """Ends the process if options of a map contradict the others."""
+    check_room_options(parser, options)
+    if options.map and _is_realsense(options):
+        parser.error("--map: needs poses, which a RealSense camera has not; they come with the frames of a folder")
+    of_map = given_options(options, ("min_motion", *ROOM_OPTIONS))
+    if of_map and not options.map:
+        parser.error(f"{', '.join(of_map)}: of a map of the room; add --map")
+    of_files = given_options(options, ROOM_OPTIONS)
+    if of_files and options.out is None:
+        parser.error(f"{', '.join(of_files)}: of a file in the folder of --out; add --out")
 
 
 def _parse_port(text: str) -> int:

@@ -11,6 +11,8 @@ from ammnet_sparse.pictures.occupancy import HEIGHTS
 from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
 from ammnet_sparse.scene_map.volume import MapVolume
 
+ROOM_OPTIONS = ("map_heights", "map_resolution")
+
 
 def add_room_options(parser: argparse._ActionsContainer) -> None:
     """``--map-heights LOW HIGH`` and ``--map-resolution M``; None if not given."""

@@ -44,6 +44,7 @@ class FolderSource:
         intrinsics: of the camera.
         has_color: False for depth alone.
         has_label_map: frames have 2D label maps.
+        needs_pose: frames without a pose have no partner; poses may then lie beside the images, too.
         report: called with a message for each frame or file that cannot be used, once.
         ends_when_idle: seconds without a new frame after which the source ends; None: never. A frame that cannot be
             read is a new frame too.
@@ -63,6 +64,7 @@ class FolderSource:
         intrinsics: Intrinsics,
         has_color: bool = True,
         has_label_map: bool = False,
+        needs_pose: bool = False,
         report: Callable[[str], None],
         ends_when_idle: float | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class FolderSource:
         self.depth_scale: float | None = None
         self.has_color = has_color
         self.has_label_map = has_label_map
+        self.needs_pose = needs_pose
         self.ends_when_idle = ends_when_idle
         self.skipped = self.passed_over = 0
         self._report = report
@@ -183,10 +186,9 @@ class FolderSource:
     def _paths(self) -> list[FrameFiles]:
         """The frames whose files are all there."""
         color = self._place("color") if self.has_color else None
-        depth, label_map = self._place("depth"), None
-        if self.has_label_map:
-            label_map = self._place("label_map")
-        pose = next((self.folder / name for name in FOLDERS["pose"] if (self.folder / name).is_dir()), None)
+        depth, pose_place = self._place("depth"), self._place("pose")
+        label_map = self._place("label_map") if self.has_label_map else None
+        pose = pose_place if self.needs_pose or pose_place != self.folder else None
         frames: list[FrameFiles] = []
         try:
             frames, messages = find_frames(color, depth, pose=pose, label_map=label_map, leaves_out_doubles=True)

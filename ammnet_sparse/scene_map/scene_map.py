@@ -97,9 +97,12 @@ class SceneMap:
             The frame by itself, in a world that is the map's but for quarter turns.
         """
         name = f"{self.num_frames:06d}" if name is None else name
-        stored = stored_arrays(color, depth, pose, label_map=label_map, name=name)
+        return self.add_stored(stored_arrays(color, depth, pose, label_map=label_map, name=name))
+
+    def add_stored(self, stored: StoredImages) -> CompletedScene:
+        """Adds a frame that a source of ``ammnet live`` has read; its images are kept as those of ``add``."""
         scene, given = self._added(stored)
-        self._frames.append(MapFrame(name, given, None if self._estimate is None else self._spool.keep(stored)))
+        self._frames.append(MapFrame(stored.name, given, None if self._estimate is None else self._spool.keep(stored)))
         return scene
 
     def add_frame(self, read: ReadFrame) -> CompletedScene:

@@ -1,6 +1,7 @@
 """``ammnet live`` on folders, without the page."""
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ammnet_sparse.cli import live, predict
 from ammnet_sparse.live import folder
+from ammnet_sparse.pictures.room_files import ROOM_FILES
 from tests.completion import INTRINSICS, room_depth, small_weights
 
 Tool = Callable[..., int]
@@ -34,6 +36,52 @@ def test_frames_of_a_folder_are_completed(run: Tool, tmp_path: Path, capsys: pyt
     assert re.search(r"^7: \d+% of the depth in the grid; ms: ", printed.out, re.MULTILINE)
     assert "1 frame completed, 1 skipped" in printed.out and "frame 8: " in printed.err
     assert (tmp_path / "out" / "7.npz").is_file()
+
+
+def test_frames_with_poses_become_a_map(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """But those without one are skipped, and those of a camera at rest are completed only."""
+    (tmp_path / "in").mkdir()
+    depth = np.round(1000 * room_depth()).astype(np.uint16)
+
+    def write() -> None:
+        for name, x in (("1", 0.0), ("2", None), ("3", 0.3), ("4", 0.32), ("5", 0.6)):
+            iio.imwrite(tmp_path / "in" / f"{name}.depth.png", depth)
+            if x is not None:
+                np.savetxt(tmp_path / "in" / f"{name}.pose.txt", pose_at(x))
+                wait_for(tmp_path / "out" / f"{name}.npz")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    given = ["--source", str(tmp_path / "in"), "--map", "--depth-only", "--out", str(tmp_path / "out")]
+    code = run(*given, "--map-resolution", "0.05", "--frames", "4", "--idle", "60")
+    writer.join()
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "2.depth.png: has no partner: no pose" in printed.err and "map of 3 frames" in printed.out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*ROOM_FILES, *(f"{name}.npz" for name in "1345")}
+    assert "resolution: 0.05" in (tmp_path / "out" / "map.yaml").read_text()
+    with np.load(tmp_path / "out" / "room.npz", allow_pickle=False) as file:
+        assert file["names"].tolist() == ["1", "3", "5"]
+        steps = np.linalg.norm(np.diff(file["poses"][:, :3, 3], axis=0), axis=1)
+        assert steps == pytest.approx([0.3, 0.3], abs=1e-6)
+    (tmp_path / "out" / "room.npz").unlink()
+    assert run(*given) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def pose_at(x: float) -> NDArray[np.float64]:
+    """The camera of ``room_depth`` in a world with Z up, moved to the right."""
+    angle = np.radians(20.0)
+    pose = np.eye(4)
+    pose[:3, :3] = [[1, 0, 0], [0, -np.sin(angle), np.cos(angle)], [0, -np.cos(angle), -np.sin(angle)]]
+    pose[:3, 3] = (x, 0.0, 1.4)
+    return pose
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def test_the_watched_folder_is_not_written_to(run: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +206,10 @@ def test_frames_of_every_form_are_those_of_predict(
         (["--source", "realsense"], "--intrinsics"),
         (["--depth-only", "--color-intrinsics", "1,1,1,1"], "--color-intrinsics"),
         (["--label-map-classes", "nyu40"], "--label-map-classes"),
+        (["--map-heights", "0", "1"], "--map-heights"),
+        (["--map", "--map-resolution", "0.05"], "--map-resolution"),
+        (["--map", "--map-heights", "1", "0"], "--map-heights"),
+        (["--map", "--source", "realsense"], "--map"),
     ],
 )
 def test_wrong_usage(run: Tool, given: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

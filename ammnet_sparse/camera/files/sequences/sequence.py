@@ -102,8 +102,7 @@ class PosedSequence:
             return frames
         taken = frames[:1]
         for frame in frames[1:]:
-            meters, degrees = _motion(_pose_of(frame), _pose_of(taken[-1])[None])
-            if meters[0] >= min_motion or degrees[0] >= MIN_TURN:
+            if has_moved(_pose_of(frame), _pose_of(taken[-1]), min_motion=min_motion):
                 taken.append(frame)
         return taken
 
@@ -138,6 +137,12 @@ def _said(sizes: Sequence[tuple[int, ...] | None]) -> str:
 def _pose_of(frame: PosedFrame) -> Pose:
     assert frame.pose is not None
     return frame.pose
+
+
+def has_moved(pose: Pose, other: Pose, *, min_motion: float) -> bool:
+    """Whether a camera is so many meters or ``MIN_TURN`` degrees from another place."""
+    meters, degrees = _motion(pose, other[None])
+    return bool(meters[0] >= min_motion or degrees[0] >= MIN_TURN)
 
 
 def _motion(pose: Pose, others: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
