@@ -20,9 +20,9 @@ SPACING = VOXEL_SIZE / 4
 """Meters between the samples of a triangle, at most."""
 _LABELS = ("label", "labels", "class", "semantic")
 """Names of the property that holds the number of a class, without ``scalar_``, which CloudCompare puts before them."""
-_MOST_SAMPLES = 10**8
+_MOST_SAMPLES = 2 * 10**7
 _LONGEST_HEADER = 2**16
-Points = NDArray[np.float64]
+Points = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +81,8 @@ def read_labeled_mesh(path: Path, info: SetInfo, *, numbers: Mapping[int, int] |
     vertex, face = elements.get("vertex"), elements.get("face")
     if vertex is None or not {"x", "y", "z"} <= set(_names(vertex)):
         raise _no_labels(path, f"elements {', '.join(elements)}")
-    positions = np.stack([vertex[axis] for axis in "xyz"], axis=1).astype(np.float64)
+    with np.errstate(over="ignore"):  # infinite ones are left out
+        positions = np.stack([vertex[axis] for axis in "xyz"], axis=1).astype(np.float32)
     of_vertex = _label_property(vertex)
     if face is not None and len(face):
         triangles, face_of = _triangles(path, face, len(positions))
@@ -108,7 +109,10 @@ def voxel_votes(
     """
     low = np.linalg.inv(transform)
     center = low[:3, :3] @ (origin + np.array(GRID_SHAPE)[[0, 2, 1]] * VOXEL_SIZE / 2) + low[:3, 3]
-    near = np.linalg.norm(points.positions - center, axis=1) < np.linalg.norm(GRID_SHAPE) * VOXEL_SIZE / 2
+    near = (
+        np.linalg.norm(points.positions - center.astype(np.float32), axis=1)
+        < np.linalg.norm(GRID_SHAPE) * VOXEL_SIZE / 2
+    )
     world = points.positions[near] @ transform[:3, :3].T + transform[:3, 3]
     voxels = np.floor((world - origin) / VOXEL_SIZE).astype(np.int64)[:, [0, 2, 1]]
     inside = ((voxels >= 0) & (voxels < GRID_SHAPE)).all(axis=1)
@@ -201,7 +205,7 @@ def _sampled(path: Path, corners: Points, labels: NDArray[np.uint8]) -> LabeledP
             f"{path}: expected a room in meters, found triangles with edges up to {longest.max():.3g}; scale the "
             "mesh, or split its largest triangles"
         )
-    positions, found = [np.zeros((0, 3))], [np.zeros(0, dtype=np.uint8)]
+    positions, found = [np.zeros((0, 3), dtype=np.float32)], [np.zeros(0, dtype=np.uint8)]
     for count in np.unique(steps):
         weights = _barycentric(int(count))
         chosen = steps == count
@@ -216,7 +220,7 @@ def _barycentric(count: int) -> Points:
     upright = np.stack([first, second], axis=-1)[first + second < count] + 1 / 3
     turned = np.stack([first, second], axis=-1)[first + second < count - 1] + 2 / 3
     two = np.concatenate([upright, turned]) / count
-    return np.concatenate([two, 1 - two.sum(axis=1, keepdims=True)], axis=1)
+    return np.concatenate([two, 1 - two.sum(axis=1, keepdims=True)], axis=1).astype(np.float32)
 
 
 def _no_labels(path: Path, found: str) -> DataError:

@@ -36,6 +36,8 @@ _NYU_NAME = re.compile(r"NYU(\d{4})_0000", re.ASCII)
 _LISTS = {"train": "train_subscenes.txt", "val": "val_subscenes.txt"}
 _SHAPES = {(GRID_SHAPE[0], GRID_SHAPE[2], GRID_SHAPE[1]): (0, 1, 2), GRID_SHAPE: (0, 2, 1)}
 """Shapes of ``target_1_4``, and the order of its axes that makes it (x, y, z)."""
+_TURNED = math.radians(50)
+"""Frames of NYU as published look up to about 45 degrees off the Y axis; they stay as they are."""
 _REPLACE = "replace the file, or remove the frame from the list"
 
 
@@ -164,8 +166,9 @@ def facing_forward(
         origin: [3] lower corner of the grid.
         label: [X, Y, Z], as many along X as along Y.
     """
-    heading = math.atan2(pose[1, 2], pose[0, 2])
-    quarters = round((math.pi / 2 - heading) / (math.pi / 2)) % 4
+    off = math.pi / 2 - math.atan2(pose[1, 2], pose[0, 2])
+    off = (off + math.pi) % (2 * math.pi) - math.pi
+    quarters = round(off / (math.pi / 2)) % 4 if abs(off) > _TURNED else 0
     turn = np.eye(4)
     turn[:3, :3] = np.linalg.matrix_power(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), quarters)
     corners = np.stack([origin, origin + np.array(label.shape) * VOXEL_SIZE]) @ turn[:3, :3].T
