@@ -16,8 +16,9 @@ from ammnet_sparse.sparse.blocks import (
     run_blocks,
 )
 from ammnet_sparse.sparse.convolutions import PointwiseConv3d
+from ammnet_sparse.sparse.kernel_maps import pieces_by_residue
 from ammnet_sparse.sparse.recipes import add, take_rows
-from ammnet_sparse.sparse.sites import SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL, SiteSet
 
 STATE_CHANNELS = 4
 """Fractions free, occluded, unobserved, and mean TSDF."""
@@ -144,8 +145,9 @@ class Decoder(nn.Module):
             raised = self.modulation2(raised, tsdf_half, sites=read)
         if chunk_size is None or self.reads_whole_volume:
             return self._classify(raised, tsdf_half, read, voxels)
-        pieces = [self._classify(raised, tsdf_half, read, chunk) for chunk in voxels.chunks(chunk_size)]
-        return torch.cat(pieces)
+        pieces, position = pieces_by_residue(voxels, UP_KERNEL.stride, size=chunk_size)
+        logits = [self._classify(raised, tsdf_half, read, piece) for piece in pieces]
+        return torch.cat(logits).index_select(0, position)
 
     def _join_inputs(self, features: Tensor | None, tsdf_features: Tensor | None, sites: SiteSet) -> Tensor:
         if features is not None and tsdf_features is not None and self.modulation1 is not None:

@@ -31,6 +31,7 @@ Backend = Literal["auto", "spconv", "gather", "dense"]
 MOST_CHUNK_ELEMENTS = 2**26
 _FEWEST_CHUNK_ELEMENTS = 2**23
 _CHUNK_ELEMENTS_CPU = 2**20
+_CACHED_ELEMENTS, _FEWEST_CACHED_ROWS = 2**17, 256
 
 
 @functools.cache
@@ -146,7 +147,8 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
         out = convolve(features, self.weight, KernelMap(source, target, UP_KERNEL))
         assert self.bias is not None
         # Under autocast the sum with a float32 bias, and everything after it, would be in float32.
-        return out + self.bias.to(out.dtype)
+        bias = self.bias.to(out.dtype)
+        return out + bias if torch.is_grad_enabled() else out.add_(bias)
 
 
 _CONVOLUTIONS = (PointwiseConv3d, SiteConv3d, SiteConvTranspose3d)
@@ -192,7 +194,11 @@ def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
     """The backend to use: the requested one, unless that is ``auto`` or does not support it."""
     backend = _backend
     if backend == "auto" and kernel_map.is_dense:
-        return "dense"
+        # A CPU convolves a single frame of few channels slower than it gathers and multiplies.
+        is_gathered = (
+            features.dtype == torch.float32 and features.device.type == "cpu" and torch.is_inference_mode_enabled()
+        )
+        return "gather" if is_gathered else "dense"
     if backend in ("gather", "dense"):
         return backend
     if not (features.is_cuda and spconv_engine.is_served(features, weight, kernel_map)):
@@ -286,6 +292,9 @@ def _product_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMap
     """One product per residue of the targets, whose taps are the same; each target row is written once."""
     groups = kernel_map.groups
     matrices = matrices.index_select(0, groups.tap_order)
+    if groups.position is None:
+        ((_, _, first_tap, end_tap),) = groups.groups
+        return _gathered_product(features, groups.table, matrices[first_tap:end_tap].flatten(0, 1))
     out = features.new_empty(len(kernel_map.target), matrices.shape[2])
     for begin, end, first_tap, end_tap in groups.groups:
         table = groups.table[begin:end, : end_tap - first_tap]
@@ -298,9 +307,15 @@ def _is_product_small(rows: Tensor, columns: int) -> bool:
     return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] * columns <= _FEWEST_CHUNK_ELEMENTS
 
 
-def _chunks(values: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a table [N, T], a chunk at a time, and the values [M, C] that they read, [rows, T * C]."""
-    rows = max(chunk_elements(values.device) // (table.shape[1] * values.shape[1]), 1)
+def _chunks(values: Tensor, table: Tensor, *, is_cached: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a table [N, T], a chunk at a time, and the values [M, C] that they read, [rows, T * C].
+
+    ``is_cached``: on a CPU chunks fit into the cache of a core, if they do not become too short for a product.
+    """
+    width = table.shape[1] * values.shape[1]
+    rows = max(chunk_elements(values.device) // width, 1)
+    if is_cached and values.device.type == "cpu":
+        rows = min(rows, max(_CACHED_ELEMENTS // width, _FEWEST_CACHED_ROWS))
     for begin in range(0, table.shape[0], rows):
         yield slice(begin, begin + rows), gather_taps(values, table[begin : begin + rows])
 
@@ -309,7 +324,7 @@ def _gathered_product(features: Tensor, table: Tensor, matrix: Tensor, *, out: T
     """[N, out] of features [M, C], table [N, T] and a matrix [T * C, out]."""
     if out is None:
         out = features.new_empty(table.shape[0], matrix.shape[1])
-    for here, gathered in _chunks(features, table):
+    for here, gathered in _chunks(features, table, is_cached=True):
         torch.mm(gathered, matrix, out=out[here])
         del gathered  # before the next chunk is made
     return out

@@ -52,14 +52,14 @@ class TargetGroups:
     Each tap is used by one group only, so a group's targets read few taps.
 
     Attributes:
-        position: [N] int64: the position of each target in the order of the groups.
+        position: [N] int64: the position of each target in the order of the groups; None if there is only one group.
         table: [N, most taps of a group] int32: in that order, the source rows that the taps of a target's group read,
             -1 for none; columns beyond the group's number of taps are unused.
         tap_order: [taps] int64: all taps, those of the first group first.
         groups: (first target, end of the targets, first tap, end of the taps) of each group in those orders.
     """
 
-    position: Tensor
+    position: Tensor | None
     table: Tensor
     tap_order: Tensor
     groups: tuple[tuple[int, int, int, int], ...]
@@ -238,24 +238,38 @@ def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
     return _bordered_table(read).index_select(0, cells.flatten()).view(cells.shape)
 
 
+def pieces_by_residue(sites: SiteSet, stride: Triple, *, size: int) -> tuple[list[SiteSet], Tensor]:
+    """The sites in pieces of at most ``size`` that have the same coordinates modulo the stride.
+
+    A transposed convolution onto such a piece is a single product of few taps.
+
+    Returns:
+        The pieces; [N] int64: the row of each site in the concatenation of the pieces.
+    """
+    counts = _residue_counts(sites, stride)
+    order, position = _residue_order(sites, stride)
+    parts, first = sites.linear.index_select(0, order), 0
+    pieces = []
+    for residue, count in enumerate(counts):
+        for linear in parts[first : first + count].split(size) if count else ():
+            piece = SiteSet(sites.batch_size, sites.spatial_shape, linear)
+            piece.store(("residue counts", stride), [len(piece) * (other == residue) for other in range(len(counts))])
+            pieces.append(piece)
+        first += count
+    return pieces, position
+
+
 def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGroups:
     device = target.linear.device
-    residues = _residues(target, kernel.stride)
-
-    def count() -> list[int]:
-        numbers = constant(tuple(range(math.prod(kernel.stride))), device)
-        found: list[int] = (residues[:, None] == numbers).sum(0).tolist()
-        return found
-
-    counts = target.cached(("residue counts", kernel.stride), count)
-    taps = taps_of_residues(kernel)
-    order = residues.to(torch.uint8).argsort(stable=True)
-    position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
-    most = max(len(served) for served in taps)
+    counts, taps = _residue_counts(target, kernel.stride), taps_of_residues(kernel)
+    residues, origins = _residues(target, kernel.stride), _origins(target, source.spatial_shape, kernel)
+    position = None
+    if max(counts) < len(target):
+        order, position = _residue_order(target, kernel.stride)
+        residues, origins = residues.index_select(0, order), origins.index_select(0, order)
+    most = max(len(served) for count, served in zip(counts, taps, strict=True) if count or not len(target))
     constants = _grouped_constants(kernel, _bordered_shape(source.spatial_shape), most, device)
-    residues_in_order = residues.index_select(0, order)
-    origins = _origins(target, source.spatial_shape, kernel).index_select(0, order)
-    cells = constants.index_select(0, residues_in_order).add_(origins[:, None])
+    cells = constants.index_select(0, residues).add_(origins[:, None])
     table = _bordered_table(source).index_select(0, cells.flatten()).view(cells.shape)
     groups, first, first_tap = [], 0, 0
     for count_of_residue, served in zip(counts, taps, strict=True):
@@ -265,6 +279,24 @@ def _target_groups(target: SiteSet, source: SiteSet, kernel: Kernel) -> TargetGr
         first, first_tap = end, end_tap
     tap_order = constant(tuple(itertools.chain.from_iterable(taps)), device)
     return TargetGroups(position, table, tap_order, tuple(groups))
+
+
+def _residue_counts(sites: SiteSet, stride: Triple) -> list[int]:
+    """Sites by ``_residues``; waits for the device unless the sites were planned."""
+
+    def count() -> list[int]:
+        numbers = constant(tuple(range(math.prod(stride))), sites.linear.device)
+        found: list[int] = (_residues(sites, stride)[:, None] == numbers).sum(0).tolist()
+        return found
+
+    return sites.cached(("residue counts", stride), count)
+
+
+def _residue_order(sites: SiteSet, stride: Triple) -> tuple[Tensor, Tensor]:
+    """[N] int64 each: the sites in the order of ``_residues``, and the position of each site in that order."""
+    order = _residues(sites, stride).to(torch.uint8).argsort(stable=True)
+    position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return order, position
 
 
 def _origins(sites: SiteSet, shape: Triple, kernel: Kernel) -> Tensor:
@@ -306,11 +338,11 @@ def _tap_constants(kernel: Kernel, shape: Triple, device: torch.device) -> Tenso
 
 @functools.lru_cache(maxsize=64)
 def _grouped_constants(kernel: Kernel, shape: Triple, width: int, device: torch.device) -> Tensor:
-    """[residues, width] int64: the shifts of each residue's own taps, padded with the first."""
+    """[residues, width] int64: the shifts of each residue's own taps, padded with the first or cut to the width."""
     rows = [shifts_of_residue(kernel, residue, shape) for residue in all_residues(kernel)]
     served = [[shift for shift in row if shift is not None] or [0] for row in rows]
     with torch.inference_mode(False):
-        return torch.tensor([row + row[:1] * (width - len(row)) for row in served], device=device)
+        return torch.tensor([(row + row[:1] * (width - len(row)))[:width] for row in served], device=device)
 
 
 @functools.lru_cache(maxsize=64)

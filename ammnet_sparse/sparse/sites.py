@@ -138,14 +138,6 @@ class SiteSet:
 
         return self.cached(("repeated", times), build)
 
-    def chunks(self, size: int) -> Iterator["SiteSet"]:
-        """The sites in consecutive pieces of at most ``size``."""
-        if len(self) <= size:
-            yield self
-            return
-        for linear in self.linear.split(size):
-            yield SiteSet(self.batch_size, self.spatial_shape, linear)
-
 
 @functools.cache
 def full_sites(batch_size: int, spatial_shape: Triple, device: torch.device) -> SiteSet:
@@ -286,6 +278,7 @@ def shifts_of_residue(kernel: Kernel, residue: Triple, shape: Triple) -> list[in
     return found
 
 
+@functools.lru_cache(maxsize=64)
 def taps_of_residues(kernel: Kernel) -> list[list[int]]:
     """For each residue in C order the taps that it uses."""
     return [

@@ -13,6 +13,7 @@ from ammnet_sparse.sparse.kernel_maps import (
     cells_read,
     containing_cells,
     neighbor_rows,
+    pieces_by_residue,
     strided_shape,
     strided_sites,
 )
@@ -138,3 +139,15 @@ def test_containing_cells_are_those_of_the_window() -> None:
     rows = containing_cells(sites, coarse, (1, 2, 3))
     cells = voxels_of(coarse)
     assert [cells[row] for row in rows.tolist()] == [(b, x, h // 2, y // 3) for b, x, h, y in voxels_of(sites)]
+
+
+def test_pieces_have_one_residue_each_and_their_rows_are_found_again() -> None:
+    sites = sites_from_mask(torch.rand(2, 5, 4, 7, generator=torch.Generator().manual_seed(3)) < 0.6)
+    pieces, position = pieces_by_residue(sites, (2, 2, 2), size=6)
+    for piece in pieces:
+        assert 1 <= len(piece) <= 6
+        residues = {tuple(int(axis[row]) % 2 for axis in piece.coordinates) for row in range(len(piece))}
+        assert len(residues) == 1
+        groups = KernelMap(SiteSet(2, (3, 2, 4), torch.arange(0, 48, 2)), piece, UP_KERNEL).groups
+        assert groups.position is None and groups.table.shape[0] == len(piece) and len(groups.groups) == 1
+    assert torch.equal(torch.cat([piece.linear for piece in pieces])[position], sites.linear)
