@@ -35,7 +35,6 @@ from ammnet_sparse.cli.errors import (
     FAILED,
     WRONG_USAGE,
     UsageError,
-    check_output_folder,
     command,
     with_options,
     writing_to,
@@ -51,11 +50,17 @@ from ammnet_sparse.cli.options import (
     parse_positive,
     parse_positive_number,
 )
+from ammnet_sparse.cli.room_options import (
+    add_room_options,
+    check_room_folder,
+    check_room_options,
+    write_room_files,
+)
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.evaluation.selection import check_inputs
-from ammnet_sparse.files.errors import DataError, abbreviated
+from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
+from ammnet_sparse.pictures.room_files import ROOM_FILES
 from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
@@ -70,7 +75,6 @@ _MOST_LINES = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet map``; returns its exit code."""
     options = _parse(arguments)
-    check_output_folder(options.out)
     _check_replaced(options.out, is_continued=options.is_continued)
     sequence = _opened(options)
     skipped = _Skipped()
@@ -201,7 +205,7 @@ def _map(
         if scene_map.num_frames:
             folder.mkdir(parents=True, exist_ok=True)
             scene_map.save(folder / STATE)
-            write_room(folder, scene_map.volume(), palette=options.palette)
+            write_room_files(options, folder, scene_map.volume())
             _print_summary(scene_map, folder)
     for note in scene_map.notes:
         skipped.add(note)
@@ -246,12 +250,7 @@ def _check_replaced(folder: Path, *, is_continued: bool) -> None:
     """Raises UsageError if files of another origin would be replaced, or if there is nothing to continue."""
     if is_continued and not (folder / STATE).exists():
         raise UsageError(f"--continue: expected {folder / STATE} of an earlier run, found none; omit --continue")
-    if foreign := foreign_room_files(folder):
-        raise UsageError(
-            f"--out {folder}: expected no files of these names but those of earlier maps, found "
-            f"{abbreviated([path.name for path in foreign])} of another origin, which would be overwritten; choose "
-            "another folder"
-        )
+    check_room_folder(folder)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -273,10 +272,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_settings_options(parser.add_argument_group("camera"))
     add_palette_option(parser)
+    add_room_options(parser)
     add_device_option(parser)
     add_precision_option(parser, default="auto")
     options = parser.parse(arguments)
     if options.is_continued and options.odometry:
         parser.error("--continue: needs poses in the world of the map; --odometry finds them in a world of its own")
+    check_room_options(parser, options)
     check_settings(parser, options, {"label_map": "sequences have none"})
     return options

@@ -1,14 +1,13 @@
 """The files of a room's map as outputs of a command: options, and the check of the folder."""
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
-from ammnet_sparse.cli.errors import UsageError, check_keeps_inputs, check_output_folder, writing_to
+from ammnet_sparse.cli.errors import UsageError, check_output_folder, writing_to
 from ammnet_sparse.cli.options import parse_positive_number
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.pictures.occupancy import HEIGHTS
-from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
+from ammnet_sparse.pictures.room_files import foreign_room_files, write_room
 from ammnet_sparse.scene_map.volume import MapVolume
 
 ROOM_OPTIONS = ("map_heights", "map_resolution")
@@ -38,13 +37,12 @@ def check_room_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         parser.error(f"--map-heights: expected a lower and a higher number, found {options.map_heights}")
 
 
-def check_room_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
+def check_room_folder(folder: Path) -> None:
     """Raises UsageError, before any work is done, if the files of a map cannot be written into the folder.
 
-    Also if they would replace inputs, or anything but the files of an earlier map.
+    Also if they would replace anything but the files of an earlier map.
     """
     check_output_folder(folder)
-    check_keeps_inputs([folder / name for name in ROOM_FILES], inputs)
     foreign = foreign_room_files(folder)
     if foreign:
         raise UsageError(
@@ -54,11 +52,11 @@ def check_room_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
         )
 
 
-def write_room_files(options: argparse.Namespace, volume: MapVolume) -> list[Path]:
-    """Writes the files of a map into the folder of ``--out`` as the options say, and returns their paths."""
-    with writing_to(options.out):
+def write_room_files(options: argparse.Namespace, folder: Path, volume: MapVolume) -> list[Path]:
+    """Writes the files of a map into a folder as the options say, and returns their paths."""
+    with writing_to(folder):
         return write_room(
-            options.out,
+            folder,
             volume,
             palette=options.palette,
             heights=HEIGHTS if options.map_heights is None else tuple(options.map_heights),

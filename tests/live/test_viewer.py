@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,9 +22,14 @@ from ammnet_sparse.cli.main import main
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live import viewer as module
 from ammnet_sparse.live.viewer import LiveViewer
+from ammnet_sparse.pictures.page import Scene
+from ammnet_sparse.pictures.room_files import room_scene
+from ammnet_sparse.scene_map.volume import UNKNOWN_LABEL
 from tests.completion import INTRINSICS, room_depth
 from tests.pictures.browser import Browser, find_chromium
+from tests.pictures.rooms import ORIGIN, TABLE, box_labels, map_volume
 from tests.pictures.test_page import volumes_of
+from tests.pictures.test_page_in_browser import PATH_COLOR, pixels_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -122,6 +128,70 @@ def test_a_browser_shows_frames_as_they_come(viewer: LiveViewer, completer: Scen
         page.wait_for("document.querySelector('#state').textContent.startsWith('No answer')")
         assert page.evaluate("document.querySelector('#state').hidden") is False
         assert page.evaluate("document.querySelector('#note').textContent").startswith(names[-1])  # what was held
+
+
+def test_the_room_is_encoded_once_a_pause(completer: SceneCompleter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at all while nobody asks."""
+    monkeypatch.setattr(module, "_ROOM_SECONDS", 0.2)
+    viewer = LiveViewer(port=9700, has_room=True)
+    scene = completer(None, room_depth(), name="one")
+    made = []
+
+    def room() -> Scene:
+        made.append(time.monotonic())
+        return room_scene(map_volume(box_labels((20, 12, 24)), num_frames=len(made)))
+
+    try:
+        for _ in range(3):
+            viewer.show(scene, rate=1.0, room=room)
+        assert made == []
+        number = 0
+        for _ in range(3):
+            answer = json.loads(get(f"{viewer.address}/room?after={number}")[1])
+            number = answer["number"]
+            assert len(answer["scene"]["path"]) == len(made)
+            viewer.show(scene, rate=1.0, room=room)
+        assert len(made) == 3 and min(np.diff(made)) >= 0.19
+    finally:
+        viewer.stop()
+
+
+def test_a_browser_shows_the_room_as_it_grows(completer: SceneCompleter, tmp_path: Path) -> None:
+    """A view that somebody has turned to stays where it is in the room; the frame alone is a click away."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("needs Chromium to look with (Debian: apt-get install chromium), and there is none")
+    viewer = LiveViewer(port=9710, has_room=True)
+    scene = completer(None, room_depth(), name="frame")
+    small = map_volume(box_labels((40, 20, 40)))
+    labels = np.full((60, 20, 50), UNKNOWN_LABEL, dtype=np.uint8)
+    labels[20:, :, 10:] = small.labels
+    labels[2:20, 0, 2:20] = TABLE
+    grown = dataclasses.replace(
+        map_volume(labels), poses=small.poses, origin=np.array(ORIGIN) - np.array([20, 10, 0]) * 0.08
+    )
+    with Browser(program, tmp_path / "profile") as browser:
+        page = browser.open(viewer.address)
+        viewer.show(scene, rate=1.0, room=lambda: room_scene(small, note="small"))
+        page.wait_for("/^frame, 1.0 frames[^]*small/.test(document.querySelector('#note').textContent)")
+        assert page.evaluate("document.querySelector('.caption span').textContent") == "Room"
+        x, y = page.middle_of("#canvas")
+        page.drag((x, y), (x + 30, y))
+        before = pixels_of(page.screenshot("#canvas"), PATH_COLOR)
+        viewer.show(scene, rate=1.0, room=lambda: room_scene(grown, note="grown"))
+        page.wait_for("/^frame, 1.0 frames[^]*grown/.test(document.querySelector('#note').textContent)")
+        page.settle()
+        after = pixels_of(page.screenshot("#canvas"), PATH_COLOR)
+        assert before.sum() > 100 and (before & after).sum() > 0.9 * before.sum()
+        page.click("#frame-only")
+        page.settle()
+        assert page.evaluate("document.querySelector('.caption span').textContent") != "Room"
+        assert "grown" not in page.evaluate("document.querySelector('#note').textContent")
+        page.click("#frame-only")
+        page.settle()
+        assert (pixels_of(page.screenshot("#canvas"), PATH_COLOR) & after).sum() > 0.9 * after.sum()
+        assert page.complaints() == []
+    viewer.stop()
 
 
 def test_the_command_completes_what_arrives(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
