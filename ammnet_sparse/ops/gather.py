@@ -197,7 +197,8 @@ def _save_owner(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: 
 
 def _gradient_of_sums(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     (owner,) = ctx.saved_tensors
-    return _gather_taps(grad * ctx.scale, owner[:, None], None), None, None, None
+    # Each row's sum has one summand, that of its owner, so that the scale needs no pass of its own.
+    return _sum_rows(grad.contiguous(), owner[:, None], owner, ctx.scale), None, None, None
 
 
 register_autograd(_sum_rows, _gradient_of_sums, setup_context=_save_owner)

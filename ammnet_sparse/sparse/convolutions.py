@@ -247,7 +247,7 @@ class GatherProduct(torch.autograd.Function):
         ctx.save_for_backward(features, weight)
         ctx.kernel_map = kernel_map
         with torch.autocast(features.device.type, enabled=False):
-            return _product(features, _matrices(weight, kernel_map), kernel_map)
+            return _product(features, _by_tap(weight, kernel_map), kernel_map)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -266,10 +266,9 @@ class GatherProduct(torch.autograd.Function):
         return (*found, None)
 
 
-def _matrices(weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """[taps, in, out], a copy."""
-    by_tap = weight.flatten(2)
-    return (by_tap.permute(2, 0, 1) if kernel_map.kernel.is_transposed else by_tap.permute(2, 1, 0)).contiguous()
+def _by_tap(weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    """[taps, in, out], a view."""
+    return weight.flatten(2).permute((2, 0, 1) if kernel_map.kernel.is_transposed else (2, 1, 0))
 
 
 def _weight_shaped(by_tap: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -285,7 +284,7 @@ def _product(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tenso
     if out_channels < in_channels and _is_product_small(features, num_taps * out_channels):
         products = features @ matrices.permute(1, 0, 2).reshape(in_channels, -1)
         return sum_taps(products, kernel_map.table)
-    return _gathered_product(features, kernel_map.table, matrices.flatten(0, 1))
+    return _gathered_product(features, kernel_map.table, matrices.flatten(0, 1).contiguous())
 
 
 def _product_by_groups(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -339,13 +338,20 @@ class _Sum:
 
     def add(self, first: Tensor, second: Tensor) -> None:
         if self.total is None:
-            product = first.t() @ second
             is_only = len(first) == self.num_rows
-            self.total = product if is_only else product.to(torch.promote_types(product.dtype, torch.float32))
+            self.total = first.t() @ second if is_only else _wide_product(first, second)
         elif self.total.dtype == first.dtype:
             self.total.addmm_(first.t(), second)
         else:
-            self.total += first.t() @ second
+            self.total += _wide_product(first, second)
+
+
+def _wide_product(first: Tensor, second: Tensor) -> Tensor:
+    """``first.T @ second`` in at least float32, on CUDA without rounding to 16 bits before."""
+    if first.is_cuda and first.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(first.t(), second, out_dtype=torch.float32)
+    product = first.t() @ second
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 def _gradients(
@@ -357,7 +363,7 @@ def _gradients(
     needs_features: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    matrices = _matrices(weight, kernel_map)
+    matrices = _by_tap(weight, kernel_map)
     num_taps, in_channels, out_channels = matrices.shape
     num_sources, num_targets = len(kernel_map.source), len(kernel_map.target)
     features_gradient: Tensor | None = None
