@@ -71,9 +71,9 @@ class SurfaceCells:
         is_kept = _is_kept(keys, self.halvings)
         weight = np.clip(_LARGEST_WEIGHT / 4 / depth[is_kept] ** 2, 1, _LARGEST_WEIGHT).astype(np.int64)[:, None]
         values = np.rint(np.hstack([points[is_kept], normals[is_kept]]) * _UNITS).astype(np.int64)
-        unique, inverse = np.unique(keys[is_kept], return_inverse=True)
-        sums = np.zeros((len(unique), 7), dtype=np.int64)
-        np.add.at(sums, inverse, np.hstack([weight, weight * values]))
+        order = np.argsort(keys[is_kept])
+        unique, first = np.unique(keys[is_kept][order], return_index=True)
+        sums = np.add.reduceat(np.hstack([weight, weight * values])[order], first) if len(first) else 0
         rows = [self._rows.setdefault(key, len(self._rows)) for key in unique.tolist()]
         if len(self._rows) > len(self._sums):
             self._sums = np.concatenate([self._sums, np.zeros_like(self._sums, shape=(len(self._rows), 7))])
