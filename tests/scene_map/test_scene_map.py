@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ammnet_sparse.camera.files.sequences.layouts import open_sequence
 from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.completion import SceneCompleter
+from ammnet_sparse.data.grid import CLASS_NAMES
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.scene_map.room import Room
 from ammnet_sparse.scene_map.scene_map import SceneMap
@@ -143,3 +145,30 @@ def test_a_damaged_map_is_named(completer: SceneCompleter, frames: list[StoredIm
     path.write_bytes(b"")
     with pytest.raises(DataError, match="map.npz"):
         SceneMap.load(path, completer)
+
+
+@pytest.mark.slow
+def test_a_real_kitchen(shared_data: Path) -> None:
+    sequence = open_sequence(shared_data / "sequence")
+    assert sequence.intrinsics is not None
+    completer = SceneCompleter("nyu_rgb_w64", intrinsics=sequence.intrinsics)
+    volumes = []
+    for order in (sequence.frames, random.Random(0).sample(sequence.frames, len(sequence.frames))):
+        scene_map = SceneMap(completer)
+        for frame in order[3:]:
+            scene_map.look_at(frame.read())
+        for frame in order:
+            scene_map.add_frame(frame.read)
+        scene_map.finish()
+        volumes.append(scene_map.volume())
+    assert_same(*volumes)
+    labels, volume = volumes[0].labels, volumes[0]
+    assert np.flatnonzero((labels == FLOOR).any(axis=(0, 2))).tolist() == [0]
+    pose, stored = volume.poses[volume.names.index("frame-000280")], sequence.frames[7].read()
+    camera, depth = sequence.intrinsics.camera, stored.depth[290:440:4, 150:500:4] / 1000  # the table top
+    v, u = np.mgrid[290:440:4, 150:500:4]
+    points = np.stack([(u - camera.cx) / camera.fx * depth, (v - camera.cy) / camera.fy * depth, depth], axis=-1)
+    world = points[(depth > 0.4) & (depth < 4)] @ pose[:3, :3].T + pose[:3, 3]
+    assert np.median(world[:, 2]) == pytest.approx(0.74, abs=0.06)
+    voxels = np.floor((world - volume.origin) / volume.info.voxel_size).astype(int)[:, [0, 2, 1]]
+    assert (labels[tuple(voxels.T)] == CLASS_NAMES.index("table")).mean() > 0.7
