@@ -129,6 +129,7 @@ def test_evaluate_prints_and_writes(
         "dataset": "nyu",
         "split": "test",
         "limit": None,
+        "scored": "weight",
         "flips": None,
         "precision": "float32",
     }
