@@ -8,6 +8,7 @@ counted; the exit code is 1 unless there are none.
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import pickle
@@ -30,6 +31,7 @@ from PIL import Image
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.camera.files.poses import read_trajectory
+from ammnet_sparse.camera.files.sequences.layouts import open_sequence
 from ammnet_sparse.camera.geometry.surface import Surface
 from ammnet_sparse.camera.labeled_mesh import read_labeled_mesh
 from ammnet_sparse.config import Config, ModelConfig, load_config
@@ -54,6 +56,7 @@ from ammnet_sparse.scene_map.files import SavedMap, read_map, write_map
 from ammnet_sparse.scene_map.frames import MapFrame
 from ammnet_sparse.scene_map.fused import FusedFrames
 from ammnet_sparse.scene_map.room import GivenPose, Room
+from tests.camera.sequences import small_frames, write_sequence
 from tests.data.frames import GRID, random_frame, write_frame, write_list
 
 SLOWEST_SECONDS = 5.0
@@ -193,6 +196,9 @@ def make_kinds(folder: Path) -> list[Kind]:
         **{f"{_CAMERA} {name}": (content, _read_intrinsics) for name, content in _INTRINSICS.items()},
         **{f"{_CAMERA} {name}": (content, _read_poses) for name, content in _POSES.items()},
     }
+    if importlib.util.find_spec("lzfse") is not None:
+        recording = write_sequence(folder / "recording", "Record3D", small_frames(2))
+        files["recording.r3d"] = (recording.read_bytes(), _read_recording)
     for name, (content, read) in files.items():
         path = folder / name
         path.write_bytes(content)
@@ -391,6 +397,11 @@ def _read_poses(path: Path) -> None:
     for time_stamp in (None, 10.5):
         with contextlib.suppress(FileError):
             trajectory.pose_of(time_stamp, names=["frame_00001"], index=1, count=2, numbers=(0, 1))
+
+
+def _read_recording(path: Path) -> None:
+    for frame in open_sequence(path).frames:
+        frame.read()
 
 
 def _read_metrics(path: Path) -> None:

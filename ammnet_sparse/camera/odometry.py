@@ -25,6 +25,11 @@ _LEAST_OVERLAP, _LEAST_AGREEMENT = 0.25, 0.7
 """Shares of a frame's pixels that must be in sight of the other frame, and of those that must have its depth."""
 _KEY_MOTION, _KEY_TURN = 0.2, 10.0
 """Meters and degrees from a key frame after which the next one is taken: few of them keep the drift small."""
+_DIAGONAL = np.array([1.0, 1.0, 1.0]) / np.sqrt(3.0)
+_ACROSS = np.array([1.0, -1.0, 0.0]) / np.sqrt(2.0)
+_FIRST_POSE = np.eye(4)
+"""Of the first camera, whose upright is the world's diagonal: an axis near it would be taken for the vertical."""
+_FIRST_POSE[:3, :3] = np.stack([_ACROSS, -_DIAGONAL, np.cross(_ACROSS, -_DIAGONAL)], axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +44,8 @@ class _View:
 class Odometry:
     """Finds the pose of every frame from the frames before it. It needs color and the extra ``odometry``.
 
-    A part of the sequence begins with the identity, at the first frame and wherever tracking is lost: where the motion
-    that is found does not bring the depth of both frames together.
+    A part of the sequence, with a world of its own, begins at the first frame and wherever tracking is lost: where the
+    motion that is found does not bring the depth of both frames together.
 
     Args:
         settings: what is known about the camera.
@@ -69,7 +74,7 @@ class Odometry:
             for other in (self._key, self._last):
                 pose = pose if pose is not None else self._pose(images, rgbd, other, near=self._last.pose)
         is_lost = pose is None
-        self._last = _View(images, rgbd, np.eye(4) if pose is None else pose)
+        self._last = _View(images, rgbd, _FIRST_POSE if pose is None else pose)
         if self._key is None or is_lost or _is_far(self._last.pose, self._key.pose):
             self._key = self._last
         # Upright images are rotated ones; the pose is of the camera as it is stored.

@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     _check_replaced(options.out, is_continued=options.is_continued)
     sequence = _opened(options)
+    for note in sequence.notes:
+        print(f"note: {note}", file=sys.stderr)
     skipped = _Skipped()
     for problem in sequence.problems:
         skipped.add(problem)

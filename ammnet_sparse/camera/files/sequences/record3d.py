@@ -126,14 +126,16 @@ class _Recording:
 def _depth_size(metadata: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of the depth images."""
     rows, columns = metadata.get("dh"), metadata.get("dw")
-    return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else _LIDAR_SIZE
+    if isinstance(rows, int) and isinstance(columns, int) and min(rows, columns) > 0:
+        return rows, columns
+    return _LIDAR_SIZE
 
 
 def _poses(path: Path, rows: Any) -> NDArray[np.float64]:
     """[N, 4, 4] of rows qx qy qz qw tx ty tz, not checked yet."""
     try:
         values = np.asarray(rows, dtype=np.float64).reshape(-1, 7)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         what = "poses as lists of seven numbers"
         raise DataError.about(path / "metadata", expected=what, found=reason(error), advice=_ADVICE) from error
     return trajectory_of_quaternions(path, values[:, [4, 5, 6, 0, 1, 2, 3]]).poses

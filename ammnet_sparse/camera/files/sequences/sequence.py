@@ -57,7 +57,8 @@ class PosedSequence:
         color_intrinsics: of the color image, if it has its own.
         depth_scale: units of the depth image per meter, if the layout defines it.
         has_color: whether the frames have color images.
-        problems: a line for each frame or file that was left out, and for each jump.
+        problems: a line for each frame or file that was left out.
+        notes: a line for each jump of the poses after which they stay where they are.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class PosedSequence:
     depth_scale: float | None = None
     has_color: bool = True
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def has_poses(self) -> bool:
@@ -80,17 +82,17 @@ class PosedSequence:
         Raises:
             DataError: no frame is left.
         """
-        frames, problems = list(self.frames), list(self.problems)
+        frames, problems, notes = list(self.frames), list(self.problems), list(self.notes)
         if self.has_poses:
             problems += [f"frame {frame.name}: expected a pose, found none" for frame in frames if frame.pose is None]
-            frames, jumps = _without_jumps([frame for frame in frames if frame.pose is not None])
-            problems += jumps
+            frames, lonely, jumps = _without_jumps([frame for frame in frames if frame.pose is not None])
+            problems, notes = problems + lonely, notes + jumps
         if not frames:
             said = f"; {problems[0]}" if problems else ""
             raise DataError(f"{self.path}: expected frames ({self.layout}), found none that can be used{said}")
         sizes = _Sizes()
         frames = [dataclasses.replace(frame, read_images=sizes.checking(frame)) for frame in frames]
-        return dataclasses.replace(self, frames=tuple(frames), problems=tuple(problems))
+        return dataclasses.replace(self, frames=tuple(frames), problems=tuple(problems), notes=tuple(notes))
 
     def taken(self, *, every: int = 1, min_motion: float | None = None) -> list[PosedFrame]:
         """Every ``every``-th frame; of these, each that is so many meters or ``MIN_TURN`` degrees from the last taken.
@@ -158,13 +160,13 @@ def _distance(pose: Pose, others: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(meters / _LARGEST_STEP, degrees / _LARGEST_TURN)
 
 
-def _without_jumps(frames: Sequence[PosedFrame]) -> tuple[list[PosedFrame], list[str]]:
-    """The frames without the few whose poses are away from all others, and a line for each of these and each jump.
+def _without_jumps(frames: Sequence[PosedFrame]) -> tuple[list[PosedFrame], list[str], list[str]]:
+    """The frames without the few whose poses are away from all others; a line for each of these, and for each jump.
 
     Every frame continues the group whose last pose it is near to, or begins a new one.
     """
     if not frames:
-        return [], []
+        return [], [], []
     poses = np.stack([_pose_of(frame) for frame in frames])
     steps = [float(_distance(pose, poses[index : index + 1])[0]) for index, pose in enumerate(poses[1:])]
     limit = max(1.0, _UNUSUAL * float(np.median(steps)) if steps else 0.0)
@@ -178,19 +180,17 @@ def _without_jumps(frames: Sequence[PosedFrame]) -> tuple[list[PosedFrame], list
             groups.append([index])
     largest = max(map(len, groups))
     kept: list[int] = []
-    problems: list[str] = []
+    lonely: list[str] = []
+    jumps: list[str] = []
     for group in groups:
-        is_kept = len(group) > _FEW or len(group) == largest
-        first, last = group[0], group[-1]
-        said = "the pose is away from those of all other frames"
-        if first > 0:
-            meters, degrees = (float(one[0]) for one in _motion(poses[first], poses[first - 1 : first]))
-            said = f"the pose jumps by {meters:.1f} m and {degrees:.0f} degrees, which no camera does"
-        names = frames[first].name + (f" and {len(group) - 1} up to {frames[last].name}" if len(group) > 1 else "")
-        if not is_kept:
-            problems.append(f"frame {names}: {said}; left out")
-        elif kept:
-            problems.append(f"frame {names}: {said}, and stays there; the frames are used where their poses put them")
-        if is_kept:
-            kept += group
-    return [frames[index] for index in sorted(kept)], problems
+        names = " to ".join(dict.fromkeys(frames[index].name for index in (group[0], group[-1])))
+        before = poses[max(0, group[0] - 1)]
+        meters, degrees = (float(one[0]) for one in _motion(before, poses[group[:1]]))
+        said = f"frame {names}: the pose jumps by {meters:.1f} m and {degrees:.0f} degrees"
+        if len(group) <= _FEW and len(group) < largest:
+            lonely.append(f"{said}, away from all others" if group[0] else f"frame {names}: is away from all others")
+            continue
+        if kept:
+            jumps.append(f"{said} and stays there; the frames are used")
+        kept += group
+    return [frames[index] for index in sorted(kept)], lonely, jumps
