@@ -26,9 +26,10 @@ _LEAST_OVERLAP, _LEAST_AGREEMENT = 0.25, 0.7
 _KEY_MOTION, _KEY_TURN = 0.2, 10.0
 """Meters and degrees from a key frame after which the next one is taken: few of them keep the drift small."""
 _DIAGONAL = np.array([1.0, 1.0, 1.0]) / np.sqrt(3.0)
-_ACROSS = np.array([1.0, -1.0, 0.0]) / np.sqrt(2.0)
+_ACROSS = np.array([-1.0, 1.0, 0.0]) / np.sqrt(2.0)
 _FIRST_POSE = np.eye(4)
-"""Of the first camera, whose upright is the world's diagonal: an axis near it would be taken for the vertical."""
+"""Of the first camera. An axis near the vertical would be taken for it, but those of this world mean nothing: so the
+camera's upright is the diagonal, and it looks towards Z, so that looking down brings no axis nearer."""
 _FIRST_POSE[:3, :3] = np.stack([_ACROSS, -_DIAGONAL, np.cross(_ACROSS, -_DIAGONAL)], axis=1)
 
 
