@@ -64,6 +64,11 @@ class SetInfo(pydantic.BaseModel):
         """The label of the class ``ceiling``, which hides the room in a view from above; None without one."""
         return self.class_names.index("ceiling") if "ceiling" in self.classes else None
 
+    @property
+    def shell(self) -> tuple[int, ...]:
+        """The labels of the classes that enclose a room, through which pictures of a whole room show its inside."""
+        return tuple(label for label, name in enumerate(self.classes) if name in ("ceiling", "wall", "window"))
+
 
 NYU = SetInfo()
 """The set of the paper: twelve classes on a grid of 60 x 36 x 60 voxels of 8 cm."""

@@ -23,7 +23,7 @@ def write_glb(
     path: str | Path,
     labels: NDArray[np.uint8],
     *,
-    open_mask: NDArray[np.bool_] | None = None,
+    known: NDArray[np.bool_] | None = None,
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
     info: SetInfo = NYU,
 ) -> Path:
@@ -37,8 +37,8 @@ def write_glb(
     Args:
         path: file to write; an existing one is replaced atomically.
         labels: [X, H, Y] uint8, a class; 0 and 255 are not drawn.
-        open_mask: [X, H, Y] bool, the voxels from which a face is visible, for instance the known ones of a room: its
-            walls then have an inner side only. None: all, and the outside of the grid.
+        known: [X, H, Y] bool, the known voxels of a room: walls, windows and ceiling then have no faces towards others,
+            so that one looks into the room. None: all are closed.
         origin: world (x, y, z) in meters of the outer corner of voxel (0, 0, 0).
         info: the set, which has names, colors and voxel size.
 
@@ -47,9 +47,11 @@ def write_glb(
         OSError: the file cannot be written.
     """
     check_volume("labels", labels, labels.shape, info=info)
-    if open_mask is not None:
-        check_shape("open_mask", open_mask, labels.shape)
-    faces, face_classes = merged_faces(labels, open_mask=open_mask)
+    shell = None
+    if known is not None:
+        check_shape("known", known, labels.shape)
+        shell = np.isin(labels, info.shell)
+    faces, face_classes = merged_faces(labels, shell=shell, known=known)
     corners, classes, indices = shared_corners(faces, face_classes, shape=labels.shape)
     positions = np.asarray(origin)[[0, 2, 1]] + info.voxel_size * corners  # along (X, height, Y)
     positions[:, 2] *= -1
@@ -68,16 +70,16 @@ def write_glb(
 
 
 def merged_faces(
-    labels: NDArray[np.uint8], *, open_mask: NDArray[np.bool_] | None = None
+    labels: NDArray[np.uint8], *, shell: NDArray[np.bool_] | None = None, known: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """The visible faces, those of one class in one plane merged greedily into rectangles.
+    """The visible faces, those of one class in one plane merged greedily into rectangles; masks as ``visible_faces``.
 
     Returns:
         Corners [M, 4, 3] in voxels along (X, height, Y), counter-clockwise in world axes seen from outside, and the
         classes [M].
     """
     corners, classes = [np.empty((0, 4, 3), dtype=np.int64)], [np.empty(0, dtype=np.uint8)]
-    for axis, side, mask in visible_faces(is_occupied(labels), open_mask=open_mask):
+    for axis, side, mask in visible_faces(is_occupied(labels), shell=shell, known=known):
         order = [axis, (axis + 1) % 3, (axis + 2) % 3]
         low, high, found = _rectangles(np.where(mask, labels, 0).transpose(order))
         size = (high - low)[:, np.argsort(order)]

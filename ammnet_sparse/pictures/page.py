@@ -58,8 +58,8 @@ class Scene:
         camera_position: (X, Y) of the camera in voxels, usually outside of the grid; None if unknown:
             then the page only marks the camera's side.
         poses: [N, 4, 4], of a room the cameras (x right, y down, z forward, in meters) to voxels along (X, height, Y),
-            in the order of the frames. One looks into a room through its walls: faces towards voxels of 255 and towards
-            the outside of the grid are not drawn. None: a frame.
+            in the order of the frames. One looks into a room through its walls: they, windows and ceiling have no faces
+            towards voxels of 255 and the outside of the grid. None: a frame.
         info: the set, which has names and colors of the classes and the size of the voxels.
 
     Raises:
@@ -209,6 +209,7 @@ def _page_data(info: SetInfo, scenes: Sequence[Scene]) -> dict[str, Any]:
             "distinct": distinct[name],
             "hidden": label == info.ceiling,
             "skipped": label == EMPTY_LABEL,
+            "shell": label in info.shell,
         }
         for label, (name, color) in enumerate(info.classes.items())
     ]

@@ -121,23 +121,26 @@ def shared_corners(
 
 
 def visible_faces(
-    drawn: NDArray[np.bool_], *, open_mask: NDArray[np.bool_] | None = None
+    drawn: NDArray[np.bool_], *, shell: NDArray[np.bool_] | None = None, known: NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
     """Yields each axis and side of a voxel's faces with [X, H, Y] bool, the drawn voxels whose face there is visible.
 
     Args:
         drawn: [X, H, Y] bool.
-        open_mask: [X, H, Y] bool, the voxels from which a face is visible unless they are drawn; None: all, and the
-            outside of the grid.
+        shell: [X, H, Y] bool, the voxels whose faces are visible from voxels in ``known`` only. The others are visible
+            from all voxels that are not drawn, and from the outside of the grid.
+        known: [X, H, Y] bool; needed with ``shell``.
     """
-    padded = np.pad(~drawn if open_mask is None else open_mask & ~drawn, 1, constant_values=open_mask is None)
+    free = np.pad(~drawn, 1, constant_values=True)
+    inside = np.pad(drawn if known is None else known, 1)
     for axis in range(3):
         for side in (0, 1):
             neighbor = tuple(
                 slice(1 + (2 * side - 1) * (a == axis), n + 1 + (2 * side - 1) * (a == axis))
                 for a, n in enumerate(drawn.shape)
             )
-            yield axis, side, drawn & padded[neighbor]
+            mask = drawn & free[neighbor]
+            yield axis, side, mask if shell is None else mask & (inside[neighbor] | ~shell)
 
 
 def face_corners(axis: int, side: int) -> NDArray[np.int64]:

@@ -57,7 +57,7 @@ def write_room(
     return [
         _write_volume(folder / VOLUME, volume),
         write_ply(folder / "room.ply", labels, as_cubes=True, origin=(x, y, z), info=info),
-        write_glb(folder / "room.glb", labels, open_mask=volume.is_known, origin=(x, y, z), info=info),
+        write_glb(folder / "room.glb", labels, known=volume.is_known, origin=(x, y, z), info=info),
         *write_occupancy(folder, volume, heights=heights, resolution=resolution),
         write_page(folder / PAGE, [scene], title=_TITLE),
     ]

@@ -94,10 +94,12 @@ def test_a_plane_is_one_rectangle_and_a_room_is_seen_from_within() -> None:
     labels = np.full((6, 5, 7), IGNORE_LABEL, dtype=np.uint8)
     labels[1:-1, 1:-1, 1:-1] = WALL
     labels[2:-2, 2:-2, 2:-2] = 0
-    corners, classes = merged_faces(labels, open_mask=labels == 0)
+    corners, classes = merged_faces(labels, shell=labels == WALL, known=labels == 0)
     assert corners.shape == (6, 4, 3) and (classes == WALL).all()
     assert corners.min(axis=(0, 1)).tolist() == [2, 2, 2] and corners.max(axis=(0, 1)).tolist() == [4, 3, 5]
     assert len(merged_faces(labels)[0]) == 12
+    labels[0, 0, 0] = TABLE
+    assert len(merged_faces(labels, shell=labels == WALL, known=labels == 0)[0]) == 12
 
 
 def test_nothing_to_draw_is_a_valid_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ const palette = {
   errors: data.errors.map((entry) => packColor(entry.color)),
   parts: data.parts.map((entry) => packColor(entry.color)),
 };
+const SHELL = data.classes.map((entry) => entry.shell);
 const VIEW_NAMES = { prediction: "Prediction", truth: "Ground truth", errors: "Errors", input: "Input surface" };
 const element = (id) => document.getElementById(id);
 
@@ -212,7 +213,7 @@ function repaint() {
   if (renderer) {
     for (const { view } of panes) {
       paints.set(view, paintVoxels(scene, view, settings, palette));
-      renderer.setFaces(view, buildFaces(paints.get(view), scene.shape, scene.known));
+      renderer.setFaces(view, buildFaces(paints.get(view), scene.shape, scene.known, SHELL));
     }
     renderer.setLines(settings.path ? pathLines() : []);
   }
@@ -288,7 +289,7 @@ function describeVoxel(left, top) {
   if (!pane || !paints.has(pane.view)) return "";
   const aspect = (pane.width * element("panes").clientWidth) / (pane.height * element("panes").clientHeight);
   const ray = camera.ray((2 * (right - pane.left)) / pane.width - 1, 1 - (2 * (down - pane.top)) / pane.height, aspect);
-  const voxel = firstVoxel(paints.get(pane.view), scene.shape, ray.origin, ray.direction, scene.known);
+  const voxel = firstVoxel(paints.get(pane.view), scene.shape, ray.origin, ray.direction, scene.known, SHELL);
   if (voxel < 0) return "";
   const [, height, depth] = scene.shape;
   const place = [Math.floor(voxel / depth / height), Math.floor(voxel / depth) % height, voxel % depth];

@@ -100,11 +100,11 @@ function countVoxels(scene, numClasses) {
 
 // The faces between drawn voxels and open space, 12 bytes each: x, height, y and face (2 * axis + side) in 16 bits; red,
 // green, blue, and how many neighbors shade each of the four corners (2 bits a corner). With `known`, the labels of a
-// room, unknown voxels and the outside of the grid are not open.
-function buildFaces(paint, shape, known) {
+// room, those of the classes in `shell` have no faces towards unknown voxels and the outside of the grid.
+function buildFaces(paint, shape, known, shell) {
   const size = shape.map((length) => length + 2); // a border spares the bounds checks
   const steps = [size[1] * size[2], size[2], 1];
-  const blocks = new Uint8Array(size[0] * size[1] * size[2]); // 1: drawn, 2: not open
+  const blocks = new Uint8Array(size[0] * size[1] * size[2]); // 1: drawn, 2: unknown
   if (known) blocks.fill(2);
   const drawn = new Uint32Array(paint.length); // voxels, of which the first `count` are set
   let count = 0;
@@ -132,10 +132,11 @@ function buildFaces(paint, shape, known) {
       larger.set(colors);
       [colors, places] = [larger, new Uint16Array(larger.buffer)];
     }
+    const isShell = known && shell[known[voxel]];
     for (let face = 0; face < 6; face++) {
       const axis = face >> 1;
       const front = cell + (face & 1 ? steps[axis] : -steps[axis]);
-      if (blocks[front]) continue;
+      if (blocks[front] === 1 || (blocks[front] && isShell)) continue;
       const across = steps[(axis + 1) % 3];
       const along = steps[(axis + 2) % 3];
       let shade = 0;
@@ -162,8 +163,8 @@ function buildFaces(paint, shape, known) {
 }
 
 // Index of the first drawn voxel along a ray, or -1; `origin` and `direction` in voxels along (X, height, Y). With `known`
-// as for the faces, through which the ray must enter.
-function firstVoxel(paint, shape, origin, direction, known) {
+// and `shell` as for the faces, through which the ray must enter.
+function firstVoxel(paint, shape, origin, direction, known, shell) {
   let enter = 0;
   let leave = Infinity;
   for (let axis = 0; axis < 3; axis++) {
@@ -179,7 +180,7 @@ function firstVoxel(paint, shape, origin, direction, known) {
   const crossing = cell.map((index, axis) => (index + (step[axis] > 0 ? 1 : 0) - origin[axis]) / (direction[axis] || 1e-9));
   for (let isOpen = !known; ;) {
     const voxel = (cell[0] * shape[1] + cell[1]) * shape[2] + cell[2];
-    if (paint[voxel] && isOpen) return voxel;
+    if (paint[voxel] && (isOpen || !shell[known[voxel]])) return voxel;
     isOpen = !known || (!paint[voxel] && known[voxel] !== IGNORE);
     const axis = crossing[0] < crossing[1] ? (crossing[0] < crossing[2] ? 0 : 2) : crossing[1] < crossing[2] ? 1 : 2;
     cell[axis] += step[axis];
