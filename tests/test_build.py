@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import ammnet_sparse.data.volumes.tsdf  # noqa: F401, registers operators
 from ammnet_sparse.ops import kernel_libraries
 from tests.ops.support import REFERENCES
 
@@ -129,7 +130,7 @@ def library(request: pytest.FixtureRequest, build: SimpleNamespace) -> Path:
 def test_library_registers_every_operator(library: Path) -> None:
     """Also the CUDA library on a machine without a GPU."""
     key = library.stem.rsplit("_", 1)[1].upper()
-    names = [*REFERENCES, *(["take_out_of_range"] if key == "CUDA" else [])]
+    names = [*REFERENCES, *(["take_out_of_range"] if key == "CUDA" else ["map_depth", "tsdf_of_depth"])]
     content = library.read_bytes()
     for name in ("ammnet_sparse", key, *names):
         assert f"{name}\0".encode() in content, name  # the linker merges equal ends of strings

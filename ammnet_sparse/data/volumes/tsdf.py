@@ -3,19 +3,20 @@
 Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.02 m, four along each edge of a voxel of
 the grid.
 
-The compiled loops at the end take ``intrinsics`` as (fx, fy, cx, cy), ``pose`` as camera to world and world vectors as
-(X, Y, Z); the functions above them check the arguments.
+The functions check the arguments; the two operators compute, compiled (csrc/cpu/tsdf.cpp), or by numba where no kernels
+are, which is imported only then.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK, VOXEL_SIZE, GridShape
 from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrinsics
+from ammnet_sparse.ops._library import define_operator
 
 FINE_PER_VOXEL = 4
 """Fine voxels along an edge of a voxel."""
@@ -42,9 +43,8 @@ def mapping_from_depth(
         [X * height * Y] int32, pixel ``row * columns + column``, or ``UNMAPPED`` (-1) where no pixel hits;
         ``mapping_to_disk`` gives the convention of files.
     """
-    mapping = np.full(grid_shape, UNMAPPED, dtype=np.int32)
-    camera = intrinsics(view.camera)
-    _scatter_pixels(checked_depth(depth), camera, view.pose, view.origin, VOXEL_SIZE, mapping)
+    tensors = _tensors(checked_depth(depth), intrinsics(view.camera), view.pose, view.origin)
+    mapping: NDArray[np.int32] = _map_depth(*tensors, VOXEL_SIZE, *grid_shape).numpy()
     return mapping.reshape(-1)
 
 
@@ -71,31 +71,13 @@ def tsdf_from_depth(
         [X * height * Y] float32 in [-1, 1]: +1 observed free, -1 occluded, 0 unobserved; the distance is Euclidean,
         between fine voxels, and saturates at 12 of them.
     """
-    depth, pose, origin, camera = checked_depth(depth), view.pose, view.origin, intrinsics(view.camera)
-    fine_size = VOXEL_SIZE / FINE_PER_VOXEL
-    surface = np.zeros([size * FINE_PER_VOXEL for size in grid_shape], dtype=np.bool_)
-    _mark_surface(depth, camera, pose, origin, fine_size, surface)
-    squared = truncated_squared_distance(surface)
-    # Rigid inverse: world to camera.
-    rotation, translation = pose[:3, :3].T, -pose[:3, :3].T @ pose[:3, 3]
+    pose = view.pose
+    rotation, translation = pose[:3, :3].T, -pose[:3, :3].T @ pose[:3, 3]  # rigid inverse: world to camera
     magnitude = np.minimum(1.0, np.sqrt(np.arange(TRUNCATION**2 + 1)) / TRUNCATION)
-    tsdf = np.zeros(grid_shape, dtype=np.float64)
-    _integrate(depth, camera, rotation, translation, origin, fine_size, squared, magnitude, tsdf)
-    return tsdf.astype(np.float32).reshape(-1)
-
-
-def truncated_squared_distance(surface: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """Squared Euclidean distance in voxels to the nearest surface voxel, capped at 144 (12 voxels).
-
-    Args:
-        surface: [X, height, Y] bool.
-    """
-    squared = np.empty(surface.shape, dtype=np.uint16)
-    buffer = np.empty(surface.shape, dtype=np.uint16)
-    _distance_along_rows(surface, squared)
-    _distance_along_height(squared, buffer)
-    _distance_along_x(buffer, squared)
-    return squared
+    arrays = (checked_depth(depth), intrinsics(view.camera), pose, view.origin, rotation, translation, magnitude)
+    tensors, size = _tensors(*arrays), VOXEL_SIZE / FINE_PER_VOXEL
+    tsdf: NDArray[np.float32] = _tsdf_of_depth(*tensors, size, *grid_shape).numpy()
+    return tsdf.reshape(-1)
 
 
 def flip_tsdf(tsdf: NDArray[np.floating], *, unobserved: Unobserved = "free") -> NDArray[np.float32]:
@@ -126,139 +108,50 @@ def unflip_tsdf(flipped: NDArray[np.floating]) -> NDArray[np.float32]:
     return (np.sign(flipped) * (1 - np.abs(flipped))).astype(np.float32)
 
 
-@compiled(nogil=True)
-def _voxel_of_pixel(u, v, d, intrinsics, pose, origin, size):
-    """Voxel (X, height, Y) that pixel (column u, row v) of depth d falls in, possibly outside the grid."""
-    x, y = (u - intrinsics[2]) * d / intrinsics[0], (v - intrinsics[3]) * d / intrinsics[1]
-    i = np.floor((pose[0, 0] * x + pose[0, 1] * y + pose[0, 2] * d + pose[0, 3] - origin[0]) / size)
-    j = np.floor((pose[1, 0] * x + pose[1, 1] * y + pose[1, 2] * d + pose[1, 3] - origin[1]) / size)
-    k = np.floor((pose[2, 0] * x + pose[2, 1] * y + pose[2, 2] * d + pose[2, 3] - origin[2]) / size)
-    return int(i), int(k), int(j)
+def _tensors(*arrays: NDArray[np.floating]) -> list[Tensor]:
+    """Copies, as PyTorch warns of arrays that cannot be written."""
+    return [torch.from_numpy(np.array(array, order="C")) for array in arrays]
 
 
-@compiled(nogil=True)
-def _inside(voxel, shape):
-    return 0 <= voxel[0] < shape[0] and 0 <= voxel[1] < shape[1] and 0 <= voxel[2] < shape[2]
+def _map_depth_reference(
+    depth: Tensor, camera: Tensor, pose: Tensor, origin: Tensor, size: float, x: int, height: int, y: int
+) -> Tensor:
+    from ammnet_sparse.data.volumes.tsdf_loops import mapping_of_loops
+
+    arrays = [tensor.numpy() for tensor in (depth, camera, pose, origin)]
+    return torch.from_numpy(mapping_of_loops(arrays, size, (x, height, y)))
 
 
-@compiled(nogil=True)
-def _scatter_pixels(depth, intrinsics, pose, origin, size, mapping):
-    """Writes each pixel's index into the voxel it falls in; row-major order, so the largest index stays."""
-    for v in range(depth.shape[0]):
-        for u in range(depth.shape[1]):
-            if depth[v, u] > 0.0:
-                voxel = _voxel_of_pixel(u, v, np.float64(depth[v, u]), intrinsics, pose, origin, size)
-                if _inside(voxel, mapping.shape):
-                    mapping[voxel] = v * depth.shape[1] + u
+def _tsdf_of_depth_reference(
+    depth: Tensor,
+    camera: Tensor,
+    pose: Tensor,
+    origin: Tensor,
+    rotation: Tensor,
+    translation: Tensor,
+    magnitude: Tensor,
+    size: float,
+    x: int,
+    height: int,
+    y: int,
+) -> Tensor:
+    from ammnet_sparse.data.volumes.tsdf_loops import tsdf_of_loops
+
+    tensors = (depth, camera, pose, origin, rotation, translation, magnitude)
+    return torch.from_numpy(tsdf_of_loops([tensor.numpy() for tensor in tensors], size, (x, height, y)))
 
 
-@compiled(nogil=True)
-def _mark_surface(depth, intrinsics, pose, origin, size, surface):
-    """Sets every voxel that a pixel falls in."""
-    for v in range(depth.shape[0]):
-        for u in range(depth.shape[1]):
-            if depth[v, u] > 0.0:
-                voxel = _voxel_of_pixel(u, v, np.float64(depth[v, u]), intrinsics, pose, origin, size)
-                if _inside(voxel, surface.shape):
-                    surface[voxel] = True
-
-
-@compiled(nogil=True)
-def _distance_along_rows(surface, squared):
-    """Along Y: squared distance to the nearest surface voxel of the row, capped."""
-    cap = TRUNCATION
-    for x in range(surface.shape[0]):
-        for h in range(surface.shape[1]):
-            is_seen = False
-            for y in range(surface.shape[2]):
-                is_seen |= surface[x, h, y]
-            if not is_seen:  # most rows
-                squared[x, h] = cap * cap
-                continue
-            distance = cap
-            for y in range(surface.shape[2]):
-                distance = 0 if surface[x, h, y] else min(distance + 1, cap)
-                squared[x, h, y] = distance
-            distance = cap
-            for y in range(surface.shape[2] - 1, -1, -1):
-                distance = 0 if surface[x, h, y] else min(distance + 1, cap)
-                if distance < squared[x, h, y]:
-                    squared[x, h, y] = distance
-                squared[x, h, y] *= squared[x, h, y]
-
-
-@compiled(nogil=True)
-def _lower(target, source, offset):
-    """target = min(target, source + offset), elementwise over rows."""
-    for y in range(target.shape[0]):
-        target[y] = min(target[y], np.uint16(source[y] + offset))  # unlike a condition, compiled to vector instructions
-
-
-@compiled(nogil=True)
-def _rows_below_cap(squared):
-    cap = TRUNCATION * TRUNCATION
-    below = np.zeros(squared.shape[:2], dtype=np.bool_)
-    for x in range(squared.shape[0]):
-        for h in range(squared.shape[1]):
-            for y in range(squared.shape[2]):
-                if squared[x, h, y] < cap:
-                    below[x, h] = True
-                    break
-    return below
-
-
-@compiled(nogil=True)
-def _distance_along_height(source, target):
-    """Squared distances, in fine voxels, lowered by those of the rows above and below; ``target`` is written."""
-    below = _rows_below_cap(source)
-    height = source.shape[1]
-    for x in range(source.shape[0]):
-        for h in range(height):
-            target[x, h] = source[x, h]
-            for other in range(max(0, h - TRUNCATION + 1), min(height, h + TRUNCATION)):
-                if other != h and below[x, other]:
-                    _lower(target[x, h], source[x, other], np.uint16((other - h) * (other - h)))
-
-
-@compiled(nogil=True)
-def _distance_along_x(source, target):
-    """The same along X, which makes the distances those in space."""
-    below = _rows_below_cap(source)
-    length = source.shape[0]
-    for x in range(length):
-        for h in range(source.shape[1]):
-            target[x, h] = source[x, h]
-            for other in range(max(0, x - TRUNCATION + 1), min(length, x + TRUNCATION)):
-                if other != x and below[other, h]:
-                    _lower(target[x, h], source[other, h], np.uint16((other - x) * (other - x)))
-
-
-@compiled(nogil=True, error_model="numpy")
-def _integrate(depth, intrinsics, rotation, translation, origin, size, squared, magnitude, tsdf):
-    """Signs every fine voxel by projecting its position, and averages sign times magnitude over voxels."""
-    fine = FINE_PER_VOXEL
-    last_row, last_column = depth.shape[0] - 0.5, depth.shape[1] - 0.5
-    fx, fy, cx, cy = intrinsics
-    nearest, farthest = TSDF_DEPTH_RANGE
-    for i in range(squared.shape[0]):
-        for k in range(squared.shape[1]):
-            px, pz = origin[0] + i * size, origin[2] + k * size
-            row_x = rotation[0, 0] * px + rotation[0, 2] * pz + translation[0]
-            row_y = rotation[1, 0] * px + rotation[1, 2] * pz + translation[1]
-            row_z = rotation[2, 0] * px + rotation[2, 2] * pz + translation[2]
-            for j in range(squared.shape[2]):
-                py = origin[1] + j * size
-                z = row_z + rotation[2, 1] * py
-                if z <= 0.0:
-                    continue
-                # Half a pixel is added before the range test, so that truncation rounds to the nearest pixel.
-                u = fx * (row_x + rotation[0, 1] * py) / z + cx
-                v = fy * (row_y + rotation[1, 1] * py) / z + cy
-                if u < -0.5 or v < -0.5 or u >= last_column or v >= last_row:
-                    continue
-                d = np.float64(depth[int(v + 0.5), int(u + 0.5)])
-                if d < nearest or d > farthest:
-                    continue
-                distance = magnitude[squared[i, k, j]]
-                tsdf[i // fine, k // fine, j // fine] += distance if d - z > -1e-4 else -distance
-    tsdf /= fine * fine * fine
+_map_depth = define_operator(
+    "map_depth",
+    "(Tensor depth, Tensor camera, Tensor pose, Tensor origin, float size, SymInt x, SymInt height, SymInt y) "
+    "-> Tensor",
+    reference=_map_depth_reference,
+    fake=lambda depth, camera, pose, origin, size, *shape: depth.new_empty(shape, dtype=torch.int32),
+)
+_tsdf_of_depth = define_operator(
+    "tsdf_of_depth",
+    "(Tensor depth, Tensor camera, Tensor pose, Tensor origin, Tensor rotation, Tensor translation, Tensor magnitude, "
+    "float size, SymInt x, SymInt height, SymInt y) -> Tensor",
+    reference=_tsdf_of_depth_reference,
+    fake=lambda depth, *others: depth.new_empty(others[-3:]),
+)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.frames import read_depth_values, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
+from ammnet_sparse.data.volumes import tsdf
 from ammnet_sparse.data.volumes.camera import Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.tsdf import (
@@ -20,6 +22,7 @@ from ammnet_sparse.data.volumes.tsdf import (
     unflip_tsdf,
 )
 from ammnet_sparse.files.errors import DataError
+from tests.ops.support import Replaced
 
 SMALL_GRID = (5, 4, 6)
 SMALL_CAMERA = Camera(30.0, 31.0, 15.7, 11.2)
@@ -99,6 +102,27 @@ def test_tsdf_equals_loop(small_depth: NDArray[np.float32], small_pose: NDArray[
     expected = tsdf_reference(small_depth, small_pose).reshape(-1)
     assert expected.min() < -0.1 and expected.max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernels_give_the_bits_of_the_loops_with_any_number_of_threads(threads: int) -> None:
+    generator = np.random.default_rng(5)
+    row, column = np.mgrid[:480, :640]
+    depth = 2.5 + 1.2 * np.sin(column / 70) + 0.5 * np.cos(row / 50) + generator.normal(0, 0.01, (480, 640))
+    depth[generator.random(depth.shape) < 0.1] = 0
+    pose = camera_pose(1.4, yaw=0.4, pitch=-0.3, roll=0.05)
+    view = CameraView.of_own_frame(Camera(518.9, 519.5, 325.6, 253.7), pose)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
+    finally:
+        torch.set_num_threads(before)
+    with Replaced({"map_depth": tsdf._map_depth_reference, "tsdf_of_depth": tsdf._tsdf_of_depth_reference}) as loops:
+        expected = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
+    assert loops.calls == 2
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1].view(np.int32), expected[1].view(np.int32))
 
 
 def test_tsdf_without_any_depth_is_unobserved(small_pose: NDArray[np.float64]) -> None:
