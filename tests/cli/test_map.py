@@ -16,15 +16,15 @@ from ammnet_sparse.data.volumes.camera import NYU_CAMERA
 from ammnet_sparse.pictures.room_files import ROOM_FILES
 from ammnet_sparse.scene_map.scene_map import SceneMap
 from tests.camera.sequences import Frames, write_sequence
-from tests.scene_map.support import FLOOR, by_rule, path_through
+from tests.scene_map.support import FLOOR, by_rule, walk_through
 
 COUNT = 5
 
 
 @pytest.fixture(scope="module")
 def frames() -> Frames:
-    """Frames of a camera that goes around in a room."""
-    _, found = path_through(3, COUNT)
+    """Frames of a walk through a room."""
+    found = walk_through(3, COUNT)
     color = np.full((COUNT, 480, 640, 3), 120, dtype=np.uint8)
     return Frames(color, np.stack([one.depth for one in found]), np.stack([one.pose for one in found]), NYU_CAMERA)
 
