@@ -12,7 +12,6 @@ completed again, whose number is given.
 import argparse
 import dataclasses
 import functools
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -98,25 +97,24 @@ def main() -> int:
     parser.add_argument("--rooms", type=int, default=6, help="default: 6")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    completer = SceneCompleter("nyu_depth_w64", intrinsics=dataclasses.astuple(CAMERA))
+    completer = SceneCompleter("nyu_depth_w64", intrinsics=dataclasses.astuple(CAMERA), pose_convention="opencv")
     others, network, all_of = Stopwatch(), Stopwatch(), Stopwatch()
     completer.images_of = others.of(completer.images_of)  # type: ignore[method-assign]
     completer.complete_images = network.of(StandIn(completer))  # type: ignore[method-assign]
     scene_map = SceneMap(completer)
     add_frame, reads = all_of.of(scene_map.add_frame), house(options.frames, options.rooms)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for read in ProgressBar(reads, title="map", unit="frame"):
         add_frame(others.of(read))
     again, waiting = network.calls - len(reads), scene_map.num_waiting
     milliseconds = 1000 * (all_of.seconds - others.seconds - network.seconds) / len(reads)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    memory = scene_map.num_bytes / 2**20
     start = time.process_time()
     shape = scene_map.volume().labels.shape
     seconds = time.process_time() - start
     before = network.calls
     scene_map.finish()
     size = " x ".join(map(str, shape))
-    print(f"{len(reads)} frames, {size} voxels: {milliseconds:.1f} ms per frame, peak of {memory / 1024:.0f} MiB")
+    print(f"{len(reads)} frames, {size} voxels: {milliseconds:.1f} ms per frame, {memory:.0f} MiB")
     print(f"completed again: {again} frames ({waiting} still waiting), {network.calls - before} more by finish()")
     print(f"a volume of the map: {seconds:.2f} s")
     return 0

@@ -77,9 +77,9 @@ class Blocks:
         for position, x, y in _overlaps(corner, evidence.weights.shape):
             inside = (x.start + corner[0] - EDGE * position[0], y.start + corner[1] - EDGE * position[1])
             part = evidence.part(x, y)
+            if not part.views.any():
+                continue
             if position not in self.at:
-                if not part.views.any():
-                    continue
                 self.at[position] = Evidence.none(self.num_classes, (EDGE, self.height, EDGE))
             size_x, size_y = x.stop - x.start, y.stop - y.start
             inner = slice(inside[0], inside[0] + size_x), slice(inside[1], inside[1] + size_y)

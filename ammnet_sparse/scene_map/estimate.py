@@ -34,10 +34,9 @@ _FEWER_CELLS = 0.9
 """Share of cells below which one reading of the poses lays the frames better upon each other than the other."""
 _THICKNESSES = (0.06, 0.04, 0.03)
 """Meters on either side of the floor's plane that belong to it, round by round of its fit."""
-_FLOOR_AREA, _FLOOR_WIDTH, _MAX_CORRECTION = 0.8, 0.7, 5.0
-"""Square meters, meters and degrees: a floor that corrects the vertical, as ``level_to_floor``."""
-_AXIS_OFF = 1.0
-"""Degrees from an axis of the given world to the normal of such a floor from which on the axis is not the vertical."""
+_AXIS_OFF, _SAME_VERTICAL = 1.5, 15.0
+"""Degrees from an axis of the given world to the vertical of all frames' surface from which on the latter is taken, and
+up to which both mean the same direction. One frame's surface is not as exact (``upright_axis``)."""
 _LEVEL_ANGLE = math.cos(math.radians(12.0))
 _UNITS = 10_000
 
@@ -154,12 +153,11 @@ def _room_of(found: _Found, settings: CameraSettings, convention: PoseConvention
     """The room, rounded to steps."""
     surface, pose = found.surface, found.pose
     axis, up, confidence, reason = upright_axis(found.vertical, pose, settings.pose_up)
+    off = angle_between(up, found.vertical.up)
+    if axis is not None and settings.pose_up is None and _AXIS_OFF < off < _SAME_VERTICAL:
+        axis, up = None, found.vertical.up
+        confidence, reason = found.vertical.confidence, f"{found.vertical.reason}; {off:.1f} degrees off {reason}"
     floor = find_floor(surface, up)
-    if floor.is_seen:
-        leveled = _leveled(surface, up, floor)
-        if axis is None or (settings.pose_up is None and angle_between(leveled, up) > _AXIS_OFF):
-            reason = "the floor's normal" if axis is not None else f"{reason}; leveled to the floor"
-            axis, up = None, leveled
     given_up = _rounded_direction(pose[:3, :3] @ up)
     up = pose[:3, :3].T @ given_up
     if settings.camera_height is not None:
@@ -179,25 +177,6 @@ def _room_of(found: _Found, settings: CameraSettings, convention: PoseConvention
     map_from_given[2, 3] = -round(level / _LEVEL_STEP) * _LEVEL_STEP
     share = heading.room_share if heading.is_room_axis else 0.0
     return Room(map_from_given, floor, confidence, reason + note, share, convention)
-
-
-def _leveled(surface: Surface, up: Vector, floor: Floor) -> Vector:
-    """The normal of the floor's plane, if enough of it is seen; otherwise ``up``."""
-    normal, below = up, floor.below
-    for thickness in _THICKNESSES:
-        members = surface.select(_is_floor(surface, normal, below, thickness))
-        if len(members) < 20:
-            return up
-        center = members.points.mean(axis=0)
-        centered = members.points - center
-        variances, axes = np.linalg.eigh(centered.T @ centered / len(centered))
-        # Evenly filled, a strip of some width has a deviation of width / sqrt(12).
-        is_small = members.areas.sum() < _FLOOR_AREA or math.sqrt(12 * max(variances[1], 0.0)) < _FLOOR_WIDTH
-        fitted = axes[:, 0] * np.sign(axes[:, 0] @ up)
-        if is_small or angle_between(fitted, up) > _MAX_CORRECTION:
-            return up
-        normal, below = fitted, -float(center @ fitted)
-    return normal
 
 
 def _floor_below(surface: Surface, up: Vector, below: float) -> float:

@@ -19,8 +19,10 @@ from ammnet_sparse.scene_map.frames import ReadFrame
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
 FLOOR, WALL, OBJECTS = (CLASS_NAMES.index(name) for name in ("floor", "wall", "objects"))
-TILTED = np.array([[0.0, 0.6, 0.8, 3.0], [1, 0, 0, -2], [0, 0.8, -0.6, 0.5], [0, 0, 0, 1]])
-"""A given world that is not upright, from a room's."""
+TILTED = np.eye(4)
+"""A given world that is not upright, from a room's: turned by 37 degrees about no particular axis."""
+TILTED[:3, :3] = np.linalg.qr([[-0.86, 0.31, 0.40], [-0.44, -0.86, -0.27], [0.26, -0.41, 0.87]])[0]
+TILTED[:3, 3] = 3.0, -2.0, 0.5
 
 
 def walk_through(seed: int, count: int) -> list[StoredImages]:
