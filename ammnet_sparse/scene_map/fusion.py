@@ -12,9 +12,11 @@ from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.scene_map.blocks import Evidence
 
 SURFACE_WEIGHT = 1.0
-"""Of a voxel that the depth hits, or that is just behind such a one."""
-OCCLUDED_WEIGHT = 0.4
-"""Of a voxel behind the surface, which the network guesses."""
+"""Of a voxel that the depth hits."""
+BEHIND_WEIGHT = 0.4
+"""Of a voxel less than 0.24 m behind a surface."""
+OCCLUDED_WEIGHT = 0.2
+"""Of a voxel farther behind, which the network guesses."""
 FREE_WEIGHT = 0.5
 """Of a voxel that the depth looks through."""
 FREE_LOG_ODDS = 4.0
@@ -38,7 +40,8 @@ def evidence_of(scene: CompletedScene) -> Evidence:
     is_hit = frame.hit_mask
     is_free = (frame.distance >= FREE_FROM) & ~is_hit
     is_behind = frame.reliable_mask & ~is_free
-    weights = np.where(frame.distance <= -FREE_TSDF, OCCLUDED_WEIGHT, SURFACE_WEIGHT)
+    behind = np.where(frame.distance <= -FREE_TSDF, OCCLUDED_WEIGHT, BEHIND_WEIGHT)
+    weights = np.where(is_hit, SURFACE_WEIGHT, behind)
     weights[_border(frame.grid_shape)] *= BORDER_FACTOR
     completed = np.rint(weights[is_behind] * WEIGHT_UNITS).astype(np.int32)
     evidence = Evidence.none(scene.frame.info.num_classes, frame.grid_shape)
