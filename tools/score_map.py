@@ -172,7 +172,7 @@ def _disturbed(pose: NDArray[np.float64], rng: np.random.Generator) -> NDArray[n
     return disturbed
 
 
-def _moved(matrix: NDArray[np.float64], points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _moved(matrix: NDArray[np.floating[Any]], points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Points [..., 3] moved by a matrix [4, 4]."""
     return np.asarray(points @ matrix[:3, :3].T + matrix[:3, 3], dtype=np.float64)
 
