@@ -25,7 +25,7 @@ from ammnet_sparse.ops import gather_taps, sum_rows, sum_taps
 from ammnet_sparse.sparse import spconv_engine
 from ammnet_sparse.sparse.kernel_maps import KernelMap, containing_cells
 from ammnet_sparse.sparse.recipes import recorded
-from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet, filters_of, weight_of
 
 Backend = Literal["auto", "spconv", "gather", "dense"]
 MOST_CHUNK_ELEMENTS = 2**26
@@ -105,6 +105,11 @@ def _cast_all(values: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...
     return results
 
 
+def _ordered(weight: Tensor, kernel: Kernel) -> nn.Parameter:
+    """The same weight with [out, taps, in] as the order of its memory, so that cuDNN and spconv need not copy it."""
+    return nn.Parameter(weight_of(filters_of(weight.detach(), kernel).contiguous(), kernel))
+
+
 class PointwiseConv3d(nn.Conv3d):
     """A 1x1x1 convolution, a matrix product on site features; weight [out, in, 1, 1, 1]."""
 
@@ -130,6 +135,7 @@ class SiteConv3d(nn.Conv3d):
             bias=False,
         )
         self.kernel = kernel
+        self.weight = _ordered(self.weight, kernel)
 
     def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:  # type: ignore[override]
         """[N_source, in] -> [N_target, out]."""
@@ -141,6 +147,7 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
+        self.weight = _ordered(self.weight, UP_KERNEL)
 
     def forward(self, features: Tensor, source: SiteSet, target: SiteSet) -> Tensor:  # type: ignore[override]
         """[N_source, in] -> [N_target, out]."""
@@ -268,13 +275,13 @@ class GatherProduct(torch.autograd.Function):
 
 def _by_tap(weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """[taps, in, out], a view."""
-    return weight.flatten(2).permute((2, 0, 1) if kernel_map.kernel.is_transposed else (2, 1, 0))
+    return filters_of(weight, kernel_map.kernel).flatten(1, 3).permute(1, 2, 0)
 
 
 def _weight_shaped(by_tap: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """[taps, in, out] -> the shape of the weight, a copy."""
-    order = (1, 2, 0) if kernel_map.kernel.is_transposed else (2, 1, 0)
-    return by_tap.to(weight.dtype).permute(order).contiguous().view(weight.shape)
+    """[taps, in, out] -> the shape of the weight, in the order of its memory, a copy."""
+    filters = by_tap.to(weight.dtype).permute(2, 0, 1).contiguous()
+    return weight_of(filters.view(filters.shape[0], *kernel_map.kernel.size, -1), kernel_map.kernel)
 
 
 def _product(features: Tensor, matrices: Tensor, kernel_map: KernelMap) -> Tensor:

@@ -218,6 +218,16 @@ class Kernel:
         return itertools.product(range(x), range(height), range(y))
 
 
+def filters_of(weight: Tensor, kernel: Kernel) -> Tensor:
+    """A torch-shaped weight as [out, kX, kH, kY, in], a view."""
+    return weight.permute((1, 2, 3, 4, 0) if kernel.is_transposed else (0, 2, 3, 4, 1))
+
+
+def weight_of(filters: Tensor, kernel: Kernel) -> Tensor:
+    """[out, kX, kH, kY, in] as a torch-shaped weight, a view."""
+    return filters.permute((4, 0, 1, 2, 3) if kernel.is_transposed else (0, 4, 1, 2, 3))
+
+
 NEIGHBORHOOD = Kernel((3, 3, 3), padding=(1, 1, 1))
 """The 3x3x3 neighborhood of a voxel."""
 UP_KERNEL = Kernel((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), is_transposed=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, constant, strided_sites
-from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet
+from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet, filters_of, weight_of
 
 CHANNEL_MULTIPLE = 8
 """Channels that spconv's tensor core kernels read at once in fp16; others are slow or unsupported."""
@@ -79,11 +79,6 @@ def convolve_implicit(features: Tensor, weight: Tensor, kernel_map: KernelMap) -
     return out
 
 
-def _spconv_weight(weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """spconv keeps weights as [out, taps..., in]."""
-    return weight.permute((1, 2, 3, 4, 0) if kernel_map.kernel.is_transposed else (0, 2, 3, 4, 1)).contiguous()
-
-
 def _forward(
     features: Tensor, filters: Tensor, masked: tuple[Tensor, Tensor, Tensor], num_rows: int, *, is_trained: bool
 ) -> tuple[Tensor, Tensor | None, int]:
@@ -110,7 +105,7 @@ class _ImplicitProduct(torch.autograd.Function):
         masked = masked_pairs(kernel_map)
         out, ctx.tile_masks, ctx.tile_width = _forward(
             features.contiguous(),
-            _spconv_weight(weight, kernel_map),
+            filters_of(weight, kernel_map.kernel).contiguous(),
             (masked.pairs, masked.mask, masked.order),
             len(kernel_map.target),
             is_trained=ctx.needs_input_grad[1],
@@ -128,7 +123,7 @@ class _ImplicitProduct(torch.autograd.Function):
         needs_features, needs_weight, _ = ctx.needs_input_grad
         gradient = gradients[0].contiguous()
         masked = masked_pairs(ctx.kernel_map)
-        filters = _spconv_weight(weight, ctx.kernel_map)
+        filters = filters_of(weight, ctx.kernel_map.kernel).contiguous()
         if needs_features and not needs_weight:
             # A forward pass in the opposite direction, which computes no gradient of a frozen weight.
             backward = (masked.backward_pairs, masked.backward_mask, masked.backward_order)
@@ -151,8 +146,8 @@ class _ImplicitProduct(torch.autograd.Function):
                 is_subm=False,
                 fp32_accum=True,
             )
-        order = (4, 0, 1, 2, 3) if ctx.kernel_map.kernel.is_transposed else (0, 4, 1, 2, 3)
-        return features_gradient if needs_features else None, filters_gradient.permute(order).contiguous(), None
+        weight_gradient = weight_of(filters_gradient, ctx.kernel_map.kernel)
+        return features_gradient if needs_features else None, weight_gradient, None
 
 
 _KINDS = {

@@ -115,6 +115,9 @@ class Optimization:
                 if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != kind.shape:  # type: ignore[union-attr]
                     raise TypeError(f"optimizer: expected {name} of parameter {place}, found another kind of value")
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for parameter, state in self.optimizer.state.items():  # AdamW wants them in the parameter's order of memory
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.empty_like(parameter, dtype=state[name].dtype).copy_(state[name])
         if scaler:  # empty if the run was in float32 until now
             if not all(type(value) in (int, float) and 0 <= value < math.inf for value in scaler.values()):
                 raise TypeError(f"scaler: expected numbers, found {scaler!r}")

@@ -1,5 +1,7 @@
 """Every way of computing a convolution on sites, against torch's dense layers."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from ammnet_sparse.sparse.convolutions import (
     use_backend,
 )
 from ammnet_sparse.sparse.kernel_maps import Kernel, KernelMap, cells_read, strided_sites
-from ammnet_sparse.sparse.sites import SiteSet, full_sites, sites_from_mask
+from ammnet_sparse.sparse.sites import SiteSet, filters_of, full_sites, sites_from_mask
 
 SHAPE = (12, 6, 12)
 KERNELS = {
@@ -116,6 +118,19 @@ def test_spconv_on_cuda_equals_gathering_on_the_cpu(
         results.append([value.detach().cpu().double() for value in (out, *gradients)])
     for wanted, found in zip(*results, strict=True):
         assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", [*KERNELS, "up"])
+def test_weights_and_their_gradients_keep_the_order_that_products_read(name: str) -> None:
+    kernel_map = map_of(name)
+    layer = SiteConvTranspose3d(4, 6) if name == "up" else SiteConv3d(4, 6, kernel_map.kernel)
+    expected = torch.nn.ConvTranspose3d(4, 6, 3) if name == "up" else torch.nn.Conv3d(4, 6, kernel_map.kernel.size)
+    layer = copy.deepcopy(layer)
+    layer.load_state_dict(expected.state_dict(), strict=False)
+    assert torch.equal(layer.weight, expected.weight)
+    layer(torch.randn(len(kernel_map.source), 4), kernel_map.source, kernel_map.target).square().sum().backward()
+    for value in (layer.weight, layer.weight.grad):
+        assert filters_of(value, kernel_map.kernel).is_contiguous()
 
 
 def test_cells_read_are_all_that_the_transposed_convolution_needs() -> None:

@@ -51,6 +51,24 @@ def test_weight_decay_spares_biases_and_normalization() -> None:
     assert {0.0, 0.05} == set(decays.values())
 
 
+def test_moments_of_an_older_run_take_the_order_of_the_weights() -> None:
+    """Weights of convolutions were stored in torch's order of memory, and their moments with them."""
+    network = AMMNet(tiny_config().model)
+    optimization = optimization_of(network)
+    run_steps(optimization, network, 1)
+    state, resumed = copy.deepcopy(optimization.state_dict()), copy.deepcopy(network)
+    state["optimizer"]["state"] = {
+        place: {name: value.contiguous() for name, value in moments.items()}
+        for place, moments in state["optimizer"]["state"].items()
+    }
+    other = optimization_of(resumed)
+    other.load_state_dict(state)
+    run_steps(optimization, network, 1)
+    run_steps(other, resumed, 1)
+    for first, second in zip(network.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(first, second) and first.stride() == second.stride()
+
+
 def test_frozen_parameters_are_left_out() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[0].requires_grad_(False)

@@ -1,7 +1,8 @@
 """Counts a step's operations that launch work on a device, and the moments in which the host would wait for it."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -64,6 +65,20 @@ class Operations:
         return self.waits.total()
 
 
+_is_counting = True
+
+
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """Within the block no operation counts, such as those that only an imitation needs."""
+    global _is_counting
+    before, _is_counting = _is_counting, False
+    try:
+        yield
+    finally:
+        _is_counting = before
+
+
 class _Dispatched(TorchDispatchMode):
     def __init__(self, counts: Operations) -> None:
         super().__init__()
@@ -73,6 +88,8 @@ class _Dispatched(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.name().partition("::")[2].partition(".")[0]
+        if not _is_counting:
+            return func(*args, **(kwargs or {}))
         if is_view_or_allocation(func):
             self._counts.views += 1
         else:

@@ -11,10 +11,11 @@ from bench.dense_reference.game import DenseGame
 from bench.dense_reference.network import DenseAMMNet
 from bench.emulated_graphs import EmulatedRecorder
 from bench.measurement import PeakMemory, Stopwatch, held_mebibytes
-from bench.operation_counter import Operations
+from bench.operation_counter import Operations, uncounted
 from bench.variants import Pair, Variant, build
 from torch import Tensor
 from torch._C._autograd import DeviceType
+from torch.nn import functional
 
 from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
@@ -153,13 +154,44 @@ def measure_predictions(
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Within the block convolutions on a CPU take the chunks of a GPU of 24 GB."""
-    elements = convolutions.chunk_elements
+    """Within the block convolutions on a CPU take the chunks of a GPU of 24 GB, and cuDNN's order of memory."""
+    elements, cached = convolutions.chunk_elements, convolutions._CACHED_ELEMENTS
+    convolve = functional.conv3d
+    convolutions._CACHED_ELEMENTS = convolutions.MOST_CHUNK_ELEMENTS
     convolutions.chunk_elements = lambda device: convolutions.MOST_CHUNK_ELEMENTS  # type: ignore[assignment]
+    imitation = lambda volume, weight, **geometry: _CudnnConvolution.apply(volume, weight, geometry)  # noqa: E731
+    functional.conv3d = imitation  # type: ignore[assignment]
     try:
         yield
     finally:
-        convolutions.chunk_elements = elements
+        convolutions.chunk_elements, convolutions._CACHED_ELEMENTS = elements, cached
+        functional.conv3d = convolve
+
+
+class _CudnnConvolution(torch.autograd.Function):
+    """A convolution that copies what does not have channels innermost, and returns results and gradients that do."""
+
+    @staticmethod
+    def forward(ctx: Any, volume: Tensor, weight: Tensor, geometry: dict[str, Any]) -> Tensor:
+        ctx.save_for_backward(volume, weight)
+        ctx.geometry = [geometry[name] for name in ("stride", "padding", "dilation")]
+        volume, weight = (value.contiguous(memory_format=torch.channels_last_3d) for value in (volume, weight))
+        return _channels_innermost(torch.ops.aten.convolution(volume, weight, None, *ctx.geometry, False, [0] * 3, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        given = (*gradients, *ctx.saved_tensors)
+        upstream, volume, weight = (value.contiguous(memory_format=torch.channels_last_3d) for value in given)
+        wanted = [*ctx.needs_input_grad[:2], False]
+        found = torch.ops.aten.convolution_backward(
+            upstream, volume, weight, None, *ctx.geometry, False, [0] * 3, 1, wanted
+        )
+        return _channels_innermost(found[0]), _channels_innermost(found[1]), None
+
+
+def _channels_innermost(value: Any) -> Any:
+    with uncounted():
+        return None if value is None else value.contiguous(memory_format=torch.channels_last_3d)
 
 
 def measure_operations(
