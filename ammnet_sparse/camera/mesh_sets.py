@@ -155,7 +155,7 @@ def _room(plan: MeshPlan) -> _Room:
 
 
 def _id_of(source: Path, frame: PosedFrame) -> str:
-    return re.sub(r"[^\w.-]", "-", f"{source.absolute().stem}_{frame.name}", flags=re.ASCII)
+    return re.sub(r"[^\w.-]", "-", f"{source.resolve().name.removesuffix('.r3d')}_{frame.name}", flags=re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -62,6 +62,7 @@ from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.room_files import ROOM_FILES
 from ammnet_sparse.progress import ProgressBar
+from ammnet_sparse.scene_map.files import is_map
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
 STATE = "state.npz"
@@ -250,8 +251,11 @@ def _print_summary(scene_map: SceneMap, folder: Path) -> None:
 
 def _check_replaced(folder: Path, *, is_continued: bool) -> None:
     """Raises UsageError if files of another origin would be replaced, or if there is nothing to continue."""
-    if is_continued and not (folder / STATE).exists():
-        raise UsageError(f"--continue: expected {folder / STATE} of an earlier run, found none; omit --continue")
+    state = folder / STATE
+    if is_continued and not state.exists():
+        raise UsageError(f"--continue: expected {state} of an earlier run, found none; omit --continue")
+    if not is_continued and state.exists() and not is_map(state):
+        raise UsageError(f"--out {folder}: expected no {STATE} of another origin, found one; choose another folder")
     check_room_folder(folder)
 
 

@@ -110,6 +110,8 @@ def read_pickled_dict(
 ) -> dict[str, Any]:
     """The dictionary in a pickle: arrays of plain numbers, NumPy's scalars as arrays, and Python's own plain values.
 
+    Arrays may be values, or entries of a list or tuple that is a value.
+
     Arrays cannot be written to.
 
     Args:
@@ -134,7 +136,14 @@ def read_pickled_dict(
         raise DataError.about(path, expected=what, found=text, advice=advice) from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise DataError.about(path, expected=what, found=f"a pickled {type(found).__name__}", advice=advice)
-    return {key: value.values if isinstance(value, _Array) else value for key, value in found.items()}
+    return {
+        key: [_plain(entry) for entry in value] if isinstance(value, list | tuple) else _plain(value)
+        for key, value in found.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.values if isinstance(value, _Array) else value
 
 
 def _check_sizes(content: bytes) -> None:

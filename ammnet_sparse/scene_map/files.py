@@ -15,7 +15,7 @@ from ammnet_sparse.camera.geometry.room import Floor
 from ammnet_sparse.camera.geometry.surface import Confidence
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.volumes.camera import checked_pose
-from ammnet_sparse.files.arrays import ArrayHeader, read_array
+from ammnet_sparse.files.arrays import ArrayHeader, array_names, read_array
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.scene_map.blocks import EDGE, Evidence
@@ -120,6 +120,14 @@ def write_map(path: str | Path, saved: SavedMap) -> None:
         arrays |= {f"{name}_keys": one.cells.keys, f"{name}_sums": one.cells.sums, f"{name}_cameras": one.cameras}
     with replacing_open(path) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def is_map(path: Path) -> bool:
+    """Whether a file holds a map, by the names of its arrays."""
+    try:
+        return {"text", "map_from_given", "positions"} <= set(array_names(path))
+    except DataError:
+        return False
 
 
 def read_map(path: str | Path) -> SavedMap:

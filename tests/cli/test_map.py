@@ -122,5 +122,8 @@ def test_wrong_usage(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "room" / "map.pgm").touch()
     assert run() == 2
     assert "map.pgm" in capsys.readouterr().err
+    (tmp_path / "room" / "map.pgm").rename(tmp_path / "room" / "state.npz")
+    assert run() == 2
+    assert "state.npz" in capsys.readouterr().err
     assert run("--source", str(tmp_path / "room"), "--out", str(tmp_path / "other")) == 2
     assert "7-Scenes" in capsys.readouterr().err

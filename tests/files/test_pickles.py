@@ -21,6 +21,7 @@ VALUES = {
     "scalar": np.float64(2.5),
     "name": "posed_images/a/1.jpg",
     "list": [1, 2.5, None],
+    "scalars": [np.float64(1.5), np.float64(2.5)],
 }
 
 

@@ -38,6 +38,8 @@ _SHAPES = {(GRID_SHAPE[0], GRID_SHAPE[2], GRID_SHAPE[1]): (0, 1, 2), GRID_SHAPE:
 """Shapes of ``target_1_4``, and the order of its axes that makes it (x, y, z)."""
 _TURNED = math.radians(50)
 """Frames of NYU as published look up to about 45 degrees off the Y axis; they stay as they are."""
+_MOST_ROWS = 4
+"""Of a matrix of a camera, and numbers in each."""
 _REPLACE = "replace the file, or remove the frame from the list"
 
 
@@ -198,23 +200,31 @@ def _prepared(
 
 
 def _checked(path: Path, make: Callable[[], _T]) -> _T:
-    """What ``make`` makes. Raises DataError for its ValueError."""
+    """What ``make`` makes. Raises DataError for its ValueError or OverflowError."""
     try:
         return make()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{path}: {error}; {_REPLACE}") from error
 
 
 def _numbers(values: dict[str, Any], path: Path, key: str, shapes: tuple[tuple[int, ...], ...]) -> NDArray[Any]:
     """An array of a pickle. Raises DataError if it is missing, or has none of the shapes."""
     found = values.get(key)
-    if isinstance(found, list | tuple):
+    if isinstance(found, list) and len(found) <= _MOST_ROWS and all(map(_is_row, found)):
         found = _checked(path, lambda: np.array(found, dtype=np.float64))
     if not isinstance(found, np.ndarray) or found.shape not in shapes or found.dtype.kind not in "iuf":
         described = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, np.ndarray) else short(found)
         wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise DataError(f"{path}: {key}: expected numbers of shape {wanted}, found {described}; {_REPLACE}")
     return found
+
+
+def _is_row(value: object) -> bool:
+    """Whether a value is a number or a row of a matrix: lists within lists can stand for billions of numbers."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return len(parts) <= _MOST_ROWS and all(
+        part.size <= _MOST_ROWS if isinstance(part, np.ndarray) else isinstance(part, int | float) for part in parts
+    )
 
 
 def _path_of(values: dict[str, Any], path: Path, key: str, folder: Path) -> Path:

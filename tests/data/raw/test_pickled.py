@@ -59,25 +59,29 @@ def test_unknown_voxels_as_the_published_loader_takes_them(occscannet: tuple[Pat
 
 def test_bad_frames_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
-    names = [f"scene0000_00/0000{number}" for number in range(6)]
+    names = [f"scene0000_00/0000{number}" for number in range(7)]
+    nested: list = []
+    for _ in range(24):  # numbers of a gigabyte
+        nested = [nested or 0.0, nested or 0.0]
     write_occscannet(raw, {"train": names[:1]})
     good = pickle.loads((raw / "gathered_data" / f"{names[0]}.pkl").read_bytes())
     for name, changes in zip(
-        names[1:5],
+        names[1:6],
         (
             {"target_1_4": np.zeros((60, 60, 60), dtype=np.uint8)},
             {"target_1_4": np.full((60, 60, 36), 12, dtype=np.uint8)},
             {"img": "../../../etc"},
             {"cam_pose": np.ones((4, 4))},
+            {"voxel_origin": nested},
         ),
         strict=True,
     ):
         write_pickle(raw / "gathered_data" / f"{name}.pkl", good | changes)
     (raw / "train_subscenes.txt").write_text("".join(f"gathered_data/{name}.pkl\n" for name in names) + "scene0\n")
     report = prepare_set(OccScanNetPlan(raw, tmp_path / "set"), workers=1, progress=False)
-    assert report.listed == {"train": 1} and len(report.failures) == 6
+    assert report.listed == {"train": 1} and len(report.failures) == 7
     text = report.describe()
-    for named in ("target_1_4", "label", "img", "pose", "00005.pkl", "train_subscenes.txt, line 7"):
+    for named in ("target_1_4", "label", "img", "pose", "voxel_origin", "00006.pkl", "train_subscenes.txt, line 8"):
         assert named in text
 
 
