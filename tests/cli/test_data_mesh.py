@@ -58,3 +58,7 @@ def test_a_mesh_elsewhere_and_another_set_are_refused(
     arguments = ["--source", str(room), "--out", str(prepared), "--unknown", "empty", *common]
     assert data_mesh.main(arguments) == 2
     assert "'unknown'" in capsys.readouterr().err
+    (tmp_path / "RGB").mkdir()
+    write_classes(tmp_path / "classes.yaml")
+    assert data_mesh.main(["--source", str(room), "--out", str(tmp_path), *common[:2]]) == 2
+    assert "RGB, classes.yaml of another origin" in capsys.readouterr().err

@@ -32,7 +32,7 @@ from PIL import Image
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
 from ammnet_sparse.data.raw.plan import PreparedFrame, SetPlan
-from ammnet_sparse.data.set_info import NYU, SET_FILE, write_set_info
+from ammnet_sparse.data.set_info import NYU, SET_FILE, read_set_info, write_set_info
 from ammnet_sparse.data.sets import files
 from ammnet_sparse.data.sets.files import VIEW_KEY
 from ammnet_sparse.data.sets.ids import read_id_list
@@ -186,15 +186,20 @@ def _claim_folder(plan: SetPlan) -> None:
         if found != record:
             raise DataError(f"{plan.out}: expected a set prepared with {record}, found {found}; choose another folder")
         return
-    foreign = [name for name in ("Label", "TSDF", "Mapping", "NYUCAD") if (plan.out / name).exists()]
+    folders = ("Label", "TSDF", "Mapping", "NYUCAD", *(["RGB"] if plan.has_images else []))
+    foreign = [name for name in folders if (plan.out / name).exists()]
+    described = plan.out / SET_FILE
+    is_described = described.exists()
+    if is_described and read_set_info(described, dataset="nyu") != plan.info:
+        foreign.append(SET_FILE)
     if foreign:
         raise DataError(
             f"{plan.out}: expected a new folder or one with {RECORD}, found {', '.join(foreign)} of another origin; "
             "choose another folder"
         )
     plan.out.mkdir(parents=True, exist_ok=True)
-    if plan.info != NYU:
-        write_set_info(plan.out / SET_FILE, plan.info)
+    if plan.info != NYU and not is_described:
+        write_set_info(described, plan.info)
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
