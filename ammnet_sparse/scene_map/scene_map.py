@@ -24,6 +24,8 @@ from ammnet_sparse.scene_map.volume import MapVolume
 
 AGAIN_WITH_EACH = 2
 """Frames that are placed and completed again with each new one, while the room has moved."""
+_FARTHEST = 100.0
+"""Meters from the first frame: a pose farther away is wrong, and would spoil the room of all frames."""
 
 
 class SceneMap:
@@ -114,7 +116,8 @@ class SceneMap:
         """Adds a frame that can be read again, for instance from files. It is called once or more.
 
         Raises:
-            DataError: what ``read`` raises, no pose, or as ``SceneCompleter.complete``. The map is as before.
+            DataError: what ``read`` raises, no pose, one over 100 m from the first frame's, or as
+                ``SceneCompleter.complete``. The map is as before.
         """
         stored = read()
         scene, given = self._added(stored)
@@ -208,6 +211,10 @@ class SceneMap:
         if given is None:
             said = "expected a pose, which places it in the map, found none; give one (`pose`)"
             raise DataError(f"frame {stored.name}: {said}")
+        distance = np.linalg.norm((given.matrix - self._frames[0].given.matrix)[:3, 3]) if self._frames else 0.0
+        if distance > _FARTHEST:
+            said = f"expected a pose within {_FARTHEST:g} m of the first frame's, found one at {distance:,.0f} m"
+            raise DataError(f"frame {stored.name}: {said}; poses are in meters")
         return images, given
 
     def _added(self, stored: StoredImages) -> tuple[CompletedScene, GivenPose]:

@@ -125,6 +125,16 @@ def test_frames_that_cannot_be_added_change_nothing(completer: SceneCompleter, f
     scene_map.finish()
 
 
+def test_a_frame_far_away_is_left_out(completer: SceneCompleter, frames: list[StoredImages]) -> None:
+    scene_map = added(SceneMap(completer), frames[:1])
+    away = np.eye(4)
+    away[:2, 3] = 300.0
+    with pytest.raises(DataError, match="frame 001.*pose"):
+        scene_map.add_frame(lambda: dataclasses.replace(frames[1], pose=away @ frames[1].pose))
+    assert scene_map.num_frames == 1
+    assert max(scene_map.volume().labels.shape) < 100
+
+
 def test_a_damaged_map_is_named(completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path) -> None:
     path = tmp_path / "map.npz"
     added(SceneMap(completer), frames[:1]).save(path)
