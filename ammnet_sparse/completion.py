@@ -31,6 +31,14 @@ from ammnet_sparse.models.weights.loading import load_model
 from ammnet_sparse.pictures.outputs import CompletedScene
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedFrame:
+    """A frame that waits for the network, and seconds by stage so far (``CompletedScene.seconds``)."""
+
+    frame: CameraFrame
+    seconds: dict[str, float]
+
+
 class SceneCompleter:
     """Completes the frames of one camera, one after another.
 
@@ -113,11 +121,17 @@ class SceneCompleter:
 
     def complete(self, stored: StoredImages) -> CompletedScene:
         """Completes a frame whose images were read from files or by a source of ``ammnet live``; errors as a call."""
+        return self.complete_frame(self.frame_of(stored))
+
+    def frame_of(self, stored: StoredImages) -> PreparedFrame:
+        """Everything before the network, which keeps the camera; frames are prepared one after another.
+
+        The next frame may be prepared in another thread while ``complete_frame`` is at work. Errors as a call.
+        """
         start = time.perf_counter()
         self._count += 1
         images = self.images_of(stored)
-        seconds = time.perf_counter() - start
-        return self.complete_images(images, name=stored.name, seconds=seconds)
+        return self._prepared(images, stored.name, None, seconds=time.perf_counter() - start)
 
     def images_of(self, stored: StoredImages) -> CameraImages:
         """The images of a frame as the network takes them; errors as a call."""
@@ -126,25 +140,30 @@ class SceneCompleter:
         images = camera_images(stored, self.settings)
         return dataclasses.replace(images, notes=(*unread, *images.notes))
 
-    def complete_images(
-        self, images: CameraImages, *, name: str, placement: Placement | None = None, seconds: float = 0.0
-    ) -> CompletedScene:
-        """Completes a frame of ``images_of``; errors as a call.
+    def complete_images(self, images: CameraImages, *, name: str, placement: Placement) -> CompletedScene:
+        """Completes a frame of ``images_of`` in a known room, which keeps nothing for the next; errors as a call.
 
         Args:
-            placement: the camera in a room that is known (``make_frame``). Then nothing is kept for the next frame.
-            seconds: that the images took, for ``CompletedScene.seconds``.
+            placement: the camera in that room (``make_frame``).
         """
-        times = [time.perf_counter()]
+        return self.complete_frame(self._prepared(images, name, placement, seconds=0.0))
+
+    def complete_frame(self, prepared: PreparedFrame) -> CompletedScene:
+        """Completes a frame of ``frame_of``."""
+        start = time.perf_counter()
+        labels, logits = self._predict(prepared.frame)
+        stages = {**prepared.seconds, "network": time.perf_counter() - start}
+        return CompletedScene(prepared.frame, labels, {**stages, "all": sum(stages.values())}, logits)
+
+    def _prepared(
+        self, images: CameraImages, name: str, placement: Placement | None, *, seconds: float
+    ) -> PreparedFrame:
+        start = time.perf_counter()
         frame = make_frame(images, self.settings, name=name, previous=self._previous, placement=placement)
-        frame = dataclasses.replace(frame, info=self.info)
         if placement is None:
             self._previous = frame.placement if self.keeps_camera else None
-        times.append(time.perf_counter())
-        labels, logits = self._predict(frame)
-        times.append(time.perf_counter())
-        stages = {"images": seconds, "frame": times[1] - times[0], "network": times[2] - times[1]}
-        return CompletedScene(frame, labels, {**stages, "all": sum(stages.values())}, logits)
+        frame = dataclasses.replace(frame, info=self.info)
+        return PreparedFrame(frame, {"images": seconds, "frame": time.perf_counter() - start})
 
     def forget(self) -> None:
         """Forgets vertical, floor and room, for a next frame from another place."""

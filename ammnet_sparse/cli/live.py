@@ -26,8 +26,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.settings import FileKind
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_options, given_settings
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, with_options, writing_to
@@ -54,7 +56,7 @@ from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource
 from ammnet_sparse.live.mapping import LiveMap
-from ammnet_sparse.live.newest import Newest
+from ammnet_sparse.live.newest import Newest, one_ahead
 from ammnet_sparse.live.realsense import RealSenseSource
 from ammnet_sparse.live.viewer import LAST_PORT, LOCAL_HOST, LiveViewer
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
@@ -127,11 +129,13 @@ def _complete(
     rate, last = None, None
     with Newest(source.frames(), stop=source.stop) as newest:
         counts.of_source = lambda: (source.skipped, newest.replaced + source.passed_over)
-        for stored in newest:
+        prepare: Callable[[StoredImages], Any] = completer.frame_of
+        complete: Callable[[Any], CompletedScene] = completer.complete_frame
+        for stored, ready in one_ahead(newest, prepare):
             try:
                 if options.out is not None:
                     check_names(options.out, stored.name, has_ply=options.ply)
-                scene = completer.complete(stored).painted(options.palette)
+                scene = complete(ready.result()).painted(options.palette)
             except DataError as error:
                 counts.skipped += 1
                 print(f"skipped: frame {stored.name}: {with_options(str(error))}", file=sys.stderr, flush=True)

@@ -39,7 +39,11 @@ class LiveMap:
         """Frames in the map."""
         return self._map.num_frames
 
-    def complete(self, stored: StoredImages) -> CompletedScene:
+    def frame_of(self, stored: StoredImages) -> StoredImages:
+        """Nothing is prepared: the place of a frame depends on those before."""
+        return stored
+
+    def complete_frame(self, stored: StoredImages) -> CompletedScene:
         """Completes a frame, and adds it to the map if the camera has moved. Errors as ``SceneMap.add``."""
         with self._lock:
             if self._is_at_rest(stored.pose):

@@ -1,10 +1,12 @@
 """Passes items from a producer thread to a consumer; the newest replaces the one that waits."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Newest(Generic[Item]):
@@ -63,3 +65,31 @@ class Newest(Generic[Item]):
         with self._condition:
             self._is_over = True
             self._condition.notify()
+
+
+def one_ahead(items: Iterator[Item], prepare: Callable[[Item], Result]) -> Iterator[tuple[Item, Future[Result]]]:
+    """Items, each with what ``prepare`` makes of it or raises; the next is prepared while the caller uses the last.
+
+    A caller that stops early must end ``items``, for which the thread may wait.
+    """
+
+    def take() -> tuple[Item, Future[Result]] | None:
+        try:
+            item = next(items)
+        except StopIteration:
+            return None
+        made: Future[Result] = Future()
+        try:
+            made.set_result(prepare(item))
+        except Exception as error:
+            made.set_exception(error)
+        return item, made
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="next frame")
+    try:
+        ahead = pool.submit(take)
+        while (found := ahead.result()) is not None:
+            ahead = pool.submit(take)
+            yield found
+    finally:
+        pool.shutdown(wait=False)

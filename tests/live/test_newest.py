@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ammnet_sparse.live.newest import Newest
+from ammnet_sparse.live.newest import Newest, one_ahead
 
 
 def test_what_comes_too_fast_is_left_out() -> None:
@@ -60,3 +60,31 @@ def test_leaving_early_stops_the_source() -> None:
     with Newest(source(), stop=stopped.set) as newest:
         assert next(newest) == 1
     assert stopped.is_set() and not newest._thread.is_alive()
+
+
+def test_the_next_item_is_prepared_while_the_last_is_used() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def prepare(number: int) -> int:
+        begun[number].set()
+        if number == 1:
+            raise ValueError("1")
+        return 10 * number
+
+    found = []
+    for number, made in one_ahead(iter(range(4)), prepare):
+        assert number == 3 or begun[number + 1].wait(5)
+        assert number > 1 or not begun[number + 2].is_set()  # only one ahead
+        found.append(type(made.exception()) if made.exception() else made.result())
+    assert found == [0, ValueError, 20, 30]
+
+
+def test_what_the_source_raises_arrives_through_the_one_ahead() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError("unplugged")
+
+    found = one_ahead(source(), str)
+    assert next(found)[1].result() == "1"
+    with pytest.raises(OSError, match="unplugged"):
+        next(found)
