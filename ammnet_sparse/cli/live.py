@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
+from ammnet_sparse.camera.files.sequences.sequence import MIN_TURN
 from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.settings import FileKind
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_options, given_settings
@@ -45,6 +46,7 @@ from ammnet_sparse.cli.options import (
     parse_positive_number,
 )
 from ammnet_sparse.cli.room_options import (
+    MIN_MOTION,
     ROOM_OPTIONS,
     add_room_options,
     check_room_folder,
@@ -68,7 +70,6 @@ Source = FolderSource | RealSenseSource
 _REALSENSE = "realsense"
 _SMOOTHING = 0.3
 """Weight of the newest interval in the frames per second that are shown."""
-_MIN_MOTION = 0.1
 
 
 @command("live")
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"note: {with_options(note)}", file=sys.stderr)
     live_map = None
     if options.map:
-        min_motion = _MIN_MOTION if options.min_motion is None else options.min_motion
+        min_motion = MIN_MOTION if options.min_motion is None else options.min_motion
         live_map = LiveMap(completer, min_motion=min_motion, palette=options.palette)
     viewer = None
     if not options.no_viewer:
@@ -165,7 +166,7 @@ def _write_map(live_map: LiveMap, options: argparse.Namespace) -> None:
     def tell(left: int) -> None:
         if not told:
             told.append(left)
-            print(f"completing {left} frames again, for the room has moved; Ctrl-C omits that", flush=True)
+            print(f"completing {left} frames again, because the room has moved; Ctrl-C skips that", flush=True)
 
     with contextlib.suppress(KeyboardInterrupt):
         live_map.finish(tell)
@@ -235,8 +236,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--min-motion",
         type=parse_positive_number,
         metavar="M",
-        help="add a frame to the map if the camera has moved by M meters or turned by 15 degrees since the last one "
-        f"(default: {_MIN_MOTION:g})",
+        help=f"add a frame to the map if the camera has moved by M meters or turned by {MIN_TURN:g} degrees since the "
+        f"last one (default: {MIN_MOTION:g})",
     )
     add_room_options(group)
     parser.add_argument("--no-viewer", action="store_true", help="serve no page")
@@ -270,7 +271,7 @@ def _check_map(parser: CommandParser, options: argparse.Namespace) -> None:
     """Ends the process if options of a map contradict the others."""
     check_room_options(parser, options)
     if options.map and _is_realsense(options):
-        parser.error("--map: needs poses, which a RealSense camera has not; they come with the frames of a folder")
+        parser.error("--map: needs poses, which a RealSense camera lacks; they come with the frames of a folder")
     of_map = given_options(options, ("min_motion", *ROOM_OPTIONS))
     if of_map and not options.map:
         parser.error(f"{', '.join(of_map)}: of a map of the room; add --map")

@@ -51,6 +51,7 @@ from ammnet_sparse.cli.options import (
     parse_positive_number,
 )
 from ammnet_sparse.cli.room_options import (
+    MIN_MOTION,
     add_room_options,
     check_room_folder,
     check_room_options,
@@ -67,7 +68,6 @@ from ammnet_sparse.scene_map.scene_map import SceneMap
 
 STATE = "state.npz"
 """Name of the file from which a map is continued."""
-_MIN_MOTION = 0.1
 _MOST_LINES = 20
 """Problems of a sequence that are printed; there may be thousands."""
 
@@ -151,7 +151,7 @@ def _parts(
         parts = _tracked(sequence, Odometry(completer.settings), skipped)
     min_motion = options.min_motion
     if min_motion is None and options.every is None:
-        min_motion = _MIN_MOTION
+        min_motion = MIN_MOTION
     taken = [
         dataclasses.replace(sequence, frames=tuple(part)).taken(every=options.every or 1, min_motion=min_motion)
         for part in parts
@@ -270,7 +270,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=parse_positive_number,
         metavar="M",
         help=f"take a frame once the camera has moved M meters or turned {MIN_TURN:g} degrees since the last one taken "
-        f"(default: {_MIN_MOTION}; with --every none)",
+        f"(default: {MIN_MOTION}; with --every none)",
     )
     parser.add_argument("--odometry", action="store_true", help="find the poses in the images, whether given or not")
     parser.add_argument(

@@ -10,6 +10,8 @@ from ammnet_sparse.pictures.occupancy import HEIGHTS
 from ammnet_sparse.pictures.room_files import foreign_room_files, write_room
 from ammnet_sparse.scene_map.volume import MapVolume
 
+MIN_MOTION = 0.1
+"""Meters that the camera moves from one frame of a map to the next, by default."""
 ROOM_OPTIONS = ("map_heights", "map_resolution")
 
 
