@@ -224,7 +224,7 @@ def _each(
         try:
             call(frame)
         except DataError as error:
-            said = str(error)
+            said = str(error).removeprefix(f"frame {frame.name.rpartition('/')[2]}: ")
             skipped.add(said if frame.name in said else f"frame {frame.name}: {said}")
             continue
         done.append(frame)

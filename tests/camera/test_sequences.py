@@ -53,6 +53,17 @@ def test_intrinsics_overrule(tmp_path: Path) -> None:
         open_sequence(path)
 
 
+def test_depth_alone_beside_other_files(tmp_path: Path) -> None:
+    path = write_sequence(tmp_path / "kitchen", "7-Scenes", small_frames())
+    np.savez(path / "truth.npz", labels=np.zeros(3))
+    assert open_sequence(path).problems == ()
+    for image in path.glob("*.color.*"):
+        image.unlink()
+    sequence = open_sequence(path)
+    assert sequence.layout == "7-Scenes" and not sequence.has_color and sequence.problems == ()
+    assert len(sequence.frames) == 5 and sequence.frames[0].read().color is None
+
+
 def test_bad_frames_are_named_and_left_out(tmp_path: Path) -> None:
     path = write_sequence(tmp_path / "kitchen", "ScanNet", small_frames(9))
     np.savetxt(path / "pose" / "1.txt", np.full((4, 4), -np.inf))

@@ -304,7 +304,10 @@ def _unmatched(files: Mapping[str, Files], folders: Mapping[str, Path]) -> list[
     """A message for each color and depth image that makes no frame: which kind it lacks."""
     messages = []
     for kind in ("color", "depth"):
+        types = {path.suffix for path in files.get(kind, {}).values() if _has_word(path, _WORDS[kind])}
         for key, path in files.get(kind, {}).items():
+            if types and path.suffix not in types and not _has_word(path, _WORDS[kind]):
+                continue  # truth.npz beside frame-000000.depth.png is no depth image
             lacking = [other for other in files if key not in files[other]]
             if lacking and (kind == "color" or "color" in lacking or "color" not in files):
                 names = " and ".join(f"no {KIND_NAMES[other]} of that name in {folders[other]}" for other in lacking)

@@ -28,6 +28,7 @@ class _Layout:
         marks: patterns that all match something; they tell the layout.
         color, depth: folders or lists of images.
         pose: a folder of poses, or a trajectory.
+        single_color: of color images beside the depth images; without any there are none.
         single_poses: of files beside the images, each of one pose.
         intrinsics, color_intrinsics: files.
         depth_scale: units per meter.
@@ -40,6 +41,7 @@ class _Layout:
     color: Sequence[str]
     depth: Sequence[str]
     pose: Sequence[str] = ()
+    single_color: Sequence[str] = ()
     single_poses: str = ""
     intrinsics: Sequence[str] = _INTRINSICS
     color_intrinsics: Sequence[str] = ()
@@ -79,8 +81,9 @@ _LAYOUTS = (
     _Layout(
         name="7-Scenes",
         files="frame-*.color.png, frame-*.depth.png, frame-*.pose.txt",
-        marks=("*.color.*", "*.depth.*"),
+        marks=("*.depth.*",),
         color=(".",),
+        single_color=("*.color.*", "*.rgb.*", "*.jpg"),
         depth=(".",),
         single_poses="*.pose.txt",
         usual="585,585,320,240",
@@ -124,6 +127,8 @@ def open_sequence(path: Path, *, intrinsics: Intrinsics | None = None, reads_pos
         return open_record3d(path, intrinsics=intrinsics, reads_poses=reads_poses).checked()
     layout = _layout_of(path)
     color, depth, pose = (_first(path, places) for places in (layout.color, layout.depth, layout.pose))
+    if layout.single_color and not any(any(path.glob(pattern)) for pattern in layout.single_color):
+        color = None
     if layout.single_poses and any(path.glob(layout.single_poses)):
         pose = path
     if depth is None:
