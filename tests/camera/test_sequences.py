@@ -86,6 +86,17 @@ def test_bad_frames_are_named_and_left_out(tmp_path: Path) -> None:
         sequence.frames[3].read()
 
 
+def test_the_size_of_most_frames_counts(tmp_path: Path) -> None:
+    """Also if the first frame is of another."""
+    path = write_sequence(tmp_path / "kitchen", "7-Scenes", small_frames(9))
+    Image.new("I;16", (32, 24)).save(path / "frame-000000.depth.png")
+    sequence = open_sequence(path)
+    with pytest.raises(DataError, match="frame-000000: .*64x48.*32x24"):
+        sequence.frames[0].read()
+    for frame in sequence.frames[1:]:
+        frame.read()
+
+
 def test_a_jump_that_stays_is_reported(tmp_path: Path) -> None:
     """Two long parts are both used; a few frames elsewhere are not."""
     frames = small_frames(30)

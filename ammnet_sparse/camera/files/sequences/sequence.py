@@ -1,6 +1,9 @@
 """The frames of a moving camera with their poses: which of them are usable, and which are worth taking."""
 
+import collections
+import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +24,8 @@ _UNUSUAL = 10.0
 """Larger steps are allowed up to this multiple of the sequence's median step."""
 _FEW = 10
 """So many frames and fewer that are away from all others are left out."""
+_LOOKED_AT = 5
+"""So many frames, evenly spread, say which size images have."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ class PosedSequence:
         if not frames:
             said = f"; {problems[0]}" if problems else ""
             raise DataError(f"{self.path}: expected frames ({self.layout}), found none that can be used{said}")
-        sizes = _Sizes()
+        sizes = _Sizes(frames)
         frames = [dataclasses.replace(frame, read_images=sizes.checking(frame)) for frame in frames]
         return dataclasses.replace(self, frames=tuple(frames), problems=tuple(problems), notes=tuple(notes))
 
@@ -110,10 +115,18 @@ class PosedSequence:
 
 
 class _Sizes:
-    """The sizes of color, depth and label map of the first frame that is read, which the others must have."""
+    """The sizes of color, depth and label map that most of a few frames have, which the others must have too."""
 
-    def __init__(self) -> None:
-        self._first: list[tuple[int, ...] | None] | None = None
+    def __init__(self, frames: Sequence[PosedFrame]) -> None:
+        self._looked_at = frames[:: -(-len(frames) // _LOOKED_AT)]
+
+    @functools.cached_property
+    def _usual(self) -> tuple[tuple[int, ...] | None, ...]:
+        counts: collections.Counter[tuple[tuple[int, ...] | None, ...]] = collections.Counter()
+        for frame in self._looked_at:
+            with contextlib.suppress(DataError):  # raised again where the frame itself is read
+                counts[_sizes_of(frame.read_images())] += 1
+        return max(counts, key=counts.__getitem__, default=())
 
     def checking(self, frame: PosedFrame) -> Callable[[], StoredImages]:
         """The reader of the frame, with the check."""
@@ -121,14 +134,19 @@ class _Sizes:
 
         def read_checked() -> StoredImages:
             images = read()
-            arrays = (images.color, images.depth, images.label_map)
-            sizes = [None if array is None else array.shape[:2] for array in arrays]
-            self._first = self._first or sizes
-            if sizes != self._first:
-                raise DataError(f"frame {name}: expected images of {_said(self._first)}, found {_said(sizes)}")
+            sizes = _sizes_of(images)
+            self._usual = self._usual or sizes
+            if sizes != self._usual:
+                raise DataError(f"frame {name}: expected images of {_said(self._usual)}, found {_said(sizes)}")
             return images
 
         return read_checked
+
+
+def _sizes_of(images: StoredImages) -> tuple[tuple[int, ...] | None, ...]:
+    """Rows and columns of color, depth and label map."""
+    arrays = (images.color, images.depth, images.label_map)
+    return tuple(None if array is None else array.shape[:2] for array in arrays)
 
 
 def _said(sizes: Sequence[tuple[int, ...] | None]) -> str:
