@@ -171,7 +171,8 @@ def _write_map(live_map: LiveMap, options: argparse.Namespace) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         live_map.finish(tell)
     paths = write_room_files(options, options.out, live_map.volume())
-    print(f"{options.out}: map of {live_map.num_frames} frames ({', '.join(path.name for path in paths)})")
+    count = live_map.num_frames
+    print(f"{options.out}: map of {count} frame{'s' * (count != 1)} ({', '.join(path.name for path in paths)})")
 
 
 @dataclasses.dataclass
