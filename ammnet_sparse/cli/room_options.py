@@ -13,6 +13,8 @@ from ammnet_sparse.scene_map.volume import MapVolume
 MIN_MOTION = 0.1
 """Meters that the camera moves from one frame of a map to the next, by default."""
 ROOM_OPTIONS = ("map_heights", "map_resolution")
+_FINEST, _COARSEST = 0.01, 1.0
+"""Meters per pixel of map.pgm; a finer map of a large room would not fit into memory."""
 
 
 def add_room_options(parser: argparse._ActionsContainer) -> None:
@@ -27,10 +29,18 @@ def add_room_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--map-resolution",
-        type=parse_positive_number,
+        type=_parse_resolution,
         metavar="M",
-        help="meters per pixel of map.pgm, such as 0.05 (default: a voxel, 0.08)",
+        help=f"meters per pixel of map.pgm, {_FINEST:g} to {_COARSEST:g} (default: a voxel, 0.08)",
     )
+
+
+def _parse_resolution(text: str) -> float:
+    """Meters per pixel, as an argparse type."""
+    resolution = parse_positive_number(text)
+    if not _FINEST <= resolution <= _COARSEST:
+        raise argparse.ArgumentTypeError(f"expected {_FINEST:g} to {_COARSEST:g} meters per pixel, found {text!r}")
+    return resolution
 
 
 def check_room_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

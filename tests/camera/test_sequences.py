@@ -1,6 +1,7 @@
 """Sequences of posed frames: every layout, what is wrong with some, and which frames are taken."""
 
 import dataclasses
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,26 @@ def test_damaged_recordings(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rgbd/0\.depth"):
         sequence.frames[0].read()
     sequence.frames[1].read()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_recording_whose_depth_is_too_large_is_not_decompressed(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depth of noise, of steps and of one value is stored in blocks of different kinds, several of them."""
+    lzfse = pytest.importorskip("lzfse")
+    rng = np.random.default_rng(seed)
+    depth = (rng.random((240, 320)), rng.integers(0, 9, (240, 320)), np.ones((240, 320)))[seed].astype("<f4")
+    frames = small_frames(2)
+    frames.depth = np.stack([depth, depth])
+    path = write_sequence(tmp_path / "kitchen", "Record3D", frames)
+    stored = open_sequence(path).frames[0].read()
+    np.testing.assert_array_equal(stored.depth, depth)
+    large = tmp_path / "large.r3d"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(large, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, lzfse.compress(depth.tobytes() * 8) if name == "rgbd/0.depth" else content)
+    monkeypatch.setattr(lzfse, "decompress", None)
+    with pytest.raises(DataError, match=r"rgbd/0\.depth.*307200 bytes.*2457600"):
+        open_sequence(large).frames[0].read()

@@ -208,6 +208,8 @@ def test_frames_of_every_form_are_those_of_predict(
         (["--label-map-classes", "nyu40"], "--label-map-classes"),
         (["--map-heights", "0", "1"], "--map-heights"),
         (["--map", "--map-resolution", "0.05"], "--map-resolution"),
+        (["--map-resolution", "0.0001"], "0.01 to 1"),
+        (["--map-resolution", "10"], "0.01 to 1"),
         (["--map", "--map-heights", "1", "0"], "--map-heights"),
         (["--map", "--source", "realsense"], "--map"),
     ],

@@ -7,6 +7,7 @@ It holds ``metadata`` (JSON: the matrix ``K`` of the color image of ``w`` x ``h`
 
 import json
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -102,13 +103,16 @@ class _Recording:
         content = self._content(name)
         color = read_image(self._path / name, mode="RGB", upright=False, content=content, advice=_ADVICE).pixels
         name = f"rgbd/{number}.depth"
-        content = self._content(name)
+        content, expected = self._content(name), 4 * size[0] * size[1]
         try:
-            depth = np.frombuffer(decompress(content), dtype=np.float32)
+            found = _decompressed_size(content)
+            fits = found == expected <= _MOST_BYTES
+            depth = np.frombuffer(decompress(content) if fits else b"", dtype=np.float32)
         except Exception as error:  # the library has an exception of its own
             raise self._problem(name, "depth compressed with LZFSE", reason(error)) from error
-        if depth.size != size[0] * size[1]:
-            raise self._problem(name, f"depth of {size[1]} x {size[0]}", f"{depth.size} values")
+        if depth.nbytes != expected:
+            said = f"depth of {size[1]} x {size[0]} in {expected} bytes, at most {_MOST_BYTES}"
+            raise self._problem(name, said, f"{found} bytes")
         return StoredImages(f"{number:06d}", color, depth.reshape(size))
 
     def _content(self, name: str) -> bytes:
@@ -121,6 +125,24 @@ class _Recording:
 
     def _problem(self, name: str, expected: str, found: str) -> DataError:
         return DataError(f"{self._path / name}: expected {expected}, found {found}; {_ADVICE}")
+
+
+def _decompressed_size(content: bytes) -> int:
+    """Bytes that the headers of LZFSE's blocks announce. Raises struct.error or ValueError for other content."""
+    total = at = 0
+    while content[at : at + 4] != b"bvx$":
+        kind, size = struct.unpack_from("<4sI", content, at)
+        total += size
+        if kind == b"bvx-":  # not compressed
+            at += 8 + size
+        elif kind == b"bvxn":  # LZVN
+            at += 12 + struct.unpack_from("<I", content, at + 8)[0]
+        elif kind == b"bvx2":  # sizes of literals, of matches and of the header itself are packed in three numbers
+            literals, matches, header = struct.unpack_from("<3Q", content, at + 8)
+            at += max(header & 0xFFFFFFFF, 32) + (literals >> 20 & 0xFFFFF) + (matches >> 40 & 0xFFFFF)
+        else:
+            raise ValueError(f"a block of kind {kind!r}")
+    return total
 
 
 def _depth_size(metadata: Mapping[str, Any]) -> tuple[int, int]:
