@@ -14,7 +14,7 @@ state.npz, from which --continue goes on, with frames of the same world that are
 writes the map of the frames completed so far.
 
 --odometry finds the poses in the images (pip install ammnet-sparse[odometry]). Where it loses track a new part begins,
-with a map of its own in DIR-2, DIR-3 and so on.
+with a map of its own in DIR-2, DIR-3 and so on; parts of one or two frames are left out.
 
 Exit code: 0 done, 1 some frames were skipped (each is named), 2 wrong usage or no frame that can be used, 130
 interrupted.
@@ -68,6 +68,8 @@ from ammnet_sparse.scene_map.scene_map import SceneMap
 
 STATE = "state.npz"
 """Name of the file from which a map is continued."""
+_FEWEST = 3
+"""Frames of a part between two losses of tracking; a shorter one makes no map."""
 _MOST_LINES = 20
 """Problems of a sequence that are printed; there may be thousands."""
 
@@ -84,10 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in sequence.problems:
         skipped.add(problem)
     completer = _completer(options, sequence)
-    num_maps = 0
-    for number, frames in enumerate(_parts(options, sequence, completer, skipped), start=1):
-        folder = options.out if number == 1 else options.out.with_name(f"{options.out.name}-{number}")
+    parts = _parts(options, sequence, completer, skipped)
+    folders = [
+        options.out,
+        *(options.out.with_name(f"{options.out.name}-{number + 2}") for number in range(len(parts) - 1)),
+    ]
+    for folder in folders:
         _check_replaced(folder, is_continued=options.is_continued)
+    num_maps = 0
+    for folder, frames in zip(folders, parts, strict=False):  # there may be no part
         with writing_to(folder):
             num_maps += _map(options, completer, frames, folder=folder, every=sequence.frames, skipped=skipped)
     skipped.print_rest()
@@ -173,9 +180,13 @@ def _tracked(sequence: PosedSequence, odometry: Odometry, skipped: _Skipped) -> 
         if begins:
             parts.append([])
         if begins and len(parts) > 1:
-            ProgressBar.write(f"frame {frame.name}: tracking is lost; part {len(parts)} begins", file=sys.stderr)
+            ProgressBar.write(f"frame {frame.name}: tracking is lost; a new part begins", file=sys.stderr)
         parts[-1].append(dataclasses.replace(frame, pose=pose, pose_convention="opencv"))
-    return parts
+    for part in parts:
+        if len(part) < _FEWEST:
+            names = " to ".join(dict.fromkeys(frame.name for frame in (part[0], part[-1])))
+            skipped.add(f"frame {names}: expected a part of {_FEWEST} tracked frames or more, found {len(part)}")
+    return [part for part in parts if len(part) >= _FEWEST]
 
 
 def _map(

@@ -1,5 +1,6 @@
 """`ammnet map`: the map of a sequence, interrupted and continued, what is said of bad frames, and odometry's parts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,17 @@ def test_an_interrupted_map_is_written_and_continued(run: Any, tmp_path: Path, m
 
 
 def test_odometry_makes_a_map_of_each_part(
-    run: Any, frames: Frames, sequence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any,
+    frames: Frames,
+    sequence: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """But of parts of three frames or more; nothing is written if a folder has files of another origin."""
+
     class Tracking:
-        """Loses track at the fourth frame."""
+        """Loses track at the fourth frame and at the last, the seventh."""
 
         def __init__(self, settings: object) -> None:
             self.count = 0
@@ -102,15 +110,25 @@ def test_odometry_makes_a_map_of_each_part(
         def add(self, stored: StoredImages) -> tuple[Pose, bool]:
             assert stored.pose is None
             self.count += 1
-            return frames.poses[self.count - 1], self.count in (1, 4)
+            return frames.poses[min(self.count, COUNT) - 1], self.count in (1, 4, 7)
 
     for path in sequence.glob("*.pose.txt"):
         path.unlink()
+    for kind in ("color", "depth"):
+        for number in (5, 6):
+            shutil.copy(sequence / f"frame-000004.{kind}.png", sequence / f"frame-{number:06d}.{kind}.png")
     assert run() == 2
     monkeypatch.setattr(command, "Odometry", Tracking)
-    assert run("--odometry") == 0
-    assert len(room_in(tmp_path / "room")["names"]) == 3
-    assert len(room_in(tmp_path / "room-2")["names"]) == 2
+    (tmp_path / "room-2").mkdir()
+    (tmp_path / "room-2" / "map.pgm").touch()
+    assert run("--odometry", "--every", "1") == 2
+    assert "room-2: expected" in capsys.readouterr().err and not (tmp_path / "room").exists()
+    (tmp_path / "room-2" / "map.pgm").unlink()
+    assert run("--odometry", "--every", "1") == 1
+    assert "skipped: frame kitchen/frame-000006: expected a part" in capsys.readouterr().err
+    for folder in ("room", "room-2"):
+        assert len(room_in(tmp_path / folder)["names"]) == 3
+    assert not (tmp_path / "room-3").exists()
 
 
 def test_wrong_usage(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
