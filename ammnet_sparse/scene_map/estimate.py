@@ -1,6 +1,6 @@
 """Vertical, floor and walls of a room, found over all of its frames at once.
 
-The surface of all frames, in the world of their poses, is looked at as if one camera had seen it: the mean of all
+The surface of all frames, in the world of their poses, is looked at as if one camera had seen it, in the middle of all
 cameras. So the searches for a single frame (``camera/geometry``) serve the room. Results are rounded to steps that are
 small against a voxel: they then depend on which frames there are, not on their order, and mostly stay where they are.
 """
@@ -26,6 +26,9 @@ _STRIDE = 2
 """Pixels of the depth image from one that is looked at to the next."""
 _FARTHEST = 6.0
 """Meters of depth that are used."""
+_FAR_CAMERA = 3.0
+"""Times the cameras' median distance from their middle, beyond ``_FARTHEST``: surface farther away does not find the
+room, because a wrong pose far below would take the floor along."""
 _SLOPE_STEP, _LEVEL_STEP = 1 / 256, 0.02
 """Steps of rotations (radians, 0.2 degrees) and of the floor's level (meters)."""
 _MORE_FRAMES = 1.6
@@ -42,7 +45,7 @@ _UNITS = 10_000
 
 
 class RoomEstimate:
-    """Everything about a room that its frames have shown so far; memory and time do not grow with the room.
+    """Everything about a room that its frames have shown so far; a frame takes only 72 bytes, once the cells are full.
 
     Args:
         settings: what is known: ``pose_up`` and ``camera_height``.
@@ -101,21 +104,24 @@ class RoomEstimate:
 
 
 class Reading:
-    """The surface and the mean camera of all frames, their poses read in one way."""
+    """The surface and the cameras of all frames, their poses read in one way."""
 
     def __init__(self) -> None:
         self.cells = SurfaceCells()
-        self.cameras = np.zeros(9, dtype=np.int64)
-        """Sums of position, direction towards the image's upper edge, and direction of view, in 1/10,000."""
-        self.num_frames = 0
+        self.cameras = np.zeros((0, 9), dtype=np.int64)
+        """[N, 9] position, direction towards the image's upper edge, and direction of view, in 1/10,000."""
 
     def add(self, surface: Surface, pose: NDArray[np.float64]) -> None:
         """Adds the surface of a frame, in camera coordinates."""
         points = surface.points @ pose[:3, :3].T + pose[:3, 3]
         self.cells.add(points, surface.normals @ pose[:3, :3].T, depth=surface.points[:, 2])
         camera = np.concatenate([pose[:3, 3], -pose[:3, 1], pose[:3, 2]])
-        self.cameras += np.rint(camera * _UNITS).astype(np.int64)
-        self.num_frames += 1
+        self.cameras = np.vstack([self.cameras, np.rint(camera * _UNITS).astype(np.int64)])
+
+    @property
+    def num_frames(self) -> int:
+        """Frames added."""
+        return len(self.cameras)
 
     @property
     def num_cells(self) -> int:
@@ -123,14 +129,17 @@ class Reading:
         return len(self.cells) << self.cells.halvings
 
     def mean_camera(self) -> NDArray[np.float64]:
-        """[4, 4] a camera in the middle of all, as upright as they are on average, to the given world."""
-        position, up, ahead = self.cameras.reshape(3, 3) / (_UNITS * self.num_frames)
+        """[4, 4] a camera in the middle of all, as upright as they are on average, to the given world.
+
+        Its position is the median: a few wrong poses do not move it out of the room.
+        """
+        up, ahead = self.cameras[:, 3:].sum(axis=0).reshape(2, 3) / (_UNITS * self.num_frames)
         up = _unit(up, otherwise=np.array([0.0, 0.0, 1.0]))
         across = np.eye(3)[np.abs(up).argmin()]
         ahead = _unit(ahead - (ahead @ up) * up, otherwise=_unit(across - (across @ up) * up, otherwise=across))
         pose = np.eye(4)
         pose[:3, :3] = np.stack([np.cross(ahead, up), -up, ahead], axis=1)
-        pose[:3, 3] = position
+        pose[:3, 3] = np.median(self.cameras[:, :3], axis=0) / _UNITS
         return pose
 
 
@@ -145,6 +154,10 @@ class _Found:
     @classmethod
     def of(cls, reading: Reading) -> "_Found":
         pose, given = reading.mean_camera(), reading.cells.surface()
+        positions = reading.cameras[:, :3] / _UNITS
+        distances = np.linalg.norm(positions - pose[:3, 3], axis=1)
+        reach = _FARTHEST + _FAR_CAMERA * float(np.median(distances))
+        given = given.select(np.linalg.norm(given.points - pose[:3, 3], axis=1) < reach)
         surface = Surface((given.points - pose[:3, 3]) @ pose[:3, :3], given.normals @ pose[:3, :3], given.areas)
         return cls(surface, pose, find_vertical(surface))
 

@@ -175,8 +175,7 @@ def _reading(path: Path, name: str, text: _ReadingText) -> Reading:
         raise ValueError(f"{name}: too many samples of the surface, or some that are not unique or weigh nothing")
     reading = Reading()
     reading.cells = SurfaceCells.restored(keys, sums, halvings=text.halvings)
-    reading.cameras = _array(path, f"{name}_cameras", np.int64, (9,)).copy()
-    reading.num_frames = text.num_frames
+    reading.cameras = _array(path, f"{name}_cameras", np.int64, (text.num_frames, 9)).copy()
     return reading
 
 

@@ -55,6 +55,19 @@ def test_poses_with_y_up_are_noticed(frames: list[StoredImages]) -> None:
     np.testing.assert_array_equal(found.map_from_given, expected.map_from_given)
 
 
+@pytest.mark.parametrize("shift", [(40.0, 25, 0), (0, 0, 60), (0, 0, -10), (-20, 30, -60)])
+def test_one_wrong_pose_does_not_move_the_room(frames: list[StoredImages], shift: tuple[float, ...]) -> None:
+    jump = np.eye(4)
+    jump[:3, 3] = shift
+    expected = estimated(frames[:5], settings_of())
+    wrong = in_world(frames[5:], jump)
+    for order in ([*frames[:5], *wrong], [*wrong, *frames[4::-1]]):
+        found = estimated(order, settings_of())
+        np.testing.assert_allclose(found.map_from_given, expected.map_from_given, atol=0.021)
+        assert found.floor.is_seen and found.floor.below == pytest.approx(expected.floor.below, abs=0.15)
+        assert found.floor.confidence == expected.floor.confidence
+
+
 def test_what_is_known_is_kept_to(frames: list[StoredImages]) -> None:
     heights = [frame.pose[2, 3] for frame in frames if frame.pose is not None]
     told = estimated(frames, settings_of(camera_height=2.0, pose_up="z"))
