@@ -27,7 +27,6 @@ class LiveMap:
     """
 
     def __init__(self, completer: SceneCompleter, *, min_motion: float, palette: Palette = "set") -> None:
-        self._completer = completer
         self._map = SceneMap(completer)
         self._min_motion = min_motion
         self._palette = palette
@@ -47,7 +46,7 @@ class LiveMap:
         """Completes a frame, and adds it to the map if the camera has moved. Errors as ``SceneMap.add``."""
         with self._lock:
             if self._is_at_rest(stored.pose):
-                return self._completer.complete(stored)
+                return self._map.complete(stored)
             scene = self._map.add_stored(stored)
             self._last = stored.pose
             return scene

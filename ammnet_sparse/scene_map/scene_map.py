@@ -124,6 +124,11 @@ class SceneMap:
         self._frames.append(MapFrame(stored.name, given, read))
         return scene
 
+    def complete(self, stored: StoredImages) -> CompletedScene:
+        """Completes a frame in the room of the map, without adding it; errors as ``add_frame``, ``room``."""
+        images, given = self._images_of(stored)
+        return self._complete(images, given, stored.name, (self._next or self._known).room)
+
     def look_at(self, stored: StoredImages) -> None:
         """Finds the room with a frame, too, that is added later: once all were looked at, each is completed only once.
 
