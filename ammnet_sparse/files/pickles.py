@@ -129,6 +129,7 @@ def read_pickled_dict(
         )
     try:
         _check_sizes(content)
+        _check_keys(content)
         found = _Unpickler(io.BytesIO(content)).load()
     # A damaged pickle makes the module raise nearly anything.
     except Exception as error:
@@ -151,3 +152,34 @@ def _check_sizes(content: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(content):  # raises ValueError for lengths beyond the end
         if "PUT" in opcode.name and not (isinstance(argument, int) and 0 <= argument <= len(content)):
             raise pickle.UnpicklingError(f"a memo index of {argument}")
+
+
+def _check_keys(content: bytes) -> None:
+    """Raises an error for sets, and for tuples as keys: of tuples within tuples a hash may take forever.
+
+    Follows the stack of the program: whether each of its values is a tuple, or was made with one.
+    """
+    stack: list[bool] = []
+    marks: list[int] = []
+    memo: dict[object, bool] = {}
+    for opcode, argument, _ in pickletools.genops(content):
+        name, before = opcode.name, opcode.stack_before
+        if ("SET" in name and "ITEM" not in name) or name == "ADDITEMS":
+            raise pickle.UnpicklingError("a set")
+        if name == "MARK":
+            marks.append(len(stack))
+        elif "PUT" in name or name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif "GET" in name:
+            stack.append(memo[argument])
+        else:
+            num_fixed = before.index(pickletools.markobject) if pickletools.markobject in before else len(before)
+            start = marks.pop() if num_fixed < len(before) else len(stack)
+            first = start - num_fixed
+            if first < (marks[-1] if marks else 0):
+                raise pickle.UnpicklingError("a damaged one")
+            popped = stack[first:]
+            keys = {"SETITEM": popped[1:2], "SETITEMS": popped[1::2], "DICT": popped[::2]}.get(name, [])
+            if any(keys):
+                raise pickle.UnpicklingError("a tuple as key")
+            stack[first:] = [any(popped) or "TUPLE" in name] * len(opcode.stack_after)

@@ -24,6 +24,8 @@ VALUES = {
     "scalars": [np.float64(1.5), np.float64(2.5)],
 }
 
+NESTED = b"\x80\x04}" + b"K\x01" + b"2\x86" * 100 + b"K\x01s."  # a key of pairs of the same, 2**100 numbers
+
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_arrays_come_back(tmp_path: Path, protocol: int) -> None:
@@ -61,6 +63,9 @@ LONG = b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"."  # BINBYTES8 of a 
         (HUGE, ""),
         (MEMO, "memo index"),
         (LONG, "damaged"),
+        (NESTED, "a tuple as key"),
+        (pickle.dumps({"a": {(1, 2): 3}}), "a tuple as key"),
+        (pickle.dumps({"a": {1, 2}}), "a set"),
     ],
 )
 def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, found: str) -> None:
