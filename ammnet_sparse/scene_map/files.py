@@ -58,6 +58,7 @@ class _Text(pydantic.BaseModel):
     names: list[str]
     conventions: list[PoseConvention]
     num_seen: _Count
+    looked_at: list[str] = []
     readings: dict[PoseConvention, _ReadingText]
 
 
@@ -70,12 +71,14 @@ class SavedMap:
         frames: in the map; none can be read again.
         readings: of the estimate of the room; empty for a room that was given.
         num_seen: frames that the estimate has seen.
+        looked_at: names of those that may be no ``frames`` of the map yet.
     """
 
     fused: FusedFrames
     frames: list[MapFrame]
     readings: dict[PoseConvention, Reading]
     num_seen: int
+    looked_at: tuple[str, ...] = ()
 
 
 def write_map(path: str | Path, saved: SavedMap) -> None:
@@ -95,6 +98,7 @@ def write_map(path: str | Path, saved: SavedMap) -> None:
         names=[frame.name for frame in frames],
         conventions=[frame.given.convention for frame in frames],
         num_seen=saved.num_seen,
+        looked_at=list(saved.looked_at),
         readings={
             name: _ReadingText(num_frames=one.num_frames, halvings=one.cells.halvings)
             for name, one in saved.readings.items()
@@ -165,7 +169,9 @@ def _read_map(path: Path) -> SavedMap:
         given = GivenPose(checked_pose(pose), convention, None if np.isnan(other[0, 0]) else checked_pose(other))
         frames.append(MapFrame(name, given, None))
     readings = {name: _reading(path, name, one) for name, one in text.readings.items()}
-    return SavedMap(fused=fused, frames=frames, readings=readings, num_seen=text.num_seen)
+    return SavedMap(
+        fused=fused, frames=frames, readings=readings, num_seen=text.num_seen, looked_at=tuple(text.looked_at)
+    )
 
 
 def _reading(path: Path, name: str, text: _ReadingText) -> Reading:

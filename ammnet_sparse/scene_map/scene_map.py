@@ -173,7 +173,7 @@ class SceneMap:
         readings, num_seen = {}, 0
         if self._estimate is not None:
             readings, num_seen = self._estimate.readings, self._estimate.num_frames
-        write_map(path, SavedMap(self._known, self._frames, readings, num_seen))
+        write_map(path, SavedMap(self._known, self._frames, readings, num_seen, tuple(sorted(self._looked_at))))
 
     @classmethod
     def load(
@@ -201,6 +201,7 @@ class SceneMap:
         scene_map = cls(completer, room=None if saved.readings else saved.fused.room, spool=spool)
         if saved.readings:
             scene_map._estimate = RoomEstimate(completer.settings, readings=saved.readings, num_frames=saved.num_seen)
+        scene_map._looked_at = set(saved.looked_at)
         reads = [None if frames is None else frames.get(frame.name) for frame in saved.frames]
         if None in reads:
             reads, scene_map._unreadable = [None] * len(reads), saved.fused

@@ -12,6 +12,7 @@ from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.data.grid import CLASS_NAMES
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.scene_map.files import read_map
 from ammnet_sparse.scene_map.room import Room
 from ammnet_sparse.scene_map.scene_map import SceneMap
 from ammnet_sparse.scene_map.volume import MapVolume
@@ -102,6 +103,24 @@ def test_a_map_is_continued(
     assert moved.names == volume.names
     np.testing.assert_array_equal(moved.map_from_given, volume.map_from_given)
     assert abs(int(moved.is_known.sum()) / int(volume.is_known.sum()) - 1) < 0.1
+
+
+def test_a_frame_looked_at_before_an_interruption_counts_once(
+    completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path
+) -> None:
+    path = tmp_path / "map.npz"
+    scene_map = SceneMap(completer)
+    for frame in frames[:3]:
+        scene_map.look_at(frame)
+    scene_map.add_frame(lambda: frames[0])
+    scene_map.save(path)
+    continued = SceneMap.load(path, completer)
+    for frame in frames[1:4]:
+        continued.look_at(frame)
+    continued.add_frame(lambda: frames[1])
+    continued.save(path)
+    saved = read_map(path)
+    assert (len(saved.frames), saved.num_seen, saved.readings["opencv"].num_frames) == (2, 4, 4)
 
 
 def test_a_known_room_is_kept(completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path) -> None:
