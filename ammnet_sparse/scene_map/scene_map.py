@@ -117,7 +117,7 @@ class SceneMap:
 
         Raises:
             DataError: what ``read`` raises, no pose, one over 100 m from the first frame's, or as
-                ``SceneCompleter.complete``. The map is as before.
+                ``SceneCompleter.complete``. The map is as before; its room may be found with this surface, too.
         """
         stored = read()
         scene, given = self._added(stored)
