@@ -3,20 +3,17 @@
 Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.02 m, four along each edge of a voxel of
 the grid.
 
-The functions check the arguments; the two operators compute, compiled (csrc/cpu/tsdf.cpp), or by numba where no kernels
-are, which is imported only then.
+The functions check the arguments; the operators of ``tsdf_operators.py`` compute. Those and PyTorch are imported by the
+first call, as most users of this module need the conventions only.
 """
 
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK, VOXEL_SIZE, GridShape
 from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrinsics
-from ammnet_sparse.ops._library import define_operator
 
 FINE_PER_VOXEL = 4
 """Fine voxels along an edge of a voxel."""
@@ -43,8 +40,10 @@ def mapping_from_depth(
         [X * height * Y] int32, pixel ``row * columns + column``, or ``UNMAPPED`` (-1) where no pixel hits;
         ``mapping_to_disk`` gives the convention of files.
     """
-    tensors = _tensors(checked_depth(depth), intrinsics(view.camera), view.pose, view.origin)
-    mapping: NDArray[np.int32] = _map_depth(*tensors, VOXEL_SIZE, *grid_shape).numpy()
+    from ammnet_sparse.data.volumes.tsdf_operators import as_tensors, map_depth
+
+    arrays = (checked_depth(depth), intrinsics(view.camera), view.pose, view.origin)
+    mapping: NDArray[np.int32] = map_depth(*as_tensors(arrays), VOXEL_SIZE, *grid_shape).numpy()
     return mapping.reshape(-1)
 
 
@@ -71,12 +70,14 @@ def tsdf_from_depth(
         [X * height * Y] float32 in [-1, 1]: +1 observed free, -1 occluded, 0 unobserved; the distance is Euclidean,
         between fine voxels, and saturates at 12 of them.
     """
+    from ammnet_sparse.data.volumes.tsdf_operators import as_tensors, tsdf_of_depth
+
     pose = view.pose
     rotation, translation = pose[:3, :3].T, -pose[:3, :3].T @ pose[:3, 3]  # rigid inverse: world to camera
     magnitude = np.minimum(1.0, np.sqrt(np.arange(TRUNCATION**2 + 1)) / TRUNCATION)
     arrays = (checked_depth(depth), intrinsics(view.camera), pose, view.origin, rotation, translation, magnitude)
-    tensors, size = _tensors(*arrays), VOXEL_SIZE / FINE_PER_VOXEL
-    tsdf: NDArray[np.float32] = _tsdf_of_depth(*tensors, size, *grid_shape).numpy()
+    size = VOXEL_SIZE / FINE_PER_VOXEL
+    tsdf: NDArray[np.float32] = tsdf_of_depth(*as_tensors(arrays), size, *grid_shape).numpy()
     return tsdf.reshape(-1)
 
 
@@ -106,52 +107,3 @@ def unflip_tsdf(flipped: NDArray[np.floating]) -> NDArray[np.float32]:
     Free space comes back as 0.999, occluded space as -0.999; small negative t lose their sign.
     """
     return (np.sign(flipped) * (1 - np.abs(flipped))).astype(np.float32)
-
-
-def _tensors(*arrays: NDArray[np.floating]) -> list[Tensor]:
-    """Copies, as PyTorch warns of arrays that cannot be written."""
-    return [torch.from_numpy(np.array(array, order="C")) for array in arrays]
-
-
-def _map_depth_reference(
-    depth: Tensor, camera: Tensor, pose: Tensor, origin: Tensor, size: float, x: int, height: int, y: int
-) -> Tensor:
-    from ammnet_sparse.data.volumes.tsdf_loops import mapping_of_loops
-
-    arrays = [tensor.numpy() for tensor in (depth, camera, pose, origin)]
-    return torch.from_numpy(mapping_of_loops(arrays, size, (x, height, y)))
-
-
-def _tsdf_of_depth_reference(
-    depth: Tensor,
-    camera: Tensor,
-    pose: Tensor,
-    origin: Tensor,
-    rotation: Tensor,
-    translation: Tensor,
-    magnitude: Tensor,
-    size: float,
-    x: int,
-    height: int,
-    y: int,
-) -> Tensor:
-    from ammnet_sparse.data.volumes.tsdf_loops import tsdf_of_loops
-
-    tensors = (depth, camera, pose, origin, rotation, translation, magnitude)
-    return torch.from_numpy(tsdf_of_loops([tensor.numpy() for tensor in tensors], size, (x, height, y)))
-
-
-_map_depth = define_operator(
-    "map_depth",
-    "(Tensor depth, Tensor camera, Tensor pose, Tensor origin, float size, SymInt x, SymInt height, SymInt y) "
-    "-> Tensor",
-    reference=_map_depth_reference,
-    fake=lambda depth, camera, pose, origin, size, *shape: depth.new_empty(shape, dtype=torch.int32),
-)
-_tsdf_of_depth = define_operator(
-    "tsdf_of_depth",
-    "(Tensor depth, Tensor camera, Tensor pose, Tensor origin, Tensor rotation, Tensor translation, Tensor magnitude, "
-    "float size, SymInt x, SymInt height, SymInt y) -> Tensor",
-    reference=_tsdf_of_depth_reference,
-    fake=lambda depth, *others: depth.new_empty(others[-3:]),
-)

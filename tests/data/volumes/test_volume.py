@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED
 from ammnet_sparse.data.raw.frames import read_depth_values, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
-from ammnet_sparse.data.volumes import tsdf
+from ammnet_sparse.data.volumes import tsdf_operators
 from ammnet_sparse.data.volumes.camera import Camera, CameraView, own_frame_origin
 from ammnet_sparse.data.volumes.labels import FINE_GRID_SHAPE, classes_from_raw, downsample_labels, label_weight_of
 from ammnet_sparse.data.volumes.tsdf import (
@@ -118,7 +118,9 @@ def test_kernels_give_the_bits_of_the_loops_with_any_number_of_threads(threads: 
         found = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
     finally:
         torch.set_num_threads(before)
-    with Replaced({"map_depth": tsdf._map_depth_reference, "tsdf_of_depth": tsdf._tsdf_of_depth_reference}) as loops:
+    with Replaced(
+        {"map_depth": tsdf_operators.map_depth_reference, "tsdf_of_depth": tsdf_operators.tsdf_of_depth_reference}
+    ) as loops:
         expected = mapping_from_depth(depth, view=view), tsdf_from_depth(depth, view=view)
     assert loops.calls == 2
     np.testing.assert_array_equal(found[0], expected[0])
