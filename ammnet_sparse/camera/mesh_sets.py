@@ -141,15 +141,8 @@ def _room(plan: MeshPlan) -> _Room:
     if not sequence.has_poses:
         raise DataError(f"{plan.source}: expected frames with poses in the world of the mesh, found none")
     frames = {_id_of(plan.source, frame): frame for frame in sequence.frames[:: plan.every]}
-    settings = CameraSettings(
-        **{
-            "intrinsics": sequence.intrinsics,
-            "color_intrinsics": sequence.color_intrinsics,
-            "depth_scale": sequence.depth_scale,
-            "pose_convention": sequence.frames[0].pose_convention or "opencv",
-            **{name: value for name, value in given.items() if value is not None},
-        }
-    )
+    convention = sequence.frames[0].pose_convention or "opencv"
+    settings = CameraSettings(**{"pose_convention": convention, **sequence.camera_settings(given)})
     points = read_labeled_mesh(plan.mesh, plan.info, numbers=None if plan.numbers is None else dict(plan.numbers))
     return _Room(sequence, settings, frames, points)
 

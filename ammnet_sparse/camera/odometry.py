@@ -11,6 +11,7 @@ from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.geometry.surface import angle_between
 from ammnet_sparse.camera.images import CameraImages, camera_images
 from ammnet_sparse.camera.settings import CameraSettings
+from ammnet_sparse.data.volumes.camera import pixels_of
 from ammnet_sparse.files.errors import DataError
 
 _FARTHEST = 5.0
@@ -123,8 +124,7 @@ def _agrees(images: CameraImages, other: CameraImages, motion: NDArray[np.float6
     points = np.stack([(columns - camera.cx) * z / camera.fx, (rows - camera.cy) * z / camera.fy, z], axis=1)
     moved = points @ motion[:3, :3].T + motion[:3, 3]
     moved = moved[moved[:, 2] > 0.1]
-    column = np.rint(moved[:, 0] / moved[:, 2] * other.camera.fx + other.camera.cx).astype(np.int64)
-    row = np.rint(moved[:, 1] / moved[:, 2] * other.camera.fy + other.camera.cy).astype(np.int64)
+    column, row = np.rint(pixels_of(moved, camera=other.camera)[:2]).astype(np.int64)
     is_inside = (row >= 0) & (row < other.depth.shape[0]) & (column >= 0) & (column < other.depth.shape[1])
     expected, seen = moved[is_inside, 2], other.depth[row[is_inside], column[is_inside]]
     is_seen = seen > 0

@@ -138,10 +138,7 @@ def _completer(options: argparse.Namespace, sequence: PosedSequence) -> SceneCom
     given: Input2D = "color image" if sequence.has_color else "depth alone"
     checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
     print(weights, file=sys.stderr)
-    settings = given_settings(options)
-    settings["intrinsics"] = sequence.intrinsics
-    settings["color_intrinsics"] = settings["color_intrinsics"] or sequence.color_intrinsics
-    settings["depth_scale"] = settings["depth_scale"] or sequence.depth_scale
+    settings = sequence.camera_settings(given_settings(options))
     device = choose_device(options.device)
     completer = SceneCompleter(checkpoint, device=device, precision=options.precision, **settings)
     for note in check_inputs(completer.model.config, has_color=sequence.has_color, has_label_map=False):

@@ -127,6 +127,14 @@ def array_names(path: str | Path) -> list[str]:
             raise DataError.about(path, expected=what, found=reason(error), advice=advice) from error
 
 
+def has_arrays(path: str | Path, *names: str) -> bool:
+    """Whether a file is an npz archive that holds arrays of these names."""
+    try:
+        return set(names) <= set(array_names(path))
+    except FileError:
+        return False
+
+
 def _read_npz(
     file: BinaryIO, key: str | None, *, what: str, check: ArrayCheck | None, most_values: int
 ) -> NDArray[Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import stat
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from PIL import Image
 from ammnet_sparse.camera.frames import CameraFrame
 from ammnet_sparse.data.frame import Frame
 from ammnet_sparse.data.grid import EMPTY_LABEL, FLOOR_OFFSET
+from ammnet_sparse.files.arrays import has_arrays
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.comparison import depth_shades, render_comparison
@@ -261,13 +261,5 @@ def foreign_output(folder: Path, name: str) -> Path | None:
     """
     volume, *others = output_paths(folder, name)
     if os.path.exists(volume):  # Path.exists raises for names that are too long
-        return None if _is_completion(volume) else volume
+        return None if has_arrays(volume, _LABELS) else volume
     return next((path for path in others if os.path.exists(path)), None)
-
-
-def _is_completion(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{_LABELS}.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False

@@ -1,11 +1,11 @@
 """The files of a room's map: class volume, meshes, page, and the map of places where a robot can be."""
 
 import dataclasses
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from ammnet_sparse.files.arrays import has_arrays
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.pictures.gltf import write_glb
 from ammnet_sparse.pictures.occupancy import HEIGHTS, write_occupancy
@@ -87,17 +87,9 @@ def foreign_room_files(folder: Path) -> list[Path]:
     with another title.
     """
     present = [folder / name for name in ROOM_FILES if (folder / name).exists()]
-    if _is_room(folder / VOLUME):
+    if has_arrays(folder / VOLUME, "num_views", "map_from_given"):
         return [path for path in present if path.name == PAGE and not is_page(path, title=_TITLE)]
     return present
-
-
-def _is_room(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"num_views.npy", "map_from_given.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def _write_volume(path: Path, volume: MapVolume) -> Path:

@@ -15,7 +15,7 @@ from ammnet_sparse.camera.geometry.room import Floor
 from ammnet_sparse.camera.geometry.surface import Confidence
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.data.volumes.camera import checked_pose
-from ammnet_sparse.files.arrays import ArrayHeader, array_names, read_array
+from ammnet_sparse.files.arrays import ArrayHeader, has_arrays, read_array
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.files.writing import replacing_open
 from ammnet_sparse.scene_map.blocks import EDGE, Evidence
@@ -128,10 +128,7 @@ def write_map(path: str | Path, saved: SavedMap) -> None:
 
 def is_map(path: Path) -> bool:
     """Whether a file holds a map, by the names of its arrays."""
-    try:
-        return {"text", "map_from_given", "positions"} <= set(array_names(path))
-    except DataError:
-        return False
+    return has_arrays(path, "text", "map_from_given", "positions")
 
 
 def read_map(path: str | Path) -> SavedMap:

@@ -95,6 +95,14 @@ def generate_rooms(
     return complete_folder(folder, parameters, folders=_FOLDERS, write=write)
 
 
+def check_seed_and_noise(seed: int, noise: str) -> None:
+    """Raises ValueError unless a set can be generated with them."""
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, found {seed}")
+    if noise not in ("none", "kinect"):
+        raise ValueError(f"noise: expected 'none' or 'kinect', found {noise!r}")
+
+
 def check_workers(workers: int | None) -> None:
     """Raises ValueError unless ``workers`` is a number of processes or None."""
     if workers is not None and workers < 1:
@@ -135,10 +143,7 @@ def _checked_parameters(frames: int, validation_frames: int, seed: int, noise: s
         raise ValueError(f"frames: expected at least 2 (one to train on, one to validate on), found {frames}")
     if not 1 <= validation_frames < frames:
         raise ValueError(f"validation_frames: expected 1..{frames - 1} of {frames} frames, found {validation_frames}")
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, found {seed}")
-    if noise not in ("none", "kinect"):
-        raise ValueError(f"noise: expected 'none' or 'kinect', found {noise!r}")
+    check_seed_and_noise(seed, noise)
     return {
         "generator_version": GENERATOR_VERSION,
         "frames": frames,

@@ -14,6 +14,7 @@ from ammnet_sparse.data.synthetic.frame import Noise
 from ammnet_sparse.data.synthetic.generate import (
     GENERATOR_VERSION,
     RoomsError,
+    check_seed_and_noise,
     check_workers,
     complete_folder,
     make_all,
@@ -72,11 +73,10 @@ def generate_walks(
 
 
 def _checked_parameters(rooms: int, views: int, seed: int, noise: str) -> dict[str, Any]:
-    for name, value, least in (("rooms", rooms, 1), ("views", views, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}: expected {least} or more, found {value}")
-    if noise not in ("none", "kinect"):
-        raise ValueError(f"noise: expected 'none' or 'kinect', found {noise!r}")
+    for name, value in (("rooms", rooms), ("views", views)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, found {value}")
+    check_seed_and_noise(seed, noise)
     return {"generator_version": GENERATOR_VERSION, "rooms": rooms, "views": views, "seed": seed, "noise": noise}
 
 

@@ -5,8 +5,9 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,15 @@ class PosedSequence:
     def has_poses(self) -> bool:
         """Whether the frames have poses."""
         return any(frame.pose is not None for frame in self.frames)
+
+    def camera_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of ``CameraSettings``: those given that are not None, and for the others what the sequence says."""
+        own = {
+            "intrinsics": self.intrinsics,
+            "color_intrinsics": self.color_intrinsics,
+            "depth_scale": self.depth_scale,
+        }
+        return own | {name: value for name, value in given.items() if value is not None}
 
     def checked(self) -> "PosedSequence":
         """Without frames that lack a pose others have, and without jumps; images must all have one size.
