@@ -339,6 +339,12 @@ class OptimizerConfig(_Section):
         0, ge=0, description="steps of linear warm-up, from final_learning_rate to learning_rate, before the cosine"
     )
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on biases and batch normalization")
+    extra_decay: float = Field(
+        0.0,
+        ge=0,
+        description="decay of the generator beside weight_decay, whose rate stays learning_rate throughout; with 0.05 "
+        "what the published code's discriminator does to the generator",
+    )
     gradient_clip: float = Field(10.0, gt=0, description="largest gradient norm, per network")
 
     @model_validator(mode="after")
@@ -349,6 +355,9 @@ class OptimizerConfig(_Section):
                 raise ValueError(
                     f"{name}: expected at least final_learning_rate {self.final_learning_rate:g}, found {start:g}"
                 )
+        for name in ("weight_decay", "final_learning_rate"):
+            if self.extra_decay > 0 and getattr(self, name) == 0:
+                raise ValueError(f"{name}: expected a number above 0 beside extra_decay, found 0")
         return self
 
 

@@ -20,6 +20,9 @@ class Optimization:
     """AdamW over the trainable parameters of a network, cosine per step, clipping, loss scaling in fp16.
 
     Weight decay spares biases and normalization.
+
+    Args:
+        extra_decay: as ``OptimizerConfig.extra_decay``.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Optimization:
         num_steps: int,
         uses_scaling: bool,
         device: torch.device,
+        extra_decay: float = 0.0,
     ) -> None:
         groups = param_groups_weight_decay(network, config.weight_decay)
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
@@ -49,7 +53,9 @@ class Optimization:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_scaling)
         self.gradient_clip = config.gradient_clip
-        self.num_updates = 0
+        self._weight_decay = config.weight_decay
+        self._extra_decay = extra_decay * learning_rate
+        self._move_schedule(0)
 
     @property
     def learning_rate(self) -> float:
@@ -74,9 +80,16 @@ class Optimization:
         else:
             self._step_if_finite(norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.num_updates += 1
-        self.scheduler.step_update(self.num_updates)
+        self._move_schedule(self.num_updates + 1)
         return norm
+
+    def _move_schedule(self, num_updates: int) -> None:
+        """Sets the learning rate, and the decay, which AdamW multiplies by it."""
+        self.num_updates = num_updates
+        self.scheduler.step_update(num_updates)
+        for group in self.optimizer.param_groups:
+            if self._extra_decay > 0 and group["weight_decay"] > 0:
+                group["weight_decay"] = self._weight_decay + self._extra_decay / group["lr"]
 
     def _step_if_finite(self, norm: Tensor) -> None:
         """Updates the parameters unless a gradient is not finite; the host does not wait for the norm."""
@@ -122,8 +135,7 @@ class Optimization:
             if not all(type(value) in (int, float) and 0 <= value < math.inf for value in scaler.values()):
                 raise TypeError(f"scaler: expected numbers, found {scaler!r}")
             self.scaler.load_state_dict(scaler)
-        self.num_updates = num_updates
-        self.scheduler.step_update(self.num_updates)
+        self._move_schedule(num_updates)
 
 
 def build_optimizations(
@@ -142,7 +154,10 @@ def build_optimizations(
         learning_rate = optimizer.discriminator_learning_rate or optimizer.learning_rate
         updates = math.ceil(num_steps / adversarial.discriminator_every)
         of_discriminator = build(discriminator, learning_rate=learning_rate, num_steps=updates)
-    return build(generator, learning_rate=optimizer.learning_rate, num_steps=num_steps), of_discriminator
+    of_generator = build(
+        generator, learning_rate=optimizer.learning_rate, num_steps=num_steps, extra_decay=optimizer.extra_decay
+    )
+    return of_generator, of_discriminator
 
 
 def steps_per_epoch(config: Config, *, num_frames: int) -> int:

@@ -51,6 +51,29 @@ def test_weight_decay_spares_biases_and_normalization() -> None:
     assert {0.0, 0.05} == set(decays.values())
 
 
+def test_extra_decay_stays_while_the_learning_rate_falls() -> None:
+    """As the published discriminator's optimizer: zero gradients, constant learning rate, the generator's weights."""
+    network = nn.Linear(2, 2)
+    before = copy.deepcopy(network)
+    config = OptimizerConfig(weight_decay=0.05, learning_rate=0.1, final_learning_rate=0.001, warmup_steps=2)
+    optimization = Optimization(
+        network,
+        config,
+        learning_rate=0.1,
+        num_steps=6,
+        uses_scaling=False,
+        device=torch.device("cpu"),
+        extra_decay=0.2,
+    )
+    expected = 1.0
+    for _ in range(6):
+        expected *= 1 - optimization.learning_rate * 0.05 - 0.1 * 0.2
+        optimization.backward(sum((value * 0).sum() for value in network.parameters()))  # type: ignore[arg-type]
+        optimization.step()
+    torch.testing.assert_close(network.weight, before.weight * expected)
+    torch.testing.assert_close(network.bias, before.bias)
+
+
 def test_moments_of_an_older_run_take_the_order_of_the_weights() -> None:
     """Weights of convolutions were stored in torch's order of memory, and their moments with them."""
     network = AMMNet(tiny_config().model)
