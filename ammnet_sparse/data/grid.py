@@ -27,6 +27,12 @@ UNMAPPED_ON_DISK = NUM_PIXELS
 UNMAPPED = -1
 """The same in tensors."""
 
+FINE_PER_VOXEL = 4
+"""Fine voxels along an edge of a voxel."""
+TRUNCATION = 12
+"""Fine voxels (0.24 m) from the surface at which the TSDF saturates."""
+TSDF_DEPTH_RANGE = (0.5, 8.0)
+"""Meters: pixels nearer or farther leave the voxels they see unobserved."""
 TSDF_TOLERANCE = 1e-3
 """How far a stored |TSDF| may exceed 1 by rounding (float16 has steps of 1e-3 there)."""
 FREE_TSDF = 0.999

@@ -1,4 +1,4 @@
-// Mapping and TSDF of a depth image: the loops of data/volumes/tsdf_loops.py, with the same bits.
+// Mapping and TSDF of a depth image: the operators of data/volumes/tsdf_operators.py, with the same bits.
 //
 // Rows of fine voxels run along Y, which is contiguous. A task is a slab of X: nothing is added across tasks, so that
 // the result does not depend on the number of threads.
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <memory>
 
-// numba rounds products before sums, and so must this.
+// NumPy rounds products before sums, and so must this.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #else

@@ -25,11 +25,9 @@ number  map class  voxel class (share of occupied voxels)
 ======  =========  ======================================
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import NUM_LABEL_MAP_CLASSES
 from ammnet_sparse.data.synthetic.scene import MapLabel
 
@@ -114,18 +112,13 @@ def _rim(rng: Rng, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return rim
 
 
-@compiled()
-def _shadow(depth, disparity_at_one_meter):
-    """Pixels that a projector to the right of the camera cannot see, row by row."""
-    hidden = np.zeros(depth.shape, dtype=np.bool_)
-    for v in range(depth.shape[0]):
-        leftmost = np.inf
-        for u in range(depth.shape[1] - 1, -1, -1):
-            if depth[v, u] > 0:
-                column = u - disparity_at_one_meter / depth[v, u]
-                hidden[v, u] = column > leftmost + 0.5
-                leftmost = min(leftmost, column)
-    return hidden
+def _shadow(depth: NDArray[np.float32], disparity_at_one_meter: float) -> NDArray[np.bool_]:
+    """Pixels that a projector to the right of the camera cannot see: those of one further right are as far left."""
+    is_known = depth > 0
+    disparity = disparity_at_one_meter / np.where(is_known, depth, np.float32(1)).astype(np.float64)
+    column = np.where(is_known, np.arange(depth.shape[1]) - disparity, np.inf)
+    leftmost = np.minimum.accumulate(column[:, ::-1], axis=1)[:, ::-1]
+    return is_known & (column > leftmost + 0.5)
 
 
 def camera_image(color: NDArray[np.float32], rng: Rng) -> NDArray[np.uint8]:
@@ -239,24 +232,11 @@ def _near_border(map_label: NDArray[np.uint8], radius: int) -> NDArray[np.bool_]
     return near
 
 
-@compiled()
-def _vote(map_label, radius):
+def _vote(map_label: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     """The most frequent class of the square around each pixel, ties to the smallest."""
-    rows, columns = map_label.shape
-    voted = np.empty_like(map_label)
-    counts = np.zeros(NUM_LABEL_MAP_CLASSES, dtype=np.int64)
-    for v in range(rows):
-        low, high = max(0, v - radius), min(rows, v + radius + 1)
-        counts[:] = 0
-        for u in range(min(radius, columns)):
-            for row in range(low, high):
-                counts[map_label[row, u]] += 1
-        for u in range(columns):
-            if u + radius < columns:
-                for row in range(low, high):
-                    counts[map_label[row, u + radius]] += 1
-            if u - radius - 1 >= 0:
-                for row in range(low, high):
-                    counts[map_label[row, u - radius - 1]] -= 1
-            voted[v, u] = np.argmax(counts)
-    return voted
+    is_class = map_label == np.arange(NUM_LABEL_MAP_CLASSES, dtype=np.uint8)[:, None, None]
+    padded = np.pad(is_class, ((0, 0), (radius + 1, radius), (radius + 1, radius)))
+    sums = padded.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
+    size = 2 * radius + 1
+    strips = sums[:, size:] - sums[:, :-size]
+    return (strips[:, :, size:] - strips[:, :, :-size]).argmax(axis=0).astype(np.uint8)

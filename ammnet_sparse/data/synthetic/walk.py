@@ -8,14 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import EMPTY_LABEL, FLOOR_OFFSET, VOXEL_SIZE
+from ammnet_sparse.data.grid import EMPTY_LABEL, FINE_PER_VOXEL, FLOOR_OFFSET, VOXEL_SIZE
 from ammnet_sparse.data.synthetic.frame import Noise, SyntheticImages, take_images
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth, fill_voxels
 from ammnet_sparse.data.synthetic.rooms import make_room
 from ammnet_sparse.data.synthetic.scene import Scene, SceneLabel
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA, Camera
 from ammnet_sparse.data.volumes.labels import downsample_labels
-from ammnet_sparse.data.volumes.tsdf import FINE_PER_VOXEL
 
 Rng = np.random.Generator
 

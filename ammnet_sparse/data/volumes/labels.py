@@ -4,13 +4,10 @@ Arrays of voxels have the axes (X, height, Y). The *fine* grid has voxels of 0.0
 the grid.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.compiled import compiled
-from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, NUM_CLASSES, VOXEL_SIZE
-from ammnet_sparse.data.volumes.tsdf import FINE_PER_VOXEL
+from ammnet_sparse.data.grid import FINE_PER_VOXEL, GRID_SHAPE, IGNORE_LABEL, NUM_CLASSES, VOXEL_SIZE
 
 FINE_VOXEL_SIZE = VOXEL_SIZE / FINE_PER_VOXEL
 FINE_GRID_SHAPE = (GRID_SHAPE[0] * FINE_PER_VOXEL, GRID_SHAPE[1] * FINE_PER_VOXEL, GRID_SHAPE[2] * FINE_PER_VOXEL)
@@ -64,13 +61,20 @@ def downsample_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"labels: expected uint8 with three axes that are multiples of {FINE_PER_VOXEL}, "
             f"found {labels.dtype} {labels.shape}"
         )
-    x, height, y = (size // FINE_PER_VOXEL for size in labels.shape)
-    classes = np.empty((x, height, y), dtype=np.uint8)
-    if not _vote(np.ascontiguousarray(labels), classes):
+    if ((labels >= NUM_CLASSES) & (labels != IGNORE_LABEL)).any():
         raise ValueError(
             f"labels: expected classes 0..{NUM_CLASSES - 1} or {IGNORE_LABEL}; raw labels go through classes_from_raw"
         )
-    return classes
+    fine, (x, height, y) = FINE_PER_VOXEL, (size // FINE_PER_VOXEL for size in labels.shape)
+    blocks = labels.reshape(x, fine, height, fine, y, fine).transpose(0, 2, 4, 1, 3, 5).reshape(-1, fine**3)
+    columns = np.minimum(blocks, NUM_CLASSES)  # the last one counts ignored voxels
+    num_columns = NUM_CLASSES + 1
+    places = np.arange(len(blocks), dtype=np.int64)[:, None] * num_columns + columns
+    counts = np.bincount(places.reshape(-1), minlength=len(blocks) * num_columns).reshape(-1, num_columns)
+    is_empty = counts[:, 0] + counts[:, NUM_CLASSES] > 0.95 * fine**3
+    winner = np.where(is_empty, counts.argmax(axis=1), 1 + counts[:, 1:NUM_CLASSES].argmax(axis=1))
+    classes = np.where(winner == NUM_CLASSES, IGNORE_LABEL, winner)
+    return classes.astype(np.uint8).reshape(x, height, y)
 
 
 def label_weight_of(label: NDArray[np.integer], tsdf: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -81,27 +85,3 @@ def label_weight_of(label: NDArray[np.integer], tsdf: NDArray[np.floating]) -> N
         tsdf: not flipped, float32 (of a float16 file the mask differs in places), the same shape.
     """
     return (((label > 0) & (label < IGNORE_LABEL)) | (tsdf < -0.5)).astype(np.uint8)
-
-
-@compiled(nogil=True)
-def _vote(labels, classes):
-    """Downsampling by vote; False where a label is unknown."""
-    fine = FINE_PER_VOXEL
-    counts = np.zeros(NUM_CLASSES + 1, dtype=np.int64)  # the last one counts ignored voxels
-    for x in range(classes.shape[0]):
-        for h in range(classes.shape[1]):
-            for y in range(classes.shape[2]):
-                counts[:] = 0
-                for dx in range(fine):
-                    for dh in range(fine):
-                        for dy in range(fine):
-                            label = labels[fine * x + dx, fine * h + dh, fine * y + dy]
-                            if label >= NUM_CLASSES and label != IGNORE_LABEL:
-                                return False
-                            counts[NUM_CLASSES if label == IGNORE_LABEL else label] += 1
-                if counts[0] + counts[NUM_CLASSES] > 0.95 * fine**3:
-                    winner = np.argmax(counts)
-                else:
-                    winner = 1 + np.argmax(counts[1:NUM_CLASSES])
-                classes[x, h, y] = IGNORE_LABEL if winner == NUM_CLASSES else winner
-    return True

@@ -12,15 +12,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.data.grid import GRID_SHAPE, UNMAPPED, UNMAPPED_ON_DISK, VOXEL_SIZE, GridShape
+from ammnet_sparse.data.grid import (
+    FINE_PER_VOXEL,
+    GRID_SHAPE,
+    TRUNCATION,
+    UNMAPPED,
+    UNMAPPED_ON_DISK,
+    VOXEL_SIZE,
+    GridShape,
+)
 from ammnet_sparse.data.volumes.camera import CameraView, checked_depth, intrinsics
-
-FINE_PER_VOXEL = 4
-"""Fine voxels along an edge of a voxel."""
-TRUNCATION = 12
-"""Fine voxels (0.24 m) from the surface at which the TSDF saturates."""
-TSDF_DEPTH_RANGE = (0.5, 8.0)
-"""Meters: pixels nearer or farther leave the voxels they see unobserved."""
 
 
 def mapping_from_depth(
