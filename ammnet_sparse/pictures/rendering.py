@@ -1,4 +1,4 @@
-"""A small software renderer of colored voxels: one ray per pixel, traversed through the grid.
+"""A small software renderer of colored voxels: their visible faces, drawn from the farthest to the nearest.
 
 World coordinates are in voxels along (X, height, Y) with the origin at the outer corner of voxel (0, 0, 0).
 X points to the right of the camera, height up, Y forward.
@@ -10,9 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.compiled import compiled
-
-_NO_HIT = -1
 # Light on a face by the axis it faces: the sides left and right, top and bottom, front and back.
 _FACE_LIGHT = (0.74, 1.0, 0.86)
 _EDGE_WIDTH, _EDGE_LIGHT = 0.045, 0.82
@@ -34,14 +31,12 @@ class View:
         target: point at the center of the picture.
         up: direction that points up in the picture; not parallel to the line of sight.
         height: extent of the picture at the target's distance, in voxels, from bottom to top.
-        perspective: rays start at the eye; otherwise they are parallel.
     """
 
     eye: tuple[float, float, float]
     target: tuple[float, float, float]
     up: tuple[float, float, float]
     height: float
-    perspective: bool = True
 
 
 def camera_side_view(grid_shape: tuple[int, int, int]) -> View:
@@ -56,14 +51,13 @@ def camera_side_view(grid_shape: tuple[int, int, int]) -> View:
 
 
 def top_view(grid_shape: tuple[int, int, int]) -> View:
-    """Straight from above, as a floor plan: X to the right, Y (away from the camera) up."""
+    """From so far above that it is a floor plan: X to the right, Y (away from the camera) up."""
     x, height, y = grid_shape
     return View(
-        eye=(0.5 * x, 3.0 * height, 0.5 * y),
+        eye=(0.5 * x, 1e6 * height, 0.5 * y),
         target=(0.5 * x, 0.0, 0.5 * y),
         up=(0.0, 0.0, 1.0),
         height=1.04 * max(x, y),
-        perspective=False,
     )
 
 
@@ -75,9 +69,9 @@ def framed(view: View, occupied: NDArray[np.bool_]) -> View:
     points = np.concatenate([filled, filled + 1])
     right, up, forward, distance = _basis(view)
     shift = points.mean(0) - view.target
-    for _ in range(3):  # in perspective the effect of a shift depends on the depth
+    for _ in range(3):  # the effect of a shift depends on the depth
         offsets = points - np.array(view.eye) - shift
-        scale = distance / (offsets @ forward) if view.perspective else np.ones(len(points))
+        scale = distance / (offsets @ forward)
         first, last = (
             reduce(offsets @ np.stack([right, up], axis=1) * scale[:, None], axis=0) for reduce in (np.min, np.max)
         )
@@ -105,36 +99,40 @@ def render_voxels(
             f"colors: expected [X, H, Y, 3] to match occupied {list(occupied.shape)}, found {list(colors.shape)}"
         )
     fine = size * _SUPERSAMPLING
-    origins, directions = _rays(view, fine)
+    eye, directions = np.array(view.eye), _directions(view, fine)
     pixels = np.full((fine * fine, 3), _BACKGROUND, dtype=np.float32)
-    pixels[_meets_base(occupied.shape, origins, directions)] = _BASE
-    if occupied.any():
-        # Rays skip the empty margin.
-        filled = np.argwhere(occupied)
-        first, last = filled.min(0), filled.max(0)
-        box = tuple(slice(start, end + 1) for start, end in zip(first, last, strict=True))
-        voxels, light = _cast(np.ascontiguousarray(occupied[box]), origins - first, directions)
-        hit = voxels[:, 0] != _NO_HIT
-        pixels[hit] = colors[box][tuple(voxels[hit].T)] * light[hit, None]
+    pixels[_meets_base(occupied.shape, eye, directions)] = _BASE
+    nearest = np.full(fine * fine, np.inf)
+    for axis in range(3):
+        for side in (0, 1):
+            cells = _faces(occupied, eye, axis=axis, side=side)
+            face, pixel = _covered(cells, view, axis=axis, side=side, size=fine)
+            level = cells[:, axis] + side - eye[axis]
+            distance = level[face] / directions[axis][pixel]
+            first, second = (
+                eye[other] + distance * directions[other][pixel] - cells[face, other] for other in _others(axis)
+            )
+            is_hit = (first >= 0) & (first < 1) & (second >= 0) & (second < 1) & (distance < nearest[pixel])
+            face, pixel, first, second = (values[is_hit] for values in (face, pixel, first, second))
+            light = _light(occupied, cells, face, first, second, axis=axis, side=side)
+            # Of faces at the same pixel the nearest is the last one, which stays.
+            nearest[pixel] = distance[is_hit]
+            pixels[pixel] = colors[tuple(cells.T)][face] * light[:, None]
     blocks = pixels.reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING, 3)
     return blocks.mean((1, 3)).round().clip(0, 255).astype(np.uint8)
 
 
-def _rays(view: View, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Origins and unit directions [size * size, 3] of the rays through the pixels, row by row from the top."""
-    eye = np.array(view.eye, dtype=np.float64)
+def _others(axis: int) -> tuple[int, int]:
+    """The two axes within a face perpendicular to ``axis``."""
+    return (axis + 1) % 3, (axis + 2) % 3
+
+
+def _directions(view: View, size: int) -> NDArray[np.float64]:
+    """Directions [3, size * size] from the eye through the pixels, row by row from the top."""
     right, up, forward, distance = _basis(view)
-    steps = (np.arange(size) + 0.5) / size - 0.5
-    across = steps[None, :, None] * view.height * right
-    along = -steps[:, None, None] * view.height * up
-    offsets = (across + along).reshape(-1, 3)
-    if view.perspective:
-        directions = forward * distance + offsets
-        origins = np.broadcast_to(eye, directions.shape).copy()
-    else:
-        directions = np.broadcast_to(forward, offsets.shape).copy()
-        origins = eye + offsets
-    return origins, directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    steps = view.height * ((np.arange(size) + 0.5) / size - 0.5)
+    across, along = steps * right[:, None], -steps * up[:, None]
+    return (across[:, None] + along[:, :, None] + distance * forward[:, None, None]).reshape(3, -1)
 
 
 def _basis(view: View) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
@@ -148,84 +146,69 @@ def _basis(view: View) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArra
     return right, np.cross(forward, right), forward, distance
 
 
-def _meets_base(
-    shape: tuple[int, ...], origins: NDArray[np.float64], directions: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Which rays [N] reach the lower face of the grid from above."""
-    falling = directions[:, 1] < 0
-    distance = -origins[:, 1] / np.where(falling, directions[:, 1], -1.0)
-    x, y = (origins[:, axis] + distance * directions[:, axis] for axis in (0, 2))
+def _meets_base(shape: tuple[int, ...], eye: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rays [N] from the eye reach the lower face of the grid from above."""
+    falling = directions[1] < 0
+    distance = -eye[1] / np.where(falling, directions[1], -1.0)
+    x, y = (eye[axis] + distance * directions[axis] for axis in (0, 2))
     return falling & (x >= 0) & (x < shape[0]) & (y >= 0) & (y < shape[2])
 
 
-@compiled()
-def _cast(occupied, origins, directions):  # type: ignore[no-untyped-def]
-    """The first occupied voxel [N, 3] along each ray (-1: none) and the brightness [N] of the point it is hit at."""
-    num_rays = origins.shape[0]
-    voxels = np.full((num_rays, 3), _NO_HIT, dtype=np.int32)
-    light = np.ones(num_rays, dtype=np.float32)
-    cell = np.zeros(3, dtype=np.int64)
-    crossing = np.zeros(3, dtype=np.float64)
-    for ray in range(num_rays):
-        origin, direction = origins[ray], directions[ray]
-        enter, leave, face = _clip_to_grid(occupied.shape, origin, direction)
-        if enter >= leave:
-            continue
-        for axis in range(3):
-            cell[axis] = min(max(int(np.floor(origin[axis] + enter * direction[axis])), 0), occupied.shape[axis] - 1)
-            crossing[axis] = np.inf
-            if direction[axis] != 0.0:
-                crossing[axis] = (cell[axis] + (1 if direction[axis] > 0 else 0) - origin[axis]) / direction[axis]
-        distance = enter
-        while not occupied[cell[0], cell[1], cell[2]]:
-            face = 0 if crossing[0] < crossing[1] else 1
-            face = 2 if crossing[2] < crossing[face] else face
-            distance = crossing[face]
-            cell[face] += 1 if direction[face] > 0 else -1
-            if not 0 <= cell[face] < occupied.shape[face]:
-                break
-            crossing[face] += 1.0 / abs(direction[face])
-        if 0 <= cell[face] < occupied.shape[face]:
-            voxels[ray] = cell
-            light[ray] = _light(occupied, cell, face, origin + distance * direction, direction[face])
-    return voxels, light
+def _in_front(occupied: NDArray[np.bool_], *, axis: int, side: int) -> NDArray[np.bool_]:
+    """[X + 2, H + 2, Y + 2] whether the neighbor on a side (0: lower, 1: higher) is occupied, with a margin of one."""
+    return np.roll(np.pad(occupied, 1), 1 - 2 * side, axis)
 
 
-@compiled()
-def _clip_to_grid(shape, origin, direction):  # type: ignore[no-untyped-def]
-    """Distances where a ray enters and leaves the grid (enter >= leave: it misses), and the axis it enters along."""
-    enter, leave, face = 0.0, np.inf, 1
-    for axis in range(3):
-        if direction[axis] == 0.0:
-            if not 0.0 <= origin[axis] < shape[axis]:
-                leave = -1.0
-            continue
-        first, second = -origin[axis] / direction[axis], (shape[axis] - origin[axis]) / direction[axis]
-        if min(first, second) > enter:
-            enter, face = min(first, second), axis
-        leave = min(leave, max(first, second))
-    return enter, leave, face
+def _faces(occupied: NDArray[np.bool_], eye: NDArray[np.float64], *, axis: int, side: int) -> NDArray[np.int64]:
+    """[F, 3] occupied voxels whose face on a side is free and turned to the eye, farthest first."""
+    cells = np.argwhere(occupied & ~_in_front(occupied, axis=axis, side=side)[1:-1, 1:-1, 1:-1])
+    distance = (eye[axis] - cells[:, axis] - side) * (2 * side - 1)
+    order = np.argsort(-distance, kind="stable")
+    return cells[order[: np.count_nonzero(distance > 0)]]
 
 
-@compiled()
-def _light(occupied, cell, face, point, slope):  # type: ignore[no-untyped-def]
-    """Brightness of a point on a face: by the axis faced, darker on the edges of cubes and in corners between them."""
-    first, second = (face + 1) % 3, (face + 2) % 3
-    across = min(max(point[first] - cell[first], 0.0), 1.0)
-    along = min(max(point[second] - cell[second], 0.0), 1.0)
-    neighbor = cell.copy()
-    neighbor[face] -= 1 if slope > 0 else -1
-    shadow = 0.0
-    for step_across in range(-1, 2):
-        for step_along in range(-1, 2):
-            neighbor[first], neighbor[second] = cell[first] + step_across, cell[second] + step_along
-            is_inside = True
-            for axis in range(3):
-                is_inside &= 0 <= neighbor[axis] < occupied.shape[axis]
-            if is_inside and occupied[neighbor[0], neighbor[1], neighbor[2]]:
-                # A neighbor darkens the points near it: the weight falls linearly over the face.
-                near = 1.0 if step_across == 0 else (across if step_across > 0 else 1.0 - across)
-                shadow += near * (1.0 if step_along == 0 else (along if step_along > 0 else 1.0 - along))
-    light = _FACE_LIGHT[face] * (1.0 - _CORNER_SHADOW * min(shadow, 1.5))
-    is_on_edge = min(across, 1.0 - across, along, 1.0 - along) < _EDGE_WIDTH
-    return light * _EDGE_LIGHT if is_on_edge else light
+def _covered(
+    cells: NDArray[np.int64], view: View, *, axis: int, side: int, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of a face and a pixel of the smallest rectangle around it, as two arrays [N], face by face."""
+    right, up, forward, distance = _basis(view)
+    corners = np.zeros((4, 3))
+    corners[:, axis] = side
+    corners[:, _others(axis)] = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    offsets = cells[:, None] + corners - view.eye
+    scale = distance / (offsets @ forward) * size / view.height
+    places = np.stack([-(offsets @ up) * scale, offsets @ right * scale]) + (size - 1) / 2
+    first = np.ceil(places.min(axis=2)).clip(0, size).astype(np.int64)
+    num_rows, num_columns = (np.floor(places.max(axis=2)).clip(-1, size - 1).astype(np.int64) - first + 1).clip(0)
+    counts = num_rows * num_columns
+    face = np.repeat(np.arange(len(cells)), counts)
+    row, column = np.divmod(np.arange(len(face)) - np.repeat(np.cumsum(counts) - counts, counts), num_columns[face])
+    return face, (first[0][face] + row) * size + first[1][face] + column
+
+
+def _light(
+    occupied: NDArray[np.bool_],
+    cells: NDArray[np.int64],
+    face: NDArray[np.int64],
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    *,
+    axis: int,
+    side: int,
+) -> NDArray[np.float32]:
+    """Brightness [N] of points (0..1, 0..1) on faces: by the axis, darker on edges and in corners between cubes."""
+    in_front = _in_front(occupied, axis=axis, side=side).astype(np.float32)
+    # A neighbor darkens the points near it: the weight falls linearly over the face. So the shadow is linear along
+    # both axes between those of the corners, each of which four voxels share.
+    for other in _others(axis):
+        in_front += np.roll(in_front, 1, other)
+    shadow = np.zeros(len(face), dtype=np.float64)
+    for at_first, at_second in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        corner = np.ones(3, dtype=np.int64)
+        corner[list(_others(axis))] += at_first, at_second
+        weight = (first if at_first else 1 - first) * (second if at_second else 1 - second)
+        shadow += weight * in_front[tuple((cells + corner).T)][face]
+    light = _FACE_LIGHT[axis] * (1.0 - _CORNER_SHADOW * np.minimum(shadow, 1.5))
+    edge = np.minimum(np.minimum(first, 1.0 - first), np.minimum(second, 1.0 - second))
+    light[edge < _EDGE_WIDTH] *= _EDGE_LIGHT
+    return light.astype(np.float32)
