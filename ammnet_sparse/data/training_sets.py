@@ -16,7 +16,6 @@ from ammnet_sparse.data.sets.conventions import unobserved_of
 from ammnet_sparse.data.sets.frame_source import FrameSource, training_ids, validation_ids
 from ammnet_sparse.data.sets.image_folder import FramesWithImages, Truth2D
 from ammnet_sparse.data.sets.source import check_labels, open_set
-from ammnet_sparse.data.synthetic.generate import ensure_rooms
 from ammnet_sparse.data.volumes.tsdf import Unobserved
 from ammnet_sparse.processes import rank, wait_for_all
 
@@ -38,6 +37,8 @@ def with_rooms(config: Config) -> Config:
     if root is None:
         if rank() > 0:
             wait_for_all()
+        from ammnet_sparse.data.synthetic.generate import ensure_rooms  # imports numba, which takes half a second
+
         root = ensure_rooms(config.data)
         if rank() == 0:
             wait_for_all()

@@ -2,15 +2,19 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
+import numba
 import numpy as np
 import pytest
 
 from ammnet_sparse.config import DataConfig, SyntheticConfig
 from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, NUM_CLASSES, UNMAPPED
-from ammnet_sparse.data.synthetic import generate
+from ammnet_sparse.data.synthetic import generate, raycast
 from ammnet_sparse.data.synthetic.frame import SyntheticFrame, generate_frame
 from ammnet_sparse.data.synthetic.generate import RoomsError, ensure_rooms, generate_rooms
 from ammnet_sparse.data.synthetic.raycast import camera_pose, cast_depth, fill_voxels
@@ -209,3 +213,24 @@ def test_folders_of_other_content_are_refused(tmp_path: Path) -> None:
         rooms(tmp_path)
     with pytest.raises(ValueError, match="validation_frames"):
         generate_rooms(tmp_path / "new", frames=3, validation_frames=3, seed=0, noise="none")
+
+
+def test_without_a_folder_for_the_cache_functions_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = numba.njit
+
+    def njit(*, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return original(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    raycast._warn_of_no_cache.cache_clear()
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        double = raycast._compiled(lambda x: 2 * x)
+    assert double(4) == 8
+
+
+def test_only_generated_rooms_wait_for_numba() -> None:
+    """Importing it takes half a second."""
+    code = "import sys, ammnet_sparse.cli.predict, ammnet_sparse.cli.train; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

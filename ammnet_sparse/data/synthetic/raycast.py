@@ -2,12 +2,14 @@
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 import dataclasses
+import functools
 import math
+import warnings
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ammnet_sparse.compiled import compiled
 from ammnet_sparse.data.grid import IGNORE_LABEL, IMAGE_SHAPE, GridShape
 from ammnet_sparse.data.synthetic.scene import Kind, Scene, SceneLabel, Texture
 from ammnet_sparse.data.volumes.camera import Camera
@@ -81,14 +83,33 @@ def camera_pose(height: float, *, yaw: float, pitch: float, roll: float) -> NDAr
     return pose
 
 
-@compiled()
+def _compiled(function):
+    """``function`` compiled at its first call; the machine code is kept on disk if a folder for it can be written."""
+    try:
+        return numba.njit(cache=True, error_model="numpy")(function)
+    except RuntimeError:  # neither the folder of the file nor the home of the user can be written
+        _warn_of_no_cache()
+        return numba.njit(error_model="numpy")(function)
+
+
+@functools.cache
+def _warn_of_no_cache():
+    warnings.warn(
+        "numba: no folder for compiled code can be written, so every process compiles it anew, which takes some "
+        "seconds; set NUMBA_CACHE_DIR to a folder that can be written",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+@_compiled
 def _turn(yaw, vector):
     """World vector in the axes of a shape."""
     c, s = math.cos(yaw), math.sin(yaw)
     return np.array([c * vector[0] + s * vector[1], c * vector[1] - s * vector[0], vector[2]])
 
 
-@compiled()
+@_compiled
 def _bounds(center, half, yaw, pose, intrinsics, rows, columns):
     """Pixel rectangle (first row, end row, first column, end column) that holds the projection of a shape."""
     c, s = math.cos(yaw), math.sin(yaw)
@@ -117,7 +138,7 @@ def _bounds(center, half, yaw, pose, intrinsics, rows, columns):
     return int(first_row), int(end_row), int(first_column), int(end_column)
 
 
-@compiled(error_model="numpy")
+@_compiled
 def _hit_box(o, x, y, z, half):
     near_x, far_x = (-half[0] - o[0]) / x, (half[0] - o[0]) / x
     near_y, far_y = (-half[1] - o[1]) / y, (half[1] - o[1]) / y
@@ -127,7 +148,7 @@ def _hit_box(o, x, y, z, half):
     return near if _NEAR < near <= far else np.inf
 
 
-@compiled(error_model="numpy")
+@_compiled
 def _hit_ellipsoid(o, x, y, z, half):
     ox, oy, oz = o[0] / half[0], o[1] / half[1], o[2] / half[2]
     dx, dy, dz = x / half[0], y / half[1], z / half[2]
@@ -139,7 +160,7 @@ def _hit_ellipsoid(o, x, y, z, half):
     return t if t > _NEAR else np.inf
 
 
-@compiled(error_model="numpy")
+@_compiled
 def _hit_cylinder(o, x, y, z, half):
     ox, oy, dx, dy = o[0] / half[0], o[1] / half[1], x / half[0], y / half[1]
     a, b, c = dx * dx + dy * dy, ox * dx + oy * dy, ox * ox + oy * oy - 1.0
@@ -152,7 +173,7 @@ def _hit_cylinder(o, x, y, z, half):
     return near if _NEAR < near <= far else np.inf
 
 
-@compiled(error_model="numpy")
+@_compiled
 def _cast(kind, center, half, yaw, label, pose, intrinsics, depth, shape):
     """Nearest hit per pixel; a shape is tried only on the pixels of its rectangle."""
     rows, columns = depth.shape
@@ -183,7 +204,7 @@ def _cast(kind, center, half, yaw, label, pose, intrinsics, depth, shape):
                     shape[v, u] = n
 
 
-@compiled()
+@_compiled
 def _surface_at(kind, half, p):
     """Unit normal at a point of a shape's surface, and two coordinates along the surface in meters."""
     normal = np.zeros(3)
@@ -208,7 +229,7 @@ def _surface_at(kind, half, p):
     return normal, p[0], p[1]
 
 
-@compiled()
+@_compiled
 def _hash(i, j):
     """A fixed pseudo-random number in 0..1 of two integers."""
     h = np.uint32(i * 374761393 + j * 668265263)
@@ -216,7 +237,7 @@ def _hash(i, j):
     return float(h ^ (h >> np.uint32(16))) / 4294967295.0
 
 
-@compiled()
+@_compiled
 def _noise(s, t):
     """Smooth noise in 0..1 with period about 1."""
     i, j = math.floor(s), math.floor(t)
@@ -228,7 +249,7 @@ def _noise(s, t):
     return low * (1 - b) + high * b
 
 
-@compiled()
+@_compiled
 def _mix(texture, scale, s, t):
     """Share of the accent color, 0..1."""
     s, t = s / scale, t / scale
@@ -246,7 +267,7 @@ def _mix(texture, scale, s, t):
     return 0.0
 
 
-@compiled()
+@_compiled
 def _shade(geometry, look, pose, intrinsics, depth, shape, color, incidence):
     """Color of every pixel: a lamp in the room, some light from the camera's side, ambient light, glow."""
     kind, center, half, yaw = geometry
@@ -291,7 +312,7 @@ def fill_voxels(
     return labels
 
 
-@compiled()
+@_compiled
 def _holds(kind, half, x, y, z):
     """True where a point in the axes of a shape lies inside it."""
     if kind == _BOX:
@@ -302,7 +323,7 @@ def _holds(kind, half, x, y, z):
     return radial + (z / half[2]) ** 2 <= 1.0
 
 
-@compiled()
+@_compiled
 def _fill(kind, center, half, yaw, label, origin, size, labels):
     for n in range(kind.shape[0]):
         # The interior must not grow into the walls' far side; everything else reaches half a voxel further.
