@@ -14,7 +14,7 @@ from ammnet_sparse.files.errors import reason
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
 from ammnet_sparse.models.weights.checks import WeightsError, check_state
-from ammnet_sparse.models.weights.files import load_into, read_weights
+from ammnet_sparse.models.weights.files import read_weights
 from ammnet_sparse.models.weights.shipped import find_weights
 
 Sites = Literal["sparse", "dense"]
@@ -66,7 +66,7 @@ def load_model(path: str | Path, *, sites: Sites | None = None, device: torch.de
     _check_absent(expected, absent, source=path)
     network = AMMNet(config)
     state = fit_state_projections(state, network.state_dict(), trained=file_config.sites, wanted=config.sites)
-    load_into(network, state, source=path, may_lack=absent)
+    network.load_state_dict(state, strict=False)  # checked above
     network.metadata = metadata
     if config.sites != file_config.sites:
         warnings.warn(
@@ -99,7 +99,7 @@ def load_discriminator(path: str | Path, *, device: torch.device | str = "cpu") 
         )
     check_state(_expected_weights(Discriminator, config, source=path), state, source=path, what="Discriminator")
     discriminator = Discriminator(config)
-    load_into(discriminator, state, source=path)
+    discriminator.load_state_dict(state)
     return discriminator.to(device).eval()
 
 
