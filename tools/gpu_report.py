@@ -82,8 +82,10 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         ["--width", "8", "--seconds", "0.001", "--ways", "gather", "dense"] if options.quick else ["--seconds", "0.05"]
     )
     yield tool("convolutions", 100, "bench_convolutions.py", *on, "--dtype", half, "--cudnn-benchmark", *few)
+    card = ["--measure", "time", *sparse, "plain", "recompute_elementwise", "recompute_full", "--card-gb", "6"]
+    size = ["--quick"] if options.quick else ["--frames", "8"]
+    yield tool("card of 6 GB", 120, "bench_model.py", *on, *card, *size, "--dtype", half)
     if is_cuda:
-        yield tool("devices", 200, "compare_devices.py", "--second", options.device)
         yield from _sanitized()
 
 
@@ -163,7 +165,10 @@ def _run(case: Case, environment: dict[str, str], out: Path, *, seconds: float) 
 
 
 def _time_frames(weights: str, device: str, *, count: int) -> dict[str, float]:
-    """Seconds until the completer is ready, and of a frame (median), of the generated example."""
+    """Seconds until the completer is ready and of a frame (median), of the generated example.
+
+    Also the share of its voxels that have the classes of a CPU in float32.
+    """
     import statistics
 
     started = time.perf_counter()
@@ -173,7 +178,8 @@ def _time_frames(weights: str, device: str, *, count: int) -> dict[str, float]:
     from ammnet_sparse import SceneCompleter
 
     folder = ROOT / "examples" / "frame"
-    complete = SceneCompleter(weights, intrinsics=str(folder / "intrinsics.txt"), device=device)
+    settings: dict[str, Any] = {"intrinsics": str(folder / "intrinsics.txt")}
+    complete = SceneCompleter(weights, device=device, **settings)
     ready = time.perf_counter() - started
     depth = np.asarray(Image.open(folder / "depth.png"))
     color = np.asarray(Image.open(folder / "color.jpg")) if complete.model.config.reads_image else None
@@ -182,7 +188,12 @@ def _time_frames(weights: str, device: str, *, count: int) -> dict[str, float]:
         started = time.perf_counter()
         complete(color, depth).labels.sum()
         seconds.append(time.perf_counter() - started)
-    return {"ready_seconds": round(ready, 2), "frame_seconds": round(statistics.median(seconds[3:]), 4)}
+    expected = SceneCompleter(weights, device="cpu", precision="float32", **settings)(color, depth).labels
+    return {
+        "ready_seconds": round(ready, 2),
+        "frame_seconds": round(statistics.median(seconds[3:]), 4),
+        "equal_to_cpu": round(float((complete(color, depth).labels == expected).mean()), 5),
+    }
 
 
 def _unpack(packages: Path, site: Path) -> Path:
