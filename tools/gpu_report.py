@@ -76,8 +76,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     yield step("dense 256 fp16 compiled", 180, *dense, "--variants", "compiled", "--dtype", half)
     seconds = ["--seconds", "0.001" if options.quick else "0.2", *(["--operator", "modulate"] if options.quick else [])]
     for dtype in dict.fromkeys((half, "float32")):
-        kernels = [*on, "--dtype", dtype, "--no-compile", *seconds]
-        yield tool(f"kernels {dtype}", 70, "bench_kernels.py", *kernels)
+        yield tool(f"kernels {dtype}", 70, "bench_kernels.py", *on, "--dtype", dtype, *seconds)
     few = (
         ["--width", "8", "--seconds", "0.001", "--ways", "gather", "dense"] if options.quick else ["--seconds", "0.05"]
     )

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def required_packages() -> list[str]:
-    """The packages' requirements by name; spconv stands for all of its wheels.
+    """The packages' requirements by name; where spconv has wheels, ``spconv`` stands for all of them.
 
     Read from pyproject.toml in a checkout, from the metadata of an installed package.
     """
@@ -66,7 +67,13 @@ def required_packages() -> list[str]:
     else:
         requirements = [text for text in importlib.metadata.requires("ammnet-sparse") or () if "extra ==" not in text]
     names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in requirements]
-    return [*(name for name in names if not name.startswith("spconv")), "spconv"]
+    names = [name for name in names if not name.startswith("spconv")]
+    return [*names, "spconv"] if _has_spconv_wheels() else names
+
+
+def _has_spconv_wheels() -> bool:
+    """As SPCONV_PLATFORMS of setup.py says; elsewhere our own convolutions serve (``gather``)."""
+    return platform.machine() == "x86_64" and sys.version_info < (3, 14)
 
 
 def missing_modules(packages: Sequence[str]) -> list[str]:
@@ -104,6 +111,9 @@ def _print_weights() -> None:
 
 
 def _lacking_of_spconv(device: str) -> Iterator[str]:
+    if not _has_spconv_wheels() and missing_modules(["spconv"]):
+        print("spconv: no wheels for this Python and processor; convolutions use gather")
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # spconv's own, about PyTorch's newer names

@@ -26,3 +26,12 @@ def test_an_spconv_that_cannot_be_imported_is_missing(
     monkeypatch.setitem(sys.modules, "spconv.pytorch.functional", None)
     assert environment.main([]) == 1
     assert "LACKING: an spconv" in capsys.readouterr().out
+
+
+def test_where_spconv_has_no_wheels_it_is_not_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setitem(sys.modules, "spconv", None)
+    assert "spconv" not in environment.required_packages()
+    assert list(environment._lacking_of_spconv("cpu")) == [] and "gather" in capsys.readouterr().out

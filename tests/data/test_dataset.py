@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import multiprocessing
 
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.dataset import FrameDataset, build_loader, epoch_batches, epoch_order
 from ammnet_sparse.data.sets.folder import FrameFolder
+from ammnet_sparse.data.sets.packed import PackedFrames
+from ammnet_sparse.data.sets.packing import pack_set
 from ammnet_sparse.files.errors import DataError
 from tests.data.frames import GRID, write_set
 
@@ -73,6 +76,23 @@ def test_loader_is_reproducible_with_any_number_of_workers(folder: FrameFolder) 
         again = _batches(dataset, epoch=1, workers=workers)
         assert all(_same(first, second) for first, second in zip(again, epochs[1], strict=True))
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_workers_may_come_from_a_fork_server(folder: FrameFolder, tmp_path: Path, is_packed: bool) -> None:
+    """As they do by default from Python 3.14 on: everything that they need is pickled."""
+    source: FrameFolder | PackedFrames = folder
+    if is_packed:
+        pack_set(folder, tmp_path / "set.safetensors", progress=False)
+        source = PackedFrames(tmp_path / "set.safetensors")
+    dataset = FrameDataset(source, IDS, augment_3d=True, seed=5)
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        found = _batches(dataset, workers=1)
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert all(_same(first, second) for first, second in zip(found, _batches(dataset), strict=True))
 
 
 @pytest.mark.parametrize("start_batch", [0, 1, 2, 3])

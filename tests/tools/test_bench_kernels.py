@@ -29,7 +29,7 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_kernels, "LARGE_COPY", {"cpu": 2**16})
     monkeypatch.setattr(bench_kernels, "load_batch", lambda folder: some_scene(4))
     path = tmp_path / "rows.json"
-    arguments = ["--device", "cpu", "--seconds", "0", "--no-compile", "--json", str(path)]
+    arguments = ["--device", "cpu", "--seconds", "0", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *arguments])
     bench_kernels.main()
 

@@ -6,9 +6,9 @@ channels are filled on the whole grid, samples and classes are looped over in Py
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +25,12 @@ from ammnet_sparse.ops import (
     erase_voxels,
     fill_empty,
     modulate,
-    modulation,
-    normalization,
     normalize_sites,
     one_hot_sites,
-    perturbation,
     project_features,
     projection,
     shuffle_categories,
 )
-from ammnet_sparse.ops.projection import _fill_empty_backward_reference, _fill_empty_reference
 from ammnet_sparse.sparse.kernel_maps import neighbor_rows
 from ammnet_sparse.sparse.sites import SiteSet, sites_from_mask
 
@@ -60,9 +56,6 @@ class Case:
     bytes: int
     ours: Step
     naive: Step
-    reference: Callable[..., Any]
-    """What torch.compile compiles, called with ``arguments``."""
-    arguments: tuple[Any, ...]
 
 
 def load_frames(
@@ -140,12 +133,10 @@ def _projection_cases(
     reads = projection._reads(pixel, sample, *shapes, align_corners=False, dtype=torch.float32)
     row = CHANNELS * features.element_size()
     indices = pixel.numel() * (pixel.element_size() + sample.element_size())
-    sizes = (*IMAGE_SHAPE, False)
     yield Case(
         "project_features", "forward", size, dtype, indices + (pixel.numel() + reads.cells.unique().numel()) * row,
         ours=lambda: project_features(features, pixel, sample, image_size=IMAGE_SHAPE),
         naive=lambda: _upsample_and_index(planes.detach(), pixel, rows_of_frame),
-        reference=projection._project_features_reference, arguments=(features, pixel, sample, *sizes),
     )  # fmt: skip
     leaf = features.detach().requires_grad_()
     ours = project_features(leaf, pixel, sample, image_size=IMAGE_SHAPE)
@@ -155,8 +146,6 @@ def _projection_cases(
         "project_features", "backward", size, dtype,
         indices + (pixel.numel() + BATCH_SIZE * MAP_SIZE[0] * MAP_SIZE[1]) * row,
         ours=_gradient(ours, [leaf], grad), naive=_gradient(naive, [planes], grad),
-        reference=projection._project_features_backward_reference,
-        arguments=(grad, pixel, sample, BATCH_SIZE, *MAP_SIZE, *sizes, False),
     )  # fmt: skip
 
 
@@ -203,7 +192,6 @@ def _filling_cases(batch: Batch, device: torch.device, dtype: torch.dtype, *, is
     yield Case(
         "fill_empty", "forward", size, dtype, indices + 2 * once,
         ours=lambda: fill_empty(features, neighbors), naive=lambda: _fill_volume(volume.detach()),
-        reference=_fill_empty_reference, arguments=(features, neighbors),
     )  # fmt: skip
     leaf = features.detach().requires_grad_()
     ours, naive = fill_empty(leaf, neighbors), _fill_volume(volume)
@@ -211,7 +199,6 @@ def _filling_cases(batch: Batch, device: torch.device, dtype: torch.dtype, *, is
     yield Case(
         "fill_empty", "backward", size, dtype, indices + 3 * once,
         ours=_gradient(ours, [leaf], grad), naive=_gradient(naive, [volume], sites.densify(grad).contiguous()),
-        reference=_fill_empty_backward_reference, arguments=(grad, features, neighbors),
     )  # fmt: skip
 
 
@@ -250,13 +237,11 @@ def _perturbation_cases(batch: Batch, device: torch.device, *, size: str) -> Ite
         "erase_voxels", "forward", name, labels.dtype, 2 * labels.numel(),
         ours=lambda: erase_voxels(labels, probability, 8332),
         naive=lambda: _erase_with_masks(labels, probability),
-        reference=perturbation._erase_voxels_reference, arguments=(labels, probability, 8332),
     )  # fmt: skip
     yield Case(
         "shuffle_categories", "forward", name, labels.dtype, 2 * labels.numel(),
         ours=lambda: shuffle_categories(labels, class_map, chances, 8332),
         naive=lambda: _shuffle_with_masks(labels, class_map, chances),
-        reference=perturbation._shuffle_categories_reference, arguments=(labels, class_map, chances, 8332),
     )  # fmt: skip
 
 
@@ -278,7 +263,6 @@ def _one_hot_cases(
         "one_hot_sites", "forward", size, dtype, num_rows * (8 + 1 + NUM_CLASSES * item),
         ours=lambda: one_hot_sites(labels, linear, NUM_CLASSES, dtype),
         naive=lambda: _one_hot_volume(labels, linear, dtype),
-        reference=perturbation._one_hot_sites_reference, arguments=(labels, linear, NUM_CLASSES, dtype),
     )  # fmt: skip
 
 
@@ -298,7 +282,6 @@ def _modulation_cases(device: torch.device, dtype: torch.dtype, *, num_rows: int
     yield Case(
         "modulate", "forward", size, dtype, 4 * once,
         ours=lambda: modulate(*values), naive=without_gradient(written_out),
-        reference=modulation._modulate_reference, arguments=values,
     )  # fmt: skip
     ours, naive = modulate(features, scale, bias), written_out()
     grad = torch.randn_like(values[0])
@@ -306,7 +289,6 @@ def _modulation_cases(device: torch.device, dtype: torch.dtype, *, num_rows: int
     yield Case(
         "modulate", "backward", size, dtype, 5 * once,
         ours=_gradient(ours, inputs, grad), naive=_gradient(naive, inputs, grad),
-        reference=modulation._modulate_backward_reference, arguments=(grad, values[0], values[1]),
     )  # fmt: skip
 
 
@@ -329,18 +311,13 @@ def _normalization_cases(device: torch.device, dtype: torch.dtype, *, num_rows: 
 
     values = tuple(tensor.detach() for tensor in inputs)
     once = features.numel() * features.element_size()
-    flags = (None, None, None, None, 1, 0.0, 1e-5, False, True, False)
     yield Case(
         "normalize_sites", "forward", size, dtype, 3 * once,
         ours=lambda: fused(*values), naive=lambda: written_out(*values),
-        reference=normalization._normalize_sites_reference, arguments=(*values, *flags),
     )  # fmt: skip
     ours, naive = fused(*inputs), written_out(*inputs)
     grad = torch.randn_like(values[0])
-    mean, variance = values[0].to(statistics).mean(0, keepdim=True), values[0].to(statistics).var(0, keepdim=True)
     yield Case(
         "normalize_sites", "backward", size, dtype, 5 * once,
         ours=_gradient(ours, inputs, grad), naive=_gradient(naive, inputs, grad),
-        reference=normalization._normalize_sites_backward_reference,
-        arguments=(None, grad, *values[:3], None, None, ours.detach(), mean, variance, 1e-5, True, True),
     )  # fmt: skip

@@ -1,20 +1,18 @@
-"""Measures the operators against plain PyTorch, torch.compile and the bandwidth of a copy.
+"""Measures the operators against plain PyTorch and the bandwidth of a copy.
 
     python tools/bench_kernels.py                              every device found, float32, generated rooms
     python tools/bench_kernels.py --data data/nyu --dtype float16 --device cuda --json bench.json
 
 Sizes are those of real frames (2900 mapped voxels a frame, batch 4) and 64k rows. ``ours`` is the operator as users
-call it, ``naive`` the plain PyTorch of the dense original, ``compile`` torch.compile of the operator's reference and
-``copy`` a copy that moves as many bytes as the operator must. Times are medians; ``of copy`` is the share of the
-bandwidth of a large copy, measured in the same run, that the bytes which must move make of it.
+call it, ``naive`` the plain PyTorch of the dense original and ``copy`` a copy that moves as many bytes as the operator
+must. Times are medians; ``of copy`` is the share of the bandwidth of a large copy, measured in the same run, that the
+bytes which must move make of it.
 """
 
 import argparse
 import json
 import os
 import platform
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,35 +56,11 @@ def copy_step(num_bytes: int, device: torch.device) -> Step:
     return lambda: target.copy_(source)
 
 
-def compiled_step(case: Case) -> Step:
-    torch._dynamo.reset()
-    function: Callable[..., Any] = torch.compile(case.reference, dynamic=False)
-
-    def step() -> Any:
-        with torch.no_grad():
-            return function(*case.arguments)
-
-    return step
-
-
-def measure_case(case: Case, device: torch.device, *, implementations: list[str], seconds: float) -> list[dict]:
-    """Rows of one case, in the order of ``implementations``."""
-    makers: dict[str, Callable[[], Step]] = {
-        "ours": lambda: case.ours,
-        "naive": lambda: case.naive,
-        "compile": lambda: compiled_step(case),
-        "copy": lambda: copy_step(case.bytes, device),
-    }
+def measure_case(case: Case, device: torch.device, *, seconds: float) -> list[dict]:
+    """Rows of one case: ours, naive, copy."""
     rows: list[dict[str, Any]] = []
-    for name in implementations:
-        step = makers[name]()
-        try:
-            timing = measure(step, device, seconds=seconds)
-        except Exception as error:
-            if name != "compile":
-                raise
-            print(f"compile of {case.op} {case.direction}: {type(error).__name__}: {error}", file=sys.stderr)
-            continue
+    for name, step in {"ours": case.ours, "naive": case.naive, "copy": copy_step(case.bytes, device)}.items():
+        timing = measure(step, device, seconds=seconds)
         rows.append(
             {
                 "device": device.type,
@@ -101,9 +75,8 @@ def measure_case(case: Case, device: torch.device, *, implementations: list[str]
                 "peak_bytes": peak_bytes(step, device),
             }
         )
-    naive = next((row["median_us"] for row in rows if row["impl"] == "naive"), None)
     for row in rows:
-        row["speedup_over_naive"] = round(naive / row["median_us"], 3) if naive else None
+        row["speedup_over_naive"] = round(rows[1]["median_us"] / row["median_us"], 3)
     return rows
 
 
@@ -111,11 +84,10 @@ def print_rows(rows: list[dict], *, bandwidth: float) -> None:
     for row in rows:
         spread = (row["quartiles_us"][1] - row["quartiles_us"][0]) / row["median_us"]
         share = row["bytes"] / (row["median_us"] * 1e-6) / bandwidth
-        speedup = f"{row['speedup_over_naive']:11.1f}x" if row["speedup_over_naive"] else ""
         print(
             f"{row['op']:19}{row['direction']:9}{row['size']:25}{row['dtype']:9}{row['impl']:8}"
             f"{row['median_us']:12.1f}{spread:8.0%}{row['bytes'] / 1e6:9.2f}{share:9.1%}"
-            f"{row['peak_bytes'] / 1e6:10.1f}{speedup}",
+            f"{row['peak_bytes'] / 1e6:10.1f}{row['speedup_over_naive']:11.1f}x",
             flush=True,
         )
 
@@ -142,21 +114,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder or packed file of a set; else generated rooms")
     parser.add_argument("--operator", action="append", help="measure only this one (may be given more than once)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--json", type=Path, help="file for the rows")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     torch.manual_seed(8332)
     try:
         devices = [parse_device(name) for name in arguments.device or found]
         batch = load_batch(arguments.data)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    implementations = [
-        name for name in ("ours", "naive", "compile", "copy") if name != "compile" or not arguments.no_compile
-    ]
     rows: list[dict] = []
     for device in devices:
         num_bytes = LARGE_COPY[device.type]
@@ -168,7 +133,7 @@ def main() -> None:
             names[case.op] = None
             if arguments.operator and case.op not in arguments.operator:
                 continue
-            measured = measure_case(case, device, implementations=implementations, seconds=arguments.seconds)
+            measured = measure_case(case, device, seconds=arguments.seconds)
             print_rows(measured, bandwidth=bandwidth)
             rows += measured
             if arguments.json:  # after each, as a time limit may end the next
