@@ -50,7 +50,6 @@ from ammnet_sparse.files.pickles import read_pickled_dict
 from ammnet_sparse.models.weights.backbones import read_weights_file
 from ammnet_sparse.models.weights.files import read_weights, save_weights
 from ammnet_sparse.pictures.history import read_history, table_html
-from ammnet_sparse.scene_map.blocks import Evidence
 from ammnet_sparse.scene_map.estimate import Reading
 from ammnet_sparse.scene_map.files import SavedMap, read_map, write_map
 from ammnet_sparse.scene_map.frames import MapFrame
@@ -328,13 +327,10 @@ def _torch(*, zipped: bool) -> bytes:
 
 
 def _map(folder: Path) -> bytes:
-    path, reading = folder / "a map.npz", Reading()
-    surface = Surface(np.ones((3, 3)), np.eye(3), np.ones(3))
-    reading.add(surface, np.eye(4))
+    path, surface = folder / "a map.npz", Surface(np.ones((3, 3)), np.eye(3), np.ones(3))
+    reading = Reading().with_frame(surface, np.eye(4))
     fused = FusedFrames(Room(np.eye(4)), NYU)
-    evidence = Evidence.none(NYU.num_classes, (4, NYU.grid_shape[1], 4))
-    evidence.views[:] = 1
-    fused.blocks.add((0, 0), evidence)
+    fused.blocks.add((0, 0), np.ones((NYU.num_classes + 2, 4, NYU.grid_shape[1], 4), np.int32))
     write_map(path, SavedMap(fused, [MapFrame("0001", GivenPose(np.eye(4)), None)], {"opencv": reading}, 1))
     return path.read_bytes()
 

@@ -1,5 +1,7 @@
 """The surface that all frames of a room have seen, as a bounded sample that does not depend on their order."""
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,38 +23,27 @@ _LEAST_NORMAL = 0.8
 """Length of the mean normal below which a cell holds an edge or both sides of something thin."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class SurfaceCells:
-    """Sums of points and normals by cell. At most ``MOST_CELLS`` are kept, the same ones for any order of frames."""
+    """Sums of points and normals by cell. At most ``MOST_CELLS`` are kept, the same ones for any order of frames.
 
-    def __init__(self) -> None:
-        self._rows: dict[int, int] = {}
-        self._sums = np.zeros((256, 7), dtype=np.int64)
-        self.halvings = 0
-        """Cells are kept whose hash begins with so many zero bits."""
+    Attributes:
+        keys: [N] int64, the numbers of the cells, ascending.
+        sums: [N, 7] int64 of each cell: weight, weighted sum of points (X, Y, Z) and of normals in units of 1/10,000.
+        halvings: cells are kept whose hash begins with so many zero bits.
+    """
+
+    keys: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    sums: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 7), dtype=np.int64))
+    halvings: int = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.keys)
 
-    @property
-    def keys(self) -> NDArray[np.int64]:
-        """[N] the numbers of the cells."""
-        return np.fromiter(self._rows, dtype=np.int64, count=len(self))
-
-    @property
-    def sums(self) -> NDArray[np.int64]:
-        """[N, 7] of each cell: weight, weighted sum of points (X, Y, Z) and of normals in units of 1/10,000."""
-        return self._sums[: len(self)]
-
-    @classmethod
-    def restored(cls, keys: NDArray[np.int64], sums: NDArray[np.int64], *, halvings: int) -> "SurfaceCells":
-        """The cells with these ``keys``, ``sums`` and ``halvings``."""
-        cells = cls()
-        cells._rows = {key: row for row, key in enumerate(keys.tolist())}
-        cells._sums, cells.halvings = sums.copy(), halvings
-        return cells
-
-    def add(self, points: NDArray[np.float64], normals: NDArray[np.float64], *, depth: NDArray[np.float64]) -> None:
-        """Adds samples of one frame.
+    def with_samples(
+        self, points: NDArray[np.float64], normals: NDArray[np.float64], *, depth: NDArray[np.float64]
+    ) -> "SurfaceCells":
+        """These cells and the samples of one more frame.
 
         Args:
             points: [N, 3] meters, in the given world.
@@ -71,15 +62,16 @@ class SurfaceCells:
         is_kept = _is_kept(keys, self.halvings)
         weight = np.clip(_LARGEST_WEIGHT / 4 / depth[is_kept] ** 2, 1, _LARGEST_WEIGHT).astype(np.int64)[:, None]
         values = np.rint(np.hstack([points[is_kept], normals[is_kept]]) * _UNITS).astype(np.int64)
-        order = np.argsort(keys[is_kept])
-        unique, first = np.unique(keys[is_kept][order], return_index=True)
-        sums = np.add.reduceat(np.hstack([weight, weight * values])[order], first) if len(first) else 0
-        rows = [self._rows.setdefault(key, len(self._rows)) for key in unique.tolist()]
-        if len(self._rows) > len(self._sums):
-            self._sums = np.concatenate([self._sums, np.zeros_like(self._sums, shape=(len(self._rows), 7))])
-        self._sums[rows] += sums
-        while len(self._rows) > MOST_CELLS:
-            self._thin_out()
+        keys = np.concatenate([self.keys, keys[is_kept]])
+        sums = np.concatenate([self.sums, np.hstack([weight, weight * values])])
+        order = np.argsort(keys)
+        keys, first = np.unique(keys[order], return_index=True)
+        sums, halvings = np.add.reduceat(sums[order], first), self.halvings
+        while len(keys) > MOST_CELLS:
+            halvings += 1
+            is_kept = _is_kept(keys, halvings)
+            keys, sums = keys[is_kept], sums[is_kept]
+        return SurfaceCells(keys, sums, halvings)
 
     def surface(self) -> Surface:
         """The samples in the given world, with the areas that they stand for."""
@@ -87,19 +79,7 @@ class SurfaceCells:
         length = np.linalg.norm(normals, axis=1, keepdims=True)
         areas = np.full(len(self), CELL**2 * 2.0**self.halvings)
         is_smooth = (length > _LEAST_NORMAL * _UNITS * weight)[:, 0]
-        # In the order of their numbers sums of floats do not depend on that of the frames either.
-        chosen = np.argsort(self.keys)
-        chosen = chosen[is_smooth[chosen]]
-        return Surface(
-            (points / (_UNITS * weight))[chosen], (normals / np.maximum(length, 1e-9))[chosen], areas[chosen]
-        )
-
-    def _thin_out(self) -> None:
-        self.halvings += 1
-        keys = self.keys
-        is_kept = _is_kept(keys, self.halvings)
-        self._sums = self.sums[is_kept]
-        self._rows = {key: row for row, key in enumerate(keys[is_kept].tolist())}
+        return Surface(points / (_UNITS * weight), normals / np.maximum(length, 1e-9), areas).select(is_smooth)
 
 
 def _cell_numbers(points: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -57,7 +57,7 @@ class RoomEstimate:
         self, settings: CameraSettings, *, readings: dict[PoseConvention, "Reading"] | None = None, num_frames: int = 0
     ) -> None:
         self._settings = settings
-        self.readings = dict(readings or {})
+        self.readings = readings or {}
         self.num_frames = num_frames
         self._next = num_frames + 1
 
@@ -67,13 +67,19 @@ class RoomEstimate:
         return self.num_frames >= self._next
 
     def add(self, images: CameraImages, given: GivenPose) -> None:
-        """Adds the surface that a frame shows. Raises DataError for a pose that is too far from its world's origin."""
+        """Adds the surface that a frame shows.
+
+        Raises:
+            DataError: a pose that is too far from its world's origin; then nothing has changed.
+        """
         depth, camera = images.depth[::_STRIDE, ::_STRIDE], images.camera
         camera = Camera(*(value / _STRIDE for value in dataclasses.astuple(camera)))
         surface = surface_from_depth(depth, camera=camera)
         surface = surface.select(surface.points[:, 2] < _FARTHEST)
-        for convention, pose in given.readings().items():
-            self.readings.setdefault(convention, Reading()).add(surface, pose)
+        self.readings = self.readings | {
+            convention: self.readings.get(convention, Reading()).with_frame(surface, pose)
+            for convention, pose in given.readings().items()
+        }
         self.num_frames += 1
 
     def room(self) -> Room:
@@ -103,20 +109,24 @@ class RoomEstimate:
         return _room_of(found, self._settings, own, note)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reading:
-    """The surface and the cameras of all frames, their poses read in one way."""
+    """The surface and the cameras of all frames, their poses read in one way.
 
-    def __init__(self) -> None:
-        self.cells = SurfaceCells()
-        self.cameras = np.zeros((0, 9), dtype=np.int64)
-        """[N, 9] position, direction towards the image's upper edge, and direction of view, in 1/10,000."""
+    Attributes:
+        cells: the surface.
+        cameras: [N, 9] int64, position, direction towards the image's upper edge, and direction of view, in 1/10,000.
+    """
 
-    def add(self, surface: Surface, pose: NDArray[np.float64]) -> None:
-        """Adds the surface of a frame, in camera coordinates."""
+    cells: SurfaceCells = dataclasses.field(default_factory=SurfaceCells)
+    cameras: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 9), dtype=np.int64))
+
+    def with_frame(self, surface: Surface, pose: NDArray[np.float64]) -> "Reading":
+        """This reading and one more frame, whose surface is in camera coordinates. Errors as ``with_samples``."""
         points = surface.points @ pose[:3, :3].T + pose[:3, 3]
-        self.cells.add(points, surface.normals @ pose[:3, :3].T, depth=surface.points[:, 2])
+        cells = self.cells.with_samples(points, surface.normals @ pose[:3, :3].T, depth=surface.points[:, 2])
         camera = np.concatenate([pose[:3, 3], -pose[:3, 1], pose[:3, 2]])
-        self.cameras = np.vstack([self.cameras, np.rint(camera * _UNITS).astype(np.int64)])
+        return Reading(cells, np.vstack([self.cameras, np.rint(camera * _UNITS).astype(np.int64)]))
 
     @property
     def num_frames(self) -> int:

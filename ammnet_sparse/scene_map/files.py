@@ -18,7 +18,7 @@ from ammnet_sparse.data.volumes.camera import checked_pose
 from ammnet_sparse.files.arrays import ArrayHeader, has_arrays, read_array
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.files.writing import replacing_open
-from ammnet_sparse.scene_map.blocks import EDGE, Evidence
+from ammnet_sparse.scene_map.blocks import VIEWS, WEIGHTS
 from ammnet_sparse.scene_map.cells import MOST_CELLS, SurfaceCells
 from ammnet_sparse.scene_map.estimate import Reading
 from ammnet_sparse.scene_map.frames import MapFrame
@@ -88,13 +88,7 @@ def write_map(path: str | Path, saved: SavedMap) -> None:
     text = _Text(
         version=1,
         info=fused.info,
-        room=_RoomText(
-            floor=room.floor,
-            up_confidence=room.up_confidence,
-            up_reason=room.up_reason,
-            walls_share=room.walls_share,
-            convention=room.convention,
-        ),
+        room=_RoomText(**{name: getattr(room, name) for name in _RoomText.model_fields}),
         names=[frame.name for frame in frames],
         conventions=[frame.given.convention for frame in frames],
         num_seen=saved.num_seen,
@@ -107,19 +101,17 @@ def write_map(path: str | Path, saved: SavedMap) -> None:
     unknown = np.full((4, 4), np.nan)
     others = [unknown if frame.given.other is None else frame.given.other for frame in frames]
     blocks = sorted(fused.blocks.at.items())
+    evidence = np.array([block for _, block in blocks], dtype=np.int32).reshape(-1, *fused.blocks.shape)
     arrays: dict[str, NDArray[Any]] = {
         "text": np.frombuffer(text.model_dump_json().encode("utf-8", "backslashreplace"), dtype=np.uint8),
         "map_from_given": room.map_from_given,
         "poses": np.array([frame.given.matrix for frame in frames], dtype=np.float64).reshape(-1, 4, 4),
         "other_poses": np.array(others, dtype=np.float64).reshape(-1, 4, 4),
         "positions": np.array([position for position, _ in blocks], dtype=np.int32).reshape(-1, 2),
+        "sums": evidence[:, :WEIGHTS],
+        "weights": evidence[:, WEIGHTS],
+        "views": evidence[:, VIEWS],
     }
-    shape = (len(blocks), EDGE, fused.blocks.height, EDGE)
-    arrays["sums"] = np.array([block.sums for _, block in blocks], dtype=np.int32).reshape(
-        shape[0], fused.info.num_classes, *shape[1:]
-    )
-    arrays["weights"] = np.array([block.weights for _, block in blocks], dtype=np.int32).reshape(shape)
-    arrays["views"] = np.array([block.views for _, block in blocks], dtype=np.int32).reshape(shape)
     for name, one in saved.readings.items():
         arrays |= {f"{name}_keys": one.cells.keys, f"{name}_sums": one.cells.sums, f"{name}_cameras": one.cameras}
     with replacing_open(path) as file:
@@ -154,13 +146,13 @@ def _read_map(path: Path) -> SavedMap:
     positions = _array(path, "positions", np.int32, (None, 2))
     if np.abs(positions).max(initial=0) > _FARTHEST_BLOCK or len(np.unique(positions, axis=0)) < len(positions):
         raise ValueError("positions of blocks that are far away or not unique")
-    shape = (len(positions), EDGE, info.grid_shape[1], EDGE)
-    sums = _array(path, "sums", np.int32, (shape[0], info.num_classes, *shape[1:]))
-    weights, views = (_array(path, name, np.int32, shape) for name in ("weights", "views"))
+    box = fused.blocks.shape[1:]
+    sums = _array(path, "sums", np.int32, (len(positions), info.num_classes, *box))
+    weights, views = (_array(path, name, np.int32, (len(positions), *box)) for name in ("weights", "views"))
     if min(weights.min(initial=0), views.min(initial=0)) < 0:
         raise ValueError("negative weights or numbers of views")
     for row, (x, y) in enumerate(positions.tolist()):
-        fused.blocks.at[x, y] = Evidence(sums[row].copy(), weights[row].copy(), views[row].copy())
+        fused.blocks.at[x, y] = np.concatenate([sums[row], weights[row, None], views[row, None]])
     frames = []
     for name, convention, pose, other in zip(text.names, text.conventions, poses, others, strict=True):
         given = GivenPose(checked_pose(pose), convention, None if np.isnan(other[0, 0]) else checked_pose(other))
@@ -176,10 +168,8 @@ def _reading(path: Path, name: str, text: _ReadingText) -> Reading:
     sums = _array(path, f"{name}_sums", np.int64, (len(keys), 7))
     if len(keys) > MOST_CELLS or len(np.unique(keys)) < len(keys) or sums[:, 0].min(initial=1) < 1:
         raise ValueError(f"{name}: too many samples of the surface, or some that are not unique or weigh nothing")
-    reading = Reading()
-    reading.cells = SurfaceCells.restored(keys, sums, halvings=text.halvings)
-    reading.cameras = _array(path, f"{name}_cameras", np.int64, (text.num_frames, 9)).copy()
-    return reading
+    cameras = _array(path, f"{name}_cameras", np.int64, (text.num_frames, 9))
+    return Reading(SurfaceCells(keys, sums, text.halvings), cameras)
 
 
 def _array(path: Path, key: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,30 +27,12 @@ class MapFrame:
     read: ReadFrame | None
 
 
-class Spool:
-    """Frames given as arrays, kept without loss on disk for as long as the map lives.
-
-    Args:
-        folder: where its folder is made; None: where the system keeps temporary files.
-    """
-
-    def __init__(self, folder: str | Path | None = None) -> None:
-        self._parent = folder
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
-
-    def keep(self, stored: StoredImages) -> ReadFrame:
-        """Writes a frame, and says how to read it again. Raises OSError if the disk is full."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="ammnet-map-", dir=self._parent)
-        path = Path(self._folder.name) / f"{self._count:06d}.npz"
-        self._count += 1
-        arrays: dict[str, NDArray[Any]] = {
-            name: value for name in _ARRAYS if (value := getattr(stored, name)) is not None
-        }
-        with replacing_open(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        return functools.partial(_read_kept, path, stored.name, stored.exif_turn)
+def kept_images(stored: StoredImages, path: Path) -> ReadFrame:
+    """Writes the images of a frame without loss; returns how to read them again. Raises OSError if the disk is full."""
+    arrays: dict[str, NDArray[Any]] = {name: value for name in _ARRAYS if (value := getattr(stored, name)) is not None}
+    with replacing_open(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return functools.partial(_read_kept, path, stored.name, stored.exif_turn)
 
 
 def _read_kept(path: Path, name: str, exif_turn: int) -> StoredImages:

@@ -9,8 +9,8 @@ from ammnet_sparse.data.grid import FLOOR_OFFSET
 from ammnet_sparse.data.set_info import SetInfo
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.pictures.outputs import CompletedScene
-from ammnet_sparse.scene_map.blocks import EDGE, Blocks, Evidence
-from ammnet_sparse.scene_map.fusion import evidence_of, probabilities
+from ammnet_sparse.scene_map.blocks import EDGE, VIEWS, Blocks, Evidence, overlap
+from ammnet_sparse.scene_map.fusion import probabilities
 from ammnet_sparse.scene_map.room import Room
 from ammnet_sparse.scene_map.volume import MapVolume
 
@@ -30,21 +30,16 @@ class FusedFrames:
         self.room, self.info = room, info
         self.blocks = Blocks(info.num_classes, info.grid_shape[1])
 
-    def fuse(self, scene: CompletedScene, evidence: Evidence | None = None) -> None:
-        """Adds a completed frame with a pose, exactly if it was placed in this room, else at the nearest voxels.
-
-        Args:
-            evidence: of the scene, if it is known.
-        """
+    def fuse(self, scene: CompletedScene, evidence: Evidence) -> None:
+        """Adds a frame's evidence, exactly if it was placed in this room, else at the nearest voxels."""
         assert scene.world_from_given is not None
-        evidence = evidence_of(scene) if evidence is None else evidence
         between = self.room.map_from_given @ np.linalg.inv(scene.world_from_given)
         quarters = round(math.degrees(math.atan2(between[1, 0], between[0, 0])) / 90.0)
         size = self.info.voxel_size
         half = np.array(self.info.grid_shape) / 2
         middle = scene.origin + size * half[[0, 2, 1]]
-        placed = evidence.turned(quarters)
-        corner = (between[:3, :3] @ middle + between[:3, 3])[:2] / size - np.array(placed.weights.shape)[[0, 2]] / 2
+        placed = np.rot90(evidence, quarters, axes=(1, 3))
+        corner = (between[:3, :3] @ middle + between[:3, 3])[:2] / size - np.array(placed.shape)[[1, 3]] / 2
         x, y = np.rint(corner).astype(int).tolist()
         self.blocks.add((x, y), placed)
 
@@ -64,15 +59,15 @@ class FusedFrames:
         moved = FusedFrames(room, self.info)
         between = self.room.map_from_given @ np.linalg.inv(room.map_from_given)
         back = np.linalg.inv(between)
-        size, height = self.info.voxel_size, self.blocks.height
-        corners = np.stack(np.meshgrid([0, EDGE], [0, height], [0, EDGE], indexing="ij"), axis=-1).reshape(-1, 3)
+        size, box = self.info.voxel_size, self.blocks.shape[1:]
+        corners = np.stack(np.meshgrid(*((0, length) for length in box), indexing="ij"), axis=-1).reshape(-1, 3)
         targets: set[tuple[int, int]] = set()
         for x, y in self.blocks.at:
             points = self._world(corners + np.array([EDGE * x, 0, EDGE * y]) - 0.5) @ back[:3, :3].T + back[:3, 3]
             low, high = (np.floor(one[:2] / size / EDGE).astype(int) for one in (points.min(0), points.max(0)))
             targets |= {(i, j) for i in range(low[0], high[0] + 1) for j in range(low[1], high[1] + 1)}
         for x, y in sorted(targets):
-            voxels = np.indices((EDGE, height, EDGE)).reshape(3, -1).T + np.array([EDGE * x, 0, EDGE * y])
+            voxels = np.indices(box).reshape(3, -1).T + np.array([EDGE * x, 0, EDGE * y])
             points = self._world(voxels) @ between[:3, :3].T + between[:3, 3]
             source = np.floor((points - [0, 0, FLOOR_OFFSET]) / size).astype(np.int64)[:, [0, 2, 1]]
             moved.blocks.add((EDGE * x, EDGE * y), self._picked(source))
@@ -85,20 +80,15 @@ class FusedFrames:
 
     def _picked(self, source: NDArray[np.int64]) -> Evidence:
         """A block of the evidence at the voxels [EDGE * height * EDGE, 3] (X, height, Y); none outside the map."""
-        picked = Evidence.none(self.blocks.num_classes, (EDGE, self.blocks.height, EDGE))
-        sums, weights, views = picked.sums.reshape(len(picked.sums), -1), picked.weights.ravel(), picked.views.ravel()
-        is_inside = (source[:, 1] >= 0) & (source[:, 1] < self.blocks.height)
+        picked = np.zeros((self.blocks.shape[0], len(source)), np.int32)
+        is_inside = (source[:, 1] >= 0) & (source[:, 1] < self.blocks.shape[2])
         position = source[:, [0, 2]] // EDGE
-        for one in np.unique(position, axis=0).tolist():
-            block = self.blocks.at.get((one[0], one[1]))
-            if block is None:
-                continue
-            chosen = np.flatnonzero(is_inside & (position == one).all(axis=1))
-            x, height, y = source[chosen].T
-            x, y = x - EDGE * one[0], y - EDGE * one[1]
-            sums[:, chosen] = block.sums[:, x, height, y]
-            weights[chosen], views[chosen] = block.weights[x, height, y], block.views[x, height, y]
-        return picked
+        for x, y in np.unique(position, axis=0).tolist():
+            if (x, y) in self.blocks.at:
+                chosen = np.flatnonzero(is_inside & (position == (x, y)).all(axis=1))
+                inside = source[chosen] - [EDGE * x, 0, EDGE * y]
+                picked[:, chosen] = self.blocks.at[x, y][:, *inside.T]
+        return picked.reshape(self.blocks.shape)
 
     def volume(self, poses: NDArray[np.float64], names: tuple[str, ...]) -> MapVolume:
         """What is known, as arrays.
@@ -121,18 +111,12 @@ class FusedFrames:
             )
         found = np.zeros((self.info.num_classes, *shape), dtype=np.float16)
         views = np.zeros(shape, dtype=np.uint16)
+        heights = slice(first[1], last[1] + 1)
         for position, block in self.blocks.at.items():
-            start = np.array([EDGE * position[0], 0, EDGE * position[1]]) - first
-            inside = [
-                slice(max(0, -low), min(length, size - low))
-                for low, length, size in zip(start, block.weights.shape, shape, strict=True)
-            ]
-            if any(one.start >= one.stop for one in inside):
-                continue
-            to = tuple(slice(one.start + low, one.stop + low) for one, low in zip(inside, start, strict=True))
-            chosen = tuple(inside)
-            found[:, *to] = probabilities(block)[:, *chosen]
-            views[to] = np.minimum(block.views[chosen], np.iinfo(np.uint16).max)
+            x, to_x = overlap(EDGE * position[0] - first[0], shape[0])
+            y, to_y = overlap(EDGE * position[1] - first[2], shape[2])
+            found[:, to_x, :, to_y] = probabilities(block)[:, x, heights, y]
+            views[to_x, :, to_y] = np.minimum(block[VIEWS, x, heights, y], np.iinfo(np.uint16).max)
         origin = first[[0, 2, 1]] * self.info.voxel_size + np.array([0.0, 0.0, FLOOR_OFFSET])
         return MapVolume(
             probabilities=found,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import EMPTY_LABEL, FREE_TSDF
 from ammnet_sparse.pictures.outputs import CompletedScene
-from ammnet_sparse.scene_map.blocks import Evidence
+from ammnet_sparse.scene_map.blocks import VIEWS, WEIGHTS, Evidence
 
 SURFACE_WEIGHT = 1.0
 """Of a voxel that the depth hits."""
@@ -35,7 +35,7 @@ WEIGHT_UNITS, LOG_UNITS = 64, 64
 
 
 def evidence_of(scene: CompletedScene) -> Evidence:
-    """What a completed frame of a camera says about the voxels of its grid, [classes, X, height, Y] and so on."""
+    """What a completed frame of a camera says about the voxels of its grid."""
     frame = scene.own
     is_hit = frame.hit_mask
     is_free = (frame.distance >= FREE_FROM) & ~is_hit
@@ -44,23 +44,23 @@ def evidence_of(scene: CompletedScene) -> Evidence:
     weights = np.where(is_hit, SURFACE_WEIGHT, behind)
     weights[_border(frame.grid_shape)] *= BORDER_FACTOR
     completed = np.rint(weights[is_behind] * WEIGHT_UNITS).astype(np.int32)
-    evidence = Evidence.none(scene.frame.info.num_classes, frame.grid_shape)
+    evidence = np.zeros((scene.frame.info.num_classes + 2, *frame.grid_shape), np.int32)
     logs = np.maximum(scene.log_probabilities(is_behind), LEAST_LOG_PROBABILITY) * LOG_UNITS
-    evidence.sums[:, is_behind] = completed * np.rint(logs).astype(np.int32)
-    evidence.sums[EMPTY_LABEL, is_free] = round(FREE_WEIGHT * FREE_LOG_ODDS * WEIGHT_UNITS * LOG_UNITS)
-    evidence.weights[is_behind] = completed
-    evidence.weights[is_free] = round(FREE_WEIGHT * WEIGHT_UNITS)
-    evidence.views[:] = is_behind | is_free
+    evidence[:WEIGHTS, is_behind] = completed * np.rint(logs).astype(np.int32)
+    evidence[EMPTY_LABEL, is_free] = round(FREE_WEIGHT * FREE_LOG_ODDS * WEIGHT_UNITS * LOG_UNITS)
+    evidence[WEIGHTS, is_behind] = completed
+    evidence[WEIGHTS, is_free] = round(FREE_WEIGHT * WEIGHT_UNITS)
+    evidence[VIEWS] = is_behind | is_free
     return evidence
 
 
 def probabilities(evidence: Evidence) -> NDArray[np.float32]:
     """[classes, X, height, Y] of each class; 0 in all where no frame says anything."""
-    sureness = np.minimum(1.0, MOST_VIEWS * WEIGHT_UNITS / np.maximum(evidence.weights, 1)).astype(np.float32)
-    logs = evidence.sums.astype(np.float32) * (sureness / (WEIGHT_UNITS * LOG_UNITS))
+    sureness = np.minimum(1.0, MOST_VIEWS * WEIGHT_UNITS / np.maximum(evidence[WEIGHTS], 1)).astype(np.float32)
+    logs = evidence[:WEIGHTS].astype(np.float32) * (sureness / (WEIGHT_UNITS * LOG_UNITS))
     logs -= logs.max(axis=0)
     np.exp(logs, out=logs)
-    logs *= (evidence.views > 0) / logs.sum(axis=0)
+    logs *= (evidence[VIEWS] > 0) / logs.sum(axis=0)
     return np.asarray(logs, dtype=np.float32)
 
 

@@ -1,6 +1,9 @@
 """Many posed frames of one room, completed one by one and fused into one map: ``SceneMap``."""
 
+import copy
 import dataclasses
+import functools
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.pictures.outputs import CompletedScene
 from ammnet_sparse.scene_map.estimate import RoomEstimate
 from ammnet_sparse.scene_map.files import SavedMap, read_map, write_map
-from ammnet_sparse.scene_map.frames import MapFrame, ReadFrame, Spool
+from ammnet_sparse.scene_map.frames import MapFrame, ReadFrame, kept_images
 from ammnet_sparse.scene_map.fused import FusedFrames
 from ammnet_sparse.scene_map.fusion import evidence_of
 from ammnet_sparse.scene_map.room import GivenPose, Room
@@ -34,24 +37,22 @@ class SceneMap:
     Vertical, floor and walls are found once, over all frames. When later frames move them by more than half a voxel,
     the frames before are completed again in a second map, two with each new frame. Until it is done the first one is
     shown, with new frames at its nearest voxels. ``finish`` does the rest: then the map does not depend on the order of
-    its frames. ``look_at`` saves completing frames twice that are all there already.
+    its frames. ``look_at`` saves completing frames twice that are all there already. The images of ``add`` are kept
+    where the system keeps temporary files, to be placed again (1.5 MB for a frame of 640 x 480).
 
     Args:
         completer: completes the frames; its settings say what is known about the camera.
         room: the room, if it is known; then nothing is searched, placed again or kept.
-        spool: folder for the images of ``add``, which are kept on disk as they are, to be placed again (1.5 MB for a
-            frame of 640 x 480); None: where the system keeps temporary files.
 
     Attributes:
         notes: lines about frames that could not be read again and are missing in the map.
     """
 
-    def __init__(self, completer: SceneCompleter, *, room: Room | None = None, spool: str | Path | None = None) -> None:
+    def __init__(self, completer: SceneCompleter, *, room: Room | None = None) -> None:
         self.notes: list[str] = []
         self._completer = completer
         self._frames: list[MapFrame] = []
         self._estimate = RoomEstimate(completer.settings) if room is None else None
-        self._spool = Spool(spool)
         self._fused = None if room is None else FusedFrames(room, completer.info)
         self._next: FusedFrames | None = None
         self._unreadable: FusedFrames | None = None
@@ -83,6 +84,11 @@ class SceneMap:
         """The room that the map is aligned with. Raises ValueError before the first frame."""
         return self._known.room
 
+    @functools.cached_property
+    def _folder(self) -> "tempfile.TemporaryDirectory[str]":
+        """Of the images kept; it is removed with the map."""
+        return tempfile.TemporaryDirectory(prefix="ammnet-map-")
+
     @property
     def _known(self) -> FusedFrames:
         if self._fused is None:
@@ -109,7 +115,10 @@ class SceneMap:
     def add_stored(self, stored: StoredImages) -> CompletedScene:
         """Adds a frame that a source of ``ammnet live`` has read; its images are kept as those of ``add``."""
         scene, given = self._added(stored)
-        self._frames.append(MapFrame(stored.name, given, None if self._estimate is None else self._spool.keep(stored)))
+        read = None
+        if self._estimate is not None:
+            read = kept_images(stored, Path(self._folder.name) / f"{self.num_frames:06d}.npz")
+        self._frames.append(MapFrame(stored.name, given, read))
         return scene
 
     def add_frame(self, read: ReadFrame) -> CompletedScene:
@@ -117,7 +126,7 @@ class SceneMap:
 
         Raises:
             DataError: what ``read`` raises, no pose, one over 100 m from the first frame's, or as
-                ``SceneCompleter.complete``. The map is as before; its room may be found with this surface, too.
+                ``SceneCompleter.complete``. The map is as before; only a frame looked at stays in its room.
         """
         stored = read()
         scene, given = self._added(stored)
@@ -182,7 +191,6 @@ class SceneMap:
         completer: SceneCompleter,
         *,
         frames: Mapping[str, ReadFrame] | None = None,
-        spool: str | Path | None = None,
     ) -> "SceneMap":
         """A map that was saved, to be continued.
 
@@ -191,14 +199,13 @@ class SceneMap:
             completer: as of a new map; its classes must be the map's.
             frames: how to read the map's frames again, by name. If one is missing, none is read: when later frames
                 move the room, the earlier part of the map is moved as a whole, every voxel from the nearest one.
-            spool: as of a new map.
 
         Raises:
             DataError: a file that is missing, damaged, or of other classes.
         """
         saved = read_map(path)
         _check_same(saved.fused.info, completer.info, path)
-        scene_map = cls(completer, room=None if saved.readings else saved.fused.room, spool=spool)
+        scene_map = cls(completer, room=None if saved.readings else saved.fused.room)
         if saved.readings:
             scene_map._estimate = RoomEstimate(completer.settings, readings=saved.readings, num_frames=saved.num_seen)
         scene_map._looked_at = set(saved.looked_at)
@@ -226,13 +233,17 @@ class SceneMap:
     def _added(self, stored: StoredImages) -> tuple[CompletedScene, GivenPose]:
         """Finds the room with a new frame, if it is time, and completes and fuses the frame."""
         images, given = self._images_of(stored)
-        if self._estimate is not None:
-            if stored.name not in self._looked_at:
-                self._estimate.add(images, given)
-            if self._estimate.is_due:
-                self._place(self._estimate.room(), exactly=False)
-        target = self._next or self._known
-        scene = self._complete(images, given, stored.name, target.room)
+        before = copy.copy(self._estimate), self._fused, self._next, self._waiting
+        try:
+            if self._estimate is not None:
+                if stored.name not in self._looked_at:
+                    self._estimate.add(images, given)
+                if self._estimate.is_due:
+                    self._place(self._estimate.room(), exactly=False)
+            scene = self._complete(images, given, stored.name, (self._next or self._known).room)
+        except BaseException:  # Ctrl-C, too
+            self._estimate, self._fused, self._next, self._waiting = before
+            raise
         evidence = evidence_of(scene)
         for fused in (self._fused, self._next):
             if fused is not None:
@@ -270,7 +281,8 @@ class SceneMap:
             assert frame.read is not None
             try:
                 images = self._completer.images_of(frame.read())
-                self._next.fuse(self._complete(images, frame.given, frame.name, self._next.room))
+                scene = self._complete(images, frame.given, frame.name, self._next.room)
+                self._next.fuse(scene, evidence_of(scene))
             except DataError as error:
                 self.notes.append(f"frame {frame.name}: is missing in the map: {error}")
         if not self._waiting:

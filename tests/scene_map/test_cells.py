@@ -20,7 +20,7 @@ def test_the_sample_is_bounded_and_does_not_depend_on_the_order(monkeypatch: pyt
         cells = SurfaceCells()
         for part in order:
             points, normals, depth = parts[part]
-            cells.add(points, normals, depth=depth)
+            cells = cells.with_samples(points, normals, depth=depth)
         found.append(cells.surface())
         assert len(cells) <= 500 and cells.halvings > 0
     for name in ("points", "normals", "areas"):
@@ -30,8 +30,7 @@ def test_the_sample_is_bounded_and_does_not_depend_on_the_order(monkeypatch: pyt
 
 
 def test_edges_are_left_out_and_distant_worlds_named() -> None:
-    cells = SurfaceCells()
-    cells.add(np.full((2, 3), 0.01), np.array([[0.0, 0, 1], [1, 0, 0]]), depth=np.ones(2))
+    cells = SurfaceCells().with_samples(np.full((2, 3), 0.01), np.array([[0.0, 0, 1], [1, 0, 0]]), depth=np.ones(2))
     assert len(cells) == 1 and len(cells.surface()) == 0
     with pytest.raises(DataError, match="pose"):
-        cells.add(np.full((1, 3), 1e6), np.ones((1, 3)), depth=np.ones(1))
+        cells.with_samples(np.full((1, 3), 1e6), np.ones((1, 3)), depth=np.ones(1))

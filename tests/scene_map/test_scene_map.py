@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.data.grid import CLASS_NAMES
 from ammnet_sparse.files.errors import DataError
+from ammnet_sparse.scene_map import cells
 from ammnet_sparse.scene_map.files import read_map
 from ammnet_sparse.scene_map.room import Room
 from ammnet_sparse.scene_map.scene_map import SceneMap
@@ -77,9 +79,14 @@ def test_any_order_gives_the_same_map(completer: SceneCompleter, volume: MapVolu
 
 
 def test_frames_of_arrays_are_kept_to_be_placed_again(
-    completer: SceneCompleter, volume: MapVolume, frames: list[StoredImages], tmp_path: Path
+    completer: SceneCompleter,
+    volume: MapVolume,
+    frames: list[StoredImages],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene_map = SceneMap(completer, spool=tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scene_map = SceneMap(completer)
     for frame in frames:
         assert frame.pose is not None
         scene = scene_map.add(None, frame.depth, frame.pose, name=frame.name)
@@ -125,9 +132,8 @@ def test_a_frame_looked_at_before_an_interruption_counts_once(
 
 def test_a_known_room_is_kept(completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path) -> None:
     room = Room(np.linalg.inv(TILTED))
-    scene_map = added(SceneMap(completer, room=room, spool=tmp_path), frames[:2])
+    scene_map = added(SceneMap(completer, room=room), frames[:2])
     np.testing.assert_array_equal(scene_map.volume().map_from_given, room.map_from_given)
-    assert not list(tmp_path.iterdir())
     scene_map.save(tmp_path / "map.npz")
     assert SceneMap.load(tmp_path / "map.npz", completer).room.is_at(room)
 
@@ -142,6 +148,32 @@ def test_frames_that_cannot_be_added_change_nothing(completer: SceneCompleter, f
     with pytest.raises(ValueError, match="add"):
         scene_map.volume()
     scene_map.finish()
+
+
+def test_a_refused_frame_is_not_in_the_room(
+    completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that cannot be completed, nor one whose surface is too far away."""
+    saved = []
+    for name in ("before", "after"):
+        scene_map = added(SceneMap(completer), frames[:2])
+        if name == "after":
+            with monkeypatch.context() as patch:
+                patch.setattr(completer, "complete_images", refusing)
+                with pytest.raises(DataError, match="refused"):
+                    scene_map.add_frame(lambda: frames[2])
+            with monkeypatch.context() as patch:
+                patch.setattr(cells, "REACH", 0.0)
+                with pytest.raises(DataError, match="pose"):
+                    scene_map.add_frame(lambda: frames[2])
+        scene_map.save(tmp_path / f"{name}.npz")
+        saved.append(dict(np.load(tmp_path / f"{name}.npz")))
+    for name, expected in saved[0].items():
+        np.testing.assert_array_equal(saved[1][name], expected, err_msg=name)
+
+
+def refusing(*_: object, **__: object) -> None:
+    raise DataError("refused")
 
 
 def test_a_frame_far_away_is_left_out(completer: SceneCompleter, frames: list[StoredImages]) -> None:
