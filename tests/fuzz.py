@@ -330,7 +330,7 @@ def _map(folder: Path) -> bytes:
     path, surface = folder / "a map.npz", Surface(np.ones((3, 3)), np.eye(3), np.ones(3))
     reading = Reading().with_frame(surface, np.eye(4))
     fused = FusedFrames(Room(np.eye(4)), NYU)
-    fused.blocks.add((0, 0), np.ones((NYU.num_classes + 2, 4, NYU.grid_shape[1], 4), np.int32))
+    fused.add((0, 0), np.ones((NYU.num_classes + 2, 4, NYU.grid_shape[1], 4), np.int32))
     write_map(path, SavedMap(fused, [MapFrame("0001", GivenPose(np.eye(4)), None)], {"opencv": reading}, 1))
     return path.read_bytes()
 

@@ -205,15 +205,11 @@ def _room_of(found: _Found, settings: CameraSettings, convention: PoseConvention
 def _floor_below(surface: Surface, up: Vector, below: float) -> float:
     """Meters from the mean camera down to the floor seen."""
     for thickness in _THICKNESSES:
-        is_floor = _is_floor(surface, up, below, thickness)
+        is_floor = np.abs(surface.points @ up + below) < thickness
+        is_floor &= surface.normals @ up > _LEVEL_ANGLE
         if is_floor.any():
             below = -float((surface.points[is_floor] @ up).mean())
     return below
-
-
-def _is_floor(surface: Surface, up: Vector, below: float, thickness: float) -> NDArray[np.bool_]:
-    near = np.abs(surface.points @ up + below) < thickness
-    return np.asarray(near & (surface.normals @ up > _LEVEL_ANGLE))
 
 
 def _rounded_direction(direction: Vector) -> Vector:

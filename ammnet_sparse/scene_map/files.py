@@ -18,11 +18,11 @@ from ammnet_sparse.data.volumes.camera import checked_pose
 from ammnet_sparse.files.arrays import ArrayHeader, has_arrays, read_array
 from ammnet_sparse.files.errors import DataError, reason
 from ammnet_sparse.files.writing import replacing_open
-from ammnet_sparse.scene_map.blocks import VIEWS, WEIGHTS
 from ammnet_sparse.scene_map.cells import MOST_CELLS, SurfaceCells
 from ammnet_sparse.scene_map.estimate import Reading
 from ammnet_sparse.scene_map.frames import MapFrame
 from ammnet_sparse.scene_map.fused import FusedFrames
+from ammnet_sparse.scene_map.fusion import VIEWS, WEIGHTS
 from ammnet_sparse.scene_map.room import GivenPose, Room
 
 _WHAT, _ADVICE = "a map that was saved", "save it again"
@@ -100,8 +100,8 @@ def write_map(path: str | Path, saved: SavedMap) -> None:
     )
     unknown = np.full((4, 4), np.nan)
     others = [unknown if frame.given.other is None else frame.given.other for frame in frames]
-    blocks = sorted(fused.blocks.at.items())
-    evidence = np.array([block for _, block in blocks], dtype=np.int32).reshape(-1, *fused.blocks.shape)
+    blocks = sorted(fused.blocks.items())
+    evidence = np.array([block for _, block in blocks], dtype=np.int32).reshape(-1, *fused.shape)
     arrays: dict[str, NDArray[Any]] = {
         "text": np.frombuffer(text.model_dump_json().encode("utf-8", "backslashreplace"), dtype=np.uint8),
         "map_from_given": room.map_from_given,
@@ -146,13 +146,13 @@ def _read_map(path: Path) -> SavedMap:
     positions = _array(path, "positions", np.int32, (None, 2))
     if np.abs(positions).max(initial=0) > _FARTHEST_BLOCK or len(np.unique(positions, axis=0)) < len(positions):
         raise ValueError("positions of blocks that are far away or not unique")
-    box = fused.blocks.shape[1:]
+    box = fused.shape[1:]
     sums = _array(path, "sums", np.int32, (len(positions), info.num_classes, *box))
     weights, views = (_array(path, name, np.int32, (len(positions), *box)) for name in ("weights", "views"))
     if min(weights.min(initial=0), views.min(initial=0)) < 0:
         raise ValueError("negative weights or numbers of views")
     for row, (x, y) in enumerate(positions.tolist()):
-        fused.blocks.at[x, y] = np.concatenate([sums[row], weights[row, None], views[row, None]])
+        fused.blocks[x, y] = np.concatenate([sums[row], weights[row, None], views[row, None]])
     frames = []
     for name, convention, pose, other in zip(text.names, text.conventions, poses, others, strict=True):
         given = GivenPose(checked_pose(pose), convention, None if np.isnan(other[0, 0]) else checked_pose(other))

@@ -1,5 +1,8 @@
 """The evidence of a completed frame about the voxels of its grid, and the classes that the sum of many means.
 
+Evidence about the voxels of a box is [classes + 2, X, height, Y] int32: the weighted log-probabilities of the classes,
+the weights, and the number of frames that say something; sums of all frames.
+
 A voxel that a frame completes counts with the logarithms of its probabilities, weighted by how it was seen; one that
 the depth looks through counts for empty. Everything is rounded to integers, so that sums are the same in any order.
 """
@@ -9,7 +12,10 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.data.grid import EMPTY_LABEL, FREE_TSDF
 from ammnet_sparse.pictures.outputs import CompletedScene
-from ammnet_sparse.scene_map.blocks import VIEWS, WEIGHTS, Evidence
+
+Evidence = NDArray[np.int32]
+WEIGHTS, VIEWS = -2, -1
+"""Where evidence has the weights and the number of frames."""
 
 SURFACE_WEIGHT = 1.0
 """Of a voxel that the depth hits."""

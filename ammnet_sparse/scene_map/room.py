@@ -11,7 +11,7 @@ from ammnet_sparse.camera.geometry.placement import Placement
 from ammnet_sparse.camera.geometry.room import Floor, Heading
 from ammnet_sparse.camera.geometry.surface import Confidence
 from ammnet_sparse.camera.images import CameraImages
-from ammnet_sparse.data.volumes.camera import checked_pose
+from ammnet_sparse.data.volumes.camera import checked_pose, quarter_turn
 
 _LOOKING_LEVEL = math.sin(math.radians(20.0))
 """Horizontal part of the camera's direction below which it looks down, or up."""
@@ -116,12 +116,6 @@ class Room:
         else:
             lines.append("room: no direction of walls found; the map's axes are the nearest of the given poses' world")
         return lines
-
-
-def quarter_turn(quarters: int) -> NDArray[np.float64]:
-    """[4, 4] exact rotation about Z by so many times 90 degrees, counterclockwise seen from above."""
-    turn = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    return np.linalg.matrix_power(turn, quarters % 4)
 
 
 def nearest_quarters(pose: NDArray[np.float64]) -> int:

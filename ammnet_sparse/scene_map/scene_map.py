@@ -72,7 +72,7 @@ class SceneMap:
     @property
     def num_bytes(self) -> int:
         """Memory of the voxels; frames take almost none."""
-        return sum(fused.blocks.num_bytes for fused in (self._fused, self._next) if fused is not None)
+        return sum(fused.num_bytes for fused in (self._fused, self._next) if fused is not None)
 
     @property
     def num_waiting(self) -> int:

@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from ammnet_sparse.data.set_info import NYU
 from ammnet_sparse.scene_map import fusion
-from ammnet_sparse.scene_map.blocks import EDGE, VIEWS, Blocks, Evidence
+from ammnet_sparse.scene_map.fused import EDGE, FusedFrames
+from ammnet_sparse.scene_map.fusion import VIEWS, Evidence
+from ammnet_sparse.scene_map.room import Room
 
 CHAIR = 5
 
@@ -43,14 +46,14 @@ def test_many_views_do_not_make_the_map_certain() -> None:
 
 def test_blocks_hold_the_sum_of_boxes_anywhere() -> None:
     rng = np.random.default_rng(0)
-    blocks, dense = Blocks(3, 4), np.zeros((5, 128, 4, 128), dtype=np.int64)
+    fused, dense = FusedFrames(Room(np.eye(4)), NYU), np.zeros((14, 128, 36, 128), dtype=np.int32)
     for _ in range(5):
         x, y = rng.integers(-50, 30, 2).tolist()
-        box = rng.integers(0, 2, (37, 4, 23)) * rng.integers(-9, 9, (5, 37, 4, 23))
+        box = rng.integers(0, 2, (37, 36, 23)) * rng.integers(-9, 9, (14, 37, 36, 23))
         box[VIEWS] = box.any(axis=0)
-        blocks.add((x, y), box.astype(np.int32))
+        fused.add((x, y), box.astype(np.int32))
         dense[:, x + 64 : x + 101, :, y + 64 : y + 87] += box
-    for (x, y), block in blocks.at.items():
+    for (x, y), block in fused.blocks.items():
         start_x, start_y = EDGE * x + 64, EDGE * y + 64
         np.testing.assert_array_equal(block, dense[:, start_x : start_x + EDGE, :, start_y : start_y + EDGE])
-    assert sum(int(np.abs(block).sum()) for block in blocks.at.values()) == np.abs(dense).sum()
+    assert sum(int(np.abs(block).sum()) for block in fused.blocks.values()) == np.abs(dense).sum()

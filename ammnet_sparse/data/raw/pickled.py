@@ -9,26 +9,24 @@ of the color image.
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ammnet_sparse.data.grid import GRID_SHAPE, IGNORE_LABEL, IMAGE_SHAPE, VOXEL_SIZE
-from ammnet_sparse.data.raw.frames import CAMERAS, IntrinsicsName, decoded_meters, read_depth_values
+from ammnet_sparse.data.raw.frames import CAMERAS, IntrinsicsName, read_depth
 from ammnet_sparse.data.raw.plan import FoundFrames, PreparedFrame, SetPlan
 from ammnet_sparse.data.sets.files import as_label
-from ammnet_sparse.data.volumes.camera import Camera, CameraView, voxels_in_view
+from ammnet_sparse.data.volumes.camera import Camera, CameraView, quarter_turn, voxels_in_view
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated
-from ammnet_sparse.files.images import guess_depth_encoding, read_image
+from ammnet_sparse.files.images import read_image
 from ammnet_sparse.files.pickles import read_pickled_dict
 from ammnet_sparse.files.yaml_text import short
 
-_T = TypeVar("_T")
 Unknown = Literal["ignore", "empty"]
 """What voxels of unknown content count as: 255, neither trained on nor scored, or empty space."""
 _LISTED = re.compile(r"(?:.*/)?gathered_data/([\w-]+)/([A-Za-z0-9-]+)\.pkl", re.ASCII)
@@ -64,21 +62,17 @@ class OccScanNetPlan(SetPlan):
     has_images = True
 
     def find(self) -> FoundFrames:
-        paths = {name: self.raw / file for name, file in _LISTS.items()}
         listed: dict[str, list[str]] = {}
         problems: list[str] = []
-        for name, path in paths.items():
-            if not path.is_file():
-                continue
-            lines = read_text(path, what="a list of pickles").splitlines()
-            found = [(number, line, _LISTED.fullmatch(line.strip())) for number, line in enumerate(lines, 1)]
-            listed[name] = [f"{match[1]}_{match[2]}" for _, _, match in found if match]
-            problems += [
-                f"{path}, line {number}: expected gathered_data/SCENE/NAME.pkl, found {short(line)}; correct it"
-                for number, line, match in found
-                if line.strip() and not match
-            ]
-        if not any(listed.values()):
+        for name, path in ((name, self.raw / file) for name, file in _LISTS.items()):
+            lines = read_text(path, what="a list of pickles").splitlines() if path.is_file() else []
+            for number, line in enumerate(lines, 1):
+                if match := _LISTED.fullmatch(line.strip()):
+                    listed.setdefault(name, []).append(f"{match[1]}_{match[2]}")
+                elif line.strip():
+                    said = f"expected gathered_data/SCENE/NAME.pkl, found {short(line)}; correct it"
+                    problems.append(f"{path}, line {number}: {said}")
+        if not listed:
             names = " or ".join(_LISTS.values())
             raise DataError(f"{self.raw}: expected {names} with the frames of Occ-ScanNet, found none; check the path")
         return FoundFrames({**listed, "train": [name for ids in listed.values() for name in ids]}, tuple(problems))
@@ -95,8 +89,8 @@ class OccScanNetPlan(SetPlan):
         matrix = _numbers(values, path, "intrinsic", ((4, 4), (3, 3)))
         # Whole coordinates are the middles of pixels, so it is the edges at -0.5 that stay in place.
         (fx, cx), (fy, cy) = ((matrix[i, i] * scale[i], (matrix[i, 2] + 0.5) * scale[i] - 0.5) for i in range(2))
-        depth = decoded_meters(read_depth_values(depth_path), "plain")
-        camera = _checked(path, lambda: Camera(fx, fy, cx, cy))
+        depth, _ = read_depth(depth_path, "plain")
+        camera = Camera(fx, fy, cx, cy)
         frame = _prepared(values, path, depth, camera=camera, depth_path=depth_path, unknown=self.unknown)
         return dataclasses.replace(frame, image=image)
 
@@ -127,16 +121,13 @@ class MonoScenePlan(SetPlan):
     has_images = True
 
     def find(self) -> FoundFrames:
-        found = sorted(path.stem for path in self.raw.glob("*.pkl")) if self.raw.is_dir() else []
-        ids = [match[1] for name in found if (match := _NYU_NAME.fullmatch(name))]
+        found = {path: _NYU_NAME.fullmatch(path.stem) for path in sorted(self.raw.glob("*.pkl"))}
+        ids = [match[1] for match in found.values() if match]
         if not ids:
-            raise DataError(
-                f"{self.raw}: expected NYU0003_0000.pkl and so on, found {abbreviated(found)}; check the path"
-            )
-        others = [
-            f"{self.raw / name}.pkl: not named as a frame; ignored" for name in found if not _NYU_NAME.fullmatch(name)
-        ]
-        return FoundFrames({self.split: ids}, notes=tuple(others))
+            names = abbreviated([path.name for path in found])
+            raise DataError(f"{self.raw}: expected NYU0003_0000.pkl and so on, found {names}; check the path")
+        others = tuple(f"{path}: not named as a frame; ignored" for path, match in found.items() if not match)
+        return FoundFrames({self.split: ids}, notes=others)
 
     def sources(self, frame_id: str) -> list[Path]:
         return [self.raw / f"NYU{frame_id}_0000.pkl"]
@@ -146,9 +137,8 @@ class MonoScenePlan(SetPlan):
         values = read_pickled_dict(path)
         folder = self.images or self.raw
         depth_path = folder / f"{path.stem}.png"
-        stored = read_depth_values(depth_path)
-        encoding = guess_depth_encoding(stored) or "rotated"
-        depth, camera = decoded_meters(stored, encoding), CAMERAS[self.intrinsics]
+        depth, encoding = read_depth(depth_path)
+        camera = CAMERAS[self.intrinsics]
         frame = _prepared(values, path, depth, camera=camera, depth_path=depth_path, unknown=self.unknown)
         image, _ = _color(folder / f"{path.stem}_color.jpg")
         return dataclasses.replace(frame, image=image, depth_encoding=encoding)
@@ -171,8 +161,7 @@ def facing_forward(
     off = math.pi / 2 - math.atan2(pose[1, 2], pose[0, 2])
     off = (off + math.pi) % (2 * math.pi) - math.pi
     quarters = round(off / (math.pi / 2)) % 4 if abs(off) > _TURNED else 0
-    turn = np.eye(4)
-    turn[:3, :3] = np.linalg.matrix_power(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), quarters)
+    turn = quarter_turn(quarters)
     corners = np.stack([origin, origin + np.array(label.shape) * VOXEL_SIZE]) @ turn[:3, :3].T
     return turn @ pose, corners.min(axis=0), np.rot90(label, quarters, axes=(0, 1))
 
@@ -186,12 +175,12 @@ def _prepared(
     depth_path: Path,
     unknown: Unknown,
 ) -> PreparedFrame:
-    """The volumes of a pickle and its depth, without the image."""
+    """The volumes of a pickle and its depth, without the image. Raises ValueError, too, for an impossible camera."""
     target = _numbers(values, path, "target_1_4", tuple(_SHAPES))
     label = as_label(target.transpose(_SHAPES[target.shape]), path)
     pose, origin = _numbers(values, path, "cam_pose", ((4, 4),)), _numbers(values, path, "voxel_origin", ((3,),))
     pose, origin, label = facing_forward(pose.astype(np.float64), origin.astype(np.float64), label)
-    view = _checked(path, lambda: CameraView(camera, pose, origin))
+    view = CameraView(camera, pose, origin)
     flat = label.transpose(0, 2, 1).reshape(-1)
     if unknown == "empty":
         flat = np.where(flat == IGNORE_LABEL, np.uint8(0), flat)
@@ -199,19 +188,11 @@ def _prepared(
     return dataclasses.replace(frame, view=voxels_in_view(view))
 
 
-def _checked(path: Path, make: Callable[[], _T]) -> _T:
-    """What ``make`` makes. Raises DataError for its ValueError or OverflowError."""
-    try:
-        return make()
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"{path}: {error}; {_REPLACE}") from error
-
-
 def _numbers(values: dict[str, Any], path: Path, key: str, shapes: tuple[tuple[int, ...], ...]) -> NDArray[Any]:
     """An array of a pickle. Raises DataError if it is missing, or has none of the shapes."""
     found = values.get(key)
     if isinstance(found, list) and len(found) <= _MOST_ROWS and all(map(_is_row, found)):
-        found = _checked(path, lambda: np.array(found, dtype=np.float64))
+        found = np.array(found, dtype=np.float64)
     if not isinstance(found, np.ndarray) or found.shape not in shapes or found.dtype.kind not in "iuf":
         described = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, np.ndarray) else short(found)
         wanted = " or ".join(str(list(shape)) for shape in shapes)

@@ -97,6 +97,12 @@ def pixels_of(points: NDArray[np.float64], *, camera: Camera) -> NDArray[np.floa
         return np.stack([x / depth * camera.fx + camera.cx, y / depth * camera.fy + camera.cy, depth])
 
 
+def quarter_turn(quarters: int) -> NDArray[np.float64]:
+    """[4, 4] exact rotation about Z by so many times 90 degrees, counterclockwise seen from above."""
+    turn = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return np.linalg.matrix_power(turn, quarters % 4)
+
+
 def intrinsics(camera: Camera) -> NDArray[np.float64]:
     """[4] fx, fy, cx, cy in pixels, as the compiled loops take them."""
     return np.array(dataclasses.astuple(camera), dtype=np.float64)
