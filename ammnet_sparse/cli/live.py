@@ -51,7 +51,7 @@ from ammnet_sparse.cli.room_options import (
     add_room_options,
     check_room_folder,
     check_room_options,
-    write_room_files,
+    write_map_files,
 )
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.evaluation.selection import check_inputs
@@ -64,6 +64,7 @@ from ammnet_sparse.live.viewer import LAST_PORT, LOCAL_HOST, LiveViewer
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedScene, check_names
 from ammnet_sparse.pictures.palettes import painted
+from ammnet_sparse.scene_map.scene_map import SceneMap
 
 Source = FolderSource | RealSenseSource
 
@@ -112,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if viewer is not None:
             viewer.stop()
         print(counts.describe(), flush=True)
-        if live_map is not None and live_map.num_frames and options.out is not None:
-            _write_map(live_map, options)
+        if live_map is not None and live_map.map.num_frames and options.out is not None:
+            _write_map(live_map.map, options)
     if not counts.completed:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
@@ -159,7 +160,7 @@ def _complete(
                 break
 
 
-def _write_map(live_map: LiveMap, options: argparse.Namespace) -> None:
+def _write_map(scene_map: SceneMap, options: argparse.Namespace) -> None:
     """Writes the files of the map. Frames whose place has moved are completed again before, until Ctrl-C."""
     told: list[int] = []
 
@@ -169,10 +170,8 @@ def _write_map(live_map: LiveMap, options: argparse.Namespace) -> None:
             print(f"completing {left} frames again, because the room has moved; Ctrl-C skips that", flush=True)
 
     with contextlib.suppress(KeyboardInterrupt):
-        live_map.finish(tell)
-    paths = write_room_files(options, options.out, live_map.volume())
-    count = live_map.num_frames
-    print(f"{options.out}: map of {count} frame{'s' * (count != 1)} ({', '.join(path.name for path in paths)})")
+        scene_map.finish(tell)
+    write_map_files(options, options.out, scene_map)
 
 
 @dataclasses.dataclass

@@ -31,14 +31,7 @@ from ammnet_sparse.camera.files.sequences.layouts import open_sequence
 from ammnet_sparse.camera.files.sequences.sequence import MIN_TURN, PosedFrame, PosedSequence
 from ammnet_sparse.camera.odometry import Odometry
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_settings
-from ammnet_sparse.cli.errors import (
-    FAILED,
-    WRONG_USAGE,
-    UsageError,
-    command,
-    with_options,
-    writing_to,
-)
+from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, UsageError, command, with_options
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -52,22 +45,19 @@ from ammnet_sparse.cli.options import (
 )
 from ammnet_sparse.cli.room_options import (
     MIN_MOTION,
+    STATE,
     add_room_options,
     check_room_folder,
     check_room_options,
-    write_room_files,
+    write_map_files,
 )
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
-from ammnet_sparse.pictures.room_files import ROOM_FILES
 from ammnet_sparse.progress import ProgressBar
-from ammnet_sparse.scene_map.files import is_map
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
-STATE = "state.npz"
-"""Name of the file from which a map is continued."""
 _FEWEST = 3
 """Frames of a part between two losses of tracking; a shorter one makes no map."""
 _MOST_LINES = 20
@@ -82,42 +72,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sequence = _opened(options)
     for note in sequence.notes:
         print(f"note: {note}", file=sys.stderr)
-    skipped = _Skipped()
+    skipped: list[str] = []
     for problem in sequence.problems:
-        skipped.add(problem)
+        _skip(problem, skipped)
     completer = _completer(options, sequence)
     parts = _parts(options, sequence, completer, skipped)
-    folders = [
-        options.out,
-        *(options.out.with_name(f"{options.out.name}-{number + 2}") for number in range(len(parts) - 1)),
-    ]
-    for folder in folders:
-        _check_replaced(folder, is_continued=options.is_continued)
+    name = options.out.name
+    folders = [options.out, *(options.out.with_name(f"{name}-{number}") for number in range(2, len(parts) + 1))]
+    for folder in folders[1:]:
+        _check_replaced(folder, is_continued=False)
     num_maps = 0
     for folder, frames in zip(folders, parts, strict=False):  # there may be no part
-        with writing_to(folder):
-            num_maps += _map(options, completer, frames, folder=folder, every=sequence.frames, skipped=skipped)
-    skipped.print_rest()
+        num_maps += _map(options, completer, frames, folder=folder, every=sequence.frames, skipped=skipped)
+    if len(skipped) > _MOST_LINES:
+        print(f"skipped: {len(skipped) - _MOST_LINES} more", file=sys.stderr)
     if not num_maps:
         return WRONG_USAGE
-    return FAILED if skipped.count else 0
+    return FAILED if skipped else 0
 
 
-class _Skipped:
-    """Counts what is left out, and prints a line for each until there are too many."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, problem: str) -> None:
-        self.count += 1
-        if self.count <= _MOST_LINES:
-            ProgressBar.write(f"skipped: {with_options(problem)}", file=sys.stderr)
-
-    def print_rest(self) -> None:
-        """Prints how many lines were not printed."""
-        if self.count > _MOST_LINES:
-            print(f"skipped: {self.count - _MOST_LINES} more", file=sys.stderr)
+def _skip(problem: str, skipped: list[str]) -> None:
+    """Adds what is left out, and prints a line about it until there are too many."""
+    skipped.append(problem)
+    if len(skipped) <= _MOST_LINES:
+        ProgressBar.write(f"skipped: {with_options(problem)}", file=sys.stderr)
 
 
 def _opened(options: argparse.Namespace) -> PosedSequence:
@@ -147,7 +125,7 @@ def _completer(options: argparse.Namespace, sequence: PosedSequence) -> SceneCom
 
 
 def _parts(
-    options: argparse.Namespace, sequence: PosedSequence, completer: SceneCompleter, skipped: _Skipped
+    options: argparse.Namespace, sequence: PosedSequence, completer: SceneCompleter, skipped: list[str]
 ) -> list[list[PosedFrame]]:
     """The frames taken, by the part of the sequence within which their poses are known."""
     parts = [list(sequence.frames)]
@@ -165,14 +143,14 @@ def _parts(
     return taken
 
 
-def _tracked(sequence: PosedSequence, odometry: Odometry, skipped: _Skipped) -> list[list[PosedFrame]]:
+def _tracked(sequence: PosedSequence, odometry: Odometry, skipped: list[str]) -> list[list[PosedFrame]]:
     """The frames with poses found in the images; a new list begins where tracking is lost."""
     parts: list[list[PosedFrame]] = []
     for frame in ProgressBar(sequence.frames, title="finding the poses", unit="frame"):
         try:
             pose, begins = odometry.add(frame.read())
         except DataError as error:
-            skipped.add(str(error))
+            _skip(str(error), skipped)
             continue
         if begins:
             parts.append([])
@@ -182,7 +160,7 @@ def _tracked(sequence: PosedSequence, odometry: Odometry, skipped: _Skipped) -> 
     for part in parts:
         if len(part) < _FEWEST:
             names = " to ".join(dict.fromkeys(frame.name for frame in (part[0], part[-1])))
-            skipped.add(f"frame {names}: expected a part of {_FEWEST} tracked frames or more, found {len(part)}")
+            _skip(f"frame {names}: expected a part of {_FEWEST} tracked frames or more, found {len(part)}", skipped)
     return [part for part in parts if len(part) >= _FEWEST]
 
 
@@ -193,7 +171,7 @@ def _map(
     *,
     folder: Path,
     every: Sequence[PosedFrame],
-    skipped: _Skipped,
+    skipped: list[str],
 ) -> bool:
     """Makes or continues the map in a folder, and writes it. Returns whether there is a frame in it.
 
@@ -214,17 +192,14 @@ def _map(
         _finish(scene_map)
     finally:  # an interrupted run writes the map of its completed frames
         if scene_map.num_frames:
-            folder.mkdir(parents=True, exist_ok=True)
-            scene_map.save(folder / STATE)
-            write_room_files(options, folder, scene_map.volume())
-            _print_summary(scene_map, folder)
+            write_map_files(options, folder, scene_map)
     for note in scene_map.notes:
-        skipped.add(note)
+        _skip(note, skipped)
     return scene_map.num_frames > 0
 
 
 def _each(
-    frames: Sequence[PosedFrame], call: Callable[[PosedFrame], object], skipped: _Skipped, *, title: str
+    frames: Sequence[PosedFrame], call: Callable[[PosedFrame], object], skipped: list[str], *, title: str
 ) -> list[PosedFrame]:
     """Calls a function with every frame; the frames for which it raised no DataError."""
     done = []
@@ -233,7 +208,7 @@ def _each(
             call(frame)
         except DataError as error:
             said = str(error).removeprefix(f"frame {frame.name.rpartition('/')[2]}: ")
-            skipped.add(said if frame.name in said else f"frame {frame.name}: {said}")
+            _skip(said if frame.name in said else f"frame {frame.name}: {said}", skipped)
             continue
         done.append(frame)
     return done
@@ -250,20 +225,11 @@ def _finish(scene_map: SceneMap) -> None:
         scene_map.finish(advance)
 
 
-def _print_summary(scene_map: SceneMap, folder: Path) -> None:
-    for line in scene_map.room.describe():
-        print(f"  {with_options(line)}")
-    count = scene_map.num_frames
-    print(f"{folder}: {count} frame{'s' * (count != 1)} in the map ({', '.join((*ROOM_FILES, STATE))})", flush=True)
-
-
 def _check_replaced(folder: Path, *, is_continued: bool) -> None:
     """Raises UsageError if files of another origin would be replaced, or if there is nothing to continue."""
     state = folder / STATE
     if is_continued and not state.exists():
         raise UsageError(f"--continue: expected {state} of an earlier run, found none; omit --continue")
-    if not is_continued and state.exists() and not is_map(state):
-        raise UsageError(f"--out {folder}: expected no {STATE} of another origin, found one; choose another folder")
     check_room_folder(folder)
 
 

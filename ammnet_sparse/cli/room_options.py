@@ -1,15 +1,18 @@
-"""The files of a room's map as outputs of a command: options, and the check of the folder."""
+"""A room's map as output of a command: options, the check of the folder, and its files."""
 
 import argparse
 from pathlib import Path
 
-from ammnet_sparse.cli.errors import UsageError, check_output_folder, writing_to
+from ammnet_sparse.cli.errors import UsageError, check_output_folder, with_options, writing_to
 from ammnet_sparse.cli.options import parse_positive_number
 from ammnet_sparse.files.errors import abbreviated
 from ammnet_sparse.pictures.occupancy import HEIGHTS
-from ammnet_sparse.pictures.room_files import foreign_room_files, write_room
-from ammnet_sparse.scene_map.volume import MapVolume
+from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
+from ammnet_sparse.scene_map.files import is_map
+from ammnet_sparse.scene_map.scene_map import SceneMap
 
+STATE = "state.npz"
+"""Name of the file from which `ammnet map` continues a map."""
 MIN_MOTION = 0.1
 """Meters that the camera moves from one frame of a map to the next, by default."""
 ROOM_OPTIONS = ("map_heights", "map_resolution")
@@ -55,7 +58,9 @@ def check_room_folder(folder: Path) -> None:
     Also if they would replace anything but the files of an earlier map.
     """
     check_output_folder(folder)
-    foreign = foreign_room_files(folder)
+    foreign, state = foreign_room_files(folder), folder / STATE
+    if state.exists() and not is_map(state):
+        foreign.append(state)
     if foreign:
         raise UsageError(
             f"--out {folder}: expected no files of these names but those of an earlier map, found "
@@ -64,13 +69,19 @@ def check_room_folder(folder: Path) -> None:
         )
 
 
-def write_room_files(options: argparse.Namespace, folder: Path, volume: MapVolume) -> list[Path]:
-    """Writes the files of a map into a folder as the options say, and returns their paths."""
+def write_map_files(options: argparse.Namespace, folder: Path, scene_map: SceneMap) -> None:
+    """Writes a map into a folder as the options say, and prints how it was found."""
     with writing_to(folder):
-        return write_room(
+        folder.mkdir(parents=True, exist_ok=True)
+        scene_map.save(folder / STATE)
+        write_room(
             folder,
-            volume,
+            scene_map.volume(),
             palette=options.palette,
             heights=HEIGHTS if options.map_heights is None else tuple(options.map_heights),
             resolution=options.map_resolution,
         )
+    for line in scene_map.room.describe():
+        print(f"  {with_options(line)}")
+    count = scene_map.num_frames
+    print(f"{folder}: {count} frame{'s' * (count != 1)} in the map ({', '.join((*ROOM_FILES, STATE))})", flush=True)

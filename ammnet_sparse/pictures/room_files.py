@@ -63,7 +63,7 @@ def write_room(
     ]
 
 
-def room_scene(volume: MapVolume, *, note: str = "") -> Scene:
+def room_scene(volume: MapVolume) -> Scene:
     """The map as a scene of the page, with the path of the camera; its note has the number of frames."""
     count = len(volume.poses)
     size = volume.info.voxel_size
@@ -74,7 +74,7 @@ def room_scene(volume: MapVolume, *, note: str = "") -> Scene:
     return Scene(
         "room",
         volume.labels,
-        note="\n".join(filter(None, [note, f"{count} frame{'s' * (count != 1)} in the map"])),
+        note=f"{count} frame{'s' * (count != 1)} in the map",
         poses=voxels_from_world @ volume.poses,
         info=volume.info,
     )

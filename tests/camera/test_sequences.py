@@ -23,6 +23,7 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
         pytest.importorskip("lzfse")
     frames = small_frames()
     sequence = open_sequence(write_sequence(tmp_path / "kitchen", layout, frames))
+    assert not [link for link in Path("/proc/self/fd").glob("*") if str(tmp_path) in str(link.resolve())]
     assert sequence.layout == layout and sequence.has_poses and sequence.problems == ()
     given = frames.poses @ np.diag([1.0, -1, -1, 1]) if layout == "Record3D" else frames.poses
     np.testing.assert_allclose(poses_of(sequence.frames), given, atol=1e-6)

@@ -57,8 +57,9 @@ def test_frames_with_poses_become_a_map(run: Tool, tmp_path: Path, capsys: pytes
     writer.join()
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    assert "2.depth.png: has no partner: no pose" in printed.err and "map of 3 frames" in printed.out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*ROOM_FILES, *(f"{name}.npz" for name in "1345")}
+    assert "2.depth.png: has no partner: no pose" in printed.err and "3 frames in the map" in printed.out
+    files = {*ROOM_FILES, "state.npz", *(f"{name}.npz" for name in "1345")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
     assert "resolution: 0.05" in (tmp_path / "out" / "map.yaml").read_text()
     with np.load(tmp_path / "out" / "room.npz", allow_pickle=False) as file:
         assert file["names"].tolist() == ["1", "3", "5"]

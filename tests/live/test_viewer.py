@@ -168,25 +168,25 @@ def test_a_browser_shows_the_room_as_it_grows(completer: SceneCompleter, tmp_pat
     labels[20:, :, 10:] = small.labels
     labels[2:20, 0, 2:20] = TABLE
     grown = dataclasses.replace(
-        map_volume(labels), poses=small.poses, origin=np.array(ORIGIN) - np.array([20, 10, 0]) * 0.08
+        map_volume(labels), poses=small.poses[[0, *range(len(small.poses))]], origin=np.array(ORIGIN) - [1.6, 0.8, 0]
     )
     with Browser(program, tmp_path / "profile") as browser:
         page = browser.open(viewer.address)
-        viewer.show(scene, rate=1.0, room=lambda: room_scene(small, note="small"))
-        page.wait_for("/^frame, 1.0 frames[^]*small/.test(document.querySelector('#note').textContent)")
+        viewer.show(scene, rate=1.0, room=lambda: room_scene(small))
+        page.wait_for("/^frame, 1.0 frames[^]*3 frames in/.test(document.querySelector('#note').textContent)")
         assert page.evaluate("document.querySelector('.caption span').textContent") == "Room"
         x, y = page.middle_of("#canvas")
         page.drag((x, y), (x + 30, y))
         before = pixels_of(page.screenshot("#canvas"), PATH_COLOR)
-        viewer.show(scene, rate=1.0, room=lambda: room_scene(grown, note="grown"))
-        page.wait_for("/^frame, 1.0 frames[^]*grown/.test(document.querySelector('#note').textContent)")
+        viewer.show(scene, rate=1.0, room=lambda: room_scene(grown))
+        page.wait_for("/^frame, 1.0 frames[^]*4 frames in/.test(document.querySelector('#note').textContent)")
         page.settle()
         after = pixels_of(page.screenshot("#canvas"), PATH_COLOR)
         assert before.sum() > 100 and (before & after).sum() > 0.9 * before.sum()
         page.click("#frame-only")
         page.settle()
         assert page.evaluate("document.querySelector('.caption span').textContent") != "Room"
-        assert "grown" not in page.evaluate("document.querySelector('#note').textContent")
+        assert "4 frames in" not in page.evaluate("document.querySelector('#note').textContent")
         page.click("#frame-only")
         page.settle()
         assert (pixels_of(page.screenshot("#canvas"), PATH_COLOR) & after).sum() > 0.9 * after.sum()

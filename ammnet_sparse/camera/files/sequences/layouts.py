@@ -12,25 +12,36 @@ from ammnet_sparse.camera.files.sequences.sequence import PosedFrame, PosedSeque
 from ammnet_sparse.camera.files.stored import read_pose, read_stored
 from ammnet_sparse.files.errors import DataError, abbreviated
 
-_INTRINSICS = ("cam_params.json", "*intrinsic*.*", "camera_info.*", "camera.*", "calibration.*")
+_KINDS = ("color", "depth")
+_POSES = (
+    "*.pose.txt",
+    "groundtruth.txt",
+    *FOLDERS["pose"],
+    "trajectory.log",
+    "*.log",
+    "traj*.txt",
+    "*poses*.txt",
+    "transforms.json",
+)
+"""Files of one pose each, folders of poses, and trajectories; the first that exists counts."""
+_COLOR_BESIDE_DEPTH = ("rgb.txt", "*.color.*", "*.rgb.*", "*.jpg")
 _SHARED_INTRINSICS = ("cam_params.json", "*intrinsic*.*")
-"""Usual names of files of intrinsics, in a sequence's folder and in the one above it, which holds several sequences."""
+_INTRINSICS = ("intrinsic/intrinsic_depth.txt", *_SHARED_INTRINSICS, "camera_info.*", "camera.*", "calibration.*")
+"""Usual names of files of intrinsics, in a sequence's folder; the shared ones also in the one above it, which holds
+several sequences."""
+_COLOR_INTRINSICS = ("intrinsic/intrinsic_color.txt",)
 _INTRINSICS_TYPES = (".txt", ".json", ".yaml", ".yml", ".toml", ".xml", ".ini", ".npy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How sequences of one kind are stored. Places are patterns within the folder; the first that exists counts.
+    """How sequences of one kind are stored.
 
     Attributes:
         name: for people.
         files: its files in words.
         marks: patterns that all match something; they tell the layout.
-        color, depth: folders or lists of images.
-        pose: a folder of poses, or a trajectory.
-        single_color: of color images beside the depth images; without any there are none.
-        single_poses: of files beside the images, each of one pose.
-        intrinsics, color_intrinsics: files.
+        images: the folder of color and depth; None: each has its own, of a usual name.
         depth_scale: units per meter.
         usual: intrinsics that its authors name, for sequences that come without.
     """
@@ -38,13 +49,7 @@ class _Layout:
     name: str
     files: str
     marks: Sequence[str]
-    color: Sequence[str]
-    depth: Sequence[str]
-    pose: Sequence[str] = ()
-    single_color: Sequence[str] = ()
-    single_poses: str = ""
-    intrinsics: Sequence[str] = _INTRINSICS
-    color_intrinsics: Sequence[str] = ()
+    images: str | None = None
     depth_scale: float | None = None
     usual: str = ""
 
@@ -54,9 +59,7 @@ _LAYOUTS = (
         name="TUM",
         files="rgb.txt, depth.txt, groundtruth.txt",
         marks=("rgb.txt", "depth.txt"),
-        color=(".",),
-        depth=(".",),
-        pose=("groundtruth.txt",),
+        images=".",
         depth_scale=5000.0,
         usual="525,525,319.5,239.5",
     ),
@@ -64,45 +67,24 @@ _LAYOUTS = (
         name="Replica",
         files="results/frame*.jpg, results/depth*.png, traj.txt, cam_params.json",
         marks=("results/frame*", "results/depth*"),
-        color=("results",),
-        depth=("results",),
-        pose=("traj.txt",),
+        images="results",
     ),
     _Layout(
         name="ScanNet",
         files="color/, depth/, pose/, intrinsic/intrinsic_depth.txt",
         marks=("color", "depth", "intrinsic/intrinsic_depth.txt"),
-        color=("color",),
-        depth=("depth",),
-        pose=("pose",),
-        intrinsics=("intrinsic/intrinsic_depth.txt",),
-        color_intrinsics=("intrinsic/intrinsic_color.txt",),
     ),
     _Layout(
         name="7-Scenes",
         files="frame-*.color.png, frame-*.depth.png, frame-*.pose.txt",
         marks=("*.depth.*",),
-        color=(".",),
-        single_color=("*.color.*", "*.rgb.*", "*.jpg"),
-        depth=(".",),
-        single_poses="*.pose.txt",
+        images=".",
         usual="585,585,320,240",
     ),
     _Layout(
         name="folders",
         files="color/ (or rgb/, image/), depth/, and a trajectory (*.log, *.txt, transforms.json) or pose/",
         marks=(),
-        color=FOLDERS["color"],
-        depth=FOLDERS["depth"],
-        pose=(
-            "trajectory.log",
-            "*.log",
-            *FOLDERS["pose"],
-            "groundtruth.txt",
-            "traj*.txt",
-            "*poses*.txt",
-            "transforms.json",
-        ),
     ),
 )
 _RECORD3D = "Record3D: a file *.r3d"
@@ -126,13 +108,14 @@ def open_sequence(path: Path, *, intrinsics: Intrinsics | None = None, reads_pos
     if path.suffix.lower() == ".r3d":
         return open_record3d(path, intrinsics=intrinsics, reads_poses=reads_poses).checked()
     layout = _layout_of(path)
-    color, depth, pose = (_first(path, places) for places in (layout.color, layout.depth, layout.pose))
-    if layout.single_color and not any(any(path.glob(pattern)) for pattern in layout.single_color):
-        color = None
-    if layout.single_poses and any(path.glob(layout.single_poses)):
-        pose = path
+    color, depth = (_first(path, FOLDERS[kind] if layout.images is None else [layout.images]) for kind in _KINDS)
     if depth is None:
         raise _unknown(path)
+    if depth == path and _first(path, _COLOR_BESIDE_DEPTH) is None:
+        color = None
+    pose = _first(path, _POSES)
+    if pose is not None and pose.match(_POSES[0]):
+        pose = path
     found, problems = find_frames(color, depth, pose=pose if reads_poses else None, leaves_out_doubles=True)
     frames = []
     for files in found:
@@ -143,7 +126,7 @@ def open_sequence(path: Path, *, intrinsics: Intrinsics | None = None, reads_pos
     color_intrinsics = None
     if intrinsics is None:
         intrinsics = _intrinsics_of(path, layout)
-        given = _first(path, layout.color_intrinsics)
+        given = _first(path, _COLOR_INTRINSICS)
         color_intrinsics = None if given is None or color is None else read_intrinsics(str(given))
     return PosedSequence(
         path=path,
@@ -185,13 +168,12 @@ def _unknown(path: Path) -> DataError:
 
 def _first(folder: Path, places: Sequence[str]) -> Path | None:
     """The first of these places in a folder; of several files of one pattern the first by name."""
-    found = (one for place in places for one in ([folder] if place == "." else sorted(folder.glob(place))))
-    return next(found, None)
+    return next((one for place in places for one in ([folder] if place == "." else sorted(folder.glob(place)))), None)
 
 
 def _intrinsics_of(path: Path, layout: _Layout) -> Intrinsics:
     """Those of the sequence's own file. Raises DataError if it has none, or one that cannot be read."""
-    for folder, patterns in ((path, layout.intrinsics), (path.absolute().parent, _SHARED_INTRINSICS)):
+    for folder, patterns in ((path, _INTRINSICS), (path.absolute().parent, _SHARED_INTRINSICS)):
         for found in (one for pattern in patterns for one in sorted(folder.glob(pattern))):
             if found.is_file() and found.suffix.lower() in _INTRINSICS_TYPES:
                 return read_intrinsics(str(found))

@@ -68,27 +68,28 @@ def open_record3d(path: Path, *, intrinsics: Intrinsics | None = None, reads_pos
 
 
 class _Recording:
-    """An open archive. Raises DataError, which names the file in it, for one that is not as expected."""
+    """An archive, open only while it is read. Raises DataError, which names the file in it, for a wrong one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with open_file(path, what=_WHAT, advice="check the path") as file:
             head = read_head(file)
         try:
-            self._archive = zipfile.ZipFile(path)
+            with zipfile.ZipFile(path) as archive:
+                self._names = archive.namelist()
         except (zipfile.BadZipFile, OSError) as error:
             found = describe_content(head)
             raise DataError.about(path, expected=_WHAT, found=f"{found}: {reason(error)}", advice=_ADVICE) from error
 
     def numbers(self) -> list[int]:
         """Those of the frames that have depth, ascending."""
-        found = (re.fullmatch(r"rgbd/(\d{1,9})\.depth", name) for name in self._archive.namelist())
+        found = (re.fullmatch(r"rgbd/(\d{1,9})\.depth", name) for name in self._names)
         return sorted(int(one[1]) for one in found if one is not None)
 
     def metadata(self) -> dict[str, Any]:
         """The JSON object ``metadata``."""
         name = "metadata"
-        content = self._content(name)
+        (content,) = self._contents(name)
         try:
             document = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -99,11 +100,10 @@ class _Recording:
 
     def read_images(self, number: int, *, size: tuple[int, int], decompress: Callable[[bytes], bytes]) -> StoredImages:
         """Color and depth of a frame."""
-        name = f"rgbd/{number}.jpg"
-        content = self._content(name)
-        color = read_image(self._path / name, mode="RGB", upright=False, content=content, advice=_ADVICE).pixels
-        name = f"rgbd/{number}.depth"
-        content, expected = self._content(name), 4 * size[0] * size[1]
+        color_name, name = f"rgbd/{number}.jpg", f"rgbd/{number}.depth"
+        color_content, content = self._contents(color_name, name)
+        place, expected = self._path / color_name, 4 * size[0] * size[1]
+        color = read_image(place, mode="RGB", upright=False, content=color_content, advice=_ADVICE).pixels
         try:
             found = _decompressed_size(content)
             fits = found == expected <= _MOST_BYTES
@@ -115,13 +115,17 @@ class _Recording:
             raise self._problem(name, said, f"{found} bytes")
         return StoredImages(f"{number:06d}", color, depth.reshape(size))
 
-    def _content(self, name: str) -> bytes:
+    def _contents(self, *names: str) -> list[bytes]:
+        name, found = "", []
         try:
-            if self._archive.getinfo(name).file_size > _MOST_BYTES:
-                raise self._problem(name, f"at most {_MOST_BYTES:,} bytes", "more")
-            return self._archive.read(name)
+            with zipfile.ZipFile(self._path) as archive:
+                for name in names:
+                    if archive.getinfo(name).file_size > _MOST_BYTES:
+                        raise self._problem(name, f"at most {_MOST_BYTES:,} bytes", "more")
+                    found.append(archive.read(name))
         except (KeyError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise self._problem(name, "a file in the archive", reason(error)) from error
+        return found
 
     def _problem(self, name: str, expected: str, found: str) -> DataError:
         return DataError(f"{self._path / name}: expected {expected}, found {found}; {_ADVICE}")

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,34 +189,61 @@ def _distance(pose: Pose, others: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(meters / _LARGEST_STEP, degrees / _LARGEST_TURN)
 
 
-def _without_jumps(frames: Sequence[PosedFrame]) -> tuple[list[PosedFrame], list[str], list[str]]:
-    """The frames without the few whose poses are away from all others; a line for each of these, and for each jump.
+class PoseGroups:
+    """Poses one after another: each continues the group whose last pose it is near to, or begins a new one."""
 
-    Every frame continues the group whose last pose it is near to, or begins a new one.
-    """
-    if not frames:
-        return [], [], []
-    poses = np.stack([_pose_of(frame) for frame in frames])
-    steps = [float(_distance(pose, poses[index : index + 1])[0]) for index, pose in enumerate(poses[1:])]
-    limit = max(1.0, _UNUSUAL * float(np.median(steps)) if steps else 0.0)
-    groups: list[list[int]] = []
-    for index, pose in enumerate(poses):
-        distances = _distance(pose, poses[[group[-1] for group in groups]]) if groups else np.array([math.inf])
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        """Places of the poses, in the order of ``add``."""
+        self._last: list[Pose] = []
+        self._previous: Pose | None = None
+        self._steps: list[float] = []
+
+    def add(self, pose: Pose, *, limit: float | None = None) -> list[int]:
+        """The group of the next pose. ``limit`` is the largest step; None: by the steps so far."""
+        if self._previous is not None:
+            self._steps.append(float(_distance(pose, self._previous[None])[0]))
+        self._previous = pose
+        distances = _distance(pose, np.stack(self._last)) if self.groups else np.array([math.inf])
         nearest = int(distances.argmin())
-        if distances[nearest] <= limit:
-            groups[nearest].append(index)
-        else:
-            groups.append([index])
-    largest = max(map(len, groups))
+        if distances[nearest] > (step_limit(self._steps) if limit is None else limit):
+            nearest = len(self.groups)
+            self.groups.append([])
+            self._last.append(pose)
+        self.groups[nearest].append(len(self._steps))
+        self._last[nearest] = pose
+        return self.groups[nearest]
+
+    def is_lonely(self, group: list[int]) -> bool:
+        """Whether a group is of few poses that are away from all others."""
+        return len(group) <= _FEW and len(group) < max(map(len, self.groups))
+
+
+def step_limit(steps: Sequence[float]) -> float:
+    """The largest step that a camera may make whose steps these are, in units of ``_distance``."""
+    return max(1.0, _UNUSUAL * float(np.median(steps)) if steps else 0.0)
+
+
+def describe_jump(pose: Pose, before: Pose) -> str:
+    """How far a pose is from the one before it, in words."""
+    meters, degrees = (float(one[0]) for one in _motion(before, pose[None]))
+    return f"the pose jumps by {meters:.1f} m and {degrees:.0f} degrees"
+
+
+def _without_jumps(frames: Sequence[PosedFrame]) -> tuple[list[PosedFrame], list[str], list[str]]:
+    """The frames without the few whose poses are away from all others; a line for each of these, and for each jump."""
+    poses = [_pose_of(frame) for frame in frames]
+    limit = step_limit([float(_distance(a, b[None])[0]) for a, b in itertools.pairwise(poses)])
+    found = PoseGroups()
+    for pose in poses:
+        found.add(pose, limit=limit)
     kept: list[int] = []
     lonely: list[str] = []
     jumps: list[str] = []
-    for group in groups:
+    for group in found.groups:
         names = " to ".join(dict.fromkeys(frames[index].name for index in (group[0], group[-1])))
-        before = poses[max(0, group[0] - 1)]
-        meters, degrees = (float(one[0]) for one in _motion(before, poses[group[:1]]))
-        said = f"frame {names}: the pose jumps by {meters:.1f} m and {degrees:.0f} degrees"
-        if len(group) <= _FEW and len(group) < largest:
+        said = f"frame {names}: {describe_jump(poses[group[0]], poses[max(0, group[0] - 1)])}"
+        if found.is_lonely(group):
             lonely.append(f"{said}, away from all others" if group[0] else f"frame {names}: is away from all others")
             continue
         if kept:
