@@ -95,6 +95,10 @@ class MeshPlan(SetPlan):
         return PreparedFrame(label, tsdf, label_weight_of(label, tsdf), mapping, image=images.image, view=view)
 
     @property
+    def sequence(self) -> tuple[str, Path]:  # type: ignore[override]
+        return _name_in_ids(self.source.resolve().name.removesuffix(".r3d")), self.source
+
+    @property
     def record(self) -> dict[str, Any]:
         return {"from": "mesh", "unknown": self.unknown, "classes": list(self.info.class_names)}
 
@@ -140,15 +144,15 @@ def _room(plan: MeshPlan) -> _Room:
     sequence = open_sequence(plan.source, intrinsics=intrinsics)
     if not sequence.has_poses:
         raise DataError(f"{plan.source}: expected frames with poses in the world of the mesh, found none")
-    frames = {_id_of(plan.source, frame): frame for frame in sequence.frames[:: plan.every]}
+    frames = {f"{plan.sequence[0]}_{_name_in_ids(frame.name)}": frame for frame in sequence.frames[:: plan.every]}
     convention = sequence.frames[0].pose_convention or "opencv"
     settings = CameraSettings(**{"pose_convention": convention, **sequence.camera_settings(given)})
     points = read_labeled_mesh(plan.mesh, plan.info, numbers=None if plan.numbers is None else dict(plan.numbers))
     return _Room(sequence, settings, frames, points)
 
 
-def _id_of(source: Path, frame: PosedFrame) -> str:
-    return re.sub(r"[^\w.-]", "-", f"{source.resolve().name.removesuffix('.r3d')}_{frame.name}", flags=re.ASCII)
+def _name_in_ids(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from ammnet_sparse.camera.resizing import MEAN_COLOR
 from ammnet_sparse.camera.settings import CameraSettings
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.data.grid import GRID_SHAPE, IMAGE_SHAPE, UNMAPPED
-from ammnet_sparse.data.raw.frames import decoded_meters, read_depth_values, read_raw_labels
+from ammnet_sparse.data.raw.frames import read_depth, read_raw_labels
 from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.data.volumes import camera as cameras
 from ammnet_sparse.data.volumes import tsdf
@@ -188,7 +188,7 @@ def _plane(images: CameraImages, box: tuple[int, int, int, int]) -> tuple[NDArra
 
 def test_published_frame_from_its_depth(shared_data: Path) -> None:
     """A view without floor: with the published pose its volumes come out exactly, without it nearly the same."""
-    depth = decoded_meters(read_depth_values(shared_data / "raw" / "NYU0003_0000.png"), "rotated")
+    depth, _ = read_depth(shared_data / "raw" / "NYU0003_0000.png", "rotated")
     pose = read_raw_labels(shared_data / "raw" / "NYU0003_0000.bin").pose
     reference = np.load(shared_data / "raw" / "NYU0003_reference.npz", allow_pickle=False)
     own = frame_of(depth, pose)

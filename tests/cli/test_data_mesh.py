@@ -58,6 +58,11 @@ def test_a_mesh_elsewhere_and_another_set_are_refused(
     arguments = ["--source", str(room), "--out", str(prepared), "--unknown", "empty", *common]
     assert data_mesh.main(arguments) == 2
     assert "'unknown'" in capsys.readouterr().err
+    again = tmp_path / "elsewhere" / "office"
+    write_frames(again, count=1)
+    assert data_mesh.main(["--source", str(again), "--out", str(prepared), *common]) == 2
+    error = capsys.readouterr().err
+    assert str(room) in error and str(again) in error
     (tmp_path / "RGB").mkdir()
     write_classes(tmp_path / "classes.yaml")
     assert data_mesh.main(["--source", str(room), "--out", str(tmp_path), *common[:2]]) == 2

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,15 +60,63 @@ class RawPlan(SetPlan):
     depth_encoding: DepthEncoding | None = None
 
     def find(self) -> FoundFrames:
-        frame_ids, problems, notes = find_raw_frames(self.raw)
-        return FoundFrames({self.split: frame_ids}, tuple(problems), tuple(notes))
+        """The frames that have both files.
+
+        A problem is a file that belongs to no frame, or lacks its partner. A note is a file of another type with the
+        name of an existing frame (``NYU0003_reference.npz``), which people keep beside the raw files.
+        """
+        if not self.raw.is_dir():
+            raise DataError(
+                f"{self.raw}: expected the folder of the raw .png and .bin files, found none; check the path"
+            )
+        found: dict[str, set[str]] = {}
+        others = []
+        for path in sorted(self.raw.iterdir()):
+            if path.name.startswith("."):
+                continue
+            match = _RAW_NAME.fullmatch(path.stem)
+            if match is None or path.suffix not in RAW_TYPES or not path.is_file():
+                others.append(path)
+            else:
+                found.setdefault(match[1], set()).add(path.suffix)
+        if not found:
+            raise DataError(
+                f"{self.raw}: expected raw files such as NYU0003_0000.png and NYU0003_0000.bin, found "
+                f"{abbreviated(sorted(path.name for path in self.raw.iterdir()))}; name the folder that holds them, "
+                "such as NYUtrain of SSCNet's download"
+            )
+        problems, notes = [], []
+        for path in others:
+            if path.name[3:7] in found and _NAMED_AFTER_FRAME.match(path.name) and path.suffix not in RAW_TYPES:
+                notes.append(f"{path}: not a raw file; ignored")
+            else:
+                problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; remove it")
+        for frame_id, types in sorted(found.items()):
+            for lacking in sorted(set(RAW_TYPES) - types):
+                present = (types - {lacking}).pop()
+                problems.append(
+                    f"{self.raw / f'NYU{frame_id}_0000{present}'}: expected its partner {lacking} beside it, found none"
+                )
+        complete = sorted(frame_id for frame_id, types in found.items() if len(types) == len(RAW_TYPES))
+        return FoundFrames({self.split: complete}, tuple(problems), tuple(notes))
 
     def sources(self, frame_id: str) -> list[Path]:
         return [self.raw / f"NYU{frame_id}_0000{kind}" for kind in RAW_TYPES]
 
     def read(self, frame_id: str) -> PreparedFrame:
-        depth, label = self.sources(frame_id)
-        return read_raw_frame(depth, label, camera=CAMERAS[self.intrinsics], depth_encoding=self.depth_encoding)
+        depth_path, label_path = self.sources(frame_id)
+        _check_whole_png(depth_path)
+        depth, encoding = read_depth(depth_path, self.depth_encoding)
+        if not depth.any():
+            raise DataError(f"{depth_path}: expected depth, found no valid pixel")
+        raw = read_raw_labels(label_path)
+        label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
+        try:
+            view = CameraView(CAMERAS[self.intrinsics], raw.pose, raw.origin)
+        except ValueError as error:
+            raise DataError(f"{label_path}: {error}; the file is damaged or of another kind") from error
+        frame = PreparedFrame.of(depth, label, view=view, depth_path=depth_path, label_path=label_path)
+        return dataclasses.replace(frame, note=raw.note, depth_encoding=encoding)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -82,79 +129,6 @@ class RawPlan(SetPlan):
         folder, file = self.out / "NYUCAD" / self.split, f"NYU{frame_id}_0000_voxels.npz"
         label = self.out / "Label" / f"{frame_id}.npz"
         return {"TSDF": folder / "TSDF_lr" / file, "Mapping": folder / "mapping" / file, "Label": label}
-
-
-def find_raw_frames(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """The content of a folder: the ids of the frames that have both files, sorted; problems; and notes.
-
-    A problem is a file that belongs to no frame, or lacks its partner. A note is a file of another type with the
-    name of an existing frame (``NYU0003_reference.npz``), which people keep beside the raw files.
-
-    Raises:
-        DataError: no such folder, or no frame in it.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected the folder of the raw .png and .bin files, found none; check the path")
-    found: dict[str, set[str]] = {}
-    others = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        match = _RAW_NAME.fullmatch(path.stem)
-        if match is None or path.suffix not in RAW_TYPES or not path.is_file():
-            others.append(path)
-        else:
-            found.setdefault(match[1], set()).add(path.suffix)
-    if not found:
-        raise DataError(
-            f"{folder}: expected raw files such as NYU0003_0000.png and NYU0003_0000.bin, found "
-            f"{abbreviated(sorted(path.name for path in folder.iterdir()))}; name the folder that holds them, "
-            "such as NYUtrain of SSCNet's download"
-        )
-    problems, notes = [], []
-    for path in others:
-        if path.name[3:7] in found and _NAMED_AFTER_FRAME.match(path.name) and path.suffix not in RAW_TYPES:
-            notes.append(f"{path}: not a raw file; ignored")
-        else:
-            problems.append(f"{path}: expected only files NYU0003_0000.png and .bin, found another; remove it")
-    for frame_id, types in sorted(found.items()):
-        for lacking in sorted(set(RAW_TYPES) - types):
-            present = (types - {lacking}).pop()
-            problems.append(
-                f"{folder / f'NYU{frame_id}_0000{present}'}: expected its partner {lacking} beside it, found none"
-            )
-    complete = sorted(frame_id for frame_id, types in found.items() if len(types) == len(RAW_TYPES))
-    return complete, problems, notes
-
-
-def read_raw_frame(
-    depth_path: Path, label_path: Path, *, camera: Camera, depth_encoding: DepthEncoding | None = None
-) -> PreparedFrame:
-    """The volumes of a raw frame, by the definitions of ``data/volumes``.
-
-    Args:
-        depth_encoding: how the depth image stores millimeters; None: detected, rotated if the values do not show it.
-
-    Raises:
-        DataError: a file that is empty, truncated, too long, of another kind, or of a scene without any voxel.
-    """
-    _check_whole_png(depth_path)
-    values = read_depth_values(depth_path)
-    encoding = depth_encoding or guess_depth_encoding(values) or "rotated"
-    depth = decoded_meters(values, encoding)
-    if not depth.any():
-        raise DataError(f"{depth_path}: expected depth, found no valid pixel")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        raw = read_raw_labels(label_path)
-    label = downsample_labels(classes_from_raw(raw.labels)).reshape(-1)
-    try:
-        view = CameraView(camera, raw.pose, raw.origin)
-    except ValueError as error:
-        raise DataError(f"{label_path}: {error}; the file is damaged or of another kind") from error
-    note = "; ".join(str(warning.message) for warning in caught)
-    frame = PreparedFrame.of(depth, label, view=view, depth_path=depth_path, label_path=label_path)
-    return dataclasses.replace(frame, note=note, depth_encoding=encoding)
 
 
 def _check_whole_png(path: Path) -> None:
@@ -175,17 +149,26 @@ class RawLabels:
         labels: [240, 144, 240] uint8, axes (X, height, Y), voxels of 0.02 m: raw label 0..36, or 255 for ignore.
         origin: [3] float64, world position in meters of the lower corner of voxel (0, 0, 0), as (X, Y, Z).
         pose: [4, 4] float64, camera to world.
+        note: what was repaired, or nothing.
     """
 
     labels: NDArray[np.uint8]
     origin: NDArray[np.float64]
     pose: NDArray[np.float64]
+    note: str = ""
 
 
-def decoded_meters(values: NDArray[Any], encoding: DepthEncoding) -> NDArray[np.float32]:
-    """Meters, float32, of the stored values of a depth image, any shape."""
+def read_depth(path: Path, encoding: DepthEncoding | None = None) -> tuple[NDArray[np.float32], DepthEncoding]:
+    """The meters [480, 640] of a depth image, and how it stores millimeters.
+
+    Args:
+        path: a 16-bit png.
+        encoding: None: detected, rotated if the values do not show it.
+    """
+    values = read_depth_values(path)
+    encoding = encoding or guess_depth_encoding(values) or "rotated"
     millimeters = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
-    return (millimeters / 1000.0).astype(np.float32)
+    return (millimeters / 1000.0).astype(np.float32), encoding
 
 
 def read_depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -203,7 +186,7 @@ def read_depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:
 def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
     """Labels, origin and camera pose of a raw SSCNet ``.bin`` file.
 
-    A file whose runs end one voxel short is completed with its last value, with a warning.
+    A file whose runs end one voxel short is completed with its last value.
 
     Raises:
         DataError: a truncated file, runs that fill another number of voxels, or unknown labels.
@@ -219,10 +202,11 @@ def read_raw_labels(path: str | os.PathLike[str]) -> RawLabels:
     if not np.isfinite(header).all():
         raise DataError(f"{path}: expected finite origin and camera pose, found {header.tolist()}")
     pairs = np.frombuffer(content, dtype="<u4", offset=_HEADER_BYTES).reshape(-1, 2)
-    return RawLabels(_expand_runs(path, pairs), header[:3], header[3:].reshape(4, 4))
+    labels, note = _expand_runs(path, pairs)
+    return RawLabels(labels, header[:3], header[3:].reshape(4, 4), note)
 
 
-def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDArray[np.uint8]:
+def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], str]:
     values, lengths = pairs[:, 0], pairs[:, 1].astype(np.int64)
     unknown = np.unique(values[(values >= NUM_RAW_LABELS) & (values != IGNORE_LABEL)])
     if unknown.size:
@@ -230,9 +214,9 @@ def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDA
             f"{path}: expected labels 0..{NUM_RAW_LABELS - 1} or {IGNORE_LABEL}, found {unknown[:8].tolist()}; "
             "the file is damaged, of another kind, or has extra bytes at its end"
         )
-    expected, found = int(np.prod(FINE_GRID_SHAPE)), int(lengths.sum())
+    expected, found, note = int(np.prod(FINE_GRID_SHAPE)), int(lengths.sum()), ""
     if found == expected - 1:
-        warnings.warn(f"{path}: runs end one voxel short; the last value is repeated", stacklevel=3)
+        note = f"{path}: runs end one voxel short; the last value is repeated"
         lengths[-1] += 1
     elif found != expected:
         raise DataError(f"{path}: expected runs that fill {expected} voxels, found {found}")
@@ -241,4 +225,4 @@ def _expand_runs(path: str | os.PathLike[str], pairs: NDArray[np.uint32]) -> NDA
             f"{path}: expected runs of 1 voxel and more, found {int((lengths == 0).sum())} of none; "
             "the file is longer than it should be, or damaged"
         )
-    return np.repeat(values.astype(np.uint8), lengths).reshape(FINE_GRID_SHAPE)
+    return np.repeat(values.astype(np.uint8), lengths).reshape(FINE_GRID_SHAPE), note

@@ -94,6 +94,7 @@ class SetPlan(abc.ABC):
         is_flipped: flipped TSDF in NYUCAD's layout.
         unobserved: what a flipped TSDF holds where nothing was observed (``flip_tsdf``).
         has_images: frames come with color images.
+        sequence: what all ids begin with, and the folder or file that these frames come from.
     """
 
     out: Path
@@ -101,6 +102,7 @@ class SetPlan(abc.ABC):
     is_flipped: bool = False
     unobserved: Unobserved = "free"
     has_images: bool = False
+    sequence: tuple[str, Path] | None = None
 
     @abc.abstractmethod
     def find(self) -> FoundFrames:

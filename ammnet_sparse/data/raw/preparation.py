@@ -31,7 +31,7 @@ from PIL import Image
 
 from ammnet_sparse.data.grid import GRID_SHAPE
 from ammnet_sparse.data.parallel import available_cores, map_in_processes
-from ammnet_sparse.data.raw.plan import PreparedFrame, SetPlan
+from ammnet_sparse.data.raw.plan import FoundFrames, PreparedFrame, SetPlan
 from ammnet_sparse.data.set_info import NYU, SET_FILE, read_set_info, write_set_info
 from ammnet_sparse.data.sets import files
 from ammnet_sparse.data.sets.files import VIEW_KEY
@@ -49,7 +49,7 @@ Outcome = Literal["written", "rewritten", "complete", "failed"]
 _KEYS = {False: ("arr_0", "arr_1", "arr_0"), True: ("tsdf_lr", "label_weight", "arr_1")}
 """Of TSDF, label weight and mapping in their files, by whether the TSDF is flipped."""
 RECORD = "prepared.json"
-_RECORD_VERSION = 1
+_RECORD_VERSION, _SEQUENCES = 1, "sequences"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,13 @@ class PreparationReport:
     """The outcome of ``prepare_set``.
 
     Attributes:
-        results: of every frame that was found.
-        problems: messages about files that are not of the form or lack their partner.
-        notes: messages about files that are ignored.
+        found: the frames, and what was noticed about the files.
+        results: of every frame.
         listed: number of frames in every list by its name.
     """
 
+    found: FoundFrames
     results: tuple[FrameResult, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
     listed: dict[str, int]
 
     def count(self, outcome: Outcome) -> int:
@@ -87,7 +85,7 @@ class PreparationReport:
     @property
     def failures(self) -> list[str]:
         """Every file that was skipped, with the reason."""
-        return [*self.problems, *(result.message for result in self.results if result.outcome == "failed")]
+        return [*self.found.problems, *(result.message for result in self.results if result.outcome == "failed")]
 
     @property
     def is_clean(self) -> bool:
@@ -96,7 +94,7 @@ class PreparationReport:
     def describe(self) -> str:
         """The report as text: notes, every problem, and the counts last."""
         repaired = [result.message for result in self.results if result.message and result.outcome != "failed"]
-        notes = [*self.notes, *self._depth_notes(), *repaired]
+        notes = [*self.found.notes, *self._depth_notes(), *repaired]
         lines = [*(f"note: {note}" for note in notes), *(f"skipped: {failure}" for failure in self.failures)]
         counts = (
             f"{self.count('written')} frames written, {self.count('rewritten')} replaced, "
@@ -135,17 +133,14 @@ def prepare_set(plan: SetPlan, *, workers: int | None = None, progress: bool = T
     found = plan.find()
     frame_ids = sorted({frame_id for listed in found.lists.values() for frame_id in listed})
     _claim_folder(plan)
-    results: list[FrameResult] = []
-    with ProgressBar(total=len(frame_ids), title="preparing", unit="frame", is_shown=progress) as bar:
-        for result in map_in_processes(partial(prepare_frame, plan), frame_ids, workers=workers or available_cores()):
-            results.append(result)
-            bar.update()
+    made = map_in_processes(partial(prepare_frame, plan), frame_ids, workers=workers or available_cores())
+    results = list(ProgressBar(made, total=len(frame_ids), title="preparing", unit="frame", is_shown=progress))
     for folder in {path.parent for frame_id in frame_ids for path in plan.paths(frame_id).values()}:
         if folder.is_dir():
             remove_unfinished(folder)
     failed = {result.frame_id for result in results if result.outcome == "failed"}
     listed = {name: _write_list(plan.out / f"{name}.txt", ids, failed=failed) for name, ids in found.lists.items()}
-    return PreparationReport(tuple(results), found.problems, found.notes, listed)
+    return PreparationReport(found, tuple(results), listed)
 
 
 def prepare_frame(plan: SetPlan, frame_id: str) -> FrameResult:
@@ -173,7 +168,7 @@ def prepare_frame(plan: SetPlan, frame_id: str) -> FrameResult:
 def _claim_folder(plan: SetPlan) -> None:
     """Records how the folder is prepared. Raises DataError if it was prepared with other settings."""
     record: dict[str, Any] = {"version": _RECORD_VERSION, **plan.record}
-    path = plan.out / RECORD
+    path, sequences = plan.out / RECORD, {}
     if path.exists():
         try:
             found = json.loads(read_text(path, what="how the set was prepared"))
@@ -181,11 +176,21 @@ def _claim_folder(plan: SetPlan) -> None:
             raise DataError(
                 f"{path}: cannot be read ({reason(error)}); choose another folder for the output"
             ) from error
-        if isinstance(found, dict) and found.get("flipped"):
-            found.setdefault("unobserved", "surface")  # written before there was a choice
+        if isinstance(found, dict):
+            sequences = found.pop(_SEQUENCES, {})
+            if found.get("flipped"):
+                found.setdefault("unobserved", "surface")  # written before there was a choice
         if found != record:
             raise DataError(f"{plan.out}: expected a set prepared with {record}, found {found}; choose another folder")
-        return
+    else:
+        _begin_set(plan)
+    if plan.sequence is not None:
+        record[_SEQUENCES] = _with_sequence(path, sequences, *plan.sequence)
+    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def _begin_set(plan: SetPlan) -> None:
+    """Makes the folder, with ``classes.yaml``. Raises DataError if it has files of another origin."""
     folders = ("Label", "TSDF", "Mapping", "NYUCAD", *(["RGB"] if plan.has_images else []))
     foreign = [name for name in folders if (plan.out / name).exists()]
     described = plan.out / SET_FILE
@@ -200,7 +205,18 @@ def _claim_folder(plan: SetPlan) -> None:
     plan.out.mkdir(parents=True, exist_ok=True)
     if plan.info != NYU and not is_described:
         write_set_info(described, plan.info)
-    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def _with_sequence(path: Path, sequences: Any, name: str, place: Path) -> dict[str, str]:
+    """The sequences of a set by name, and one more. Raises DataError for another one of the same name."""
+    expected = str(place.resolve())
+    found = sequences.get(name, expected) if isinstance(sequences, dict) else sequences
+    if found != expected:
+        raise DataError(
+            f"{path}: expected {expected} for the frames named {name}, found {found}; rename one of the two, or "
+            f"correct {_SEQUENCES!r} there if it was moved"
+        )
+    return {**sequences, name: expected}
 
 
 def _write_frame(plan: SetPlan, frame_id: str, frame: PreparedFrame) -> None:
