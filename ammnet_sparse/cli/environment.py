@@ -5,8 +5,10 @@
 Exit code: 0 nothing is missing for the device, 1 something is (each is named), 2 wrong usage, 130 interrupted.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import re
 import shutil
@@ -21,7 +23,9 @@ from ammnet_sparse.cli.errors import UsageError, command
 from ammnet_sparse.cli.options import CommandParser, add_device_option
 
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+_SOURCES = _PROJECT.with_name("csrc")
 """Of a checkout, which need not be installed here."""
+_BUILD = Path(__file__).resolve().parents[1] / "_kernels_build.json"
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
 """Import names that differ from the names of the packages."""
 _DEVELOPMENT = ("pytest", "hypothesis", "ruff", "mypy")
@@ -91,8 +95,20 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
         print(f"kernels for {name}: {'loaded' if library.is_loaded else 'not loaded'} ({library.note})")
         if not library.is_loaded and name in ("cpu", device):
             yield f"compiled kernels for {name}: {library.note} (install the package where a compiler is found)"
+        elif library.is_loaded and _is_of_other_sources():
+            yield f"kernels for {name} of the present csrc (python setup.py build_ext --inplace)"
     if device == "cuda" and not torch.cuda.is_available():
         yield "a CUDA device that PyTorch finds"
+
+
+def _is_of_other_sources() -> bool:
+    """Whether the kernels were built from other files than those of the checkout (tools/setup/build_kernels.py)."""
+    if not _SOURCES.is_dir() or not _BUILD.is_file():
+        return False
+    built = json.loads(_BUILD.read_text(encoding="utf-8")).get("sources")
+    files = sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    present = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return built is not None and built != present
 
 
 def _print_weights() -> None:

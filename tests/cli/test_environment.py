@@ -1,6 +1,9 @@
 """`ammnet environment`: what is missing is named."""
 
+import json
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,17 @@ def test_environment_names_missing_packages(capsys: pytest.CaptureFixture[str]) 
     has_device = torch.cuda.is_available()
     assert ("LACKING: a CUDA device" in capsys.readouterr().out) is not has_device
     assert (code == 0) is has_device
+
+
+def test_kernels_of_other_sources_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = runpy.run_path(str(environment._SOURCES.parent / "tools" / "setup" / "build_kernels.py"))
+    monkeypatch.setattr(environment, "_BUILD", tmp_path / "build.json")
+    for digest, is_named in ((build["digest_of"](environment._SOURCES), False), ("0" * 64, True)):
+        (tmp_path / "build.json").write_text(json.dumps({"sources": digest}))
+        environment.main([])
+        assert ("LACKING: kernels for cpu" in capsys.readouterr().out) is is_named
 
 
 def test_an_spconv_that_cannot_be_imported_is_missing(

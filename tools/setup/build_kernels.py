@@ -13,6 +13,7 @@ By default each library is built where its compiler is found, and a compiler tha
     CUDA_HOME, CXX, CXXFLAGS, LDFLAGS, MAX_JOBS   as usual
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -100,7 +101,8 @@ class BuildKernels(build_ext):
         """Beside the libraries, so that the package can say later why it has none: pip hides what a build prints."""
         folder = Path(self.get_ext_fullpath("ammnet_sparse.any")).parent
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REPORT).write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+        content = {**self.report, "sources": digest_of(SOURCES)}
+        (folder / REPORT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for device, what in self.report.items():
             print(f"== {device} kernels: {what}", flush=True)
             if not what.startswith("built"):
@@ -110,6 +112,12 @@ class BuildKernels(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         # No tag of a Python version: the libraries do not depend on Python.
         return os.path.join(*fullname.split(".")) + ".so"
+
+
+def digest_of(sources: Path) -> str:
+    """Of the content of all files; `ammnet environment` computes the same."""
+    files = sorted(path for path in sources.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def switch(device: str) -> str:
