@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 
 from ammnet_sparse.cli.options import parse_count, parse_positive
 from ammnet_sparse.completion import SceneCompleter
-from ammnet_sparse.data.grid import EMPTY_LABEL, GRID_SHAPE, IGNORE_LABEL, IMAGE_SHAPE, UNMAPPED, VOXEL_SIZE
+from ammnet_sparse.data.grid import EMPTY_LABEL, GRID_SHAPE, IGNORE_LABEL, UNMAPPED, VOXEL_SIZE
 from ammnet_sparse.data.synthetic.raycast import fill_voxels
 from ammnet_sparse.data.synthetic.scene import Scene
 from ammnet_sparse.data.synthetic.walk import Walk, make_walk
-from ammnet_sparse.data.volumes.camera import NYU_CAMERA
+from ammnet_sparse.data.volumes.camera import NYU_CAMERA, CameraView, voxels_in_view
 from ammnet_sparse.data.volumes.labels import downsample_labels, label_weight_of
 from ammnet_sparse.evaluation.metrics import CompletionMetrics, VoxelCounts
 from ammnet_sparse.files.writing import write_text
@@ -75,7 +75,9 @@ class ScoredVoxels:
         truth = downsample_labels(fine)
         index = np.moveaxis(np.indices(GRID_SHAPE), 0, -1)[..., [0, 2, 1]]
         room = _moved(room_from_frame, (index + 0.5) * VOXEL_SIZE + frame.origin)
-        is_scored = (truth != IGNORE_LABEL) & (label_weight_of(truth, frame.tsdf) > 0) & _in_view(room, pose)
+        view = CameraView(NYU_CAMERA, frame.placement.pose, frame.origin)
+        is_scored = (truth != IGNORE_LABEL) & (label_weight_of(truth, frame.tsdf) > 0)
+        is_scored &= voxels_in_view(view).reshape(GRID_SHAPE) > 0
         arrays = (room, truth, completed.labels, frame.mapping != UNMAPPED)
         return cls(*(array[is_scored] for array in arrays))
 
@@ -181,15 +183,6 @@ def _in_world(scene: Scene, world: NDArray[np.float64]) -> Scene:
     """A scene in another upright world; ``world`` is [4, 4] from its own."""
     turn = math.atan2(world[1, 0], world[0, 0])
     return dataclasses.replace(scene, center=_moved(world, scene.center), yaw=scene.yaw + turn)
-
-
-def _in_view(points: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[...] whether points [..., 3] of the room's world are in the image of a camera with that pose."""
-    x, y, z = np.moveaxis(_moved(np.linalg.inv(pose), points), -1, 0)
-    z = np.where(z > 0, z, np.nan)
-    u, v = NYU_CAMERA.fx * x / z + NYU_CAMERA.cx, NYU_CAMERA.fy * y / z + NYU_CAMERA.cy
-    rows, columns = IMAGE_SHAPE
-    return np.asarray((u > -0.5) & (u < columns - 0.5) & (v > -0.5) & (v < rows - 0.5), dtype=np.bool_)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

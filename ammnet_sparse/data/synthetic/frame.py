@@ -30,14 +30,29 @@ _PREVIEW = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SyntheticFrame:
-    """A frame with its ground truth. Voxel arrays are flat, axes (X, height, Y) in C order, V = 129600.
+class SyntheticImages:
+    """What a camera records of a scene.
 
     Attributes:
         image: [480, 640, 3] uint8 RGB.
         depth: [480, 640] float32 meters, 0 where missing, with the noise asked for.
         label_map: [480, 640] uint8, 0..13, with errors.
         true_label_map: [480, 640] uint8, 0..13, without.
+        view: what is seen without noise.
+    """
+
+    image: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    label_map: NDArray[np.uint8]
+    true_label_map: NDArray[np.uint8]
+    view: View
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SyntheticFrame(SyntheticImages):
+    """A frame with its ground truth. Voxel arrays are flat, axes (X, height, Y) in C order, V = 129600.
+
+    Attributes:
         label: [V] uint8, 0..11 or 255.
         tsdf: [V] float32, not flipped.
         mapping: [V] int32, pixel or -1.
@@ -46,10 +61,6 @@ class SyntheticFrame:
         origin: [3] float64, world position of the grid's lower corner.
     """
 
-    image: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    label_map: NDArray[np.uint8]
-    true_label_map: NDArray[np.uint8]
     label: NDArray[np.uint8]
     tsdf: NDArray[np.float32]
     mapping: NDArray[np.int32]
@@ -74,10 +85,7 @@ def generate_frame(seed: int, index: int, *, noise: Noise) -> SyntheticFrame:
     label = _labels(scene, images.view, pose, camera_view.origin)
     tsdf = tsdf_from_depth(images.depth, view=camera_view)
     return SyntheticFrame(
-        image=images.image,
-        depth=images.depth,
-        label_map=images.label_map,
-        true_label_map=images.true_label_map,
+        **vars(images),
         label=label,
         tsdf=tsdf,
         mapping=mapping_from_depth(images.depth, view=camera_view),
@@ -85,21 +93,6 @@ def generate_frame(seed: int, index: int, *, noise: Noise) -> SyntheticFrame:
         pose=pose,
         origin=camera_view.origin,
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SyntheticImages:
-    """What a camera records of a scene; the arrays are those of ``SyntheticFrame``.
-
-    Attributes:
-        view: the same without noise.
-    """
-
-    image: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    label_map: NDArray[np.uint8]
-    true_label_map: NDArray[np.uint8]
-    view: View
 
 
 def take_images(

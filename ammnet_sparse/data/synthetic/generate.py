@@ -84,50 +84,65 @@ def generate_rooms(
         ValueError: parameters out of range.
         RoomsError: ``folder`` holds something else, or a frame fails.
     """
-    folder = Path(folder)
-    parameters = _checked_parameters(frames, validation_frames, seed, noise)
-    check_workers(workers)
-
-    def write(partial_folder: Path) -> None:
-        _write_frames(partial_folder, parameters, workers=workers, progress=progress)
-        _write_lists(partial_folder, parameters)
-
-    return complete_folder(folder, parameters, folders=_FOLDERS, write=write)
-
-
-def check_seed_and_noise(seed: int, noise: str) -> None:
-    """Raises ValueError unless a set can be generated with them."""
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, found {seed}")
-    if noise not in ("none", "kinect"):
-        raise ValueError(f"noise: expected 'none' or 'kinect', found {noise!r}")
+    if frames < 2:
+        raise ValueError(f"frames: expected at least 2 (one to train on, one to validate on), found {frames}")
+    if not 1 <= validation_frames < frames:
+        raise ValueError(f"validation_frames: expected 1..{frames - 1} of {frames} frames, found {validation_frames}")
+    return generate_set(
+        Path(folder),
+        {"frames": frames, "validation_frames": validation_frames, "seed": seed, "noise": noise},
+        folders=_FOLDERS,
+        complete_with=[f"Label/{_frame_id(index)}.npz" for index in range(frames)],
+        make=_make_frame,
+        unit="frame",
+        workers=workers,
+        progress=progress,
+    )
 
 
-def check_workers(workers: int | None) -> None:
-    """Raises ValueError unless ``workers`` is a number of processes or None."""
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: expected at least 1, or None for one per core, found {workers}")
-
-
-def complete_folder(
-    folder: Path, parameters: dict[str, Any], *, folders: Sequence[str], write: Callable[[Path], None]
+def generate_set(
+    folder: Path,
+    parameters: dict[str, Any],
+    *,
+    folders: Sequence[str],
+    complete_with: Sequence[str],
+    make: Callable[[Path, dict[str, Any], int], None],
+    unit: str,
+    workers: int | None,
+    progress: bool,
 ) -> Path:
-    """``folder``, written beside itself by ``write`` and renamed when complete, unless it is there already.
+    """``folder``, made beside itself and renamed when complete, unless it is there already.
 
     Args:
         folder: of the set.
-        parameters: everything that its files depend on.
-        folders: names of those in it, which exist when ``write`` is called.
-        write: completes the files in the folder it is given, some of which may exist from an interrupted run.
+        parameters: everything that its files depend on, among it ``seed`` and ``noise``.
+        folders: names of those in it, which exist when ``make`` is called.
+        complete_with: the file that is written last, for every frame or room.
+        make: writes the files of one of these into a folder, by parameters and index; it can be pickled.
+        unit: what is made, for messages.
+        workers: processes.
+        progress: shows a progress bar.
 
     Raises:
-        RoomsError: ``folder`` holds something else.
+        ValueError: parameters out of range.
+        RoomsError: ``folder`` holds something else, or a frame fails.
     """
+    if parameters["seed"] < 0:
+        raise ValueError(f"seed: expected 0 or more, found {parameters['seed']}")
+    if parameters["noise"] not in ("none", "kinect"):
+        raise ValueError(f"noise: expected 'none' or 'kinect', found {parameters['noise']!r}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected at least 1, or None for one per core, found {workers}")
+    parameters = {"generator_version": GENERATOR_VERSION, **parameters}
     if _holds(folder, parameters):
         return folder
     partial_folder = _prepare(folder, parameters, folders)
     try:
-        write(partial_folder)
+        todo = [index for index, file in enumerate(complete_with) if not (partial_folder / file).exists()]
+        one = partial(_make_one, make, unit, partial_folder, parameters)
+        with contextlib.closing(map_in_processes(one, todo, workers=workers or available_cores())) as results:
+            for _ in ProgressBar(results, total=len(todo), title="generating rooms", unit=unit, is_shown=progress):
+                pass
         for place in (partial_folder, *(partial_folder / name for name in folders)):
             remove_unfinished(place)
         partial_folder.rename(folder)
@@ -138,19 +153,15 @@ def complete_folder(
     return folder
 
 
-def _checked_parameters(frames: int, validation_frames: int, seed: int, noise: str) -> dict[str, Any]:
-    if frames < 2:
-        raise ValueError(f"frames: expected at least 2 (one to train on, one to validate on), found {frames}")
-    if not 1 <= validation_frames < frames:
-        raise ValueError(f"validation_frames: expected 1..{frames - 1} of {frames} frames, found {validation_frames}")
-    check_seed_and_noise(seed, noise)
-    return {
-        "generator_version": GENERATOR_VERSION,
-        "frames": frames,
-        "validation_frames": validation_frames,
-        "seed": seed,
-        "noise": noise,
-    }
+def _make_one(
+    make: Callable[[Path, dict[str, Any], int], None], unit: str, folder: Path, parameters: dict[str, Any], index: int
+) -> None:
+    try:
+        make(folder, parameters, index)
+    except OSError:
+        raise
+    except Exception as error:
+        raise RoomsError(f"{unit} {index} of seed {parameters['seed']}: {type(error).__name__}: {error}") from error
 
 
 def _read_parameters(folder: Path) -> Any:
@@ -196,30 +207,11 @@ def _prepare(folder: Path, parameters: dict[str, Any], folders: Sequence[str]) -
     return working
 
 
-def _write_frames(folder: Path, parameters: dict[str, Any], *, workers: int | None, progress: bool) -> None:
-    # A frame's label file is written last and says that the frame is complete.
-    todo = [i for i in range(parameters["frames"]) if not (folder / "Label" / f"{_frame_id(i)}.npz").exists()]
-    make = partial(_make_frame, folder, parameters["seed"], parameters["noise"])
-    make_all(make, todo, unit="frame", workers=workers, progress=progress)
-
-
-def make_all(
-    make: Callable[[int], None], todo: Sequence[int], *, unit: str, workers: int | None, progress: bool
-) -> None:
-    """Calls ``make``, which can be pickled, for every index, in processes and with a progress bar."""
-    results = map_in_processes(make, todo, workers=workers or available_cores())
-    with contextlib.closing(results):
-        for _ in ProgressBar(results, total=len(todo), title="generating rooms", unit=unit, is_shown=progress):
-            pass
-
-
-def _make_frame(folder: Path, seed: int, noise: Noise, index: int) -> None:
-    try:
-        write_frame(folder, _frame_id(index), generate_frame(seed, index, noise=noise))
-    except OSError:
-        raise
-    except Exception as error:
-        raise RoomsError(f"frame {index} of seed {seed}: {type(error).__name__}: {error}") from error
+def _make_frame(folder: Path, parameters: dict[str, Any], index: int) -> None:
+    if index == 0:
+        _write_lists(folder, parameters)
+    frame = generate_frame(parameters["seed"], index, noise=parameters["noise"])
+    write_frame(folder, _frame_id(index), frame)
 
 
 def write_frame(folder: Path, frame_id: str, frame: SyntheticFrame) -> None:

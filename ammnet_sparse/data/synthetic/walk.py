@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +70,15 @@ def make_walk(seed: int, index: int, *, views: int) -> Walk:
     downwards, and turns to where most is to be seen that it has not shown before.
     """
     rng = np.random.default_rng([seed, index, _STAGE])
-    rooms = (make_room(rng) for _ in range(ROOM_TRIES))
-    scene, path = max(_until_long(rooms), key=lambda tried: _length(tried[1]))
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
+    along = np.zeros(0)
+    for _ in range(ROOM_TRIES):  # the first room with a long walk, or the one with the longest
+        room = make_room(rng)
+        tried = _path(room)
+        lengths = np.linalg.norm(np.diff(tried, axis=0), axis=1)
+        if not len(along) or lengths.sum() > along[-1]:
+            scene, path, along = room, tried, np.concatenate([[0.0], np.cumsum(lengths)])
+        if along[-1] >= LEAST_LENGTH:
+            break
     at = np.linspace(0, along[-1], views)
     positions = np.stack([np.interp(at, along, path[:, axis]) for axis in (0, 1)], axis=1)
     return Walk(scene, _look_around(scene, positions, rng), (seed, index))
@@ -93,20 +98,6 @@ def room_labels(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     x, y, height = np.ceil((high - low) / VOXEL_SIZE).astype(int).tolist()
     fine_shape = (x * FINE_PER_VOXEL, height * FINE_PER_VOXEL, y * FINE_PER_VOXEL)
     return downsample_labels(fill_voxels(scene, low, grid_shape=fine_shape)), low
-
-
-def _until_long(rooms: Iterable[Scene]) -> list[tuple[Scene, NDArray[np.float64]]]:
-    """Rooms with their paths, up to the first path that is long enough."""
-    tried: list[tuple[Scene, NDArray[np.float64]]] = []
-    for scene in rooms:
-        tried.append((scene, _path(scene)))
-        if _length(tried[-1][1]) >= LEAST_LENGTH:
-            break
-    return tried
-
-
-def _length(path: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
 
 
 def _path(scene: Scene) -> NDArray[np.float64]:

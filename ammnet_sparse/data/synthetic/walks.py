@@ -1,7 +1,6 @@
 """Sets of walks through synthetic rooms on disk: posed sequences in the layout of 7-Scenes, and each room's truth."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,7 @@ from PIL import Image
 
 from ammnet_sparse.data.grid import CLASS_NAMES, VOXEL_SIZE
 from ammnet_sparse.data.synthetic.frame import Noise
-from ammnet_sparse.data.synthetic.generate import (
-    GENERATOR_VERSION,
-    RoomsError,
-    check_seed_and_noise,
-    check_workers,
-    complete_folder,
-    make_all,
-)
+from ammnet_sparse.data.synthetic.generate import generate_set
 from ammnet_sparse.data.synthetic.walk import make_walk, room_labels
 from ammnet_sparse.data.volumes.camera import NYU_CAMERA
 from ammnet_sparse.files.writing import replacing_open
@@ -59,50 +51,37 @@ def generate_walks(
         ValueError: parameters out of range.
         RoomsError: ``folder`` holds something else, or a room fails.
     """
-    parameters = _checked_parameters(rooms, views, seed, noise)
-    check_workers(workers)
-    names = [_room_name(index) for index in range(rooms)]
-
-    def write(partial_folder: Path) -> None:
-        # The truth is written last and says that a room is complete.
-        todo = [index for index, name in enumerate(names) if not (partial_folder / name / TRUTH_FILE).exists()]
-        make = partial(_make_room, partial_folder, parameters)
-        make_all(make, todo, unit="room", workers=workers, progress=progress)
-
-    return complete_folder(Path(folder), parameters, folders=names, write=write)
-
-
-def _checked_parameters(rooms: int, views: int, seed: int, noise: str) -> dict[str, Any]:
     for name, value in (("rooms", rooms), ("views", views)):
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, found {value}")
-    check_seed_and_noise(seed, noise)
-    return {"generator_version": GENERATOR_VERSION, "rooms": rooms, "views": views, "seed": seed, "noise": noise}
+    names = [_room_name(index) for index in range(rooms)]
+    return generate_set(
+        Path(folder),
+        {"rooms": rooms, "views": views, "seed": seed, "noise": noise},
+        folders=names,
+        complete_with=[f"{name}/{TRUTH_FILE}" for name in names],
+        make=_make_room,
+        unit="room",
+        workers=workers,
+        progress=progress,
+    )
 
 
 def _make_room(folder: Path, parameters: dict[str, Any], index: int) -> None:
-    seed, room = parameters["seed"], folder / _room_name(index)
-    try:
-        walk = make_walk(seed, index, views=parameters["views"])
-        camera = NYU_CAMERA
-        _write_matrix(
-            room / "camera-intrinsics.txt",
-            np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]),
-        )
-        for view, pose in enumerate(walk.poses):
-            images = walk.images(view, noise=parameters["noise"])
-            frame = f"frame-{view:06d}"
-            _write_png(room / f"{frame}.color.png", images.image)
-            _write_png(room / f"{frame}.depth.png", np.round(images.depth * 1000).astype(np.uint16))
-            _write_matrix(room / f"{frame}.pose.txt", pose)
-        labels, origin = room_labels(walk.scene)
-        with replacing_open(room / TRUTH_FILE) as file:
-            names = np.array(CLASS_NAMES)
-            np.savez_compressed(file, labels=labels, origin=origin, voxel_size=VOXEL_SIZE, class_names=names)
-    except OSError:
-        raise
-    except Exception as error:
-        raise RoomsError(f"room {index} of seed {seed}: {type(error).__name__}: {error}") from error
+    room, walk = folder / _room_name(index), make_walk(parameters["seed"], index, views=parameters["views"])
+    camera = NYU_CAMERA
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    _write_matrix(room / "camera-intrinsics.txt", matrix)
+    for view, pose in enumerate(walk.poses):
+        images = walk.images(view, noise=parameters["noise"])
+        frame = f"frame-{view:06d}"
+        _write_png(room / f"{frame}.color.png", images.image)
+        _write_png(room / f"{frame}.depth.png", np.round(images.depth * 1000).astype(np.uint16))
+        _write_matrix(room / f"{frame}.pose.txt", pose)
+    labels, origin = room_labels(walk.scene)
+    with replacing_open(room / TRUTH_FILE) as file:
+        names = np.array(CLASS_NAMES)
+        np.savez_compressed(file, labels=labels, origin=origin, voxel_size=VOXEL_SIZE, class_names=names)
 
 
 def _write_png(path: Path, values: NDArray[Any]) -> None:
