@@ -41,7 +41,6 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     add_palette_option,
     add_precision_option,
-    choose_device,
     parse_positive,
     parse_positive_number,
 )
@@ -51,20 +50,19 @@ from ammnet_sparse.cli.room_options import (
     add_room_options,
     check_room_folder,
     check_room_options,
+    finish_map,
+    make_completer,
     write_map_files,
 )
 from ammnet_sparse.completion import SceneCompleter
-from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.live.folder import FolderSource
 from ammnet_sparse.live.mapping import LiveMap
 from ammnet_sparse.live.newest import Newest, one_ahead
 from ammnet_sparse.live.realsense import RealSenseSource
 from ammnet_sparse.live.viewer import LAST_PORT, LOCAL_HOST, LiveViewer
-from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.outputs import CompletedScene, check_names
 from ammnet_sparse.pictures.palettes import painted
-from ammnet_sparse.scene_map.scene_map import SceneMap
 
 Source = FolderSource | RealSenseSource
 
@@ -77,9 +75,6 @@ _SMOOTHING = 0.3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet live``; returns its exit code."""
     options = _parse(arguments)
-    has_color, has_label_map = not options.depth_only, options.label_maps
-    given: Input2D = "label map" if has_label_map else "color image" if has_color else "depth alone"
-    checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
     if options.out is not None:
         (check_room_folder if options.map else check_output_folder)(options.out)
     source = _source(options)
@@ -87,15 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError(f"--out {options.out}: expected another folder than those of --source, found one of them")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    print(weights, file=sys.stderr)
     started = time.monotonic()
     settings = given_settings(options) | {"intrinsics": source.intrinsics}
     settings["depth_scale"] = settings["depth_scale"] or source.depth_scale
-    completer = SceneCompleter(
-        checkpoint, device=choose_device(options.device), precision=options.precision, **settings
-    )
-    for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
-        print(f"note: {with_options(note)}", file=sys.stderr)
+    completer = make_completer(options, settings, has_color=not options.depth_only, has_label_map=options.label_maps)
     live_map = None
     if options.map:
         min_motion = MIN_MOTION if options.min_motion is None else options.min_motion
@@ -114,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             viewer.stop()
         print(counts.describe(), flush=True)
         if live_map is not None and live_map.map.num_frames and options.out is not None:
-            _write_map(live_map.map, options)
+            with contextlib.suppress(KeyboardInterrupt):
+                finish_map(live_map.map)
+            write_map_files(options, options.out, live_map.map)
     if not counts.completed:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0
@@ -158,20 +150,6 @@ def _complete(
             print(_line(scene, rate), flush=True)
             if counts.completed == options.frames:
                 break
-
-
-def _write_map(scene_map: SceneMap, options: argparse.Namespace) -> None:
-    """Writes the files of the map. Frames whose place has moved are completed again before, until Ctrl-C."""
-    told: list[int] = []
-
-    def tell(left: int) -> None:
-        if not told:
-            told.append(left)
-            print(f"completing {left} frames again, because the room has moved; Ctrl-C skips that", flush=True)
-
-    with contextlib.suppress(KeyboardInterrupt):
-        scene_map.finish(tell)
-    write_map_files(options, options.out, scene_map)
 
 
 @dataclasses.dataclass

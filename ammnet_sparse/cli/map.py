@@ -39,7 +39,6 @@ from ammnet_sparse.cli.options import (
     add_out_option,
     add_palette_option,
     add_precision_option,
-    choose_device,
     parse_positive,
     parse_positive_number,
 )
@@ -49,12 +48,12 @@ from ammnet_sparse.cli.room_options import (
     add_room_options,
     check_room_folder,
     check_room_options,
+    finish_map,
+    make_completer,
     write_map_files,
 )
 from ammnet_sparse.completion import SceneCompleter
-from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
@@ -75,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skipped: list[str] = []
     for problem in sequence.problems:
         _skip(problem, skipped)
-    completer = _completer(options, sequence)
+    settings = sequence.camera_settings(given_settings(options))
+    completer = make_completer(options, settings, has_color=sequence.has_color)
     parts = _parts(options, sequence, completer, skipped)
     name = options.out.name
     folders = [options.out, *(options.out.with_name(f"{name}-{number}") for number in range(2, len(parts) + 1))]
@@ -110,18 +110,6 @@ def _opened(options: argparse.Namespace) -> PosedSequence:
     name = options.source.resolve().name
     frames = [dataclasses.replace(frame, name=f"{name}/{frame.name}") for frame in sequence.frames]
     return dataclasses.replace(sequence, frames=tuple(frames))
-
-
-def _completer(options: argparse.Namespace, sequence: PosedSequence) -> SceneCompleter:
-    given: Input2D = "color image" if sequence.has_color else "depth alone"
-    checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
-    print(weights, file=sys.stderr)
-    settings = sequence.camera_settings(given_settings(options))
-    device = choose_device(options.device)
-    completer = SceneCompleter(checkpoint, device=device, precision=options.precision, **settings)
-    for note in check_inputs(completer.model.config, has_color=sequence.has_color, has_label_map=False):
-        print(f"note: {with_options(note)}", file=sys.stderr)
-    return completer
 
 
 def _parts(
@@ -189,7 +177,7 @@ def _map(
     try:
         frames = _each(frames, lambda frame: scene_map.look_at(frame.read()), skipped, title="finding the room")
         frames = _each(frames, lambda frame: scene_map.add_frame(frame.read), skipped, title="completing")
-        _finish(scene_map)
+        finish_map(scene_map)
     finally:  # an interrupted run writes the map of its completed frames
         if scene_map.num_frames:
             write_map_files(options, folder, scene_map)
@@ -212,17 +200,6 @@ def _each(
             continue
         done.append(frame)
     return done
-
-
-def _finish(scene_map: SceneMap) -> None:
-    """Completes again the frames of a continued map that its new frames have moved."""
-    with ProgressBar(title="completing again", unit="frame", total=0) as bar:
-
-        def advance(num_left: int) -> None:
-            bar.total = max(bar.total or 0, num_left)
-            bar.update(bar.total - num_left - bar.n)
-
-        scene_map.finish(advance)
 
 
 def _check_replaced(folder: Path, *, is_continued: bool) -> None:

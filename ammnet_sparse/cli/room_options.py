@@ -1,13 +1,20 @@
-"""A room's map as output of a command: options, the check of the folder, and its files."""
+"""A room's map as output of a command: options, the check of the folder, completer, and files."""
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ammnet_sparse.cli.errors import UsageError, check_output_folder, with_options, writing_to
-from ammnet_sparse.cli.options import parse_positive_number
+from ammnet_sparse.cli.options import choose_device, parse_positive_number
+from ammnet_sparse.completion import SceneCompleter
+from ammnet_sparse.evaluation.selection import check_inputs
 from ammnet_sparse.files.errors import abbreviated
+from ammnet_sparse.models.weights.shipped import Input2D, chosen_weights
 from ammnet_sparse.pictures.occupancy import HEIGHTS
 from ammnet_sparse.pictures.room_files import ROOM_FILES, foreign_room_files, write_room
+from ammnet_sparse.progress import ProgressBar
 from ammnet_sparse.scene_map.files import is_map
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
@@ -67,6 +74,37 @@ def check_room_folder(folder: Path) -> None:
             f"{abbreviated([path.name for path in foreign])} of another origin, which would be overwritten; choose "
             "another folder"
         )
+
+
+def make_completer(
+    options: argparse.Namespace, settings: Mapping[str, Any], *, has_color: bool, has_label_map: bool = False
+) -> SceneCompleter:
+    """A completer of the weights that the options name or the input needs; prints which, and what they leave unread.
+
+    Args:
+        settings: of the camera, by name.
+        has_color: frames have color images.
+        has_label_map: they have label maps.
+    """
+    given: Input2D = "label map" if has_label_map else "color image" if has_color else "depth alone"
+    checkpoint, weights = chosen_weights(options.checkpoint, dataset="nyu", given=given)
+    print(weights, file=sys.stderr)
+    device = choose_device(options.device)
+    completer = SceneCompleter(checkpoint, device=device, precision=options.precision, **settings)
+    for note in check_inputs(completer.model.config, has_color=has_color, has_label_map=has_label_map):
+        print(f"note: {with_options(note)}", file=sys.stderr)
+    return completer
+
+
+def finish_map(scene_map: SceneMap) -> None:
+    """Completes again the frames of a map whose place later frames have moved."""
+    with ProgressBar(title="completing again, as the room has moved (Ctrl-C skips)", unit="frame", total=0) as bar:
+
+        def advance(num_left: int) -> None:
+            bar.total = max(bar.total or 0, num_left)
+            bar.update(bar.total - num_left - bar.n)
+
+        scene_map.finish(advance)
 
 
 def write_map_files(options: argparse.Namespace, folder: Path, scene_map: SceneMap) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ammnet_sparse.cli import live, predict
+from ammnet_sparse.data.synthetic.raycast import camera_pose
 from ammnet_sparse.live import folder
 from ammnet_sparse.pictures.room_files import ROOM_FILES
 from tests.completion import INTRINSICS, room_depth, small_weights
@@ -47,7 +48,9 @@ def test_frames_with_poses_become_a_map(run: Tool, tmp_path: Path, capsys: pytes
         for name, x in (("1", 0.0), ("2", None), ("3", 0.3), ("4", 0.32), ("5", 0.6)):
             iio.imwrite(tmp_path / "in" / f"{name}.depth.png", depth)
             if x is not None:
-                np.savetxt(tmp_path / "in" / f"{name}.pose.txt", pose_at(x))
+                pose = camera_pose(1.4, yaw=0.0, pitch=-np.radians(20.0), roll=0.0)  # that of ``room_depth``
+                pose[0, 3] = x
+                np.savetxt(tmp_path / "in" / f"{name}.pose.txt", pose)
                 wait_for(tmp_path / "out" / f"{name}.npz")
 
     writer = threading.Thread(target=write)
@@ -68,15 +71,6 @@ def test_frames_with_poses_become_a_map(run: Tool, tmp_path: Path, capsys: pytes
     (tmp_path / "out" / "room.npz").unlink()
     assert run(*given) == 2
     assert "--out" in capsys.readouterr().err
-
-
-def pose_at(x: float) -> NDArray[np.float64]:
-    """The camera of ``room_depth`` in a world with Z up, moved to the right."""
-    angle = np.radians(20.0)
-    pose = np.eye(4)
-    pose[:3, :3] = [[1, 0, 0], [0, -np.sin(angle), np.cos(angle)], [0, -np.cos(angle), -np.sin(angle)]]
-    pose[:3, 3] = (x, 0.0, 1.4)
-    return pose
 
 
 def wait_for(path: Path) -> None:

@@ -30,6 +30,7 @@ CAMERAS: dict[str, Camera] = {"nyu": NYU_CAMERA, "nyucad": SSCNET_CAMERA}
 _RAW_NAME = re.compile(r"NYU(\d{4})_0000", re.ASCII)
 _NAMED_AFTER_FRAME = re.compile(r"NYU\d{4}_", re.ASCII)
 RAW_TYPES = (".png", ".bin")
+_PLAIN = "depth of plain millimeters, not bits rotated by 3 as SSCNet publishes them (`depth_encoding` says otherwise)"
 _MOST_PNG_BYTES = 2**24
 _PNG_END = b"IEND\xaeB`\x82"
 _HEADER_BYTES = 4 * (3 + 16)
@@ -106,7 +107,7 @@ class RawPlan(SetPlan):
     def read(self, frame_id: str) -> PreparedFrame:
         depth_path, label_path = self.sources(frame_id)
         _check_whole_png(depth_path)
-        depth, encoding = read_depth(depth_path, self.depth_encoding)
+        depth, depth_note = read_depth(depth_path, self.depth_encoding)
         if not depth.any():
             raise DataError(f"{depth_path}: expected depth, found no valid pixel")
         raw = read_raw_labels(label_path)
@@ -116,7 +117,7 @@ class RawPlan(SetPlan):
         except ValueError as error:
             raise DataError(f"{label_path}: {error}; the file is damaged or of another kind") from error
         frame = PreparedFrame.of(depth, label, view=view, depth_path=depth_path, label_path=label_path)
-        return dataclasses.replace(frame, note=raw.note, depth_encoding=encoding)
+        return dataclasses.replace(frame, note="; ".join(filter(None, [depth_note, raw.note])))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -158,17 +159,18 @@ class RawLabels:
     note: str = ""
 
 
-def read_depth(path: Path, encoding: DepthEncoding | None = None) -> tuple[NDArray[np.float32], DepthEncoding]:
-    """The meters [480, 640] of a depth image, and how it stores millimeters.
+def read_depth(path: Path, encoding: DepthEncoding | None = None) -> tuple[NDArray[np.float32], str]:
+    """The meters [480, 640] of a depth image, and a note if they were stored otherwise than SSCNet publishes them.
 
     Args:
         path: a 16-bit png.
-        encoding: None: detected, rotated if the values do not show it.
+        encoding: how it stores millimeters; None: detected, rotated if the values do not show it.
     """
     values = read_depth_values(path)
-    encoding = encoding or guess_depth_encoding(values) or "rotated"
-    millimeters = decode_rotated(values) if encoding == "rotated" else values.astype(np.uint16)
-    return (millimeters / 1000.0).astype(np.float32), encoding
+    found = encoding or guess_depth_encoding(values) or "rotated"
+    millimeters = decode_rotated(values) if found == "rotated" else values.astype(np.uint16)
+    is_noted = encoding is None and found == "plain"
+    return (millimeters / 1000.0).astype(np.float32), _PLAIN if is_noted else ""
 
 
 def read_depth_values(path: str | os.PathLike[str]) -> NDArray[Any]:

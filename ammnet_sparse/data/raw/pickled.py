@@ -137,11 +137,11 @@ class MonoScenePlan(SetPlan):
         values = read_pickled_dict(path)
         folder = self.images or self.raw
         depth_path = folder / f"{path.stem}.png"
-        depth, encoding = read_depth(depth_path)
+        depth, note = read_depth(depth_path)
         camera = CAMERAS[self.intrinsics]
         frame = _prepared(values, path, depth, camera=camera, depth_path=depth_path, unknown=self.unknown)
         image, _ = _color(folder / f"{path.stem}_color.jpg")
-        return dataclasses.replace(frame, image=image, depth_encoding=encoding)
+        return dataclasses.replace(frame, image=image, note=note)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from ammnet_sparse.data.volumes.camera import CameraView
 from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import Unobserved, mapping_from_depth, tsdf_from_depth
 from ammnet_sparse.files.errors import DataError
-from ammnet_sparse.files.images import DepthEncoding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +26,6 @@ class PreparedFrame:
         label_weight: uint8, 0 or 1.
         mapping: int32, pixel or -1.
         note: a warning of the reader, or nothing.
-        depth_encoding: how the depth image held its millimeters; None if there is no choice.
         image: [480, 640, 3] uint8 RGB, or None.
         view: uint8, 1 in the camera's field of view; or None.
     """
@@ -37,7 +35,6 @@ class PreparedFrame:
     label_weight: NDArray[np.uint8]
     mapping: NDArray[np.int32]
     note: str = ""
-    depth_encoding: DepthEncoding | None = None
     image: NDArray[np.uint8] | None = None
     view: NDArray[np.uint8] | None = None
 

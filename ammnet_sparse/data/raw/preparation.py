@@ -40,7 +40,6 @@ from ammnet_sparse.data.volumes.labels import label_weight_of
 from ammnet_sparse.data.volumes.tsdf import flip_tsdf, mapping_to_disk, unflip_tsdf
 from ammnet_sparse.files.content import read_text
 from ammnet_sparse.files.errors import DataError, abbreviated, reason
-from ammnet_sparse.files.images import DepthEncoding
 from ammnet_sparse.files.writing import remove_unfinished, replacing, replacing_open, write_text
 from ammnet_sparse.progress import ProgressBar
 
@@ -54,15 +53,11 @@ _RECORD_VERSION, _SEQUENCES = 1, "sequences"
 
 @dataclasses.dataclass(frozen=True)
 class FrameResult:
-    """The outcome of a frame; ``message`` names the file and what was wrong if it failed, or what was repaired.
-
-    ``depth_encoding`` is that of the depth image, if it was read in this run.
-    """
+    """The outcome of a frame; ``message`` names the file and what was wrong if it failed, or says what was repaired."""
 
     frame_id: str
     outcome: Outcome
     message: str = ""
-    depth_encoding: DepthEncoding | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,24 +88,17 @@ class PreparationReport:
 
     def describe(self) -> str:
         """The report as text: notes, every problem, and the counts last."""
-        repaired = [result.message for result in self.results if result.message and result.outcome != "failed"]
-        notes = [*self.found.notes, *self._depth_notes(), *repaired]
+        repaired: dict[str, list[str]] = {}
+        for result in self.results:
+            if result.message and result.outcome != "failed":
+                repaired.setdefault(result.message, []).append(result.frame_id)
+        notes = [*self.found.notes, *(f"{note} ({abbreviated(ids)})" for note, ids in repaired.items())]
         lines = [*(f"note: {note}" for note in notes), *(f"skipped: {failure}" for failure in self.failures)]
         counts = (
             f"{self.count('written')} frames written, {self.count('rewritten')} replaced, "
             f"{self.count('complete')} complete before and verified, {len(self.failures)} problems"
         )
         return "\n".join([*lines, counts])
-
-    def _depth_notes(self) -> list[str]:
-        made = [result for result in self.results if result.depth_encoding is not None]
-        plain = [result.frame_id for result in made if result.depth_encoding == "plain"]
-        if not plain:
-            return []
-        return [
-            f"depth of {len(plain)} of {len(made)} frames ({abbreviated(plain)}) holds plain millimeters, not bits "
-            "rotated by 3 as SSCNet publishes them: read as such (`depth_encoding` says otherwise)"
-        ]
 
 
 def prepare_set(plan: SetPlan, *, workers: int | None = None, progress: bool = True) -> PreparationReport:
@@ -162,7 +150,7 @@ def prepare_frame(plan: SetPlan, frame_id: str) -> FrameResult:
         return FrameResult(frame_id, "failed", f"{names}: cannot be prepared ({reason(error)})")
     notes = [note for note in (damage and f"{damage}; made again", frame.note) if note]
     outcome: Outcome = "rewritten" if exists else "written"
-    return FrameResult(frame_id, outcome, "; ".join(notes), frame.depth_encoding)
+    return FrameResult(frame_id, outcome, "; ".join(notes))
 
 
 def _claim_folder(plan: SetPlan) -> None:

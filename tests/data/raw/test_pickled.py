@@ -13,7 +13,6 @@ from ammnet_sparse.data.raw.preparation import prepare_set
 from ammnet_sparse.data.sets.check import check_set
 from ammnet_sparse.data.sets.folder import FrameFolder
 from ammnet_sparse.data.volumes.camera import SSCNET_CAMERA, CameraView, voxels_in_view
-from ammnet_sparse.files.errors import DataError
 from tests.data.raw.pickled_files import room, write_monoscene, write_occscannet, write_pickle
 
 NAMES = {"train": ["scene0000_00/00000", "scene0000_00/00012"], "val": ["scene0011_01/00003", "scene0011_01/00004"]}
@@ -47,14 +46,10 @@ def test_frames_of_every_direction_look_forward(occscannet: tuple[Path, dict], t
 
 def test_unknown_voxels_as_the_published_loader_takes_them(occscannet: tuple[Path, dict], tmp_path: Path) -> None:
     raw, written = occscannet
-    report = prepare_set(OccScanNetPlan(raw, tmp_path, unknown="empty"), workers=1, progress=False)
-    assert report.is_clean
     frame_id, expected = next(iter(written.items()))
-    label = FrameFolder(tmp_path).read(frame_id).label
-    assert label is not None and (expected.label == IGNORE_LABEL).any()
-    np.testing.assert_array_equal(label.reshape(-1), np.where(expected.label == IGNORE_LABEL, 0, expected.label))
-    with pytest.raises(DataError, match="'unknown'"):
-        prepare_set(OccScanNetPlan(raw, tmp_path), workers=1, progress=False)
+    label = OccScanNetPlan(raw, tmp_path, unknown="empty").read(frame_id).label
+    assert (expected.label == IGNORE_LABEL).any()
+    np.testing.assert_array_equal(label, np.where(expected.label == IGNORE_LABEL, 0, expected.label))
 
 
 def test_bad_frames_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -89,12 +84,10 @@ def test_monoscene_frames(tmp_path: Path) -> None:
     expected = room(2)
     write_monoscene(tmp_path / "NYUtest", tmp_path / "images", "0008", expected)
     plan = MonoScenePlan(tmp_path / "NYUtest", tmp_path / "set", "nyu", "test", images=tmp_path / "images")
-    report = prepare_set(plan, workers=1, progress=False)
-    assert report.is_clean and report.listed == {"test": 1}
-    frame = FrameFolder(tmp_path / "set").read("0008")
-    assert frame.label is not None and frame.image is not None
-    np.testing.assert_array_equal(frame.label.reshape(-1), expected.label)
-    assert ((frame.mapping.reshape(-1) != UNMAPPED) != (expected.mapping != UNMAPPED)).sum() < 40
+    assert plan.find().lists == {"test": ["0008"]}
+    frame = plan.read("0008")
+    np.testing.assert_array_equal(frame.label, expected.label)
+    assert frame.image is not None and ((frame.mapping != UNMAPPED) != (expected.mapping != UNMAPPED)).sum() < 40
 
 
 def test_a_published_frame_in_a_pickle_comes_out_exactly(shared_data: Path, tmp_path: Path) -> None:
