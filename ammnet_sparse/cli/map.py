@@ -67,7 +67,10 @@ _MOST_LINES = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet map``; returns its exit code."""
     options = _parse(arguments)
-    _check_replaced(options.out, is_continued=options.is_continued)
+    state = options.out / STATE
+    if options.is_continued and not state.exists():
+        raise UsageError(f"--continue: expected {state} of an earlier run, found none; omit --continue")
+    check_room_folder(options.out)
     sequence = _opened(options)
     for note in sequence.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = options.out.name
     folders = [options.out, *(options.out.with_name(f"{name}-{number}") for number in range(2, len(parts) + 1))]
     for folder in folders[1:]:
-        _check_replaced(folder, is_continued=False)
+        check_room_folder(folder)
     num_maps = 0
     for folder, frames in zip(folders, parts, strict=False):  # there may be no part
         num_maps += _map(options, completer, frames, folder=folder, every=sequence.frames, skipped=skipped)
@@ -200,14 +203,6 @@ def _each(
             continue
         done.append(frame)
     return done
-
-
-def _check_replaced(folder: Path, *, is_continued: bool) -> None:
-    """Raises UsageError if files of another origin would be replaced, or if there is nothing to continue."""
-    state = folder / STATE
-    if is_continued and not state.exists():
-        raise UsageError(f"--continue: expected {state} of an earlier run, found none; omit --continue")
-    check_room_folder(folder)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

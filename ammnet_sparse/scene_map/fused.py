@@ -148,10 +148,11 @@ class FusedFrames:
             )
         found = np.zeros((self.info.num_classes, *shape), dtype=np.float16)
         views = np.zeros(shape, dtype=np.uint16)
-        heights = slice(first[1], last[1] + 1)
+        first_x, lowest, first_y = first.tolist()
+        heights = slice(lowest, lowest + shape[1])
         for (i, j), block in self.blocks.items():
-            x, to_x = _overlap(EDGE * i - first[0], shape[0])
-            y, to_y = _overlap(EDGE * j - first[2], shape[2])
+            x, to_x = _overlap(EDGE * i - first_x, shape[0])
+            y, to_y = _overlap(EDGE * j - first_y, shape[2])
             found[:, to_x, :, to_y] = probabilities(block)[:, x, heights, y]
             views[to_x, :, to_y] = np.minimum(block[VIEWS, x, heights, y], np.iinfo(np.uint16).max)
         origin = first[[0, 2, 1]] * self.info.voxel_size + np.array([0.0, 0.0, FLOOR_OFFSET])

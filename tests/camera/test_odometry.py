@@ -1,8 +1,8 @@
 """Odometry: poses that follow from the motion between frames, and where tracking is lost. Open3D itself is faked."""
 
 import sys
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -32,34 +32,23 @@ def frame(number: int, *, wall: float = 3.0) -> StoredImages:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def fake(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     """Stands for Open3D: the true motion between frames whatever they show; keeps the first guesses."""
-    fake = SimpleNamespace(guesses=[])
+    fake = MagicMock(guesses=[])
 
     def motion(source: Any, target: Any, camera: Any, guess: Any, jacobian: Any, option: Any) -> tuple[bool, Any, None]:
         fake.guesses.append(guess)
         first, second = (int(one[0, 0].mean()) for one in (source, target))
         return True, np.linalg.inv(pose(HEIGHTS[second])) @ pose(HEIGHTS[first]), None
 
-    module = SimpleNamespace(
-        geometry=SimpleNamespace(
-            Image=np.asarray,
-            RGBDImage=SimpleNamespace(create_from_color_and_depth=lambda color, depth, **options: color),
-        ),
-        camera=SimpleNamespace(PinholeCameraIntrinsic=lambda *numbers: numbers),
-        pipelines=SimpleNamespace(
-            odometry=SimpleNamespace(
-                compute_rgbd_odometry=motion,
-                RGBDOdometryJacobianFromHybridTerm=object,
-                OdometryOption=lambda **options: options,
-            )
-        ),
-    )
-    monkeypatch.setitem(sys.modules, "open3d", module)
+    fake.geometry.Image = np.asarray
+    fake.geometry.RGBDImage.create_from_color_and_depth = lambda color, depth, **options: color
+    fake.pipelines.odometry.compute_rgbd_odometry = motion
+    monkeypatch.setitem(sys.modules, "open3d", fake)
     return fake
 
 
-def test_poses_follow_from_the_motions(fake: SimpleNamespace) -> None:
+def test_poses_follow_from_the_motions(fake: MagicMock) -> None:
     odometry = Odometry(settings_of())
     found = [odometry.add(frame(number)) for number in range(3)]
     assert [begins for _, begins in found] == [True, False, False]
@@ -70,7 +59,7 @@ def test_poses_follow_from_the_motions(fake: SimpleNamespace) -> None:
     np.testing.assert_allclose(fake.guesses[-1], np.linalg.inv(pose(HEIGHTS[0])) @ pose(HEIGHTS[1]), atol=1e-9)
 
 
-def test_a_part_begins_where_the_depth_contradicts(fake: SimpleNamespace) -> None:
+def test_a_part_begins_where_the_depth_contradicts(fake: MagicMock) -> None:
     odometry = Odometry(settings_of())
     odometry.add(frame(0))
     lost, begins = odometry.add(frame(1, wall=1.5))
@@ -81,7 +70,7 @@ def test_a_part_begins_where_the_depth_contradicts(fake: SimpleNamespace) -> Non
     np.testing.assert_allclose(np.linalg.inv(lost) @ found, expected, atol=1e-9)
 
 
-def test_no_axis_of_the_world_is_near_the_vertical(fake: SimpleNamespace) -> None:
+def test_no_axis_of_the_world_is_near_the_vertical(fake: MagicMock) -> None:
     """Or else it would be taken for the vertical, which the first camera need not hold."""
     first, _ = Odometry(settings_of()).add(frame(0))
     for off in (-70.0, -40.0, -20.0, 0.0, 20.0):
@@ -89,7 +78,7 @@ def test_no_axis_of_the_world_is_near_the_vertical(fake: SimpleNamespace) -> Non
         assert np.abs(first[:3, :3] @ up).max() < np.cos(np.radians(30))
 
 
-def test_poses_are_those_of_the_stored_images(fake: SimpleNamespace) -> None:
+def test_poses_are_those_of_the_stored_images(fake: MagicMock) -> None:
     """Images that are stored upside down are rotated for the odometry, and the poses back."""
     settings = CameraSettings(intrinsics=settings_of().intrinsics, rotate=180)
     odometry, turn = Odometry(settings), np.diag([-1.0, -1, 1, 1])
@@ -103,7 +92,7 @@ def test_poses_are_those_of_the_stored_images(fake: SimpleNamespace) -> None:
     np.testing.assert_allclose(turn @ np.linalg.inv(poses[0]) @ poses[1] @ turn, expected, atol=1e-6)
 
 
-def test_what_is_needed(fake: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_needed(fake: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="color"):
         Odometry(settings_of()).add(StoredImages("0", None, room_depth()))
     monkeypatch.setitem(sys.modules, "open3d", None)

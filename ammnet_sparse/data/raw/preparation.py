@@ -156,7 +156,8 @@ def prepare_frame(plan: SetPlan, frame_id: str) -> FrameResult:
 def _claim_folder(plan: SetPlan) -> None:
     """Records how the folder is prepared. Raises DataError if it was prepared with other settings."""
     record: dict[str, Any] = {"version": _RECORD_VERSION, **plan.record}
-    path, sequences = plan.out / RECORD, {}
+    sequences: Any = {}
+    path = plan.out / RECORD
     if path.exists():
         try:
             found = json.loads(read_text(path, what="how the set was prepared"))
