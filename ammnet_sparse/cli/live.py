@@ -34,6 +34,16 @@ from ammnet_sparse.camera.files.stored import StoredImages
 from ammnet_sparse.camera.settings import FileKind
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_options, given_settings
 from ammnet_sparse.cli.errors import CommandFailed, UsageError, check_output_folder, command, with_options, writing_to
+from ammnet_sparse.cli.map_output import (
+    MIN_MOTION,
+    ROOM_OPTIONS,
+    add_room_options,
+    check_room_folder,
+    check_room_options,
+    finish_map,
+    make_completer,
+    write_map_files,
+)
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -43,16 +53,6 @@ from ammnet_sparse.cli.options import (
     add_precision_option,
     parse_positive,
     parse_positive_number,
-)
-from ammnet_sparse.cli.room_options import (
-    MIN_MOTION,
-    ROOM_OPTIONS,
-    add_room_options,
-    check_room_folder,
-    check_room_options,
-    finish_map,
-    make_completer,
-    write_map_files,
 )
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.files.errors import DataError

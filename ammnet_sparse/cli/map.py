@@ -32,6 +32,16 @@ from ammnet_sparse.camera.files.sequences.sequence import MIN_TURN, PosedFrame, 
 from ammnet_sparse.camera.odometry import Odometry
 from ammnet_sparse.cli.camera_options import add_settings_options, check_settings, given_settings
 from ammnet_sparse.cli.errors import FAILED, WRONG_USAGE, UsageError, command, with_options
+from ammnet_sparse.cli.map_output import (
+    MIN_MOTION,
+    STATE,
+    add_room_options,
+    check_room_folder,
+    check_room_options,
+    finish_map,
+    make_completer,
+    write_map_files,
+)
 from ammnet_sparse.cli.options import (
     CommandParser,
     add_checkpoint_option,
@@ -41,16 +51,6 @@ from ammnet_sparse.cli.options import (
     add_precision_option,
     parse_positive,
     parse_positive_number,
-)
-from ammnet_sparse.cli.room_options import (
-    MIN_MOTION,
-    STATE,
-    add_room_options,
-    check_room_folder,
-    check_room_options,
-    finish_map,
-    make_completer,
-    write_map_files,
 )
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.files.errors import DataError
