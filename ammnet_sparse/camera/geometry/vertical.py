@@ -132,10 +132,17 @@ def find_vertical(surface: Surface, *, is_told: bool = False) -> Vertical:
     if len(surface) < _MIN_SAMPLES:
         return Vertical(CAMERA_UP.copy(), 0.0, "guess")
     # The vertical near the image's upright comes first.
-    near, near_vote = _nearest_vertical(surface)
+    # Every k-th sample: they come row by row, so these are spread over the image.
+    normals = surface.normals[:: max(1, len(surface) // _SAMPLES_VOTING)]
+    directions = _half_sphere(CAMERA_UP, step=_DIRECTION_STEP)
+    votes = _votes(directions, normals)
+    near = _nearest_vertical(surface, directions, votes)
     if near.agreement == 0:
         return near
-    axes = [(near.up, near_vote), *_room_axes(surface, apart_from=near.up)]
+    axes = [
+        (near.up, float(_votes(near.up[None], normals)[0])),
+        *_room_axes(surface, directions, votes, apart_from=near.up),
+    ]
     judged = [(*_evidence(surface, direction), direction, vote) for axis, vote in axes for direction in (axis, -axis)]
     candidates = _ranked(judged, raised=_TOLD_PRIOR if is_told else 1.0)
     best = candidates[0]
@@ -189,13 +196,11 @@ def describe_direction(up: Vector) -> str:
     return f"towards the {edge} edge of the image"
 
 
-def _nearest_vertical(surface: Surface) -> tuple[Vertical, float]:
-    """The direction with the largest vote of those near the image's upright, and that vote, 0..1."""
-    # Every k-th sample: they come row by row, so these are spread over the image.
-    normals = surface.normals[:: max(1, len(surface) // _SAMPLES_VOTING)]
-    directions = _directions_around(CAMERA_UP, _MAX_TILT, step=_DIRECTION_STEP)
+def _nearest_vertical(surface: Surface, directions: NDArray[np.float64], votes: NDArray[np.float64]) -> Vertical:
+    """The direction [3] of some [D, 3] with the largest vote [D] of those near the image's upright."""
     tilt = np.degrees(np.arccos(np.clip(directions @ CAMERA_UP, -1, 1)))
-    votes = _votes(directions, normals) * np.exp(-((tilt / _TILT_PRIOR) ** 2))
+    is_near = tilt < _MAX_TILT
+    directions, votes = directions[is_near], (votes * np.exp(-((tilt / _TILT_PRIOR) ** 2)))[is_near]
     up = refined(directions[votes.argmax()], surface.normals)
     is_far = directions @ up < math.cos(math.radians(_RIVAL_DISTANCE))
     best = float(votes.max())
@@ -203,7 +208,7 @@ def _nearest_vertical(surface: Surface) -> tuple[Vertical, float]:
     agreement = agreement_with(up, surface.normals)
     is_likely = agreement >= 0.4 and rival <= 0.95
     confidence: Confidence = "sure" if agreement >= 0.6 and rival <= 0.8 else "likely" if is_likely else "guess"
-    return Vertical(up, agreement, confidence), float(_votes(up[None], normals)[0])
+    return Vertical(up, agreement, confidence)
 
 
 def _distant_vertical(surface: Surface, up: Vector) -> Vertical:
@@ -212,16 +217,17 @@ def _distant_vertical(surface: Surface, up: Vector) -> Vertical:
     return Vertical(up, agreement, "sure" if agreement >= 0.6 else "likely" if agreement >= 0.4 else "guess")
 
 
-def _room_axes(surface: Surface, *, apart_from: Vector) -> list[tuple[Vector, float]]:
+def _room_axes(
+    surface: Surface, directions: NDArray[np.float64], votes: NDArray[np.float64], *, apart_from: Vector
+) -> list[tuple[Vector, float]]:
     """Axes of the whole sphere with many parallel or perpendicular normals, and their votes; each stands for both ways.
 
     Args:
         surface: with enough samples.
+        directions: [D, 3] over half a sphere.
+        votes: [D] of the surface for each.
         apart_from: [3] an axis that is known: others are 25 degrees and more away from it and from each other.
     """
-    normals = surface.normals[:: max(1, len(surface) // _SAMPLES_VOTING)]
-    directions = _directions_around(CAMERA_UP, 90.0, step=_DIRECTION_STEP)
-    votes = _votes(directions, normals)
     least = _LEAST_VOTE * float(votes.max())
     is_left = np.abs(directions @ apart_from) < math.cos(math.radians(_RIVAL_DISTANCE))
     axes: list[tuple[Vector, float]] = []
@@ -236,23 +242,27 @@ def _room_axes(surface: Surface, *, apart_from: Vector) -> list[tuple[Vector, fl
     return axes
 
 
-def _directions_around(center: Vector, reach: float, *, step: float) -> NDArray[np.float64]:
-    """[N, 3] evenly spread directions, about ``step`` degrees apart, within ``reach`` degrees of ``center``."""
+def _half_sphere(center: Vector, *, step: float) -> NDArray[np.float64]:
+    """[N, 3] evenly spread directions, about ``step`` degrees apart, at most 90 degrees from ``center``."""
     count = int(4 * math.pi / math.radians(step) ** 2)
     index = np.arange(count) + 0.5
     z, turn = 1 - 2 * index / count, math.pi * (1 + math.sqrt(5)) * index  # a Fibonacci spiral
     radius = np.sqrt(1 - z * z)
     directions = np.stack([radius * np.cos(turn), radius * np.sin(turn), z], axis=1)
-    near: NDArray[np.float64] = directions[directions @ center > math.cos(math.radians(reach))]
+    near: NDArray[np.float64] = directions[directions @ center > 0]
     return near
 
 
 def _votes(directions: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[np.float64]:
     """[D] mean vote of the normals [N, 3] for each direction [D, 3], 0..1."""
-    squared = (normals.astype(np.float32) @ directions.T.astype(np.float32)) ** 2
-    along = np.maximum(0, 1 - (1 - squared) / math.sin(math.radians(_ALONG)) ** 2)
-    across = np.maximum(0, 1 - squared / math.sin(math.radians(_ACROSS)) ** 2)
-    return np.asarray((along + _ACROSS_SHARE * across).mean(axis=0), dtype=np.float64)
+    along, across = (math.sin(math.radians(angle)) ** 2 for angle in (_ALONG, _ACROSS))
+    samples = normals.T.astype(np.float32)
+    votes = []
+    for some in np.array_split(directions.astype(np.float32), 1 + len(directions) // 32):  # fit a core's cache
+        squared = (some @ samples) ** 2
+        is_along = np.maximum(squared - (1 - along), 0).mean(axis=1) / along
+        votes.append(is_along + _ACROSS_SHARE * np.maximum(across - squared, 0).mean(axis=1) / across)
+    return np.concatenate(votes, dtype=np.float64)
 
 
 def _confidence(found: Confidence, best: Candidate, rival: float, *, is_told: bool) -> Confidence:
