@@ -4,7 +4,6 @@
 
 Writes color.jpg and depth.png (16 bits, millimeters, noise like a Kinect's) of 640x480, intrinsics.txt (3x3),
 pose.txt (4x4, camera to world, Z up, floor at 0) and label_map.png (for checkpoints that read 2D label maps).
-The same seed and index give the same frame.
 """
 
 import argparse
@@ -20,20 +19,16 @@ SEED, INDEX = 2024, 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("folder", type=Path, help="folder to write to, made if missing")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the rooms")
-    parser.add_argument("--index", type=int, default=INDEX, help="of the room")
-    options = parser.parse_args()
-    write_example(options.folder, seed=options.seed, index=options.index)
-    print(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}")
+    folder = parser.parse_args().folder
+    write_example(folder)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def write_example(folder: Path, *, seed: int = SEED, index: int = INDEX) -> None:
-    """Writes frame ``index`` of the rooms of ``seed`` as the files of a user's camera."""
-    frame = generate_frame(seed, index, noise="kinect")
+def write_example(folder: Path) -> None:
+    """Writes one frame of generated rooms as the files of a user's camera."""
+    frame = generate_frame(SEED, INDEX, noise="kinect")
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(frame.image).save(folder / "color.jpg", quality=90)
     Image.fromarray(np.round(frame.depth * 1000).astype(np.uint16)).save(folder / "depth.png", optimize=True)

@@ -106,10 +106,10 @@ def test_the_largest_batch_and_its_keys() -> None:
     assert line.largest_batch(0.5) == 0
     one = tables.memory_line([(2, 450.0)], static_mib=50.0)
     assert (one.fixed, one.per_sample, one.at(4)) == (50, 200, 850)
-    row = {"net": "sparse", "variant": "recompute_full", "dtype": "float16", "input": "segformer"}
+    row = {"net": "sparse", "variant": "recompute_full", "dtype": "float16"}
     assert tables.settings(row, width=64, wanted=4, largest=3) == [
         "model.width=64",
-        "model.image_encoder=segformer_b2",
+        "model.image_encoder=seg2d",
         "training.mixed_precision=true",
         "training.recompute=full",
         "training.batch_size=2",

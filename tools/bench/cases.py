@@ -63,7 +63,6 @@ def load_frames(
     *,
     split: Literal["train", "val"] = "train",
     count: int = BATCH_SIZE,
-    read_image: bool = False,
     read_label_map: bool = False,
     grid_shape: tuple[int, int, int] = GRID_SHAPE,
 ) -> list[Batch]:
@@ -77,7 +76,7 @@ def load_frames(
                 folder, frames=sum(frames.values()), validation_frames=frames["val"], seed=8332, noise="kinect",
                 workers=1, progress=False,
             )  # fmt: skip
-        source = open_frames(folder, read_image=read_image, read_label_map=read_label_map, grid_shape=grid_shape)
+        source = open_frames(folder, read_image=False, read_label_map=read_label_map, grid_shape=grid_shape)
         return [Batch.from_frame(source.read(frame_id)) for frame_id in split_ids(source, split, limit=count)]
 
 

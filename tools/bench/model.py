@@ -9,9 +9,9 @@ A step is the full adversarial one: the generator's forward pass, the discrimina
 generator's update through it. Per sample are reported
 
 - GMAC: multiply-accumulates of a forward pass from the actual index pairs, over --frames validation frames. The figure
-  of a row is the 3D network's; image encoder, label map stem and discriminator are listed apart.
-- saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over --saved-frames
-  frames in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
+  of a row is the 3D network's; label map stem and discriminator are listed apart.
+- saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over four frames
+  in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
 - operations of a training step as dispatched, launching work or only making views, and the moments in which the host
   would wait for a GPU; counted on any device. --as-on-a-gpu counts on a CPU the operations of a step in 16 bits on a
   GPU, with gathered products in place of spconv.
@@ -69,6 +69,8 @@ from ammnet_sparse.files.writing import write_text
 from ammnet_sparse.sparse.convolutions import Backend, use_backend
 
 MEASURES = ("macs", "saved", "operations", "time", "predict")
+SAVED_FRAMES = 4
+"""At most, to count saved activations over."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,20 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = parse_device(options.device)
         variants = _variants(options, device)
-        needs_image = options.input == "segformer"
         frames = load_frames(
             options.data,
             split="val",
             count=options.frames,
-            read_image=needs_image,
-            read_label_map=not needs_image,
+            read_label_map=True,
             grid_shape=tuple(options.grid),
         )
     except (OSError, ValueError) as error:
         print(f"bench_model.py: {error}", file=sys.stderr)
         return 2
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    print(f"width {options.width}, batch {options.batch}, {len(frames)} frames, input {options.input}")
+    print(f"width {options.width}, batch {options.batch}, {len(frames)} frames")
     print(f"{device}, {place}, torch {torch.__version__}, {platform.platform()}")
     gc.freeze()  # objects made by imports are not garbage; scanning them repeatedly takes longer than a small step
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
@@ -105,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if timed:
         print_largest_batches(timed, lines, basis)
     if options.card_gb is not None and timed:
-        card = card_answer(timed, lines, card_gb=options.card_gb, width=options.width, wanted=options.wanted_batch)
+        card = card_answer(
+            timed, lines, card_gb=options.card_gb, width=options.width, wanted=TrainingConfig().batch_size
+        )
         print("\n" + card)
     return 0
 
@@ -139,13 +141,10 @@ def _measure(
     counts: dict[str, dict[str, float]] = {}
     print_header()
     for variant in variants:
-        config = configuration(
-            variant, width=options.width, input_2d=options.input, grid_shape=options.grid, batch_size=options.batch
-        )
+        config = configuration(variant, width=options.width, grid_shape=options.grid, batch_size=options.batch)
         row: dict[str, Any] = {
             "net": variant.net,
             "variant": variant.name,
-            "input": options.input,
             "dtype": variant.dtype,
             "saved_mib_per_sample": None,
             "forward_gmac_per_sample": None,
@@ -182,7 +181,7 @@ def _measure(
 
 def _batches(frames: Sequence[Batch], options: argparse.Namespace) -> list[Batch]:
     """The frames to count saved activations over, in batches of ``--batch``."""
-    taken = list(itertools.islice(itertools.cycle(frames), max(min(options.saved_frames, len(frames)), options.batch)))
+    taken = list(itertools.islice(itertools.cycle(frames), max(min(SAVED_FRAMES, len(frames)), options.batch)))
     size = options.batch
     return [Batch.collate(taken[start : start + size]) for start in range(0, len(taken) - size + 1, size)]
 
@@ -245,7 +244,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=parse_positive,
         help="validation frames to count over (default: 40; generated rooms: at most 4)",
     )
-    add("--saved-frames", type=parse_positive, default=4, help="of them, to count saved activations over (default: 4)")
     add("--width", type=parse_positive, help="feature channels (default: 256)")
     add("--batch", type=parse_positive, default=1, help="frames per step (default: 1)")
     add(
@@ -255,7 +253,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="further batches for memory against batch (default on CUDA: 1 2 4)",
     )
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    add("--input", choices=("seg2d", "segformer"), default="seg2d", help="2D input (default: seg2d)")
     add("--nets", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help="default: both")
     add("--variants", nargs="+", choices=names, default=[], help="default: all that a net has")
     add("--dtype", nargs="+", choices=("float32", "float16"), help="default: float32, on CUDA float16 too")
@@ -281,12 +278,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="a trial: width 16, two frames, one step, where not given")
     add("--json", type=Path, metavar="FILE", help="file for the rows")
     add("--card-gb", type=float, metavar="GB", help="print what fits a card of this many GB, and the keys for it")
-    add(
-        "--wanted-batch",
-        type=parse_positive,
-        default=TrainingConfig().batch_size,
-        help="for --card-gb (default: %(default)s)",
-    )
     options = parser.parse_args(arguments)
     is_cuda = options.device.startswith("cuda")
     options.width = options.width or (16 if options.quick else ModelConfig().width)

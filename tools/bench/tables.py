@@ -49,7 +49,7 @@ def memory_line(points: Sequence[tuple[int, float]], *, static_mib: float) -> Me
 
 def settings(row: dict[str, Any], *, width: int, wanted: int, largest: int) -> list[str]:
     """The configuration keys that train a row's variant with ``wanted`` frames per step if ``largest`` fit at once."""
-    keys = [f"model.width={width}", "model.image_encoder=" + ("seg2d" if row["input"] == "seg2d" else "segformer_b2")]
+    keys = [f"model.width={width}", "model.image_encoder=seg2d"]
     if row["dtype"] == "float16":
         keys.append("training.mixed_precision=true")
     if row["variant"].startswith("recompute_"):

@@ -16,27 +16,22 @@ from bench.measurement import (
     summed,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ammnet_sparse.config import Config, ModelConfig, TrainingConfig, config_from_dict
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet, Prediction
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.models.image_encoders import ImageEncoder, image_encoder_class
-from ammnet_sparse.models.image_encoders.encoder import ImageFeatures
 
 Net = Literal["sparse", "dense"]
-Input = Literal["seg2d", "segformer"]
 RECOMPUTE_LEVELS = [level for level in get_args(TrainingConfig.model_fields["recompute"].annotation) if level != "off"]
 VARIANTS: dict[Net, list[str]] = {
     "sparse": ["plain", "graphs", *(f"recompute_{level}" for level in RECOMPUTE_LEVELS)],
     "dense": ["plain", "channels_last", "recompute_blocks", "compiled"],
 }
-APART = ("image encoder", "label map stem", "discriminator")
+APART = ("label map stem", "discriminator")
 """Groups that the figure for the 3D network leaves out."""
 
 _GROUPS = {
-    "image_encoder": "image encoder",
     "label_map_stem": "label map stem",
     "tsdf_encoder.stem": "TSDF encoder, stem",
     "tsdf_encoder.stage": "TSDF encoder, stages",
@@ -72,16 +67,10 @@ class Variant:
         return f"{self.net} {self.name} {self.dtype}"
 
 
-def configuration(
-    variant: Variant, *, width: int, input_2d: Input, grid_shape: Sequence[int], batch_size: int
-) -> Config:
-    """The configuration that trains a variant."""
+def configuration(variant: Variant, *, width: int, grid_shape: Sequence[int], batch_size: int) -> Config:
+    """The configuration that trains a variant from 2D label maps."""
     level = variant.name.removeprefix("recompute_") if variant.name.startswith("recompute") else "off"
-    model = {
-        "width": width,
-        "grid_shape": list(grid_shape),
-        "image_encoder": "seg2d" if input_2d == "seg2d" else "segformer_b2",
-    }
+    model = {"width": width, "grid_shape": list(grid_shape), "image_encoder": "seg2d"}
     training = {
         "batch_size": batch_size,
         "recompute": level,
@@ -152,16 +141,12 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> dict[str, float
     """Multiply-accumulates per sample, by group, of a forward pass of both networks at ``config``'s width.
 
     What a layer joins does not depend on channels: a narrow network runs, the wide one only says how many channels
-    each layer has. The image encoder does the same for every frame and is counted once, its attention included.
+    each layer has.
     """
     with torch.device("meta"):
         wide = build_pair(net, config.model).modules
     narrow_model = config.model.model_copy(update={"width": 4, "stem_widths": (1, 1), "discriminator_width": 4})
     narrow = build_pair(net, narrow_model)
-    encoder = {}
-    if config.model.reads_image:
-        encoder = {"image encoder": _image_multiplications(config, batches[0])}
-        narrow.generator.image_encoder = _BlankImage(narrow_model.width, config.model.num_classes)
     # All frames are alike to the dense network.
     frames = batches if net == "sparse" else batches[:1]
     with torch.no_grad(), counted_layers(narrow.modules) as counts:
@@ -169,29 +154,7 @@ def count(net: Net, config: Config, batches: Sequence[Batch]) -> dict[str, float
             _score(narrow, batch, narrow.generator(batch.to("cpu")))
     samples = sum(batch.batch_size for batch in frames)
     groups = summed(counts.multiplications(wide), group_of=group_of)
-    return encoder | {group: value / samples for group, value in groups.items()}
-
-
-def _image_multiplications(config: Config, batch: Batch) -> float:
-    encoder = image_encoder_class(config.model)(config.model).eval()
-    assert batch.image is not None
-    with torch.no_grad(), FlopCounterMode(display=False) as flops:
-        encoder(batch.image[:1].to("cpu"))
-    return flops.get_total_flops() / 2
-
-
-class _BlankImage(ImageEncoder):
-    """Replaces an image encoder: features of the right size."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        nn.Module.__init__(self)
-        self.is_frozen = False
-        self.channels = (width, num_classes)
-
-    def forward(self, image: Tensor) -> ImageFeatures:
-        size = (image.shape[0], 1, image.shape[2] // 4, image.shape[3] // 4)
-        features, logits = (image.new_zeros(size).expand(-1, channels, -1, -1) for channels in self.channels)
-        return ImageFeatures(features=features, class_logits=logits)
+    return {group: value / samples for group, value in groups.items()}
 
 
 def _score(pair: Pair, batch: Batch, prediction: Any) -> Tensor:
