@@ -59,8 +59,8 @@ class Odometry:
     def __init__(self, settings: CameraSettings) -> None:
         self._settings = settings
         self._open3d = _open3d()
-        self._key: _View | None = None
-        self._last: _View | None = None
+        self._known: tuple[_View, ...] = ()
+        """The key frame, and the last one."""
 
     def add(self, stored: StoredImages) -> tuple[Pose, bool]:
         """The pose [4, 4] of the next frame, camera to the world of its part, and whether it begins a part.
@@ -71,17 +71,15 @@ class Odometry:
         if stored.color is None:
             raise DataError(f"frame {stored.name}: expected a color image, which odometry needs, found none")
         images = camera_images(dataclasses.replace(stored, pose=np.eye(4), pose_convention="opencv"), self._settings)
-        rgbd, pose = self._rgbd(images), None
-        if self._key is not None and self._last is not None:
-            for other in (self._key, self._last):
-                pose = pose if pose is not None else self._pose(images, rgbd, other, near=self._last.pose)
-        is_lost = pose is None
-        self._last = _View(images, rgbd, _FIRST_POSE if pose is None else pose)
-        if self._key is None or is_lost or _is_far(self._last.pose, self._key.pose):
-            self._key = self._last
+        rgbd = self._rgbd(images)
+        found = (self._pose(images, rgbd, other, near=self._known[-1].pose) for other in self._known)
+        pose = next((one for one in found if one is not None), None)
+        last = _View(images, rgbd, _FIRST_POSE if pose is None else pose)
+        is_key = pose is None or _is_far(pose, self._known[0].pose)
+        self._known = (last if is_key else self._known[0], last)
         # Upright images are rotated ones; the pose is of the camera as it is stored.
         assert images.pose is not None
-        return np.asarray(self._last.pose @ np.linalg.inv(images.pose), dtype=np.float64), is_lost
+        return np.asarray(last.pose @ np.linalg.inv(images.pose), dtype=np.float64), pose is None
 
     def _rgbd(self, images: CameraImages) -> Any:
         geometry = self._open3d.geometry

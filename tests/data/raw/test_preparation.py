@@ -1,5 +1,6 @@
 """Raw files to a set: exact on the published frame, restartable, verified, and broken files named and skipped."""
 
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -158,47 +159,30 @@ def test_written_files_are_read_back_and_compared(raw: Path, tmp_path: Path, mon
     assert not list((tmp_path / "out" / "Mapping").iterdir()) and not (tmp_path / "out" / "train.txt").exists()
 
 
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _eight_bits(path: Path) -> None:
-    Image.fromarray(np.full((480, 640), 90, dtype=np.uint8)).save(path)
-
-
-def _larger(path: Path) -> None:
-    Image.fromarray(np.full((960, 1280), 9000, dtype=np.uint16)).save(path)
-
-
-def _no_depth(path: Path) -> None:
-    Image.fromarray(np.zeros((480, 640), dtype=np.uint16)).save(path)
-
-
-def _no_pose(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[:12] + np.ones(16, dtype="<f4").tobytes() + content[76:])
-
-
-def _elsewhere(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(np.full(3, 50, dtype="<f4").tobytes() + content[12:])
+def _png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    return content.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("kind", "spoil"),
+    ("kind", "spoiled"),
     [
-        *((".png", spoil) for spoil in (_cut, _eight_bits, _larger, _no_depth)),
-        *((".bin", spoil) for spoil in (_empty, _cut, _no_pose, _elsewhere)),
+        (".png", lambda content: content[: len(content) // 2]),
+        (".png", lambda _: _png(np.full((480, 640), 90, dtype=np.uint8))),
+        (".png", lambda _: _png(np.full((960, 1280), 9000, dtype=np.uint16))),
+        (".png", lambda _: _png(np.zeros((480, 640), dtype=np.uint16))),
+        (".bin", lambda _: b""),
+        (".bin", lambda content: content[: len(content) // 2]),
+        (".bin", lambda content: content[:12] + np.ones(16, dtype="<f4").tobytes() + content[76:]),  # no pose
+        (".bin", lambda content: np.full(3, 50, dtype="<f4").tobytes() + content[12:]),  # a grid elsewhere
     ],
 )
 def test_broken_files_are_named_and_skipped(
-    raw: Path, tmp_path: Path, kind: str, spoil: Callable[[Path], None]
+    raw: Path, tmp_path: Path, kind: str, spoiled: Callable[[bytes], bytes]
 ) -> None:
-    spoil(raw / f"NYU0001_0000{kind}")
+    path = raw / f"NYU0001_0000{kind}"
+    path.write_bytes(spoiled(path.read_bytes()))
     report = prepare(raw, tmp_path / "out")
     assert outcomes(report) == {"0001": "failed", "0002": "written"} and not report.is_clean
     (failure,) = report.failures
