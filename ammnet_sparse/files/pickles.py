@@ -128,8 +128,7 @@ def read_pickled_dict(
             path, expected=what, found=describe_content(head), advice=advice_for(head, otherwise=advice)
         )
     try:
-        _check_sizes(content)
-        _check_keys(content)
+        _check(content)
         found = _Unpickler(io.BytesIO(content)).load()
     # A damaged pickle makes the module raise nearly anything.
     except Exception as error:
@@ -147,29 +146,27 @@ def _plain(value: Any) -> Any:
     return value.values if isinstance(value, _Array) else value
 
 
-def _check_sizes(content: bytes) -> None:
-    """Raises an error for lengths beyond the end of the file, and for indices that would allocate a huge table."""
-    for opcode, argument, _ in pickletools.genops(content):  # raises ValueError for lengths beyond the end
-        if "PUT" in opcode.name and not (isinstance(argument, int) and 0 <= argument <= len(content)):
-            raise pickle.UnpicklingError(f"a memo index of {argument}")
+def _check(content: bytes) -> None:
+    """Raises an error for what would take gigabytes or forever.
 
-
-def _check_keys(content: bytes) -> None:
-    """Raises an error for sets, and for tuples as keys: of tuples within tuples a hash may take forever.
-
-    Follows the stack of the program: whether each of its values is a tuple, or was made with one.
+    Lengths beyond the end of the file, indices that would allocate a huge table, sets, and tuples as keys: of tuples
+    within tuples a hash may take forever. Follows the stack of the program: whether each of its values is a tuple, or
+    was made with one.
     """
     stack: list[bool] = []
     marks: list[int] = []
     memo: dict[object, bool] = {}
-    for opcode, argument, _ in pickletools.genops(content):
+    for opcode, argument, _ in pickletools.genops(content):  # raises ValueError for lengths beyond the end
         name, before = opcode.name, opcode.stack_before
         if ("SET" in name and "ITEM" not in name) or name == "ADDITEMS":
             raise pickle.UnpicklingError("a set")
         if name == "MARK":
             marks.append(len(stack))
         elif "PUT" in name or name == "MEMOIZE":
-            memo[len(memo) if argument is None else argument] = stack[-1]
+            index = len(memo) if argument is None else argument
+            if not (isinstance(index, int) and 0 <= index <= len(content)):
+                raise pickle.UnpicklingError(f"a memo index of {index}")
+            memo[index] = stack[-1]
         elif "GET" in name:
             stack.append(memo[argument])
         else:
