@@ -62,11 +62,15 @@ class SurfaceCells:
         is_kept = _is_kept(keys, self.halvings)
         weight = np.clip(_LARGEST_WEIGHT / 4 / depth[is_kept] ** 2, 1, _LARGEST_WEIGHT).astype(np.int64)[:, None]
         values = np.rint(np.hstack([points[is_kept], normals[is_kept]]) * _UNITS).astype(np.int64)
-        keys = np.concatenate([self.keys, keys[is_kept]])
-        sums = np.concatenate([self.sums, np.hstack([weight, weight * values])])
-        order = np.argsort(keys)
-        keys, first = np.unique(keys[order], return_index=True)
-        sums, halvings = np.add.reduceat(sums[order], first), self.halvings
+        order = np.argsort(keys[is_kept])
+        keys, first = np.unique(keys[is_kept][order], return_index=True)
+        added = np.add.reduceat(np.hstack([weight, weight * values])[order], first)
+        place = np.searchsorted(self.keys, keys)
+        is_new = np.append(self.keys, -1)[place] != keys
+        sums, halvings = self.sums.copy(), self.halvings
+        sums[place[~is_new]] += added[~is_new]
+        keys = np.insert(self.keys, place[is_new], keys[is_new])
+        sums = np.insert(sums, place[is_new], added[is_new], axis=0)
         while len(keys) > MOST_CELLS:
             halvings += 1
             is_kept = _is_kept(keys, halvings)
