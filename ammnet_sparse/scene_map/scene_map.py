@@ -114,12 +114,10 @@ class SceneMap:
 
     def add_stored(self, stored: StoredImages) -> CompletedScene:
         """Adds a frame that a source of ``ammnet live`` has read; its images are kept as those of ``add``."""
-        scene, given = self._added(stored)
         read = None
         if self._estimate is not None:
             read = kept_images(stored, Path(self._folder.name) / f"{self.num_frames:06d}.npz")
-        self._frames.append(MapFrame(stored.name, given, read))
-        return scene
+        return self._add(stored, read)
 
     def add_frame(self, read: ReadFrame) -> CompletedScene:
         """Adds a frame that can be read again, for instance from files. It is called once or more.
@@ -128,10 +126,7 @@ class SceneMap:
             DataError: what ``read`` raises, no pose, one over 100 m from the first frame's, or as
                 ``SceneCompleter.complete``. The map is as before; only a frame looked at stays in its room.
         """
-        stored = read()
-        scene, given = self._added(stored)
-        self._frames.append(MapFrame(stored.name, given, read))
-        return scene
+        return self._add(read(), read)
 
     def complete(self, stored: StoredImages) -> CompletedScene:
         """Completes a frame in the room of the map, without adding it; errors as ``add_frame``, ``room``."""
@@ -230,7 +225,7 @@ class SceneMap:
             raise DataError(f"frame {stored.name}: {said}; poses are in meters")
         return images, given
 
-    def _added(self, stored: StoredImages) -> tuple[CompletedScene, GivenPose]:
+    def _add(self, stored: StoredImages, read: ReadFrame | None) -> CompletedScene:
         """Finds the room with a new frame, if it is time, and completes and fuses the frame."""
         images, given = self._images_of(stored)
         before = copy.copy(self._estimate), self._fused, self._next, self._waiting
@@ -248,8 +243,9 @@ class SceneMap:
         for fused in (self._fused, self._next):
             if fused is not None:
                 fused.fuse(scene, evidence)
+        self._frames.append(MapFrame(stored.name, given, read))
         self._complete_again(AGAIN_WITH_EACH)
-        return scene, given
+        return scene
 
     def _complete(self, images: CameraImages, given: GivenPose, name: str, room: Room) -> CompletedScene:
         return self._completer.complete_images(images, name=name, placement=room.place(given))
