@@ -6,6 +6,7 @@ is the same with any number of workers, and one that was interrupted continues i
 
 import contextlib
 import dataclasses
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -205,6 +206,8 @@ def build_loader(
     options["pin_memory"] = torch.cuda.is_available()
     if workers == 0:
         return DataLoader(dataset, collate_fn=Batch.collate, **options)
+    if multiprocessing.get_start_method() == "forkserver":  # by default from Python 3.14 on
+        multiprocessing.set_forkserver_preload([__name__])  # else every worker of every epoch imports PyTorch
     return _WorkerLoader(_InWorker(dataset), num_workers=workers, collate_fn=_as_it_is, **options)
 
 
