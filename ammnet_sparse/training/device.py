@@ -1,5 +1,7 @@
 """The device of a run: precision, convolution backend, determinism, and what to do if its memory is exhausted."""
 
+import contextlib
+import ctypes
 import os
 import warnings
 
@@ -15,10 +17,14 @@ _KEPT_MIB = {"off": 985.0, "elementwise": 517.0, "blocks": 233.0, "full": 112.0}
 """Kept for the backward pass of the generator by ``training.recompute``, per frame of NYU at width 256 in float32, as
 the benchmark bench_model measures it (docs/results.md); about proportional to the width."""
 _WIDTH = 256
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Options of glibc's ``mallopt``."""
 
 
 def prepare_device(config: Config, device: torch.device) -> Backend:
     """Makes a CUDA device the current one, and algorithms deterministic on request; returns the convolution backend.
+
+    On a CPU the process keeps the memory that it frees, for the next step.
 
     Raises:
         ConfigError: a configuration that cannot run on this device.
@@ -28,10 +34,20 @@ def prepare_device(config: Config, device: torch.device) -> Backend:
             f"training.mixed_precision: fp16 needs a CUDA device, found {device}; set it to bf16 or false"
         )
     make_current(device)
+    if device.type == "cpu":
+        _keep_freed_memory()
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
         torch.use_deterministic_algorithms(True, warn_only=True)
     return convolution_backend(config, device)
+
+
+def _keep_freed_memory() -> None:
+    """glibc does not return freed memory to the system: every 4 KiB that come back cost a page fault."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def convolution_backend(config: Config, device: torch.device) -> Backend:
