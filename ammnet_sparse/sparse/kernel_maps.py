@@ -28,6 +28,7 @@ from ammnet_sparse.sparse.sites import (
     full_sites,
     half_shape,
     read_mask,
+    repeated_rows,
     residue_counts,
     shifts_of_residue,
     sites_from_mask,
@@ -84,7 +85,7 @@ class KernelMap:
     @property
     def table(self) -> Tensor:
         """[N_target, taps] int32: the source row that each tap reads for each target, -1 for none; taps in C order."""
-        return self.shared("table", lambda: _table(self.target, self.source, self.kernel))
+        return self.shared("table", self._build_table)
 
     @property
     def inverse(self) -> Tensor:
@@ -119,7 +120,24 @@ class KernelMap:
             owner, other = other, owner
         return (other, owner) if owner.is_full and not other.is_full else (owner, other)
 
+    @property
+    def single(self) -> "KernelMap | None":
+        """The map between the sites of which source and target are copies; None if they are not copies."""
+        copied = self.source.single or self.target.single
+        if copied is None:
+            return None
+        times = (self.source if self.source.single else self.target).batch_size // copied.batch_size
+        source, target = (_single(sites, times) for sites in (self.source, self.target))
+        return None if source is None or target is None else KernelMap(source, target, self.kernel)
+
+    def _build_table(self) -> Tensor:
+        if (single := self.single) is not None:
+            return _repeated(single.table, self.source, single.source)
+        return _table(self.target, self.source, self.kernel)
+
     def _build_inverse(self) -> Tensor:
+        if (single := self.single) is not None:
+            return _repeated(single.inverse, self.target, single.target)
         kernel = self.kernel
         is_mirrored = all(
             stride == 1 and 2 * padding == dilation * (size - 1)
@@ -155,6 +173,9 @@ def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
         return _ravel(every.batch_index, coordinates, coarse.spatial_shape)
 
     def build() -> tuple[Tensor, SiteSet | None]:
+        if sites.single is not None and (single := _single(coarse, sites.batch_size // sites.single.batch_size)):
+            rows = containing_cells(sites.single, single, stride)
+            return _repeated(rows, coarse, single), None if coarse is sites else coarse
         cell = sites.of_cells(("containing cell", coarse.spatial_shape, stride), cells)
         return coarse.rows_of(cell), None if coarse is sites else coarse
 
@@ -207,9 +228,9 @@ def planned_sites(masks: Sequence[Tensor]) -> list[SiteSet]:
 
 
 def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
-    """The scenes of ``sites`` ``times`` times, one copy after another; shared once built.
+    """The scenes of ``sites`` ``times`` times, one copy after another.
 
-    The sets that strided blocks derive from it are repetitions of those derived from ``sites``.
+    The sets that strided blocks derive from it are repetitions of those derived from ``sites``, and so are tables.
     """
     repeated = sites.repeated(times)
     single, multiple = sites, repeated
@@ -220,6 +241,18 @@ def repeated_sites(sites: SiteSet, times: int) -> SiteSet:
         multiple.store(("strided", kernel), single.repeated(times))
         multiple = strided_sites(multiple, kernel)
     return repeated
+
+
+def _single(sites: SiteSet, times: int) -> SiteSet | None:
+    """The sites of which ``sites`` are ``times`` copies; None if they are not."""
+    if sites.is_full and sites.batch_size % times == 0:
+        return full_sites(sites.batch_size // times, sites.spatial_shape, sites.linear.device)
+    return sites.single if sites.single and sites.batch_size == times * sites.single.batch_size else None
+
+
+def _repeated(rows: Tensor, sites: SiteSet, single: SiteSet) -> Tensor:
+    """A table of rows of ``single`` as one of ``sites``, which are copies of it."""
+    return repeated_rows(rows, sites.batch_size // single.batch_size, len(single))
 
 
 def _table(sites: SiteSet, read: SiteSet, kernel: Kernel) -> Tensor:
@@ -346,10 +379,10 @@ def _grouped_constants(kernel: Kernel, shape: Triple, width: int, device: torch.
 
 
 @functools.lru_cache(maxsize=64)
-def constant(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """[n] int64 on the device; copied once, because a copy makes the host wait."""
+def constant(values: tuple[int, ...], device: torch.device, *, dtype: torch.dtype = torch.int64) -> Tensor:
+    """[n] on the device; copied once, because a copy makes the host wait."""
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _bordered_shape(shape: Triple) -> Triple:

@@ -31,12 +31,14 @@ class SiteSet:
         spatial_shape: cells along (X, height, Y).
         linear: [N] int64, ``((b * X + x) * H + h) * Y + y``, ascending, unique.
         is_full: every cell of every frame is a site.
+        single: the sites of which these are copies, one after another (``repeated``); None for others.
     """
 
     batch_size: int
     spatial_shape: Triple
     linear: Tensor
     is_full: bool = False
+    single: "SiteSet | None" = None
     _derived: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -98,12 +100,12 @@ class SiteSet:
 
     @property
     def row_table(self) -> Tensor:
-        """[B * X * H * Y] int64: the row of each cell's site, -1 for cells that are not sites."""
+        """[B * X * H * Y] int32 (int64 if full): the row of each cell's site, -1 for cells that are not sites."""
         return self.linear if self.is_full else self.cached("row table", self._build_row_table)
 
     def _build_row_table(self) -> Tensor:
-        table = torch.full((self.batch_size * self.num_cells,), -1, dtype=torch.int64, device=self.linear.device)
-        return table.scatter_(0, self.linear, torch.arange(len(self), device=self.linear.device))
+        table = torch.full((self.batch_size * self.num_cells,), -1, dtype=torch.int32, device=self.linear.device)
+        return table.scatter_(0, self.linear, torch.arange(len(self), dtype=torch.int32, device=self.linear.device))
 
     @property
     def mask(self) -> Tensor:
@@ -125,18 +127,26 @@ class SiteSet:
         return flat.contiguous() if self.is_full else flat.index_select(0, self.linear)
 
     def repeated(self, times: int) -> "SiteSet":
-        """These frames ``times`` times, one copy after another; shared once built."""
+        """These frames ``times`` times, one copy after another."""
         if times == 1:
             return self
         batch_size = self.batch_size * times
         if self.is_full:
             return full_sites(batch_size, self.spatial_shape, self.linear.device)
+        cells = self.batch_size * self.num_cells
+        return SiteSet(batch_size, self.spatial_shape, repeated_rows(self.linear, times, cells), single=self)
 
-        def build() -> SiteSet:
-            begin = torch.arange(0, batch_size, self.batch_size, device=self.linear.device) * self.num_cells
-            return SiteSet(batch_size, self.spatial_shape, (begin[:, None] + self.linear).flatten())
 
-        return self.cached(("repeated", times), build)
+def repeated_rows(rows: Tensor, times: int, num_rows: int) -> Tensor:
+    """[N, ...] integers -> [times * N, ...]: the same rows of ``times`` copies of a set of ``num_rows`` rows.
+
+    Those below 0, for none, stay below 0, if ``rows`` are int32.
+    """
+    begin = torch.arange(0, times * num_rows, num_rows, dtype=rows.dtype, device=rows.device)
+    repeated = rows + begin.view(-1, *[1] * rows.ndim)
+    if rows.dtype == torch.int32:
+        repeated.masked_fill_(rows < 0, -1)
+    return repeated.flatten(0, 1)
 
 
 @functools.cache
@@ -171,24 +181,28 @@ def sites_from_masks(
     flags = torch.cat([mask.flatten() for mask in masks])
     sizes = [mask.numel() for mask in masks]
     last, start = _segment_bounds(tuple(sizes), flags.device)
-    ends = flags.cumsum(0)  # sites up to and including a cell
+    ends = flags.cumsum(0, dtype=torch.int32)  # sites up to and including a cell
     found = torch.cat([ends.index_select(0, last), *(values.flatten() for values in counts)]).tolist()
     totals, rest = found[: len(masks)], iter(found[len(masks) :])
     if flags.device.type == "cpu":  # there the search takes longer
         positions = torch.nonzero_static(flags, size=totals[-1]).squeeze(1)
     else:
-        positions = torch.searchsorted(ends, torch.arange(1, totals[-1] + 1, device=flags.device))
-    sites, begin = [], 0
-    for mask, size, first, end in zip(masks, sizes, start, totals, strict=True):
+        numbers = torch.arange(1, totals[-1] + 1, dtype=torch.int32, device=flags.device)
+        positions = torch.searchsorted(ends, numbers)
+    begins = [0, *totals[:-1]]
+    linear = positions.split([end - begin for begin, end in zip(begins, totals, strict=True)])
+    rows = ends.split(sizes)
+    torch._foreach_sub_(linear, start)
+    torch._foreach_sub_(rows, [begin + 1 for begin in begins])
+    ends.masked_fill_(~flags, -1)
+    sites = []
+    for mask, own, table in zip(masks, linear, rows, strict=True):
         shape = (mask.shape[1], mask.shape[2], mask.shape[3])
-        if end - begin == size:
+        if len(own) == mask.numel():
             sites.append(full_sites(mask.shape[0], shape, mask.device))
         else:
-            made = SiteSet(mask.shape[0], shape, positions[begin:end] - first)
-            rows = ends[first : first + size] - (begin + 1)
-            made.store("row table", rows.masked_fill_(~mask.flatten(), -1))
-            sites.append(made)
-        begin = end
+            sites.append(SiteSet(mask.shape[0], shape, own))
+            sites[-1].store("row table", table)
     return sites, [[next(rest) for _ in range(values.numel())] for values in counts]
 
 

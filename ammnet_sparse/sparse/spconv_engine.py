@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ammnet_sparse.sparse.kernel_maps import KernelMap, cells_read, constant, strided_sites
-from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet, filters_of, weight_of
+from ammnet_sparse.sparse.sites import UP_KERNEL, Kernel, SiteSet, filters_of, repeated_rows, weight_of
 
 CHANNEL_MULTIPLE = 8
 """Channels that spconv's tensor core kernels read at once in fp16; others are slow or unsupported."""
@@ -32,8 +32,9 @@ class MaskedPairs:
     """Inputs of the implicit GEMM, in the forward pass for the targets and in the backward pass for the sources.
 
     ``pairs`` [taps, N] int32 are a table's columns. ``mask`` [N, 1] int32 has a bit for every tap that a row reads,
-    sorted, so that rows that are computed together have similar taps. ``order`` [N] int32 is the row that each mask
-    belongs to: a tile of the product reads the masks at its own positions and finds its rows through ``order``.
+    sorted, so that rows that are computed together have similar taps; of repeated sites in each copy. ``order`` [N]
+    int32 is the row that each mask belongs to: a tile of the product reads the masks at its own positions and finds its
+    rows through ``order``.
     """
 
     pairs: Tensor
@@ -50,13 +51,26 @@ MOST_MASKED_TAPS = 31
 
 def masked_pairs(kernel_map: KernelMap) -> MaskedPairs:
     """The pairs of a map for the implicit GEMM, shared once built."""
-    return kernel_map.shared(
-        "masked pairs", lambda: MaskedPairs(*_masked(kernel_map.table), *_masked(kernel_map.inverse))
-    )
+
+    def build() -> MaskedPairs:
+        table, inverse, single = kernel_map.table, kernel_map.inverse, kernel_map.single
+        if single is None:
+            return MaskedPairs(*_masked(table), *_masked(inverse))
+        one = masked_pairs(single)
+        forward, backward = (one.mask, one.order), (one.backward_mask, one.backward_order)
+        return MaskedPairs(*_repeated(table, *forward), *_repeated(inverse, *backward))
+
+    return kernel_map.shared("masked pairs", build)
+
+
+def _repeated(table: Tensor, mask: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``_masked``, of a table whose rows repeat those of ``mask`` and ``order``."""
+    times = len(table) // max(len(order), 1)
+    return table.t().contiguous(), mask.repeat(times, 1), repeated_rows(order, times, len(order))
 
 
 def _masked(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    bits = constant(tuple(1 << tap for tap in range(table.shape[1])), table.device).int()
+    bits = constant(tuple(1 << tap for tap in range(table.shape[1])), table.device, dtype=torch.int32)
     mask, order = ((table >= 0) * bits).sum(1, dtype=torch.int32).sort(stable=True)
     return table.t().contiguous(), mask[:, None].contiguous(), order.int()
 
@@ -93,6 +107,32 @@ def _forward(
     return found
 
 
+def _backward(
+    features: Tensor, filters: Tensor, gradient: Tensor, masked: MaskedPairs, tile_masks: Tensor, tile_width: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of features and filters."""
+    from spconv.pytorch import ops
+
+    with torch.cuda.device(features.device):
+        found: tuple[Tensor, Tensor] = ops.implicit_gemm_backward(
+            features,
+            filters,
+            gradient,
+            masked.pairs,
+            masked.backward_pairs,
+            [masked.mask],
+            [masked.backward_mask],
+            [masked.order],
+            [masked.backward_order],
+            mask_output_fwd=tile_masks,
+            masks=_every_tap(),
+            mask_width=tile_width,
+            is_subm=False,
+            fp32_accum=True,
+        )
+    return found
+
+
 def _every_tap() -> list[Any]:
     return [np.array([0xFFFFFFFF], dtype=np.uint32)]
 
@@ -117,8 +157,6 @@ class _ImplicitProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        from spconv.pytorch import ops
-
         features, weight = ctx.saved_tensors
         needs_features, needs_weight, _ = ctx.needs_input_grad
         gradient = gradients[0].contiguous()
@@ -129,23 +167,9 @@ class _ImplicitProduct(torch.autograd.Function):
             backward = (masked.backward_pairs, masked.backward_mask, masked.backward_order)
             swapped = filters.transpose(0, 4).contiguous()
             return _forward(gradient, swapped, backward, features.shape[0], is_trained=False)[0], None, None
-        with torch.cuda.device(features.device):
-            features_gradient, filters_gradient = ops.implicit_gemm_backward(
-                features.contiguous(),
-                filters,
-                gradient,
-                masked.pairs,
-                masked.backward_pairs,
-                [masked.mask],
-                [masked.backward_mask],
-                [masked.order],
-                [masked.backward_order],
-                mask_output_fwd=ctx.tile_masks,
-                masks=_every_tap(),
-                mask_width=ctx.tile_width,
-                is_subm=False,
-                fp32_accum=True,
-            )
+        features_gradient, filters_gradient = _backward(
+            features.contiguous(), filters, gradient, masked, ctx.tile_masks, ctx.tile_width
+        )
         weight_gradient = weight_of(filters_gradient, ctx.kernel_map.kernel)
         return features_gradient if needs_features else None, weight_gradient, None
 
