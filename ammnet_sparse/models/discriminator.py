@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ammnet_sparse.config import ModelConfig
 from ammnet_sparse.sparse.blocks import DDRBlock, RecomputeLevel, run_blocks, set_recompute
-from ammnet_sparse.sparse.convolutions import PointwiseConv3d
+from ammnet_sparse.sparse.convolutions import Linear, PointwiseConv3d
 from ammnet_sparse.sparse.recipes import recipes_kept
 from ammnet_sparse.sparse.sites import SiteSet
 
@@ -28,8 +28,8 @@ class Discriminator(nn.Module):
             ]
         )
         x, height, y = (size // 12 for size in config.grid_shape)
-        self.hidden = nn.Linear(2 * width * x * height * y, 2 * width)
-        self.score = nn.Linear(2 * width, 1)
+        self.hidden = Linear(2 * width * x * height * y, 2 * width)
+        self.score = Linear(2 * width, 1)
 
     def set_recompute(self, level: RecomputeLevel) -> None:
         """Which activations the backward pass recomputes; levels as in ``AMMNet.set_recompute``."""

@@ -15,7 +15,7 @@ from ammnet_sparse.sparse.blocks import (
     cells_under,
     run_blocks,
 )
-from ammnet_sparse.sparse.convolutions import PointwiseConv3d
+from ammnet_sparse.sparse.convolutions import Linear, PointwiseConv3d
 from ammnet_sparse.sparse.kernel_maps import pieces_by_residue
 from ammnet_sparse.sparse.recipes import add, take_rows
 from ammnet_sparse.sparse.sites import UP_KERNEL, SiteSet
@@ -24,7 +24,7 @@ STATE_CHANNELS = 4
 """Fractions free, occluded, unobserved, and mean TSDF."""
 
 
-class StateProjection(nn.Linear):
+class StateProjection(Linear):
     """1x1x1 convolution without bias of the state channels of every 1/2 cell.
 
     Weights start with standard deviation 1. With PyTorch's initialization, the state would have a sixth of the scale

@@ -64,17 +64,23 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 
 _casts: dict[int, Tensor] = {}
-"""Weights in the type of autocast by the ``id`` of the parameter, while ``weights_cast`` is active."""
+"""Parameters in the type of autocast by their ``id``, while ``weights_cast`` is active."""
+
+
+def cast(parameter: Tensor) -> Tensor:
+    """The parameter in the type of autocast, if it was converted; otherwise itself."""
+    return _casts.get(id(parameter), parameter)
 
 
 @contextlib.contextmanager
 def weights_cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Within the block convolutions of ``network`` use weights that were converted to ``dtype`` all at once.
+    """Within the block convolutions and ``Linear`` of ``network`` use parameters converted to ``dtype`` all at once.
 
     One by one they would take a launch each, forward and backward. Elsewhere, as where the backward pass recomputes,
-    convolutions convert their own.
+    layers convert their own.
     """
-    weights = [module.weight for module in network.modules() if isinstance(module, _CONVOLUTIONS)]
+    layers = [module for module in network.modules() if isinstance(module, _CONVOLUTIONS)]
+    weights = [parameter for layer in layers for parameter in layer.parameters()]
     _casts.update(zip(map(id, weights), _CastAll.apply(dtype, *weights), strict=True))
     try:
         yield
@@ -118,7 +124,15 @@ class PointwiseConv3d(nn.Conv3d):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, in] -> [N, out]."""
-        return F.linear(features, _casts.get(id(self.weight), self.weight).flatten(1), self.bias)
+        return F.linear(features, cast(self.weight).flatten(1), None if self.bias is None else cast(self.bias))
+
+
+class Linear(nn.Linear):
+    """As ``nn.Linear``, with parameters that are converted together with those of convolutions."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return F.linear(features, cast(self.weight), None if self.bias is None else cast(self.bias))
 
 
 class SiteConv3d(nn.Conv3d):
@@ -154,11 +168,11 @@ class SiteConvTranspose3d(nn.ConvTranspose3d):
         out = convolve(features, self.weight, KernelMap(source, target, UP_KERNEL))
         assert self.bias is not None
         # Under autocast the sum with a float32 bias, and everything after it, would be in float32.
-        bias = self.bias.to(out.dtype)
+        bias = cast(self.bias).to(out.dtype)
         return out + bias if torch.is_grad_enabled() else out.add_(bias)
 
 
-_CONVOLUTIONS = (PointwiseConv3d, SiteConv3d, SiteConvTranspose3d)
+_CONVOLUTIONS = (PointwiseConv3d, SiteConv3d, SiteConvTranspose3d, Linear)
 
 
 def average_pool(features: Tensor, source: SiteSet, *, target: SiteSet, window: tuple[int, int, int]) -> Tensor:
@@ -184,7 +198,7 @@ def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     device = features.device.type
     if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-        features, weight = features.to(dtype), _casts.get(id(weight), weight).to(dtype)
+        features, weight = features.to(dtype), cast(weight).to(dtype)
     if len(kernel_map.target) == 0 or len(kernel_map.source) == 0:
         # Engines raise for empty sets; an empty sum and its gradients are zero.
         empty = features.sum() * 0 + weight.sum() * 0
@@ -208,7 +222,7 @@ def _choose(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Backend:
         return "gather" if is_gathered else "dense"
     if backend in ("gather", "dense"):
         return backend
-    if not (features.is_cuda and spconv_engine.is_served(features, weight, kernel_map)):
+    if not spconv_engine.is_served(features, weight, kernel_map):
         return "gather"
     checked = (spconv_engine.convolve_implicit, _convolve_gather)
     return "spconv" if spconv_engine.is_sound(features.device, features.dtype, *checked) else "gather"

@@ -23,6 +23,7 @@ from ammnet_sparse.processes import num_processes, rank, sum_over_processes
 from ammnet_sparse.sparse.convolutions import weights_cast
 from ammnet_sparse.sparse.kernel_maps import repeated_sites
 from ammnet_sparse.sparse.normalization import unchanged_statistics
+from ammnet_sparse.sparse.sites import SiteSet
 from ammnet_sparse.training.device import block_graphs
 from ammnet_sparse.training.losses import (
     Term,
@@ -91,16 +92,17 @@ class AdversarialGame:
         self._device = device
         self._half = torch.float16 if config.training.uses_fp16 else torch.bfloat16
         self._has_image_loss = config.model.reads_image
-        self._buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
-        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
+        buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
+        # By type: CUDA copies a list of mixed types one by one.
+        self._buffers = [[one for one in buffers if one.dtype == dtype] for dtype in {one.dtype for one in buffers}]
+        self._buffers_before = [[torch.empty_like(buffer) for buffer in alike] for alike in self._buffers]
 
     def undo_statistics(self) -> None:
         """Restores the running statistics from before the last step, whose predictions were not finite.
 
         Parameters need no restoring: an optimization skips gradients that are not finite.
         """
-        with torch.no_grad():
-            torch._foreach_copy_(self._buffers, self._buffers_before)
+        _copy(self._buffers_before, into=self._buffers)
 
     def step(self, batches: Sequence[Batch], *, seed: int, updates_discriminator: bool = True) -> StepReport:
         """One update of each network from the frames of ``batches``, equally many in each.
@@ -118,8 +120,7 @@ class AdversarialGame:
         """
         self.generator.train()
         self.discriminator.train()
-        with torch.no_grad():
-            torch._foreach_copy_(self._buffers_before, self._buffers)
+        _copy(self._buffers, into=self._buffers_before)
         is_whole = all(batch.batch_size == self.config.training.batch_size for batch in batches)
         with self.graphs.used() if self.graphs is not None and is_whole else contextlib.nullcontext():
             return self._step(batches, seed=seed, updates_discriminator=updates_discriminator)
@@ -222,10 +223,10 @@ class AdversarialGame:
         config = self.config.adversarial
         fakes = self._fakes(scene, seed=seed)
         predicted = self._scored_features(scene, prediction).detach()
-        true, *fake = scene.one_hot(scene.truth, *fakes)
+        sites = repeated_sites(scene.sites, 2 + len(fakes))
+        true, *fake = scene.one_hot(scene.truth, *fakes, sites=sites)
         # The order in which they update the discriminator's running statistics.
         inputs = (true, predicted, *fake)
-        sites = repeated_sites(scene.sites, len(inputs))
         # A fake in which nothing was changed is the truth, which must not be called fake.
         all_scenes = torch.ones(len(scene.truth), dtype=torch.bool, device=scene.truth.device)
         is_changed = [(labels != scene.truth).flatten(1).any(dim=1) for labels in fakes]
@@ -296,6 +297,12 @@ class AdversarialGame:
         return features
 
 
+@torch.no_grad()
+def _copy(values: list[list[Tensor]], *, into: list[list[Tensor]]) -> None:
+    for alike, targets in zip(values, into, strict=True):
+        torch._foreach_copy_(targets, alike)
+
+
 _Values = dict[str, list[Tensor]]
 """Values by name, one a batch of the step."""
 
@@ -307,7 +314,8 @@ def _collect(values: _Values, terms: Mapping[str, Term]) -> None:
 
 def _over_processes(shares: _Values) -> dict[str, Tensor]:
     """The sums of the shares of all batches and processes, float64."""
-    sums = sum_over_processes(torch.stack([torch.stack(values).sum().double() for values in shares.values()]))
+    totals = [functools.reduce(operator.add, values) for values in shares.values()]
+    sums = sum_over_processes(torch.stack(totals).double())
     return dict(zip(shares, sums, strict=True))
 
 
@@ -343,7 +351,7 @@ class _Totals:
 
     def share(self, mean: Tensor, index: int) -> Tensor:
         """A mean over the frames of this process in batch ``index``, as its part of the step's mean over all."""
-        mean = mean / self.num_batches
+        mean = mean if self.num_batches == 1 else mean / self.num_batches
         return mean if self.shares is None else mean * self.shares[index]
 
 
@@ -371,9 +379,13 @@ class _Scene:
         """The seed of this batch and process, from that of the step."""
         return ((seed * 64 + self.index) * num_processes() + rank()) % 2**63
 
-    def one_hot(self, *labels: Tensor) -> tuple[Tensor, ...]:
-        """[N, num_classes] at the sites, for each of ``labels`` [B, V]; zeros where nothing is scored."""
-        linear = repeated_sites(self.sites, len(labels)).linear
+    def one_hot(self, *labels: Tensor, sites: SiteSet) -> tuple[Tensor, ...]:
+        """[N, num_classes] at the sites, for each of ``labels`` [B, V]; zeros where nothing is scored.
+
+        Args:
+            sites: the scene's, at least as often as there are labels.
+        """
+        linear = sites.linear[: len(labels) * len(self.sites)]
         return one_hot_sites(torch.cat(labels), linear, self.num_classes, self.dtype).chunk(len(labels))
 
     def count(self, prediction: Prediction) -> VoxelCounts:

@@ -34,7 +34,8 @@ class Term(NamedTuple):
 
 def weighted_sum(terms: Mapping[str, Term]) -> Tensor:
     """The loss that a network minimizes, from its terms by name."""
-    return functools.reduce(operator.add, (term.weight * term.value for term in terms.values()))
+    values = (term.value if term.weight == 1 else term.weight * term.value for term in terms.values())
+    return functools.reduce(operator.add, values)
 
 
 def labels_of(batch: Batch) -> Tensor:
