@@ -1,7 +1,9 @@
 """How many operations and waits a training step has."""
 
 import pytest
+import torch
 from bench.operation_counter import Operations
+from bench.steps import as_on_a_gpu
 
 from tests.training.support import make_game, tiny_batch, tiny_config
 
@@ -28,3 +30,31 @@ def test_a_step_dispatches_few_operations() -> None:
     with Operations() as counted:
         game.step([batch], seed=1).as_floats()
     assert counted.num_launching <= 2_500, counted.launching.most_common(20)
+
+
+def test_a_step_launches_little_beside_its_layers() -> None:
+    """As on a GPU: copies of buffers and of weights take a few launches; skipped products count like computed ones."""
+    game = make_game(tiny_config(training={"mixed_precision": "bf16"}))
+    batch = tiny_batch([0, 1])
+    found = []
+    with as_on_a_gpu():
+        game.step([batch], seed=0)
+        for skips in (False, True):
+            with Operations(skips_products=skips) as counted:
+                game.step([batch], seed=1)
+            found.append(counted.launching.copy())
+    for operations in found:
+        del operations["clone"]  # a CPU's transposed convolution returns another order of memory than cuDNN's
+    assert found[0] == found[1]
+    assert counted.launches["_foreach_copy_"] <= 24
+    assert counted.launches["addmm_"] > 0  # spconv's
+    layers = counted.launches["normalize_sites"] + counted.launches["normalize_sites_backward"]
+    assert counted.num_launches - layers <= 1_800, counted.launches.most_common(20)
+
+
+def test_lists_of_mixed_types_are_copied_one_by_one() -> None:
+    values = [torch.ones(3), torch.ones(2), torch.ones(2, dtype=torch.int64)]
+    with Operations() as counted:
+        torch._foreach_copy_(values, [value + 1 for value in values])
+        torch._foreach_copy_(values[:2], values[:2])
+    assert counted.launching["_foreach_copy_"] == 2 and counted.launches["_foreach_copy_"] == 4

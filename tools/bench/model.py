@@ -12,9 +12,9 @@ generator's update through it. Per sample are reported
   of a row is the 3D network's; label map stem and discriminator are listed apart.
 - saved MiB: storages that the generator's forward pass allocates and keeps for the backward pass, over four frames
   in batches of --batch; parameters, their copies, the batch, the logits and the index pairs apart.
-- operations of a training step as dispatched, launching work or only making views, and the moments in which the host
-  would wait for a GPU; counted on any device. --as-on-a-gpu counts on a CPU the operations of a step in 16 bits on a
-  GPU, with gathered products in place of spconv.
+- operations of a training step as dispatched, the kernels, copies and fills that they launch on CUDA, the views, and
+  the moments in which the host would wait for a GPU; counted on any device. --as-on-a-gpu counts on a CPU a step in 16
+  bits on a GPU, with spconv (or --backend gather); products and convolutions are not computed.
 - peak MiB: most memory of a step, weights, gradients and optimizer included, beside what the process held before:
   of CUDA's allocator, or of the resident set.
 - seconds per step (median of --steps), of which: forward, backward and optimizer; discriminator, of its own step.

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import statistics
+import unittest.mock
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,13 +22,15 @@ from ammnet_sparse.config import Config
 from ammnet_sparse.data.batch import Batch
 from ammnet_sparse.models.ammnet import AMMNet
 from ammnet_sparse.models.discriminator import Discriminator
-from ammnet_sparse.sparse import convolutions
+from ammnet_sparse.sparse import convolutions, spconv_engine
 from ammnet_sparse.sparse.graphs import BlockGraphs
+from ammnet_sparse.sparse.kernel_maps import KernelMap
 from ammnet_sparse.sparse.sites import full_sites
 from ammnet_sparse.training.game import AdversarialGame, StepReport
 from ammnet_sparse.training.networks import Networks
 from ammnet_sparse.training.optimization import Optimization
 
+_conv3d = functional.conv3d
 PARTS = ("forward", "backward", "discriminator", "optimizer")
 PART_STEPS = 5
 """Steps in which the parts are timed, on CUDA."""
@@ -154,18 +157,43 @@ def measure_predictions(
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Within the block convolutions on a CPU take the chunks of a GPU of 24 GB, and cuDNN's order of memory."""
-    elements, cached = convolutions.chunk_elements, convolutions._CACHED_ELEMENTS
-    convolve = functional.conv3d
-    convolutions._CACHED_ELEMENTS = convolutions.MOST_CHUNK_ELEMENTS
-    convolutions.chunk_elements = lambda device: convolutions.MOST_CHUNK_ELEMENTS  # type: ignore[assignment]
-    imitation = lambda volume, weight, **geometry: _CudnnConvolution.apply(volume, weight, geometry)  # noqa: E731
-    functional.conv3d = imitation  # type: ignore[assignment]
-    try:
+    """Within the block convolutions on a CPU take the chunks of a GPU of 24 GB, cuDNN's order of memory, and spconv.
+
+    They compute nothing: spconv's return zeros, others should be skipped (``Operations``).
+    """
+    replaced: list[tuple[Any, str, Any]] = [
+        (convolutions, "_CACHED_ELEMENTS", convolutions.MOST_CHUNK_ELEMENTS),
+        (convolutions, "chunk_elements", lambda device: convolutions.MOST_CHUNK_ELEMENTS),
+        (functional, "conv3d", lambda volume, weight, **geometry: _CudnnConvolution.apply(volume, weight, geometry)),
+        (spconv_engine, "is_served", _is_served),
+        (spconv_engine, "is_sound", lambda *arguments: True),
+        (spconv_engine, "_forward", _forward),
+        (spconv_engine, "_backward", _backward),
+    ]
+    with contextlib.ExitStack() as stack:
+        for module, name, value in replaced:
+            stack.enter_context(unittest.mock.patch.object(module, name, value))
         yield
-    finally:
-        convolutions.chunk_elements, convolutions._CACHED_ELEMENTS = elements, cached
-        functional.conv3d = convolve
+
+
+def _is_served(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
+    return all(channels % spconv_engine.CHANNEL_MULTIPLE == 0 for channels in weight.shape[:2])
+
+
+def _forward(features: Tensor, filters: Tensor, masked: Any, num_rows: int, *, is_trained: bool) -> Any:
+    """As spconv's: it fills the result with zeros, then launches a kernel."""
+    return _launched(features.new_zeros(num_rows, filters.shape[0])), None, 0
+
+
+def _backward(features: Tensor, filters: Tensor, gradient: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _launched(torch.zeros_like(features)), _launched(torch.zeros_like(filters))
+
+
+def _launched(result: Tensor) -> Tensor:
+    """The same tensor, after an operation that does nothing."""
+    rows = result.flatten(1)
+    rows.addmm_(rows.new_empty(len(rows), 0), rows.new_empty(0, rows.shape[1]))
+    return result
 
 
 class _CudnnConvolution(torch.autograd.Function):
@@ -203,19 +231,23 @@ def measure_operations(
         assert isinstance(game, AdversarialGame)
         game.graphs = BlockGraphs(EmulatedRecorder)
     endless = itertools.cycle(frames)
+    is_imitated = functional.conv3d is not _conv3d
     counted, repeated = Operations(), 0
     for step in range(3 if variant.name == "graphs" else 2):
         batch = Batch.collate([next(endless) for _ in range(batch_size)]).to(device)
-        counted, repeated = Operations(), EmulatedRecorder.num_repeated
+        counted, repeated = Operations(skips_products=is_imitated), EmulatedRecorder.num_repeated
         with counted:
             report = game.step([batch], seed=step)
             if isinstance(report, StepReport):
                 report.as_floats()  # what the loop does with it
-    counted.launching["graph"] += EmulatedRecorder.num_repeated - repeated
+    for counts in (counted.launching, counted.launches):
+        counts["graph"] += EmulatedRecorder.num_repeated - repeated
     return {
         "operations": counted.num_launching,
+        "launches": counted.num_launches,
         "views": counted.views,
         "host_waits": counted.num_waits,
         "waits_by_name": dict(counted.waits),
         "operations_by_name": dict(counted.launching.most_common(30)),
+        "launches_by_name": dict(counted.launches.most_common(30)),
     }
