@@ -61,6 +61,17 @@ __global__ void reads_misaligned(const int* values, int* result) {
   result[threadIdx.x] = values[threadIdx.x];
 }
 
+// The second block reads what only the first one writes.
+__global__ void reads_unwritten(const int* values, int* result) {
+  __shared__ int turned[kThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  if (blockIdx.x == 0) {
+    turned[thread] = values[kThreads - 1 - thread];
+  } else {
+    result[thread] = turned[thread];
+  }
+}
+
 Kernel kernel_of(const std::string& name) {
   if (name == "none") return reverse<true, 0, 0>;
   if (name == "missing barrier") return reverse<false, 0, 0>;
@@ -71,6 +82,7 @@ Kernel kernel_of(const std::string& name) {
   if (name == "ends before warp") return ends_before_warp;
   if (name == "meets elsewhere") return meets_elsewhere;
   if (name == "takes half a warp") return takes_half_a_warp;
+  if (name == "reads unwritten") return reads_unwritten;
   return reads_misaligned;
 }
 
@@ -82,7 +94,7 @@ int main(int, char** arguments) {
   std::iota(values.begin(), values.end(), 100);
   std::vector<int> result(kThreads, -1);
   try {
-    const dim3 blocks = name == "no block" ? dim3(0) : dim3(1);
+    const dim3 blocks = name == "no block" ? dim3(0) : name == "reads unwritten" ? dim3(2) : dim3(1);
     ammnet_sparse::emulation::run_kernel(kernel_of(name), blocks, kThreads, values.data(), result.data());
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());

@@ -46,6 +46,7 @@ def test_a_kernel_without_a_fault_is_right_in_any_order(program: Path, seed: str
     ("fault", "message"),
     [
         ("missing barrier", "^wrong$"),
+        ("reads unwritten", "^wrong$"),
         ("wrong lane", "^wrong$"),
         ("lane outside", r"__shfl_sync, faults.cu:\d+: expected a lane of 0 .. 31, found [3-6]\d$"),
         ("out of bounds", "AddressSanitizer: heap-buffer-overflow"),

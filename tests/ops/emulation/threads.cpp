@@ -4,8 +4,11 @@
 
 #include "fibers.h"
 
+#include <link.h>
+
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <exception>
 #include <memory>
@@ -13,6 +16,7 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -43,6 +47,31 @@ constexpr unsigned int kMostBlocks = 65535;  // along y and z
 std::string text_of(std::source_location where) {
   const std::string path = where.file_name();
   return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line());
+}
+
+thread_local volatile unsigned char touched = 0;
+
+// What all __shared__ variables of this library or program lie in, for the calling thread.
+std::span<unsigned char> shared_memory() {
+  touched = 1;  // a library has no such memory before its first use on a thread
+  std::span<unsigned char> found;
+  dl_iterate_phdr(
+      [](dl_phdr_info* module, size_t, void* result) {
+        const auto own = reinterpret_cast<uintptr_t>(&place) - module->dlpi_addr;
+        const std::span segments(module->dlpi_phdr, module->dlpi_phnum);
+        const bool is_own = std::any_of(segments.begin(), segments.end(), [&](const auto& segment) {
+          return segment.p_type == PT_LOAD && own - segment.p_vaddr < segment.p_memsz;
+        });
+        for (const auto& segment : segments) {
+          if (is_own && segment.p_type == PT_TLS) {
+            *static_cast<std::span<unsigned char>*>(result) = {
+                static_cast<unsigned char*>(module->dlpi_tls_data), segment.p_memsz};
+          }
+        }
+        return is_own ? 1 : 0;
+      },
+      &found);
+  return found;
 }
 
 // Lanes that have come to an exchange. Two sets of values, as a lane may go on to the next exchange before another
@@ -83,6 +112,7 @@ class Machine {
     }
     body_ = &body;
     place = {{0, 0, 0}, {0, 0, 0}, threads, blocks};
+    const auto shared = shared_memory();
     std::vector<uint64_t> order(uint64_t{blocks.x} * blocks.y * blocks.z);
     std::iota(order.begin(), order.end(), uint64_t{0});
     shuffle(order);
@@ -90,6 +120,7 @@ class Machine {
       place.block = {
           static_cast<unsigned int>(number % blocks.x), static_cast<unsigned int>(number / blocks.x % blocks.y),
           static_cast<unsigned int>(number / blocks.x / blocks.y)};
+      std::memset(shared.data(), 0xFF, shared.size());  // as numbers: -1 and NaN
       run_block(static_cast<unsigned int>(num_threads));
     }
   }
