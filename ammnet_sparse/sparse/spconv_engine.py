@@ -7,6 +7,7 @@ from our tables (``masked_pairs``).
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -180,8 +181,8 @@ _KINDS = {
     "strided": Kernel((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)),
     "transposed": UP_KERNEL,
 }
-_CHECKED_CHANNELS = (24, 40)
-"""Not used by any layer: spconv's choice for a few rows must not be reused for many."""
+_CHECKED_CHANNELS = ((24, 40), (136, 264))
+"""In and out, narrow and wide. Not used by any layer: spconv's choice for a few rows must not be reused for many."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -208,15 +209,15 @@ def _find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve, ex
     tolerance = 1e-2 if dtype == torch.float16 else 5e-3  # TF32 has three digits
     shape = (8, 6, 10)
     linear = (torch.rand(2 * 480, generator=generator) < 0.4).nonzero().squeeze(1).to(device)
-    for name, kernel in _KINDS.items():
+    for (num_in, num_out), (name, kernel) in itertools.product(_CHECKED_CHANNELS, _KINDS.items()):
         fine = SiteSet(2, shape, linear)
         source = cells_read(fine, kernel, (4, 3, 5)) if kernel.is_transposed else fine
         target = fine if kernel.is_transposed or kernel.stride == (1, 1, 1) else strided_sites(fine, kernel)
         kernel_map = KernelMap(source, target, kernel)
-        channels = _CHECKED_CHANNELS if kernel.is_transposed else _CHECKED_CHANNELS[::-1]  # [in, out] or [out, in]
-        values = torch.randn(len(source), _CHECKED_CHANNELS[0], generator=generator).to(device, dtype)
+        channels = (num_in, num_out) if kernel.is_transposed else (num_out, num_in)
+        values = torch.randn(len(source), num_in, generator=generator).to(device, dtype)
         weight = torch.randn(*channels, *kernel.size, generator=generator).to(device, dtype)
-        upstream = torch.randn(len(target), _CHECKED_CHANNELS[1], generator=generator).to(device, dtype)
+        upstream = torch.randn(len(target), num_out, generator=generator).to(device, dtype)
         for is_frozen in (False, True):
             try:
                 found = _evaluate(convolve, values, weight, kernel_map, upstream, is_frozen=is_frozen)
