@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_KEYS = ("step_seconds", "step_seconds_range", "peak_mib", "launches", "device_seconds", "graphs", "loss_scale")
+_KEYS = ("step_seconds", "step_seconds_range", "peak_mib", "launches", "device_seconds", "graphs", "skipped_steps")
 """What a line takes from the row of tools/bench_model.py."""
 
 

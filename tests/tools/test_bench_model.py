@@ -51,6 +51,7 @@ def test_rows_and_what_fits_a_card(set_folder: Path, tmp_path: Path, capsys: pyt
     assert list(rows) == [(net, name) for net in ("sparse", "dense") for name in ("plain", "recompute_blocks")]
     for row in rows.values():
         assert row["forward_gmac_per_sample"] > 0 and row["saved_mib_per_sample"] > 0 and row["step_seconds"] > 0
+        assert row["skipped_steps"] == 0
         parts = row["part_seconds"]
         assert parts.keys() == {"forward", "backward", "discriminator", "optimizer"}
         assert min(parts.values()) > 0 and sum(parts.values()) <= row["step_seconds"] + 0.001

@@ -74,6 +74,19 @@ def _time(optimization: Optimization, stopwatch: Stopwatch, part: str) -> None:
     optimization.step = timed_step  # type: ignore[method-assign]
 
 
+def _keep_norms(optimization: Optimization) -> list[Tensor]:
+    """The gradient norms of its updates from now on, on the device; one that is not finite is of a skipped update."""
+    norms: list[Tensor] = []
+    step = optimization.step
+
+    def kept_step() -> Tensor:
+        norms.append(step())
+        return norms[-1]
+
+    optimization.step = kept_step  # type: ignore[method-assign]
+    return norms
+
+
 def measure_steps(
     variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, batch_size: int, steps: int
 ) -> dict[str, Any]:
@@ -89,6 +102,7 @@ def measure_steps(
     pair = build(variant, config, device)
     stopwatch = Stopwatch(device)
     game = make_game(pair, config, stopwatch)
+    norms = _keep_norms(game.generator_optimization)
     endless = itertools.cycle(frames)
     peak = PeakMemory(device)
     warm_up = 1 if device.type == "cpu" else 8
@@ -104,14 +118,14 @@ def measure_steps(
     most = peak.mebibytes()
     seconds = sorted(stopwatch.column("step")[warm_up : warm_up + steps])
     parts_from = warm_up + steps if is_apart else warm_up
-    scaler = game.generator_optimization.scaler
     return {
         "step_seconds": round(statistics.median(seconds), 4),
         "step_seconds_range": [round(seconds[0], 4), round(seconds[-1], 4)],
         "part_seconds": {part: round(statistics.median(stopwatch.column(part)[parts_from:]), 4) for part in PARTS},
         "peak_mib": None if most is None or before is None else round(most - before, 1),
         "graphs": game.graphs.num_graphs if isinstance(game, AdversarialGame) and game.graphs is not None else None,
-        "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,  # far below 65,536: many steps were skipped
+        "chunk_elements": convolutions.chunk_elements(device),
+        "skipped_steps": int((~torch.stack(norms).isfinite()).sum()),  # of all, those before the measured ones too
         **(_launches(game, Batch.collate([next(endless) for _ in range(batch_size)]).to(device)) if is_apart else {}),
     }
 
