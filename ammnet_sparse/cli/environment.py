@@ -77,7 +77,7 @@ def required_packages() -> list[str]:
 
 def _has_spconv_wheels() -> bool:
     """As SPCONV_PLATFORMS of setup.py says; elsewhere our own convolutions serve (``gather``)."""
-    return platform.machine() == "x86_64" and sys.version_info < (3, 14)
+    return platform.system() == "Linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 
 
 def missing_modules(packages: Sequence[str]) -> list[str]:

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(counts.describe(), flush=True)
         if live_map is not None and live_map.map.num_frames and options.out is not None:
             with contextlib.suppress(KeyboardInterrupt):
-                finish_map(live_map.map)
+                finish_map(live_map.map, title="completing again, as the room has moved (Ctrl-C skips)")
             write_map_files(options, options.out, live_map.map)
     if not counts.completed:
         raise CommandFailed(f"{options.source}: no frame was completed")

@@ -180,7 +180,7 @@ def _map(
     try:
         frames = _each(frames, lambda frame: scene_map.look_at(frame.read()), skipped, title="finding the room")
         frames = _each(frames, lambda frame: scene_map.add_frame(frame.read), skipped, title="completing")
-        finish_map(scene_map)
+        finish_map(scene_map, title="completing again")
     finally:  # an interrupted run writes the map of its completed frames
         if scene_map.num_frames:
             write_map_files(options, folder, scene_map)

@@ -96,9 +96,9 @@ def make_completer(
     return completer
 
 
-def finish_map(scene_map: SceneMap) -> None:
-    """Completes again the frames of a map whose place later frames have moved."""
-    with ProgressBar(title="completing again, as the room has moved (Ctrl-C skips)", unit="frame", total=0) as bar:
+def finish_map(scene_map: SceneMap, *, title: str) -> None:
+    """Completes again the frames of a map whose place later frames have moved, under a progress bar."""
+    with ProgressBar(title=title, unit="frame", total=0) as bar:
 
         def advance(num_left: int) -> None:
             bar.total = max(bar.total or 0, num_left)

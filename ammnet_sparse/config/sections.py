@@ -342,8 +342,8 @@ class OptimizerConfig(_Section):
     extra_decay: float = Field(
         0.0,
         ge=0,
-        description="decay of the generator beside weight_decay, whose rate stays learning_rate throughout; with 0.05 "
-        "what the published code's discriminator does to the generator",
+        description="further weight decay of the generator, at the constant rate learning_rate; 0.05 is what the "
+        "discriminator's optimizer adds in the published code",
     )
     gradient_clip: float = Field(10.0, gt=0, description="largest gradient norm, per network")
 

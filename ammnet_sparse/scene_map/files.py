@@ -169,7 +169,8 @@ def _reading(path: Path, name: str, text: _ReadingText) -> Reading:
     if len(keys) > MOST_CELLS or len(np.unique(keys)) < len(keys) or sums[:, 0].min(initial=1) < 1:
         raise ValueError(f"{name}: too many samples of the surface, or some that are not unique or weigh nothing")
     cameras = _array(path, f"{name}_cameras", np.int64, (text.num_frames, 9))
-    return Reading(SurfaceCells(keys, sums, text.halvings), cameras)
+    order = np.argsort(keys)  # older files have them in the order in which they were seen
+    return Reading(SurfaceCells(keys[order], sums[order], text.halvings), cameras)
 
 
 def _array(path: Path, key: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> NDArray[Any]:

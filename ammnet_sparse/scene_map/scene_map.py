@@ -271,8 +271,7 @@ class SceneMap:
         """Completes some of the waiting frames again; the last one makes the second map the first."""
         if self._next is None:
             return
-        chosen, self._waiting = self._waiting[:count], self._waiting[count:]
-        for index in chosen:
+        for index in self._waiting[:count]:
             frame = self._frames[index]
             assert frame.read is not None
             try:
@@ -281,6 +280,7 @@ class SceneMap:
                 self._next.fuse(scene, evidence_of(scene))
             except DataError as error:
                 self.notes.append(f"frame {frame.name}: is missing in the map: {error}")
+            self._waiting = self._waiting[1:]  # not before: if it is interrupted, the frame still waits
         if not self._waiting:
             self._fused, self._next = self._next, None
 

@@ -166,7 +166,7 @@ def cells_read(sites: SiteSet, kernel: Kernel, shape: Triple) -> SiteSet:
 
 
 def containing_cells(sites: SiteSet, coarse: SiteSet, stride: Triple) -> Tensor:
-    """[N] int64: the row in ``coarse`` of the cell that contains each site, shared once built."""
+    """[N] int32, or int64 if ``coarse`` is full: the row of the cell that contains each site, shared once built."""
 
     def cells(every: SiteSet) -> Tensor:
         coordinates = [axis // step for axis, step in zip(every.coordinates, stride, strict=True)]

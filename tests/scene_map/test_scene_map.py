@@ -97,6 +97,37 @@ def test_frames_of_arrays_are_kept_to_be_placed_again(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupted_frame_still_waits(
+    completer: SceneCompleter, frames: list[StoredImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    scene_map = added(SceneMap(completer), frames[:2])
+    for frame in frames[2:]:
+        scene_map.look_at(frame)
+    monkeypatch.setattr(completer, "complete_images", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scene_map.finish()
+    assert scene_map.num_waiting == 2
+
+
+def test_samples_of_older_files_are_put_in_order(
+    completer: SceneCompleter, frames: list[StoredImages], tmp_path: Path
+) -> None:
+    """They were in the order in which they were seen."""
+    path = tmp_path / "map.npz"
+    added(SceneMap(completer), frames[:1]).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    order = np.random.default_rng(0).permutation(len(arrays["opencv_keys"]))
+    older = {name: arrays[name][order] for name in ("opencv_keys", "opencv_sums")}
+    np.savez(tmp_path / "older.npz", **{**arrays, **older})
+    found = read_map(tmp_path / "older.npz").readings["opencv"].cells
+    np.testing.assert_array_equal(found.keys, arrays["opencv_keys"])
+    np.testing.assert_array_equal(found.sums, arrays["opencv_sums"])
+
+
 def test_a_map_is_continued(
     completer: SceneCompleter, volume: MapVolume, frames: list[StoredImages], tmp_path: Path
 ) -> None:

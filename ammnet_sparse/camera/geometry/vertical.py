@@ -260,8 +260,9 @@ def _votes(directions: NDArray[np.float64], normals: NDArray[np.float64]) -> NDA
     votes = []
     for some in np.array_split(directions.astype(np.float32), 1 + len(directions) // 32):  # fit a core's cache
         squared = (some @ samples) ** 2
-        is_along = np.maximum(squared - (1 - along), 0).mean(axis=1) / along
-        votes.append(is_along + _ACROSS_SHARE * np.maximum(across - squared, 0).mean(axis=1) / across)
+        parallel = np.maximum(squared - (1 - along), 0).mean(axis=1) / along
+        perpendicular = np.maximum(across - squared, 0).mean(axis=1) / across
+        votes.append(parallel + _ACROSS_SHARE * perpendicular)
     return np.concatenate(votes, dtype=np.float64)
 
 

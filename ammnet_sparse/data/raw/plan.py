@@ -111,7 +111,12 @@ class SetPlan(abc.ABC):
 
     @abc.abstractmethod
     def read(self, frame_id: str) -> PreparedFrame:
-        """The volumes of a frame. Raises DataError, which names the file, if they cannot be made."""
+        """The volumes of a frame.
+
+        Raises:
+            DataError: files that cannot be used; names them.
+            ValueError, OverflowError: numbers that no camera has; ``prepare_frame`` names the files.
+        """
 
     @property
     @abc.abstractmethod

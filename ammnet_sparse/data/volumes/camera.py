@@ -104,7 +104,7 @@ def quarter_turn(quarters: int) -> NDArray[np.float64]:
 
 
 def intrinsics(camera: Camera) -> NDArray[np.float64]:
-    """[4] fx, fy, cx, cy in pixels, as the compiled loops take them."""
+    """[4] fx, fy, cx, cy in pixels, as the operators of TSDF and mapping take them."""
     return np.array(dataclasses.astuple(camera), dtype=np.float64)
 
 

@@ -68,7 +68,7 @@ def open_record3d(path: Path, *, intrinsics: Intrinsics | None = None, reads_pos
 
 
 class _Recording:
-    """An archive, open only while it is read. Raises DataError, which names the file in it, for a wrong one."""
+    """An archive, open only while it is read. Raises DataError, which names the file in it, for a damaged one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
