@@ -239,7 +239,10 @@ def _channels_innermost(value: Any) -> Any:
 def measure_operations(
     variant: Variant, config: Config, frames: Sequence[Batch], device: torch.device, *, batch_size: int
 ) -> dict[str, Any]:
-    """Operations of a step of ``batch_size`` frames, as keys of a row: first ones fill caches and record graphs."""
+    """Operations of a step of ``batch_size`` frames, as keys of a row: earlier steps fill caches and record graphs.
+
+    ``counted_launches`` has copies and fills too; the ``launches`` of ``measure_steps`` are the kernels of a profile.
+    """
     game = make_game(build(variant, config, device), config, Stopwatch(device))
     if variant.name == "graphs" and device.type == "cpu":
         assert isinstance(game, AdversarialGame)
@@ -258,7 +261,7 @@ def measure_operations(
         counts["graph"] += EmulatedRecorder.num_repeated - repeated
     return {
         "operations": counted.num_launching,
-        "launches": counted.num_launches,
+        "counted_launches": counted.num_launches,
         "views": counted.views,
         "host_waits": counted.num_waits,
         "waits_by_name": dict(counted.waits),

@@ -171,4 +171,4 @@ def print_operations(rows: Sequence[dict[str, Any]]) -> None:
     print(f"\n{'a training step dispatches':38}{'operations':>12}{'launches':>10}{'views':>8}{'waits':>8}")
     for row in shown:
         name = f"{row['net']:7}{row['variant']:22}{row['dtype']}"
-        print(f"  {name:36}{row['operations']:12,}{row['launches']:10,}{row['views']:8,}{row['host_waits']:8}")
+        print(f"  {name:36}{row['operations']:12,}{row['counted_launches']:10,}{row['views']:8,}{row['host_waits']:8}")
