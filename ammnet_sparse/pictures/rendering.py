@@ -27,7 +27,7 @@ class View:
     """The viewpoint of a picture.
 
     Attributes:
-        eye: position of the camera, in voxels along (X, height, Y).
+        eye: position of the camera, in voxels along (X, height, Y); all voxels are in front of it.
         target: point at the center of the picture.
         up: direction that points up in the picture; not parallel to the line of sight.
         height: extent of the picture at the target's distance, in voxels, from bottom to top.
