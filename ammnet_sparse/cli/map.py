@@ -23,8 +23,10 @@ interrupted.
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ammnet_sparse.camera.files.intrinsics import read_intrinsics
 from ammnet_sparse.camera.files.sequences.layouts import open_sequence
@@ -55,10 +57,14 @@ from ammnet_sparse.cli.options import (
 from ammnet_sparse.completion import SceneCompleter
 from ammnet_sparse.files.errors import DataError
 from ammnet_sparse.progress import ProgressBar
+from ammnet_sparse.scene_map.files import is_map
+from ammnet_sparse.scene_map.room import GivenPose
 from ammnet_sparse.scene_map.scene_map import SceneMap
 
 _FEWEST = 3
 """Frames of a part between two losses of tracking; a shorter one makes no map."""
+_SAME_PLACE = 0.001
+"""Meters between the poses of a frame that is in the map already."""
 _MOST_LINES = 20
 """Problems of a sequence that are printed; there may be thousands."""
 
@@ -68,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``ammnet map``; returns its exit code."""
     options = _parse(arguments)
     state = options.out / STATE
-    if options.is_continued and not state.exists():
-        raise UsageError(f"--continue: expected {state} of an earlier run, found none; omit --continue")
+    if options.is_continued and not is_map(state):
+        found = "no map, or a damaged one; choose another --out and" if state.exists() else "none;"
+        raise UsageError(f"--continue: expected {state} of an earlier run, found {found} omit --continue")
     check_room_folder(options.out)
     sequence = _opened(options)
     for note in sequence.notes:
@@ -173,7 +180,8 @@ def _map(
     scene_map = SceneMap(completer)
     if options.is_continued:
         scene_map = SceneMap.load(folder / STATE, completer, frames={frame.name: frame.read for frame in every})
-    present = set(scene_map.names)
+    present = scene_map.given_poses
+    _check_same(every, present, folder=folder)
     frames = [frame for frame in frames if frame.name not in present]
     if present:
         print(f"{folder}: {len(present)} frames are in the map, {len(frames)} are new", flush=True)
@@ -187,6 +195,19 @@ def _map(
     for note in scene_map.notes:
         _skip(note, skipped)
     return scene_map.num_frames > 0
+
+
+def _check_same(frames: Sequence[PosedFrame], present: Mapping[str, GivenPose], *, folder: Path) -> None:
+    """Raises UsageError for a frame of another sequence whose folder has the same name, by the place of its camera."""
+    for frame in frames:
+        if frame.pose is None or frame.name not in present:
+            continue
+        meters = float(np.linalg.norm((frame.pose - present[frame.name].matrix)[:3, 3]))
+        if meters > _SAME_PLACE:
+            raise UsageError(
+                f"--continue: {folder} has a frame {frame.name} whose camera is {meters:.3f} m from that of --source; "
+                "rename the folder of a sequence that is another one; make a new map of one with new poses"
+            )
 
 
 def _each(

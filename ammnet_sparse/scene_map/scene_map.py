@@ -65,6 +65,11 @@ class SceneMap:
         return tuple(frame.name for frame in self._frames)
 
     @property
+    def given_poses(self) -> dict[str, GivenPose]:
+        """The poses of the frames in the map as they were given, by name."""
+        return {frame.name: frame.given for frame in self._frames}
+
+    @property
     def num_frames(self) -> int:
         """Frames in the map."""
         return len(self._frames)

@@ -91,6 +91,22 @@ def test_an_interrupted_map_is_written_and_continued(run: Any, tmp_path: Path, m
     np.testing.assert_allclose(found["poses"], expected["poses"], atol=0.02)
 
 
+def test_a_sequence_of_the_same_name_is_refused(
+    run: Any, sequence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its frames are not taken for those in the map; nor is a damaged map continued, or called a stranger's file."""
+    assert run("--every", "4") == 0
+    pose = sequence / "frame-000004.pose.txt"
+    np.savetxt(pose, np.loadtxt(pose) + 0.01 * np.eye(4, k=3))  # 1 cm along x
+    state = tmp_path / "room" / "state.npz"
+    kept = state.read_bytes()
+    assert run("--continue") == 2
+    assert "kitchen/frame-000004" in capsys.readouterr().err and state.read_bytes() == kept
+    state.write_bytes(kept[: len(kept) // 2])
+    assert run("--continue") == 2
+    assert "state.npz" in capsys.readouterr().err and state.read_bytes() == kept[: len(kept) // 2]
+
+
 def test_odometry_makes_a_map_of_each_part(
     run: Any,
     frames: Frames,
