@@ -20,7 +20,6 @@ Exit code: 0 done, 1 no frame was completed, 2 wrong usage or no such source, 13
 """
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 import time
@@ -104,9 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             viewer.stop()
         print(counts.describe(), flush=True)
         if live_map is not None and live_map.map.num_frames and options.out is not None:
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 finish_map(live_map.map, title="completing again, as the room has moved (Ctrl-C skips)")
-            write_map_files(options, options.out, live_map.map)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                write_map_files(options, options.out, live_map.map)
     if not counts.completed:
         raise CommandFailed(f"{options.source}: no frame was completed")
     return 0

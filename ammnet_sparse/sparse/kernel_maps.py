@@ -123,10 +123,10 @@ class KernelMap:
     @property
     def single(self) -> "KernelMap | None":
         """The map between the sites of which source and target are copies; None if they are not copies."""
-        copied = self.source.single or self.target.single
-        if copied is None:
+        owner = self.source if self.source.single is not None else self.target
+        if owner.single is None:
             return None
-        times = (self.source if self.source.single else self.target).batch_size // copied.batch_size
+        times = owner.batch_size // owner.single.batch_size
         source, target = (_single(sites, times) for sites in (self.source, self.target))
         return None if source is None or target is None else KernelMap(source, target, self.kernel)
 
@@ -247,7 +247,7 @@ def _single(sites: SiteSet, times: int) -> SiteSet | None:
     """The sites of which ``sites`` are ``times`` copies; None if they are not."""
     if sites.is_full and sites.batch_size % times == 0:
         return full_sites(sites.batch_size // times, sites.spatial_shape, sites.linear.device)
-    return sites.single if sites.single and sites.batch_size == times * sites.single.batch_size else None
+    return sites.single if sites.single is not None and sites.batch_size == times * sites.single.batch_size else None
 
 
 def _repeated(rows: Tensor, sites: SiteSet, single: SiteSet) -> Tensor:

@@ -74,6 +74,12 @@ def test_extra_decay_stays_while_the_learning_rate_falls() -> None:
     torch.testing.assert_close(network.bias, before.bias)
 
 
+@pytest.mark.parametrize("name", ["weight_decay", "final_learning_rate"])
+def test_extra_decay_needs_what_it_adds_to(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a number above 0"):
+        OptimizerConfig(**{"extra_decay": 0.05, name: 0.0})
+
+
 def test_moments_of_an_older_run_take_the_order_of_the_weights() -> None:
     """Weights of convolutions were stored in torch's order of memory, and their moments with them."""
     network = AMMNet(tiny_config().model)
