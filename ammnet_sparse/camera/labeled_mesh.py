@@ -143,7 +143,8 @@ def _read_ply(path: Path) -> dict[str, PlyElement]:
             found = PlyData.read(str(path), mmap=False)
         return {element.name: element for element in found.elements}
     except OSError as error:
-        raise DataError.about(path, expected=what, found=reason(error), advice=advice) from error
+        said = error.strerror or reason(error)
+        raise DataError.about(path, expected=what, found=said, advice="name another file") from error
     except Exception as error:  # of the library: its own and nearly any other
         raise DataError.about(path, expected=what, found=f"a damaged one ({reason(error)})", advice=advice) from error
 

@@ -102,13 +102,13 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
 
 
 def _is_of_other_sources() -> bool:
-    """Whether the kernels were built from other files than those of the checkout (tools/setup/build_kernels.py)."""
+    """Whether the kernels were built from other files than those of the checkout, or by a build that did not say."""
     if not _SOURCES.is_dir() or not _BUILD.is_file():
         return False
     built = json.loads(_BUILD.read_text(encoding="utf-8")).get("sources")
     files = sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
     present = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    return built is not None and built != present
+    return bool(built != present)
 
 
 def _print_weights() -> None:
