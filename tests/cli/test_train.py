@@ -19,8 +19,7 @@ import torch
 
 from ammnet_sparse.cli import train as command
 from ammnet_sparse.config import load_config
-from ammnet_sparse.data import training_sets
-from ammnet_sparse.data.synthetic.generate import RoomsError
+from ammnet_sparse.data.synthetic import generate
 from ammnet_sparse.training.game import AdversarialGame
 from tests.training.support import TINY_KEYS
 
@@ -120,7 +119,7 @@ def test_generated_rooms_are_the_default_data(root: Path, tmp_path: Path, monkey
         asked.append(config.synthetic.frames)
         return root
 
-    monkeypatch.setattr(training_sets, "ensure_rooms", ensure)
+    monkeypatch.setattr(generate, "ensure_rooms", ensure)
     assert train(["--output", str(tmp_path / "run"), *TINY, "--limit", "2"]) == 0
     assert asked == [240]
     assert load_config(tmp_path / "run" / "config.yaml").data.root == root
@@ -132,7 +131,7 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
     def ensure(config: Any) -> Path:
         raise AssertionError("rooms were made")
 
-    monkeypatch.setattr(training_sets, "ensure_rooms", ensure)
+    monkeypatch.setattr(generate, "ensure_rooms", ensure)
     assert "training.mixed_precision: " in refuse("training.mixed_precision=true")
     assert "--init-from absent.safetensors: " in refuse("--init-from", "absent.safetensors")
     for name in ("nyu_seg2d", "table3/baseline"):  # they are for a real set
@@ -141,9 +140,9 @@ def test_what_fails_anyway_fails_before_rooms_are_made(
     assert "model.image_encoder_weights: " in refuse("model.image_encoder=segformer_b2")
 
     def fail(config: Any) -> Path:
-        raise RoomsError("data/rooms: holds something else")
+        raise generate.RoomsError("data/rooms: holds something else")
 
-    monkeypatch.setattr(training_sets, "ensure_rooms", fail)
+    monkeypatch.setattr(generate, "ensure_rooms", fail)
     assert refuse() == "data/rooms: holds something else\n"
 
 
