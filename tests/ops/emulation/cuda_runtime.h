@@ -21,8 +21,8 @@
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// One block runs at a time, on one thread of the CPU. Nothing else of the library is thread-local, so that a block finds
-// all of this memory and overwrites what the block before has left in it.
+// One block runs at a time, on one thread of the CPU. Nothing else of the library is thread-local, so that a block
+// finds all of this memory and overwrites what the block before has left in it.
 #define __shared__ static thread_local
 
 #define threadIdx (::ammnet_sparse::emulation::place.thread)
