@@ -168,6 +168,8 @@ def test_an_interrupted_run_leaves_no_set_and_goes_on(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         rooms(tmp_path / "rooms")
     assert not (tmp_path / "rooms").exists()
+    for name in ("train.txt", "val.txt"):  # an earlier version wrote them last
+        (tmp_path / "rooms.partial" / name).unlink()
 
     made.clear()
     monkeypatch.setattr(
@@ -179,6 +181,8 @@ def test_an_interrupted_run_leaves_no_set_and_goes_on(tmp_path: Path, monkeypatc
     assert made == ["0002", "0003"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rooms"]
     assert len(list((folder / "Label").iterdir())) == 3
+    assert (folder / "train.txt").read_text().split() == ["0001", "0002", "0003"]
+    assert len((folder / "val.txt").read_text().split()) == 1
 
 
 def test_rooms_are_generated_once_per_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

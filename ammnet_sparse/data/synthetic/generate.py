@@ -8,7 +8,7 @@ other rooms, or of anybody else, is never touched.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def generate_rooms(
         Path(folder),
         {"frames": frames, "validation_frames": validation_frames, "seed": seed, "noise": noise},
         folders=_FOLDERS,
+        texts=_lists(frames, validation_frames),
         complete_with=[f"Label/{_frame_id(index)}.npz" for index in range(frames)],
         make=_make_frame,
         unit="frame",
@@ -110,6 +111,7 @@ def generate_set(
     unit: str,
     workers: int | None,
     progress: bool,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """``folder``, made beside itself and renamed when complete, unless it is there already.
 
@@ -122,6 +124,7 @@ def generate_set(
         unit: what is made, for messages.
         workers: processes.
         progress: shows a progress bar.
+        texts: files of the whole set by name, such as its lists.
 
     Raises:
         ValueError: parameters out of range.
@@ -138,6 +141,8 @@ def generate_set(
         return folder
     partial_folder = _prepare(folder, parameters, folders)
     try:
+        for name, text in (texts or {}).items():
+            write_text(partial_folder / name, text)
         todo = [index for index, file in enumerate(complete_with) if not (partial_folder / file).exists()]
         one = partial(_make_one, make, unit, partial_folder, parameters)
         with contextlib.closing(map_in_processes(one, todo, workers=workers or available_cores())) as results:
@@ -208,8 +213,6 @@ def _prepare(folder: Path, parameters: dict[str, Any], folders: Sequence[str]) -
 
 
 def _make_frame(folder: Path, parameters: dict[str, Any], index: int) -> None:
-    if index == 0:
-        _write_lists(folder, parameters)
     frame = generate_frame(parameters["seed"], index, noise=parameters["noise"])
     write_frame(folder, _frame_id(index), frame)
 
@@ -231,12 +234,12 @@ def write_frame(folder: Path, frame_id: str, frame: SyntheticFrame) -> None:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _write_lists(folder: Path, parameters: dict[str, Any]) -> None:
-    frames, validation_frames = parameters["frames"], parameters["validation_frames"]
+def _lists(frames: int, validation_frames: int) -> dict[str, str]:
+    """The lists of a set by file name."""
     # Rooms are independent, so evenly spread frames are as good as random ones.
     validation = [(2 * k + 1) * frames // (2 * validation_frames) for k in range(validation_frames)]
-    for name, indices in (("train", range(frames)), ("val", validation)):
-        write_text(folder / f"{name}.txt", "".join(f"{_frame_id(index)}\n" for index in indices))
+    lists = {"train.txt": range(frames), "val.txt": validation}
+    return {name: "".join(f"{_frame_id(index)}\n" for index in indices) for name, indices in lists.items()}
 
 
 def _frame_id(index: int) -> str:
