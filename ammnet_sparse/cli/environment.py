@@ -91,11 +91,12 @@ def _lacking_of_torch(device: str) -> Iterator[str]:
     from ammnet_sparse.ops import kernel_libraries
 
     print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
+    is_of_other_sources = _is_of_other_sources()
     for name, library in kernel_libraries().items():
         print(f"kernels for {name}: {'loaded' if library.is_loaded else 'not loaded'} ({library.note})")
         if not library.is_loaded and name in ("cpu", device):
             yield f"compiled kernels for {name}: {library.note} (install the package where a compiler is found)"
-        elif library.is_loaded and _is_of_other_sources():
+        elif library.is_loaded and is_of_other_sources:
             yield f"kernels for {name} of the present csrc (python setup.py build_ext --inplace)"
     if device == "cuda" and not torch.cuda.is_available():
         yield "a CUDA device that PyTorch finds"
